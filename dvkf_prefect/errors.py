@@ -1,0 +1,244 @@
+"""Every error the package raises on purpose.
+
+Each message names the object, the place and the next step. Where Python has an exception of the same
+meaning, the class is that too, so ``except FileNotFoundError`` works as a reader expects::
+
+    DvkfError
+    ├── NotARepositoryError      no `.dvc` folder here or above            (FileNotFoundError)
+    ├── GitError                 git refused, or a revision does not exist
+    ├── ConfigError              `.dvc/config` or an option is wrong       (ValueError)
+    │   └── RemoteNotFoundError  no remote of that name                    (LookupError)
+    ├── ParseError               a `.dvc`, dvc.yaml, dvc.lock or manifest does not parse (ValueError)
+    ├── LockedError              another dvc or dvkf holds the repository  (TimeoutError)
+    ├── DiskFullError            no space left where a file was being written (OSError)
+    ├── OutputError              a tracked path cannot be used as asked
+    │   ├── OutputNotFoundError  the target is not tracked, or not on disk (FileNotFoundError)
+    │   ├── OutputOverlapError   two outputs claim one path
+    │   ├── OutputInGitError     git tracks the path already
+    │   ├── OutputChangedError   overwriting would lose content            (FileExistsError)
+    │   └── UnsafePathError      a path would leave its root               (ValueError)
+    ├── RemoteError              a remote cannot be used
+    │   ├── RemoteUnreachableError  no answer from it                      (ConnectionError)
+    │   └── RemoteDeniedError    it refused the credentials                (PermissionError)
+    ├── ObjectError              an object cannot be used
+    │   ├── MissingObjectError   it is not where it should be              (FileNotFoundError)
+    │   ├── CorruptObjectError   its bytes do not hash to its name
+    │   └── TransferError        some objects of a transfer failed; the others arrived
+    ├── StageError               a stage of a pipeline
+    │   ├── StageNotFoundError   no stage of that name                     (LookupError)
+    │   ├── StageGraphError      a cycle, or two stages write one path
+    │   ├── StageFailedError     its command ended with an error
+    │   ├── StageOutputError     it did not write an output it declares
+    │   ├── StageWriteError      it wrote or changed files it does not declare
+    │   └── StageCancelledError  it was stopped before its end
+    ├── RunnerError              what runs the stages failed, not a stage
+    ├── ModelError               a registered model
+    │   ├── ModelNotFoundError   no such model or version                  (LookupError)
+    │   └── ModelDigestError     the file is not the version's digest
+    └── ServingError             a model server did not start, answer or stop
+        └── PredictionError      it answered that the request is wrong     (ValueError)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class DvkfError(Exception):
+    """Base of every error here; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 255
+
+
+class NotARepositoryError(DvkfError, FileNotFoundError):
+    """Neither this folder nor any above it has a ``.dvc`` folder."""
+
+    exit_code = 253
+
+
+class GitError(DvkfError):
+    """Git refused a command, or a revision does not exist."""
+
+
+class ConfigError(DvkfError, ValueError):
+    """A configuration file or option has an unknown name or a wrong value."""
+
+    exit_code = 251
+
+
+class RemoteNotFoundError(ConfigError, LookupError):
+    """No remote of that name is configured, or no default remote is set."""
+
+    exit_code = 255
+
+
+class ParseError(DvkfError, ValueError):
+    """A file of the repository does not say what its format allows.
+
+    Args:
+        file: The file, relative to the repository where it can be.
+        expected: What was found and what should stand there.
+        line: The line, counted from 1.
+    """
+
+    def __init__(self, file: str, expected: str, *, line: int | None = None) -> None:
+        self.file = file
+        self.line = line
+        self.expected = expected
+        place = file if line is None else f"{file}, line {line}"
+        super().__init__(f"{place}: {expected}")
+
+
+class LockedError(DvkfError, TimeoutError):
+    """Another ``dvc`` or ``dvkf`` held the repository's lock for the whole wait."""
+
+
+class DiskFullError(DvkfError, OSError):
+    """No space is left where a file was being written; what was whole before still is."""
+
+
+class OutputError(DvkfError):
+    """A tracked path cannot be used as asked."""
+
+
+class OutputNotFoundError(OutputError, FileNotFoundError):
+    """The target is not a tracked output, or is not on disk."""
+
+
+class OutputOverlapError(OutputError):
+    """Two outputs claim one path, or one lies inside the other."""
+
+
+class OutputInGitError(OutputError):
+    """The path to track is tracked by git already."""
+
+
+class OutputChangedError(OutputError, FileExistsError):
+    """Files would be overwritten whose content is nowhere else.
+
+    Args:
+        paths: The files, relative to the repository root.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        shown = "\n".join(f"  {p}" for p in self.paths[:20])
+        more = f"\n  and {len(self.paths) - 20} more" if len(self.paths) > 20 else ""
+        super().__init__(
+            f"{len(self.paths)} file(s) have changes that are not in the cache and would be lost:\n"
+            f"{shown}{more}\nKeep them with `dvkf commit` or `dvkf add`, or discard them with --force."
+        )
+
+
+class UnsafePathError(OutputError, ValueError):
+    """A path in a manifest, a lock file or an argument would leave its root."""
+
+
+class RemoteError(DvkfError):
+    """A remote cannot be used."""
+
+
+class RemoteUnreachableError(RemoteError, ConnectionError):
+    """Nothing answers at the remote's address."""
+
+
+class RemoteDeniedError(RemoteError, PermissionError):
+    """The remote refused the credentials it was shown."""
+
+
+class ObjectError(DvkfError):
+    """An object of a cache or a remote cannot be used."""
+
+
+class MissingObjectError(ObjectError, FileNotFoundError):
+    """The object is not in the place it was looked for."""
+
+
+class CorruptObjectError(ObjectError):
+    """The object's bytes do not hash to its name."""
+
+
+class TransferError(ObjectError):
+    """Some objects of a transfer failed; all others arrived.
+
+    Args:
+        place: The remote or folder, as a person knows it.
+        failures: What went wrong, by the file of the output it belongs to.
+    """
+
+    def __init__(self, place: str, failures: Mapping[str, str]) -> None:
+        self.place = place
+        self.failures = dict(failures)
+        names = sorted(self.failures)
+        shown = "\n".join(f"  {name}: {self.failures[name]}" for name in names[:20])
+        more = f"\n  and {len(names) - 20} more" if len(names) > 20 else ""
+        super().__init__(f"{len(names)} file(s) failed at {place}; all others arrived:\n{shown}{more}")
+
+
+class StageError(DvkfError):
+    """A stage of a pipeline cannot be run, or failed."""
+
+
+class StageNotFoundError(StageError, LookupError):
+    """No stage has that name."""
+
+
+class StageGraphError(StageError):
+    """The stages form a cycle, or two of them write one path."""
+
+
+class StageFailedError(StageError):
+    """A stage's command ended with an error.
+
+    Args:
+        stage: The stage's name.
+        command: The command that failed.
+        exit_code: What it ended with; negative for the signal that ended it.
+        log_tail: The end of what it printed.
+    """
+
+    def __init__(self, stage: str, command: str, exit_code: int, log_tail: str) -> None:
+        self.stage = stage
+        self.command = command
+        self.status = exit_code
+        self.log_tail = log_tail
+        tail = log_tail.strip() or "(it printed nothing)"
+        super().__init__(
+            f"stage '{stage}' failed: `{command}` ended with exit code {exit_code}. The end of its log:\n{tail}"
+        )
+
+
+class StageOutputError(StageError):
+    """A stage ended well but did not write an output that it declares."""
+
+
+class StageWriteError(StageError):
+    """A stage wrote files outside its outputs, or changed one of its dependencies."""
+
+
+class StageCancelledError(StageError):
+    """A stage was stopped before its end."""
+
+
+class RunnerError(DvkfError):
+    """What runs the stages failed, not a stage."""
+
+
+class ModelError(DvkfError):
+    """A registered model cannot be used as asked."""
+
+
+class ModelNotFoundError(ModelError, LookupError):
+    """No model, version or assignment of that name is registered."""
+
+
+class ModelDigestError(ModelError):
+    """A model's file does not hash to the digest of its registered version; it was not loaded."""
+
+
+class ServingError(DvkfError):
+    """A model server did not start, answer or stop."""
+
+
+class PredictionError(ServingError, ValueError):
+    """A model server answered that the request is wrong."""
