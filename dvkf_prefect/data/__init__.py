@@ -1,0 +1,1 @@
+"""Versions of data: outputs, their digests, the cache and remotes."""

@@ -1,0 +1,1 @@
+"""Dispatch to Kubeflow, on a cluster or on this machine."""

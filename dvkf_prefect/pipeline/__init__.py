@@ -1,0 +1,1 @@
+"""dvc.yaml: what to run, whether, and why."""
