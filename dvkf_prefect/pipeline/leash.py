@@ -1,0 +1,183 @@
+"""Child processes that die with their parent, however it dies.
+
+A child gets its own session and holds one end of a socket pair whose other end only the parent has. A
+watcher in the child's process group reads it: when the parent closes it, or is gone (SIGKILL included), the
+watcher kills the whole group. Unlike ``PR_SET_PDEATHSIG`` this does not depend on the thread that started
+the child, and it reaches grandchildren.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from dvkf_prefect.pipeline import _watcher
+
+_held: weakref.WeakSet[Leash] = weakref.WeakSet()
+
+
+class Leash:
+    """A bond between this process and one child, for code that forks by itself.
+
+    Make it before ``os.fork``; in the child call ``os.setsid`` and then `follow`; in the parent keep it, and
+    `close` it when the child has ended. `spawn` does all this for programs.
+    """
+
+    def __init__(self) -> None:
+        self._parent, self._child = socket.socketpair()
+        _held.add(self)
+
+    def fileno(self) -> int:
+        """The child's end; inheritable only if the one who starts the child makes it so."""
+        return self._child.fileno()
+
+    def follow(self) -> None:
+        """In the child, once it leads its own session: let its group die with the parent."""
+        self._parent.close()
+        _watcher.watch(self._child.fileno())
+        self._child.close()
+
+    def hold(self) -> None:
+        """In the parent, once the child is started: give up the child's end."""
+        self._child.close()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Kill what is left of the child's group and wait until it is killed.
+
+        Args:
+            timeout: Seconds to wait for the group's end.
+        """
+        self._child.close()
+        with suppress(OSError):
+            self._parent.shutdown(socket.SHUT_WR)
+            self._parent.settimeout(timeout)
+            self._parent.recv(1)
+        self._parent.close()
+
+    def _drop(self) -> None:
+        self._parent.close()
+
+
+def _drop_inherited() -> None:
+    # A forked child must not keep its brothers alive by holding the parent's ends of their leashes.
+    for leash in list(_held):
+        leash._drop()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
+
+
+class LeashedProcess(subprocess.Popen[bytes]):
+    """A `subprocess.Popen` whose process group ends with it, and with this process."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str | Path | None,
+        stdin: int | IO[bytes] | None,
+        stdout: int | IO[bytes] | None,
+        stderr: int | IO[bytes] | None,
+        pass_fds: Sequence[int],
+    ) -> None:
+        self._leash: Leash | None = Leash()
+        fd = self._leash.fileno()
+        try:
+            super().__init__(
+                [sys.executable, "-I", "-S", _watcher.__file__, str(fd), *argv],
+                env=env,
+                cwd=cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(fd, *pass_fds),
+                start_new_session=True,
+            )
+        except BaseException:
+            self._release()
+            raise
+        self._leash.hold()
+
+    def poll(self) -> int | None:
+        """Like `subprocess.Popen.poll`; when the program has ended, so has the rest of its group."""
+        code = super().poll()
+        if code is not None:
+            self._release()
+        return code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Like `subprocess.Popen.wait`; when it returns, the rest of the group has been killed too."""
+        code = super().wait(timeout)
+        self._release()
+        return code
+
+    def _release(self) -> None:
+        leash, self._leash = self._leash, None
+        if leash is not None:
+            leash.close()
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> LeashedProcess:
+    """Start a program in its own session; it and all of its process group die with this process.
+
+    Args:
+        argv: The program, found by PATH, and its arguments. One that cannot be executed ends with exit code
+            127 and a line on its standard error.
+        env: Its whole environment, or None for this process's.
+        cwd: Its working directory.
+        stdin: As for `subprocess.Popen`; nothing by default.
+        stdout: As for `subprocess.Popen`.
+        stderr: As for `subprocess.Popen`.
+        pass_fds: Further file descriptors it inherits.
+
+    Returns:
+        The process. Processes it leaves behind in its group are killed when its end is noticed by ``wait``
+        or ``poll``.
+
+    Example:
+        >>> import subprocess
+        >>> spawn(["printf", "hello"], stdout=subprocess.PIPE).communicate()[0]
+        b'hello'
+    """
+    return LeashedProcess(
+        argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds
+    )
+
+
+def end(process: subprocess.Popen[bytes], grace: float = 5.0) -> int:
+    """Stop a program that `spawn` started, and its whole process group.
+
+    Args:
+        process: What `spawn` returned.
+        grace: Seconds between SIGTERM and SIGKILL.
+
+    Returns:
+        Its exit code; negative for the signal that ended it.
+    """
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            return process.wait(grace)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
