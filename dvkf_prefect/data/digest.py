@@ -1,0 +1,248 @@
+"""Digests: DVC's md5 of a file's bytes, and the memory that spares hashing an unchanged file again."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import zlib
+from array import array
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvkf_prefect.errors import DiskFullError
+
+CHUNK = 1 << 20
+# A file whose last change is this close to the moment it was hashed may change again within the same clock tick
+# and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
+_TICK_NS = 20_000_000
+_COARSE_TICK_NS = 2_000_000_000
+
+
+def digest_bytes(data: bytes) -> str:
+    """Return the md5 of ``data`` in hex."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def digest_file(path: str | Path) -> str:
+    """Return the md5 of a file's bytes in hex.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb", buffering=0) as stream:
+        while chunk := stream.read(CHUNK):
+            md5.update(chunk)
+    return md5.hexdigest()
+
+
+def is_racy(mtime_ns: int, read_ns: int) -> bool:
+    """Tell whether a file of that modification time, read at that moment, could change unseen."""
+    tick = _COARSE_TICK_NS if mtime_ns % 1_000_000_000 == 0 else _TICK_NS
+    return mtime_ns >= read_ns - tick
+
+
+@dataclass(slots=True)
+class Rows:
+    """What is known of the files below one folder, in columns sorted by path.
+
+    Attributes:
+        relpaths: Posix paths relative to the folder, in code-point order.
+        sizes: Bytes.
+        mtimes: Modification times, ns; -1 where the row must not be trusted.
+        ctimes: Change times, ns.
+        inodes: Inode numbers.
+        execs: 1 where the owner may execute the file.
+        digests: md5 in hex, or "" where it is not known.
+        tree: The digest of the folder's manifest, once it is known.
+    """
+
+    relpaths: list[str] = field(default_factory=list)
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    mtimes: array[int] = field(default_factory=lambda: array("q"))
+    ctimes: array[int] = field(default_factory=lambda: array("q"))
+    inodes: array[int] = field(default_factory=lambda: array("Q"))
+    execs: bytearray = field(default_factory=bytearray)
+    digests: list[str] = field(default_factory=list)
+    tree: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.relpaths)
+
+    def same_files(self, other: Rows) -> bool:
+        """Tell whether every file looks untouched between the two."""
+        return (
+            self.mtimes == other.mtimes
+            and self.sizes == other.sizes
+            and self.ctimes == other.ctimes
+            and self.inodes == other.inodes
+            and self.relpaths == other.relpaths
+        )
+
+    def fill_from(self, known: Rows) -> list[int]:
+        """Take over the digests of files that look untouched; return the rows that must be hashed."""
+        if self.same_files(known):
+            self.digests = list(known.digests)
+            self.tree = known.tree
+            return [i for i, digest in enumerate(self.digests) if not digest]
+        index = {path: i for i, path in enumerate(known.relpaths)}
+        digests: list[str] = []
+        missing: list[int] = []
+        for i, path in enumerate(self.relpaths):
+            j = index.get(path)
+            if (
+                j is not None
+                and known.mtimes[j] == self.mtimes[i]
+                and known.sizes[j] == self.sizes[i]
+                and known.ctimes[j] == self.ctimes[i]
+                and known.inodes[j] == self.inodes[i]
+                and known.digests[j]
+            ):
+                digests.append(known.digests[j])
+            else:
+                digests.append("")
+                missing.append(i)
+        self.digests = digests
+        return missing
+
+    def append(self, relpath: str, stat: os.stat_result, digest: str) -> None:
+        """Add one file; the caller keeps the order."""
+        self.relpaths.append(relpath)
+        self.sizes.append(stat.st_size)
+        self.mtimes.append(stat.st_mtime_ns)
+        self.ctimes.append(stat.st_ctime_ns)
+        self.inodes.append(stat.st_ino)
+        self.execs.append(1 if stat.st_mode & 0o100 else 0)
+        self.digests.append(digest)
+
+    def distrust_racy(self, read_ns: int) -> None:
+        """Forget the times of files changed so shortly before ``read_ns`` that a later change could hide."""
+        newest = max(self.mtimes, default=0)
+        if newest < read_ns - _COARSE_TICK_NS:
+            return
+        for i, mtime in enumerate(self.mtimes):
+            if is_racy(mtime, read_ns):
+                self.mtimes[i] = -1
+                self.tree = None
+
+
+class Memory:
+    """The stat → digest memory of a repository: one small file for each tracked folder, read and written whole.
+
+    It only ever saves work: a row that does not fit the file as it is now is not used, and a memory that cannot be read
+    is as good as none.
+
+    Args:
+        folder: Where it is kept; made on the first write.
+    """
+
+    _VERSION = 1
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _file(self, key: str) -> Path:
+        return self._folder / digest_bytes(os.fsencode(key))
+
+    def load(self, key: str) -> Rows | None:
+        """Return what is known of the folder ``key`` (relative to the repository), or None."""
+        try:
+            blob = self._file(key).read_bytes()
+        except OSError:
+            return None
+        try:
+            head, _, body = blob.partition(b"\n")
+            meta = json.loads(head)
+            count = meta["count"]
+            if meta["version"] != self._VERSION or meta["crc"] != zlib.crc32(body) or meta["key"] != key:
+                return None
+            rows = Rows(tree=meta["tree"])
+            offset = 0
+            for column in (rows.sizes, rows.mtimes, rows.ctimes, rows.inodes):
+                column.frombytes(body[offset : offset + 8 * count])
+                offset += 8 * count
+            rows.execs = bytearray(body[offset : offset + count])
+            offset += count
+            digests = body[offset : offset + 16 * count].hex()
+            offset += 16 * count
+            rows.digests = [digests[i : i + 32] for i in range(0, 32 * count, 32)]
+            if meta["holes"]:
+                rows.digests = ["" if d == "0" * 32 else d for d in rows.digests]
+            if count:
+                rows.relpaths = body[offset:].decode().split("\0")
+        except (ValueError, KeyError, TypeError):
+            return None
+        return rows if len(rows.relpaths) == count == len(rows.digests) else None
+
+    def save(self, key: str, rows: Rows) -> None:
+        """Remember ``rows`` for the folder ``key``; a memory that cannot be written is passed over."""
+        holes = "" in rows.digests
+        digests = [d or "0" * 32 for d in rows.digests] if holes else rows.digests
+        body = b"".join(
+            (
+                rows.sizes.tobytes(),
+                rows.mtimes.tobytes(),
+                rows.ctimes.tobytes(),
+                rows.inodes.tobytes(),
+                bytes(rows.execs),
+                bytes.fromhex("".join(digests)),
+                "\0".join(rows.relpaths).encode(),
+            )
+        )
+        meta = {
+            "version": self._VERSION,
+            "key": key,
+            "count": len(rows),
+            "tree": rows.tree,
+            "holes": holes,
+            "crc": zlib.crc32(body),
+        }
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._file(key), json.dumps(meta).encode() + b"\n" + body)
+
+    def forget(self, key: str) -> None:
+        """Drop what is known of the folder ``key``."""
+        with suppress(OSError):
+            self._file(key).unlink()
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process ends.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The bytes.
+        mode: The permissions of a new file, before the umask; an existing file keeps its own.
+
+    Raises:
+        DiskFullError: There is no room; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with suppress(FileNotFoundError):
+            mode = path.stat().st_mode & 0o777
+        with open(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb", buffering=0
+        ) as stream:
+            view = memoryview(data)
+            while view:
+                view = view[stream.write(view) :]
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise_disk_full(error, path)
+        raise
+
+
+def raise_disk_full(error: OSError, path: str | Path) -> None:
+    """Raise `DiskFullError` in place of a system error that means so; return for any other."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFullError(
+            f"No space left on the disk of {path}: nothing there was changed. Free some space and run it again."
+        ) from error

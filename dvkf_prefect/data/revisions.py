@@ -1,0 +1,132 @@
+"""A repository's small files (`.dvc`, dvc.yaml, dvc.lock, params) in the workspace or at a git revision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from dvkf_prefect.data.git import Git
+from dvkf_prefect.errors import GitError
+
+PIPELINE_FILE = "dvc.yaml"
+
+
+class RepoFiles(Protocol):
+    """The small files of one revision, or of the workspace."""
+
+    @property
+    def rev(self) -> str | None:
+        """The commit, or None for the workspace."""
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes; the path is posix, relative to the repository's root.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+
+    def find(self) -> list[str]:
+        """Return every `.dvc` file and dvc.yaml, sorted."""
+
+
+def describes_outputs(name: str) -> bool:
+    """Tell whether a file of that name describes outputs."""
+    return name == PIPELINE_FILE or (name.endswith(".dvc") and name != ".dvc")
+
+
+class WorkspaceFiles:
+    """The files as they lie on disk.
+
+    Args:
+        root: The repository's root.
+        skip: Told a folder's path relative to the root, says whether to stay out of it.
+        outputs_of: Gives the output paths that a file describes, so that data folders are not walked.
+    """
+
+    rev = None
+
+    def __init__(
+        self, root: Path, skip: Callable[[str], bool], outputs_of: Callable[[str], set[str]]
+    ) -> None:
+        self._root = root
+        self._skip = skip
+        self._outputs_of = outputs_of
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes."""
+        return (self._root / path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+        return (self._root / path).is_file()
+
+    def find(self) -> list[str]:
+        """Return every `.dvc` file and dvc.yaml, sorted; folders that are outputs are not entered."""
+        found: list[str] = []
+        data: set[str] = set()
+        level = [""]
+        # Level by level: an output is described beside it or above it, before its folder would be entered.
+        while level:
+            folders: list[str] = []
+            here: list[str] = []
+            for prefix in level:
+                if prefix.rstrip("/") in data:
+                    continue
+                with os.scandir(self._root / prefix) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(f"{prefix}{entry.name}/")
+                        elif describes_outputs(entry.name):
+                            here.append(prefix + entry.name)
+            for path in sorted(here):
+                if not self._skip(path):
+                    found.append(path)
+                    data |= self._outputs_of(path)
+            level = [f for f in folders if f[:-1] not in data and not self._skip(f)]
+        return sorted(found)
+
+
+class RevisionFiles:
+    """The files as they stand in a commit.
+
+    Args:
+        git: The work tree.
+        rev: The commit.
+        prefix: The repository's root relative to the work tree's top, with a slash at the end; "" for the top.
+    """
+
+    def __init__(self, git: Git, rev: str, prefix: str = "") -> None:
+        self.rev = rev
+        self._git = git
+        self._prefix = prefix
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        return frozenset(
+            path[len(self._prefix) :] for path in self._git.ls_tree(self.rev) if path.startswith(self._prefix)
+        )
+
+    def read(self, path: str) -> bytes:
+        """Return a file's bytes."""
+        try:
+            return self._git.show(self.rev, self._prefix + path)
+        except GitError as error:
+            raise FileNotFoundError(f"{path} at {self.rev[:7]}") from error
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+        return path in self._paths
+
+    def find(self) -> list[str]:
+        """Return every `.dvc` file and dvc.yaml, sorted."""
+        return sorted(
+            path
+            for path in self._paths
+            if describes_outputs(PurePosixPath(path).name) and not path.startswith(".dvc/")
+        )

@@ -1,0 +1,123 @@
+"""The manifest of a tracked directory: which file has which content.
+
+Source of the format: DVC's ``.dir`` objects, a JSON list of ``{"md5", "relpath"}`` sorted by ``relpath``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from json.encoder import encode_basestring_ascii
+
+from dvkf_prefect.data.digest import digest_bytes
+from dvkf_prefect.errors import ParseError, UnsafePathError
+
+SUFFIX = ".dir"
+
+
+def is_tree(digest: str) -> bool:
+    """Tell whether a digest names a manifest rather than a file."""
+    return digest.endswith(SUFFIX)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A directory's files, in two columns.
+
+    Attributes:
+        relpaths: Posix paths relative to the directory, in code-point order.
+        digests: The md5 of each file, in hex.
+
+    Example:
+        >>> Tree(["a"], ["60b725f10c9c85c70d97880dfe8191b3"]).to_bytes()
+        b'[{"md5": "60b725f10c9c85c70d97880dfe8191b3", "relpath": "a"}]'
+    """
+
+    relpaths: list[str]
+    digests: list[str]
+
+    def __len__(self) -> int:
+        return len(self.relpaths)
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Tree:
+        """Make a tree of ``(relpath, digest)`` in any order."""
+        ordered = sorted(pairs)
+        return cls([path for path, _ in ordered], [digest for _, digest in ordered])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Tree:
+        """Read a manifest.
+
+        Args:
+            data: Its bytes.
+            name: Its digest or place, for messages.
+
+        Raises:
+            ParseError: It is not a manifest.
+            UnsafePathError: A path in it would leave the directory.
+        """
+        try:
+            entries = json.loads(data)
+            relpaths = [entry["relpath"] for entry in entries]
+            digests = [entry["md5"] for entry in entries]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ParseError(name, f"a manifest is a JSON list of md5 and relpath ({error})") from error
+        for path, digest in zip(relpaths, digests, strict=True):
+            if (
+                not isinstance(path, str)
+                or not isinstance(digest, str)
+                or len(digest) != 32
+                or not digest.isalnum()
+            ):
+                raise ParseError(name, f"entry {path!r}: md5 and relpath must be a digest and a path")
+        # One look at the joined text spares a look at each path of a manifest in order.
+        joined = "\0" + "\0".join(relpaths) + "\0"
+        if any(
+            mark in joined
+            for mark in ("/../", "\0../", "/..\0", "\0..\0", "\0/", "//", "/./", "\0./", "/\0", "\0\0")
+        ):
+            for path in relpaths:
+                check_relpath(path, name)
+        tree = cls(relpaths, digests)
+        return tree if relpaths == sorted(relpaths) else cls.from_pairs(zip(relpaths, digests, strict=True))
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as DVC writes it."""
+        quote = encode_basestring_ascii
+        rows = [
+            f'{{"md5": "{digest}", "relpath": {quote(path)}}}'
+            for path, digest in zip(self.relpaths, self.digests, strict=True)
+        ]
+        return f"[{', '.join(rows)}]".encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """The manifest's own digest, with ``.dir``."""
+        return digest_bytes(self.to_bytes()) + SUFFIX
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Yield ``(relpath, digest)`` in order."""
+        return zip(self.relpaths, self.digests, strict=True)
+
+    def below(self, prefix: str) -> Tree:
+        """Return the part at or below ``prefix``, with paths still relative to the whole directory."""
+        inside = prefix + "/"
+        return Tree.from_pairs((p, d) for p, d in self.items() if p == prefix or p.startswith(inside))
+
+
+def check_relpath(path: str, name: str) -> None:
+    """Refuse a path that would leave the directory it belongs to.
+
+    Raises:
+        UnsafePathError: It is absolute, has ``..``, or is not a plain path.
+    """
+    if (
+        not path
+        or path.startswith("/")
+        or "\0" in path
+        or any(part in ("", ".", "..") for part in path.split("/"))
+    ):
+        raise UnsafePathError(f"{name}: the path {path!r} would leave its directory; nothing was written")
