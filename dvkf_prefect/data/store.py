@@ -243,13 +243,13 @@ class Cache:
         self.adopt(temporary, found)
         return found
 
-    def adopt(self, temporary: str | Path, digest: str) -> None:
+    def adopt(self, temporary: str | Path, digest: str, hash_name: str = MD5) -> None:
         """Take a finished temporary file in under its digest, which the caller has verified."""
-        key = object_key(digest)
+        key = object_key(digest, hash_name)
         target = self.root / key
-        if digest[:2] not in self._made:
+        if key[:-30] not in self._made:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(digest[:2])
+            self._made.add(key[:-30])
         os.chmod(temporary, 0o444)
         try:
             os.replace(temporary, target)
@@ -282,6 +282,20 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
             self._made.add("tmp")
         return folder / f"{os.getpid()}-{name}-{next(_counter)}"
+
+    def partial(self, digest: str) -> Path:
+        """Return where an unfinished download of this process or an ended one is kept, to go on from.
+
+        Two processes never write to one file: the name is this process's own once it took over an ended one's.
+        """
+        folder = self.temporary().parent
+        mine = folder / f"part-{os.getpid()}-{digest}"
+        for other in folder.glob(f"part-*-{digest}"):
+            pid = other.name.split("-")[1]
+            if pid.isdigit() and not _alive(int(pid)):
+                with suppress(FileNotFoundError):
+                    os.rename(other, mine)
+        return mine
 
     def sweep(self) -> None:
         """Remove temporary files that processes no longer alive left behind; damaged objects are kept."""

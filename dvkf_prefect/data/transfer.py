@@ -1,0 +1,345 @@
+"""Objects between the cache and a remote: planned first, then moved, bounded, resumable, each one verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from dvkf_prefect.data.digest import digest_file, raise_disk_full
+from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.store import MD5, Cache, object_key
+from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    DiskFullError,
+    DvkfError,
+    MissingObjectError,
+    ObjectError,
+    ParseError,
+    RemoteError,
+    TransferError,
+)
+
+# Below this many unknown objects each is asked for by name; above it the remote is listed.
+_ASK_EACH = 64
+
+
+class Progress(Protocol):
+    """Is told how a transfer goes, from several threads."""
+
+    def start(self, label: str, files: int, size: int) -> None:
+        """The plan: how many files and bytes there are to move."""
+
+    def advance(self, files: int, size: int) -> None:
+        """So many more files and bytes are done."""
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+
+
+class Move(Protocol):
+    """`push` or `fetch`."""
+
+    def __call__(
+        self,
+        outputs: Sequence[Output],
+        cache: Cache,
+        remote: Remote,
+        *,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> Transfer:
+        """Move the outputs' objects between the cache and the remote."""
+
+
+class Remote:
+    """A remote of a repository: a storage whose blobs are named by digest.
+
+    Args:
+        name: Its name in the configuration.
+        storage: Where the blobs are.
+        jobs: How many transfers at once; None for what suits the storage.
+    """
+
+    def __init__(self, name: str, storage: Storage, *, jobs: int | None = None) -> None:
+        self.name = name
+        self.storage = storage
+        self.url = storage.url
+        self.jobs = jobs or storage.jobs
+
+    def __repr__(self) -> str:
+        return f"Remote({self.name!r}, {self.url!r})"
+
+    def __str__(self) -> str:
+        return f"remote '{self.name}' ({self.url})"
+
+    def missing(self, digests: Iterable[str], hash_name: str = MD5, *, jobs: int | None = None) -> set[str]:
+        """Return those of ``digests`` that are not on the remote."""
+        wanted = sorted(set(digests))
+        if len(wanted) <= _ASK_EACH:
+            with ThreadPoolExecutor(min(jobs or self.jobs, len(wanted) or 1)) as pool:
+                sizes = pool.map(lambda digest: self.storage.size(object_key(digest, hash_name)), wanted)
+                return {digest for digest, size in zip(wanted, sizes, strict=True) if size is None}
+        prefix = "files/md5" if hash_name == MD5 else ""
+        skip = len(prefix) + 1 if prefix else 0
+        there = {key[skip : skip + 2] + key[skip + 3 :] for key, _ in self.storage.list(prefix)}
+        return {digest for digest in wanted if digest not in there}
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What a transfer did.
+
+    Attributes:
+        remote: The remote's name.
+        files: Objects moved, manifests included.
+        size: Bytes moved.
+        present: Objects that were there already.
+    """
+
+    remote: str
+    files: int = 0
+    size: int = 0
+    present: int = 0
+
+    def __add__(self, other: Transfer) -> Transfer:
+        names = self.remote if self.remote == other.remote else f"{self.remote},{other.remote}"
+        return Transfer(names, self.files + other.files, self.size + other.size, self.present + other.present)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Objects of one hash kind to move: the file of an output each belongs to, and the manifests that come last."""
+
+    hash_name: str
+    files: dict[str, str] = field(default_factory=dict)
+    trees: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Tree] = field(default_factory=dict)
+
+
+def push(
+    outputs: Sequence[Output],
+    cache: Cache,
+    remote: Remote,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Bring outputs to a remote: files first, each manifest after all of its files.
+
+    A manifest that is on the remote vouches for its files, as it does for DVC.
+
+    Raises:
+        TransferError: Some objects failed; all others arrived, and no manifest whose files did not.
+        RemoteError: The remote cannot be used at all.
+    """
+    total = Transfer(remote.name)
+    for plan in _plans(outputs):
+        trees_missing = remote.missing(plan.trees, plan.hash_name, jobs=jobs)
+        failures: dict[str, str] = {}
+        candidates = dict(plan.files)
+        for digest in sorted(trees_missing):
+            try:
+                tree = cache.read_tree(digest, plan.hash_name)
+            except (ObjectError, ParseError) as error:
+                failures[plan.trees[digest]] = str(error)
+                continue
+            plan.members[digest] = tree
+            for relpath, member in tree.items():
+                candidates.setdefault(member, f"{plan.trees[digest]}/{relpath}")
+        missing = remote.missing(candidates, plan.hash_name, jobs=jobs) if candidates else set()
+        absent = cache.missing(missing, plan.hash_name)
+        failures.update(
+            {
+                candidates[d]: f"{d} is neither in the cache nor on the remote; `dvkf add` it again"
+                for d in absent
+            }
+        )
+        order = sorted(missing - absent)
+        sizes = {digest: cache.path(digest, plan.hash_name).stat().st_size for digest in order}
+        if progress and (order or plan.members):
+            progress.start(f"push to {remote.name}", len(order) + len(plan.members), sum(sizes.values()))
+
+        def send(digest: str, plan: _Plan = plan) -> int:
+            return _upload(cache, remote.storage, digest, plan.hash_name)
+
+        moved, failed = _move(order, send, jobs or remote.jobs, progress)
+        failures.update({candidates[digest]: message for digest, message in failed.items()})
+        lost = set(failed) | absent
+        whole = [d for d, tree in plan.members.items() if lost.isdisjoint(tree.digests)]
+        moved_trees, failed = _move(whole, send, jobs or remote.jobs, progress)
+        failures.update({plan.trees[digest]: message for digest, message in failed.items()})
+        if progress:
+            progress.finish()
+        done = len(moved) + len(moved_trees)
+        present = len(candidates) + len(plan.trees) - len(order) - len(trees_missing) - len(absent)
+        total += Transfer(remote.name, done, sum(moved.values()) + sum(moved_trees.values()), present)
+        if failures:
+            raise TransferError(str(remote), failures)
+    return total
+
+
+def fetch(
+    outputs: Sequence[Output],
+    cache: Cache,
+    remote: Remote,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Bring outputs from a remote into the cache; every object is verified before it enters.
+
+    Raises:
+        TransferError: Some objects are missing on the remote or damaged; all others arrived.
+        RemoteError: The remote cannot be used at all.
+    """
+    total = Transfer(remote.name)
+    for plan in _plans(outputs):
+        failures: dict[str, str] = {}
+
+        def receive(digest: str, plan: _Plan = plan) -> int:
+            return _download(cache, remote.storage, digest, plan.hash_name)
+
+        trees_missing = cache.missing(plan.trees, plan.hash_name)
+        moved_trees, failed = _move(sorted(trees_missing), receive, jobs or remote.jobs, None)
+        failures.update({plan.trees[digest]: message for digest, message in failed.items()})
+        candidates = dict(plan.files)
+        for digest, path in plan.trees.items():
+            if digest in failed:
+                continue
+            try:
+                tree = cache.read_tree(digest, plan.hash_name)
+            except (ObjectError, ParseError) as error:
+                failures[path] = str(error)
+                continue
+            for relpath, member in tree.items():
+                candidates.setdefault(member, f"{path}/{relpath}")
+        order = sorted(cache.missing(candidates, plan.hash_name))
+        if progress and order:
+            progress.start(f"fetch from {remote.name}", len(order), 0)
+        moved, failed = _move(order, receive, jobs or remote.jobs, progress)
+        failures.update({candidates[digest]: message for digest, message in failed.items()})
+        if progress:
+            progress.finish()
+        present = len(candidates) + len(plan.trees) - len(order) - len(trees_missing)
+        size = sum(moved.values()) + sum(moved_trees.values())
+        total += Transfer(remote.name, len(moved) + len(moved_trees), size, present)
+        if failures:
+            raise TransferError(str(remote), failures)
+    return total
+
+
+def _plans(outputs: Sequence[Output]) -> list[_Plan]:
+    plans: dict[str, _Plan] = {}
+    for output in outputs:
+        if not output.digest or not output.cached:
+            continue
+        plan = plans.setdefault(output.hash_name, _Plan(output.hash_name))
+        (plan.trees if is_tree(output.digest) else plan.files).setdefault(output.digest, output.path)
+    return list(plans.values())
+
+
+def _move(
+    order: list[str], action: Callable[[str], int], jobs: int, progress: Progress | None
+) -> tuple[dict[str, int], Mapping[str, str]]:
+    """Run ``action`` on each digest, a few at once.
+
+    Returns the bytes of those that went well and the messages of those that did not. An error that concerns the remote
+    or the disk as a whole stops the rest and is raised.
+    """
+    moved: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    if not order:
+        return moved, failed
+    rest = iter(order)
+    fatal: DvkfError | None = None
+    with ThreadPoolExecutor(max(1, min(jobs, len(order))), thread_name_prefix="dvkf-transfer") as pool:
+        running: dict[Future[int], str] = {}
+
+        def feed() -> None:
+            for digest in rest:
+                running[pool.submit(action, digest)] = digest
+                if len(running) >= 4 * jobs:
+                    return
+
+        feed()
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                digest = running.pop(future)
+                try:
+                    moved[digest] = future.result()
+                except (RemoteError, DiskFullError) as error:
+                    fatal = fatal or error
+                except DvkfError as error:
+                    failed[digest] = str(error)
+                if progress:
+                    progress.advance(1, moved.get(digest, 0))
+            if fatal is None:
+                feed()
+    if fatal is not None:
+        raise fatal
+    return moved, failed
+
+
+def _upload(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
+    """Send one object, after making sure that it is what its name says."""
+    path = cache.path(digest, hash_name)
+    size = path.stat().st_size
+    if size <= 1 << 20:
+        data = cache.read_bytes(digest, hash_name)
+        storage.write(object_key(digest, hash_name), data)
+        return size
+    if hash_name == MD5 and digest_file(path) != digest.removesuffix(SUFFIX):
+        raise CorruptObjectError(
+            f"{path} does not hash to its name; nothing was sent. `dvkf fetch` or add it again."
+        )
+    storage.upload(object_key(digest, hash_name), path)
+    return size
+
+
+def _download(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
+    """Receive one object; what arrived of a large one before an interruption is kept for the next run."""
+    key = object_key(digest, hash_name)
+    temporary = cache.partial(digest)
+    md5 = hashlib.md5(usedforsecurity=False)
+    start = 0
+    try:
+        with suppress(FileNotFoundError), open(temporary, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                md5.update(chunk)
+                start += len(chunk)
+        try:
+            with open(temporary, "ab", buffering=0) as stream:
+                for chunk in storage.stream(key, start=start):
+                    md5.update(chunk)
+                    _write_all(stream.fileno(), chunk)
+        except OSError as error:
+            raise_disk_full(error, temporary)
+            raise
+    except MissingObjectError:
+        temporary.unlink(missing_ok=True)
+        raise MissingObjectError(f"{digest} is not on the remote; push it from where it is") from None
+    found = md5.hexdigest()
+    if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
+        temporary.unlink(missing_ok=True)
+        if start:
+            return _download(cache, storage, digest, hash_name)
+        raise CorruptObjectError(
+            f"{digest} is damaged on the remote (its bytes hash to {found}); it was not taken in"
+        )
+    size = temporary.stat().st_size
+    cache.adopt(temporary, digest, hash_name)
+    return size
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,443 @@
+"""The checked-out files: looked at, taken into the cache, and written out of it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvkf_prefect.data.digest import Memory, Rows, digest_bytes, digest_file, is_racy
+from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
+from dvkf_prefect.data.ignore import Ignore
+from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry
+from dvkf_prefect.data.tree import Tree, is_tree
+from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError, TransferError
+
+# Progress of work on many files: told how many files and bytes were finished since the last call.
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies at an output's path now.
+
+    Attributes:
+        digest: Its digest, or None when nothing is there.
+        size: Bytes.
+        nfiles: Number of files of a directory, None for a file.
+        isexec: Whether a single file may be executed.
+        rows: The files of a directory, or the one row of a file.
+    """
+
+    digest: str | None
+    size: int = 0
+    nfiles: int | None = None
+    isexec: bool = False
+    rows: Rows | None = None
+
+    def stored(self) -> Stored:
+        """Return it as content; only for something that is there."""
+        return Stored(self.digest or "", self.size, self.nfiles, self.isexec)
+
+
+class Workspace:
+    """A repository's files outside `.dvc`.
+
+    Args:
+        root: The repository's root.
+        cache: Its cache.
+        memory: Its stat → digest memory.
+        ignore: Its ignore files.
+        link_types: How files are put into the workspace, in order of preference.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        cache: Cache,
+        memory: Memory,
+        ignore: Ignore,
+        link_types: tuple[str, ...] = ("copy",),
+    ) -> None:
+        self._root = root
+        self._cache = cache
+        self._memory = memory
+        self._ignore = ignore
+        self._link_types = link_types
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def look(self, path: str, *, hash_name: str = MD5) -> Found:
+        """Return what lies at a path now; only files that look changed since the last look are read.
+
+        Args:
+            path: Posix, relative to the root.
+            hash_name: ``md5``, or ``md5-dos2unix`` to compare with an output of DVC 2.x.
+
+        Raises:
+            OutputError: Something there cannot be tracked; names it.
+        """
+        rows = self._scan(path)
+        if rows is None:
+            return Found(None)
+        read_ns = time.time_ns()
+        key = path if hash_name == MD5 else f"{hash_name}:{path}"
+        known = self._memory.load(key)
+        missing = rows.fill_from(known) if known else list(range(len(rows)))
+        if not known:
+            rows.digests = [""] * len(rows)
+        base = self._root / path
+        digest_of = digest_file if hash_name == MD5 else _digest_dos2unix
+        for i in missing:
+            rows.digests[i] = digest_of(base / rows.relpaths[i] if rows.relpaths[i] else base)
+        found = _summary(rows, single=not self._is_dir(path))
+        if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
+            rows.tree = found.digest
+            rows.distrust_racy(read_ns)
+            self._memory.save(key, rows)
+        return found
+
+    def _is_dir(self, path: str) -> bool:
+        return (self._root / path).is_dir()
+
+    def _scan(self, path: str) -> Rows | None:
+        """List the files at a path without reading them; None when nothing is there."""
+        base = self._root / path
+        try:
+            info = base.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            if base.is_symlink():
+                raise OutputError(f"{path}: a link that leads nowhere; remove it") from None
+            return None
+        rows = Rows()
+        if not stat.S_ISDIR(info.st_mode):
+            if not stat.S_ISREG(info.st_mode):
+                raise OutputError(f"{path}: not a regular file")
+            rows.append("", info, "")
+            return rows
+        listed = [(relpath, entry.stat()) for relpath, entry in self._walk(path)]
+        listed.sort(key=lambda item: item[0])
+        for relpath, info in listed:
+            rows.append(relpath, info, "")
+        return rows
+
+    def _walk(self, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Yield the files below a folder that its ignore files do not leave out."""
+        quiet = self._ignore.quiet_below(path)
+        stack = [("", str(self._root / path))]
+        while stack:
+            prefix, folder = stack.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    relpath = prefix + name
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    if name == IGNORE_FILE:
+                        raise OutputError(
+                            f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory"
+                        )
+                    if name in (".git", ".hg", ".dvc") or (
+                        not quiet and self._ignore.matches(f"{path}/{relpath}{'/' if is_folder else ''}")
+                    ):
+                        continue
+                    if is_folder:
+                        stack.append((relpath + "/", entry.path))
+                        continue
+                    check_entry(entry)
+                    yield relpath, entry
+
+    # -- into the cache ----------------------------------------------------------------------------------------------
+
+    def take(self, path: str, *, advance: Advance | None = None) -> Stored:
+        """Store what lies at a path in the cache, files before the manifest.
+
+        Files that look untouched and are in the cache already are not read. The others are hashed as they are copied.
+
+        Raises:
+            OutputError: Something there cannot be tracked, or nothing is there.
+            DiskFullError: There is no room; what was stored stays, and the next call goes on from there.
+        """
+        rows = self._scan(path)
+        if rows is None:
+            raise OutputError(f"{path}: there is no such file or directory")
+        known = self._memory.load(path)
+        if known:
+            rows.fill_from(known)
+        else:
+            rows.digests = [""] * len(rows)
+        absent = self._cache.missing(digest for digest in rows.digests if digest)
+        base = str(self._root / path)
+        try:
+            for i, digest in enumerate(rows.digests):
+                if digest and digest not in absent:
+                    continue
+                file = f"{base}/{rows.relpaths[i]}" if rows.relpaths[i] else base
+                read_ns = time.time_ns()
+                rows.digests[i] = self._cache.add_file(file)
+                rows.tree = None
+                if is_racy(rows.mtimes[i], read_ns):
+                    rows.mtimes[i] = -1
+                if advance:
+                    advance(1, rows.sizes[i])
+        except BaseException:
+            # What was hashed so far need not be hashed again by the run that goes on.
+            rows.tree = None
+            self._memory.save(path, rows)
+            raise
+        found = _summary(rows, single=not self._is_dir(path))
+        if found.nfiles is not None:
+            tree = Tree(rows.relpaths, rows.digests)
+            self._cache.add_bytes(tree.to_bytes(), tree=True)
+        rows.tree = found.digest if -1 not in rows.mtimes else None
+        self._memory.save(path, rows)
+        return found.stored()
+
+    # -- out of the cache --------------------------------------------------------------------------------------------
+
+    def lost_by(self, output: Output, found: Found) -> list[str]:
+        """Return the files at an output's path whose content is neither in the cache nor what the output records.
+
+        Args:
+            output: What would be checked out.
+            found: What lies there now.
+        """
+        if found.rows is None or found.digest in (None, output.digest):
+            return []
+        rows = found.rows
+        keep: set[str] = {output.digest or ""}
+        if output.digest and output.is_dir and self._cache.exists(output.digest, output.hash_name):
+            keep.update(self._cache.read_tree(output.digest, output.hash_name).digests)
+        unsaved = self._cache.missing((d for d in rows.digests if d not in keep), output.hash_name)
+        return [
+            posixpath.join(output.path, relpath) if relpath else output.path
+            for relpath, digest in zip(rows.relpaths, rows.digests, strict=True)
+            if digest in unsaved
+        ]
+
+    def put(self, output: Output, found: Found, *, advance: Advance | None = None) -> int:
+        """Make an output's path hold what the output records; return the number of files written or removed.
+
+        A new directory is built aside and appears at once; in an existing one each file is replaced as a whole.
+        Nothing is removed before everything that must be written was found in the cache.
+
+        Args:
+            output: What to check out; its digest must be known.
+            found: What lies there now; files of it that the cache does not hold are overwritten.
+            advance: Told of files and bytes.
+
+        Raises:
+            TransferError: Objects are missing from the cache or damaged; all other files were put in place.
+            DiskFullError: There is no room.
+        """
+        digest = output.digest
+        if digest is None:
+            raise OutputError(
+                f"{output.path}: nothing was recorded for it yet; run `dvkf commit` or `dvkf repro`"
+            )
+        target = self._root / output.path
+        if found.digest == digest and found.isexec == output.isexec:
+            return 0
+        if not is_tree(digest):
+            return self._put_file(output, target, found, advance)
+        tree = self._cache.read_tree(digest, output.hash_name)
+        if found.rows is not None and found.nfiles is None:
+            target.unlink()
+            found = Found(None)
+        absent = self._cache.missing(tree.digests, output.hash_name)
+        if found.digest is None and not absent:
+            return self._put_new(output, tree, target, advance)
+        return self._put_changes(output, tree, target, found, absent, advance)
+
+    def _put_file(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
+        digest = output.digest or ""
+        rows = Rows()
+        if not self._cache.exists(digest, output.hash_name):
+            raise TransferError(
+                f"the cache ({self._cache.root})",
+                {output.path: f"{digest} is not there; `dvkf pull` brings it"},
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if found.nfiles is not None:
+            self._remove_files(target, found.rows.relpaths if found.rows else [])
+            if target.exists():
+                raise OutputError(
+                    f"{output.path}: a file belongs here but the directory holds ignored files; move them"
+                )
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.dvkf")
+        mode = 0o777 if output.isexec else 0o666
+        self._place(digest, temporary, mode, output.hash_name)
+        os.replace(temporary, target)
+        info = target.stat()
+        rows.append("", info, digest)
+        rows.tree = digest
+        self._save(output, rows)
+        if advance:
+            advance(1, info.st_size)
+        return 1
+
+    def _put_new(self, output: Output, tree: Tree, target: Path, advance: Advance | None) -> int:
+        """Build a directory aside and move it into place."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.dvkf")
+        rows = Rows()
+        made: set[str] = set()
+        try:
+            os.mkdir(aside)
+            base = str(aside)
+            for relpath, digest in tree.items():
+                folder = posixpath.dirname(relpath)
+                if folder and folder not in made:
+                    os.makedirs(f"{base}/{folder}", exist_ok=True)
+                    made.add(folder)
+                info = self._place(digest, f"{base}/{relpath}", 0o666, output.hash_name)
+                rows.append(relpath, info, digest)
+                if advance:
+                    advance(1, info.st_size)
+            with suppress(FileNotFoundError):
+                os.rmdir(target)
+            os.rename(aside, target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        rows.tree = output.digest
+        self._save(output, rows)
+        return len(rows)
+
+    def _put_changes(
+        self,
+        output: Output,
+        tree: Tree,
+        target: Path,
+        found: Found,
+        absent: set[str],
+        advance: Advance | None,
+    ) -> int:
+        """Replace, add and remove just the files that differ."""
+        old = found.rows or Rows()
+        have = dict(zip(old.relpaths, range(len(old)), strict=True))
+        failures: dict[str, str] = {}
+        rows = Rows()
+        changed = 0
+        wanted = set(tree.relpaths)
+        # A file may stand where a folder must come and the other way round: what goes, goes first.
+        gone = [path for path in old.relpaths if path not in wanted]
+        if not absent:
+            self._remove_files(target, gone)
+            changed += len(gone)
+        for relpath, digest in tree.items():
+            file = target / relpath
+            i = have.get(relpath)
+            if i is not None and old.digests[i] == digest:
+                rows.append(relpath, os.stat(file), digest)
+                continue
+            if digest in absent:
+                failures[posixpath.join(output.path, relpath)] = (
+                    f"{digest} is not in the cache; `dvkf pull` brings it"
+                )
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name[:200]}.{os.getpid()}.dvkf")
+            try:
+                self._place(digest, temporary, 0o666, output.hash_name)
+            except (MissingObjectError, ObjectError) as error:
+                failures[posixpath.join(output.path, relpath)] = str(error)
+                continue
+            os.replace(temporary, file)
+            info = os.stat(file)
+            rows.append(relpath, info, digest)
+            changed += 1
+            if advance:
+                advance(1, info.st_size)
+        if failures:
+            raise TransferError(f"the cache ({self._cache.root})", failures)
+        rows.tree = output.digest
+        self._save(output, rows)
+        return changed
+
+    def _place(self, digest: str, dest: str | Path, mode: int, hash_name: str) -> os.stat_result:
+        """Put one object at a new path by the first link type that works."""
+        for kind in self._link_types:
+            if kind in ("hardlink", "symlink"):
+                path = self._cache.path(digest, hash_name)
+                if not path.exists():
+                    raise MissingObjectError(f"{digest} is not in the cache ({self._cache.root})")
+                try:
+                    if kind == "symlink":
+                        os.symlink(path.resolve(), dest)
+                    elif path.stat().st_size:
+                        os.link(path, dest)
+                    else:
+                        continue  # an empty file is cheaper and safer as a file of its own
+                except OSError:
+                    continue
+                return os.stat(dest)
+            if kind == "copy":
+                return self._cache.copy_out(digest, dest, mode=mode, hash_name=hash_name)
+        return self._cache.copy_out(digest, dest, mode=mode, hash_name=hash_name)
+
+    def remove(self, path: str, found: Found) -> None:
+        """Remove the tracked files at a path; ignored files in it stay."""
+        target = self._root / path
+        if found.nfiles is None:
+            target.unlink(missing_ok=True)
+        elif found.rows:
+            self._remove_files(target, found.rows.relpaths)
+        self._memory.forget(path)
+
+    def _remove_files(self, base: Path, relpaths: list[str]) -> None:
+        folders: set[str] = {""}
+        for relpath in relpaths:
+            with suppress(FileNotFoundError):
+                os.unlink(base / relpath)
+            folder = posixpath.dirname(relpath)
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = posixpath.dirname(folder)
+        for folder in sorted(folders, key=len, reverse=True):
+            with suppress(OSError):
+                os.rmdir(base / folder)
+
+    def _save(self, output: Output, rows: Rows) -> None:
+        self._memory.save(
+            output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}", rows
+        )
+
+    def sweep(self, outputs: Sequence[Output]) -> None:
+        """Remove what an interrupted checkout left beside the outputs."""
+        for output in outputs:
+            target = self._root / output.path
+            for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.dvkf"):
+                pid = leftover.name.split(".")[-2]
+                if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                    if leftover.is_dir() and not leftover.is_symlink():
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    else:
+                        leftover.unlink(missing_ok=True)
+
+
+def _summary(rows: Rows, *, single: bool) -> Found:
+    size = sum(rows.sizes)
+    if single:
+        return Found(rows.digests[0], size, None, bool(rows.execs[0]), rows)
+    digest = rows.tree or Tree(rows.relpaths, rows.digests).digest
+    return Found(digest, size, len(rows), False, rows)
+
+
+def _digest_dos2unix(path: str | Path) -> str:
+    """Return DVC 2.x's digest: of a text file, with its line ends turned into Unix ones.
+
+    Source: dvc-data, hashfile/istextfile.py: text has no NUL and few odd characters in its first 512 bytes.
+    """
+    data = Path(path).read_bytes()
+    block = data[:512]
+    text = bytes(range(32, 127)) + b"\n\r\t\f\b"
+    is_text = not block or (b"\0" not in block and len(block.translate(None, text)) / len(block) <= 0.3)
+    return digest_bytes(data.replace(b"\r\n", b"\n") if is_text else data)
