@@ -21,7 +21,10 @@ LINK_TYPES = ("reflink", "hardlink", "symlink", "copy")
 
 _COMMON = "url:path checksum_jobs:int jobs:int worktree:bool no_traverse:bool version_aware:bool verify:bool"
 _LOCAL = "type:links protected:bool shared slow_link_warning:bool verify:bool"
-_HTTP = "auth custom_auth_header user password ask_password:bool ssl_verify method connect_timeout:float read_timeout:float"
+_HTTP = (
+    "auth custom_auth_header user password ask_password:bool ssl_verify method connect_timeout:float "
+    "read_timeout:float"
+)
 _WEBDAV = (
     "user password ask_password:bool token bearer_token_command custom_auth_header cert_path:path key_path:path "
     "timeout:int ssl_verify"
@@ -31,8 +34,8 @@ _REMOTES = {
     "file": _LOCAL,
     "memory": "",
     "s3": "region profile credentialpath:path configpath:path endpointurl access_key_id secret_access_key "
-    "session_token listobjects:bool use_ssl:bool allow_anonymous_login:bool ssl_verify sse sse_kms_key_id sse_customer_algorithm "
-    "sse_customer_key acl grant_read grant_read_acp grant_write_acp grant_full_control cache_regions:bool "
+    "session_token listobjects:bool use_ssl:bool allow_anonymous_login:bool ssl_verify sse sse_kms_key_id "
+    "sse_customer_algorithm sse_customer_key acl grant_read grant_read_acp grant_write_acp grant_full_control cache_regions:bool "
     "read_timeout:int connect_timeout:int",
     "gs": "projectname credentialpath:path endpointurl allow_anonymous_login:bool",
     "ssh": "type:links port:int user password ask_password:bool passphrase ask_passphrase:bool keyfile:path "

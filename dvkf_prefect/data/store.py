@@ -278,9 +278,8 @@ class Cache:
     def temporary(self, name: str = "") -> Path:
         """Return an unused name on the cache's own file system, for a file to be moved in from."""
         folder = self.root / "tmp-dvkf"
-        if "tmp" not in self._made:
+        if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            self._made.add("tmp")
         return folder / f"{os.getpid()}-{name}-{next(_counter)}"
 
     def partial(self, digest: str) -> Path:
