@@ -6,13 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dvkf_prefect.errors import UnsafePathError
+
 
 class Storage(ABC):
     """Blobs under one root. Keys are posix paths relative to it, such as ``files/md5/aa/bbb``.
 
     Every method is blocking and may be called from several threads at once. A failure is one of ours:
     `MissingObjectError` for a key that is not there, `RemoteUnreachableError` and `RemoteDeniedError` for the
-    service as a whole (naming the remote, its url and what was tried), `DiskFullError` for a full local disk.
+    service as a whole (naming the remote, its url and what was tried), `DiskFullError` for a full disk,
+    `RemoteError` for any other answer of the service (no such bucket, listing not offered),
+    `UnsafePathError` for a key that would leave the root. A local file that cannot be read is Python's own
+    `OSError`.
 
     Attributes:
         name: The remote's name in the configuration, or its url where it has none.
@@ -24,6 +29,9 @@ class Storage(ABC):
     url: str
     jobs: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, url={self.url!r})"
+
     @abstractmethod
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
@@ -34,7 +42,7 @@ class Storage(ABC):
 
     @abstractmethod
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The blob from byte ``start`` on, in chunks of a few hundred KiB to a few MiB."""
+        """The blob from byte ``start`` on, in chunks of a few hundred KiB to a few MiB; nothing past its end."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -55,3 +63,25 @@ class Storage(ABC):
     def local_path(self, key: str) -> Path | None:
         """Where the blob lies on this machine's disk, or None for a service."""
         return None
+
+
+def check_key(key: str) -> str:
+    """Return the key, or raise `UnsafePathError` when it is not a plain path below the root.
+
+    Example:
+        >>> check_key("files/md5/aa/bbb")
+        'files/md5/aa/bbb'
+    """
+    if (
+        not key
+        or key[0] == "/"
+        or key[-1] == "/"
+        or "//" in key
+        or "/." in key
+        or key[0] == "."
+        or "\0" in key
+    ):
+        parts = key.split("/")
+        if "\0" in key or any(part in ("", ".", "..") for part in parts):
+            raise UnsafePathError(f"{key!r} is not a path below a remote's root")
+    return key

@@ -1,0 +1,126 @@
+"""How a remote's failures are told: which remote, where, what was tried; and never a secret."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
+
+from dvkf_prefect.errors import (
+    DiskFullError,
+    MissingObjectError,
+    RemoteDeniedError,
+    RemoteError,
+    RemoteUnreachableError,
+)
+
+# Signatures and tokens in a url's query, and the parts of an S3 answer that repeat the signed headers.
+_SIGNED = re.compile(
+    r"(?i)((?:^|[?&;\s])(?:sig|signature|token|x-amz-[a-z0-9-]+|x-goog-[a-z0-9-]+|awsaccesskeyid)=)[^&\s\"'<>]+"
+    r"|<(StringToSign|StringToSignBytes|CanonicalRequest|CanonicalRequestBytes|SignatureProvided)>.*?</\2>"
+    r"|((?:Bearer|Basic) )[A-Za-z0-9+/=._~-]{8,}",
+    re.DOTALL,
+)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def public_url(url: str) -> str:
+    """The url without password and query.
+
+    Example:
+        >>> public_url("ssh://me:pass@host:22/data")
+        'ssh://me@host:22/data'
+    """
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, f"{user.partition(':')[0]}{at}{host}", parts.path, "", ""))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A remote as a person knows it, and the words that must not be said of it.
+
+    Args:
+        name: Its name in the configuration, or its url.
+        url: Without credentials.
+        secrets: Texts to cut from whatever a library reports.
+    """
+
+    name: str
+    url: str
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return f"remote {self.url}" if self.name == self.url else f"remote '{self.name}' ({self.url})"
+
+    def clean(self, text: str) -> str:
+        """Cut secrets from a text."""
+        for secret in self.secrets:
+            for form in {secret, quote(secret, safe=""), quote_plus(secret), quote(secret)}:
+                text = text.replace(form, "***")
+        return _SIGNED.sub(lambda m: f"{m[1] or m[3] or ''}***", text)
+
+    def cause(self, error: BaseException) -> BaseException:
+        """The error to chain: itself, or one like it with the secrets cut out."""
+        if all(self.clean(text) == text for text in _texts(error)):
+            return error
+        return RuntimeError(f"{type(error).__name__}: {self.clean(str(error))}")
+
+    def missing(self, key: str) -> MissingObjectError:
+        """No blob of that key."""
+        return MissingObjectError(f"{self} has no '{key}'")
+
+    def unreachable(self, tried: str, detail: str) -> RemoteUnreachableError:
+        """No answer, or none but failures."""
+        return RemoteUnreachableError(
+            f"{self} does not answer: tried to {tried}: {self.clean(detail)}. Check its url and the network."
+        )
+
+    def denied(self, tried: str, detail: str, credentials: str) -> RemoteDeniedError:
+        """The credentials were not enough."""
+        return RemoteDeniedError(
+            f"{self} refused to {tried} with {credentials}: {self.clean(detail)}. "
+            "Check the credentials and what they permit."
+        )
+
+    def failed(self, tried: str, detail: str) -> RemoteError:
+        """Any other answer."""
+        return RemoteError(f"{self} could not {tried}: {self.clean(detail)}")
+
+    def disk_full(self, tried: str) -> DiskFullError:
+        """No space left."""
+        return DiskFullError(
+            f"{self}: no space left on the disk to {tried}; free some and run the command again"
+        )
+
+    def local(self, error: OSError, tried: str, key: str | None, credentials: str) -> Exception:
+        """One of ours for what an operating system says of a file at the remote."""
+        detail = error.strerror or str(error) or type(error).__name__
+        if error.errno in _NO_SPACE:
+            return self.disk_full(tried)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) and key is not None:
+            return self.missing(key)
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            return self.denied(tried, detail, credentials)
+        if isinstance(error, (TimeoutError, ConnectionError)) or error.errno in (
+            errno.ESTALE,
+            errno.ENOTCONN,
+            errno.EHOSTDOWN,
+            errno.EHOSTUNREACH,
+            errno.ENETUNREACH,
+        ):
+            return self.unreachable(tried, detail)
+        return self.failed(tried, detail)
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield str(error)
+        yield repr(error)
+        error = error.__cause__ or error.__context__

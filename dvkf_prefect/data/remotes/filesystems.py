@@ -1,0 +1,235 @@
+"""Any fsspec filesystem as a remote: ssh, http, webdav, hdfs, …, and S3 by s3fs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.remotes.base import Storage, check_key
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.protocols import Protocol
+from dvkf_prefect.errors import DvkfError, MissingObjectError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_CHUNK = 1 << 20
+_TEMPORARY = ".dvkf-tmp-"
+# Classes of the libraries below fsspec, by name, so that none has to be imported to be told apart.
+_UNREACHABLE = {
+    "ClientConnectionError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "ConnectionLost",
+    "DisconnectError",
+    "EndpointConnectionError",
+    "FSTimeoutError",
+    "HTTPClientError",
+    "ReadTimeoutError",
+    "ServerTimeoutError",
+    "TransportError",
+}
+_DENIED = {"NoCredentialsError", "PartialCredentialsError", "PermissionDenied", "HostKeyNotVerifiable"}
+_DENIED_CODES = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AccessDenied",
+    "InvalidToken",
+    "ExpiredToken",
+)
+
+
+class FilesystemStorage(Storage):
+    """Blobs on an fsspec filesystem.
+
+    Where a put does not show the whole file at once, it goes to a temporary name that is renamed.
+
+    Args:
+        protocol: Which filesystem, and how blobs are kept on it.
+        place: How messages call the remote.
+        jobs: How many transfers at once.
+
+    Example:
+        >>> from dvkf_prefect.data.remotes import open_storage
+        >>> storage = open_storage("memory://example-fs", backend="fsspec")
+        >>> storage.write("files/md5/aa/b", b"data")
+        >>> storage.size("files/md5/aa/b")
+        4
+    """
+
+    def __init__(self, protocol: Protocol, place: Place, *, jobs: int) -> None:
+        self.name = place.name
+        self.url = place.url
+        self.jobs = jobs
+        self._protocol = protocol
+        self._place = place
+        self._root = protocol.root
+        with self._told("connect", None):
+            self._fs: AbstractFileSystem = protocol.connect(place)
+        self._made: set[str] = set()
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the blob, or None when there is none."""
+        path = self._path(key)
+        try:
+            with self._told(f"look up '{key}'", key):
+                info = self._fs.info(path)
+        except MissingObjectError:
+            return None
+        if info.get("type") != "file":
+            return None
+        if info.get("size") is None:
+            # Some web servers do not say.
+            return sum(map(len, self.stream(key)))
+        return int(info["size"])
+
+    def read(self, key: str) -> bytes:
+        """The whole blob."""
+        path = self._path(key)
+        with self._told(f"read '{key}'", key):
+            return bytes(self._fs.cat_file(path))
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """The blob from byte ``start`` on, in chunks of 1 MiB."""
+        path = self._path(key)
+        if start:
+            size = self.size(key)
+            if size is None:
+                raise self._place.missing(key)
+            if start >= size:
+                return
+        with self._told(f"read '{key}'", key), self._fs.open(path, "rb", **self._protocol.open) as file:
+            skip = start
+            if start:
+                try:
+                    file.seek(start)
+                    skip = 0
+                except ValueError:
+                    # A web server without ranges: read to the place.
+                    pass
+            while chunk := file.read(_CHUNK):
+                rest = chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                if rest:
+                    yield rest
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store a small blob."""
+        with tempfile.NamedTemporaryFile(prefix="dvkf-") as file:
+            file.write(data)
+            file.flush()
+            self.upload(key, Path(file.name))
+
+    def upload(self, key: str, source: Path) -> None:
+        """Store a file as a blob."""
+        path = self._path(key)
+        # A source that cannot be opened is the caller's file, not a fault of the remote.
+        with open(source, "rb", buffering=0):
+            local = os.fspath(source)
+        with self._told(f"store '{key}'", None):
+            if self._protocol.atomic:
+                self._fs.put_file(local, path, **self._protocol.put)
+            else:
+                self._put_and_rename(local, path)
+
+    def _put_and_rename(self, local: str, path: str) -> None:
+        folder = path.rpartition("/")[0]
+        temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
+        if folder not in self._made:
+            self._fs.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
+        try:
+            self._fs.put_file(local, temporary, **self._protocol.put)
+            try:
+                self._fs.mv(temporary, path)
+            except FileExistsError:
+                # Filesystems whose rename does not replace.
+                self._fs.rm_file(path)
+                self._fs.mv(temporary, path)
+        except BaseException:
+            # What is left has a temporary name; a second failure must not hide the first.
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Every ``(key, bytes)`` under the folder ``prefix``."""
+        prefix = prefix.strip("/")
+        if prefix:
+            check_key(prefix)
+        tried = f"list '{prefix}'"
+        if not self._protocol.lists:
+            raise self._place.failed(tried, "such a server cannot list what it has")
+        start = f"{self._root}/{prefix}" if prefix else self._root
+        try:
+            with self._told(tried, prefix):
+                found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
+        except MissingObjectError:
+            return
+        root = self._root.strip("/")
+        for path, info in found.items():
+            key = path.strip("/")
+            key = key[len(root) + 1 :] if root else key
+            # A prefix that is itself a blob is no folder.
+            if key and key != prefix and not key.rpartition("/")[2].startswith(_TEMPORARY):
+                yield key, int(info["size"])
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove blobs; those that are not there are passed over."""
+        for key in keys:
+            path = self._path(key)
+            with contextlib.suppress(MissingObjectError), self._told(f"delete '{key}'", key):
+                self._fs.rm_file(path)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
+
+    @contextlib.contextmanager
+    def _told(self, tried: str, key: str | None) -> Iterator[None]:
+        """Tell whatever the filesystem raises as one of ours."""
+        try:
+            yield
+        except DvkfError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each filesystem has its own; all are translated
+            raise self._fault(error, tried, key) from self._place.cause(error)
+
+    def _fault(self, error: Exception, tried: str, key: str | None) -> Exception:
+        """One of ours for what a filesystem raises; this is the one table of it."""
+        names = {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
+        text = " ".join(str(item) for item in _chain(error))
+        detail = " ".join(str(error).split()) or type(error).__name__
+        status = getattr(error, "status", None) or getattr(error, "status_code", None)
+        credentials = self._protocol.credentials
+        if "NoSuchBucket" in text or "bucket does not exist" in text:
+            return self._place.failed(
+                tried, f"there is no such bucket ({detail}); make it, or correct the url"
+            )
+        if names & _DENIED or any(code in text for code in _DENIED_CODES) or status in (401, 403, 407):
+            return self._place.denied(tried, detail, credentials)
+        if isinstance(error, PermissionError) and not error.errno:
+            note = "; S3 says so too of an object that is not there when the bucket may not be listed"
+            return self._place.denied(
+                tried, detail + (note if "S3" in self._protocol.kind else ""), credentials
+            )
+        if names & _UNREACHABLE or (isinstance(status, int) and (status >= 500 or status == 429)):
+            return self._place.unreachable(tried, detail)
+        if status == 404 and key is not None:
+            return self._place.missing(key)
+        if isinstance(error, OSError):
+            return self._place.local(error, tried, key, credentials)
+        return self._place.failed(tried, f"{type(error).__name__}: {detail}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,247 @@
+"""A folder of this machine, or of a disk it has mounted, as a remote."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dvkf_prefect.data.remotes.base import Storage, check_key
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.errors import RemoteUnreachableError
+
+_CHUNK = 1 << 20
+_TEMPORARY = ".dvkf-tmp-"
+# What kernels and filesystems answer where they cannot copy within themselves.
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+_CREDENTIALS = "this user's rights"
+
+
+class FolderStorage(Storage):
+    """Blobs as read-only files of one folder, laid out as DVC does.
+
+    A blob is written under a temporary name beside its place and renamed, so that a reader never sees a part.
+    The folder itself is made when first written to; the folder it stands in has to be there, since a disk
+    that is not mounted looks just like that.
+
+    Args:
+        root: The folder, absolute.
+        place: How messages call it.
+        jobs: How many transfers at once.
+        shared: Whether the group may write too (DVC's ``shared = group``).
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp()) / "store"
+        >>> storage = FolderStorage(root, Place("store", str(root)))
+        >>> storage.write("files/md5/aa/b", b"data")
+        >>> list(storage.list("files/md5"))
+        [('files/md5/aa/b', 4)]
+    """
+
+    def __init__(self, root: Path, place: Place, *, jobs: int = 8, shared: bool = False) -> None:
+        self.name = place.name
+        self.url = place.url
+        self.jobs = jobs
+        self._place = place
+        self._root = os.fspath(root)
+        self._shared = shared
+        # Names of one process never meet, and those of two carry their pids.
+        self._number = itertools.count()
+
+    def local_path(self, key: str) -> Path:
+        """The file that holds the blob, whether or not it is there."""
+        return Path(self._path(key))
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the blob, or None when there is none."""
+        try:
+            status = os.stat(self._path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            self._check_mounted(f"look up '{key}'")
+            return None
+        except OSError as error:
+            raise self._error(error, f"look up '{key}'", key) from error
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def read(self, key: str) -> bytes:
+        """The whole blob."""
+        return b"".join(self.stream(key))
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """The blob from byte ``start`` on, in chunks of 1 MiB."""
+        tried = f"read '{key}'"
+        try:
+            file = open(self._path(key), "rb", buffering=0)  # noqa: SIM115 - closed below, told apart here
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._check_mounted(tried)
+            raise self._place.missing(key) from error
+        except OSError as error:
+            raise self._error(error, tried, key) from error
+        with file:
+            try:
+                if start:
+                    file.seek(start)
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+            except OSError as error:
+                raise self._error(error, tried, key) from error
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store a small blob."""
+        tried = f"write '{key}'"
+        target = self._path(key)
+        temporary, descriptor = self._create(target, tried)
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, target)
+        except OSError as error:
+            _discard(temporary)
+            raise self._error(error, tried) from error
+        except BaseException:
+            _discard(temporary)
+            raise
+
+    def upload(self, key: str, source: Path) -> None:
+        """Store a file as a blob; the kernel copies it where it can, by reference where the disk can."""
+        tried = f"store '{key}'"
+        target = self._path(key)
+        # A source that cannot be opened is the caller's file, not a fault of the remote.
+        file = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            temporary, descriptor = self._create(target, tried)
+            try:
+                try:
+                    _copy(file, descriptor)
+                finally:
+                    os.close(descriptor)
+                os.rename(temporary, target)
+            except OSError as error:
+                _discard(temporary)
+                raise self._error(error, tried) from error
+            except BaseException:
+                _discard(temporary)
+                raise
+        finally:
+            os.close(file)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Every ``(key, bytes)`` under the folder ``prefix``."""
+        prefix = prefix.strip("/")
+        tried = f"list '{prefix}'"
+        folders = [(self._path(prefix) if prefix else self._root, f"{prefix}/" if prefix else "")]
+        links: set[tuple[int, int]] = set()
+        first = True
+        while folders:
+            folder, start = folders.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    first = False
+                    for entry in entries:
+                        name = entry.name
+                        if entry.is_dir():
+                            if entry.is_symlink():
+                                status = entry.stat()
+                                if (status.st_dev, status.st_ino) in links:
+                                    continue
+                                links.add((status.st_dev, status.st_ino))
+                            folders.append((entry.path, f"{start}{name}/"))
+                        elif entry.is_file() and not name.startswith(_TEMPORARY):
+                            yield start + name, entry.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                # Removed by another process since it was seen, or never there.
+                if first:
+                    self._check_mounted(tried)
+            except OSError as error:
+                raise self._error(error, tried) from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove blobs; those that are not there are passed over."""
+        for key in keys:
+            try:
+                os.unlink(self._path(key))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise self._error(error, f"delete '{key}'") from error
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}"
+
+    def _create(self, target: str, tried: str) -> tuple[str, int]:
+        """Open a temporary file beside the target, whose folders are made on the first need."""
+        folder = os.path.dirname(target)
+        temporary = f"{folder}/{_TEMPORARY}{os.getpid()}-{id(self):x}-{next(self._number)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            try:
+                descriptor = os.open(temporary, flags, 0o444)
+            except FileNotFoundError:
+                self._make_folder(folder, tried)
+                descriptor = os.open(temporary, flags, 0o444)
+        except OSError as error:
+            raise self._error(error, tried) from error
+        os.fchmod(descriptor, 0o444)
+        return temporary, descriptor
+
+    def _make_folder(self, folder: str, tried: str) -> None:
+        self._check_mounted(tried)
+        mode = 0o2775 if self._shared else 0o777
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for path in reversed(missing):
+            try:
+                os.mkdir(path, mode)
+            except FileExistsError:
+                continue
+            if self._shared:
+                os.chmod(path, mode)
+
+    def _check_mounted(self, tried: str) -> None:
+        """A root without a parent is a disk that is not there, not an empty remote."""
+        parent = os.path.dirname(self._root)
+        if not os.path.isdir(self._root) and not os.path.isdir(parent):
+            raise RemoteUnreachableError(
+                f"{self._place}: tried to {tried}, but there is no folder {parent}. "
+                "Mount the disk it is on, or make the folder."
+            )
+
+    def _error(self, error: OSError, tried: str, key: str | None = None) -> Exception:
+        return self._place.local(error, tried, key, _CREDENTIALS)
+
+
+def _copy(source: int, target: int) -> None:
+    """Copy a whole file between descriptors."""
+    size = os.fstat(source).st_size
+    copied = 0
+    try:
+        while copied < size:
+            done = os.copy_file_range(source, target, size - copied)
+            if not done:
+                break
+            copied += done
+    except OSError as error:
+        if copied or error.errno not in _CANNOT_COPY:
+            raise
+    # Also what such a copy leaves out: filesystems that say size 0, files that grow while they are read.
+    while chunk := os.read(source, _CHUNK):
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view) :]
+
+
+def _discard(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,345 @@
+"""Object stores by obstore: S3, Google Cloud Storage, Azure Blob Storage, memory.
+
+obstore's blocking calls release the interpreter, so threads move blobs as fast as its asynchronous interface.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from dvkf_prefect.data.remotes.base import Storage, check_key
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from obstore.store import AzureStore, GCSStore, MemoryStore, RetryConfig, S3Store
+
+    Store = AzureStore | GCSStore | MemoryStore | S3Store
+
+_CHUNK = 1 << 20
+_LARGEST_CHUNK = 8 << 20
+_PART = 8 << 20
+_PART_LIMIT = 9_000  # S3 takes 10,000 parts an object.
+_PARTS_AT_ONCE = 4
+_LARGE_AT_ONCE = 4
+_PAGE = 1_000
+_PAGES_IN_TURN = 4
+_RETRIES: RetryConfig = {
+    "max_retries": 6,
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=3),
+        "base": 2,
+    },
+    "retry_timeout": timedelta(seconds=30),
+}
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]*)</Code>(?:\s*<Message>([^<]*)</Message>)?")
+_NO_BUCKET = (
+    "NoSuchBucket",
+    "ContainerNotFound",
+    "The specified bucket does not exist",
+    "The specified container does not exist",
+)
+_NO_CREDENTIALS = (
+    "169.254.169.254",
+    "metadata.google",
+    "169.254.170.2",
+    "AssumeRoleWithWebIdentity",
+    "/token",
+)
+
+
+def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> ObjectStorage:
+    """Open the object store of an ``s3``, ``gs``, ``azure`` or ``memory`` url.
+
+    Raises:
+        ConfigError: The url or the options do not name a store that can be opened.
+    """
+    from obstore import store as stores
+    from obstore.exceptions import BaseError
+
+    parts = urlsplit(url)
+    bucket = parts.hostname if parts.scheme == "memory" else parts.netloc.rpartition("@")[2]
+    prefix = parts.path.strip("/") or None
+    if not bucket and parts.scheme != "memory":
+        raise ConfigError(f"remote '{place.name}': {place.url} names no bucket")
+    credentials, endpoint = "no credentials", ""
+    store: Store
+    try:
+        if parts.scheme == "s3":
+            from dvkf_prefect.data.remotes.aws import obstore_arguments
+
+            s3 = obstore_arguments(bucket or "", options, place)
+            credentials, endpoint = s3.credentials, s3.endpoint
+            store = stores.S3Store(bucket, prefix=prefix, retry_config=_RETRIES, **s3.arguments)
+        elif parts.scheme == "gs":
+            from dvkf_prefect.data.remotes.clouds import gs_arguments
+
+            arguments, credentials = gs_arguments(options, place)
+            endpoint = str(options.get("endpointurl") or "https://storage.googleapis.com")
+            store = stores.GCSStore(bucket, prefix=prefix, retry_config=_RETRIES, **arguments)
+        elif parts.scheme == "azure":
+            from dvkf_prefect.data.remotes.clouds import azure_arguments
+
+            arguments, credentials = azure_arguments(options, place)
+            hidden = tuple(str(arguments[name]) for name in ("account_key", "sas_key") if name in arguments)
+            place = replace(place, secrets=(*place.secrets, *hidden))
+            endpoint = str(arguments.get("endpoint") or "https://blob.core.windows.net")
+            store = stores.AzureStore(bucket, prefix=prefix, retry_config=_RETRIES, **arguments)
+        else:
+            from dvkf_prefect.data.remotes.clouds import memory_store
+
+            store = memory_store(f"{parts.netloc}/{prefix or ''}")
+    except (BaseError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"remote '{place.name}': {place.clean(_first_line(str(error)))}") from place.cause(
+            error
+        )
+    return ObjectStorage(
+        store, place, jobs=jobs, bucket=bucket or "", endpoint=endpoint, credentials=credentials
+    )
+
+
+class ObjectStorage(Storage):
+    """Blobs of one bucket, below one prefix.
+
+    Args:
+        store: obstore's store, its prefix the root.
+        place: How messages call the remote.
+        jobs: How many transfers at once.
+        bucket: The bucket's or container's name, for messages.
+        endpoint: The service's address, for messages.
+        credentials: What the requests are signed with, for messages.
+
+    Example:
+        >>> from dvkf_prefect.data.remotes import open_storage
+        >>> storage = open_storage("memory://example")
+        >>> storage.write("files/md5/aa/b", b"data")
+        >>> storage.read("files/md5/aa/b")
+        b'data'
+    """
+
+    def __init__(
+        self, store: Store, place: Place, *, jobs: int, bucket: str, endpoint: str, credentials: str
+    ) -> None:
+        self.name = place.name
+        self.url = place.url
+        self.jobs = jobs
+        self._store = store
+        self._place = place
+        self._bucket = bucket
+        self._endpoint = endpoint
+        self._credentials = credentials
+        # Parts in memory: bounded for all threads together.
+        self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
+        self._bucket_seen = False
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the blob, or None when there is none."""
+        try:
+            size: int = self._store.head(check_key(key))["size"]
+        except self._faults() as error:
+            fault = self._head_fault(error, key)
+            if isinstance(fault, FileNotFoundError):
+                return None
+            raise fault from self._place.cause(error)
+        self._bucket_seen = True
+        return size
+
+    def read(self, key: str) -> bytes:
+        """The whole blob."""
+        try:
+            data = bytes(self._store.get(check_key(key)).bytes())
+        except self._faults() as error:
+            raise self._fault(error, f"read '{key}'", key) from self._place.cause(error)
+        self._bucket_seen = True
+        return data
+
+    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+        """The blob from byte ``start`` on, in chunks of about 1 MiB."""
+        options = {"range": {"offset": start}} if start else None
+        try:
+            answer = self._store.get(check_key(key), options=options)  # type: ignore[arg-type]
+            for chunk in answer.stream(min_chunk_size=_CHUNK):
+                if 0 < len(chunk) <= _LARGEST_CHUNK:
+                    yield chunk
+                else:
+                    # Memory hands out the whole blob as one.
+                    for place in range(0, len(chunk), _CHUNK):
+                        yield chunk[place : place + _CHUNK]
+        except self._faults() as error:
+            if start and _past_end(str(error)):
+                return
+            raise self._fault(error, f"read '{key}'", key) from self._place.cause(error)
+        self._bucket_seen = True
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store a small blob."""
+        try:
+            self._store.put(check_key(key), data)
+        except self._faults() as error:
+            raise self._fault(error, f"write '{key}'", None) from self._place.cause(error)
+        self._bucket_seen = True
+
+    def upload(self, key: str, source: Path) -> None:
+        """Store a file as a blob; a large one in parts, four at once."""
+        # A source that cannot be opened is the caller's file, not a fault of the remote.
+        with open(source, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+        part = max(_PART, -(-size // _PART_LIMIT))
+        with self._large if size > part else contextlib.nullcontext():
+            try:
+                self._store.put(check_key(key), Path(source), chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+            except self._faults() as error:
+                raise self._fault(error, f"store '{key}'", None) from self._place.cause(error)
+        self._bucket_seen = True
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Every ``(key, bytes)`` under the folder ``prefix``; its subfolders in parallel when there are many."""
+        prefix = prefix.strip("/")
+        if prefix:
+            check_key(prefix)
+        try:
+            pages = self._store.list(prefix or None, chunk_size=_PAGE)
+            seen: set[str] = set()
+            for page in islice(pages, _PAGES_IN_TURN):
+                for item in page:
+                    seen.add(item["path"])
+                    yield item["path"], item["size"]
+            if len(seen) < _PAGE * _PAGES_IN_TURN:
+                return
+            top = self._store.list_with_delimiter(prefix or None)
+            folders = top["common_prefixes"]
+            if len(folders) < 2:
+                for page in pages:
+                    for item in page:
+                        yield item["path"], item["size"]
+                return
+            for item in top["objects"]:
+                if item["path"] not in seen:
+                    yield item["path"], item["size"]
+            for found in self._list_folders(folders):
+                for path, size in found:
+                    if path not in seen:
+                        yield path, size
+        except self._faults() as error:
+            raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove blobs; those that are not there are passed over."""
+        keys = iter(keys)
+        while batch := [check_key(key) for key in islice(keys, _PAGE)]:
+            try:
+                self._store.delete(batch)
+            except FileNotFoundError:
+                # Some services stop at the first that is not there.
+                for key in batch:
+                    self._delete_one(key)
+            except self._faults() as error:
+                raise self._fault(error, f"delete '{batch[0]}'", None) from self._place.cause(error)
+
+    def _delete_one(self, key: str) -> None:
+        try:
+            self._store.delete(key)
+        except FileNotFoundError:
+            return
+        except self._faults() as error:
+            raise self._fault(error, f"delete '{key}'", None) from self._place.cause(error)
+
+    def _list_folders(self, folders: Iterable[str]) -> Iterator[Iterable[tuple[str, int]]]:
+        def collect(folder: str) -> Iterable[tuple[str, int]]:
+            return [(item["path"], item["size"]) for item in self._store.list(folder).collect()]
+
+        rest = iter(folders)
+        workers = min(self.jobs, 16)
+        with ThreadPoolExecutor(workers, thread_name_prefix="list") as pool:
+            running: deque[Future[Iterable[tuple[str, int]]]] = deque(
+                pool.submit(collect, folder) for folder in islice(rest, 2 * workers)
+            )
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(collect, folder) for folder in islice(rest, 1))
+
+    @staticmethod
+    def _faults() -> tuple[type[Exception], ...]:
+        from obstore.exceptions import BaseError
+
+        # obstore raises some of Python's own: FileNotFoundError, and OSError for what happens on the way.
+        return (BaseError, OSError)
+
+    def _head_fault(self, error: Exception, key: str) -> Exception:
+        """What an answer to HEAD means; it has no body to say it, so a GET asks where it matters."""
+        fault = self._fault(error, f"look up '{key}'", key)
+        known = isinstance(fault, FileNotFoundError) and (self._bucket_seen or not self._endpoint)
+        if known or not isinstance(fault, (FileNotFoundError, PermissionError)):
+            return fault
+        try:
+            self._store.get(key, options={"range": (0, 1)}).bytes()
+        except self._faults() as reason:
+            fault = self._fault(reason, f"look up '{key}'", key)
+        if isinstance(fault, FileNotFoundError):
+            self._bucket_seen = True
+        return fault
+
+    def _fault(self, error: Exception, tried: str, key: str | None) -> Exception:
+        """One of ours for what obstore raises; this is the one table of it."""
+        from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+        text = str(error)
+        found = _STATUS.findall(text)
+        status = int(found[-1]) if found else 0
+        code = _CODE.search(text)
+        detail = f"{code[1]}: {code[2] or ''}".rstrip(": .") if code else _reason(text)
+        if any(mark in text for mark in _NO_BUCKET):
+            return self._place.failed(
+                tried, f"there is no bucket '{self._bucket}' at {self._endpoint}; make it, or correct the url"
+            )
+        if isinstance(error, FileNotFoundError) and key is not None:
+            return self._place.missing(key)
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (401, 403):
+            if code is None or code[1] == "AccessDenied":
+                detail += "; S3 says so too of an object that is not there when the bucket may not be listed"
+            return self._place.denied(tried, detail, self._credentials)
+        if any(mark in text for mark in _NO_CREDENTIALS):
+            return self._place.denied(tried, f"no credentials found: {detail}", self._credentials)
+        if "redirect" in text.lower() or status in (301, 307):
+            return self._place.failed(tried, "the bucket is in another region; set the option 'region'")
+        if status >= 500 or status == 429 or "HTTP error" in text or "timed out" in text:
+            at = f" at {self._endpoint}" if self._endpoint else ""
+            return self._place.unreachable(f"{tried}{at}", f"HTTP {status}, {detail}" if status else detail)
+        if isinstance(error, OSError) and not status:
+            return self._place.local(error, tried, key, self._credentials)
+        return self._place.failed(tried, detail)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].partition("Debug source")[0].strip()
+
+
+def _reason(text: str) -> str:
+    """The innermost reason in obstore's report of an error, else its first line."""
+    inner = re.findall(r'message: "([^"]+)"', text)
+    inner += re.findall(r"kind: (TimedOut|ConnectionRefused|ConnectionReset)", text)
+    if inner:
+        return str(inner[-1])
+    line = _first_line(text)
+    return line.rpartition(" - ")[2].strip() or line
+
+
+def _past_end(text: str) -> bool:
+    return "416 " in text or "InvalidRange" in text or "StartTooLarge" in text or "Invalid range" in text

@@ -1,0 +1,376 @@
+"""Which fsspec filesystem serves a url, and what DVC's options mean to it."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import importlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A filesystem to make, and how blobs are kept on it.
+
+    Args:
+        module: Where its class is; ``package`` is what to install when it is missing.
+        kind: The class's name.
+        arguments: Its constructor's.
+        root: The remote's root in the filesystem's own paths.
+        atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
+        lists: Whether it can list.
+        put: Arguments of ``put_file``.
+        open: Arguments of ``open``.
+        credentials: How messages call them.
+        secrets: Found on the way, beyond those of the options.
+    """
+
+    module: str
+    kind: str
+    package: str
+    root: str
+    arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    atomic: bool = False
+    lists: bool = True
+    put: dict[str, Any] = field(default_factory=dict)
+    open: dict[str, Any] = field(default_factory=dict)
+    credentials: str = "the credentials of the remote's options"
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    def connect(self, place: Place) -> AbstractFileSystem:
+        """Make the filesystem.
+
+        Raises:
+            ConfigError: Its package is not installed, or it refuses its arguments.
+        """
+        try:
+            kind = getattr(importlib.import_module(self.module), self.kind)
+        except ImportError as error:
+            raise ConfigError(
+                f"remote '{place.name}': {place.url} needs the package '{self.package}': "
+                f"pip install {self.package}"
+            ) from error
+        return kind(**self.arguments)
+
+
+def protocol_of(url: str, options: Options, place: Place) -> Protocol:
+    """Choose the filesystem of a url.
+
+    Raises:
+        ConfigError: No filesystem serves the url, or its options contradict each other.
+    """
+    parts = urlsplit(url)
+    make = _PROTOCOLS.get(parts.scheme)
+    if make is not None:
+        return make(parts, options, place)
+    if parts.scheme == "gdrive":
+        raise ConfigError(
+            f"remote '{place.name}': Google Drive is not served here; copy the remote to another with dvc"
+        )
+    import fsspec
+
+    try:
+        kind = fsspec.get_filesystem_class(parts.scheme)
+    except ValueError as error:
+        raise ConfigError(f"remote '{place.name}': no filesystem serves {parts.scheme}:// urls") from error
+    except ImportError as error:
+        raise ConfigError(f"remote '{place.name}': {place.url}: {error}") from error
+    arguments = kind._get_kwargs_from_urls(url)
+    return Protocol(
+        kind.__module__,
+        kind.__name__,
+        kind.__module__.partition(".")[0],
+        kind._strip_protocol(url),
+        {**arguments, "skip_instance_cache": True},
+    )
+
+
+def _file(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    return Protocol(
+        "fsspec.implementations.local",
+        "LocalFileSystem",
+        "fsspec",
+        unquote(parts.path).rstrip("/"),
+        {"auto_mkdir": True, "skip_instance_cache": True},
+        credentials="this user's rights",
+    )
+
+
+def _memory(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    root = f"/{parts.netloc}{parts.path}".rstrip("/")
+    return Protocol("fsspec.implementations.memory", "MemoryFileSystem", "fsspec", root)
+
+
+def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    from dvkf_prefect.data.remotes.aws import s3fs_arguments
+
+    s3 = s3fs_arguments(options, place)
+    return Protocol(
+        "s3fs",
+        "S3FileSystem",
+        "s3fs",
+        _bucket_root(parts),
+        s3.arguments,
+        atomic=True,
+        put={"chunksize": 8 << 20, "max_concurrency": 4},
+        open={"block_size": 8 << 20, "cache_type": "readahead"},
+        credentials=s3.credentials,
+    )
+
+
+def _gs(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    arguments: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if options.get("allow_anonymous_login"):
+        arguments["token"] = "anon"  # noqa: S105 - gcsfs's word for none
+    elif options.get("credentialpath"):
+        arguments["token"] = options["credentialpath"]
+    if options.get("projectname"):
+        arguments["project"] = options["projectname"]
+    if options.get("endpointurl"):
+        arguments["endpoint_url"] = options["endpointurl"]
+    return Protocol("gcsfs", "GCSFileSystem", "gcsfs", _bucket_root(parts), arguments, atomic=True)
+
+
+def _azure(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    names = ("connection_string", "sas_token", "account_name", "account_key", "tenant_id", "client_id")
+    arguments: dict[str, Any] = {n: options[n] for n in (*names, "client_secret") if options.get(n)}
+    arguments["anon"] = bool(options.get("allow_anonymous_login"))
+    for option in options:
+        if option.startswith("exclude_") or option.endswith("timeout"):
+            raise ConfigError(f"remote '{place.name}', option '{option}': not served through adlfs")
+    return Protocol(
+        "adlfs",
+        "AzureBlobFileSystem",
+        "adlfs",
+        _bucket_root(parts),
+        {**arguments, "skip_instance_cache": True, "use_listings_cache": False},
+        atomic=True,
+        put={"overwrite": True},
+    )
+
+
+def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    timeout = options.get("timeout", _TIMEOUT)
+    arguments: dict[str, Any] = {
+        "host": parts.hostname,
+        # asyncssh's own default, the user's known_hosts; sshfs would trust any host.
+        "known_hosts": (),
+        "connect_timeout": timeout,
+        "login_timeout": timeout,
+        "keepalive_interval": 15,
+        "compression_algs": None,
+        "skip_instance_cache": True,
+    }
+    user = options.get("user") or parts.username
+    password = options.get("password") or (unquote(parts.password) if parts.password else None)
+    if not password and options.get("ask_password"):
+        password = _ask(place, "ask_password", f"password of {user or 'you'} at {parts.hostname}")
+    passphrase = options.get("passphrase")
+    if not passphrase and options.get("ask_passphrase"):
+        passphrase = _ask(place, "ask_passphrase", f"passphrase of the key for {parts.hostname}")
+    for name, value in (
+        ("username", user),
+        ("port", options.get("port") or parts.port),
+        ("password", password),
+        ("passphrase", passphrase),
+        ("client_keys", [options["keyfile"]] if options.get("keyfile") else None),
+        ("max_sessions", options.get("max_sessions")),
+    ):
+        if value:
+            arguments[name] = value
+    if options.get("allow_agent") is False:
+        arguments["agent_path"] = None
+    if options.get("gss_auth") is not True:
+        arguments["gss_host"] = None
+    return Protocol(
+        "sshfs",
+        "SSHFileSystem",
+        "sshfs",
+        unquote(parts.path).rstrip("/"),
+        arguments,
+        credentials=f"the password or keys of user '{user or getpass.getuser()}'",
+        secrets=tuple(str(s) for s in (password, passphrase) if s),
+    )
+
+
+def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    import aiohttp
+
+    auth = options.get("auth")
+    user = options.get("user") or parts.username
+    password = options.get("password") or (unquote(parts.password) if parts.password else None)
+    if auth and not password and options.get("ask_password"):
+        password = _ask(place, "ask_password", f"password of {user or 'you'} at {parts.hostname}")
+    client: dict[str, Any] = {
+        "trust_env": True,
+        "timeout": aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=float(options.get("connect_timeout") or _TIMEOUT),
+            sock_read=float(options.get("read_timeout") or _TIMEOUT),
+        ),
+    }
+    if auth == "digest":
+        raise ConfigError(f"remote '{place.name}', option 'auth': digest is not served; use basic or custom")
+    if auth == "custom":
+        if not options.get("custom_auth_header") or not password:
+            raise ConfigError(
+                f"remote '{place.name}', option 'auth': custom needs 'custom_auth_header' and 'password'"
+            )
+        client["headers"] = {str(options["custom_auth_header"]): str(password)}
+    elif auth == "basic" or password:
+        if not user or not password:
+            raise ConfigError(f"remote '{place.name}', option 'auth': basic needs 'user' and 'password'")
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        client["headers"] = {"Authorization": f"Basic {login}"}
+    arguments: dict[str, Any] = {"client_kwargs": client, "skip_instance_cache": True}
+    verify = options.get("ssl_verify")
+    if verify is False:
+        arguments["ssl"] = False
+    elif isinstance(verify, str):
+        import ssl
+
+        arguments["ssl"] = ssl.create_default_context(cafile=verify)
+    host = parts.netloc.rpartition("@")[2]
+    return Protocol(
+        "fsspec.implementations.http",
+        "HTTPFileSystem",
+        "aiohttp",
+        f"{parts.scheme}://{host}{parts.path}".rstrip("/"),
+        arguments,
+        atomic=True,
+        lists=False,
+        put={"method": str(options.get("method", "post"))},
+        credentials=f"auth = {auth}" if auth else "no credentials",
+        secrets=(str(password),) if password else (),
+    )
+
+
+def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    scheme = parts.scheme.replace("webdav", "http")
+    user = options.get("user") or parts.username
+    password = options.get("password") or (unquote(parts.password) if parts.password else None)
+    if user and not password and options.get("ask_password"):
+        password = _ask(place, "ask_password", f"password of {user} at {parts.hostname}")
+    token = options.get("token")
+    if options.get("bearer_token_command"):
+        token = _run_for_token(str(options["bearer_token_command"]), place)
+    arguments: dict[str, Any] = {
+        "base_url": f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/"),
+        "timeout": options.get("timeout", _TIMEOUT),
+        "verify": options.get("ssl_verify", True),
+        "skip_instance_cache": True,
+    }
+    if token:
+        arguments["headers"] = {"Authorization": f"Bearer {token}"}
+    elif options.get("custom_auth_header"):
+        arguments["headers"] = {str(options["custom_auth_header"]): str(password or "")}
+    elif user:
+        arguments["auth"] = (str(user), str(password or ""))
+    if options.get("cert_path"):
+        key = options.get("key_path")
+        arguments["cert"] = (options["cert_path"], key) if key else options["cert_path"]
+    return Protocol(
+        "webdav4.fsspec",
+        "WebdavFileSystem",
+        "webdav4[fsspec]",
+        "",
+        arguments,
+        secrets=tuple(str(s) for s in (password, token) if s),
+    )
+
+
+def _hdfs(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    arguments: dict[str, Any] = {"host": parts.hostname or "default", "skip_instance_cache": True}
+    user = options.get("user") or parts.username
+    for name, value in (
+        ("port", parts.port),
+        ("user", user),
+        ("kerb_ticket", options.get("kerb_ticket")),
+        ("replication", options.get("replication")),
+    ):
+        if value:
+            arguments[name] = value
+    root = parts.path.rstrip("/")
+    return Protocol("fsspec.implementations.arrow", "HadoopFileSystem", "pyarrow", root, arguments)
+
+
+def _webhdfs(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    port = parts.port or 50070
+    arguments: dict[str, Any] = {"host": parts.hostname, "port": port, "skip_instance_cache": True}
+    for name in ("kerberos", "token", "user", "password", "proxy_to", "use_https"):
+        if options.get(name):
+            arguments[name] = options[name]
+    if options.get("kerberos_principal"):
+        arguments["kerb_kwargs"] = {"principal": options["kerberos_principal"]}
+    if options.get("data_proxy_target"):
+        scheme = "https" if options.get("use_https") else "http"
+        node = f"{scheme}://{parts.hostname}:{port}/webhdfs/v1"
+        arguments["data_proxy"] = {node: options["data_proxy_target"]}
+    if "ssl_verify" in options:
+        arguments["session_verify"] = options["ssl_verify"]
+    root = parts.path.rstrip("/")
+    return Protocol("fsspec.implementations.webhdfs", "WebHDFS", "requests", root, arguments)
+
+
+def _oss(parts: SplitResult, options: Options, place: Place) -> Protocol:
+    arguments: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    for option, name in (("oss_key_id", "key"), ("oss_key_secret", "secret"), ("oss_endpoint", "endpoint")):
+        if options.get(option):
+            arguments[name] = options[option]
+    return Protocol("ossfs", "OSSFileSystem", "ossfs", _bucket_root(parts), arguments, atomic=True)
+
+
+_PROTOCOLS: dict[str, Callable[[SplitResult, Options, Place], Protocol]] = {
+    "file": _file,
+    "memory": _memory,
+    "s3": _s3,
+    "gs": _gs,
+    "azure": _azure,
+    "ssh": _ssh,
+    "http": _http,
+    "https": _http,
+    "webdav": _webdav,
+    "webdavs": _webdav,
+    "hdfs": _hdfs,
+    "webhdfs": _webhdfs,
+    "oss": _oss,
+}
+
+
+def _bucket_root(parts: SplitResult) -> str:
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+def _ask(place: Place, option: str, what: str) -> str:
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            f"remote '{place.name}', option '{option}': there is no terminal to ask for the {what} on"
+        )
+    return getpass.getpass(f"{place.name}: {what}: ")
+
+
+def _run_for_token(command: str, place: Place) -> str:
+    try:
+        ended = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        reason = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else ""
+        raise ConfigError(
+            f"remote '{place.name}', option 'bearer_token_command': "
+            f"the command gave no token ({reason or type(error).__name__})"
+        ) from None
+    return ended.stdout.strip()

