@@ -1,0 +1,150 @@
+"""Where stages execute: the contract of a runner, and the runner of plain child processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from dvkf_prefect.errors import RunnerError, StageCancelledError
+from dvkf_prefect.pipeline import leash
+from dvkf_prefect.pipeline.spec import StepResult, StepSpec
+
+
+class StageRun(Protocol):
+    """One stage on its way."""
+
+    def wait(self, timeout: float | None = None) -> StepResult:
+        """Wait for the end and return what the stage put out.
+
+        Args:
+            timeout: Seconds; None waits for as long as the stage runs.
+
+        Raises:
+            TimeoutError: It still runs.
+            StageError: It failed; the class tells how.
+            StageCancelledError: `cancel` or the runner's ``close`` stopped it.
+            RunnerError: It is not known how it ended.
+        """
+
+    def cancel(self) -> None:
+        """Stop it and all that it started; `wait` then raises `StageCancelledError`."""
+
+
+class Runner(Protocol):
+    """Something that runs stages, several at once; a context manager that ends all it started."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+
+    def start(self, spec: StepSpec) -> StageRun:
+        """Start a stage and return at once."""
+
+    def close(self) -> None:
+        """End what still runs."""
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class LocalRunner:
+    """Runs each stage in a child process of its own session, which dies with this process.
+
+    Args:
+        echo: Let the stages' output through to this process's own.
+
+    Example:
+        >>> import tempfile
+        >>> from dvkf_prefect.pipeline.spec import StepOutput, StepSpec
+        >>> spec = StepSpec("greet", ("echo hello > x",), tempfile.mkdtemp(), outs=(StepOutput("x"),))
+        >>> with LocalRunner(echo=False) as runner:
+        ...     runner.start(spec).wait(60).exit_code
+        0
+    """
+
+    name = "local"
+
+    def __init__(self, *, echo: bool = True) -> None:
+        self._echo = echo
+        self._folder = tempfile.TemporaryDirectory(prefix="dvkf-")
+        self._runs: list[_ProcessRun] = []
+        self._lock = threading.Lock()
+
+    def start(self, spec: StepSpec) -> StageRun:
+        """Start a stage and return at once."""
+        with self._lock:
+            place = Path(self._folder.name) / str(len(self._runs))
+            place.mkdir()
+            run = _ProcessRun(spec, place, self, echo=self._echo)
+            self._runs.append(run)
+        return run
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self._runs:
+            run.cancel()
+        self._folder.cleanup()
+
+    def __enter__(self) -> LocalRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _ProcessRun:
+    def __init__(self, spec: StepSpec, place: Path, runner: LocalRunner, *, echo: bool) -> None:
+        self._runner = runner  # its folder, which holds the result, goes when nobody has it
+        self._stage = spec.stage
+        self._result = place / "result.json"
+        (place / "spec.json").write_text(spec.to_json())
+        self._cancelled = False
+        output = None if echo else subprocess.DEVNULL
+        # A folder of our own as the working directory: `-m` puts it first on the module path.
+        self._process = leash.spawn(
+            [sys.executable, "-m", "dvkf_prefect.pipeline.step", "spec.json", "result.json"],
+            cwd=place,
+            env=_environment(),
+            stdout=output,
+            stderr=output,
+        )
+
+    def wait(self, timeout: float | None = None) -> StepResult:
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"stage '{self._stage}' still runs after {timeout:.0f} s") from None
+        if self._result.exists():
+            result = StepResult.from_json(self._result.read_bytes())
+            result.check()
+            return result
+        if self._cancelled:
+            raise StageCancelledError(f"stage '{self._stage}' was stopped before its end")
+        raise RunnerError(
+            f"the process that ran stage '{self._stage}' ended with exit code {code} and without a result"
+        )
+
+    def cancel(self) -> None:
+        if self._process.poll() is None:
+            self._cancelled = True
+            leash.end(self._process)
+
+
+def _environment() -> dict[str, str]:
+    """Return the child's environment: where this package was found, it must be found again."""
+    package = str(Path(__file__).resolve().parents[2])
+    found = [package] if package in sys.path and "site-packages" not in package else []
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([*found, *([inherited] if inherited else [])])
+    return {**os.environ, **({"PYTHONPATH": path} if path else {})}

@@ -1,0 +1,188 @@
+"""What a stage's run needs, and what it gives back: plain values that travel as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dvkf_prefect import errors
+from dvkf_prefect.errors import DvkfError, RunnerError, StageFailedError
+
+
+@dataclass(frozen=True, slots=True)
+class StepDependency:
+    """A dependency, by content.
+
+    Attributes:
+        path: Posix, relative to the repository's root.
+        digest: md5 in hex, with ``.dir`` for a directory.
+        size: Bytes.
+        isexec: Whether a single file may be executed.
+        hash_name: ``md5``, or ``md5-dos2unix`` for an object of DVC 2.x.
+    """
+
+    path: str
+    digest: str
+    size: int = 0
+    isexec: bool = False
+    hash_name: str = "md5"
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """An output that the command must write.
+
+    Attributes:
+        path: Posix, relative to the repository's root.
+        cached: False keeps it out of the cache; its content then waits in `StepResult.side_dir`.
+        kind: ``out``, ``metric`` or ``plot``.
+        previous: The digest of the content that a persistent output has when the command starts.
+        isexec: Whether that content is an executable file.
+    """
+
+    path: str
+    cached: bool = True
+    kind: str = "out"
+    previous: str | None = None
+    isexec: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One run of one stage.
+
+    Attributes:
+        stage: The stage's address.
+        cmd: The commands, run one after another.
+        cache_dir: The cache's root.
+        wdir: The folder they run in, relative to the root; "" for the root.
+        deps: What the folder holds when they start.
+        params: The values the stage may read: ``{file: {dotted key: value}}``, files relative to the root; the
+            key "" holds a whole file.
+        outs: What they must write.
+        workspace: Where a dependency that is not in the cache is copied from; None when all are.
+        log: A file that the output of the commands goes to as well.
+        env: Further environment variables.
+    """
+
+    stage: str
+    cmd: tuple[str, ...]
+    cache_dir: str
+    wdir: str = ""
+    deps: tuple[StepDependency, ...] = ()
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outs: tuple[StepOutput, ...] = ()
+    workspace: str | None = None
+    log: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StepSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+            ValueError: It is not JSON.
+        """
+        values = json.loads(text)
+        values["cmd"] = tuple(values["cmd"])
+        values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
+        values["outs"] = tuple(StepOutput(**out) for out in values.get("outs", ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class StepContent:
+    """An output as the command wrote it.
+
+    Attributes:
+        path: Posix, relative to the repository's root.
+        digest: md5 in hex, with ``.dir`` for a directory.
+        size: Bytes; of a directory the sum.
+        nfiles: Number of files of a directory, None for a file.
+        isexec: Whether a single file may be executed.
+    """
+
+    path: str
+    digest: str
+    size: int
+    nfiles: int | None = None
+    isexec: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """How a run ended.
+
+    Attributes:
+        stage: The stage's address.
+        outs: What was written and stored; empty when it failed.
+        exit_code: Of the command that ended the run; negative for the signal that killed it.
+        seconds: How long the commands ran.
+        log_tail: The end of what they printed, without terminal codes.
+        command: The command that failed.
+        error: The name of the error's class in `dvkf_prefect.errors`; "" when all is well.
+        message: The error's message.
+        side_dir: The root of a cache that holds the outputs which stay out of the real one; whoever started
+            the run takes them and removes it. "" when there are none.
+    """
+
+    stage: str
+    outs: tuple[StepContent, ...] = ()
+    exit_code: int = 0
+    seconds: float = 0.0
+    log_tail: str = ""
+    command: str = ""
+    error: str = ""
+    message: str = ""
+    side_dir: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error; otherwise every output was written and stored."""
+        return bool(self.error)
+
+    def check(self) -> None:
+        """Raise the error that ended the run; do nothing when all is well.
+
+        Raises:
+            StageFailedError: A command ended with an error.
+            StageOutputError: An output was not written.
+            StageWriteError: Something other than the outputs was written.
+            StageCancelledError: It was stopped.
+            DvkfError: Whatever else the run met, in its own class.
+        """
+        if self.error == StageFailedError.__name__:
+            raise StageFailedError(self.stage, self.command, self.exit_code, self.log_tail)
+        if self.error:
+            kind = getattr(errors, self.error, None)
+            if isinstance(kind, type) and issubclass(kind, DvkfError) and _takes_a_message(kind):
+                raise kind(self.message)
+            raise RunnerError(self.message)
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StepResult:
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+            ValueError: It is not JSON.
+        """
+        values = json.loads(text)
+        values["outs"] = tuple(StepContent(**out) for out in values.get("outs", ()))
+        return cls(**values)
+
+
+def _takes_a_message(kind: type[DvkfError]) -> bool:
+    own = [base for base in kind.__mro__ if base.__module__ == errors.__name__]
+    return not any("__init__" in vars(base) for base in own)

@@ -1,0 +1,419 @@
+"""Run one stage from digests, in a clean folder: the same code on a laptop and in a pod.
+
+``python -m dvkf_prefect.pipeline.step SPEC.json RESULT.json`` runs the `StepSpec` in the first file and
+writes a `StepResult` to the second; it ends with 0 whenever it could write one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Protocol
+
+from dvkf_prefect.data.digest import digest_file, write_atomic
+from dvkf_prefect.data.ignore import Ignore
+from dvkf_prefect.data.store import MD5, Cache, Stored, walk_files
+from dvkf_prefect.data.tree import Tree, check_relpath, is_tree
+from dvkf_prefect.errors import (
+    DvkfError,
+    OutputError,
+    StageCancelledError,
+    StageError,
+    StageFailedError,
+    StageOutputError,
+    StageWriteError,
+)
+from dvkf_prefect.pipeline import leash
+from dvkf_prefect.pipeline.params import render_params
+from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
+
+__all__ = ["Objects", "StepContent", "StepDependency", "StepOutput", "StepResult", "StepSpec", "run_step"]
+
+_TAIL_BYTES = 16_384
+_TAIL_LINES = 60
+_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_SHELL_FLAGS = {"zsh": ["--no-rcs"], "bash": ["--noprofile", "--norc"]}
+
+
+class Objects(Protocol):
+    """Where a run gets content by digest, and puts it; a `Cache` is one, a remote can be."""
+
+    def exists(self, digest: str, hash_name: str = MD5) -> bool:
+        """Tell whether the object is there."""
+
+    def export(self, digest: str, dest: Path, *, isexec: bool = False, hash_name: str = MD5) -> None:
+        """Copy a file or directory out, verified."""
+
+    def read_tree(self, digest: str, hash_name: str = MD5) -> Tree:
+        """Return a directory's manifest."""
+
+    def add_file(self, source: str | Path, *, digest: str | None = None, move: bool = False) -> str:
+        """Store a file's content; return its digest."""
+
+    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
+        """Store bytes; return their digest."""
+
+
+def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
+    """Run a stage's commands in a folder that holds exactly what the stage declares.
+
+    The outputs are hashed and stored, files before manifests. When a command writes less or more than its
+    outputs, the folder is kept and the message names it.
+
+    Args:
+        spec: What to run.
+        objects: Where content comes from and goes to; the cache of the specification by default.
+
+    Returns:
+        How it ended; a failure is told by `StepResult.error` and raised by `StepResult.check`.
+
+    Example:
+        >>> import tempfile
+        >>> spec = StepSpec("greet", ("echo hello > x",), tempfile.mkdtemp(), outs=(StepOutput("x"),))
+        >>> run_step(spec).outs[0].digest
+        > echo hello > x
+        'b1946ac92492d2347c6235b4d2611184'
+    """
+    return _Step(spec, objects or Cache(Path(spec.cache_dir))).run()
+
+
+class _Step:
+    def __init__(self, spec: StepSpec, objects: Objects) -> None:
+        self._spec = spec
+        self._objects = objects
+        self._home = Path(spec.cache_dir) / "dvkf-steps"
+        # The machine's name stands first: on a shared cache, another machine's process numbers say nothing here.
+        self._slug = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{os.uname().nodename}-{spec.stage}")
+        self._folder = self._home / f"{self._slug}-{os.getpid()}"
+        self._root = self._folder / "work"
+        self._side = self._folder / "side"
+        self._tail: deque[bytes] = deque()
+        self._seconds = 0.0
+        self._before: dict[str, tuple[int, int, int, int]] = {}
+
+    def run(self) -> StepResult:
+        keep = False
+        try:
+            self._prepare()
+            self._before = {path: _look(entry.stat()) for path, entry in _walk(self._root, set())}
+            self._execute()
+            self._check()
+            outs = tuple(self._store(out) for out in self._spec.outs)
+            keep = self._side.exists()
+            return self._result(outs=outs, side_dir=str(self._side) if keep else "")
+        except StageFailedError as error:
+            return self._result(
+                error=StageFailedError.__name__,
+                message=str(error),
+                command=error.command,
+                exit_code=error.status,
+            )
+        except DvkfError as error:
+            keep = isinstance(error, (StageOutputError, StageWriteError))
+            return self._result(error=type(error).__name__, message=str(error))
+        except OSError as error:
+            return self._result(error=StageError.__name__, message=f"stage '{self._spec.stage}': {error}")
+        finally:
+            shutil.rmtree(self._folder if not keep else self._folder / "none", ignore_errors=True)
+
+    def _result(self, **values: object) -> StepResult:
+        return StepResult(
+            self._spec.stage,
+            seconds=round(self._seconds, 3),
+            log_tail=clean_log(b"".join(self._tail)),
+            **values,  # type: ignore[arg-type]
+        )
+
+    # -- before ------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        spec = self._spec
+        for path in (
+            *(dep.path for dep in spec.deps),
+            *(out.path for out in spec.outs),
+            *spec.params,
+            *([spec.wdir] if spec.wdir else []),
+        ):
+            check_relpath(path, f"stage '{spec.stage}'")
+        self._sweep()
+        (self._root / spec.wdir).mkdir(parents=True)
+        placed: set[str] = set()
+        for dep in sorted(spec.deps, key=lambda dep: dep.path):
+            if not any(dep.path.startswith(parent + "/") for parent in placed):
+                self._place(dep)
+            if is_tree(dep.digest):
+                placed.add(dep.path)
+        paths = {dep.path for dep in spec.deps}
+        for file, values in spec.params.items():
+            if file not in paths:
+                target = self._root / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(render_params(file, values))
+        for out in spec.outs:
+            target = self._root / out.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if out.previous:
+                self._objects.export(out.previous, target, isexec=out.isexec)
+
+    def _sweep(self) -> None:
+        """Remove what earlier runs of this stage left: folders kept for a look, or of killed processes."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        for entry in self._home.iterdir():
+            slug, _, pid = entry.name.rpartition("-")
+            if slug == self._slug and (pid == str(os.getpid()) or not _alive(pid)):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _place(self, dep: StepDependency) -> None:
+        target = self._root / dep.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._objects.exists(dep.digest, dep.hash_name) or self._spec.workspace is None:
+            self._objects.export(dep.digest, target, isexec=dep.isexec, hash_name=dep.hash_name)
+            return
+        source = Path(self._spec.workspace) / dep.path
+        if not is_tree(dep.digest):
+            try:
+                shutil.copy(source, target)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise StageError(self._changed(dep)) from error
+            if digest_file(target) != dep.digest:
+                raise StageError(self._changed(dep))
+            return
+        ignore = Ignore(Path(self._spec.workspace))
+        pairs: list[tuple[str, str]] = []
+        target.mkdir()
+        if source.is_dir():
+            for relpath, entry in walk_files(source):
+                if not ignore.matches(f"{dep.path}/{relpath}"):
+                    copy = target / relpath
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(entry.path, copy)
+                    pairs.append((relpath, digest_file(copy)))
+        if Tree.from_pairs(pairs).digest != dep.digest:
+            raise StageError(self._changed(dep))
+
+    def _changed(self, dep: StepDependency) -> str:
+        return (
+            f"stage '{self._spec.stage}': its dependency '{dep.path}' is neither in the cache nor in the "
+            f"workspace with the content it had ({dep.digest}); run it again"
+        )
+
+    # -- the commands --------------------------------------------------------------------------------------------
+
+    def _execute(self) -> None:
+        spec = self._spec
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        flags = _SHELL_FLAGS.get(Path(shell).name, [])
+        env = {**os.environ, **spec.env, "DVC_ROOT": str(self._root), "DVC_STAGE": spec.stage}
+        log = open(spec.log, "wb", buffering=0) if spec.log else None  # noqa: SIM115 (closed below)
+        start = time.monotonic()
+        try:
+            for command in spec.cmd:
+                self._say(f"> {command}\n".encode(), log, tail=False)
+                process = leash.spawn(
+                    [shell, *flags, "-c", command],
+                    env=env,
+                    cwd=self._root / spec.wdir,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
+                reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
+                reader.start()
+                try:
+                    # No bound: a training may take days. It is ended by whoever started the step.
+                    code = process.wait()
+                finally:
+                    leash.end(process)
+                    reader.join(5)
+                    if process.stdout and not reader.is_alive():
+                        process.stdout.close()
+                if code:
+                    raise StageFailedError(spec.stage, command, code, clean_log(b"".join(self._tail)))
+        finally:
+            self._seconds = time.monotonic() - start
+            if log:
+                log.close()
+
+    def _read(self, stream: IO[bytes], log: IO[bytes] | None) -> None:
+        fd = stream.fileno()
+        while chunk := os.read(fd, 65_536):
+            self._say(chunk, log)
+
+    def _say(self, chunk: bytes, log: IO[bytes] | None, *, tail: bool = True) -> None:
+        if log:
+            log.write(chunk)
+        with suppress(
+            OSError, ValueError
+        ):  # a reader of our own output that went away is no failure of the stage
+            binary = getattr(sys.stdout, "buffer", None)
+            if binary:
+                binary.write(chunk)
+            else:
+                sys.stdout.write(chunk.decode(errors="replace"))
+            sys.stdout.flush()
+        if tail:
+            self._tail.append(chunk)
+            size = sum(map(len, self._tail))
+            while len(self._tail) > 1 and size - len(self._tail[0]) >= _TAIL_BYTES:
+                size -= len(self._tail.popleft())
+
+    # -- after -------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Refuse a run that wrote less or more than its outputs.
+
+        Raises:
+            StageOutputError: An output is missing.
+            StageWriteError: Another file was written, or a dependency changed.
+        """
+        outs = {out.path for out in self._spec.outs}
+        missing = sorted(path for path in outs if not (self._root / path).exists())
+        ignore = Ignore(Path(self._spec.workspace or self._root))
+        seen: set[str] = set()
+        written: list[str] = []
+        changed: list[str] = []
+        for path, entry in _walk(self._root, outs):
+            seen.add(path)
+            known = self._before.get(path)
+            if known is None:
+                if not (path.endswith(".pyc") or "__pycache__/" in path or ignore.matches(path)):
+                    written.append(path)
+            elif _look(entry.stat(follow_symlinks=False)) != known and self._differs(path, entry.path):
+                changed.append(path)
+        inside = tuple(out + "/" for out in outs)
+        changed += [p for p in self._before if p not in seen and p not in outs and not p.startswith(inside)]
+        kept = f" The folder is kept for a look: {self._root}"
+        if missing:
+            other = f"; it wrote {_names(written)} instead" if written else ""
+            raise StageOutputError(
+                f"stage '{self._spec.stage}' ended well but did not write {_names(missing)}{other}.{kept}"
+            )
+        if changed:
+            raise StageWriteError(
+                f"stage '{self._spec.stage}' changed what it only depends on: {_names(changed)}. "
+                f"Nothing of it was kept; write to an output instead.{kept}"
+            )
+        if written:
+            raise StageWriteError(
+                f"stage '{self._spec.stage}' wrote files that are none of its outputs: {_names(written)}. "
+                f"Nothing of it was kept; add them to `outs`, or to .dvcignore.{kept}"
+            )
+
+    def _differs(self, path: str, place: str) -> bool:
+        """Tell whether a file that was there before has other bytes now; touching one is allowed."""
+        if Path(place).is_symlink():
+            return True
+        for dep in self._spec.deps:
+            if path == dep.path and not is_tree(dep.digest):
+                return dep.hash_name == MD5 and digest_file(place) != dep.digest
+            if path.startswith(dep.path + "/") and is_tree(dep.digest):
+                if self._objects.exists(dep.digest, dep.hash_name):
+                    tree = dict(self._objects.read_tree(dep.digest, dep.hash_name).items())
+                    return dep.hash_name == MD5 and digest_file(place) != tree[path[len(dep.path) + 1 :]]
+                original = Path(str(self._spec.workspace)) / path
+                return not original.exists() or digest_file(place) != digest_file(original)
+        return Path(place).read_bytes() != render_params(path, self._spec.params[path])
+
+    def _store(self, out: StepOutput) -> StepContent:
+        objects: Objects = self._objects if out.cached else Cache(self._side)
+        path = self._root / out.path
+        if path.is_symlink():
+            real = path.resolve()
+            if not real.is_relative_to(self._root.resolve()):
+                raise OutputError(f"stage '{self._spec.stage}': the output '{out.path}' is a link to {real}")
+        stored = _store_path(objects, path, Ignore(Path(self._spec.workspace or self._root)), out.path)
+        return StepContent(out.path, stored.digest, stored.size, stored.nfiles, stored.isexec)
+
+
+def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stored:
+    """Move a file or directory of a clean folder into a store, files before the manifest."""
+    info = path.stat()
+    if not stat.S_ISDIR(info.st_mode):
+        if not stat.S_ISREG(info.st_mode):
+            raise OutputError(f"the output '{name}' is neither a file nor a directory")
+        return Stored(_take(objects, path), info.st_size, None, bool(info.st_mode & 0o100))
+    quiet = ignore.quiet_below(name)
+    pairs: list[tuple[str, str]] = []
+    size = 0
+    for relpath, entry in list(walk_files(path)):
+        if quiet or not ignore.matches(f"{name}/{relpath}"):
+            size += entry.stat().st_size
+            pairs.append((relpath, _take(objects, Path(entry.path))))
+    tree = Tree.from_pairs(pairs)
+    return Stored(objects.add_bytes(tree.to_bytes(), tree=True), size, len(pairs))
+
+
+def _take(objects: Objects, path: Path) -> str:
+    # A link, or a file with a second name, must not become the object itself.
+    info = path.lstat()
+    return objects.add_file(path, move=stat.S_ISREG(info.st_mode) and info.st_nlink == 1)
+
+
+def _walk(root: Path, outs: set[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield every file below ``root`` that is not at or below one of ``outs``."""
+    stack = [("", str(root))]
+    while stack:
+        prefix, folder = stack.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if path in outs:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((path + "/", entry.path))
+                else:
+                    yield path, entry
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _look(info: os.stat_result) -> tuple[int, int, int, int]:
+    return info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_ino
+
+
+def _names(paths: Iterable[str]) -> str:
+    listed = sorted(paths)
+    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+    return ", ".join(f"'{path}'" for path in listed[:10]) + more
+
+
+def clean_log(data: bytes) -> str:
+    """Return the end of a log as plain text: no terminal codes, of a progress bar its last state."""
+    text = _TERMINAL_CODES.sub("", data[-2 * _TAIL_BYTES :].decode(errors="replace"))
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return "\n".join(lines[-_TAIL_LINES:])[-_TAIL_BYTES:]
+
+
+def _cancel(number: int, frame: object) -> None:
+    raise StageCancelledError("the stage was stopped before its end")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the step of a JSON file and write its result to another."""
+    signal.signal(signal.SIGTERM, _cancel)
+    spec_file, result_file = map(Path, arguments)
+    result = run_step(StepSpec.from_json(spec_file.read_bytes()))
+    write_atomic(result_file, result.to_json().encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
