@@ -74,11 +74,14 @@ class Place:
         """No blob of that key."""
         return MissingObjectError(f"{self} has no '{key}'")
 
-    def unreachable(self, tried: str, detail: str) -> RemoteUnreachableError:
+    def unreachable(self, tried: str, detail: str, *, answers: bool = False) -> RemoteUnreachableError:
         """No answer, or none but failures."""
-        return RemoteUnreachableError(
-            f"{self} does not answer: tried to {tried}: {self.clean(detail)}. Check its url and the network."
+        what, hint = (
+            ("keeps failing", "Try again later, or ask who runs it")
+            if answers
+            else ("does not answer", "Check its url and the network")
         )
+        return RemoteUnreachableError(f"{self} {what}: tried to {tried}: {self.clean(detail)}. {hint}.")
 
     def denied(self, tried: str, detail: str, credentials: str) -> RemoteDeniedError:
         """The credentials were not enough."""

@@ -104,20 +104,31 @@ class FilesystemStorage(Storage):
                 raise self._place.missing(key)
             if start >= size:
                 return
-        with self._told(f"read '{key}'", key), self._fs.open(path, "rb", **self._protocol.open) as file:
-            skip = start
+        with self._told(f"read '{key}'", key):
+            position = start
             if start:
                 try:
-                    file.seek(start)
-                    skip = 0
+                    for chunk in self._chunks(path, start, self._protocol.open_at):
+                        yield chunk
+                        position += len(chunk)
                 except ValueError:
-                    # A web server without ranges: read to the place.
+                    # A web server without ranges: read to the place, below.
                     pass
-            while chunk := file.read(_CHUNK):
-                rest = chunk[skip:]
-                skip = max(0, skip - len(chunk))
+                else:
+                    return
+            passed = 0
+            for chunk in self._chunks(path, 0, self._protocol.open):
+                rest = chunk[max(0, position - passed) :]
+                passed += len(chunk)
                 if rest:
                     yield rest
+
+    def _chunks(self, path: str, start: int, options: dict[str, Any]) -> Iterator[bytes]:
+        with self._fs.open(path, "rb", **options) as file:
+            if start:
+                file.seek(start)
+            while chunk := file.read(_CHUNK):
+                yield chunk
 
     def write(self, key: str, data: bytes) -> None:
         """Store a small blob."""
@@ -219,7 +230,7 @@ class FilesystemStorage(Storage):
                 tried, detail + (note if "S3" in self._protocol.kind else ""), credentials
             )
         if names & _UNREACHABLE or (isinstance(status, int) and (status >= 500 or status == 429)):
-            return self._place.unreachable(tried, detail)
+            return self._place.unreachable(tried, detail, answers=isinstance(status, int))
         if status == 404 and key is not None:
             return self._place.missing(key)
         if isinstance(error, OSError):

@@ -312,7 +312,7 @@ class ObjectStorage(Storage):
         if isinstance(error, FileNotFoundError) and key is not None:
             return self._place.missing(key)
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (401, 403):
-            if code is None or code[1] == "AccessDenied":
+            if self.url.startswith("s3:") and (code is None or code[1] == "AccessDenied"):
                 detail += "; S3 says so too of an object that is not there when the bucket may not be listed"
             return self._place.denied(tried, detail, self._credentials)
         if any(mark in text for mark in _NO_CREDENTIALS):
@@ -321,7 +321,8 @@ class ObjectStorage(Storage):
             return self._place.failed(tried, "the bucket is in another region; set the option 'region'")
         if status >= 500 or status == 429 or "HTTP error" in text or "timed out" in text:
             at = f" at {self._endpoint}" if self._endpoint else ""
-            return self._place.unreachable(f"{tried}{at}", f"HTTP {status}, {detail}" if status else detail)
+            detail = f"HTTP {status}, {detail}" if status else detail
+            return self._place.unreachable(f"{tried}{at}", detail, answers=bool(status))
         if isinstance(error, OSError) and not status:
             return self._place.local(error, tried, key, self._credentials)
         return self._place.failed(tried, detail)

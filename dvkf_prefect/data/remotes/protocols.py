@@ -35,7 +35,8 @@ class Protocol:
         atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
         lists: Whether it can list.
         put: Arguments of ``put_file``.
-        open: Arguments of ``open``.
+        open: Arguments of ``open`` to read a file from its start.
+        open_at: Arguments of ``open`` to read one from elsewhere.
         credentials: How messages call them.
         secrets: Found on the way, beyond those of the options.
     """
@@ -49,6 +50,7 @@ class Protocol:
     lists: bool = True
     put: dict[str, Any] = field(default_factory=dict)
     open: dict[str, Any] = field(default_factory=dict)
+    open_at: dict[str, Any] = field(default_factory=dict)
     credentials: str = "the credentials of the remote's options"
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -129,6 +131,7 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
         open={"block_size": 8 << 20, "cache_type": "readahead"},
+        open_at={"block_size": 8 << 20, "cache_type": "readahead"},
         credentials=s3.credentials,
     )
 
@@ -255,6 +258,8 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
         atomic=True,
         lists=False,
         put={"method": str(options.get("method", "post"))},
+        # One request for the whole file, not one a block.
+        open={"block_size": 0},
         credentials=f"auth = {auth}" if auth else "no credentials",
         secrets=(str(password),) if password else (),
     )
