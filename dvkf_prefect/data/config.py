@@ -35,8 +35,8 @@ _REMOTES = {
     "memory": "",
     "s3": "region profile credentialpath:path configpath:path endpointurl access_key_id secret_access_key "
     "session_token listobjects:bool use_ssl:bool allow_anonymous_login:bool ssl_verify sse sse_kms_key_id "
-    "sse_customer_algorithm sse_customer_key acl grant_read grant_read_acp grant_write_acp grant_full_control cache_regions:bool "
-    "read_timeout:int connect_timeout:int",
+    "sse_customer_algorithm sse_customer_key acl grant_read grant_read_acp grant_write_acp grant_full_control "
+    "cache_regions:bool read_timeout:int connect_timeout:int",
     "gs": "projectname credentialpath:path endpointurl allow_anonymous_login:bool",
     "ssh": "type:links port:int user password ask_password:bool passphrase ask_passphrase:bool keyfile:path "
     "timeout:int gss_auth:bool allow_agent:bool max_sessions:int",

@@ -343,3 +343,34 @@ def _write_all(descriptor: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def cloud_status(
+    outputs: Sequence[Output], cache: Cache, remote: Remote, *, jobs: int | None = None
+) -> dict[str, str]:
+    """Compare the cache with a remote.
+
+    Returns:
+        For each path that is not on both: ``new`` (only in the cache), ``deleted`` (only on the remote) or ``missing``
+        (on neither).
+
+    Raises:
+        RemoteError: The remote cannot be used.
+    """
+    states: dict[str, str] = {}
+    for plan in _plans([output for output in outputs if output.pushed]):
+        wanted = {**plan.trees, **plan.files}
+        unknown = remote.missing(plan.trees, plan.hash_name, jobs=jobs)
+        for digest in unknown:
+            with suppress(ObjectError):
+                for relpath, member in cache.read_tree(digest, plan.hash_name).items():
+                    wanted.setdefault(member, f"{plan.trees[digest]}/{relpath}")
+        rest = {digest: path for digest, path in wanted.items() if digest not in plan.trees}
+        away = unknown | (remote.missing(rest, plan.hash_name, jobs=jobs) if rest else set())
+        absent = cache.missing(wanted, plan.hash_name)
+        for digest in away | absent:
+            if digest in away and digest in absent:
+                states[wanted[digest]] = "missing"
+            else:
+                states[wanted[digest]] = "new" if digest in away else "deleted"
+    return dict(sorted(states.items()))

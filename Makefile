@@ -1,0 +1,54 @@
+# Everything here sets itself up: git, python3, make and the package index are all it needs.
+.DEFAULT_GOAL := help
+.PHONY: help demo ui test check bench clean
+# Imports are only quick when Python may keep its compiled files.
+unexport PYTHONDONTWRITEBYTECODE
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export DO_NOT_TRACK = 1
+export DVC_NO_ANALYTICS = 1
+
+PORT ?= 4200
+PYTHON ?= python3
+INSTALL = .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	@echo "Setting up .venv (once) ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/demo.stamp: .venv/bin/uv pyproject.toml constraints.txt
+	@echo "Installing the package and what it needs ..."
+	@$(INSTALL) --editable '.[serve]'
+	@touch $@
+
+.venv/test.stamp: .venv/bin/uv pyproject.toml constraints.txt
+	@echo "Installing the package, its tests and checks ..."
+	@$(INSTALL) --editable '.[serve,test,check]'
+	@touch $@ .venv/demo.stamp
+
+demo: .venv/demo.stamp ## data, training, serving, new data, rollback: the whole road on this machine
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python flows/quickstart.py
+
+ui: .venv/demo.stamp ## the Prefect UI over what the demo did, on PORT
+	@PREFECT_HOME="$(CURDIR)/.demo/prefect" PREFECT_SERVER_UI_API_URL=http://127.0.0.1:$(PORT)/api \
+		.venv/bin/prefect server start --host 127.0.0.1 --port $(PORT)
+
+test: .venv/test.stamp ## the tests
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest $(ARGS)
+
+check: .venv/test.stamp ## lint, types, layers, documents
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@.venv/bin/python -m pytest -q tests/test_documents.py
+
+bench: .venv/test.stamp ## compare with dvc and the limits of the disk; writes tests/benchmarks/RESULTS.md
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tests/benchmarks/run.py $(ARGS)
+
+clean: ## remove what all of this made
+	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
