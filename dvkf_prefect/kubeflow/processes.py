@@ -1,0 +1,134 @@
+"""Server processes that outlive the one who started them: known again by their start time, reached on 127.0.0.1.
+
+A process id alone may belong to somebody else by now; together with the time the process started and the boot it
+started in, it does not. Source: proc_pid_stat(5), pidfd_open(2).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dvkf_prefect.errors import ServingError
+
+LOCALHOST = "127.0.0.1"
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """One process of this machine, never mistaken for a later one of the same number.
+
+    Attributes:
+        pid: Its number.
+        started: Clock ticks between boot and its start.
+        boot: The id of the boot.
+    """
+
+    pid: int
+    started: int
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """Return who has that number now; None when nobody has, or only a zombie."""
+        started = _started(pid)
+        return None if started is None else cls(pid, started, _boot())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
+        """Make one of `as_dict`'s values."""
+        return cls(int(values["pid"]), int(values["started"]), str(values["boot"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values for JSON."""
+        return asdict(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether that process still runs."""
+        return self == ProcessId.of(self.pid)
+
+    def end(self, grace: float) -> None:
+        """End it by SIGTERM, and by SIGKILL when it has not ended after ``grace`` seconds; wait until it has.
+
+        Args:
+            grace: Seconds it has to finish.
+
+        Raises:
+            TimeoutError: It is there even 5 seconds after SIGKILL.
+            PermissionError: It belongs to another user.
+        """
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            # Looked at after the descriptor was opened: from here on it is this process or nobody.
+            if not self.alive:
+                return
+            for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, number)
+                if _wait(descriptor, seconds):
+                    return
+        finally:
+            os.close(descriptor)
+        raise TimeoutError(f"process {self.pid} did not end")
+
+
+def _wait(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        if poll.poll(max(left, 0) * 1000):
+            return True
+        if left <= 0:
+            return False
+
+
+def _started(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The program's name, in parentheses, may itself hold spaces and parentheses.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@cache
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def listen(port: int) -> socket.socket:
+    """Open the listening socket of a server on 127.0.0.1.
+
+    Args:
+        port: The port; 0 takes a free one.
+
+    Raises:
+        ServingError: The port is taken or not allowed.
+    """
+    # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOCALHOST, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServingError(f"cannot listen on {LOCALHOST}:{port}: {error.strerror}") from error
+    return listener
