@@ -111,6 +111,7 @@ class _Step:
             self._check()
             outs = tuple(self._store(out) for out in self._spec.outs)
             keep = self._side.exists()
+            shutil.rmtree(self._root, ignore_errors=True)
             return self._result(outs=outs, side_dir=str(self._side) if keep else "")
         except StageFailedError as error:
             return self._result(
@@ -125,7 +126,8 @@ class _Step:
         except OSError as error:
             return self._result(error=StageError.__name__, message=f"stage '{self._spec.stage}': {error}")
         finally:
-            shutil.rmtree(self._folder if not keep else self._folder / "none", ignore_errors=True)
+            if not keep:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
     def _result(self, **values: object) -> StepResult:
         return StepResult(
@@ -376,13 +378,12 @@ def _walk(root: Path, outs: set[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def _alive(pid: str) -> bool:
+    """Tell whether a process runs; one that ended and waits for its parent does not."""
     try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2]
+    except OSError:
         return False
-    except PermissionError:
-        return True
-    return True
+    return not state.startswith((b"Z", b"X"))
 
 
 def _look(info: os.stat_result) -> tuple[int, int, int, int]:

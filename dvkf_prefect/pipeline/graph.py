@@ -1,0 +1,156 @@
+"""The graph of stages: who reads what whom wrote."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from dvkf_prefect.data.revisions import PIPELINE_FILE
+from dvkf_prefect.errors import StageGraphError, StageNotFoundError
+from dvkf_prefect.pipeline.stages import Stage
+
+
+class Graph:
+    """Stages and the edges between them: from a stage to those that write what it reads.
+
+    A dependency needs every output that it is, lies in, or holds.
+
+    Args:
+        stages: All stages of a repository, in the order of their files.
+
+    Raises:
+        StageGraphError: Two stages write one path, one writes into the other's output, or they form a cycle.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages: dict[str, Stage] = {stage.address: stage for stage in stages}
+        self._writers = _writers(stages)
+        folders: dict[str, list[str]] = {}
+        for path in self._writers:
+            parent = posixpath.dirname(path)
+            while parent:
+                folders.setdefault(parent, []).append(path)
+                parent = posixpath.dirname(parent)
+        self.upstream: dict[str, tuple[str, ...]] = {}
+        for stage in stages:
+            edges: dict[str, None] = {}
+            for path in (
+                *(dep.path for dep in stage.deps if not dep.external),
+                *map(stage.params_path, stage.params),
+            ):
+                for out in (*_upwards(path), *(folders.get(path, ()) if path else self._writers)):
+                    writer = self._writers.get(out)
+                    if writer == stage.address:
+                        raise StageGraphError(
+                            f"stage '{stage.address}' depends on '{path}' and writes '{out}': a stage cannot "
+                            "read what it writes"
+                        )
+                    if writer:
+                        edges[writer] = None
+            self.upstream[stage.address] = tuple(edges)
+        self._postorder(self.stages, self.upstream.__getitem__)
+        self._order = self._postorder(self.stages, self.needs)
+
+    def order(self, addresses: Iterable[str] | None = None, *, alone: bool = False) -> list[Stage]:
+        """Return stages, each after those it needs, in the order DVC runs them.
+
+        Args:
+            addresses: The stages wanted; None for all.
+            alone: Leave out those that they need.
+        """
+        if addresses is None:
+            return [self.stages[address] for address in self._order]
+        wanted = set(addresses)
+        if not alone:
+            wanted = set(self._postorder(wanted, self.needs))
+        return [self.stages[address] for address in self._order if address in wanted]
+
+    def needs(self, address: str) -> tuple[str, ...]:
+        """Return the stages that one waits for; a frozen one waits for none."""
+        return () if self.stages[address].frozen else self.upstream[address]
+
+    def find(self, target: str) -> list[str]:
+        """Return the stages a person means.
+
+        Args:
+            target: A stage's name or address, a dvc.yaml, or an output, relative to the root.
+
+        Raises:
+            StageNotFoundError: It is none of them; names what there is.
+        """
+        plain = posixpath.normpath(target) if target else target
+        file, colon, name = plain.rpartition(":")
+        address = f"{file}:{name}" if colon and file != PIPELINE_FILE else name if colon else plain
+        if address in self.stages:
+            return [address]
+        found = [a for a, stage in self.stages.items() if stage.file == plain]
+        if found:
+            return found
+        if plain in self._writers:
+            return [self._writers[plain]]
+        known = ", ".join(list(self.stages)[:20]) or "none"
+        raise StageNotFoundError(
+            f"'{target}' is not a stage, a dvc.yaml or an output of a stage; stages: {known}"
+        )
+
+    def _postorder(self, roots: Iterable[str], needs: Callable[[str], tuple[str, ...]]) -> list[str]:
+        order: dict[str, None] = {}
+        open_: dict[str, None] = {}
+        for root in roots:
+            stack = [(root, iter(needs(root)))] if root not in order else []
+            if stack:
+                open_[root] = None
+            while stack:
+                address, rest = stack[-1]
+                following = next((other for other in rest if other not in order), None)
+                if following is None:
+                    stack.pop()
+                    del open_[address]
+                    order[address] = None
+                elif following in open_:
+                    names = list(open_)
+                    circle = [*names[names.index(following) :], following]
+                    raise StageGraphError(
+                        "the stages need each other in a circle: " + " → ".join(reversed(circle))
+                    )
+                else:
+                    open_[following] = None
+                    stack.append((following, iter(needs(following))))
+        return list(order)
+
+
+def _upwards(path: str) -> list[str]:
+    """Return a path and every folder above it."""
+    found = []
+    while path:
+        found.append(path)
+        path = posixpath.dirname(path)
+    return found
+
+
+def _writers(stages: Sequence[Stage]) -> Mapping[str, str]:
+    writers: dict[str, str] = {}
+    for stage in stages:
+        for out in stage.outs:
+            other = writers.get(out.path)
+            if other:
+                both = (
+                    f"stages '{other}' and '{stage.address}'"
+                    if other != stage.address
+                    else f"stage '{other}' twice"
+                )
+                raise StageGraphError(f"'{out.path}' is an output of {both}; keep one of them")
+            writers[out.path] = stage.address
+    for path, address in writers.items():
+        for above in _upwards(posixpath.dirname(path)):
+            if above in writers:
+                raise StageGraphError(
+                    f"'{path}' (stage '{address}') lies inside '{above}', an output of stage '{writers[above]}'"
+                )
+    for stage in stages:
+        for above in _upwards(posixpath.dirname(stage.file)):
+            if above in writers:
+                raise StageGraphError(
+                    f"{stage.file} lies inside '{above}', an output of stage '{writers[above]}'; move it out"
+                )
+    return writers

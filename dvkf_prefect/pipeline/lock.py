@@ -1,0 +1,219 @@
+"""dvc.lock: what each stage's last run read and wrote, byte for byte as DVC writes it.
+
+Source of the format: DVC 3.x (``dvc/stage/serialize.py``), schema 2.0.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data import documents
+from dvkf_prefect.data.digest import write_atomic
+from dvkf_prefect.data.revisions import RepoFiles
+from dvkf_prefect.data.store import MD5, Stored
+from dvkf_prefect.errors import ParseError
+from dvkf_prefect.pipeline.params import DEFAULT_FILE
+
+if TYPE_CHECKING:
+    from dvkf_prefect.pipeline.stages import Stage
+
+Item = dict[str, Any]
+Entry = dict[str, Any]
+_HEAD = "schema: '2.0'\nstages:\n"
+_BLOCK = re.compile(r"^  (?=[^ \n])", re.MULTILINE)
+_ANCHOR = re.compile(r"[&*]id\d+\b")
+
+
+def lock_file(path: str) -> str:
+    """Return the dvc.lock that belongs to a dvc.yaml."""
+    return posixpath.splitext(path)[0] + ".lock"
+
+
+def read_lock(files: RepoFiles, path: str) -> dict[str, Entry]:
+    """Read the stages of a dvc.lock; none when there is no such file. The result must not be changed.
+
+    Args:
+        files: The revision to read from.
+        path: The dvc.lock, relative to the root.
+
+    Raises:
+        ParseError: It does not say what the format allows; names the line.
+    """
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        return {}
+    return _parse(data, path)
+
+
+@lru_cache(maxsize=64)
+def _parse(data: bytes, path: str) -> dict[str, Entry]:
+    document = documents.load(data, path)
+    if document is None:
+        return {}
+
+    def wrong(place: Sequence[str | int], expected: str) -> ParseError:
+        return ParseError(path, expected, line=documents.line_of(data, place) or 1)
+
+    if not isinstance(document, dict) or document.get("schema") != "2.0":
+        raise wrong(["schema"], "a dvc.lock begins with `schema: '2.0'`; write it anew with `dvkf repro`")
+    stages = document.get("stages", {})
+    if not isinstance(stages, dict):
+        raise wrong(["stages"], "`stages` is a mapping of names to what their last run read and wrote")
+    for name, entry in stages.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), (str, list)):
+            raise wrong(["stages", name], f"the entry of stage '{name}' is a mapping with `cmd`")
+        for key in ("deps", "outs"):
+            items = entry.get(key, [])
+            if not isinstance(items, list):
+                raise wrong(["stages", name, key], f"`{key}` is a list of {{path, hash, md5}}")
+            for i, item in enumerate(items):
+                if not isinstance(item, dict) or not isinstance(item.get("path"), str):
+                    raise wrong(["stages", name, key, i], f"an item of `{key}` is a mapping with `path`")
+                md5 = item.get("md5")
+                if md5 is not None and not (
+                    isinstance(md5, str) and len(md5.removesuffix(".dir")) == 32 and md5[:32].isalnum()
+                ):
+                    raise wrong(["stages", name, key, i, "md5"], "`md5` is 32 hexadecimal digits")
+        params = entry.get("params", {})
+        if not isinstance(params, dict) or not all(isinstance(v, dict) for v in params.values()):
+            raise wrong(["stages", name, "params"], "`params` is a mapping of files to their values")
+    return stages
+
+
+def item_of(name: str, stored: Stored) -> Item:
+    """Return a dependency or output as an entry holds it.
+
+    Args:
+        name: The path as dvc.yaml has it.
+        stored: Its content.
+    """
+    item: Item = {"path": name, "hash": MD5, "md5": stored.digest, "size": stored.size}
+    if stored.nfiles is not None:
+        item["nfiles"] = stored.nfiles
+    if stored.isexec:
+        item["isexec"] = True
+    return item
+
+
+def stored_of(item: Mapping[str, Any]) -> Stored:
+    """Return the content that an entry's dependency or output names; the reverse of `item_of`."""
+    return Stored(item["md5"], item.get("size") or 0, item.get("nfiles"), bool(item.get("isexec", False)))
+
+
+def make_entry(
+    stage: Stage, deps: Sequence[Item], params: Mapping[str, Mapping[str, Any]], outs: Sequence[Item]
+) -> Entry:
+    """Return a stage's entry, everything in DVC's order.
+
+    Args:
+        stage: The stage.
+        deps: What it read.
+        params: The parameters it read, by file as dvc.yaml has it.
+        outs: What it wrote.
+    """
+    entry: Entry = {"cmd": stage.command if isinstance(stage.command, str) else list(stage.command)}
+    if deps:
+        entry["deps"] = sorted(deps, key=lambda item: item["path"])
+    if params:
+        files = sorted(params, key=lambda file: (file != DEFAULT_FILE, file))
+        entry["params"] = {file: {key: params[file][key] for key in sorted(params[file])} for file in files}
+    if outs:
+        entry["outs"] = sorted(outs, key=lambda item: item["path"])
+    return entry
+
+
+def dump(document: Any) -> bytes:
+    """Write a document as DVC does, long texts folded."""
+    stream = io.BytesIO()
+    _yaml().dump(document, stream)
+    return stream.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.default_flow_style = False
+    return yaml
+
+
+def write_entry(path: Path, name: str, entry: Entry, *, before: Sequence[str] = ()) -> None:
+    """Put one stage's entry into a dvc.lock; the file is there whole or not at all.
+
+    Args:
+        path: The dvc.lock; made when it is not there.
+        name: The stage's name.
+        entry: What `make_entry` returned.
+        before: A new entry goes in front of the first of these stages that the file has, else to the end.
+
+    Raises:
+        ParseError: The file is not YAML.
+        DiskFullError: There is no room; the old file is untouched.
+    """
+    old = path.read_bytes() if path.exists() else b""
+    new = put_entry(old, name, entry, before=before, file=path.name)
+    if new != old:
+        write_atomic(path, new)
+
+
+def put_entry(
+    old: bytes, name: str, entry: Entry, *, before: Sequence[str] = (), file: str = "dvc.lock"
+) -> bytes:
+    """Return a dvc.lock's bytes with one stage's entry put in; see `write_entry`."""
+    return _splice(old.decode(), name, entry, before) or _rewrite(old, name, entry, before, file)
+
+
+def _rewrite(old: bytes, name: str, entry: Entry, before: Sequence[str], file: str) -> bytes:
+    """Parse and write the whole file, as DVC does; comments are kept."""
+    document: Any = _yaml().load(old) if old and documents.load(old, file) else {"schema": "2.0"}
+    stages = document.setdefault("stages", {})
+    follower = next((other for other in stages if other in before), None)
+    if name in stages or follower is None or not hasattr(stages, "insert"):
+        stages[name] = entry
+    else:
+        stages.insert(list(stages).index(follower), name, entry)
+    return dump(document)
+
+
+def _splice(old: str, name: str, entry: Entry, before: Sequence[str]) -> bytes | None:
+    """Put the entry's text into a file that DVC or we wrote, without parsing the rest of it.
+
+    Parsing and writing a file of hundreds of stages once for each stage would take longer than many a stage.
+    """
+    if old and not old.startswith(_HEAD):
+        return None
+    written = dump({"schema": "2.0", "stages": {name: entry}})
+    if _ANCHOR.search(old) or _ANCHOR.search(written.decode()) or "#" in old:
+        return None
+    # What the first writing makes of a value, the next one must make again, or DVC's file would differ from ours.
+    if dump(_yaml().load(written)) != written:
+        return None
+    if not old:
+        return written
+    block = written.decode().removeprefix(_HEAD)
+    body = old.removeprefix(_HEAD)
+    blocks = ["  " + part for part in _BLOCK.split(body)[1:]]
+    if "".join(blocks) != body or not body.endswith("\n"):
+        return None
+    heads = [text.partition("\n")[0] for text in blocks]
+    mine = block.partition("\n")[0]
+    if mine in heads:
+        blocks[heads.index(mine)] = block
+    else:
+        followers = {_head(other) for other in before}
+        place = next((i for i, head in enumerate(heads) if head in followers), len(blocks))
+        blocks.insert(place, block)
+    return (_HEAD + "".join(blocks)).encode()
+
+
+@lru_cache(maxsize=4096)
+def _head(name: str) -> str:
+    return dump({"stages": {name: {"cmd": ""}}}).decode().split("\n")[1]

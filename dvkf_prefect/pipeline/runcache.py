@@ -1,0 +1,97 @@
+"""The run cache: what each signature's run wrote, in ``.dvc/cache/runs``, byte for byte as DVC keeps it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dvkf_prefect.data import documents
+from dvkf_prefect.data.digest import write_atomic
+from dvkf_prefect.errors import ParseError
+from dvkf_prefect.pipeline.lock import Entry, dump
+from dvkf_prefect.pipeline.signature import input_key, result_key
+from dvkf_prefect.pipeline.stages import Stage
+
+
+class RunCache:
+    """The runs a cache remembers.
+
+    Args:
+        root: The cache's root.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "runs"
+
+    def path(self, key: str, value: str) -> Path:
+        """Return where the run of an input key and a result key is kept."""
+        return self._folder / key[:2] / key / value
+
+    def find(self, key: str) -> Entry | None:
+        """Return the newest run with these inputs, or None; one that cannot be read is passed over.
+
+        Args:
+            key: A stage's signature.
+        """
+        folder = self._folder / key[:2] / key
+        try:
+            found = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+        except FileNotFoundError:
+            return None
+        for entry in found:
+            run = _read(Path(entry.path))
+            if run is not None and not entry.name.startswith("."):
+                return run
+        return None
+
+    def save(self, entry: Entry) -> None:
+        """Remember a run; one that is known already is left as it is.
+
+        Args:
+            entry: The stage's entry of dvc.lock.
+
+        Raises:
+            DiskFullError: There is no room.
+        """
+        path = self.path(input_key(entry), result_key(entry))
+        if _read(path) is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, dump(entry))
+
+
+def can_restore(stage: Stage, entry: Entry) -> bool:
+    """Tell whether equal inputs may be answered from the run cache, as DVC decides it.
+
+    Args:
+        stage: The stage.
+        entry: Its inputs: dependencies with digests, and parameters.
+    """
+    return bool(
+        not stage.runs_always
+        and (stage.deps or stage.params)
+        and stage.outs
+        and not any(dep.external for dep in stage.deps)
+        and all(item.get("md5") for item in entry.get("deps", []))
+        and all(entry.get("params", {}).values())
+        and not any(out.persist for out in stage.outs)
+    )
+
+
+def can_save(stage: Stage, entry: Entry) -> bool:
+    """Tell whether a run is remembered: DVC leaves out those with a plain output that is not cached."""
+    return can_restore(stage, entry) and all(out.cached or out.kind != "out" for out in stage.outs)
+
+
+def _read(path: Path) -> Entry | None:
+    try:
+        entry: Any = documents.load(path.read_bytes(), path.name)
+    except (OSError, ParseError):
+        return None
+    if not isinstance(entry, dict) or "cmd" not in entry:
+        return None
+    outs = entry.get("outs", [])
+    ok = isinstance(outs, list) and all(
+        isinstance(out, dict) and "path" in out and "md5" in out for out in outs
+    )
+    return entry if ok else None
