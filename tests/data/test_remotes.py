@@ -9,12 +9,14 @@ import http.server
 import logging
 import os
 import socket
+import tempfile
 import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from servers import S3Server
@@ -378,11 +380,23 @@ def test_folder_whose_disk_is_not_mounted(tmp_path: Path) -> None:
     assert not (tmp_path / "mnt").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
-def test_folder_that_may_not_be_written(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir(mode=0o555)
-    with pytest.raises(RemoteDeniedError, match="this user's rights"):
-        open_storage(f"{tmp_path}/store").write("a/b", b"x")
+def test_folder_that_may_not_be_written() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        os.mkdir(f"{folder}/store", 0o555)
+        storage = open_storage(f"{folder}/store", name="store")
+        root = os.geteuid() == 0
+        if root:
+            # Root may write anywhere; nobody may not.
+            os.seteuid(65534)
+        try:
+            with pytest.raises(
+                RemoteDeniedError, match=r"remote 'store' .*this user's rights: Permission denied"
+            ):
+                storage.write("a/b", b"x")
+        finally:
+            if root:
+                os.seteuid(0)
 
 
 def test_folder_refusal_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,18 +630,54 @@ def test_options_win_over_the_environments_keys_and_token(
     assert storage.read("a") == b"1"
 
 
+@pytest.mark.parametrize("backend", S3_BACKENDS)
+def test_role_of_a_web_identity(
+    s3: S3Server, bucket: str, web: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pod has whose service account is bound to a role: a token file, and STS to change it for keys."""
+    (tmp_path / "token").write_text("a.web.token")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"{web}/sts")
+    monkeypatch.setattr(_Handler, "tokens", [])
+    monkeypatch.setattr(_Handler, "keys", (s3.access_key, s3.secret_key))
+    storage = open_storage(f"{bucket}/role", {"endpointurl": s3.endpoint}, name="store", backend=backend)
+    with pytest.raises(RemoteDeniedError, match="the role of the web identity token"):
+        # The keys are good, but SeaweedFS knows no session of that token.
+        storage.read("a")
+    assert _Handler.tokens == ["a.web.token"]
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     """Keeps blobs by PUT or POST; says a bucket's region as S3 does; fails when it is told to."""
 
     status: int | None = None
     login = "Basic " + base64.b64encode(b"me:hunter22").decode()
     blobs: dict[str, bytes] = {}
+    keys = ("", "")
+    tokens: list[str] = []
 
     def do_HEAD(self) -> None:
         self._answer()
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        if not self.path.startswith("/sts"):
+            self.do_PUT()
+            return
+        form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        query = parse_qs(form or self.path.partition("?")[2])
+        self.tokens.append(query["WebIdentityToken"][0])
+        key, secret = self.keys
+        self._send(
+            200,
+            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+            f"<AccessKeyId>{key}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey>"
+            "<SessionToken>session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>"
+            "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>".encode(),
+        )
 
     def do_PUT(self) -> None:
         data = b""
@@ -637,8 +687,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.readline()
         self.blobs[self.path] = data
         self._send(201, b"")
-
-    do_POST = do_PUT
 
     def _answer(self) -> None:
         if self.path == "/bucket":

@@ -247,7 +247,10 @@ def _check(options: Options, place: Place) -> None:
 
 
 def _session(options: Options, place: Place) -> Session | None:
-    """AWS's own configuration, where there is any: reading it takes botocore's slow import."""
+    """AWS's own configuration, where there is any: reading it takes botocore's slow import.
+
+    A web identity too is left to botocore, which knows the STS endpoint that the environment may name.
+    """
     named = ("profile", "credentialpath", "configpath")
     files = (
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
@@ -255,7 +258,7 @@ def _session(options: Options, place: Place) -> Session | None:
     )
     if (
         not any(options.get(option) for option in named)
-        and not _first_env("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+        and not _first_env("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
         and not any(Path(file).expanduser().exists() for file in files)
     ):
         return None

@@ -312,7 +312,7 @@ class ObjectStorage(Storage):
         if isinstance(error, FileNotFoundError) and key is not None:
             return self._place.missing(key)
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (401, 403):
-            if self.url.startswith("s3:") and (code is None or code[1] == "AccessDenied"):
+            if status == 403 and self.url.startswith("s3:") and (code is None or code[1] == "AccessDenied"):
                 detail += "; S3 says so too of an object that is not there when the bucket may not be listed"
             return self._place.denied(tried, detail, self._credentials)
         if any(mark in text for mark in _NO_CREDENTIALS):
