@@ -1,0 +1,116 @@
+"""A DVC repository: a folder of this machine, or a git repository cloned when it is opened."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
+
+from dvkf_prefect.blocks._clones import clone
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.blocks.remotes import DataRemote, refuse_password
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.settings import DvkfSettings
+
+# git's own two ways to write an address: with a scheme, or host:path as scp does.
+_GIT_URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/\s:]+@[^/\s:]+:|[^/\s:]{2,}:[^/])", re.IGNORECASE)
+
+
+class DataRepository(Block):
+    """A git repository with DVC data versions, and the remote that holds the data.
+
+    A git URL is cloned, shallow, into a folder of the worker; a clone is brought up to date each time it is opened,
+    and commits made in it that were not pushed are never discarded.
+
+    Example:
+        Load it and bring its data here:
+        ```python
+        from dvkf_prefect import DataRepository
+
+        repository = DataRepository.load("BLOCK_NAME")
+        repo = repository.open()
+        repo.pull()
+        ```
+    """
+
+    _block_type_name = "Data Repository"
+    _block_type_slug = "data-repository"
+    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+
+    # A message about a wrong value would repeat the value, which may hold a password.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    path: str = Field(
+        default=".", description="Folder of the repository on the worker, or the git URL to clone it from."
+    )
+    rev: str | None = Field(
+        default=None,
+        title="Revision",
+        description="Branch, tag or commit to clone; the remote's default branch if empty. Only for a git URL.",
+    )
+    folder: str | None = Field(
+        default=None, description="Folder of the DVC repository inside the git repository, if not its top."
+    )
+    label: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Short name that goes into the keys of artifacts, to tell apart repositories with equal paths.",
+    )
+    remote: DataRemote | None = Field(
+        default=None, description="The remote to use; the repository's own default if empty."
+    )
+
+    _check_path = field_validator("path")(refuse_password)
+
+    @model_validator(mode="after")
+    def _check_rev(self) -> DataRepository:
+        if self.rev and not self.is_cloned:
+            raise ValueError(
+                f"rev '{self.rev}' needs a git URL: a folder is used as it is checked out. "
+                f"Use file://{Path(self.path).absolute()} to clone the folder."
+            )
+        if self.rev and self.rev.startswith("-"):
+            raise ValueError(f"rev '{self.rev}' is not a branch, tag or commit")
+        return self
+
+    @property
+    def is_cloned(self) -> bool:
+        """Whether it is cloned from a git URL when it is opened."""
+        return bool(_GIT_URL.match(self.path)) and not Path(self.path).exists()
+
+    @property
+    def name(self) -> str:
+        """What it is called in the keys of artifacts: the label, or the last part of its path or URL."""
+        if self.label:
+            return self.label
+        if self.is_cloned:
+            last = PurePosixPath(re.split(r"[/:]", self.path.rstrip("/"))[-1]).name.removesuffix(".git")
+        else:
+            last = Path(self.path).absolute().name
+        return last or "repository"
+
+    def open(self) -> Repo:
+        """Open it; a git URL is cloned, or its clone brought up to date, first.
+
+        Returns:
+            The repository, with the block's remote over its own configuration.
+
+        Raises:
+            NotARepositoryError: There is no DVC repository there.
+            GitError: Git could not clone it, or the clone has commits that its origin does not have.
+            ConfigError: The remote's options are wrong.
+
+        Example:
+            ``DataRepository(path="https://git.example.org/team/digits.git", rev="main").open()``
+        """
+        settings = DvkfSettings()
+        if self.is_cloned:
+            root = clone(self.path, self.rev, settings.folder("clones"), timeout=settings.git_timeout)
+        else:
+            root = Path(self.path).expanduser()
+        if self.folder:
+            root = root / self.folder
+        return Repo.open(root, config=self.remote.as_config() if self.remote else None)

@@ -1,0 +1,112 @@
+"""Where registered models are served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl
+
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.errors import ModelError, ServingError
+from dvkf_prefect.kubeflow.serving import Endpoint, LocalServing
+from dvkf_prefect.settings import DvkfSettings
+
+if TYPE_CHECKING:
+    from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
+
+
+class ModelServer(Block):
+    """Serves registered models on the worker's machine, each by a process of its own on 127.0.0.1.
+
+    The servers speak the V1 and the Open Inference Protocol. A new version takes over on the port of the one
+    before it, without a refused request.
+
+    Example:
+        Load it and ask the model it serves:
+        ```python
+        from dvkf_prefect import ModelServer
+
+        server = ModelServer.load("BLOCK_NAME")
+        endpoint = server.serving().get("digits")
+        print(endpoint.predict([[0.0] * 64]))
+        ```
+    """
+
+    _block_type_name = "Model Server"
+    _block_type_slug = "model-server"
+    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+
+    state_dir: str | None = Field(
+        default=None,
+        title="State folder",
+        description="Folder on the worker for what is known of running servers; below Prefect's home if empty.",
+    )
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port on 127.0.0.1; 0 takes a free one, and keeps it when a new version takes over.",
+    )
+    timeout: float = Field(
+        default=60, gt=0, description="Seconds until a server must be ready, and for an answer of it."
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The state folder."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser().absolute()
+        return DvkfSettings().folder("serving")
+
+    def serving(self) -> LocalServing:
+        """Return the servers that run, to find, start and stop them."""
+        return LocalServing(self.folder)
+
+    def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Endpoint:
+        """Serve a registered version; take over from the one that is served now.
+
+        Args:
+            registry: Where the version is registered; brings its file, verified.
+            version: The version.
+
+        Returns:
+            Where it answers. When this fails, the version before goes on being served.
+
+        Raises:
+            ModelError: DVC recorded no content for the version.
+            ModelDigestError: The file is not the version's digest.
+            ServingError: The server did not start; gives the end of its log.
+
+        Example:
+            ``ModelServer().deploy(registry, registry.show("digits", "#prod"))``
+        """
+        if version.path is None or version.digest is None:
+            raise ModelError(f"{version} has no file that could be served")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A server that is ready has loaded its model, and never reads the files again.
+        with TemporaryDirectory(dir=self.folder, prefix="model-") as folder:
+            files = registry.materialise(version, Path(folder) / Path(version.path).name)
+            return self.serving().deploy(
+                version.name, version.version, files, version.digest, port=self.port, timeout=self.timeout
+            )
+
+    def endpoint(self, model: str) -> Endpoint:
+        """Return where a model is served.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            ServingError: It is not served here.
+        """
+        serving = self.serving()
+        found = serving.get(model)
+        if found is None:
+            running = ", ".join(endpoint.model for endpoint in serving.list()) or "none"
+            raise ServingError(
+                f"model '{model}' is not served here (running: {running}); deploy a version of it first"
+            )
+        return found

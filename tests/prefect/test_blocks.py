@@ -1,0 +1,178 @@
+"""The blocks: what Prefect's own suite asks of a collection, and what they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from pydantic import ValidationError
+
+from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import GitError, NotARepositoryError, ServingError
+
+from .conftest import git
+
+BLOCKS = [DataRemote, DataRepository, KubeflowPipelines, ModelServer]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+class TestStandard(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self, request: pytest.FixtureRequest) -> Any:
+        return request.param
+
+    @pytest.mark.skip(reason="a logo needs a network to be shown; the blocks have none, so that the UI is whole without")
+    def test_has_a_valid_image(self, block: Any) -> None: ...
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_type_can_be_registered(block: type[Block], prefect_server: None) -> None:
+    block.register_type_and_schema()
+
+
+def test_secrets_are_kept_but_not_shown(prefect_server: None) -> None:
+    remote = DataRemote(
+        url="s3://bucket/data", access_key_id="key-1", secret_access_key="secret-2", options={"grant_read": "secret-3"}
+    )
+    DataRepository(path="/somewhere", remote=remote).save("with-secrets", overwrite=True)
+    loaded = DataRepository.load("with-secrets")
+    assert loaded.remote is not None
+    shown = repr(loaded) + str(loaded) + loaded.model_dump_json() + json.dumps(loaded.model_dump(), default=str)
+    assert not [secret for secret in ("key-1", "secret-2", "secret-3") if secret in shown]
+    assert loaded.remote.as_config() == {
+        "core": {"remote": "prefect"},
+        'remote "prefect"': {
+            "url": "s3://bucket/data",
+            "access_key_id": "key-1",
+            "secret_access_key": "secret-2",
+            "grant_read": "secret-3",
+        },
+    }
+
+
+@pytest.mark.parametrize("make", [lambda url: DataRemote(url=url), lambda url: DataRepository(path=url)])
+def test_url_with_password_is_refused_without_repeating_it(make: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        make("https://someone:opensesame@example.org/data")
+    assert "password" in str(caught.value)
+    assert "opensesame" not in str(caught.value)
+
+
+def test_remote_of_a_block_is_the_default_one(repo: Repo, tmp_path: Path) -> None:
+    block = DataRepository(path=str(repo.root), remote=DataRemote(url=str(tmp_path / "other")))
+    assert block.open().push().files == 4
+    assert sum(path.is_file() for path in (tmp_path / "other").rglob("*")) == 4
+    assert not (tmp_path / "store").exists()
+
+
+def test_folder_that_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(NotARepositoryError):
+        DataRepository(path=str(tmp_path)).open()
+
+
+def test_rev_needs_a_git_url(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="git URL"):
+        DataRepository(path=str(tmp_path), rev="main")
+
+
+@pytest.mark.parametrize(
+    ("path", "cloned", "name"),
+    [
+        ("https://example.org/team/digits.git", True, "digits"),
+        ("git@example.org:team/digits.git", True, "digits"),
+        ("example.org:digits", True, "digits"),
+        ("file:///srv/digits", True, "digits"),
+        ("/srv/digits", False, "digits"),
+    ],
+)
+def test_what_is_cloned(path: str, cloned: bool, name: str) -> None:
+    block = DataRepository(path=path)
+    assert (block.is_cloned, block.name) == (cloned, name)
+
+
+@pytest.fixture
+def clones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "clones"
+
+
+def test_clone_is_shallow_and_follows_its_origin(repo: Repo, clones: Path, tmp_path: Path) -> None:
+    (repo.root / "note.txt").write_text("one\n")
+    git(repo.root, "add", "note.txt")
+    git(repo.root, "commit", "--quiet", "--message", "Note")
+    git(repo.root, "tag", "--annotate", "model@v0.0.1", "--message", "m", "HEAD^")
+    block = DataRepository(path=f"file://{repo.root}")
+    clone = block.open()
+    assert clone.root.parent == clones
+    assert git(clone.root, "rev-list", "--count", "HEAD") == "1"
+    assert git(clone.root, "tag", "--list") == "model@v0.0.1"
+    assert git(clone.root, "symbolic-ref", "--short", "HEAD") == "main"
+    assert [o.path for o in clone.outputs()] == ["data/train"]
+
+    (repo.root / "note.txt").write_text("two\n")
+    git(repo.root, "commit", "--quiet", "--all", "--message", "Note two")
+    assert (block.open().root / "note.txt").read_text() == "two\n"
+
+
+def test_clone_of_a_tag(repo: Repo, clones: Path) -> None:
+    git(repo.root, "tag", "v1")
+    (repo.root / "note.txt").write_text("one\n")
+    git(repo.root, "add", "note.txt")
+    git(repo.root, "commit", "--quiet", "--message", "Note")
+    clone = DataRepository(path=f"file://{repo.root}", rev="v1").open()
+    assert not (clone.root / "note.txt").exists()
+
+
+def test_clone_keeps_commits_that_were_not_pushed(repo: Repo, clones: Path) -> None:
+    block = DataRepository(path=f"file://{repo.root}")
+    clone = block.open()
+    (clone.root / "result.txt").write_text("result\n")
+    git(clone.root, "add", "result.txt")
+    git(clone.root, "commit", "--quiet", "--message", "Result")
+    assert (block.open().root / "result.txt").exists()
+
+    (repo.root / "note.txt").write_text("moved on\n")
+    git(repo.root, "add", "note.txt")
+    git(repo.root, "commit", "--quiet", "--message", "Note")
+    with pytest.raises(GitError, match="origin does not have"):
+        block.open()
+    assert (clone.root / "result.txt").exists()
+
+
+def test_clone_of_nothing(clones: Path, tmp_path: Path) -> None:
+    with pytest.raises(GitError, match="fetch"):
+        DataRepository(path=f"file://{tmp_path}/nowhere").open()
+
+
+def test_runner_of_each_backend(repo: Repo) -> None:
+    for backend in ("local", "kubeflow-local"):
+        with KubeflowPipelines(backend=backend).runner(repo) as runner:
+            assert runner.name == backend
+
+
+def test_model_that_is_not_served(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="not served here"):
+        ModelServer(state_dir=str(tmp_path)).endpoint("digits")
+
+
+def test_data_layer_does_not_import_prefect() -> None:
+    code = "import sys, dvkf_prefect, dvkf_prefect.data; sys.exit('prefect' in sys.modules or 'kfp' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_exports() -> None:
+    import dvkf_prefect
+
+    assert dvkf_prefect.__all__ == sorted(dvkf_prefect.__all__)
+    for name in dvkf_prefect.__all__:
+        assert getattr(dvkf_prefect, name) is not None
+    with pytest.raises(AttributeError):
+        dvkf_prefect.nothing_of_that_name  # noqa: B018
