@@ -249,11 +249,11 @@ def _targets(repo: Repo, targets: Sequence[str]) -> list[str]:
     for target in targets:
         file, colon, stage = target.rpartition(":")
         if colon:
-            typed.append(f"{repo.relpath(file)}:{stage}")
+            typed.append(f"{repo.relpath(os.path.abspath(file))}:{stage}")
         elif os.sep not in target and not os.path.lexists(target) and os.getcwd() == str(repo.root):
             typed.append(target)
         else:
-            typed.append(repo.relpath(target))
+            typed.append(repo.relpath(os.path.abspath(target)))
     return typed
 
 
@@ -278,7 +278,11 @@ def _init(args: argparse.Namespace) -> int:
 
 def _add(args: argparse.Namespace) -> int:
     repo = _open()
-    versions = repo.add(args.targets, no_commit=args.no_commit, progress=_progress(args.quiet))
+    versions = repo.add(
+        [os.path.abspath(target) for target in args.targets],
+        no_commit=args.no_commit,
+        progress=_progress(args.quiet),
+    )
     if not args.quiet:
         for version in versions:
             print(f"{version.path}: {version.nfiles} file(s), {_bytes(version.size)}, {version.digest}")
@@ -458,7 +462,10 @@ def _diff(args: argparse.Namespace) -> int:
     if args.hide_missing:
         found = dataclasses.replace(found, not_in_cache=())
     if args.json:
-        print(json.dumps(found.as_dict(hashes=args.show_hash)))
+        rows = found.as_dict(hashes=args.show_hash)
+        if args.hide_missing:
+            rows.pop("not in cache", None)
+        print(json.dumps(rows))
         return 0
     counts = []
     for title, entries in (

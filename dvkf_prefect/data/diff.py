@@ -62,13 +62,16 @@ class Diff:
         def row(path: Any, digest: Any) -> dict[str, Any]:
             return {"path": path, "hash": digest} if hashes else {"path": path}
 
-        return {
+        rows = {
             "added": [row(e.path, e.new_digest) for e in self.added],
             "deleted": [row(e.path, e.old_digest) for e in self.deleted],
             "modified": [row(e.path, {"old": e.old_digest, "new": e.new_digest}) for e in self.modified],
             "renamed": [row({"old": e.old_path, "new": e.path}, e.new_digest) for e in self.renamed],
-            "not in cache": [row(e.path, e.old_digest) for e in self.not_in_cache],
         }
+        # Of two revisions DVC does not ask what the cache holds.
+        if self.b is None:
+            rows["not in cache"] = [row(e.path, e.old_digest) for e in self.not_in_cache]
+        return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,12 +219,12 @@ class Repo:
     # -- what is tracked ---------------------------------------------------------------------------------------------
 
     def relpath(self, path: str | os.PathLike[str]) -> str:
-        """Return a path as posix relative to the root; a relative one is taken from the current folder.
+        """Return a path as posix relative to the root; a relative one is taken from the root.
 
         Raises:
             UnsafePathError: It lies outside the repository.
         """
-        full = os.path.abspath(path)
+        full = os.path.normpath(self.root / path)
         with suppress(ValueError):
             relative = Path(full).relative_to(self.root)
             return relative.as_posix() if relative.parts else ""
@@ -337,7 +337,7 @@ class Repo:
         """Track files or directories: into the cache, and a `.dvc` file beside each.
 
         Args:
-            targets: Paths, relative to the current folder.
+            targets: Paths, relative to the root or absolute.
             no_commit: Only record the content; do not store it.
             progress: Told of files and bytes.
 
