@@ -1,0 +1,519 @@
+"""Versions of models, registered by annotated git tags that GTO and DVC Studio read too.
+
+A model is declared in a dvc.yaml under ``artifacts``; a version is a commit with a tag. What its file was at that
+commit stands in dvc.lock or a `.dvc` file there, so a version names its content without anything being downloaded.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from dvkf_prefect.data import documents
+from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.locks import RepoLock
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import (
+    ConfigError,
+    ModelDigestError,
+    ModelError,
+    ModelNotFoundError,
+    ObjectError,
+    ParseError,
+    RemoteError,
+)
+from dvkf_prefect.models import tags
+from dvkf_prefect.models.content import ModelContent, ModelContents
+from dvkf_prefect.models.history import ROLLED_BACK, ModelHistory, Registered, gather
+from dvkf_prefect.models.tags import TagEvent
+
+Part = Literal["major", "minor", "patch"]
+
+_LOCK_WAIT = 30.0
+# How often a tag's number may be taken by somebody else between looking and making it.
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a model.
+
+    Attributes:
+        name: The model; ``folder:model`` when declared in folder/dvc.yaml.
+        version: ``v`` and a semantic version; the commit for one that was given a stage without being registered.
+        rev: The commit.
+        path: The model's file or folder, relative to the repository's root; empty when the commit declares none.
+        digest: Its md5, with ``.dir`` for a folder; empty when DVC recorded none at that commit.
+        size: Bytes; 0 when they are not recorded.
+        nfiles: Number of files; 1 for a file.
+        stages: The stages it holds now, sorted.
+        created: When it was registered.
+        author: Who registered it.
+        message: The message of its tag, without trailers.
+        trailers: The trailers of its tag, such as the run that made it.
+        active: False when the version was withdrawn or the model is deprecated.
+    """
+
+    name: str
+    version: str
+    rev: str
+    path: str
+    digest: str
+    size: int
+    nfiles: int
+    stages: tuple[str, ...]
+    created: datetime
+    author: str
+    message: str
+    trailers: Mapping[str, str] = field(default_factory=dict)
+    active: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values for JSON; the time as ISO 8601."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            **values,
+            "stages": [*self.stages],
+            "trailers": dict(self.trailers),
+            "created": self.created.isoformat(),
+        }
+
+    def __str__(self) -> str:
+        stages = "".join(f" #{stage}" for stage in self.stages)
+        return f"{self.name} {self.version}{stages} ({self.rev[:7]}, {(self.digest or 'no digest')[:8]})"
+
+
+class ModelRegistry:
+    """The models of one repository.
+
+    Args:
+        repo: The repository; it must be in git.
+
+    Raises:
+        ConfigError: It has no git.
+
+    Example:
+        >>> registry = ModelRegistry(Repo.open("path/to/repository"))
+        >>> version = registry.register("classifier")
+        >>> registry.assign("classifier", version.version, "prod")
+    """
+
+    def __init__(self, repo: Repo) -> None:
+        if repo.git is None:
+            raise ConfigError(
+                f"{repo.root} is not in git, and models are registered by git tags; run `git init`"
+            )
+        self._repo = repo
+        self._git: Git = repo.git
+        self._contents = ModelContents(repo, self._git)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def list(self, name: str | None = None, *, include_inactive: bool = False) -> builtins.list[ModelVersion]:
+        """Return the versions, by model and from the highest down.
+
+        Args:
+            name: Only this model's.
+            include_inactive: Also withdrawn versions and deprecated models.
+
+        Raises:
+            ModelNotFoundError: No model of that name is registered.
+        """
+        models = self._read()
+        chosen = models.values() if name is None else [self._model(models, name)]
+        return [
+            self._version(history, version)
+            for history in chosen
+            if history.active or include_inactive
+            for version in (history.versions if include_inactive else history.standing)
+        ]
+
+    def show(self, name: str, which: str = "latest") -> ModelVersion:
+        """Return one version.
+
+        Args:
+            name: The model.
+            which: A version; ``latest``, the highest that stands; or ``#stage``, the one that holds a stage.
+
+        Raises:
+            ModelNotFoundError: There is none; names those there are.
+        """
+        history = self._model(self._read(), name)
+        return self._version(history, self._find(history, which))
+
+    def history(self, name: str | None = None) -> builtins.list[TagEvent]:
+        """Return what happened to the models, newest first.
+
+        Args:
+            name: Only this model.
+
+        Raises:
+            ModelNotFoundError: No model of that name is registered.
+        """
+        models = self._read()
+        chosen = models.values() if name is None else [self._model(models, name)]
+        events = [event for history in chosen for event in history.events]
+        return sorted(events, key=lambda event: event.created, reverse=True)
+
+    # -- versions ------------------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        *,
+        version: str | None = None,
+        bump: Part | None = None,
+        rev: str = "HEAD",
+        message: str = "",
+        trailers: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register a commit as a new version of a model.
+
+        Args:
+            name: The model as dvc.yaml declares it under ``artifacts``; ``folder:name`` for folder/dvc.yaml.
+            version: The version; by default the highest one's next patch, v0.0.1 for the first.
+            bump: Which part of the highest version to count up instead.
+            rev: The commit.
+            message: The tag's message.
+            trailers: ``Key: value`` lines for the end of the message, such as the run that made the model.
+
+        Raises:
+            ModelError: The name or version is not valid, the commit or the version is registered already, or the
+                model is not declared, or has no recorded content, at that commit.
+            GitError: There is no such revision, or git refused the tag.
+        """
+        tags.check_model_name(name)
+        if version is not None and bump is not None:
+            raise ModelError("give either a version or the part to count up, not both")
+        if version is not None and not tags.is_version(version):
+            raise ModelError(f"'{version}' is not a version; one looks like v1.0.0 or v1.0.0-rc.1")
+        rev = self._git.resolve(rev)
+        self._contents.read(name, rev)
+        with self._writing():
+            for _ in range(_ATTEMPTS):
+                history = self._read().get(name) or ModelHistory(name, ())
+                chosen = self._next_version(history, version, bump, rev)
+                text = message or f"Registering artifact {name} version {chosen}"
+                tag = tags.tag_name("register", name, version=chosen)
+                if self._tag(history, tag, rev, text, trailers):
+                    return self.show(name, chosen)
+                if version is not None:
+                    break
+        raise ModelError(f"the tag {tag} exists already; choose another version")
+
+    def _next_version(self, history: ModelHistory, version: str | None, part: Part | None, rev: str) -> str:
+        taken = {known.name: known for known in history.versions if known.registrations or known.withdrawals}
+        for known in taken.values():
+            if known.rev == rev:
+                state = "registered" if known.active else "registered and withdrawn"
+                raise ModelError(
+                    f"commit {rev[:7]} is {state} as '{history.name}' {known.name} already; a commit has one version"
+                )
+        if version is not None:
+            if version in taken:
+                raise ModelError(
+                    f"'{history.name}' {version} is registered already, at commit {taken[version].rev[:7]}; "
+                    "choose another version"
+                )
+            return version
+        highest = next((known.name for known in history.standing if known.registrations), None)
+        if highest is None and part is not None:
+            raise ModelError(
+                f"'{history.name}' has no version to count up from; register the first one without"
+            )
+        proposed = tags.FIRST_VERSION if highest is None else tags.bump(highest, part or "patch")
+        while proposed in taken:
+            proposed = tags.bump(proposed, part or "patch")
+        return proposed
+
+    def deregister(self, name: str, version: str, *, message: str = "") -> ModelVersion:
+        """Withdraw a version; its tags stay, and its number is not used again.
+
+        Raises:
+            ModelNotFoundError: There is no such version.
+            ModelError: It was withdrawn before.
+        """
+        with self._writing():
+            history = self._model(self._read(), name)
+            found = self._named(history, version)
+            tag = tags.tag_name("deregister", name, version=version)
+            text = message or f"Deregistering artifact {name} version {version}"
+            if not found.active or not self._tag(history, tag, found.rev, text):
+                raise ModelError(f"'{name}' {version} was deregistered already")
+            after = self._model(self._read(), name)
+            return self._version(after, self._named(after, version))
+
+    def deprecate(self, name: str, *, message: str = "") -> None:
+        """Say that a model is no longer kept; it is hidden until a version is registered or assigned again.
+
+        Raises:
+            ModelNotFoundError: No model of that name is registered.
+            ModelError: It was deprecated before.
+        """
+        with self._writing():
+            history = self._model(self._read(), name)
+            if not history.active:
+                raise ModelError(f"'{name}' was deprecated already")
+            rev = history.events[-1].rev
+            text = message or f"Deprecating artifact '{name}'"
+            if not self._tag(history, tags.tag_name("deprecate", name), rev, text):
+                self._counted(name, "deprecate", "", rev, text)
+
+    # -- stages --------------------------------------------------------------------------------------------------------
+
+    def assign(
+        self,
+        name: str,
+        version: str,
+        stage: str,
+        *,
+        message: str = "",
+        trailers: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Give a stage to a version.
+
+        Args:
+            name: The model.
+            version: The version, or ``latest``.
+            stage: The stage, such as ``prod``.
+            message: The tag's message.
+            trailers: ``Key: value`` lines for its end.
+
+        Raises:
+            ModelNotFoundError: There is no such version.
+            ModelError: The stage's name is not valid or not allowed by the file .gto, or the version holds it already.
+        """
+        self._check_stage(stage)
+        with self._writing():
+            history = self._model(self._read(), name)
+            found = self._find(history, version)
+            if history.holder(stage) is found:
+                raise ModelError(f"'{name}' {found.name} is in stage '{stage}' already")
+            text = message or f"Assigning stage {stage} to artifact {name} version {found.name}"
+            self._counted(name, "assign", stage, found.rev, text, trailers)
+            return self.show(name, found.name)
+
+    def unassign(self, name: str, version: str, stage: str, *, message: str = "") -> ModelVersion:
+        """Take a stage from a version; the version assigned before it, if any, holds it again.
+
+        Raises:
+            ModelNotFoundError: There is no such version, or it is not in that stage.
+        """
+        self._check_stage(stage)
+        with self._writing():
+            history = self._model(self._read(), name)
+            found = self._find(history, version)
+            if found.assigned(stage) is None:
+                raise ModelNotFoundError(
+                    f"'{name}' {found.name} is not in stage '{stage}'; {_known(history)}"
+                )
+            text = message or f"Unassigning stage '{stage}' to artifact '{name}' version '{found.name}'"
+            self._counted(name, "unassign", stage, found.rev, text)
+            return self.show(name, found.name)
+
+    def rollback(
+        self,
+        name: str,
+        stage: str,
+        *,
+        reason: str = "",
+        trailers: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Give a stage back to the version that held it before.
+
+        Each rollback goes one version further back; it never returns to a version that was rolled back from, and
+        passes over withdrawn ones.
+
+        Args:
+            name: The model.
+            stage: The stage.
+            reason: Why; it goes into the tag's message.
+            trailers: ``Key: value`` lines for its end.
+
+        Returns:
+            The version that holds the stage now.
+
+        Raises:
+            ModelNotFoundError: Nothing holds the stage, or nothing did before; names the versions there are.
+        """
+        self._check_stage(stage)
+        with self._writing():
+            history = self._model(self._read(), name)
+            current = history.holder(stage)
+            if current is None:
+                raise ModelNotFoundError(f"no version of '{name}' is in stage '{stage}'; {_known(history)}")
+            earlier = history.before(stage)
+            if earlier is None:
+                raise ModelNotFoundError(
+                    f"no version of '{name}' held stage '{stage}' before {current.name}; {_known(history)}"
+                )
+            text = (
+                f"Rolling back stage {stage} of artifact {name} from version {current.name} to {earlier.name}"
+            )
+            if reason:
+                text += f"\n\n{reason.strip()}"
+            marks = {**(trailers or {}), ROLLED_BACK: current.name}
+            self._counted(name, "assign", stage, earlier.rev, text, marks)
+            return self.show(name, earlier.name)
+
+    def _check_stage(self, stage: str) -> None:
+        tags.check_stage_name(stage)
+        try:
+            settings = documents.load((self._git.root / ".gto").read_bytes(), ".gto")
+        except FileNotFoundError:
+            return
+        allowed = settings.get("stages") if isinstance(settings, dict) else None
+        if isinstance(allowed, list) and stage not in allowed:
+            names = ", ".join(str(name) for name in allowed)
+            raise ModelError(f"stage '{stage}' is not one of those the file .gto allows: {names}")
+
+    # -- content -------------------------------------------------------------------------------------------------------
+
+    def materialise(self, version: ModelVersion, dest: Path) -> Path:
+        """Bring a version's file or folder out of the cache, fetching it from the remote when it is not there.
+
+        Args:
+            version: The version.
+            dest: Where to put it. When it is there already with that content, nothing is done.
+
+        Returns:
+            ``dest``.
+
+        Raises:
+            OutputChangedError: Something else is there.
+            ModelDigestError: The content in the cache is damaged, and the remote has no good one.
+            ModelError: The version has no recorded content.
+            MissingObjectError: Neither the cache nor the remote has it.
+            RemoteError: The remote cannot be used.
+        """
+        if not version.digest:
+            raise ModelError(
+                f"{version.name} {version.version} has no content recorded by DVC at commit {version.rev[:7]}"
+            )
+        content = self._contents.read(version.name, version.rev)
+        if content.digest != version.digest:
+            raise ModelDigestError(
+                f"{version.name} at commit {version.rev[:7]} is {content.digest}, not {version.digest}"
+            )
+        return self._contents.export(content, dest)
+
+    def find_same(self, name: str, rev: str = "HEAD") -> ModelVersion | None:
+        """Return the latest version if its content is what a commit holds, so that it need not be registered again.
+
+        Args:
+            name: The model.
+            rev: The commit.
+
+        Raises:
+            ModelNotFoundError: The commit does not declare the model.
+            ModelError: DVC recorded no content for it at that commit.
+            GitError: There is no such revision.
+        """
+        tags.check_model_name(name)
+        content = self._contents.read(name, self._git.resolve(rev))
+        history = self._read().get(name)
+        standing = [version for version in history.standing if version.registrations] if history else []
+        if not history or not standing:
+            return None
+        latest = self._version(history, standing[0])
+        return latest if latest.digest == content.digest else None
+
+    # -- tags ----------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, ModelHistory]:
+        return gather(tags.read_tags(self._git))
+
+    def _model(self, models: Mapping[str, ModelHistory], name: str) -> ModelHistory:
+        if name not in models:
+            known = ", ".join(models) or "none"
+            raise ModelNotFoundError(
+                f"no model '{name}' is registered in {self._git.root} (registered: {known})"
+            )
+        return models[name]
+
+    def _named(self, history: ModelHistory, version: str) -> Registered:
+        found = history.find(version)
+        if found is None:
+            raise ModelNotFoundError(f"'{history.name}' has no version '{version}'; {_known(history)}")
+        return found
+
+    def _find(self, history: ModelHistory, which: str) -> Registered:
+        """Return the version that `show`'s ``which`` means, among those that stand."""
+        if which.startswith("#"):
+            found = history.holder(which[1:])
+            if found is None:
+                raise ModelNotFoundError(
+                    f"no version of '{history.name}' is in stage '{which[1:]}'; {_known(history)}"
+                )
+            return found
+        if which in ("latest", "greatest"):
+            if not history.standing:
+                raise ModelNotFoundError(f"'{history.name}' has no version; {_known(history)}")
+            return history.standing[0]
+        found = self._named(history, which)
+        if not found.active:
+            raise ModelNotFoundError(f"'{history.name}' {which} was deregistered; {_known(history)}")
+        return found
+
+    def _version(self, history: ModelHistory, version: Registered) -> ModelVersion:
+        event = version.event
+        content: ModelContent | None = None
+        # What others tagged may lack what we ask of a registration; it is shown all the same.
+        with suppress(ModelError, ParseError, ObjectError, RemoteError, ConfigError):
+            content = self._contents.read(history.name, version.rev)
+        return ModelVersion(
+            name=history.name,
+            version=version.name,
+            rev=version.rev,
+            path=content.path if content else "",
+            digest=content.digest if content else "",
+            size=content.size if content else 0,
+            nfiles=content.nfiles if content else 0,
+            stages=tuple(stage for stage, holder in history.stages().items() if holder is version),
+            created=event.created,
+            author=event.author,
+            message=event.message,
+            trailers=event.trailers,
+            active=version.active and history.active,
+        )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep this repository's other writers out, who would count to the same number."""
+        with RepoLock(self._repo.tmp_dir / "models.lock").hold(_LOCK_WAIT):
+            yield
+
+    def _tag(
+        self, history: ModelHistory, tag: str, rev: str, text: str, trailers: Mapping[str, str] | None = None
+    ) -> bool:
+        message = tags.join_message(text, trailers or {})
+        return tags.create_tag(self._git, tag, rev, message, after=history.events)
+
+    def _counted(
+        self,
+        name: str,
+        action: tags.Action,
+        stage: str,
+        rev: str,
+        text: str,
+        trailers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make a tag with the model's next number; another clone's or gto's may be faster, then the one after."""
+        for _ in range(_ATTEMPTS):
+            history = self._model(self._read(), name)
+            counter = max((event.counter or 0 for event in history.events), default=0) + 1
+            tag = tags.tag_name(action, name, stage=stage, counter=counter)
+            if self._tag(history, tag, rev, text, trailers):
+                return
+        raise ModelError(f"the tag {tag} was taken by somebody else {_ATTEMPTS} times; try again")
+
+
+def _known(history: ModelHistory) -> str:
+    names = [version.name for version in history.standing]
+    held = [f"#{stage} {holder.name}" for stage, holder in history.stages().items()]
+    return f"its versions: {', '.join(names) or 'none'}" + (f" ({', '.join(held)})" if held else "")

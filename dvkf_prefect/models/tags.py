@@ -1,0 +1,261 @@
+"""The git tags that are a model registry: their grammar, and reading and writing them.
+
+Source: GTO 1.9 (https://mlem.ai/doc/gto), whose tags these are. Annotated tags only:
+
+| tag | meaning |
+|---|---|
+| ``model@v1.0.0`` | the commit is version v1.0.0 of the model |
+| ``model@v1.0.0!`` | that version is withdrawn |
+| ``model#prod#3`` | the commit's version holds the stage ``prod``; 3 counts the model's assignments |
+| ``model#prod!#4`` | it holds it no longer |
+| ``model@deprecated`` | the model is no longer kept |
+
+A model declared in ``folder/dvc.yaml`` is ``folder:model``, in a tag ``folder=model``. Where two tags of one model have
+the same time, GTO cannot tell which came first, so a tag written here is never as old as the one before it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Literal
+
+from dvkf_prefect.data.git import Git
+from dvkf_prefect.errors import GitError, ModelError
+
+Action = Literal["register", "deregister", "assign", "unassign", "deprecate"]
+
+FIRST_VERSION = "v0.0.1"
+_DIRNAME = r"[a-zA-Z0-9\-_./]+"
+_NAME = r"[a-zA-Z0-9](?:[a-zA-Z0-9\-/_]*[a-zA-Z0-9])?"
+_IDENTIFIER = r"(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)"
+_SEMVER = (
+    rf"v(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)\.(?:0|[1-9]\d*)(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?"
+    r"(?:\+[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*)?"
+)
+_NAME_RE = re.compile(_NAME, re.ASCII)
+_FULL_NAME_RE = re.compile(rf"(?:{_DIRNAME}:)?{_NAME}", re.ASCII)
+_VERSION_RE = re.compile(_SEMVER, re.ASCII)
+_TAG_RE = re.compile(
+    rf"(?P<model>(?:{_DIRNAME}=)?{_NAME})"
+    rf"(?:(?:#(?P<stage>{_NAME})|@(?P<version>{_SEMVER}))(?P<cancel>!?)|@(?P<deprecated>deprecated))"
+    r"(?:#(?P<counter>[0-9]+))?",
+    re.ASCII,
+)
+_TRAILER_RE = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*): (.*)", re.ASCII)
+_FORMAT = (
+    "%(objecttype)%00%(refname:strip=2)%00%(type)%00%(object)%00%(taggername)%00%(taggeremail:trim)%00"
+    "%(taggerdate:raw)%00%(contents:signature)%00%(contents)%00"
+)
+_FIELDS = _FORMAT.count("%00")
+
+
+@dataclass(frozen=True)
+class TagEvent:
+    """What one tag says.
+
+    Attributes:
+        action: What happened.
+        model: The model's name.
+        version: The version registered or withdrawn.
+        stage: The stage assigned or taken away.
+        counter: The number at the tag's end.
+        rev: The commit the tag is on.
+        created: When it was made.
+        author: Who made it.
+        email: Their address.
+        message: Its message without the trailers.
+        trailers: The ``Key: value`` lines of its last paragraph.
+        tag: Its name.
+    """
+
+    action: Action
+    model: str
+    version: str | None
+    stage: str | None
+    counter: int | None
+    rev: str
+    created: datetime
+    author: str
+    email: str
+    message: str
+    trailers: Mapping[str, str] = field(default_factory=dict)
+    tag: str = ""
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that GTO would.
+
+    Raises:
+        ModelError: It is none; says what is.
+    """
+    if not _FULL_NAME_RE.fullmatch(name):
+        raise ModelError(
+            f"'{name}' is not a model name: letters, digits, '_', '-' and '/' between a letter or digit at each "
+            "end, with 'folder:' before it for one declared in folder/dvc.yaml"
+        )
+
+
+def check_stage_name(name: str) -> None:
+    """Refuse a stage name that GTO would.
+
+    Raises:
+        ModelError: It is none; says what is.
+    """
+    if not _NAME_RE.fullmatch(name):
+        raise ModelError(
+            f"'{name}' is not a stage name: letters, digits, '_', '-' and '/' between a letter or digit at each end"
+        )
+
+
+def is_version(text: str) -> bool:
+    """Tell whether a text is a version: ``v`` and a semantic version."""
+    return bool(_VERSION_RE.fullmatch(text))
+
+
+def version_key(version: str) -> tuple[object, ...]:
+    """Return what versions are ordered by: semantic versioning's precedence.
+
+    Example:
+        >>> sorted(["v1.0.0", "v1.0.0-rc.2", "v1.0.0-rc.10", "v0.9.9"], key=version_key)
+        ['v0.9.9', 'v1.0.0-rc.2', 'v1.0.0-rc.10', 'v1.0.0']
+    """
+    core, _, rest = version[1:].partition("+")[0].partition("-")
+    parts = tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in rest.split(".")) if rest else ()
+    return (*(int(number) for number in core.split(".")), not rest, parts)
+
+
+def bump(version: str, part: Literal["major", "minor", "patch"]) -> str:
+    """Return the next version.
+
+    Example:
+        >>> bump("v1.2.3", "minor")
+        'v1.3.0'
+    """
+    major, minor, patch = (int(n) for n in version[1:].partition("+")[0].partition("-")[0].split("."))
+    if part == "major":
+        return f"v{major + 1}.0.0"
+    if part == "minor":
+        return f"v{major}.{minor + 1}.0"
+    return f"v{major}.{minor}.{patch + 1}"
+
+
+def tag_name(
+    action: Action, model: str, *, version: str = "", stage: str = "", counter: int | None = None
+) -> str:
+    """Return the name of a tag."""
+    suffix = {
+        "register": f"@{version}",
+        "deregister": f"@{version}!",
+        "assign": f"#{stage}",
+        "unassign": f"#{stage}!",
+        "deprecate": "@deprecated",
+    }[action]
+    return model.replace(":", "=") + suffix + ("" if counter is None else f"#{counter}")
+
+
+def read_tags(git: Git) -> list[TagEvent]:
+    """Read every registry tag, oldest first; of the same second, by name, as GTO reads them."""
+    listed = git.run_bytes("for-each-ref", f"--format={_FORMAT}", "refs/tags").decode(errors="replace")
+    # Each record is followed by a newline, which so begins the next one's first field.
+    fields = listed.split("\0")
+    events = []
+    for start in range(0, len(fields) - 1, _FIELDS):
+        kind, tag, target, rev, author, email, date, signature, message = fields[start : start + _FIELDS]
+        match = _TAG_RE.fullmatch(tag)
+        if kind.strip() != "tag" or target != "commit" or not match:
+            continue
+        text, trailers = split_message(message.removesuffix(signature))
+        events.append(
+            TagEvent(
+                _action(match),
+                match["model"].replace("=", ":"),
+                match["version"],
+                match["stage"],
+                int(match["counter"]) if match["counter"] else None,
+                rev,
+                _time(date),
+                author,
+                email,
+                text,
+                trailers,
+                tag,
+            )
+        )
+    return sorted(events, key=lambda event: (event.created, event.tag))
+
+
+def _action(match: re.Match[str]) -> Action:
+    if match["deprecated"]:
+        return "deprecate"
+    if match["version"]:
+        return "deregister" if match["cancel"] else "register"
+    return "unassign" if match["cancel"] else "assign"
+
+
+def _time(raw: str) -> datetime:
+    seconds, _, zone = raw.partition(" ")
+    offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5])) if zone else timedelta()
+    return datetime.fromtimestamp(int(seconds), timezone(-offset if zone.startswith("-") else offset))
+
+
+def split_message(message: str) -> tuple[str, dict[str, str]]:
+    """Part a tag's message into its text and its trailers, git's ``Key: value`` lines in the last paragraph."""
+    message = message.strip()
+    text, blank, last = message.rpartition("\n\n")
+    matches = [_TRAILER_RE.fullmatch(line) for line in last.split("\n")]
+    trailers = {match[1]: match[2] for match in matches if match}
+    if not blank or len(trailers) != len(matches):
+        return message, {}
+    return text.rstrip(), trailers
+
+
+def join_message(text: str, trailers: Mapping[str, str]) -> str:
+    """Put trailers at the end of a message.
+
+    Raises:
+        ModelError: A key or value cannot be a trailer.
+    """
+    lines = [f"{key}: {value}" for key, value in trailers.items()]
+    for line in lines:
+        if not _TRAILER_RE.fullmatch(line):
+            raise ModelError(
+                f"'{line}' cannot be a trailer: letters, digits and '-', a colon, one line of text"
+            )
+    return "\n\n".join(part for part in (text.strip(), "\n".join(lines)) if part) + "\n"
+
+
+def create_tag(git: Git, name: str, rev: str, message: str, *, after: Iterable[TagEvent] = ()) -> bool:
+    """Make an annotated tag, later than all those it must come after.
+
+    Args:
+        git: The work tree.
+        name: The tag.
+        rev: The commit it is on.
+        message: Its message.
+        after: Tags that it must be read as newer than.
+
+    Returns:
+        False when there is a tag of that name already; nothing was changed then.
+
+    Raises:
+        GitError: Git refused, for want of an identity for instance.
+    """
+    newest = max((int(event.created.timestamp()) for event in after), default=0)
+    moment = max(int(time.time()), newest + 1)
+    zone = time.strftime("%z", time.localtime(moment))
+    try:
+        git.run(
+            "tag", "--annotate", "--cleanup=whitespace", "--file=-", "--", name, rev,
+            stdin=message.encode(),
+            env={"GIT_COMMITTER_DATE": f"@{moment} {zone}"},
+        )  # fmt: skip
+    except GitError as error:
+        # The second is what git says when another process is just making the tag.
+        if "already exists" in str(error) or "File exists" in str(error):
+            return False
+        raise
+    return True
