@@ -1,0 +1,202 @@
+"""Between the repository and a stage's run: what goes into the clean folder, and where its outputs end up."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from pathlib import Path
+
+from dvkf_prefect.data import gitignore
+from dvkf_prefect.data.digest import Memory
+from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.workspace import Workspace
+from dvkf_prefect.errors import OutputInGitError, OutputNotFoundError
+from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, stored_of, write_entry
+from dvkf_prefect.pipeline.runcache import RunCache, can_save
+from dvkf_prefect.pipeline.snapshot import Inputs, Snapshot
+from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepSpec
+from dvkf_prefect.pipeline.stages import Stage, StageOutput
+
+
+def make_spec(repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs) -> StepSpec:
+    """Return what a stage's run needs.
+
+    Args:
+        repo: The repository.
+        snapshot: What is there.
+        stage: The stage.
+        inputs: What it reads; all of it must be there.
+
+    Raises:
+        OutputInGitError: Git tracks one of its outputs.
+    """
+    _check_git(repo, stage)
+    items = {item["path"]: item for item in inputs.items}
+    deps = {}
+    for dep in stage.deps:
+        item = items[dep.name]
+        stored = stored_of(item)
+        deps[dep.path] = StepDependency(
+            dep.path, stored.digest, stored.size, stored.isexec, item.get("hash", "md5-dos2unix")
+        )
+    outs = []
+    for out in stage.outs:
+        previous, isexec = None, False
+        if out.persist and snapshot.look(out.path).digest:
+            stored = repo.workspace.take(out.path)
+            previous, isexec = stored.digest, stored.isexec
+        outs.append(StepOutput(out.path, out.cached, out.kind, previous, isexec))
+    return StepSpec(
+        stage=stage.address,
+        cmd=stage.cmd,
+        cache_dir=str(repo.cache.root),
+        wdir=stage.wdir,
+        deps=tuple(deps.values()),
+        params={
+            stage.params_path(file): inputs.params[file] if keys else {"": inputs.params[file]}
+            for file, keys in stage.params.items()
+        },
+        outs=tuple(outs),
+        workspace=str(repo.root),
+    )
+
+
+def _check_git(repo: Repo, stage: Stage) -> None:
+    """Refuse to write over what git tracks: nobody would see that it changed twice."""
+    cached = [str(repo.root / out.path) for out in stage.outs if out.cached]
+    if repo.git is None or not cached:
+        return
+    top = repo.git.root.resolve()
+    tracked = repo.git.tracked([Path(path).relative_to(top).as_posix() for path in cached])
+    if tracked:
+        raise OutputInGitError(
+            f"stage '{stage.address}': git tracks its output '{tracked[0]}'; stop that first: "
+            f"`git rm -r --cached '{tracked[0]}'`, or give the output `cache: false`"
+        )
+
+
+def contents_of(stage: Stage, entry: Entry) -> tuple[StepContent, ...]:
+    """Return the outputs that an entry recorded, by the stage's paths.
+
+    Args:
+        stage: The stage.
+        entry: One of its runs.
+    """
+    recorded = {item["path"]: stored_of(item) for item in entry.get("outs", ())}
+    contents = []
+    for out in stage.outs:
+        stored = recorded[out.name]
+        contents.append(StepContent(out.path, stored.digest, stored.size, stored.nfiles, stored.isexec))
+    return tuple(contents)
+
+
+def put_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent], side_dir: str = "") -> list[Item]:
+    """Make the workspace hold a run's outputs.
+
+    What lies there and is nowhere else goes into the cache first, so that a changed output can be had again.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        contents: What the run wrote, in the order of the stage's outputs.
+        side_dir: The root of the cache that holds those which stay out of the repository's; "" if all are in that.
+
+    Returns:
+        The outputs as an entry holds them.
+
+    Raises:
+        TransferError: An object is missing or damaged.
+        DiskFullError: There is no room.
+    """
+    by_path = {content.path: content for content in contents}
+    items: list[Item] = []
+    for out in stage.outs:
+        content = by_path[out.path]
+        output = Output(
+            out.path, content.digest, content.size, content.nfiles, content.isexec, source=stage.file
+        )
+        found = repo.workspace.look(out.path)
+        if found.digest != content.digest or found.isexec != content.isexec:
+            if repo.workspace.lost_by(output, found):
+                repo.workspace.take(out.path)
+            place = repo.workspace if out.cached or not side_dir else _beside(repo, Path(side_dir))
+            place.put(output, found)
+        elif out.cached and repo.cache.missing(_objects(repo, content)):
+            repo.workspace.take(out.path)
+        items.append(_settle(repo, out))
+    return items
+
+
+def _objects(repo: Repo, content: StepContent) -> set[str]:
+    if content.nfiles is None or not repo.cache.exists(content.digest):
+        return {content.digest}
+    return {content.digest, *repo.cache.read_tree(content.digest).digests}
+
+
+def _beside(repo: Repo, side: Path) -> Workspace:
+    return Workspace(repo.root, Cache(side), Memory(repo.tmp_dir / "memory"), repo.ignore)
+
+
+def take_outputs(repo: Repo, stage: Stage) -> list[Item]:
+    """Store a stage's outputs as they lie in the workspace.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+
+    Returns:
+        The outputs as an entry holds them.
+
+    Raises:
+        OutputNotFoundError: One is not there.
+        OutputInGitError: Git tracks one.
+    """
+    _check_git(repo, stage)
+    items = []
+    for out in stage.outs:
+        if repo.workspace.look(out.path).digest is None:
+            raise OutputNotFoundError(
+                f"stage '{stage.address}': its output '{out.name}' is not in the workspace; run the stage, "
+                "or bring it back with `dvkf checkout`"
+            )
+        if out.cached:
+            repo.workspace.take(out.path)
+        items.append(_settle(repo, out))
+    return items
+
+
+def _settle(repo: Repo, out: StageOutput) -> Item:
+    """Keep an output out of git; return it as it lies in the workspace."""
+    path = repo.root / out.path
+    if out.cached and repo.git is not None and not repo.git.is_ignored(str(path)):
+        gitignore.ignore(path)
+    return item_of(out.name, repo.workspace.look(out.path).stored())
+
+
+def record(repo: Repo, stage: Stage, entry: Entry, *, before: Sequence[str] = ()) -> None:
+    """Remember a run in the run cache, then in dvc.lock.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        entry: Its run; its outputs are in the cache and in the workspace.
+        before: See `dvkf_prefect.pipeline.lock.write_entry`.
+
+    Raises:
+        DiskFullError: There is no room.
+    """
+    if can_save(stage, entry):
+        for out in stage.outs:
+            if not out.cached:  # the run cache answers for it too, as DVC's does
+                repo.workspace.take(out.path)
+        RunCache(repo.cache.root).save(entry)
+    lock = lock_file(stage.file)
+    write_entry(repo.root / lock, stage.name, entry, before=before)
+    if repo.git is not None and repo.config.get("core", "autostage"):
+        written = [lock]
+        written += [
+            posixpath.join(posixpath.dirname(out.path), ".gitignore") for out in stage.outs if out.cached
+        ]
+        repo.git.run("add", "--", *(str(repo.root / name) for name in written if (repo.root / name).exists()))

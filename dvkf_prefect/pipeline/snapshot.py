@@ -1,0 +1,224 @@
+"""A repository's stages beside what is on disk now; each file is asked about once."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dvkf_prefect.data.outputs import Output, check_overlap
+from dvkf_prefect.data.outputs import read_outputs as read_any_outputs
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.revisions import PIPELINE_FILE
+from dvkf_prefect.data.store import LEGACY, MD5, Stored
+from dvkf_prefect.data.tree import is_tree
+from dvkf_prefect.data.workspace import Found
+from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.pipeline.graph import Graph
+from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, read_lock, stored_of
+from dvkf_prefect.pipeline.params import parse_params, select
+from dvkf_prefect.pipeline.stages import Dependency, Stage, load_stages
+
+UNKNOWN = Stored("", 0)
+"""Content that a stage will write, which nobody knows yet."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage would read now.
+
+    Attributes:
+        deps: Its dependencies by name as written: content, `UNKNOWN`, or None for one that is not to be had.
+        items: The same as an entry holds it, where all are known.
+        params: Parameter values by file as written.
+        missing_params: ``file`` or ``file:key`` of what is declared and not there.
+    """
+
+    deps: Mapping[str, Stored | None]
+    items: tuple[Item, ...]
+    params: Mapping[str, Mapping[str, Any]]
+    missing_params: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether all of it is known and there."""
+        return not self.missing_params and all(s is not None and s is not UNKNOWN for s in self.deps.values())
+
+
+@dataclass
+class Snapshot:
+    """The stages and outputs of a workspace, and what lies there.
+
+    Args:
+        repo: The repository.
+
+    Attributes:
+        graph: Its stages.
+        outputs: Everything tracked, by path, as recorded.
+
+    Raises:
+        ParseError: A file does not say what its format allows.
+        StageGraphError: The stages do not form a graph.
+        OutputOverlapError: A stage's output overlaps a tracked one.
+    """
+
+    repo: Repo
+    graph: Graph = field(init=False)
+    outputs: dict[str, Output] = field(init=False)
+    _found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    _planned: dict[str, Stored] = field(default_factory=dict)
+    _planned_folders: set[str] = field(default_factory=set)
+    _cached: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = self.repo.files()
+        sources = self.files.find()
+        pipelines = [path for path in sources if posixpath.basename(path) == PIPELINE_FILE]
+        self.graph = Graph([stage for path in pipelines for stage in load_stages(self.files, path)])
+        tracked = [output for path in sources for output in read_any_outputs(self.files, path)]
+        check_overlap(tracked)
+        self.outputs = {output.path: output for output in tracked}
+
+    # -- what was recorded -----------------------------------------------------------------------------------------
+
+    def entry(self, stage: Stage) -> Entry | None:
+        """Return what dvc.lock has of a stage's last run."""
+        return read_lock(self.files, lock_file(stage.file)).get(stage.name)
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    def look(self, path: str, hash_name: str = MD5) -> Found:
+        """Return what lies at a path."""
+        key = (path, hash_name)
+        if key not in self._found:
+            self._found[key] = self.repo.workspace.look(path, hash_name=hash_name)
+        return self._found[key]
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Look again at paths, at what they hold and at what holds them: they were written to."""
+        for path in paths:
+            for key in [k for k in self._found if _overlap(k[0], path)]:
+                del self._found[key]
+            for file in [f for f in self._params if _overlap(f, path)]:
+                del self._params[file]
+        self._cached.clear()
+
+    def is_cached(self, digest: str, hash_name: str = MD5) -> bool:
+        """Tell whether all of a content is in the cache."""
+        key = f"{hash_name}:{digest}"
+        if key not in self._cached:
+            cache = self.repo.cache
+            self._cached[key] = cache.exists(digest, hash_name) and (
+                not is_tree(digest)
+                or not cache.missing(cache.read_tree(digest, hash_name).digests, hash_name)
+            )
+        return self._cached[key]
+
+    # -- what a stage would read -----------------------------------------------------------------------------------
+
+    def plan(self, stage: Stage, entry: Entry | None) -> None:
+        """Note what a stage will write, for the stages after it: an entry's outputs, or nobody knows what."""
+        recorded = {item["path"]: stored_of(item) for item in (entry or {}).get("outs", ())}
+        for out in stage.outs:
+            self._planned[out.path] = recorded.get(out.name, UNKNOWN)
+            folder = posixpath.dirname(out.path)
+            while folder:
+                self._planned_folders.add(folder)
+                folder = posixpath.dirname(folder)
+
+    def content(self, path: str) -> Stored | None:
+        """Return what a dependency holds: what will be written there, what lies there, or what is recorded."""
+        if path in self._planned_folders:
+            return UNKNOWN
+        above = path
+        while above and self._planned:
+            planned = self._planned.get(above)
+            if planned is not None:
+                return planned if above == path or planned is UNKNOWN else self._part(planned, above, path)
+            above = posixpath.dirname(above)
+        found = self.look(path)
+        if found.digest is not None:
+            return found.stored()
+        above = path
+        while above:
+            output = self.outputs.get(above)
+            if output is not None and output.digest and output.hash_name == MD5:
+                stored = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
+                return stored if above == path else self._part(stored, above, path)
+            above = posixpath.dirname(above)
+        return None
+
+    def _part(self, whole: Stored, folder: str, path: str) -> Stored | None:
+        """Return one file or folder of a directory, as its manifest has it."""
+        if not is_tree(whole.digest):
+            return None
+        cache = self.repo.cache
+        try:
+            tree = cache.read_tree(whole.digest)
+        except MissingObjectError:
+            return None
+        relpath = path[len(folder) + 1 :]
+        below = tree.below(relpath)
+        if not len(below):
+            return None
+        try:
+            sizes = [cache.path(digest).stat().st_size for digest in below.digests]
+        except FileNotFoundError:
+            return None
+        if below.relpaths == [relpath]:
+            return Stored(below.digests[0], sizes[0])
+        part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
+        return Stored(cache.add_bytes(part.to_bytes(), tree=True), sum(sizes), len(part))
+
+    def inputs(self, stage: Stage, entry: Entry | None) -> Inputs:
+        """Return what a stage would read now.
+
+        Args:
+            stage: The stage.
+            entry: Its last run.
+
+        Raises:
+            ParseError: A parameter file does not parse.
+        """
+        recorded = {item["path"]: item for item in (entry or {}).get("deps", ())}
+        deps: dict[str, Stored | None] = {}
+        items: list[Item] = []
+        for dep in stage.deps:
+            if dep.name in deps:
+                continue
+            old = recorded.get(dep.name)
+            stored = self._same_as_legacy(dep, old) or (None if dep.external else self.content(dep.path))
+            deps[dep.name] = stored
+            if stored is not None and stored is not UNKNOWN:
+                legacy = old is not None and old.get("hash") != MD5 and old.get("md5") == stored.digest
+                items.append(dict(old) if legacy and old else item_of(dep.name, stored))
+        params: dict[str, dict[str, Any]] = {}
+        missing: list[str] = []
+        for file, keys in stage.params.items():
+            values = self._read_params(stage.params_path(file))
+            if values is None:
+                missing.append(file)
+                continue
+            params[file] = select(values, keys)
+            missing += [f"{file}:{key}" for key in keys if key not in params[file]]
+        return Inputs(deps, tuple(items), params, tuple(missing))
+
+    def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Stored | None:
+        """Return the recorded content of DVC 2.x, if it is still what lies there."""
+        if old is None or not old.get("md5") or old.get("hash") == MD5 or dep.external:
+            return None
+        return stored_of(old) if self.look(dep.path, LEGACY).digest == old["md5"] else None
+
+    def _read_params(self, path: str) -> dict[str, Any] | None:
+        if path not in self._params:
+            try:
+                self._params[path] = parse_params(self.files.read(path), path)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._params[path] = None
+        return self._params[path]
+
+
+def _overlap(a: str, b: str) -> bool:
+    return a == b or a.startswith(b + "/") or b.startswith(a + "/")
