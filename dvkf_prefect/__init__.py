@@ -1,3 +1,83 @@
 """Prefect tasks, blocks and flows for DVC data versions, on Kubeflow or on one machine."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+    from dvkf_prefect.data.outputs import DataVersion
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.errors import DvkfError
+    from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
+    from dvkf_prefect.tasks import (
+        add_data,
+        assign_model,
+        checkout_data,
+        commit_results,
+        compare_metrics,
+        deploy_model,
+        diff_data,
+        predict,
+        pull_data,
+        push_commits,
+        push_data,
+        register_model,
+        repro_pipeline,
+        rollback_model,
+    )
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "DataRemote",
+    "DataRepository",
+    "DataVersion",
+    "DvkfError",
+    "KubeflowPipelines",
+    "ModelRegistry",
+    "ModelServer",
+    "ModelVersion",
+    "Repo",
+    "__version__",
+    "add_data",
+    "assign_model",
+    "checkout_data",
+    "commit_results",
+    "compare_metrics",
+    "deploy_model",
+    "diff_data",
+    "predict",
+    "pull_data",
+    "push_commits",
+    "push_data",
+    "register_model",
+    "repro_pipeline",
+    "rollback_model",
+]
+
+# Prefect takes a second to import; whoever needs only the data, the command line for one, does not wait for it.
+_HOMES = {
+    "DataRemote": "blocks",
+    "DataRepository": "blocks",
+    "DataVersion": "data.outputs",
+    "DvkfError": "errors",
+    "KubeflowPipelines": "blocks",
+    "ModelRegistry": "models.registry",
+    "ModelServer": "blocks",
+    "ModelVersion": "models.registry",
+    "Repo": "data.repo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'tasks')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -50,6 +50,10 @@ class ModelServer(Block):
         le=65535,
         description="Port on 127.0.0.1; 0 takes a free one, and keeps it when a new version takes over.",
     )
+    detached: bool = Field(
+        default=True,
+        description="Let servers outlive the run that started them; otherwise they end with its process.",
+    )
     timeout: float = Field(
         default=60, gt=0, description="Seconds until a server must be ready, and for an answer of it."
     )
@@ -90,7 +94,13 @@ class ModelServer(Block):
         with TemporaryDirectory(dir=self.folder, prefix="model-") as folder:
             files = registry.materialise(version, Path(folder) / Path(version.path).name)
             return self.serving().deploy(
-                version.name, version.version, files, version.digest, port=self.port, timeout=self.timeout
+                version.name,
+                version.version,
+                files,
+                version.digest,
+                port=self.port,
+                detached=self.detached,
+                timeout=self.timeout,
             )
 
     def endpoint(self, model: str) -> Endpoint:

@@ -29,7 +29,9 @@ class TestStandard(BlockStandardTestSuite):
     def block(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
-    @pytest.mark.skip(reason="a logo needs a network to be shown; the blocks have none, so that the UI is whole without")
+    @pytest.mark.skip(
+        reason="no logo: showing one needs a network"
+    )
     def test_has_a_valid_image(self, block: Any) -> None: ...
 
 
@@ -40,12 +42,17 @@ def test_type_can_be_registered(block: type[Block], prefect_server: None) -> Non
 
 def test_secrets_are_kept_but_not_shown(prefect_server: None) -> None:
     remote = DataRemote(
-        url="s3://bucket/data", access_key_id="key-1", secret_access_key="secret-2", options={"grant_read": "secret-3"}
+        url="s3://bucket/data",
+        access_key_id="key-1",
+        secret_access_key="secret-2",
+        options={"grant_read": "secret-3"},
     )
     DataRepository(path="/somewhere", remote=remote).save("with-secrets", overwrite=True)
     loaded = DataRepository.load("with-secrets")
     assert loaded.remote is not None
-    shown = repr(loaded) + str(loaded) + loaded.model_dump_json() + json.dumps(loaded.model_dump(), default=str)
+    shown = (
+        repr(loaded) + str(loaded) + loaded.model_dump_json() + json.dumps(loaded.model_dump(), default=str)
+    )
     assert not [secret for secret in ("key-1", "secret-2", "secret-3") if secret in shown]
     assert loaded.remote.as_config() == {
         "core": {"remote": "prefect"},

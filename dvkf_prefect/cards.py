@@ -1,0 +1,470 @@
+"""What Prefect's pages show of a result: pure functions from results to cards.
+
+A card becomes an artifact. Its key is stable, so that the page of a key is the timeline of one dataset, model, pipeline
+or stage. Of a timeline the page shows only the newest description, so each description says what a reader of the list
+needs. Everything from outside is escaped, and long lists end with how many more there are.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.diff import Diff, DiffEntry
+    from dvkf_prefect.data.outputs import DataVersion
+    from dvkf_prefect.data.transfer import Transfer
+    from dvkf_prefect.kubeflow.serving import Endpoint
+    from dvkf_prefect.models.registry import ModelVersion
+    from dvkf_prefect.pipeline.metrics import MetricChange
+    from dvkf_prefect.pipeline.repro import ReproResult, StageEvent
+    from dvkf_prefect.pipeline.why import Decision
+
+ROWS = 20
+_CELL = 200
+_KEY = 120
+_LOG = 4000
+
+
+@dataclass(frozen=True)
+class Card:
+    """One artifact to be.
+
+    Attributes:
+        key: Its timeline: ``[a-z0-9-]``.
+        description: Markdown for the list and the head of the page.
+        markdown: Its body; empty for a table.
+        table: Its rows, in a table's order; empty for markdown.
+    """
+
+    key: str
+    description: str
+    markdown: str = ""
+    table: tuple[Mapping[str, object], ...] = ()
+
+
+def artifact_key(kind: str, *names: str) -> str:
+    """Return the key of a timeline.
+
+    Args:
+        kind: What it is of: ``data``, ``model``, ``metrics``, ...
+        names: What is told apart, from the outside in; empty ones are left out.
+
+    Example:
+        >>> artifact_key("data", "", "data/digits/Train")
+        'data-digits-train'
+    """
+    words = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names]
+    joined = "-".join(word for word in words if word)
+    if joined == kind or joined.startswith(f"{kind}-"):
+        return joined[:_KEY].strip("-")
+    return f"{kind}-{joined}"[:_KEY].strip("-")
+
+
+def escape(value: object) -> str:
+    r"""Return a value as text for a table cell of markdown: one line, no markup, bounded.
+
+    Example:
+        >>> escape("a|b <c>")
+        'a\\|b &lt;c&gt;'
+    """
+    text = " ".join(str(value).split())
+    if len(text) > _CELL:
+        text = text[: _CELL - 1] + "…"
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
+
+
+def size_text(size: float | None) -> str:
+    """Return a number of bytes as a person writes it.
+
+    Example:
+        >>> size_text(1234567)
+        '1.2 MB'
+    """
+    if size is None:
+        return "unknown"
+    if abs(size) < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if abs(size) < 999.5:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
+
+
+def count_text(count: int, noun: str) -> str:
+    """Return a count with its noun.
+
+    Example:
+        >>> count_text(1437, "file")
+        '1,437 files'
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, limit: int = ROWS) -> str:
+    """Return a table of markdown, with the first rows and how many more there are.
+
+    Args:
+        columns: The heads.
+        rows: The cells; they are escaped.
+        limit: How many rows are shown at most.
+    """
+    rows = list(rows)
+    lines = ["| " + " | ".join(map(escape, columns)) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(map(escape, row)) + " |" for row in rows[:limit]]
+    text = "\n".join(lines)
+    if len(rows) > limit:
+        text += f"\n\nand {len(rows) - limit:,} more"
+    return text
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def data_card(
+    version: DataVersion, history: Sequence[DataVersion] = (), *, label: str = "", limit: int = ROWS
+) -> Card:
+    """Show a version of an output above the committed ones before it.
+
+    Args:
+        version: The version.
+        history: Earlier ones, the newest first.
+        label: Short name of the repository for the key.
+        limit: How many versions are shown at most.
+    """
+    # The newest commit may hold this very version; it then says which commit that is.
+    known = bool(history) and history[0].digest == version.digest
+    rows = list(history) if known else [version, *history]
+    table = tuple(
+        {
+            "version": old.digest[:12],
+            "files": f"{old.nfiles:,}",
+            "size": size_text(old.size),
+            "commit": old.rev[:10] if old.rev else "not committed",
+            "digest": old.digest,
+        }
+        for old in rows[:limit]
+    )
+    description = (
+        f"**{escape(version.path)}** is at version `{version.digest[:12]}`: {count_text(version.nfiles, 'file')}, "
+        f"{size_text(version.size)}, {_at(rows[0].rev)}."
+    )
+    if len(rows) > 1:
+        description += (
+            f" The version before, `{rows[1].digest[:12]}`, has {count_text(rows[1].nfiles, 'file')} and "
+            f"{size_text(rows[1].size)}."
+        )
+    return Card(artifact_key("data", label, version.path), description, table=table)
+
+
+def _at(rev: str | None) -> str:
+    return f"at commit `{rev[:10]}`" if rev else "not committed"
+
+
+def diff_card(diff: Diff, name: str, *, limit: int = ROWS) -> Card:
+    """Show the difference of two versions: counts, bytes, and the first paths of each kind.
+
+    Args:
+        diff: The difference.
+        name: The repository's short name, for the key.
+        limit: How many paths of each kind are shown at most.
+    """
+    kinds: list[tuple[str, tuple[DiffEntry, ...]]] = [
+        ("added", diff.added),
+        ("deleted", diff.deleted),
+        ("modified", diff.modified),
+        ("renamed", diff.renamed),
+        ("not in cache", diff.not_in_cache),
+    ]
+    # A directory's own row ends with a slash; the files below it are counted, it is not.
+    files = {kind: [e for e in entries if not e.path.endswith("/")] for kind, entries in kinds}
+    sides = f"`{_code(diff.a)}` to `{_code(diff.b or 'workspace')}`"
+    counts = ", ".join(f"{len(found):,} {kind}" for kind, found in files.items() if found)
+    if not diff:
+        return Card(artifact_key("diff", name), f"Nothing differs from {sides}.", markdown="Nothing differs.")
+    before = sum(e.old_size or 0 for entries in files.values() for e in entries)
+    after = sum(e.new_size or 0 for entries in files.values() for e in entries)
+    known = all(
+        (e.old_size is not None or e.old_digest is None) and (e.new_size is not None or e.new_digest is None)
+        for entries in files.values()
+        for e in entries
+    )
+    change = f", {'+' if after >= before else '-'}{size_text(abs(after - before))}" if known else ""
+    description = f"From {sides}: {counts or 'a directory differs'}{change}."
+    summary = []
+    sections = []
+    for kind, entries in kinds:
+        found = files[kind]
+        if found:
+            old = _sum(e.old_size for e in found if e.old_digest)
+            new = _sum(e.new_size for e in found if e.new_digest)
+            summary.append((kind, f"{len(found):,}", size_text(old), size_text(new)))
+            rows = [
+                (
+                    e.path if not e.old_path else f"{e.old_path} → {e.path}",
+                    size_text(e.old_size) if e.old_digest else "",
+                    size_text(e.new_size) if e.new_digest else "",
+                )
+                for e in found
+            ]
+            table = markdown_table(("path", "old size", "new size"), rows, limit=limit)
+            sections.append(f"### {kind.capitalize()}\n\n{table}")
+        directories = [e.path for e in entries if e.path.endswith("/")]
+        if directories and not found:
+            shown = ", ".join(escape(path) for path in directories[:limit])
+            sections.append(f"### {kind.capitalize()}\n\nDirectories: {shown}")
+    head = markdown_table(("change", "files", "old size", "new size"), summary) if summary else ""
+    body = "\n\n".join(part for part in (f"## Data, {sides}", head, *sections) if part)
+    return Card(artifact_key("diff", name), description, markdown=body)
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+def _code(text: str) -> str:
+    """Return text that can stand between backticks."""
+    return " ".join(text.split()).replace("`", "'")[:_CELL]
+
+
+def transfer_text(verb: str, transfer: Transfer) -> str:
+    """Return what a transfer did, for a log or a card.
+
+    Args:
+        verb: What it is called: ``pushed``, ``fetched``.
+        transfer: The result.
+    """
+    if not transfer.files:
+        return f"nothing to be {verb}: {count_text(transfer.present, 'object')} there already"
+    return (
+        f"{verb} {count_text(transfer.files, 'object')} ({size_text(transfer.size)}), "
+        f"{transfer.present:,} there already, remote '{transfer.remote}'"
+    )
+
+
+# -- pipelines ---------------------------------------------------------------------------------------------------------
+
+_ACTIONS = {"run": "ran", "skip": "skipped", "restore": "restored from the run cache"}
+
+
+def pipeline_card(result: ReproResult, name: str, *, limit: int = 200) -> Card:
+    """Show every stage of a pipeline: what was done with it and why.
+
+    Args:
+        result: What the reproduction did.
+        name: The pipeline's short name, for the key.
+        limit: How many stages are shown at most.
+    """
+    failed = set(result.failed)
+    rows = [
+        (
+            d.stage,
+            "failed" if d.stage in failed else _ACTIONS[d.action],
+            "; ".join(map(str, d.reasons)) or "nothing changed",
+        )
+        for d in result.decisions
+    ]
+    counts = [
+        f"{len(names):,} {word}"
+        for names, word in (
+            (result.ran, "ran"),
+            (result.restored, "restored"),
+            (result.skipped, "skipped"),
+            (result.failed, "failed"),
+        )
+        if names
+    ]
+    description = (
+        f"{count_text(len(result.decisions), 'stage')} of **{escape(name)}**: {', '.join(counts) or 'none'}."
+    )
+    table = markdown_table(("stage", "", "why"), rows, limit=limit)
+    return Card(
+        artifact_key("pipeline", name), description, markdown=f"## Stages of {escape(name)}\n\n{table}"
+    )
+
+
+def stage_card(
+    decision: Decision, event: StageEvent | None = None, *, label: str = "", limit: int = ROWS
+) -> Card:
+    """Show why a stage ran or was skipped, and the end of its log.
+
+    Args:
+        decision: What was decided, and why.
+        event: How its run ended, if it ran.
+        label: Short name of the repository for the key.
+        limit: How many reasons are shown at most.
+    """
+    failed = event is not None and event.kind == "fail"
+    action = "failed" if failed else _ACTIONS[decision.action]
+    if event is not None and event.kind == "start":
+        action = "did not end"
+    seconds = f" in {event.seconds:.1f} s" if event is not None and event.seconds else ""
+    first = str(decision.reasons[0]) if decision.reasons else "nothing changed"
+    more = f" and {len(decision.reasons) - 1} more" if len(decision.reasons) > 1 else ""
+    description = f"**{escape(decision.stage)}** {action}{seconds}: {escape(first)}{more}."
+    rows = [(r.kind, r.name, _value(r.old), _value(r.new) or r.note) for r in decision.reasons]
+    parts = [f"## {escape(decision.stage)}: {action}{seconds}"]
+    parts.append(
+        markdown_table(("why", "what", "old", "new"), rows, limit=limit)
+        if rows
+        else "Nothing it depends on changed."
+    )
+    if failed and event is not None and not event.log_tail.strip():
+        parts.append(escape(event.message))
+    tail = event.log_tail.strip() if event is not None else ""
+    if tail:
+        if len(tail) > _LOG:
+            tail = "…" + tail[-_LOG:]
+        fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", tail)), default=0))
+        parts.append(f"### End of its log\n\n{fence}text\n{tail}\n{fence}")
+    return Card(artifact_key("stage", label, decision.stage), description, markdown="\n\n".join(parts))
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return ""
+    text = str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{32}(\.dir)?", text) else text
+
+
+def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = "", limit: int = 100) -> Card:
+    """Show metrics beside those of the version before.
+
+    Args:
+        changes: One row a metric.
+        name: The pipeline's short name, for the key.
+        before: The commit that was compared with; empty when there was none.
+        limit: How many metrics are shown at most.
+    """
+    table = tuple(
+        {
+            "metric": row.name,
+            "old": _cell(row.old),
+            "new": _cell(row.new),
+            "change": f"{row.change:+.6g}" if row.change is not None else "",
+            "file": row.path,
+        }
+        for row in changes[:limit]
+    )
+    told = []
+    for row in changes[:5]:
+        if row.old is None or row.old == row.new:
+            told.append(f"{escape(row.name)} **{_cell(row.new)}**")
+        else:
+            change = f" ({row.change:+.4g})" if row.change is not None else ""
+            told.append(f"{escape(row.name)} {_cell(row.old)} → **{_cell(row.new)}**{change}")
+    more = f", and {len(changes) - 5:,} more" if len(changes) > 5 else ""
+    against = f", against commit `{before[:10]}`" if before else ""
+    description = f"{', '.join(told)}{more}{against}." if told else "No metrics."
+    return Card(artifact_key("metrics", name), description, table=table)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"{value:.6g}" if isinstance(value, float) else f"{value}"
+    return escape(value)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def model_card(
+    versions: Sequence[ModelVersion], name: str, *, label: str = "", said: str = "", limit: int = ROWS
+) -> Card:
+    """Show a model's versions, the highest first, and the stages they hold.
+
+    Args:
+        versions: Its versions from the highest down.
+        name: The model's name.
+        label: Short name of the repository for the key.
+        said: What just happened, for the description.
+        limit: How many versions are shown at most.
+    """
+    table = tuple(
+        {
+            "version": v.version,
+            "stages": ", ".join(v.stages),
+            "registered": _moment(v.created),
+            "by": v.author,
+            "commit": v.rev[:10],
+            "size": size_text(v.size),
+            "digest": v.digest or "",
+            "message": " ".join(v.message.split())[:_CELL],
+        }
+        for v in versions[:limit]
+    )
+    held = [f"{escape(stage)} is {v.version}" for v in versions for stage in v.stages]
+    description = f"**{escape(name)}**: {count_text(len(versions), 'version')}"
+    if versions:
+        description += f", the highest {versions[0].version}"
+    description += "".join(f"; {text}" for text in held[:5]) + "."
+    if said:
+        description = f"{escape(said)} {description}"
+    return Card(artifact_key("model", label, name), description, table=table)
+
+
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
+
+
+def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Card:
+    """Show where a model is served, and how to ask it.
+
+    Args:
+        endpoint: The running server.
+        version: The registered version it serves.
+    """
+    base = f"{endpoint.url}/v2/models/{endpoint.model}"
+    stages = f" ({', '.join(escape(s) for s in version.stages)})" if version and version.stages else ""
+    rows = [
+        ("model", endpoint.model),
+        (
+            "version",
+            f"{endpoint.version}{f' ({chr(44).join(version.stages)})' if version and version.stages else ''}",
+        ),
+        ("digest", endpoint.digest),
+    ]
+    if version:
+        rows.append(("commit", version.rev[:10]))
+    body = "\n\n".join(
+        [
+            f"## {escape(endpoint.model)} {escape(endpoint.version)}{stages}",
+            f"[{endpoint.url}]({endpoint.url}/v2) · [metadata]({base}) · [ready]({base}/ready)",
+            markdown_table(("", ""), rows),
+            "Ask it by the V1 protocol:",
+            f"```sh\ncurl {endpoint.url}/v1/models/{endpoint.model}:predict -d '{{\"instances\": [[…]]}}'\n```",
+        ]
+    )
+    description = f"**{escape(endpoint.model)}** {escape(endpoint.version)}{stages} answers at {endpoint.url}"
+    return Card(artifact_key("endpoint", endpoint.model), description, markdown=body)
+
+
+def predictions_card(endpoint: Endpoint, predictions: Sequence[object], *, limit: int = ROWS) -> Card:
+    """Show what a served model answered.
+
+    Args:
+        endpoint: The server that answered.
+        predictions: One for each row.
+        limit: How many are shown at most.
+    """
+    shown = ", ".join(escape(value) for value in predictions[:10])
+    more = ", …" if len(predictions) > 10 else ""
+    description = (
+        f"**{escape(endpoint.model)}** {escape(endpoint.version)} predicted "
+        f"{count_text(len(predictions), 'row')}: {shown}{more}"
+    )
+    rows = list(enumerate(predictions))
+    table = markdown_table(("row", "prediction"), rows, limit=limit)
+    return Card(artifact_key("predictions", endpoint.model), description, markdown=table)

@@ -1,0 +1,100 @@
+"""Cards sent to Prefect as artifacts, and the progress of a transfer as one."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from dvkf_prefect.cards import Card, artifact_key, count_text, size_text
+
+# Seconds between two updates of a progress bar, so that a fast transfer does not wait for the server.
+_PAUSE = 1.0
+
+
+def publish(card: Card) -> UUID:
+    """Add a card to the timeline of its key, as an artifact of the run this is called in.
+
+    Args:
+        card: The card.
+
+    Returns:
+        The artifact's id.
+    """
+    if card.table:
+        rows: list[dict[str, Any]] = [dict(row) for row in card.table]
+        made = create_table_artifact(rows, key=card.key, description=card.description)
+    else:
+        made = create_markdown_artifact(card.markdown, key=card.key, description=card.description)
+    # Prefect's function answers with an awaitable in an async run only, and these tasks are sync.
+    return cast(UUID, made)
+
+
+class ArtifactProgress:
+    """Shows a transfer as a progress artifact; nothing is sent when there is nothing to move.
+
+    Args:
+        name: What is told apart in the artifact's key, a repository's short name.
+
+    Example:
+        ``repo.push(progress=ArtifactProgress("digits"))``
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        # Transfers report from threads of their own, which do not know the run.
+        self._context = contextvars.copy_context()
+        self._lock = threading.Lock()
+        self._artifact: UUID | None = None
+        self._label = ""
+        self._files = self._size = self._done_files = self._done_size = 0
+        self._sent = 0.0
+
+    def start(self, label: str, files: int, size: int) -> None:
+        """Take the plan: how many files and bytes there are to move."""
+        with self._lock:
+            self._label, self._files, self._size = label, files, size
+            self._done_files = self._done_size = 0
+            self._sent = time.monotonic()
+            if files:
+                key = artifact_key("transfer", self._name)
+                made = self._context.run(create_progress_artifact, 0.0, key=key, description=self._text())
+                self._artifact = cast(UUID, made)
+
+    def advance(self, files: int, size: int) -> None:
+        """Count more files and bytes as done."""
+        with self._lock:
+            self._done_files += files
+            self._done_size += size
+            if self._artifact is not None and time.monotonic() - self._sent >= _PAUSE:
+                self._update()
+
+    def finish(self) -> None:
+        """Show where it ended."""
+        with self._lock:
+            if self._artifact is not None:
+                self._update()
+                self._artifact = None
+
+    def _update(self) -> None:
+        part = self._done_size / self._size if self._size else self._done_files / self._files
+        self._sent = time.monotonic()
+        self._context.run(
+            update_progress_artifact,
+            cast(UUID, self._artifact),
+            round(100 * min(part, 1.0), 1),
+            description=self._text(),
+        )
+
+    def _text(self) -> str:
+        done = f"{self._done_files:,} of {count_text(self._files, 'object')}"
+        return f"{self._label}: {done}, {size_text(self._done_size)}"

@@ -1,0 +1,259 @@
+"""Tasks on versions of data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from dvkf_prefect.blocks import DataRepository
+from dvkf_prefect.blocks._clones import push
+from dvkf_prefect.cards import data_card, diff_card, transfer_text
+from dvkf_prefect.data.diff import Diff
+from dvkf_prefect.data.outputs import DataVersion
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.transfer import Transfer
+from dvkf_prefect.errors import RemoteUnreachableError
+from dvkf_prefect.settings import DvkfSettings
+from dvkf_prefect.tasks._artifacts import ArtifactProgress, publish
+from dvkf_prefect.tasks._git import (
+    changed_documents,
+    committed_versions,
+    need_git,
+    run_trailers,
+    with_trailers,
+)
+
+
+def _is_unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell whether trying again may help: the remote did not answer."""
+    return isinstance(state.result(raise_on_failure=False), RemoteUnreachableError)
+
+
+def _versions(repo: Repo, targets: Sequence[str]) -> tuple[DataVersion, ...]:
+    return tuple(repo.version(output.path) for output in repo.outputs(targets) if output.digest)
+
+
+def _publish_versions(repository: DataRepository, repo: Repo, versions: Sequence[DataVersion]) -> None:
+    rows = DvkfSettings().card_rows
+    for version in versions[:rows]:
+        history = committed_versions(repo, version.path, limit=rows)
+        publish(data_card(version, history, label=repository.label or "", limit=rows))
+
+
+@task(task_run_name="checkout {repository.name}", cache_policy=NO_CACHE)
+def checkout_data(
+    repository: DataRepository, targets: Sequence[str] = (), *, force: bool = False
+) -> tuple[DataVersion, ...]:
+    """Bring the workspace to what the repository's files say, from the cache.
+
+    Args:
+        repository: The repository.
+        targets: Outputs, `.dvc` files or stages; all outputs if empty.
+        force: Overwrite changes whose content is in no cache.
+
+    Returns:
+        The versions that are checked out now.
+
+    Raises:
+        OutputChangedError: Content would be lost, and ``force`` was not given.
+        MissingObjectError: The cache lacks an object; pull first.
+
+    Example:
+        ``checkout_data(DataRepository.load("local"), ["data/train"])``
+    """
+    logger = get_run_logger()
+    repo = repository.open()
+    done = repo.checkout(targets, force=force)
+    logger.info(
+        "checked out: %d added, %d modified, %d deleted",
+        len(done.added),
+        len(done.modified),
+        len(done.deleted),
+    )
+    versions = _versions(repo, targets)
+    _publish_versions(repository, repo, versions)
+    return versions
+
+
+@task(
+    task_run_name="pull {repository.name}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=_is_unreachable,
+)
+def pull_data(
+    repository: DataRepository, targets: Sequence[str] = (), *, force: bool = False
+) -> tuple[DataVersion, ...]:
+    """Bring data from the remote into the workspace; every object is verified on the way.
+
+    Args:
+        repository: The repository.
+        targets: Outputs, `.dvc` files or stages; all outputs if empty.
+        force: Overwrite changes whose content is in no cache.
+
+    Returns:
+        The versions that are in the workspace now.
+
+    Raises:
+        TransferError: Objects are missing on the remote or damaged; the others arrived.
+        RemoteError: The remote cannot be used; it is tried again when it did not answer.
+
+    Example:
+        ``pull_data(DataRepository.load("local"))``
+    """
+    logger = get_run_logger()
+    repo = repository.open()
+    pulled = repo.pull(targets, force=force, progress=ArtifactProgress(repository.name))
+    logger.info("%s", transfer_text("fetched", pulled.transfer))
+    versions = _versions(repo, targets)
+    _publish_versions(repository, repo, versions)
+    return versions
+
+
+@task(task_run_name="add to {repository.name}", cache_policy=NO_CACHE)
+def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVersion, ...]:
+    """Track files or directories of the workspace, or record new content of tracked ones.
+
+    Args:
+        repository: The repository.
+        targets: Files or directories, relative to the repository.
+
+    Returns:
+        The new versions.
+
+    Raises:
+        OutputError: A target does not exist, overlaps another output, or is tracked by git.
+
+    Example:
+        ``add_data(DataRepository.load("local"), ["data/train"])``
+    """
+    logger = get_run_logger()
+    repo = repository.open()
+    progress = ArtifactProgress(repository.name)
+    versions = tuple(repo.add([repo.root / target for target in targets], progress=progress))
+    for version in versions:
+        logger.info("added %s", version)
+    _publish_versions(repository, repo, versions)
+    return versions
+
+
+@task(
+    task_run_name="push {repository.name}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=_is_unreachable,
+)
+def push_data(repository: DataRepository, targets: Sequence[str] = ()) -> Transfer:
+    """Bring data from the cache to the remote, files before the manifests that name them.
+
+    Args:
+        repository: The repository.
+        targets: Outputs, `.dvc` files or stages; all outputs if empty.
+
+    Returns:
+        What was moved.
+
+    Raises:
+        TransferError: Objects are missing or could not be sent; the others arrived.
+        RemoteError: The remote cannot be used; it is tried again when it did not answer.
+
+    Example:
+        ``push_data(DataRepository.load("local"))``
+    """
+    repo = repository.open()
+    transfer = repo.push(targets, progress=ArtifactProgress(repository.name))
+    get_run_logger().info("%s", transfer_text("pushed", transfer))
+    return transfer
+
+
+@task(task_run_name="diff {repository.name}", cache_policy=NO_CACHE)
+def diff_data(
+    repository: DataRepository, a: str = "HEAD", b: str | None = None, targets: Sequence[str] = ()
+) -> Diff:
+    """Compare two versions of the data, file by file.
+
+    Args:
+        repository: The repository.
+        a: The older revision.
+        b: The newer one; None for the workspace.
+        targets: Outputs or paths below them; everything if empty.
+
+    Returns:
+        The paths that were added, deleted, modified or renamed.
+
+    Raises:
+        GitError: A revision does not exist.
+
+    Example:
+        ``diff_data(DataRepository.load("local"), "HEAD^", "HEAD")``
+    """
+    diff = repository.open().diff(a, b, targets)
+    card = diff_card(diff, repository.name, limit=DvkfSettings().card_rows)
+    publish(card)
+    get_run_logger().info("%s", card.description)
+    return diff
+
+
+@task(task_run_name="commit {repository.name}", cache_policy=NO_CACHE)
+def commit_results(repository: DataRepository, message: str) -> str | None:
+    """Commit to git what describes results: ``.dvc`` files, dvc.lock, the ignore files, metrics kept in git.
+
+    The commit says by a trailer, ``Prefect-Flow-Run``, which run made it. Other changes of the work tree stay as they
+    are.
+
+    Args:
+        repository: The repository.
+        message: The commit's message.
+
+    Returns:
+        The new commit; None when there was nothing to commit.
+
+    Raises:
+        GitError: Git refused, for want of an identity for instance.
+
+    Example:
+        ``commit_results(DataRepository.load("local"), "Train on the data of today")``
+    """
+    logger = get_run_logger()
+    repo = repository.open()
+    git = need_git(repo)
+    paths = changed_documents(repo)
+    commit = git.commit(paths, with_trailers(message, run_trailers())) if paths else None
+    if commit is None:
+        logger.info("nothing to commit")
+    else:
+        logger.info(
+            "commit %s: %s", commit[:10], ", ".join(paths[:10]) + (" and more" if len(paths) > 10 else "")
+        )
+    return commit
+
+
+@task(task_run_name="push commits of {repository.name}", cache_policy=NO_CACHE)
+def push_commits(repository: DataRepository) -> tuple[str, ...]:
+    """Push the branch and the tags, which registered models are, to where the repository was cloned from.
+
+    Args:
+        repository: The repository.
+
+    Returns:
+        What was pushed; nothing where git has no remote ``origin``.
+
+    Raises:
+        GitError: The origin refused, or no branch is checked out.
+
+    Example:
+        ``push_commits(DataRepository.load("digits"))``
+    """
+    git = need_git(repository.open())
+    pushed = push(git.root, timeout=DvkfSettings().git_timeout)
+    get_run_logger().info(
+        "%s", f"pushed {' and '.join(pushed)}" if pushed else "git has no origin; nothing to push to"
+    )
+    return pushed

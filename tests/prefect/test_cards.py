@@ -1,0 +1,157 @@
+"""Cards: pure functions, so plain tests."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+
+import pytest
+
+from dvkf_prefect import cards
+from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
+from dvkf_prefect.data.diff import Diff, DiffEntry
+from dvkf_prefect.data.outputs import DataVersion
+from dvkf_prefect.data.transfer import Transfer
+from dvkf_prefect.kubeflow.serving import Endpoint
+from dvkf_prefect.models.registry import ModelVersion
+
+A, B, DIR = "a" * 32, "b" * 32, "c" * 32 + ".dir"
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "key"),
+    [
+        ("data", ("", "data/digits/train"), "data-digits-train"),
+        ("data", ("digits", "data/train"), "data-digits-data-train"),
+        ("model", ("", "models:Digits_v2"), "model-models-digits-v2"),
+        ("model", ("", "modelling"), "model-modelling"),
+        ("diff", ("--",), "diff"),
+        ("stage", ("", "ünïcode/x"), "stage-n-code-x"),
+    ],
+)
+def test_keys_hold_what_prefect_takes(kind: str, names: tuple[str, ...], key: str) -> None:
+    assert artifact_key(kind, *names) == key
+
+
+def test_long_names_give_bounded_keys() -> None:
+    assert re.fullmatch(r"[a-z0-9-]{1,120}", artifact_key("data", "x/" * 500))
+
+
+@pytest.mark.parametrize("text", ["a|b", "<script>", "`x`", "*x*", "[x](y)", "line\nline", "x" * 1000])
+def test_cells_stay_one_cell(text: str) -> None:
+    row = markdown_table(("path",), [(text,)]).splitlines()[2]
+    assert row.startswith("| ")
+    assert row.endswith(" |")
+    assert len(row) < 250
+    assert "<" not in row
+    assert len(re.findall(r"(?<!\\)[|*`\[\]]", row[1:-1])) == 0
+
+
+def test_long_tables_say_how_many_more() -> None:
+    table = markdown_table(("n",), [(n,) for n in range(1000)], limit=5)
+    assert table.endswith("and 995 more")
+
+
+def _version(digest: str, rev: str | None, nfiles: int) -> DataVersion:
+    return DataVersion("/somewhere/private", rev, "data/train", digest, 1000 * nfiles, nfiles)
+
+
+def test_data_card_shows_versions_newest_first() -> None:
+    card = data_card(_version(DIR, None, 3), [_version(A, "1" * 40, 2), _version(B, "2" * 40, 1)])
+    assert card.key == "data-train"
+    assert [row["files"] for row in card.table] == ["3", "2", "1"]
+    assert [row["commit"] for row in card.table] == ["not committed", "1" * 10, "2" * 10]
+    assert "3 files, 3.0 kB, not committed" in card.description
+    assert "/somewhere/private" not in str(card)
+
+
+def test_data_card_of_the_committed_version_lists_it_once() -> None:
+    card = data_card(_version(A, None, 2), [_version(A, "1" * 40, 2), _version(B, "2" * 40, 1)])
+    assert [row["commit"] for row in card.table] == ["1" * 10, "2" * 10]
+    assert "at commit `1111111111`" in card.description
+
+
+def test_diff_card_counts_files_and_bytes() -> None:
+    diff = Diff(
+        "HEAD",
+        None,
+        added=(DiffEntry("data/train/n.txt", None, A, None, None, 500),),
+        deleted=(DiffEntry("data/train/o.txt", B, None, None, 100, None),),
+        modified=(DiffEntry("data/train/", A, DIR), DiffEntry("data/train/m.txt", A, B, None, 1000, 3000)),
+        renamed=(DiffEntry("data/train/x.txt", A, A, "data/train/y.txt", 10, 10),),
+    )
+    card = diff_card(diff, "digits")
+    assert card.key == "diff-digits"
+    assert (
+        card.description == "From `HEAD` to `workspace`: 1 added, 1 deleted, 1 modified, 1 renamed, +2.4 kB."
+    )
+    assert "data/train/y.txt → data/train/x.txt" in card.markdown
+    assert "| data/train/ |" not in card.markdown
+
+
+def test_diff_card_is_bounded() -> None:
+    entries = tuple(DiffEntry(f"data/{'long' * 40}/{n}", None, A, None, None, 1) for n in range(50_000))
+    card = diff_card(Diff("HEAD", None, added=entries), "digits")
+    assert "50,000 added" in card.description
+    assert "and 49,980 more" in card.markdown
+    assert len(card.markdown) < 10_000
+
+
+def test_diff_card_of_a_directory_that_is_not_in_the_cache() -> None:
+    card = diff_card(Diff("HEAD", None, modified=(DiffEntry("data/train/", DIR, DIR),)), "digits")
+    assert "a directory differs" in card.description
+    assert "data/train/" in card.markdown
+
+
+def test_diff_card_without_a_difference() -> None:
+    assert diff_card(Diff("HEAD", "main"), "digits").description == "Nothing differs from `HEAD` to `main`."
+
+
+def test_transfer_text() -> None:
+    assert cards.transfer_text("pushed", Transfer("store", 2, 1500, 3)) == (
+        "pushed 2 objects (1.5 kB), 3 there already, remote 'store'"
+    )
+    assert cards.transfer_text("pushed", Transfer("store", 0, 0, 3)) == (
+        "nothing to be pushed: 3 objects there already"
+    )
+
+
+def _model(version: str, *stages: str, digest: str | None = A) -> ModelVersion:
+    moment = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
+    return ModelVersion(
+        "digits",
+        version,
+        "d" * 40,
+        "model.joblib",
+        digest,
+        10,
+        None,
+        stages,
+        moment,
+        "Test",
+        f"Register {version}",
+    )
+
+
+def test_model_card_shows_versions_and_stages() -> None:
+    card = cards.model_card([_model("v0.0.2", "prod"), _model("v0.0.1")], "digits", said="Registered v0.0.2.")
+    assert card.key == "model-digits"
+    assert (
+        card.description == "Registered v0.0.2. **digits**: 2 versions, the highest v0.0.2; prod is v0.0.2."
+    )
+    assert [(row["version"], row["stages"]) for row in card.table] == [("v0.0.2", "prod"), ("v0.0.1", "")]
+
+
+def test_endpoint_card_links_to_the_server() -> None:
+    endpoint = Endpoint("http://127.0.0.1:8080", "digits", "v0.0.2", A, 42, "/private/digits.log")
+    card = cards.endpoint_card(endpoint, _model("v0.0.2", "prod"))
+    assert card.key == "endpoint-digits"
+    assert "(http://127.0.0.1:8080/v2/models/digits)" in card.markdown
+    assert "prod" in card.description
+    assert "/private" not in str(card)
+    assert "2 rows: 3, 8" in cards.predictions_card(endpoint, [3, 8]).description
+
+
+def test_escape_is_text() -> None:
+    assert escape(None) == "None"
+    assert escape(1.5) == "1.5"

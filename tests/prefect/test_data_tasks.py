@@ -1,0 +1,227 @@
+"""The tasks on data, on real repositories and a real Prefect server."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.runtime import flow_run
+
+from dvkf_prefect.blocks import DataRemote, DataRepository
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import GitError, OutputChangedError, RemoteNotFoundError, RemoteUnreachableError
+from dvkf_prefect.tasks.data import (
+    add_data,
+    checkout_data,
+    commit_results,
+    diff_data,
+    pull_data,
+    push_commits,
+    push_data,
+)
+
+from .conftest import git
+
+Artifacts = Callable[[str], list[Any]]
+
+
+@pytest.fixture
+def block(repo: Repo) -> DataRepository:
+    return DataRepository(path=str(repo.root))
+
+
+def test_new_version_is_added_compared_committed_and_pushed(
+    block: DataRepository, repo: Repo, artifacts: Artifacts
+) -> None:
+    (repo.root / "data" / "train" / "3.txt").write_text("image 3\n")
+    (repo.root / "data" / "train" / "0.txt").write_text("image 0, better\n")
+    (repo.root / "code.py").write_text("not a result\n")
+
+    @flow
+    def update() -> Any:
+        added = add_data(block, ["data/train"])
+        diff = diff_data(block)
+        commit = commit_results(block, "Add images")
+        return added, diff, commit, push_data(block), flow_run.get_id()
+
+    added, diff, commit, pushed, run = update()
+    assert [(v.path, v.nfiles, v.rev) for v in added] == [("data/train", 4, None)]
+    assert [e.path for e in diff.added] == ["data/train/3.txt"]
+    assert pushed.files == 5
+    message = git(repo.root, "log", "-1", "--format=%B", commit)
+    assert message == f"Add images\n\nPrefect-Flow-Run: {run}"
+    assert git(repo.root, "show", "--name-only", "--format=", commit) == "data/train.dvc"
+    assert "code.py" in git(repo.root, "status", "--porcelain")
+
+    (card,) = artifacts("data-train")
+    assert card.type == "table"
+    assert "4 files" in card.description
+    assert "not committed" in card.description
+    assert "The version before" in card.description
+    (card,) = artifacts("diff-digits")
+    assert "1 added" in card.description
+    assert "data/train/3.txt" in card.data
+
+
+def test_each_version_of_the_data_is_one_more_on_its_timeline(repo: Repo, artifacts: Artifacts) -> None:
+    block = DataRepository(path=str(repo.root), label="timeline")
+
+    @flow
+    def update(number: int) -> None:
+        (repo.root / "data" / "train" / f"new-{number}.txt").write_text(f"{number}\n")
+        add_data(block, ["data/train"])
+        commit_results(block, f"Images up to {number}")
+        checkout_data(block)
+
+    update(1)
+    update(2)
+    cards = artifacts("data-timeline-data-train")
+    assert len(cards) == 4
+    assert "5 files" in cards[-1].description
+    commits = git(repo.root, "log", "--format=%H", "--", "data/train.dvc").split()
+    assert [commit[:10] for commit in commits] == re.findall(r'"commit": "([0-9a-f]{10})"', cards[-1].data)
+
+
+def test_pull_brings_what_was_pushed(block: DataRepository, repo: Repo, artifacts: Artifacts) -> None:
+    @flow
+    def there_and_back() -> Any:
+        push_data(block)
+        shutil.rmtree(repo.root / ".dvc" / "cache")
+        shutil.rmtree(repo.root / "data" / "train")
+        return pull_data(block)
+
+    (version,) = there_and_back()
+    assert version == repo.version("data/train")
+    assert (repo.root / "data" / "train" / "2.txt").read_text() == "image 2\n"
+    progress = artifacts("transfer-digits")[-1]
+    assert (progress.type, progress.data) == ("progress", 100.0)
+
+
+def test_checkout_refuses_to_lose_changes(block: DataRepository, repo: Repo) -> None:
+    (repo.root / "data" / "train" / "0.txt").write_text("not in the cache\n")
+
+    @flow
+    def bring(force: bool) -> Any:
+        return checkout_data(block, force=force)
+
+    with pytest.raises(OutputChangedError):
+        bring(False)
+    bring(True)
+    assert (repo.root / "data" / "train" / "0.txt").read_text() == "image 0\n"
+
+
+def test_nothing_to_commit(block: DataRepository, repo: Repo) -> None:
+    @flow
+    def commit() -> Any:
+        return commit_results(block, "Nothing")
+
+    head = git(repo.root, "rev-parse", "HEAD")
+    assert commit() is None
+    assert git(repo.root, "rev-parse", "HEAD") == head
+
+
+def test_results_of_a_repository_inside_another(tmp_path: Path, prefect_server: None) -> None:
+    top = tmp_path / "top"
+    inner = top / "in[n]er"
+    inner.mkdir(parents=True)
+    git(top, "init", "--quiet")
+    repo = Repo.init(inner, subdir=True)
+    (top / "other.dvc").write_text("not of this repository\n")
+    (inner / "file.txt").write_text("content\n")
+    repo.add([inner / "file.txt"])
+
+    @flow
+    def commit() -> Any:
+        return commit_results(DataRepository(path=str(inner)), "First")
+
+    assert commit()
+    listed = git(top, "show", "--name-only", "--format=", "HEAD").splitlines()
+    assert "in[n]er/file.txt.dvc" in listed
+    assert "other.dvc" not in listed
+
+
+def test_commits_go_to_the_origin_of_a_clone(
+    repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: None
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))
+    git(tmp_path, "clone", "--quiet", "--bare", str(repo.root), "origin.git")
+    repo.push()
+    block = DataRepository(path=f"file://{tmp_path}/origin.git")
+
+    @flow
+    def update() -> Any:
+        pull_data(block)
+        clone = block.open()
+        (clone.root / "data" / "train" / "9.txt").write_text("image 9\n")
+        add_data(block, ["data/train"])
+        commit = commit_results(block, "Add 9")
+        return commit, push_commits(block)
+
+    commit, pushed = update()
+    assert pushed == ("main", "tags")
+    assert git(tmp_path / "origin.git", "rev-parse", "main") == commit
+    assert git(block.open().root, "rev-parse", "HEAD") == commit
+
+
+def test_push_commits_without_an_origin(block: DataRepository, prefect_server: None) -> None:
+    @flow
+    def push() -> Any:
+        return push_commits(block)
+
+    assert push() == ()
+
+
+def test_repository_without_git(tmp_path: Path, prefect_server: None) -> None:
+    Repo.init(tmp_path, no_scm=True)
+
+    @flow
+    def commit() -> Any:
+        return commit_results(DataRepository(path=str(tmp_path)), "Nothing")
+
+    with pytest.raises(GitError, match="not in a git repository"):
+        commit()
+
+
+def test_unknown_remote_is_not_tried_again(block: DataRepository, repo: Repo, prefect_server: None) -> None:
+    with repo.config.edit() as sections:
+        sections["core"].clear()
+        sections["remote"].clear()
+    runs = []
+
+    @flow
+    def push() -> None:
+        runs.append(1)
+        push_data(block)
+
+    with pytest.raises(RemoteNotFoundError):
+        push()
+
+
+def test_unreachable_remote_is_tried_again_and_no_secret_is_told(
+    repo: Repo, prefect_server: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = DataRemote(
+        url="s3://bucket/data",
+        endpointurl="http://127.0.0.1:9",
+        region="us-east-1",
+        access_key_id="key-of-the-remote",
+        secret_access_key="secret-of-the-remote",
+        connect_timeout=1,
+    )
+    block = DataRepository(path=str(repo.root), remote=remote)
+    impatient = push_data.with_options(retries=1, retry_delay_seconds=0)
+
+    @flow
+    def push() -> None:
+        impatient(block)
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(RemoteUnreachableError) as caught:
+        push()
+    assert "Retry 1/1" in caplog.text
+    assert "of-the-remote" not in caplog.text + str(caught.value) + repr(caught.value)
