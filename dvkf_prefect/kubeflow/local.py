@@ -23,6 +23,8 @@ from dvkf_prefect.pipeline import leash
 from dvkf_prefect.pipeline.step import StepResult, StepSpec, clean_log
 
 _TAIL_BYTES = 2000
+# Seconds that the host gets on top of its stages' grace to end by itself.
+_MARGIN = 10.0
 
 
 class KfpLocalRun:
@@ -228,10 +230,8 @@ class _Host:
     def close(self) -> None:
         with self._lock:
             self._closing = True
-        with suppress(OSError, ValueError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        self._reader.join(self._grace + 10)
+        self._hang_up()
+        self._reader.join(self._grace + _MARGIN)
         if self._reader.is_alive():
             # It does not answer; its leash takes its children along.
             with suppress(ProcessLookupError):
@@ -248,12 +248,19 @@ class _Host:
                     run = self._runs.pop(answer["done"])
                 run._end(f"KFP's local runner {_outcome(answer['code'])}", cancelled=self._closing)
         self._process.wait()
+        self._hang_up()
         with self._lock:
             self.ended = True
             left = list(self._runs.values())
             self._runs.clear()
         for run in left:
             run._end(self._problem(), cancelled=self._closing)
+
+    def _hang_up(self) -> None:
+        # Not under the lock: a host that does not read may have stopped a writer that holds it.
+        with suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def _problem(self) -> str:
         return f"the process that runs KFP's local runner {_outcome(self._process.wait())}{_tail(self._log)}"

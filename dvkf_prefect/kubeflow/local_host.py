@@ -33,6 +33,7 @@ from dvkf_prefect.pipeline.step import StepOutput, StepSpec
 
 # What KFP's side of a task must not inherit, and a stage's command gets back: see `task.run`.
 _APART = ("PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS", "TMPDIR")
+_REMINDER = 0.1  # seconds
 
 
 @dataclass
@@ -73,15 +74,14 @@ class _Host:
                     self._selector.unregister(0)
                     for child in self._children.values():
                         self._end(child)
-            now = time.monotonic()
             for child in self._children.values():
-                if child.deadline is not None and child.deadline <= now:
-                    child.deadline = None
-                    _signal(child.pid, signal.SIGKILL)
+                if child.deadline is not None:
+                    # Again and again: the first may have come before KFP had started its step.
+                    late = child.deadline <= time.monotonic()
+                    _signal(child.pid, signal.SIGKILL if late else signal.SIGTERM)
 
     def _patience(self) -> float | None:
-        deadlines = [c.deadline for c in self._children.values() if c.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        return _REMINDER if any(c.deadline is not None for c in self._children.values()) else None
 
     def _handle(self, request: dict[str, Any]) -> None:
         if "start" in request:
@@ -134,7 +134,6 @@ class _Host:
 
     def _end(self, child: _Child) -> None:
         if child.deadline is None:
-            _signal(child.pid, signal.SIGTERM)
             child.deadline = time.monotonic() + self._grace
 
     def _reap(self, child: _Child) -> None:
