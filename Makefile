@@ -31,7 +31,8 @@ help: ## say what there is
 	@touch $@ .venv/demo.stamp
 
 demo: .venv/demo.stamp ## data, training, serving, new data, rollback: the whole road on this machine
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python flows/quickstart.py
+	@mkdir -p .demo
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" PREFECT_HOME="$(CURDIR)/.demo/prefect" .venv/bin/python flows/quickstart.py
 
 ui: .venv/demo.stamp ## the Prefect UI over what the demo did, on PORT
 	@PREFECT_HOME="$(CURDIR)/.demo/prefect" PREFECT_SERVER_UI_API_URL=http://127.0.0.1:$(PORT)/api \

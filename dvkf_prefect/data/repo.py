@@ -618,17 +618,25 @@ class Repo:
         self,
         targets: Sequence[str] = (),
         *,
+        rev: str | None = None,
         remote: str | None = None,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Transfer:
-        """Bring the recorded content of outputs from a remote into the cache; see `push` for the arguments.
+        """Bring the recorded content of outputs from a remote into the cache.
+
+        Args:
+            targets: Only these, see `outputs`.
+            rev: As a git revision records them; None for the workspace.
+            remote: The remote's name; None for the default one, or the one an output names.
+            jobs: How many transfers at once.
+            progress: Told of files and bytes.
 
         Raises:
             TransferError: Some objects are missing or damaged on the remote; all others arrived.
             RemoteError: The remote cannot be used.
         """
-        return self._move(transfer.fetch, self.outputs(targets), remote, jobs, progress)
+        return self._move(transfer.fetch, self.outputs(targets, rev=rev), remote, jobs, progress)
 
     def pull(
         self,
