@@ -1,0 +1,68 @@
+"""Save the local set of blocks: a repository in a folder, KFP's local runner, model servers on this machine.
+
+python blocks/local.py [FOLDER] [--remote URL] [--name NAME]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dvkf_prefect import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+
+
+def save(folder: Path, *, remote: str | None = None, name: str = "local") -> list[str]:
+    """Save the blocks; those of the same names are overwritten.
+
+    Args:
+        folder: The DVC repository.
+        remote: Url of the remote to use instead of the repository's own default.
+        name: What each block is called.
+
+    Returns:
+        What was saved, as ``type/name``.
+
+    Raises:
+        NotARepositoryError: The folder is not in a DVC repository.
+        ConfigError: The remote's url or options are wrong.
+
+    Example:
+        ``save(Path("."))``
+    """
+    saved = []
+    store = None
+    if remote is not None:
+        # A folder is taken from here, not from the repository's `.dvc`.
+        store = DataRemote(url=remote if "://" in remote else str(Path(remote).absolute()))
+    repository = DataRepository(path=str(folder.absolute()), remote=store)
+    root = repository.open().root
+    repository.path = str(root)
+    if store is not None:
+        store.save(name, overwrite=True)
+        saved.append(f"data-remote/{name}")
+    for block in (repository, KubeflowPipelines(), ModelServer()):
+        block.save(name, overwrite=True)
+        saved.append(f"{block.get_block_type_slug()}/{name}")
+    return saved
+
+
+def main() -> None:
+    """Read the command line, save the blocks and tell what was saved."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(), help="the DVC repository (default: here)"
+    )
+    parser.add_argument(
+        "--remote", metavar="URL", help="a remote to use instead of the repository's own default"
+    )
+    parser.add_argument("--name", default="local", help="what each block is called (default: local)")
+    options = parser.parse_args()
+    saved = save(options.folder, remote=options.remote, name=options.name)
+    print(f"Saved {len(saved)} blocks for {options.folder.absolute()}:")
+    for block in saved:
+        print(f"  {block}")
+    print("Deploy the flows that use them with `prefect deploy --all`.")
+
+
+if __name__ == "__main__":
+    main()
