@@ -292,6 +292,7 @@ class _Repro:
         """Bring the stages up to date; failures end up in ``errors``."""
         stages = _selected(self._snapshot, targets, single_item)
         self._order = [stage.address for stage in stages]
+        self._place = {address: i for i, address in enumerate(self._order)}
         # What is new to a dvc.lock goes in in the graph's order, as DVC has it, whoever ends first.
         self._fresh = {stage.address for stage in stages if self._snapshot.entry(stage) is None}
         if not single_item:
@@ -348,6 +349,8 @@ class _Repro:
             for address in free:
                 del waiting[address]
                 self._come_to(self._snapshot.graph.stages[address])
+        # First come is not first served: with one job at a time, stages run in the order DVC runs them.
+        self._ready.sort(key=lambda item: self._place[item[0].address])
         while self._ready and len(self._running) < self._jobs:
             stage, choice = self._ready.pop(0)
             try:
@@ -430,7 +433,7 @@ class _Repro:
         self._snapshot.forget(out.path for out in stage.outs)
 
     def _followers(self, stage: Stage) -> list[str]:
-        later = self._order[self._order.index(stage.address) + 1 :]
+        later = self._order[self._place[stage.address] + 1 :]
         return [self._snapshot.graph.stages[a].name for a in later if a in self._fresh]
 
     def _fail(self, stage: Stage, choice: _Choice, error: DvkfError) -> None:

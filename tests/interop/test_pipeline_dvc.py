@@ -323,10 +323,10 @@ stages:
     cmd: exit 1
     frozen: true
     deps: [sub/in]
-    outs: [cold.txt]
+    outs: [cold.txt: {cache: false}]
   multi:
     cmd: >-
-      echo one > multi.txt &&
+      echo one > multi.txt;
 
       echo 'quote: "x"' >> multi.txt
     deps: [sub/in]
