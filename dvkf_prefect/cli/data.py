@@ -1,0 +1,259 @@
+"""Commands on data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.cli._common import open_repo, progress_bar, targets_of
+from dvkf_prefect.errors import OutputError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Checkout, Repo
+    from dvkf_prefect.data.transfer import Transfer
+
+
+def init(args: argparse.Namespace) -> int:
+    """Run ``dvkf init``."""
+    from dvkf_prefect.data.repo import Repo
+
+    repo = Repo.init(no_scm=args.no_scm, subdir=args.subdir, force=args.force)
+    if not args.quiet:
+        print(f"Initialized DVC repository in {repo.root}.")
+        if repo.git:
+            print('\nYou can now commit it:\n\n\tgit commit -m "Initialize DVC"')
+    return 0
+
+
+def add(args: argparse.Namespace) -> int:
+    """Run ``dvkf add``."""
+    repo = open_repo()
+    versions = repo.add(
+        [os.path.abspath(target) for target in args.targets],
+        no_commit=args.no_commit,
+        progress=progress_bar(args.quiet),
+    )
+    if not args.quiet:
+        for version in versions:
+            print(f"{version.path}: {version.nfiles} file(s), {_bytes(version.size)}, {version.digest}")
+        if repo.git and not repo.config.get("core", "autostage"):
+            files = sorted({v.path + ".dvc" for v in versions} | {_beside(v.path) for v in versions})
+            print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(files)}")
+    return 0
+
+
+def _beside(path: str) -> str:
+    folder = os.path.dirname(path)
+    return f"{folder}/.gitignore" if folder else ".gitignore"
+
+
+def commit(args: argparse.Namespace) -> int:
+    """Run ``dvkf commit``."""
+    repo = open_repo()
+    targets = targets_of(repo, args.targets)
+    if not args.force:
+        changed = [change for change in repo.status(targets).changes if change.state == "modified"]
+        if changed:
+            names = ", ".join(change.path for change in changed)
+            if not sys.stdin.isatty():
+                raise OutputError(f"{names} changed; use --force to record it without being asked")
+            if input(f"{names} changed. Record the new content? [y/n] ").strip().lower() not in ("y", "yes"):
+                return 255
+    versions = repo.commit(targets, progress=progress_bar(args.quiet))
+    from dvkf_prefect.pipeline.repro import commit_stages
+
+    stages = commit_stages(repo, targets)
+    if not args.quiet:
+        for version in versions:
+            print(f"{version.path}: {version.nfiles} file(s), {_bytes(version.size)}, {version.digest}")
+        for stage in stages:
+            print(f"{stage}: recorded in dvc.lock")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Run ``dvkf status``."""
+    import json
+
+    repo = open_repo()
+    targets = targets_of(repo, args.targets)
+    if args.cloud or args.remote:
+        return _cloud_status(repo, targets, args)
+    from dvkf_prefect.pipeline.why import status_report
+
+    data = repo.status(targets)
+    report = status_report(repo, data, targets)
+    if args.quiet:
+        return 1 if report else 0
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    if not report:
+        tracked = data.outputs or any(name.endswith("dvc.yaml") for name in repo.files().find())
+        print(
+            "Data and pipelines are up to date."
+            if tracked
+            else "There are no data or pipelines tracked in this project yet."
+        )
+        return 0
+    for name, groups in report.items():
+        print(f"{name}:")
+        for group in groups:
+            if isinstance(group, str):
+                print(f"\t{group}")
+                continue
+            for title, entries in group.items():
+                print(f"\t{title}:")
+                for path, state in entries.items():
+                    if isinstance(state, dict):
+                        print(f"\t\t{path}:")
+                        for key, what in state.items():
+                            print(f"\t\t\t{what + ':':<20}{key}")
+                    else:
+                        print(f"\t\t{state + ':':<20}{path}")
+    return 0
+
+
+def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
+    import json
+
+    from dvkf_prefect.data.transfer import cloud_status
+
+    states = cloud_status(repo.outputs(targets), repo.cache, repo.remote(args.remote), jobs=args.jobs)
+    if args.quiet:
+        return 1 if states else 0
+    if args.json:
+        print(json.dumps(states))
+    elif states:
+        for path, state in states.items():
+            print(f"\t{state + ':':<20}{path}")
+    else:
+        print(f"Cache and remote '{repo.remote(args.remote).name}' are in sync.")
+    return 0
+
+
+def _print_checkout(changes: Checkout) -> None:
+    for mark, paths in (("M", changes.modified), ("A", changes.added), ("D", changes.deleted)):
+        for path in paths:
+            print(f"{mark}\t{path}")
+
+
+def checkout(args: argparse.Namespace) -> int:
+    """Run ``dvkf checkout``."""
+    repo = open_repo()
+    changes = repo.checkout(
+        targets_of(repo, args.targets),
+        force=args.force,
+        allow_missing=args.allow_missing,
+        progress=progress_bar(args.quiet),
+    )
+    if args.summary:
+        counts = [
+            f"{len(paths)} {word}"
+            for word, paths in (
+                ("modified", changes.modified),
+                ("added", changes.added),
+                ("deleted", changes.deleted),
+            )
+            if paths
+        ]
+        print(" and ".join(counts) if counts else "No changes.")
+    elif not args.quiet:
+        _print_checkout(changes)
+    return 0
+
+
+def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> None:
+    if moved.files:
+        print(f"{moved.files} file(s) {word} ({_bytes(moved.size)}, {moved.remote})")
+    elif not changed:
+        print("Everything is up to date.")
+
+
+def push(args: argparse.Namespace) -> int:
+    """Run ``dvkf push``."""
+    repo = open_repo()
+    moved = repo.push(
+        targets_of(repo, args.targets), remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet)
+    )
+    if not args.quiet:
+        _print_transfer(moved, "pushed")
+    return 0
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Run ``dvkf fetch``."""
+    repo = open_repo()
+    moved = repo.fetch(
+        targets_of(repo, args.targets), remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet)
+    )
+    if not args.quiet:
+        _print_transfer(moved, "fetched")
+    return 0
+
+
+def pull(args: argparse.Namespace) -> int:
+    """Run ``dvkf pull``."""
+    repo = open_repo()
+    pulled = repo.pull(
+        targets_of(repo, args.targets),
+        remote=args.remote,
+        jobs=args.jobs,
+        force=args.force,
+        allow_missing=args.allow_missing,
+        progress=progress_bar(args.quiet),
+    )
+    if not args.quiet:
+        _print_checkout(pulled.checkout)
+        _print_transfer(pulled.transfer, "fetched", changed=bool(pulled.checkout))
+    return 0
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Run ``dvkf diff``."""
+    import dataclasses
+    import json
+
+    repo = open_repo()
+    found = repo.diff(args.a_rev, args.b_rev, targets_of(repo, args.targets))
+    if args.hide_missing:
+        found = dataclasses.replace(found, not_in_cache=())
+    if args.json:
+        rows = found.as_dict(hashes=args.show_hash)
+        if args.hide_missing:
+            rows.pop("not in cache", None)
+        print(json.dumps(rows))
+        return 0
+    counts = []
+    for title, entries in (
+        ("added", found.added),
+        ("deleted", found.deleted),
+        ("renamed", found.renamed),
+        ("modified", found.modified),
+        ("not in cache", found.not_in_cache),
+    ):
+        if not entries:
+            continue
+        print(f"{title.capitalize()}:")
+        for entry in entries:
+            digests = [d[:8] for d in (entry.old_digest, entry.new_digest) if d]
+            mark = "..".join(dict.fromkeys(digests)) + "  " if args.show_hash else ""
+            print(f"    {mark}{entry.old_path + ' -> ' if entry.old_path else ''}{entry.path}")
+        print()
+        files = sum(1 for entry in entries if not entry.path.endswith("/"))
+        if files:
+            counts.append(f"{files} {title}")
+    if counts:
+        print(f"files summary: {', '.join(counts)}")
+    return 0
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

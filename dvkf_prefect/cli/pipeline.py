@@ -1,0 +1,106 @@
+"""Commands on pipelines and models."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dvkf_prefect.cli._common import open_repo, targets_of
+
+
+def repro(args: argparse.Namespace) -> int:
+    """Run ``dvkf repro``."""
+    from dvkf_prefect.pipeline import repro as stages
+    from dvkf_prefect.pipeline.runner import LocalRunner, Runner
+
+    repo = open_repo()
+    targets = targets_of(repo, args.targets)
+    if args.dry:
+        for decision in stages.plan(repo, targets, force=args.force, single_item=args.single_item):
+            print(decision)
+        return 0
+    runner: Runner
+    if args.runner == "kubeflow":
+        from dvkf_prefect.kubeflow.local import KfpLocalRunner
+
+        runner = KfpLocalRunner(repo.tmp_dir / "kubeflow")
+    else:
+        runner = LocalRunner()
+
+    def tell(event: stages.StageEvent) -> None:
+        if not args.quiet:
+            print(event, flush=True)
+
+    try:
+        result = stages.repro(
+            repo,
+            targets,
+            runner=runner,
+            force=args.force,
+            single_item=args.single_item,
+            jobs=args.jobs,
+            on_event=tell,
+        )
+    finally:
+        runner.close()
+    if not args.quiet and not result.ran and not result.restored:
+        print("Data and pipelines are up to date.")
+    return 0
+
+
+def _registry() -> Any:
+    from dvkf_prefect.models.registry import ModelRegistry
+
+    return ModelRegistry(open_repo())
+
+
+def model_register(args: argparse.Namespace) -> int:
+    """Run ``dvkf model register``."""
+    version = _registry().register(args.name, version=args.model_version, rev=args.rev, message=args.message)
+    print(f"{version.name} {version.version}: {version.path} ({version.digest}) of commit {version.rev[:7]}")
+    return 0
+
+
+def model_list(args: argparse.Namespace) -> int:
+    """Run ``dvkf model list``."""
+    versions = _registry().list(args.name)
+    if args.json:
+        import json
+
+        print(json.dumps([version.as_dict() for version in versions]))
+        return 0
+    for version in versions:
+        stages = " ".join(f"#{stage}" for stage in version.stages)
+        print(
+            f"{version.name}\t{version.version}\t{version.rev[:7]}\t{version.created:%Y-%m-%d %H:%M}\t{stages}".rstrip()
+        )
+    return 0
+
+
+def model_show(args: argparse.Namespace) -> int:
+    """Run ``dvkf model show``."""
+    version = _registry().show(args.name, args.which)
+    values = version.as_dict()
+    if args.json:
+        import json
+
+        print(json.dumps(values))
+        return 0
+    for key, value in values.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        print(f"{key + ':':<12}{text}")
+    return 0
+
+
+def model_assign(args: argparse.Namespace) -> int:
+    """Run ``dvkf model assign``."""
+    version = _registry().assign(args.name, args.model_version, args.stage)
+    print(f"{version.name} #{args.stage} is {version.version}")
+    return 0
+
+
+def model_rollback(args: argparse.Namespace) -> int:
+    """Run ``dvkf model rollback``."""
+    version = _registry().rollback(args.name, args.stage)
+    print(f"{version.name} #{args.stage} is {version.version} again")
+    return 0
