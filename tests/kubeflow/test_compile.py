@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -203,7 +204,12 @@ def run_pipeline(spec: dict, folder: Path) -> dict:
     # A file for the output: a pipe would be one more thing that a child could keep open.
     with (folder / "log").open("wb") as log:
         code = subprocess.run(
-            [sys.executable, "-c", script], cwd=folder, stdout=log, stderr=log, timeout=120
+            [sys.executable, "-c", script],
+            cwd=folder,
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=log,
+            stderr=log,
+            timeout=120,
         ).returncode
     assert code == 0, (folder / "log").read_text()
     return {p.parent.name: json.loads(p.read_text()) for p in folder.glob("root/*/*/executor_output.json")}
