@@ -227,6 +227,8 @@ class Model:
         asked = document.get("outputs")
         if not asked:
             return self._outputs
+        if not isinstance(asked, list):
+            raise PredictionError('outputs is a list of {"name": ...}')
         names = [output.get("name") if isinstance(output, dict) else None for output in asked]
         unknown = [str(name) for name in names if name not in self._outputs]
         if unknown:
@@ -362,7 +364,7 @@ def _tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
     shape, datatype, data = entry.get("shape"), entry.get("datatype"), entry.get("data")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise PredictionError(f"input '{name}': shape must be a list of whole numbers")
-    if datatype not in _DATATYPES:
+    if not isinstance(datatype, str) or datatype not in _DATATYPES:
         raise PredictionError(f"input '{name}': datatype {datatype!r} is none of {', '.join(_DATATYPES)}")
     if not isinstance(data, list):
         raise PredictionError(

@@ -138,23 +138,18 @@ class Endpoint:
     def _call(self, method: str, path: str, document: object, timeout: float) -> dict[str, Any]:
         import httpx
 
+        content = None if document is None else json.dumps(document, default=_number).encode()
+        headers = {} if content is None else {"content-type": "application/json"}
         try:
             # A proxy of the environment has no business with 127.0.0.1.
             with httpx.Client(timeout=timeout, trust_env=False) as client:
-                if document is None:
-                    response = client.request(method, self.url + path)
-                else:
-                    response = client.request(
-                        method,
-                        self.url + path,
-                        content=json.dumps(document, default=_number).encode(),
-                        headers={"content-type": "application/json"},
-                    )
-            answer = response.json()
+                response = client.request(method, self.url + path, content=content, headers=headers)
         except httpx.TimeoutException as error:
             raise ServingError(f"{self} gave no answer in {timeout:.0f} s; its log is {self.log}") from error
         except httpx.HTTPError as error:
             raise ServingError(f"{self} does not answer ({error}); its log is {self.log}") from error
+        try:
+            answer = response.json()
         except ValueError as error:
             raise ServingError(f"{self} answered {response.status_code} with no JSON") from error
         if response.status_code >= 400 or not isinstance(answer, dict):

@@ -28,7 +28,7 @@ from dvkf_prefect.errors import (
     OutputChangedError,
     TransferError,
 )
-from dvkf_prefect.pipeline.stages import load_pipeline_file
+from dvkf_prefect.pipeline.artifacts import read_artifacts
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class ModelContent:
     Attributes:
         path: Its file or folder, relative to the repository's root.
         digest: Its md5, with ``.dir`` for a folder.
-        size: Bytes; 0 when they are not recorded.
+        size: Bytes, where they are recorded.
         nfiles: Number of files; 1 for a file.
         output: The output it is, or is a part of.
     """
 
     path: str
     digest: str
-    size: int
+    size: int | None
     nfiles: int
     output: Output
 
@@ -85,17 +85,13 @@ class ModelContents:
         folder, _, plain = name.rpartition(":")
         prefix = self._repo.root.relative_to(self._git.root.resolve()).as_posix()
         file = posixpath.relpath(posixpath.join(folder or ".", PIPELINE_FILE), prefix)
-        try:
-            artifacts = load_pipeline_file(files.read(file), file).get("artifacts") or {}
-        except FileNotFoundError:
-            artifacts = {}
-        declared = artifacts.get(plain)
-        if not isinstance(declared, dict) or not isinstance(declared.get("path"), str):
+        artifacts = read_artifacts(files, file)
+        if plain not in artifacts:
             raise ModelNotFoundError(
-                f"{file} at commit {rev[:7]} declares no model '{plain}' with a path under `artifacts` "
-                f"(declared: {', '.join(sorted(map(str, artifacts))) or 'none'}); declare it and commit that"
+                f"{file} at commit {rev[:7]} declares no model '{plain}' under `artifacts` "
+                f"(declared: {', '.join(sorted(artifacts)) or 'none'}); declare it and commit that"
             )
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(file), declared["path"]))
+        path = artifacts[plain].path
         for source in _sources(files, path, file):
             for output in outputs.read_outputs(files, source):
                 if path == output.path or path.startswith(output.path + "/"):
@@ -113,13 +109,13 @@ class ModelContents:
                 "run `dvkf repro` or `dvkf add`, and commit what they write"
             )
         if path == output.path:
-            return ModelContent(path, output.digest, output.size or 0, output.nfiles or 1, output)
+            return ModelContent(path, output.digest, output.size, output.nfiles or 1, output)
         part = self._part(output, path)
         if not part.relpaths:
             raise ModelError(f"the output '{output.path}' has no '{path}' at commit {rev[:7]}")
         if part.relpaths == [""]:
-            return ModelContent(path, part.digests[0], 0, 1, output)
-        return ModelContent(path, part.digest, 0, len(part), output)
+            return ModelContent(path, part.digests[0], None, 1, output)
+        return ModelContent(path, part.digest, None, len(part), output)
 
     def _part(self, output: Output, path: str) -> Tree:
         """Return the manifest of a folder inside an output; of a file one entry without a name."""

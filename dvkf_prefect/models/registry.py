@@ -47,9 +47,9 @@ class ModelVersion:
         name: The model; ``folder:model`` when declared in folder/dvc.yaml.
         version: ``v`` and a semantic version; the commit for one that was given a stage without being registered.
         rev: The commit.
-        path: The model's file or folder, relative to the repository's root; empty when the commit declares none.
-        digest: Its md5, with ``.dir`` for a folder; empty when DVC recorded none at that commit.
-        size: Bytes; 0 when they are not recorded.
+        path: The model's file or folder, relative to the repository's root; None when the commit declares none.
+        digest: Its md5, with ``.dir`` for a folder; None when DVC recorded none at that commit.
+        size: Bytes, where they are recorded.
         nfiles: Number of files; 1 for a file.
         stages: The stages it holds now, sorted.
         created: When it was registered.
@@ -62,10 +62,10 @@ class ModelVersion:
     name: str
     version: str
     rev: str
-    path: str
-    digest: str
-    size: int
-    nfiles: int
+    path: str | None
+    digest: str | None
+    size: int | None
+    nfiles: int | None
     stages: tuple[str, ...]
     created: datetime
     author: str
@@ -391,7 +391,7 @@ class ModelRegistry:
             MissingObjectError: Neither the cache nor the remote has it.
             RemoteError: The remote cannot be used.
         """
-        if not version.digest:
+        if version.digest is None:
             raise ModelError(
                 f"{version.name} {version.version} has no content recorded by DVC at commit {version.rev[:7]}"
             )
@@ -470,10 +470,10 @@ class ModelRegistry:
             name=history.name,
             version=version.name,
             rev=version.rev,
-            path=content.path if content else "",
-            digest=content.digest if content else "",
-            size=content.size if content else 0,
-            nfiles=content.nfiles if content else 0,
+            path=content.path if content else None,
+            digest=content.digest if content else None,
+            size=content.size if content else None,
+            nfiles=content.nfiles if content else None,
             stages=tuple(stage for stage, holder in history.stages().items() if holder is version),
             created=event.created,
             author=event.author,

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.errors import GitError, ModelError
@@ -157,6 +157,35 @@ def tag_name(
     return model.replace(":", "=") + suffix + ("" if counter is None else f"#{counter}")
 
 
+class TagName(NamedTuple):
+    """What the name of a tag says; the fields are `TagEvent`'s."""
+
+    action: Action
+    model: str
+    version: str | None = None
+    stage: str | None = None
+    counter: int | None = None
+
+
+def parse_tag_name(tag: str) -> TagName | None:
+    """Read the name of a tag; None when it is none of the registry's.
+
+    Example:
+        >>> parse_tag_name("vision=net#prod!#4")
+        TagName(action='unassign', model='vision:net', version=None, stage='prod', counter=4)
+    """
+    match = _TAG_RE.fullmatch(tag)
+    if not match:
+        return None
+    action: Action = "deprecate"
+    if match["version"]:
+        action = "deregister" if match["cancel"] else "register"
+    elif match["stage"]:
+        action = "unassign" if match["cancel"] else "assign"
+    counter = int(match["counter"]) if match["counter"] else None
+    return TagName(action, match["model"].replace("=", ":"), match["version"], match["stage"], counter)
+
+
 def read_tags(git: Git) -> list[TagEvent]:
     """Read every registry tag, oldest first; of the same second, by name, as GTO reads them."""
     listed = git.run_bytes("for-each-ref", f"--format={_FORMAT}", "refs/tags").decode(errors="replace")
@@ -165,35 +194,12 @@ def read_tags(git: Git) -> list[TagEvent]:
     events = []
     for start in range(0, len(fields) - 1, _FIELDS):
         kind, tag, target, rev, author, email, date, signature, message = fields[start : start + _FIELDS]
-        match = _TAG_RE.fullmatch(tag)
-        if kind.strip() != "tag" or target != "commit" or not match:
+        parsed = parse_tag_name(tag)
+        if kind.strip() != "tag" or target != "commit" or not parsed:
             continue
         text, trailers = split_message(message.removesuffix(signature))
-        events.append(
-            TagEvent(
-                _action(match),
-                match["model"].replace("=", ":"),
-                match["version"],
-                match["stage"],
-                int(match["counter"]) if match["counter"] else None,
-                rev,
-                _time(date),
-                author,
-                email,
-                text,
-                trailers,
-                tag,
-            )
-        )
+        events.append(TagEvent(*parsed, rev, _time(date), author, email, text, trailers, tag))
     return sorted(events, key=lambda event: (event.created, event.tag))
-
-
-def _action(match: re.Match[str]) -> Action:
-    if match["deprecated"]:
-        return "deprecate"
-    if match["version"]:
-        return "deregister" if match["cancel"] else "register"
-    return "unassign" if match["cancel"] else "assign"
 
 
 def _time(raw: str) -> datetime:

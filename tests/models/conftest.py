@@ -65,17 +65,6 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout) if "--json" in args else done.stdout
 
-    def gto_refuses(self, *args: str) -> bool:
-        """Tell whether the real gto ends with an error."""
-        done = subprocess.run(
-            [sys.executable, "-m", "gto.cli", *args],
-            cwd=self.top,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode != 0
-
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:

@@ -7,12 +7,20 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dvkf_prefect.data.git import Git
+from dvkf_prefect.errors import ModelError
 from dvkf_prefect.models.history import gather
-from dvkf_prefect.models.tags import read_tags
+from dvkf_prefect.models.tags import (
+    check_model_name,
+    check_stage_name,
+    is_version,
+    parse_tag_name,
+    read_tags,
+)
 
 from .conftest import Project
 
@@ -118,7 +126,7 @@ def test_we_read_what_gto_writes(project: Project) -> None:
     assert project.registry.show("classifier", "#raw").version == revs[3]
     # Nobody declared these models; they are shown all the same.
     (other,) = project.registry.list("sub:other")
-    assert (other.version, other.path, other.digest) == ("v0.0.1", "", "")
+    assert (other.version, other.path, other.digest) == ("v0.0.1", None, None)
     # And both count on from each other.
     assert project.registry.assign("classifier", "latest", "prod").version == "v0.1.0"
     assert project.registry.history("classifier")[0].tag == "classifier#prod#5"
@@ -182,3 +190,69 @@ def _generate(dice: random.Random, repo: Path) -> None:
             git("tag", "-a", "-m", "x", tag, rev, at=1_600_000_100 + moment)
     git("tag", "light@v1.0.0")
     git("tag", "-a", "-m", "x", "release-1.0")
+
+
+_NAMES = """
+import json, sys
+from gto.constants import check_string_is_valid, fullname_re, name_re
+from gto.tag import parse_name
+from gto.versions import SemVer
+texts = json.load(sys.stdin)
+print(json.dumps([
+    [
+        check_string_is_valid(text, fullname_re), check_string_is_valid(text, name_re), SemVer.is_valid(text),
+        {key: getattr(value, "value", value) for key, value in parse_name(text, raise_on_fail=False).items()},
+    ]
+    for text in texts
+]))
+"""
+
+
+def test_the_grammar_is_gtos() -> None:
+    """Texts made of the grammar's own pieces: valid here when and as they are valid there."""
+    dice = random.Random(0)
+    pieces = [
+        "a",
+        "Z",
+        "0",
+        "9",
+        "-",
+        "_",
+        "/",
+        ".",
+        "=",
+        ":",
+        "@",
+        "#",
+        "!",
+        "v",
+        "+",
+        "1.0",
+        "v1.0.0",
+        "v0.10.2-rc.1",
+    ]
+    pieces += ["+b.1", "deprecated", "prod", "model", "#1", "#07", "ä", " ", "01", "-01", "-a.b"]
+    texts = ["".join(dice.choices(pieces, k=dice.randint(1, 6))) for _ in range(20_000)]
+    done = subprocess.run(
+        [sys.executable, "-c", _NAMES], input=json.dumps(texts), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for text, theirs in zip(texts, json.loads(done.stdout), strict=True):
+        full, plain = _valid(check_model_name, text), _valid(check_stage_name, text)
+        assert [full, plain, is_version(text), _as_gto(text)] == theirs, text
+
+
+def _as_gto(text: str) -> dict[str, Any]:
+    parsed = parse_tag_name(text)
+    if parsed is None:
+        return {}
+    values = {**parsed._asdict(), "name": parsed.model}
+    return {key: value for key, value in values.items() if key != "model" and value is not None}
+
+
+def _valid(check: Callable[[str], None], text: str) -> bool:
+    try:
+        check(text)
+    except ModelError:
+        return False
+    return True
