@@ -142,11 +142,10 @@ def data_card(
     rows = list(history) if known else [version, *history]
     table = tuple(
         {
-            "version": old.digest[:12],
+            "digest": old.digest,
             "files": f"{old.nfiles:,}",
             "size": size_text(old.size),
             "commit": old.rev[:10] if old.rev else "not committed",
-            "digest": old.digest,
         }
         for old in rows[:limit]
     )
@@ -166,12 +165,13 @@ def _at(rev: str | None) -> str:
     return f"at commit `{rev[:10]}`" if rev else "not committed"
 
 
-def diff_card(diff: Diff, name: str, *, limit: int = ROWS) -> Card:
+def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), limit: int = ROWS) -> Card:
     """Show the difference of two versions: counts, bytes, and the first paths of each kind.
 
     Args:
         diff: The difference.
         name: The repository's short name, for the key.
+        commits: The commits that its two sides mean now; empty for the workspace.
         limit: How many paths of each kind are shown at most.
     """
     kinds: list[tuple[str, tuple[DiffEntry, ...]]] = [
@@ -183,7 +183,7 @@ def diff_card(diff: Diff, name: str, *, limit: int = ROWS) -> Card:
     ]
     # A directory's own row ends with a slash; the files below it are counted, it is not.
     files = {kind: [e for e in entries if not e.path.endswith("/")] for kind, entries in kinds}
-    sides = f"`{_code(diff.a)}` to `{_code(diff.b or 'workspace')}`"
+    sides = f"{_side(diff.a, commits[0])} to {_side(diff.b or 'workspace', commits[1])}"
     counts = ", ".join(f"{len(found):,} {kind}" for kind, found in files.items() if found)
     if not diff:
         return Card(artifact_key("diff", name), f"Nothing differs from {sides}.", markdown="Nothing differs.")
@@ -201,18 +201,24 @@ def diff_card(diff: Diff, name: str, *, limit: int = ROWS) -> Card:
     for kind, entries in kinds:
         found = files[kind]
         if found:
-            old = _sum(e.old_size for e in found if e.old_digest)
-            new = _sum(e.new_size for e in found if e.new_digest)
-            summary.append((kind, f"{len(found):,}", size_text(old), size_text(new)))
-            rows = [
-                (
-                    e.path if not e.old_path else f"{e.old_path} → {e.path}",
-                    size_text(e.old_size) if e.old_digest else "",
-                    size_text(e.new_size) if e.new_digest else "",
-                )
-                for e in found
-            ]
-            table = markdown_table(("path", "old size", "new size"), rows, limit=limit)
+            old = [e.old_size for e in found if e.old_digest]
+            new = [e.new_size for e in found if e.new_digest]
+            summary.append((kind, f"{len(found):,}", _sum_text(old), _sum_text(new)))
+            if kind == "modified":
+                columns: tuple[str, ...] = ("path", "old size", "new size")
+                rows: list[tuple[str, ...]] = [
+                    (e.path, size_text(e.old_size), size_text(e.new_size)) for e in found
+                ]
+            else:
+                columns = ("path", "size")
+                rows = [
+                    (
+                        f"{e.old_path} → {e.path}" if e.old_path else e.path,
+                        size_text(e.new_size if e.new_digest else e.old_size),
+                    )
+                    for e in found
+                ]
+            table = markdown_table(columns, rows, limit=limit)
             sections.append(f"### {kind.capitalize()}\n\n{table}")
         directories = [e.path for e in entries if e.path.endswith("/")]
         if directories and not found:
@@ -223,13 +229,16 @@ def diff_card(diff: Diff, name: str, *, limit: int = ROWS) -> Card:
     return Card(artifact_key("diff", name), description, markdown=body)
 
 
-def _sum(sizes: Iterable[int | None]) -> int | None:
-    total = 0
-    for size in sizes:
-        if size is None:
-            return None
-        total += size
-    return total
+def _sum_text(sizes: Sequence[int | None]) -> str:
+    known = [size for size in sizes if size is not None]
+    if not sizes:
+        return ""
+    return size_text(sum(known)) if len(known) == len(sizes) else "unknown"
+
+
+def _side(name: str, commit: str) -> str:
+    shown = f"`{_code(name)}`"
+    return f"{shown} (`{commit[:10]}`)" if commit and not commit.startswith(name) else shown
 
 
 def _code(text: str) -> str:
@@ -287,7 +296,7 @@ def pipeline_card(result: ReproResult, name: str, *, limit: int = 200) -> Card:
     description = (
         f"{count_text(len(result.decisions), 'stage')} of **{escape(name)}**: {', '.join(counts) or 'none'}."
     )
-    table = markdown_table(("stage", "", "why"), rows, limit=limit)
+    table = markdown_table(("stage", "outcome", "why"), rows, limit=limit)
     return Card(
         artifact_key("pipeline", name), description, markdown=f"## Stages of {escape(name)}\n\n{table}"
     )
@@ -308,7 +317,9 @@ def stage_card(
     action = "failed" if failed else _ACTIONS[decision.action]
     if event is not None and event.kind == "start":
         action = "did not end"
-    seconds = f" in {event.seconds:.1f} s" if event is not None and event.seconds else ""
+    seconds = ""
+    if event is not None and event.seconds:
+        seconds = f" in {event.seconds:.{1 if event.seconds >= 1 else 2}f} s"
     first = str(decision.reasons[0]) if decision.reasons else "nothing changed"
     more = f" and {len(decision.reasons) - 1} more" if len(decision.reasons) > 1 else ""
     description = f"**{escape(decision.stage)}** {action}{seconds}: {escape(first)}{more}."
@@ -400,7 +411,7 @@ def model_card(
             "by": v.author,
             "commit": v.rev[:10],
             "size": size_text(v.size),
-            "digest": v.digest or "",
+            "digest": (v.digest or "")[:12],
             "message": " ".join(v.message.split())[:_CELL],
         }
         for v in versions[:limit]
@@ -442,7 +453,7 @@ def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Ca
         [
             f"## {escape(endpoint.model)} {escape(endpoint.version)}{stages}",
             f"[{endpoint.url}]({endpoint.url}/v2) · [metadata]({base}) · [ready]({base}/ready)",
-            markdown_table(("", ""), rows),
+            markdown_table(rows[0], rows[1:]),
             "Ask it by the V1 protocol:",
             f"```sh\ncurl {endpoint.url}/v1/models/{endpoint.model}:predict -d '{{\"instances\": [[…]]}}'\n```",
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 
@@ -41,8 +41,8 @@ def serve(
     Returns:
         The version that is served, where, and what it predicted.
     """
-    place = ModelServer.load(server)
-    endpoint = deploy_model(DataRepository.load(repository), place, model, which)
+    place = cast(ModelServer, ModelServer.load(server))
+    endpoint = deploy_model(cast(DataRepository, DataRepository.load(repository)), place, model, which)
     predictions = predict(place, model, instances) if instances else ()
     return {
         "model": model,
@@ -74,8 +74,8 @@ def rollback(
     Returns:
         The version that is served, where, and what it predicted.
     """
-    data = DataRepository.load(repository)
-    place = ModelServer.load(server)
+    data = cast(DataRepository, DataRepository.load(repository))
+    place = cast(ModelServer, ModelServer.load(server))
     version = rollback_model(data, model, stage)
     endpoint = deploy_model(data, place, model, version.version)
     if push:
@@ -90,4 +90,4 @@ def rollback(
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:3])
+    serve(sys.argv[1])

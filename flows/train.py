@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from dvkf_prefect.pipeline.metrics import MetricChange
 from prefect import flow, get_run_logger
 from prefect.states import Completed
 
@@ -23,6 +22,7 @@ from dvkf_prefect import (
     register_model,
     repro_pipeline,
 )
+from dvkf_prefect.pipeline.metrics import MetricChange
 
 
 def find_metric(rows: tuple[MetricChange, ...], name: str) -> float:
@@ -82,8 +82,8 @@ def train(
     if (metric is None) != (minimum is None):
         raise ValueError("metric and minimum go together: give both, or neither")
     logger = get_run_logger()
-    data = DataRepository.load(repository)
-    runner = KubeflowPipelines.load(pipelines)
+    data = cast(DataRepository, DataRepository.load(repository))
+    runner = cast(KubeflowPipelines, KubeflowPipelines.load(pipelines))
     if pull:
         pull_data(data)
     result = repro_pipeline(data, runner, targets, force=force)

@@ -194,8 +194,11 @@ def diff_data(
     Example:
         ``diff_data(DataRepository.load("local"), "HEAD^", "HEAD")``
     """
-    diff = repository.open().diff(a, b, targets)
-    card = diff_card(diff, repository.name, limit=DvkfSettings().card_rows)
+    repo = repository.open()
+    diff = repo.diff(a, b, targets)
+    git = need_git(repo)
+    commits = (git.resolve(a), git.resolve(b) if b is not None else "")
+    card = diff_card(diff, repository.name, commits=commits, limit=DvkfSettings().card_rows)
     publish(card)
     get_run_logger().info("%s", card.description)
     return diff

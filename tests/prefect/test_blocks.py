@@ -29,9 +29,7 @@ class TestStandard(BlockStandardTestSuite):
     def block(self, request: pytest.FixtureRequest) -> Any:
         return request.param
 
-    @pytest.mark.skip(
-        reason="no logo: showing one needs a network"
-    )
+    @pytest.mark.skip(reason="no logo: showing one needs a network")
     def test_has_a_valid_image(self, block: Any) -> None: ...
 
 

@@ -115,7 +115,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     shutil.copy(TREE / "prefect.yaml", tmp_path / "tree")
     with ExitStack() as started:
         started.callback(server.http.close)
-        process = server.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port))
+        process = server.start(
+            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
+        )
         started.callback(end, process)
         server.wait_until_up(process)
         yield server
@@ -135,7 +137,9 @@ def test_deployments_run_on_a_worker(server: Server, project: Repo) -> None:
     described = train["parameter_openapi_schema"]["properties"]["minimum"]["description"]
     assert described == "The least that metric must be."
 
-    worker = server.start("prefect", "worker", "start", "--pool", "local", "--type", "process", "--name", "test")
+    worker = server.start(
+        "prefect", "worker", "start", "--pool", "local", "--type", "process", "--name", "test"
+    )
     serving = LocalServing(server.folder / "prefect" / "dvkf" / "serving")
     try:
         run = server.run_deployment(
