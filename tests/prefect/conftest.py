@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_HOME, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from dvkf_prefect.data.repo import Repo
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """An in-process Prefect with a database of its own."""
-    with prefect_test_harness(server_startup_timeout=120):
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server with a home and a database of its own."""
+    home = tmp_path_factory.mktemp("prefect-home")
+    with temporary_settings({PREFECT_HOME: home}), prefect_test_harness(server_startup_timeout=120):
         yield
 
 
