@@ -10,7 +10,7 @@ from dvkf_prefect.data import gitignore
 from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.store import LEGACY, MD5, Cache
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import OutputInGitError, OutputNotFoundError
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, stored_of, write_entry
@@ -37,10 +37,9 @@ def make_spec(repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs) -> S
     deps = {}
     for dep in stage.deps:
         item = items[dep.name]
-        stored = stored_of(item)
-        deps[dep.path] = StepDependency(
-            dep.path, stored.digest, stored.size, stored.isexec, item.get("hash", "md5-dos2unix")
-        )
+        # The digest of a DVC 2.x entry is not that of the bytes; it is only kept while the workspace still has it.
+        stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
+        deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)
     outs = []
     for out in stage.outs:
         previous, isexec = None, False
@@ -84,11 +83,16 @@ def contents_of(stage: Stage, entry: Entry) -> tuple[StepContent, ...]:
         stage: The stage.
         entry: One of its runs.
     """
-    recorded = {item["path"]: stored_of(item) for item in entry.get("outs", ())}
+    recorded = {item["path"]: item for item in entry.get("outs", ())}
     contents = []
     for out in stage.outs:
-        stored = recorded[out.name]
-        contents.append(StepContent(out.path, stored.digest, stored.size, stored.nfiles, stored.isexec))
+        item = recorded[out.name]
+        stored = stored_of(item)
+        contents.append(
+            StepContent(
+                out.path, stored.digest, stored.size, stored.nfiles, stored.isexec, item.get("hash", LEGACY)
+            )
+        )
     return tuple(contents)
 
 
@@ -115,15 +119,19 @@ def put_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent], side_
     for out in stage.outs:
         content = by_path[out.path]
         output = Output(
-            out.path, content.digest, content.size, content.nfiles, content.isexec, source=stage.file
+            path=out.path,
+            digest=content.digest,
+            isexec=content.isexec,
+            hash_name=content.hash_name,
+            source=stage.file,
         )
-        found = repo.workspace.look(out.path)
+        found = repo.workspace.look(out.path, hash_name=content.hash_name)
         if found.digest != content.digest or found.isexec != content.isexec:
             if repo.workspace.lost_by(output, found):
                 repo.workspace.take(out.path)
             place = repo.workspace if out.cached or not side_dir else _beside(repo, Path(side_dir))
             place.put(output, found)
-        elif out.cached and repo.cache.missing(_objects(repo, content)):
+        if out.cached and (content.hash_name != MD5 or repo.cache.missing(_objects(repo, content))):
             repo.workspace.take(out.path)
         items.append(_settle(repo, out))
     return items

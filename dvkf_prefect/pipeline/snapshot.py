@@ -66,6 +66,7 @@ class Snapshot:
     repo: Repo
     graph: Graph = field(init=False)
     outputs: dict[str, Output] = field(init=False)
+    _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
     _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     _planned: dict[str, Stored] = field(default_factory=dict)
@@ -84,8 +85,10 @@ class Snapshot:
     # -- what was recorded -----------------------------------------------------------------------------------------
 
     def entry(self, stage: Stage) -> Entry | None:
-        """Return what dvc.lock has of a stage's last run."""
-        return read_lock(self.files, lock_file(stage.file)).get(stage.name)
+        """Return what dvc.lock had of a stage's last run when it was first asked for one."""
+        if stage.file not in self._locks:
+            self._locks[stage.file] = read_lock(self.files, lock_file(stage.file))
+        return self._locks[stage.file].get(stage.name)
 
     # -- what is there ---------------------------------------------------------------------------------------------
 

@@ -20,14 +20,12 @@ class StepDependency:
         digest: md5 in hex, with ``.dir`` for a directory.
         size: Bytes.
         isexec: Whether a single file may be executed.
-        hash_name: ``md5``, or ``md5-dos2unix`` for an object of DVC 2.x.
     """
 
     path: str
     digest: str
     size: int = 0
     isexec: bool = False
-    hash_name: str = "md5"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,7 @@ class StepContent:
         size: Bytes; of a directory the sum.
         nfiles: Number of files of a directory, None for a file.
         isexec: Whether a single file may be executed.
+        hash_name: ``md5``, or ``md5-dos2unix`` for what an entry of DVC 2.x recorded.
     """
 
     path: str
@@ -114,6 +113,7 @@ class StepContent:
     size: int
     nfiles: int | None = None
     isexec: bool = False
+    hash_name: str = "md5"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from typing import IO, Protocol
 
 from dvkf_prefect.data.digest import digest_file, write_atomic
 from dvkf_prefect.data.ignore import Ignore
-from dvkf_prefect.data.store import MD5, Cache, Stored, walk_files
+from dvkf_prefect.data.store import Cache, Stored, walk_files
 from dvkf_prefect.data.tree import Tree, check_relpath, is_tree
 from dvkf_prefect.errors import (
     DvkfError,
@@ -49,13 +49,13 @@ _SHELL_FLAGS = {"zsh": ["--no-rcs"], "bash": ["--noprofile", "--norc"]}
 class Objects(Protocol):
     """Where a run gets content by digest, and puts it; a `Cache` is one, a remote can be."""
 
-    def exists(self, digest: str, hash_name: str = MD5) -> bool:
+    def exists(self, digest: str) -> bool:
         """Tell whether the object is there."""
 
-    def export(self, digest: str, dest: Path, *, isexec: bool = False, hash_name: str = MD5) -> None:
+    def export(self, digest: str, dest: Path, *, isexec: bool = False) -> None:
         """Copy a file or directory out, verified."""
 
-    def read_tree(self, digest: str, hash_name: str = MD5) -> Tree:
+    def read_tree(self, digest: str) -> Tree:
         """Return a directory's manifest."""
 
     def add_file(self, source: str | Path, *, digest: str | None = None, move: bool = False) -> str:
@@ -179,8 +179,8 @@ class _Step:
     def _place(self, dep: StepDependency) -> None:
         target = self._root / dep.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self._objects.exists(dep.digest, dep.hash_name) or self._spec.workspace is None:
-            self._objects.export(dep.digest, target, isexec=dep.isexec, hash_name=dep.hash_name)
+        if self._objects.exists(dep.digest) or self._spec.workspace is None:
+            self._objects.export(dep.digest, target, isexec=dep.isexec)
             return
         source = Path(self._spec.workspace) / dep.path
         if not is_tree(dep.digest):
@@ -317,11 +317,11 @@ class _Step:
             return True
         for dep in self._spec.deps:
             if path == dep.path and not is_tree(dep.digest):
-                return dep.hash_name == MD5 and digest_file(place) != dep.digest
+                return digest_file(place) != dep.digest
             if path.startswith(dep.path + "/") and is_tree(dep.digest):
-                if self._objects.exists(dep.digest, dep.hash_name):
-                    tree = dict(self._objects.read_tree(dep.digest, dep.hash_name).items())
-                    return dep.hash_name == MD5 and digest_file(place) != tree[path[len(dep.path) + 1 :]]
+                if self._objects.exists(dep.digest):
+                    tree = dict(self._objects.read_tree(dep.digest).items())
+                    return digest_file(place) != tree[path[len(dep.path) + 1 :]]
                 original = Path(str(self._spec.workspace)) / path
                 return not original.exists() or digest_file(place) != digest_file(original)
         return Path(place).read_bytes() != render_params(path, self._spec.params[path])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.pipeline.repro import plan, repro
 from dvkf_prefect.pipeline.runner import LocalRunner
@@ -363,3 +364,41 @@ def test_a_comment_in_dvc_lock_stays(tmp_path):
     ours(mine, jobs=1)
     assert (mine / "dvc.lock").read_bytes() == (theirs / "dvc.lock").read_bytes()
     assert "# mine" in (mine / "dvc.lock").read_text()
+
+
+def test_dvcs_gc_and_push_leave_our_folders_alone_and_need_nothing_of_them(tmp_path):
+    mine = make(tmp_path / "repo", DIAMOND)
+    ours(mine)
+    lock = (mine / "dvc.yaml").read_text()
+    (mine / "dvc.yaml").write_text(lock.replace("echo alone > alone.txt", "echo > elsewhere"))
+    result = ours(mine, raise_failures=False)
+    assert result.failed == ("alone",)
+    (mine / "dvc.yaml").write_text(lock)
+    kept = list((mine / ".dvc/cache/dvkf-steps").rglob("elsewhere"))
+    assert len(kept) == 1
+    dvc(mine, "remote", "add", "-d", "-q", "store", str(tmp_path / "store"))
+    dvc(mine, "push", "-q", "--run-cache")
+    dvc(mine, "gc", "-w", "-f", "-q")
+    assert kept[0].exists()
+    agree(mine)
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["files", "runs"]
+
+
+def test_legacy_entries_of_dvc_2_stay_while_nothing_changed(tmp_path):
+    """DVC 2.x recorded md5 after turning line ends into Unix ones, without `hash: md5`."""
+    mine, theirs = both(tmp_path, ODD)
+    for folder in (mine, theirs):
+        dvc(folder, "repro", "-q", "sub/dvc.yaml:inner")
+        lock = folder / "sub" / "dvc.lock"
+        new = digest_bytes(b"y\r\nz\r\n")
+        text = lock.read_text().replace(new, digest_bytes(b"y\nz\n"))
+        deps, _, outs = text.partition("    outs:")
+        lock.write_text(deps.replace("      hash: md5\n", "") + "    outs:" + outs)
+        assert "hash: md5" not in deps.replace("      hash: md5\n", "")
+    assert json.loads(dvc(theirs, "status", "--json", "sub/dvc.yaml")) == {}
+    assert plan(Repo.open(mine), ["sub/dvc.yaml"])[0].action == "skip"
+    for folder in (mine, theirs):
+        (folder / "sub" / "in").write_text("changed")
+    dvc(theirs, "repro", "-q", "sub/dvc.yaml:inner")
+    assert ours(mine, "sub/dvc.yaml").ran == ("sub/dvc.yaml:inner",)
+    assert tree(mine) == tree(theirs)
