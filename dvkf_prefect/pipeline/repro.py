@@ -108,6 +108,10 @@ def plan(
         StageNotFoundError: A target is none of them.
         StageGraphError: The stages do not form a graph.
         ParseError: A file does not say what its format allows.
+
+    Example:
+        >>> for decision in plan(Repo.open("path/to/repository")):
+        ...     print(decision)
     """
     snapshot = Snapshot(repo)
     decisions = []
@@ -155,6 +159,11 @@ def repro(
         StageGraphError: The stages do not form a graph.
         ParseError: A file does not say what its format allows.
         LockedError: Another process held the repository for too long.
+
+    Example:
+        >>> from dvkf_prefect.pipeline.runner import LocalRunner
+        >>> with LocalRunner() as runner:
+        ...     result = repro(Repo.open("path/to/repository"), ["train"], runner=runner, on_event=print)
     """
     job = _Repro(repo, runner, force=force, jobs=jobs, tell=on_event or (lambda event: None))
     result = job.run(targets, single_item=single_item)

@@ -159,6 +159,9 @@ def stage_status(repo: Repo, stages: Sequence[str] = ()) -> dict[str, tuple[Reas
     Raises:
         StageNotFoundError: A target is none of them.
         ParseError: A file does not say what its format allows.
+
+    Example:
+        >>> stage_status(Repo.open("path/to/repository"), ["train"])
     """
     snapshot = Snapshot(repo)
     wanted = {address for target in stages for address in snapshot.graph.find(target)} or None
