@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dvkf_prefect import __version__
 from dvkf_prefect.errors import DvkfError, ModelDigestError, PredictionError, ServingError
 from dvkf_prefect.kubeflow.inference import Model, read_verified
 from dvkf_prefect.kubeflow.processes import BACKLOG, LOCALHOST, listen
@@ -101,7 +101,9 @@ def create_app(model: Model, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> F
     @app.get("/v2")
     @app.get("/v2/")
     async def v2_server() -> JSONResponse:
-        return JSONResponse({"name": "dvkf-prefect", "version": __version__, "extensions": []})
+        return JSONResponse(
+            {"name": "dvkf-prefect", "version": metadata.version("dvkf-prefect"), "extensions": []}
+        )
 
     @app.get("/v2/health/live")
     async def v2_live() -> JSONResponse:
