@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dvkf_prefect.cli._common import open_repo, targets_of
+from dvkf_prefect.data.revisions import PIPELINE_FILE
 
 
 def repro(args: argparse.Namespace) -> int:
@@ -14,7 +15,7 @@ def repro(args: argparse.Namespace) -> int:
     from dvkf_prefect.pipeline.runner import LocalRunner, Runner
 
     repo = open_repo()
-    targets = targets_of(repo, args.targets)
+    targets = [] if args.all_pipelines else targets_of(repo, args.targets or [PIPELINE_FILE])
     if args.dry:
         for decision in stages.plan(repo, targets, force=args.force, single_item=args.single_item):
             print(decision)

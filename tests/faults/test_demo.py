@@ -83,8 +83,7 @@ def test_a_killed_demo_leaves_nothing_behind_and_is_finished_by_the_next(tmp_pat
                 if command.endswith("quickstart.py --run ") and "_watcher" not in command
             ]
         os.kill(pid, signal.SIGKILL)
-        demo.stdout.read()
-        demo.wait()
+        demo.communicate()
         wait_until_none(folder)
 
     demo = start(folder)
