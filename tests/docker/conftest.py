@@ -86,3 +86,9 @@ def docker_compose_file(docker_engine: None, tmp_path_factory: pytest.TempPathFa
     (context / "Dockerfile").write_text(_DOCKERFILE)
     os.environ["S3_IMAGE_CONTEXT"] = str(context)
     return str(Path(__file__).with_name("docker-compose.yml"))
+
+
+@pytest.fixture(scope="session")
+def docker_setup() -> list[str]:
+    """Start in the background: version 1 has no ``--wait``, and the tests ask the service themselves."""
+    return ["up --build --detach"]

@@ -1,0 +1,112 @@
+"""What a person sees in the Prefect UI after the demo, in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+from servers import PrefectServer
+
+from dvkf_prefect.pipeline.leash import end
+
+pytestmark = pytest.mark.browser
+
+TREE = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """The server of `make ui`, over what a demo did."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium (Debian: chromium)")
+    folder = tmp_path_factory.mktemp("ui")
+    shutil.copytree(TREE / "flows", folder / "tree/flows", ignore=shutil.ignore_patterns("__pycache__"))
+    server = PrefectServer(folder)
+    with ExitStack() as started:
+        started.callback(server.http.close)
+        environment = {name: value for name, value in server.environment.items() if name != "PREFECT_API_URL"}
+        demo = subprocess.run(
+            [sys.executable, "flows/quickstart.py"],
+            cwd=folder / "tree",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert demo.returncode == 0, demo.stdout + demo.stderr
+        process = server.start(
+            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
+        )
+        started.callback(end, process)
+        server.wait_until_up(process)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(ui: PrefectServer) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+def address(ui: PrefectServer, path: str) -> str:
+    return ui.api.removesuffix("/api") + path
+
+
+def test_the_runs_are_there(ui: PrefectServer, page: Page) -> None:
+    page.goto(address(ui, "/runs"))
+    expect(page.get_by_text("quickstart").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Completed").first).to_be_visible()
+
+
+def test_a_dataset_has_a_timeline(ui: PrefectServer, page: Page) -> None:
+    page.goto(address(ui, "/artifacts/key/data-quickstart-data-train"))
+    expect(page.get_by_text("1,437 files").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Flow run").nth(1)).to_be_visible()
+
+
+def test_a_model_has_a_timeline_that_says_who_is_in_production(ui: PrefectServer, page: Page) -> None:
+    page.goto(address(ui, "/artifacts/key/model-quickstart-digits"))
+    expect(page.get_by_text("prod is v0.0.1").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("roll back prod of digits").first).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("key", "texts"),
+    [
+        ("diff-quickstart", ["added", "737", "data/train/0/0020.pgm"]),
+        ("metrics-quickstart", ["accuracy", "0.925", "0.9528", "+0.0278"]),
+        ("stage-quickstart-train", ["dependency", "features/train.npz"]),
+        ("data-quickstart-data-train", ["1,437", "700", "d3a4ed866c6a"]),
+    ],
+)
+def test_a_card_shows_what_it_is_for(ui: PrefectServer, page: Page, key: str, texts: list[str]) -> None:
+    newest = max(ui.artifacts(key), key=lambda artifact: artifact["created"])
+    page.goto(address(ui, f"/artifacts/artifact/{newest['id']}"))
+    for text in texts:
+        expect(page.get_by_text(text).first).to_be_visible(timeout=60_000)
+
+
+def test_the_blocks_can_be_made_by_hand(ui: PrefectServer, page: Page) -> None:
+    """The server found the block types by the package's entry point."""
+    page.goto(address(ui, "/blocks/catalog"))
+    for name in ("Data Repository", "Data Remote", "Kubeflow Pipelines", "Model Server"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=60_000)
