@@ -1,0 +1,225 @@
+"""The command line: what it prints and ends with, next to what `dvc` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dvkf_prefect import cli
+from dvkf_prefect.data.repo import Repo
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    monkeypatch.chdir(folder)
+    assert cli.main(["init", "-q"]) == 0
+    assert cli.main(["remote", "add", "-d", "store", "../store"]) == 0
+    (folder / "data").mkdir()
+    (folder / "data" / "a").write_text("a")
+    (folder / "data" / "b").write_text("bb")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert cli.main(args) == code
+    said = capsys.readouterr()
+    return said.out if code == 0 else said.err
+
+
+def test_a_day_with_data(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = run(capsys, "add", "data")
+    assert said.startswith("data: 2 file(s), 3 B, ")
+    assert "git add .gitignore data.dvc" in said
+    assert run(capsys, "push").startswith("3 file(s) pushed (")
+    assert run(capsys, "push") == "Everything is up to date.\n"
+    assert run(capsys, "status") == "Data and pipelines are up to date.\n"
+    assert run(capsys, "status", "-c") == "Cache and remote 'store' are in sync.\n"
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "commit", "-qm", "one"], check=True)
+    (root / "data" / "c").write_text("c")
+    assert run(capsys, "status") == "data.dvc:\n\tchanged outs:\n\t\tmodified:           data\n"
+    assert json.loads(run(capsys, "status", "--json")) == {
+        "data.dvc": [{"changed outs": {"data": "modified"}}]
+    }
+    assert cli.main(["status", "-q"]) == 1
+    assert run(capsys, "diff") == ("Added:\n    data/c\n\nModified:\n    data/\n\nfiles summary: 1 added\n")
+    assert "data/c" in run(capsys, "checkout", code=255)
+    assert run(capsys, "checkout", "--force") == "M\tdata/\n"
+    shutil.rmtree(root / ".dvc/cache")
+    shutil.rmtree(root / "data")
+    assert run(capsys, "pull").startswith("A\tdata/\n3 file(s) fetched")
+    assert run(capsys, "checkout", "--summary") == "No changes.\n"
+
+
+def test_status_json_is_dvcs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["add", "-q", "data"])
+    (root / "data" / "a").write_text("other")
+    theirs = subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True, check=True).stdout
+    assert json.loads(run(capsys, "status", "--json")) == json.loads(theirs)
+
+
+def test_cloud_status_names_each_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["add", "-q", "data"])
+    said = run(capsys, "status", "-c")
+    assert "new:                data" in said
+    assert "new:                data/a" in said
+    assert cli.main(["status", "-c", "-q"]) == 1
+
+
+def test_targets_are_taken_from_the_current_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "sub").mkdir()
+    os.chdir(root / "sub")
+    (root / "sub" / "x").write_text("x")
+    assert run(capsys, "add", "x").startswith("sub/x: 1 file(s)")
+    assert cli.main(["add", "-q", "../data"]) == 0
+    assert cli.main(["push", "-q", "x.dvc"]) == 0
+    assert sum(p.is_file() for p in (root.parent / "store").rglob("*")) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["push", "-r", "nope"], 255, "remote 'nope' doesn't exist"),
+        (["add", "missing"], 255, "'missing' does not exist"),
+        (["checkout", "unknown"], 255, "'unknown' is not an output"),
+        (["config", "nothing.known", "1"], 251, "nothing"),
+        (["remote", "modify", "store", "surprise", "1"], 251, "unknown option 'surprise'"),
+        (["remote", "add", "store", "elsewhere"], 251, "already exists"),
+        (["diff", "no-such-rev"], 255, "unknown git revision"),
+        (["model", "show", "digits"], 255, "digits"),
+        (["repro", "nothing"], 255, "nothing"),
+    ],
+)
+def test_errors_say_what_is_wrong(
+    root: Path, capsys: pytest.CaptureFixture[str], args: list[str], code: int, message: str
+) -> None:
+    if args[0] == "diff":
+        subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "one"], check=True)
+    said = run(capsys, *args, code=code)
+    assert said.startswith("ERROR: ")
+    assert message in said
+
+
+def test_outside_a_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "dvkf init" in run(capsys, "--cd", str(tmp_path), "status", code=253)
+
+
+@pytest.mark.parametrize("args", [["no-such-verb"], ["push", "-j", "0"], ["add"]])
+def test_a_wrong_command_line_ends_with_254(args: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(args)
+    assert ended.value.code == 254
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["remote", "list"],
+        ["config", "-l"],
+        ["config", "core.remote"],
+        ["remote", "default"],
+    ],
+)
+def test_settings_are_shown_as_dvc_shows_them(
+    root: Path, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    cli.main(["remote", "add", "lake", "s3://bucket/x"])
+    cli.main(["remote", "modify", "lake", "jobs", "3"])
+    cli.main(["config", "cache.type", "hardlink,copy"])
+    theirs = subprocess.run(["dvc", *args], capture_output=True, text=True, check=True).stdout
+    assert sorted(run(capsys, *args).split()) == sorted(theirs.split())
+
+
+def test_the_same_settings_are_written(root: Path, tmp_path: Path) -> None:
+    """The same commands leave the same settings, whichever tool ran them."""
+    other = tmp_path / "other"
+    other.mkdir()
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    subprocess.run(["dvc", "init", "-q"], cwd=other, check=True)
+    commands = [
+        ["remote", "add", "-d", "store", "../store"],
+        ["remote", "add", "lake", "s3://bucket/x"],
+        ["remote", "modify", "lake", "endpointurl", "http://127.0.0.1:1"],
+        ["remote", "modify", "--local", "lake", "secret_access_key", "a#b"],
+        ["remote", "default", "lake"],
+        ["config", "core.autostage", "true"],
+        ["remote", "add", "gone", "elsewhere"],
+        ["remote", "remove", "gone"],
+    ]
+    for command in commands:
+        subprocess.run(["dvc", *command], cwd=other, check=True, capture_output=True)
+        if command[-1] != "../store":
+            assert cli.main(command) == 0
+    for config in (".dvc/config", ".dvc/config.local"):
+        read = {
+            place: Repo.open(place).config.read("local" if "local" in config else "repo")
+            for place in (root, other)
+        }
+        assert read[root] == read[other]
+
+
+def test_an_interrupted_command_ends_with_252(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Repo, "push", interrupt)
+    assert cli.main(["push"]) == 252
+
+
+def test_commit_asks_or_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["add", "-q", "data"])
+    (root / "data" / "a").write_text("changed")
+    done = subprocess.run(
+        [sys.executable, "-m", "dvkf_prefect.cli", "commit"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 255
+    assert "--force" in done.stderr
+    assert run(capsys, "commit", "-f").startswith("data: 2 file(s)")
+    subprocess.run(["dvc", "status", "-q"], check=True)
+
+
+def test_repro_runs_says_why_and_skips(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "dvc.yaml").write_text(
+        "stages:\n  copy:\n    cmd: cp data/a out\n    deps: [data]\n    outs: [out]\n"
+    )
+    cli.main(["add", "-q", "data"])
+    assert "copy" in run(capsys, "repro", "--dry")
+    assert not (root / "out").exists()
+    said = run(capsys, "repro", "--runner", "kubeflow")
+    assert "Stage 'copy': running" in said
+    assert "Stage 'copy': done" in said
+    assert "Data and pipelines are up to date." in run(capsys, "repro")
+    subprocess.run(["dvc", "status", "-q"], check=True)
+    (root / "dvc.yaml").write_text("stages:\n  copy:\n    cmd: exit 3\n    deps: [data]\n    outs: [out]\n")
+    said = run(capsys, "repro", code=255)
+    assert "`exit 3` ended with exit code 3" in said
+
+
+def test_models_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "model").write_text("weights")
+    cli.main(["add", "-q", "model"])
+    (root / "dvc.yaml").write_text("artifacts:\n  digits:\n    path: model\n    type: model\n")
+    for round_ in ("one", "two"):
+        subprocess.run(["git", "add", "-A"], check=True)
+        subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", round_], check=True)
+        assert f"digits v0.0.{1 if round_ == 'one' else 2}" in run(capsys, "model", "register", "digits")
+        (root / "model").write_text("better weights")
+        cli.main(["add", "-q", "model"])
+    for version in ("v0.0.1", "v0.0.2"):
+        assert run(capsys, "model", "assign", "digits", version, "prod") == f"digits #prod is {version}\n"
+    assert run(capsys, "model", "rollback", "digits", "prod") == "digits #prod is v0.0.1 again\n"
+    assert "#prod" in run(capsys, "model", "list").splitlines()[-1]
+    assert json.loads(run(capsys, "model", "show", "digits", "#prod", "--json"))["version"] == "v0.0.1"
