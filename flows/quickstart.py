@@ -54,6 +54,7 @@ MODEL = "digits"
 HELD_OUT = 360
 FIRST = 700
 LABEL = "quickstart"
+HEADER = b"P5 8 8 16\n"
 
 
 @dataclass
@@ -312,7 +313,7 @@ def write_images(folder: Path, digits: Any, rows: Sequence[int]) -> None:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
-            part.write_bytes(b"P5 8 8 16\n" + bytes(int(value) for value in digits.data[row]))
+            part.write_bytes(HEADER + bytes(int(value) for value in digits.data[row]))
             part.replace(file)
     for stray in folder.glob("*/*.part"):
         stray.unlink()
@@ -342,7 +343,7 @@ def telling_images(repo: Repo, old: ModelVersion, new: ModelVersion, count: int 
 
 def image_of(repo: Repo, name: str) -> list[float]:
     """Read a held-out image as the model takes it."""
-    pixels = (repo.root / "data/holdout" / name).read_bytes().split(maxsplit=4)[4]
+    pixels = (repo.root / "data/holdout" / name).read_bytes().removeprefix(HEADER)
     return [value / 16 for value in pixels]
 
 

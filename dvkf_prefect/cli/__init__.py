@@ -157,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
         "-s", "--single-item", action="store_true", help="only the stages named, not what they need"
     )
     repro.add_argument(
-        "-P", "--all-pipelines", action="store_true", help="every dvc.yaml of the repository (default: the one here)"
+        "-P",
+        "--all-pipelines",
+        action="store_true",
+        help="every dvc.yaml of the repository (default: the one here)",
     )
     repro.add_argument("--dry", action="store_true", help="only say what would run, and why")
     repro.add_argument("-j", "--jobs", type=_positive, default=2, metavar="<number>", help="stages at once")

@@ -1,5 +1,6 @@
 """Turn a folder of images, one folder a class, into one table: python prepare.py IMAGES TABLE."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import numpy as np
 
 def read_pgm(path: Path) -> np.ndarray:
     """Read a binary PGM image as one row of grey values between 0 and 1."""
-    magic, width, height, white, pixels = path.read_bytes().split(maxsplit=4)
-    if magic != b"P5" or len(pixels) != int(width) * int(height):
+    data = path.read_bytes()
+    # One white-space character ends the header; the pixel behind it may look like another.
+    header = re.match(rb"P5\s+(\d+)\s+(\d+)\s+(\d+)\s", data)
+    if header is None or len(data) - header.end() != int(header[1]) * int(header[2]):
         raise SystemExit(f"{path} is not a binary PGM image")
-    return np.frombuffer(pixels, dtype=np.uint8) / int(white)
+    return np.frombuffer(data, dtype=np.uint8, offset=header.end()) / int(header[3])
 
 
 folder, table = map(Path, sys.argv[1:])
