@@ -22,6 +22,7 @@ MD5 = "md5"
 LEGACY = "md5-dos2unix"
 _HEX = frozenset("0123456789abcdef")
 _counter = itertools.count()
+_TEMPORARY = "tmp-dvkf"
 
 
 def object_key(digest: str, hash_name: str = MD5) -> str:
@@ -224,15 +225,7 @@ class Cache:
             return found
         temporary = self.temporary()
         try:
-            reading = os.open(source, os.O_RDONLY)
-            try:
-                writing = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
-                try:
-                    found = _pump(reading, writing)
-                finally:
-                    os.close(writing)
-            finally:
-                os.close(reading)
+            found, _ = _copy(source, temporary)
             if digest not in (None, found):
                 raise CorruptObjectError(
                     f"{source} hashes to {found}, not to {digest}: it changed; nothing was stored"
@@ -240,17 +233,39 @@ class Cache:
         except BaseException as error:
             _discard(temporary, error)
             raise
-        self.adopt(temporary, found)
+        self.adopt(temporary, found, made_read_only=True)
         return found
 
-    def adopt(self, temporary: str | Path, digest: str, hash_name: str = MD5) -> None:
+    def copy_in(self, source: str | Path, digest: str, hash_name: str = MD5) -> int:
+        """Copy an object from another store's file, hashed on the way; return its bytes.
+
+        Raises:
+            CorruptObjectError: It does not hash to its name; nothing was stored.
+            DiskFullError: There is no room; nothing was stored.
+            FileNotFoundError: There is no such file.
+        """
+        temporary = self.temporary()
+        try:
+            found, size = _copy(source, temporary)
+            if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
+                raise CorruptObjectError(f"{source} hashes to {found}, not to its name; it was not stored")
+        except BaseException as error:
+            _discard(temporary, error)
+            raise
+        self.adopt(temporary, digest, hash_name, made_read_only=True)
+        return size
+
+    def adopt(
+        self, temporary: str | Path, digest: str, hash_name: str = MD5, *, made_read_only: bool = False
+    ) -> None:
         """Take a finished temporary file in under its digest, which the caller has verified."""
         key = object_key(digest, hash_name)
         target = self.root / key
         if key[:-30] not in self._made:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._made.add(key[:-30])
-        os.chmod(temporary, 0o444)
+        if not made_read_only:
+            os.chmod(temporary, 0o444)
         try:
             os.replace(temporary, target)
         except FileNotFoundError:
@@ -277,32 +292,32 @@ class Cache:
 
     def temporary(self, name: str = "") -> Path:
         """Return an unused name on the cache's own file system, for a file to be moved in from."""
-        folder = self.root / "tmp-dvkf"
+        folder = self.root / _TEMPORARY
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{os.getpid()}-{name}-{next(_counter)}"
 
-    def partial(self, digest: str) -> Path:
-        """Return where an unfinished download of this process or an ended one is kept, to go on from.
+    def partials(self) -> dict[str, Path]:
+        """Return what downloads of processes that have ended left unfinished, by digest."""
+        found: dict[str, Path] = {}
+        with suppress(FileNotFoundError):
+            for name in os.listdir(self.root / _TEMPORARY):
+                pid, _, digest = name.partition("-part-")
+                if digest and pid.isdigit() and not _alive(int(pid)):
+                    found[digest] = self.root / _TEMPORARY / name
+        return found
 
-        Two processes never write to one file: the name is this process's own once it took over an ended one's.
-        """
-        folder = self.temporary().parent
-        mine = folder / f"part-{os.getpid()}-{digest}"
-        for other in folder.glob(f"part-*-{digest}"):
-            pid = other.name.split("-")[1]
-            if pid.isdigit() and not _alive(int(pid)):
-                with suppress(FileNotFoundError):
-                    os.rename(other, mine)
-        return mine
+    def partial(self, digest: str) -> Path:
+        """Return where this process keeps an unfinished download, for one that comes after it to go on from."""
+        return self.temporary().with_name(f"{os.getpid()}-part-{digest}")
 
     def sweep(self) -> None:
         """Remove temporary files that processes no longer alive left behind; damaged objects are kept."""
-        folder = self.root / "tmp-dvkf"
+        folder = self.root / _TEMPORARY
         with suppress(FileNotFoundError):
             for entry in os.scandir(folder):
                 pid, _, rest = entry.name.partition("-")
-                if pid.isdigit() and not rest.startswith("corrupt-") and not _alive(int(pid)):
+                if pid.isdigit() and not rest.startswith(("corrupt-", "part-")) and not _alive(int(pid)):
                     with suppress(OSError):
                         os.unlink(entry.path)
 
@@ -348,6 +363,19 @@ def check_entry(entry: os.DirEntry[str]) -> None:
     else:
         kind = "a link that leads nowhere; remove it, or leave it out with .dvcignore"
     raise OutputError(f"{entry.path}: {kind}")
+
+
+def _copy(source: str | Path, target: str | Path) -> tuple[str, int]:
+    """Copy a file to a new read-only one; return the md5 and the bytes of what went through."""
+    reading = os.open(source, os.O_RDONLY)
+    try:
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+        try:
+            return _pump(reading, writing), os.lseek(writing, 0, os.SEEK_CUR)
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
 
 
 def _pump(source: int, target: int) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from dvkf_prefect.data.digest import digest_file, raise_disk_full
@@ -28,6 +30,9 @@ from dvkf_prefect.errors import (
 
 # Below this many unknown objects each is asked for by name; above it the remote is listed.
 _ASK_EACH = 64
+# Up to this many bytes an object is sent from memory.
+_SMALL = 1 << 20
+_NOT_THERE = "{} is not on the remote; push it from where it is"
 
 
 class Progress(Protocol):
@@ -200,11 +205,12 @@ def fetch(
         RemoteError: The remote cannot be used at all.
     """
     total = Transfer(remote.name)
+    partials = cache.partials()
     for plan in _plans(outputs):
         failures: dict[str, str] = {}
 
         def receive(digest: str, plan: _Plan = plan) -> int:
-            return _download(cache, remote.storage, digest, plan.hash_name)
+            return _download(cache, remote.storage, digest, plan.hash_name, partials)
 
         trees_missing = cache.missing(plan.trees, plan.hash_name)
         moved_trees, failed = _move(sorted(trees_missing), receive, jobs or remote.jobs, None)
@@ -258,83 +264,104 @@ def _move(
     if not order:
         return moved, failed
     rest = iter(order)
-    fatal: DvkfError | None = None
-    with ThreadPoolExecutor(max(1, min(jobs, len(order))), thread_name_prefix="dvkf-transfer") as pool:
-        running: dict[Future[int], str] = {}
+    lock = threading.Lock()
+    fatal: list[BaseException] = []
 
-        def feed() -> None:
-            for digest in rest:
-                running[pool.submit(action, digest)] = digest
-                if len(running) >= 4 * jobs:
-                    return
+    def work() -> None:
+        while not fatal:
+            with lock:
+                digest = next(rest, None)
+            if digest is None:
+                return
+            try:
+                size = action(digest)
+            except (RemoteError, DiskFullError) as error:
+                fatal.append(error)
+                return
+            except DvkfError as error:
+                failed[digest] = str(error)
+                size = 0
+            except BaseException as error:
+                fatal.append(error)
+                raise
+            else:
+                moved[digest] = size
+            if progress:
+                progress.advance(1, size)
 
-        feed()
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                digest = running.pop(future)
-                try:
-                    moved[digest] = future.result()
-                except (RemoteError, DiskFullError) as error:
-                    fatal = fatal or error
-                except DvkfError as error:
-                    failed[digest] = str(error)
-                if progress:
-                    progress.advance(1, moved.get(digest, 0))
-            if fatal is None:
-                feed()
-    if fatal is not None:
-        raise fatal
+    workers = max(1, min(jobs, len(order)))
+    with ThreadPoolExecutor(workers, thread_name_prefix="dvkf-transfer") as pool:
+        running = [pool.submit(work) for _ in range(workers)]
+        try:
+            for future in running:
+                future.result()
+        except BaseException as error:
+            # An interruption of this thread ends the others after the object they are at.
+            fatal.append(error)
+            raise
+    if fatal:
+        raise fatal[0]
     return moved, failed
 
 
 def _upload(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
     """Send one object, after making sure that it is what its name says."""
+    key = object_key(digest, hash_name)
     path = cache.path(digest, hash_name)
     size = path.stat().st_size
-    if size <= 1 << 20:
-        data = cache.read_bytes(digest, hash_name)
-        storage.write(object_key(digest, hash_name), data)
+    if size <= _SMALL:
+        storage.write(key, cache.read_bytes(digest, hash_name))
         return size
     if hash_name == MD5 and digest_file(path) != digest.removesuffix(SUFFIX):
         raise CorruptObjectError(
             f"{path} does not hash to its name; nothing was sent. `dvkf fetch` or add it again."
         )
-    storage.upload(object_key(digest, hash_name), path)
+    storage.upload(key, path)
     return size
 
 
-def _download(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
+def _download(cache: Cache, storage: Storage, digest: str, hash_name: str, partials: dict[str, Path]) -> int:
     """Receive one object; what arrived of a large one before an interruption is kept for the next run."""
     key = object_key(digest, hash_name)
+    place = storage.local_path(key)
+    if place is not None:
+        try:
+            return cache.copy_in(place, digest, hash_name)
+        except FileNotFoundError:
+            storage.size(key)  # says so when it is the folder itself that is gone
+            raise MissingObjectError(_NOT_THERE.format(digest)) from None
+        except CorruptObjectError as error:
+            raise CorruptObjectError(f"{digest} is damaged on the remote ({error})") from None
     temporary = cache.partial(digest)
     md5 = hashlib.md5(usedforsecurity=False)
     start = 0
-    try:
-        with suppress(FileNotFoundError), open(temporary, "rb") as stream:
+    left = partials.pop(digest, None)
+    if left is not None:
+        os.replace(left, temporary)
+        with open(temporary, "rb") as stream:
             while chunk := stream.read(1 << 20):
                 md5.update(chunk)
                 start += len(chunk)
-        try:
-            with open(temporary, "ab", buffering=0) as stream:
-                for chunk in storage.stream(key, start=start):
-                    md5.update(chunk)
-                    _write_all(stream.fileno(), chunk)
-        except OSError as error:
-            raise_disk_full(error, temporary)
-            raise
+    try:
+        with open(temporary, "ab", buffering=0) as stream:
+            for chunk in storage.stream(key, start=start):
+                md5.update(chunk)
+                _write_all(stream.fileno(), chunk)
+            size = stream.tell()
     except MissingObjectError:
         temporary.unlink(missing_ok=True)
-        raise MissingObjectError(f"{digest} is not on the remote; push it from where it is") from None
+        raise MissingObjectError(_NOT_THERE.format(digest)) from None
+    except OSError as error:
+        raise_disk_full(error, temporary)
+        raise
     found = md5.hexdigest()
     if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
         temporary.unlink(missing_ok=True)
         if start:
-            return _download(cache, storage, digest, hash_name)
+            return _download(cache, storage, digest, hash_name, {})
         raise CorruptObjectError(
             f"{digest} is damaged on the remote (its bytes hash to {found}); it was not taken in"
         )
-    size = temporary.stat().st_size
     cache.adopt(temporary, digest, hash_name)
     return size
 

@@ -351,7 +351,15 @@ def test_a_damaged_object_in_the_cache_is_neither_used_nor_sent(tracked: Repo) -
         tracked.checkout()
 
 
+def away(repo: Repo) -> None:
+    """Take a remote that is no folder as the default one."""
+    with repo.config.edit() as sections:
+        sections["remote"]["away"] = {"url": f"memory://{repo.root.parent.name}"}
+        sections["core"]["remote"] = "away"
+
+
 def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
+    away(repo)
     blob = os.urandom(3_000_000)
     (repo.root / "big").write_bytes(blob)
     (version,) = repo.add(["big"])
@@ -360,7 +368,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
     # What a process that no longer lives left behind.
     ended = subprocess.Popen(["true"])
     ended.wait()
-    part = repo.cache.temporary().parent / f"part-{ended.pid}-{version.digest}"
+    part = repo.cache.temporary().parent / f"{ended.pid}-part-{version.digest}"
     part.write_bytes(blob[:1_234_567])
     asked: list[int] = []
     remote = repo.remote()
@@ -379,13 +387,14 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
 
 
 def test_a_wrong_beginning_is_thrown_away(repo: Repo) -> None:
+    away(repo)
     (repo.root / "big").write_bytes(b"good" * 1000)
     (version,) = repo.add(["big"])
     repo.push()
     repo.cache.path(version.digest).unlink()
     ended = subprocess.Popen(["true"])
     ended.wait()
-    (repo.cache.temporary().parent / f"part-{ended.pid}-{version.digest}").write_bytes(b"bad" * 100)
+    (repo.cache.temporary().parent / f"{ended.pid}-part-{version.digest}").write_bytes(b"bad" * 100)
     assert repo.fetch().files == 1
     assert repo.cache.path(version.digest).read_bytes() == b"good" * 1000
 

@@ -30,7 +30,7 @@ class FolderStorage(Storage):
     Args:
         root: The folder, absolute.
         place: How messages call it.
-        jobs: How many transfers at once.
+        jobs: How many transfers at once. On a local disk one is the fastest; on a slow network share more help.
         shared: Whether the group may write too (DVC's ``shared = group``).
 
     Example:
@@ -42,7 +42,7 @@ class FolderStorage(Storage):
         [('files/md5/aa/b', 4)]
     """
 
-    def __init__(self, root: Path, place: Place, *, jobs: int = 8, shared: bool = False) -> None:
+    def __init__(self, root: Path, place: Place, *, jobs: int = 1, shared: bool = False) -> None:
         self.name = place.name
         self.url = place.url
         self.jobs = jobs
