@@ -82,10 +82,12 @@ def status(args: argparse.Namespace) -> int:
     targets = targets_of(repo, args.targets)
     if args.cloud or args.remote:
         return _cloud_status(repo, targets, args)
-    from dvkf_prefect.pipeline.why import status_report
-
     data = repo.status(targets)
-    report = status_report(repo, data, targets)
+    report = {}
+    if repo.files().find():
+        from dvkf_prefect.pipeline.why import status_report
+
+        report = status_report(repo, data, targets)
     if args.quiet:
         return 1 if report else 0
     if args.json:

@@ -113,6 +113,9 @@ class Config:
             ConfigError: The file does not parse, or has an unknown or wrong option.
         """
         path = self.files[level]
+        # Most levels are empty, and the parser of the others takes a while to import.
+        if not path.exists() or not path.stat().st_size:
+            return {}
         return _parse(_load(path), str(path), path.parent)
 
     def get(self, section: str, option: str, default: Any = None) -> Any:

@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dvkf_prefect.data import gitignore, outputs, transfer
+from dvkf_prefect.data import gitignore, outputs
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.diff import Diff, Side, compare
 from dvkf_prefect.data.digest import Memory, write_atomic
@@ -22,7 +23,6 @@ from dvkf_prefect.data.locks import RepoLock
 from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, with_content, write_dvc_file
 from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
 from dvkf_prefect.data.store import Cache, Stored
-from dvkf_prefect.data.transfer import Progress, Remote, Transfer
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.data.workspace import Advance, Found, Workspace
 from dvkf_prefect.errors import (
@@ -37,6 +37,9 @@ from dvkf_prefect.errors import (
     TransferError,
     UnsafePathError,
 )
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.transfer import Move, Progress, Remote, Transfer
 
 _IGNORE_TEXT = """\
 # Add patterns of files dvc should ignore, which could improve
@@ -585,6 +588,7 @@ class Repo:
             ConfigError: Its options are wrong.
         """
         from dvkf_prefect.data.remotes import open_storage
+        from dvkf_prefect.data.transfer import Remote
 
         name, options = self.config.remote(name)
         jobs = options.pop("jobs", None)
@@ -611,8 +615,10 @@ class Repo:
             TransferError: Some objects failed; all others arrived.
             RemoteError: The remote cannot be used.
         """
+        from dvkf_prefect.data.transfer import push
+
         wanted = [output for output in self.outputs(targets) if output.pushed]
-        return self._move(transfer.push, wanted, remote, jobs, progress)
+        return self._move(push, wanted, remote, jobs, progress)
 
     def fetch(
         self,
@@ -636,7 +642,9 @@ class Repo:
             TransferError: Some objects are missing or damaged on the remote; all others arrived.
             RemoteError: The remote cannot be used.
         """
-        return self._move(transfer.fetch, self.outputs(targets, rev=rev), remote, jobs, progress)
+        from dvkf_prefect.data.transfer import fetch
+
+        return self._move(fetch, self.outputs(targets, rev=rev), remote, jobs, progress)
 
     def pull(
         self,
@@ -660,18 +668,22 @@ class Repo:
             self.checkout(targets, force=force, allow_missing=True, progress=progress)
             if not allow_missing:
                 raise
+            from dvkf_prefect.data.transfer import Transfer
+
             return Pull(Transfer(error.place), Checkout())
         changes = self.checkout(targets, force=force, allow_missing=allow_missing, progress=progress)
         return Pull(fetched, changes)
 
     def _move(
         self,
-        move: transfer.Move,
+        move: Move,
         wanted: Sequence[Output],
         remote: str | None,
         jobs: int | None,
         progress: Progress | None,
     ) -> Transfer:
+        from dvkf_prefect.data.transfer import Transfer
+
         groups: dict[str | None, list[Output]] = {}
         for output in wanted:
             groups.setdefault(remote or output.remote, []).append(output)

@@ -19,7 +19,7 @@ __all__ = ["Storage", "open_storage"]
 
 _OBJECT_STORES = ("s3", "gs", "azure", "memory")
 _ALIASES = {"gcs": "gs", "az": "azure", "abfs": "azure", "s3a": "s3", "sftp": "ssh"}
-_JOBS = {"s3": 32, "gs": 32, "azure": 32, "oss": 16, "http": 16, "https": 16, "ssh": 8}
+_JOBS = {"file": 1, "s3": 32, "gs": 32, "azure": 32, "oss": 16, "http": 16, "https": 16, "ssh": 8}
 
 
 def open_storage(
