@@ -12,7 +12,8 @@ from dvkf_prefect.cli._common import open_repo, progress_bar, targets_of
 from dvkf_prefect.errors import OutputError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Checkout, Repo
+    from dvkf_prefect.data.checkout import Checkout
+    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.transfer import Transfer
 
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.outputs import Output, matching
+from dvkf_prefect.data.tree import is_tree
+from dvkf_prefect.errors import MissingObjectError, OutputNotFoundError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +168,44 @@ def _pair_renames(
         )
     gone = {entry.old_path for entry in renamed}
     return rest, [entry for entry in deleted if entry.path not in gone], renamed
+
+
+def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> Diff:
+    """Do `Repo.diff`."""
+    if repo.git and repo.git.head() is None:
+        return Diff(a, b)
+    old = _side(repo, _outputs_at(repo, targets, a), look=False)
+    new = _side(repo, _outputs_at(repo, targets, b), look=b is None)
+    if targets and not old and not new:
+        raise OutputNotFoundError(f"{', '.join(targets)}: not an output at {a} nor at {b or 'the workspace'}")
+
+    def size_of(digest: str) -> int | None:
+        try:
+            return None if is_tree(digest) else repo.cache.path(digest).stat().st_size
+        except OSError:
+            return None
+
+    return compare(a, b, old, new, size_of=size_of, is_missing=repo.cache.missing if b is None else None)
+
+
+def _outputs_at(repo: Repo, targets: Sequence[str], rev: str | None) -> list[Output]:
+    found = repo.outputs(rev=rev)
+    return [o for target in targets for o in matching(found, target)] if targets else found
+
+
+def _side(repo: Repo, tracked: Sequence[Output], *, look: bool) -> dict[str, Side]:
+    side: dict[str, Side] = {}
+    for output in tracked:
+        digest = output.digest
+        files: dict[str, str] | None = None
+        if look:
+            found = repo.workspace.look(output.path, hash_name=output.hash_name)
+            digest = found.digest
+            if found.rows and found.nfiles is not None:
+                files = dict(zip(found.rows.relpaths, found.rows.digests, strict=True))
+        elif digest and is_tree(digest):
+            with suppress(MissingObjectError):
+                files = dict(repo.cache.read_tree(digest, output.hash_name).items())
+        if digest:
+            side[output.path] = Side(digest, files)
+    return side

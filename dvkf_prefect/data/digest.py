@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from array import array
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,21 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.relpaths)
+
+    @classmethod
+    def from_stats(cls, stats: Mapping[str, os.stat_result]) -> Rows:
+        """Make the rows of files by path, in any order; nothing is known of their content."""
+        relpaths = sorted(stats)
+        infos = [stats[relpath] for relpath in relpaths]
+        return cls(
+            relpaths,
+            array("q", [info.st_size for info in infos]),
+            array("q", [info.st_mtime_ns for info in infos]),
+            array("q", [info.st_ctime_ns for info in infos]),
+            array("Q", [info.st_ino for info in infos]),
+            bytearray([1 if info.st_mode & 0o100 else 0 for info in infos]),
+            [""] * len(infos),
+        )
 
     def same_files(self, other: Rows) -> bool:
         """Tell whether every file looks untouched between the two."""

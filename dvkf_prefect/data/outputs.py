@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -294,3 +294,16 @@ def with_content(output: Output, stored: Stored) -> Output:
         isexec=stored.isexec,
         hash_name=MD5,
     )
+
+
+def matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:
+    """Yield the outputs that a target means: a path, a `.dvc` file, a dvc.yaml, a stage, or ``dvc.yaml:stage``."""
+    plain = target.rstrip("/").removeprefix("./")
+    file, colon, name = plain.rpartition(":")
+    for output in tracked:
+        if (
+            plain in (output.path, output.source)
+            or (output.stage is not None and plain == output.stage and posixpath.dirname(output.source) == "")
+            or (colon and output.source == file and output.stage == name)
+        ):
+            yield output

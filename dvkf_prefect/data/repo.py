@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data import gitignore, outputs
+from dvkf_prefect.data import outputs, track
+from dvkf_prefect.data.checkout import Checkout
+from dvkf_prefect.data.checkout import checkout as check_out
 from dvkf_prefect.data.config import Config
-from dvkf_prefect.data.diff import Diff, Side, compare
+from dvkf_prefect.data.diff import Diff, diff_versions
 from dvkf_prefect.data.digest import Memory, write_atomic
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.locks import RepoLock
-from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, with_content, write_dvc_file
+from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, matching
 from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
-from dvkf_prefect.data.store import Cache, Stored
-from dvkf_prefect.data.tree import is_tree
-from dvkf_prefect.data.workspace import Advance, Found, Workspace
+from dvkf_prefect.data.status import Status
+from dvkf_prefect.data.status import status as compare_workspace
+from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import (
     ConfigError,
-    MissingObjectError,
     NotARepositoryError,
-    OutputChangedError,
-    OutputError,
-    OutputInGitError,
     OutputNotFoundError,
-    OutputOverlapError,
     TransferError,
     UnsafePathError,
 )
@@ -47,51 +43,6 @@ _IGNORE_TEXT = """\
 # https://dvc.org/doc/user-guide/dvcignore
 """
 _LOCK_WAIT = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One output that is not as it was recorded.
-
-    Attributes:
-        path: The output, relative to the root.
-        source: The file that describes it.
-        stage: The stage it belongs to, if any.
-        state: ``new``, ``deleted``, ``modified`` or ``not in cache``, as DVC says it.
-    """
-
-    path: str
-    source: str
-    stage: str | None
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The outputs that changed; false when there are none.
-
-    Attributes:
-        changes: One for each.
-        outputs: How many outputs were looked at.
-    """
-
-    changes: tuple[Change, ...]
-    outputs: int
-
-    def __bool__(self) -> bool:
-        return bool(self.changes)
-
-
-@dataclass(frozen=True, slots=True)
-class Checkout:
-    """What a checkout changed, in output paths; a directory has a slash at the end."""
-
-    added: tuple[str, ...] = ()
-    modified: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.modified or self.deleted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +189,8 @@ class Repo:
         raise UnsafePathError(f"{path} lies outside the repository {self.root}")
 
     @cached_property
-    def _git_prefix(self) -> str:
+    def git_prefix(self) -> str:
+        """The root relative to the top of the git work tree, with a slash at the end; empty at the top."""
         if self.git is None:
             return ""
         relative = self.root.relative_to(self.git.root.resolve()).as_posix()
@@ -259,7 +211,7 @@ class Repo:
             )
         if self.git is None:
             raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
-        return RevisionFiles(self.git, self.git.resolve(rev), self._git_prefix)
+        return RevisionFiles(self.git, self.git.resolve(rev), self.git_prefix)
 
     def outputs(self, targets: Sequence[str] = (), *, rev: str | None = None) -> list[Output]:
         """Return what is tracked, sorted by path.
@@ -294,7 +246,7 @@ class Repo:
             return found
         picked: dict[str, Output] = {}
         for target in targets:
-            matched = list(_matching(found, target))
+            matched = list(matching(found, target))
             if not matched:
                 inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
                 hint = f"; it is inside the output '{inside}': name that" if inside else ""
@@ -316,9 +268,10 @@ class Repo:
         """
         (output, *_) = self.outputs([path], rev=rev)
         commit = self.git.resolve(rev) if rev and self.git else None
-        return self._version(output, commit)
+        return self.version_of(output, commit)
 
-    def _version(self, output: Output, rev: str | None = None) -> DataVersion:
+    def version_of(self, output: Output, rev: str | None = None) -> DataVersion:
+        """Return the version that an output records; ``rev`` is the commit it was read from."""
         if output.digest is None:
             raise OutputNotFoundError(f"'{output.path}' has no recorded content yet ({output.source})")
         size, nfiles = output.size, output.nfiles
@@ -355,68 +308,7 @@ class Repo:
             DiskFullError: There is no room.
         """
         with self.lock():
-            tracked = self.outputs()
-            paths = [self._check_new(self.relpath(target), tracked) for target in targets]
-            versions: list[DataVersion] = []
-            staged: list[str] = []
-            for path in paths:
-                advance = _starting(progress, f"add {path}")
-                stored = (
-                    self.workspace.look(path).stored()
-                    if no_commit
-                    else self.workspace.take(path, advance=advance)
-                )
-                if progress:
-                    progress.finish()
-                output = next(
-                    (o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc")
-                )
-                staged += self._record(output, stored)
-                versions.append(self._version(with_content(output, stored)))
-            if self.git and self.config.get("core", "autostage"):
-                self.git.run("add", "--", *(str(self.root / name) for name in staged))
-        return versions
-
-    def _check_new(self, path: str, tracked: Sequence[Output]) -> str:
-        if not path or path.split("/")[0] in (".dvc", ".git"):
-            raise OutputError(f"'{path or '.'}' cannot be tracked: it holds the repository itself")
-        full = self.root / path
-        if not os.path.lexists(full):
-            raise OutputNotFoundError(f"'{path}' does not exist in {self.root}")
-        if self.ignore.matches(path + ("/" if full.is_dir() else "")):
-            raise OutputError(f"'{path}' is left out by {IGNORE_FILE}; change that file to track it")
-        for output in tracked:
-            if output.path == path:
-                if output.stage:
-                    raise OutputError(
-                        f"'{path}' is an output of stage '{output.stage}' ({output.source}); "
-                        "record it with `dvkf commit` or `dvkf repro`"
-                    )
-                return path
-            if output.path.startswith(path + "/") or path.startswith(output.path + "/"):
-                raise OutputOverlapError(
-                    f"'{path}' overlaps the output '{output.path}' ({output.source}); "
-                    "add that one again, or remove its tracking first"
-                )
-        if self.git:
-            in_git = self.git.tracked([self._git_prefix + path])
-            if in_git:
-                raise OutputInGitError(
-                    f"'{path}' is tracked by git ({len(in_git)} file(s)); stop that first: "
-                    f"`git rm -r --cached '{path}'` and commit"
-                )
-        return path
-
-    def _record(self, output: Output, stored: Stored) -> list[str]:
-        """Write the output's `.dvc` file and keep its data out of git; return the files written."""
-        file = self.root / output.source
-        old = file.read_bytes() if file.exists() else None
-        new = write_dvc_file(old, output.source, output.path, stored)
-        if new != old:
-            write_atomic(file, new)
-        if self.git and gitignore.ignore(self.root / output.path):
-            return [output.source, posixpath.join(posixpath.dirname(output.path), ".gitignore")]
-        return [output.source]
+            return track.add(self, targets, no_commit=no_commit, progress=progress)
 
     def commit(self, targets: Sequence[str] = (), *, progress: Progress | None = None) -> list[DataVersion]:
         """Record and store the outputs of `.dvc` files as they are in the workspace now.
@@ -432,23 +324,8 @@ class Repo:
             OutputNotFoundError: An output is not on disk.
             DiskFullError: There is no room.
         """
-        changed: list[DataVersion] = []
         with self.lock():
-            for output in self.outputs(targets):
-                if output.stage or not output.cached:
-                    continue
-                if not os.path.lexists(self.root / output.path):
-                    raise OutputNotFoundError(
-                        f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
-                    )
-                advance = _starting(progress, f"commit {output.path}")
-                stored = self.workspace.take(output.path, advance=advance)
-                if progress:
-                    progress.finish()
-                if (stored.digest, stored.isexec, "md5") != (output.digest, output.isexec, output.hash_name):
-                    self._record(output, stored)
-                    changed.append(self._version(with_content(output, stored)))
-        return changed
+            return track.commit(self, targets, progress=progress)
 
     def status(self, targets: Sequence[str] = ()) -> Status:
         """Compare the workspace with what is recorded.
@@ -456,32 +333,7 @@ class Repo:
         Args:
             targets: Only these, see `outputs`.
         """
-        tracked = self.outputs(targets)
-        changes = [
-            Change(output.path, output.source, output.stage, state)
-            for output in tracked
-            if (state := self._state(output)) is not None
-        ]
-        return Status(tuple(changes), len(tracked))
-
-    def _state(self, output: Output) -> str | None:
-        found = self.workspace.look(output.path, hash_name=output.hash_name)
-        if output.digest and output.cached and not self._in_cache(output):
-            return "not in cache"
-        if found.digest is None:
-            return "deleted"
-        if output.digest is None:
-            return "new"
-        return None if found.digest == output.digest else "modified"
-
-    def _in_cache(self, output: Output) -> bool:
-        """Tell whether all of an output's content is in the cache."""
-        if output.digest is None or not self.cache.exists(output.digest, output.hash_name):
-            return False
-        if not is_tree(output.digest):
-            return True
-        tree = self.cache.read_tree(output.digest, output.hash_name)
-        return not self.cache.missing(tree.digests, output.hash_name)
+        return compare_workspace(self, targets)
 
     def checkout(
         self,
@@ -507,73 +359,7 @@ class Repo:
             DiskFullError: There is no room.
         """
         with self.lock():
-            tracked = [o for o in self.outputs(targets) if o.cached and o.digest]
-            self.workspace.sweep(tracked)
-            work = [(o, self.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
-            work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
-            gone = {} if targets else self._no_longer_tracked(tracked)
-            if not force:
-                lost = [path for output, found in work for path in self.workspace.lost_by(output, found)]
-                if lost:
-                    raise OutputChangedError(lost)
-            added: list[str] = []
-            modified: list[str] = []
-            failures: dict[str, str] = {}
-            for output, found in work:
-                advance = _starting(progress, f"checkout {output.path}")
-                name = output.path + ("/" if output.is_dir else "")
-                try:
-                    self.workspace.put(output, found, advance=advance)
-                except TransferError as error:
-                    failures.update(error.failures)
-                except MissingObjectError as error:
-                    failures[name] = str(error)
-                else:
-                    (added if found.digest is None else modified).append(name)
-                if progress:
-                    progress.finish()
-            for path, found in gone.items():
-                self.workspace.remove(path, found)
-            self._remember_checked_out(tracked, set(gone))
-        if failures and not allow_missing:
-            raise TransferError(f"the cache ({self.cache.root})", failures)
-        deleted = tuple(
-            sorted(path + ("/" if found.nfiles is not None else "") for path, found in gone.items())
-        )
-        return Checkout(tuple(added), tuple(modified), deleted)
-
-    @property
-    def _checked_out_file(self) -> Path:
-        return self.tmp_dir / "checked-out.json"
-
-    def _checked_out(self) -> dict[str, str]:
-        try:
-            known = json.loads(self._checked_out_file.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
-
-    def _no_longer_tracked(self, tracked: Sequence[Output]) -> dict[str, Found]:
-        """Return what we checked out once, nobody tracks now, and is as we left it."""
-        paths = {output.path for output in self.outputs()}
-        gone: dict[str, Found] = {}
-        for path, digest in self._checked_out().items():
-            if path in paths or any(p.startswith(path + "/") or path.startswith(p + "/") for p in paths):
-                continue
-            if self.git and self.git.tracked([self._git_prefix + path]):
-                continue
-            found = self.workspace.look(path)
-            if found.digest == digest:
-                gone[path] = found
-        return gone
-
-    def _remember_checked_out(self, tracked: Sequence[Output], gone: set[str]) -> None:
-        before = self._checked_out()
-        after = {path: digest for path, digest in before.items() if path not in gone}
-        after.update({output.path: output.digest for output in tracked if output.digest})
-        if after != before:
-            self.tmp_dir.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._checked_out_file, json.dumps(after, sort_keys=True).encode())
+            return check_out(self, targets, force=force, allow_missing=allow_missing, progress=progress)
 
     # -- remotes -----------------------------------------------------------------------------------------------------
 
@@ -710,59 +496,4 @@ class Repo:
             GitError: There is no such revision.
             OutputNotFoundError: A target is in neither version.
         """
-        if self.git and self.git.head() is None:
-            return Diff(a, b)
-        old = self._side(self._outputs_or_none(targets, a), look=False)
-        new = self._side(self._outputs_or_none(targets, b), look=b is None)
-        if targets and not old and not new:
-            raise OutputNotFoundError(
-                f"{', '.join(targets)}: not an output at {a} nor at {b or 'the workspace'}"
-            )
-
-        def size_of(digest: str) -> int | None:
-            try:
-                return None if is_tree(digest) else self.cache.path(digest).stat().st_size
-            except OSError:
-                return None
-
-        return compare(a, b, old, new, size_of=size_of, is_missing=self.cache.missing if b is None else None)
-
-    def _outputs_or_none(self, targets: Sequence[str], rev: str | None) -> list[Output]:
-        found = self.outputs(rev=rev)
-        return [o for target in targets for o in _matching(found, target)] if targets else found
-
-    def _side(self, tracked: Sequence[Output], *, look: bool) -> dict[str, Side]:
-        side: dict[str, Side] = {}
-        for output in tracked:
-            digest = output.digest
-            files: dict[str, str] | None = None
-            if look:
-                found = self.workspace.look(output.path, hash_name=output.hash_name)
-                digest = found.digest
-                if found.rows and found.nfiles is not None:
-                    files = dict(zip(found.rows.relpaths, found.rows.digests, strict=True))
-            elif digest and is_tree(digest):
-                with suppress(MissingObjectError):
-                    files = dict(self.cache.read_tree(digest, output.hash_name).items())
-            if digest:
-                side[output.path] = Side(digest, files)
-        return side
-
-
-def _matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:
-    plain = target.rstrip("/").removeprefix("./")
-    file, colon, name = plain.rpartition(":")
-    for output in tracked:
-        if (
-            plain in (output.path, output.source)
-            or (output.stage is not None and plain == output.stage and posixpath.dirname(output.source) == "")
-            or (colon and output.source == file and output.stage == name)
-        ):
-            yield output
-
-
-def _starting(progress: Progress | None, label: str) -> Advance | None:
-    if progress is None:
-        return None
-    progress.start(label, 0, 0)
-    return progress.advance
+        return diff_versions(self, a, b, targets)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.digest import Memory, Rows, digest_bytes, digest_file, is_racy
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
@@ -20,6 +21,9 @@ from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError, TransferError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.transfer import Progress
 
 # Progress of work on many files: told how many files and bytes were finished since the last call.
 Advance = Callable[[int, int], None]
@@ -123,11 +127,8 @@ class Workspace:
                 raise OutputError(f"{path}: not a regular file")
             rows.append("", info, "")
             return rows
-        listed = [(relpath, entry.stat()) for relpath, entry in self._walk(path)]
-        listed.sort(key=lambda item: item[0])
-        for relpath, info in listed:
-            rows.append(relpath, info, "")
-        return rows
+        stats = {relpath: entry.stat() for relpath, entry in self._walk(path)}
+        return Rows.from_stats(stats)
 
     def _walk(self, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Yield the files below a folder that its ignore files do not leave out."""
@@ -441,3 +442,11 @@ def _digest_dos2unix(path: str | Path) -> str:
     text = bytes(range(32, 127)) + b"\n\r\t\f\b"
     is_text = not block or (b"\0" not in block and len(block.translate(None, text)) / len(block) <= 0.3)
     return digest_bytes(data.replace(b"\r\n", b"\n") if is_text else data)
+
+
+def starting(progress: Progress | None, label: str) -> Advance | None:
+    """Show a new piece of work; return what is told of its files and bytes."""
+    if progress is None:
+        return None
+    progress.start(label, 0, 0)
+    return progress.advance

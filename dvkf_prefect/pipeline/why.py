@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dvkf_prefect.data.repo import Repo, Status
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.status import Status
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.pipeline.lock import Entry

@@ -1,0 +1,104 @@
+"""Make the workspace hold what is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.digest import write_atomic
+from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.workspace import Found, starting
+from dvkf_prefect.errors import MissingObjectError, OutputChangedError, TransferError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.transfer import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """What a checkout changed, in output paths; a directory has a slash at the end."""
+
+    added: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.modified or self.deleted)
+
+
+def checkout(
+    repo: Repo, targets: Sequence[str], *, force: bool, allow_missing: bool, progress: Progress | None
+) -> Checkout:
+    """Do `Repo.checkout`; the caller holds the lock."""
+    tracked = [o for o in repo.outputs(targets) if o.cached and o.digest]
+    repo.workspace.sweep(tracked)
+    work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
+    work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
+    gone = {} if targets else _no_longer_tracked(repo)
+    if not force:
+        lost = [path for output, found in work for path in repo.workspace.lost_by(output, found)]
+        if lost:
+            raise OutputChangedError(lost)
+    added: list[str] = []
+    modified: list[str] = []
+    failures: dict[str, str] = {}
+    for output, found in work:
+        advance = starting(progress, f"checkout {output.path}")
+        name = output.path + ("/" if output.is_dir else "")
+        try:
+            repo.workspace.put(output, found, advance=advance)
+        except TransferError as error:
+            failures.update(error.failures)
+        except MissingObjectError as error:
+            failures[name] = str(error)
+        else:
+            (added if found.digest is None else modified).append(name)
+        if progress:
+            progress.finish()
+    for path, found in gone.items():
+        repo.workspace.remove(path, found)
+    _remember(repo, tracked, set(gone))
+    if failures and not allow_missing:
+        raise TransferError(f"the cache ({repo.cache.root})", failures)
+    deleted = (path + ("/" if found.nfiles is not None else "") for path, found in gone.items())
+    return Checkout(tuple(added), tuple(modified), tuple(sorted(deleted)))
+
+
+def _record_file(repo: Repo) -> Path:
+    return repo.tmp_dir / "checked-out.json"
+
+
+def _checked_out(repo: Repo) -> dict[str, str]:
+    try:
+        known = json.loads(_record_file(repo).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _no_longer_tracked(repo: Repo) -> dict[str, Found]:
+    """Return what we checked out once, nobody tracks now, and is as we left it."""
+    paths = {output.path for output in repo.outputs()}
+    gone: dict[str, Found] = {}
+    for path, digest in _checked_out(repo).items():
+        if path in paths or any(p.startswith(path + "/") or path.startswith(p + "/") for p in paths):
+            continue
+        if repo.git and repo.git.tracked([repo.git_prefix + path]):
+            continue
+        found = repo.workspace.look(path)
+        if found.digest == digest:
+            gone[path] = found
+    return gone
+
+
+def _remember(repo: Repo, tracked: Sequence[Output], gone: set[str]) -> None:
+    before = _checked_out(repo)
+    after = {path: digest for path, digest in before.items() if path not in gone}
+    after.update({output.path: output.digest for output in tracked if output.digest})
+    if after != before:
+        repo.tmp_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(_record_file(repo), json.dumps(after, sort_keys=True).encode())

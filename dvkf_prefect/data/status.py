@@ -1,0 +1,85 @@
+"""What of the workspace is not as it was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.tree import is_tree
+from dvkf_prefect.data.workspace import Found
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One output that is not as it was recorded.
+
+    Attributes:
+        path: The output, relative to the root.
+        source: The file that describes it.
+        stage: The stage it belongs to, if any.
+        state: ``new``, ``deleted``, ``modified`` or ``not in cache``, as DVC says it.
+    """
+
+    path: str
+    source: str
+    stage: str | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The outputs that changed; false when there are none.
+
+    Attributes:
+        changes: One for each.
+        outputs: How many outputs were looked at.
+    """
+
+    changes: tuple[Change, ...]
+    outputs: int
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+
+def status(repo: Repo, targets: Sequence[str]) -> Status:
+    """Do `Repo.status`."""
+    tracked = repo.outputs(targets)
+    changes = [
+        Change(output.path, output.source, output.stage, state)
+        for output in tracked
+        if (state := _state(repo, output)) is not None
+    ]
+    return Status(tuple(changes), len(tracked))
+
+
+def _state(repo: Repo, output: Output) -> str | None:
+    found = repo.workspace.look(output.path, hash_name=output.hash_name)
+    if output.digest and output.cached and not _in_cache(repo, output, found):
+        return "not in cache"
+    if found.digest is None:
+        return "deleted"
+    if output.digest is None:
+        return "new"
+    return None if found.digest == output.digest else "modified"
+
+
+def _in_cache(repo: Repo, output: Output, found: Found) -> bool:
+    """Tell whether all of an output's content is in the cache.
+
+    What lies in the workspace spares reading the manifest when it is the same.
+    """
+    if output.digest is None or not repo.cache.exists(output.digest, output.hash_name):
+        return False
+    if not is_tree(output.digest):
+        return True
+    if found.rows is not None and found.digest == output.digest:
+        digests = found.rows.digests
+    else:
+        digests = repo.cache.read_tree(output.digest, output.hash_name).digests
+    return not repo.cache.missing(digests, output.hash_name)

@@ -1,0 +1,106 @@
+"""Take files and directories of the workspace under version control, or record their new content."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data import gitignore
+from dvkf_prefect.data.digest import write_atomic
+from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
+from dvkf_prefect.data.outputs import DataVersion, Output, with_content, write_dvc_file
+from dvkf_prefect.data.store import Stored
+from dvkf_prefect.data.workspace import starting
+from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.transfer import Progress
+
+
+def add(
+    repo: Repo, targets: Sequence[str | os.PathLike[str]], *, no_commit: bool, progress: Progress | None
+) -> list[DataVersion]:
+    """Do `Repo.add`; the caller holds the lock."""
+    tracked = repo.outputs()
+    paths = [_check_new(repo, repo.relpath(target), tracked) for target in targets]
+    versions: list[DataVersion] = []
+    staged: list[str] = []
+    for path in paths:
+        advance = starting(progress, f"add {path}")
+        stored = (
+            repo.workspace.look(path).stored() if no_commit else repo.workspace.take(path, advance=advance)
+        )
+        if progress:
+            progress.finish()
+        output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
+        staged += _record(repo, output, stored)
+        versions.append(repo.version_of(with_content(output, stored)))
+    if repo.git and repo.config.get("core", "autostage"):
+        repo.git.run("add", "--", *(str(repo.root / name) for name in staged))
+    return versions
+
+
+def commit(repo: Repo, targets: Sequence[str], *, progress: Progress | None) -> list[DataVersion]:
+    """Do `Repo.commit`; the caller holds the lock."""
+    changed: list[DataVersion] = []
+    for output in repo.outputs(targets):
+        if output.stage or not output.cached:
+            continue
+        if not os.path.lexists(repo.root / output.path):
+            raise OutputNotFoundError(
+                f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
+            )
+        advance = starting(progress, f"commit {output.path}")
+        stored = repo.workspace.take(output.path, advance=advance)
+        if progress:
+            progress.finish()
+        if (stored.digest, stored.isexec, "md5") != (output.digest, output.isexec, output.hash_name):
+            _record(repo, output, stored)
+            changed.append(repo.version_of(with_content(output, stored)))
+    return changed
+
+
+def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
+    if not path or path.split("/")[0] in (".dvc", ".git"):
+        raise OutputError(f"'{path or '.'}' cannot be tracked: it holds the repository itself")
+    full = repo.root / path
+    if not os.path.lexists(full):
+        raise OutputNotFoundError(f"'{path}' does not exist in {repo.root}")
+    if repo.ignore.matches(path + ("/" if full.is_dir() else "")):
+        raise OutputError(f"'{path}' is left out by {IGNORE_FILE}; change that file to track it")
+    for output in tracked:
+        if output.path == path:
+            if output.stage:
+                raise OutputError(
+                    f"'{path}' is an output of stage '{output.stage}' ({output.source}); "
+                    "record it with `dvkf commit` or `dvkf repro`"
+                )
+            return path
+        if output.path.startswith(path + "/") or path.startswith(output.path + "/"):
+            raise OutputOverlapError(
+                f"'{path}' overlaps the output '{output.path}' ({output.source}); "
+                "add that one again, or remove its tracking first"
+            )
+    if repo.git:
+        in_git = repo.git.tracked([repo.git_prefix + path])
+        if in_git:
+            raise OutputInGitError(
+                f"'{path}' is tracked by git ({len(in_git)} file(s)); stop that first: "
+                f"`git rm -r --cached '{path}'` and commit"
+            )
+    return path
+
+
+def _record(repo: Repo, output: Output, stored: Stored) -> list[str]:
+    """Write the output's `.dvc` file and keep its data out of git; return the files written."""
+    file = repo.root / output.source
+    old = file.read_bytes() if file.exists() else None
+    new = write_dvc_file(old, output.source, output.path, stored)
+    if new != old:
+        write_atomic(file, new)
+    if repo.git and gitignore.ignore(repo.root / output.path):
+        return [output.source, posixpath.join(posixpath.dirname(output.path), ".gitignore")]
+    return [output.source]
