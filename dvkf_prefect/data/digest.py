@@ -8,7 +8,7 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +87,10 @@ class Rows:
             bytearray([1 if info.st_mode & 0o100 else 0 for info in infos]),
             [""] * len(infos),
         )
+
+    def files(self) -> Iterator[tuple[str, str, int]]:
+        """Yield path, digest and bytes of each file."""
+        return zip(self.relpaths, self.digests, self.sizes, strict=True)
 
     def same_files(self, other: Rows) -> bool:
         """Tell whether every file looks untouched between the two."""

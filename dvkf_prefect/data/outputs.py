@@ -204,7 +204,9 @@ def inside_root(path: str, source: str) -> str:
     return plain
 
 
-def write_dvc_file(old: bytes | None, path: str, output_path: str, stored: Stored) -> bytes:
+def write_dvc_file(
+    old: bytes | None, path: str, output_path: str, stored: Stored, *, size_known: bool = True
+) -> bytes:
     """Return a `.dvc` file that records new content of one output.
 
     Args:
@@ -212,6 +214,7 @@ def write_dvc_file(old: bytes | None, path: str, output_path: str, stored: Store
         path: The file's name for messages.
         output_path: The output, relative to the repository's root.
         stored: The new content.
+        size_known: Whether its size is; otherwise none is recorded.
 
     Raises:
         ParseError: The old file is wrong.
@@ -223,16 +226,18 @@ def write_dvc_file(old: bytes | None, path: str, output_path: str, stored: Store
     folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), wdir))
     for out in document["outs"]:
         if posixpath.normpath(posixpath.join(folder, out["path"])) == output_path:
-            _record(out, stored)
+            _record(out, stored, size_known)
     # DVC signs only imports with an md5 of their own; a plain one from an old version is dropped as DVC does.
     if "deps" not in document:
         document.pop("md5", None)
     return documents.dump(document)
 
 
-def _record(out: Any, stored: Stored) -> None:
+def _record(out: Any, stored: Stored, size_known: bool) -> None:
     """Put the content's keys into an output, before `path` when they are new, as DVC orders them."""
-    values: dict[str, Any] = {"md5": stored.digest, "size": stored.size}
+    values: dict[str, Any] = {"md5": stored.digest}
+    if size_known:
+        values["size"] = stored.size
     if stored.nfiles is not None:
         values["nfiles"] = stored.nfiles
     if stored.isexec:

@@ -292,6 +292,8 @@ class Repo:
     ) -> list[DataVersion]:
         """Track files or directories: into the cache, and a `.dvc` file beside each.
 
+        A path inside a tracked directory is added to that directory, the rest of which need not be there.
+
         Args:
             targets: Paths, relative to the root or absolute.
             no_commit: Only record the content; do not store it.
@@ -303,7 +305,8 @@ class Repo:
         Raises:
             OutputNotFoundError: A target is not on disk.
             OutputInGitError: Git tracks it, or files in it.
-            OutputOverlapError: It holds, or lies in, another output.
+            OutputOverlapError: It holds another output, or lies in one of a stage.
+            MissingObjectError: It lies in a directory whose manifest is not in the cache.
             OutputError: It belongs to a stage, or holds something that cannot be tracked.
             DiskFullError: There is no room.
         """

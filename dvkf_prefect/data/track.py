@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data import gitignore
@@ -12,6 +13,7 @@ from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.outputs import DataVersion, Output, with_content, write_dvc_file
 from dvkf_prefect.data.store import Stored
+from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
 
@@ -30,13 +32,23 @@ def add(
     staged: list[str] = []
     for path in paths:
         advance = starting(progress, f"add {path}")
-        stored = (
-            repo.workspace.look(path).stored() if no_commit else repo.workspace.take(path, advance=advance)
-        )
+        size_known = True
+        around = next((o for o in tracked if path.startswith(o.path + "/")), None)
+        if no_commit:
+            stored = repo.workspace.look(path).stored()
+        else:
+            stored = repo.workspace.take(path, advance=advance, keep_manifest=around is None)
         if progress:
             progress.finish()
-        output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
-        staged += _record(repo, output, stored)
+        if around is None:
+            output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
+        else:
+            output = around
+            stored, size_known = _merged(repo, around, path)
+            # Another target of this call may lie in the same directory.
+            merged = replace(with_content(around, stored), size=stored.size if size_known else None)
+            tracked = [merged if o.path == around.path else o for o in tracked]
+        staged += _record(repo, output, stored, size_known)
         versions.append(repo.version_of(with_content(output, stored)))
     if repo.git and repo.config.get("core", "autostage"):
         repo.git.run("add", "--", *(str(repo.root / name) for name in staged))
@@ -79,6 +91,8 @@ def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
                     "record it with `dvkf commit` or `dvkf repro`"
                 )
             return path
+        if path.startswith(output.path + "/") and output.is_dir and not output.stage:
+            return path
         if output.path.startswith(path + "/") or path.startswith(output.path + "/"):
             raise OutputOverlapError(
                 f"'{path}' overlaps the output '{output.path}' ({output.source}); "
@@ -94,13 +108,42 @@ def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
     return path
 
 
-def _record(repo: Repo, output: Output, stored: Stored) -> list[str]:
+def _record(repo: Repo, output: Output, stored: Stored, size_known: bool = True) -> list[str]:
     """Write the output's `.dvc` file and keep its data out of git; return the files written."""
     file = repo.root / output.source
     old = file.read_bytes() if file.exists() else None
-    new = write_dvc_file(old, output.source, output.path, stored)
+    new = write_dvc_file(old, output.source, output.path, stored, size_known=size_known)
     if new != old:
         write_atomic(file, new)
     if repo.git and gitignore.ignore(repo.root / output.path):
         return [output.source, posixpath.join(posixpath.dirname(output.path), ".gitignore")]
     return [output.source]
+
+
+def _merged(repo: Repo, output: Output, path: str) -> tuple[Stored, bool]:
+    """Store a directory's manifest with what lies at one path in it now; the rest need not be there.
+
+    Returns:
+        The directory's new content, and whether its size is known.
+
+    Raises:
+        MissingObjectError: The directory's own manifest is not in the cache.
+    """
+    inner = path[len(output.path) + 1 :]
+    old = repo.cache.read_tree(output.digest or "", output.hash_name)
+    rows = repo.workspace.look(path).rows
+    fresh = (
+        [(posixpath.join(inner, p) if p else inner, digest, size) for p, digest, size in rows.files()]
+        if rows
+        else []
+    )
+    kept = [(p, digest) for p, digest in old.items() if p != inner and not p.startswith(inner + "/")]
+    tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
+    digest = repo.cache.add_bytes(tree.to_bytes(), tree=True)
+    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced.
+    size: int | None = None
+    if output.size is not None and digest == output.digest:
+        size = output.size
+    elif output.size is not None and len(kept) == len(old):
+        size = output.size + sum(bytes_ for _, _, bytes_ in fresh)
+    return Stored(digest, size or 0, len(tree)), size is not None

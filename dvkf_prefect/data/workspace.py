@@ -157,10 +157,11 @@ class Workspace:
 
     # -- into the cache ----------------------------------------------------------------------------------------------
 
-    def take(self, path: str, *, advance: Advance | None = None) -> Stored:
+    def take(self, path: str, *, advance: Advance | None = None, keep_manifest: bool = True) -> Stored:
         """Store what lies at a path in the cache, files before the manifest.
 
         Files that look untouched and are in the cache already are not read. The others are hashed as they are copied.
+        Without ``keep_manifest`` a directory's own manifest is not stored, for a part of a larger directory.
 
         Raises:
             OutputError: Something there cannot be tracked, or nothing is there.
@@ -194,7 +195,7 @@ class Workspace:
             self._memory.save(path, rows)
             raise
         found = _summary(rows, single=not self._is_dir(path))
-        if found.nfiles is not None:
+        if found.nfiles is not None and keep_manifest:
             tree = Tree(rows.relpaths, rows.digests)
             self._cache.add_bytes(tree.to_bytes(), tree=True)
         rows.tree = found.digest if -1 not in rows.mtimes else None

@@ -247,11 +247,18 @@ def test_add_what_git_tracks(repo: Repo) -> None:
     assert not (repo.root / "src.dvc").exists()
 
 
-@pytest.mark.parametrize("target", ["data/sub", "."])
-def test_overlapping_outputs(tracked: Repo, target: str) -> None:
+@pytest.mark.parametrize("target", [".", "data/../.."])
+def test_what_holds_an_output_cannot_be_one(tracked: Repo, target: str) -> None:
     with pytest.raises((OutputOverlapError, OutputError)):
         tracked.add([target])
     assert [o.path for o in tracked.outputs()] == ["data"]
+
+
+def test_a_folder_around_an_output_cannot_be_one(repo: Repo) -> None:
+    write(repo.root / "all", {"data/a": "a", "more": "m"})
+    repo.add(["all/data"])
+    with pytest.raises(OutputOverlapError, match=r"'all' overlaps the output 'all/data' \(all/data\.dvc\)"):
+        repo.add(["all"])
 
 
 def test_two_dvc_files_that_claim_one_path(tracked: Repo) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import LockedError
+from dvkf_prefect.errors import LockedError, MissingObjectError
 
 
 def dvc(root: Path, *args: str, code: int | None = 0) -> str:
@@ -232,3 +232,43 @@ def test_manifests_of_any_directory_are_dvcs(
     shutil.rmtree(repo.root / "data")
     repo.checkout()
     assert {n: (repo.root / "data" / n).read_bytes() for n in files} == files
+
+
+@pytest.mark.parametrize("targets", [["data/new"], ["data/sub"], ["data/a", "data/sub/deep/file"]])
+def test_a_part_is_added_to_a_tracked_directory_as_dvc_does(tmp_path: Path, targets: list[str]) -> None:
+    """Also when the rest of the directory is not there."""
+    written = []
+    for name in ("ours", "theirs"):
+        repo = make(tmp_path / name)
+        lay(repo.root, FILES)
+        repo.add(["data"])
+        lay(
+            repo.root,
+            {
+                "data/new": b"new",
+                "data/sub/deep/file": b"deep",
+                "data/a": b"another a",
+                "data/other": b"not me",
+            },
+        )
+        (repo.root / "data/sub/b c").unlink()
+        if name == "ours":
+            (repo.root / "data/empty").unlink()
+            repo.add(targets)
+        else:
+            dvc(repo.root, "add", *targets)
+        written.append((repo.root / "data.dvc").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_part_is_added_without_the_rest(tmp_path: Path) -> None:
+    repo = make(tmp_path / "repo")
+    lay(repo.root, FILES)
+    repo.add(["data"])
+    repo.push()
+    manifest = repo.version("data").digest
+    shutil.rmtree(repo.root / "data")
+    shutil.rmtree(repo.cache.root)
+    lay(repo.root, {"data/new": b"new"})
+    with pytest.raises(MissingObjectError, match=manifest):
+        repo.add(["data/new"])
