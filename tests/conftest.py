@@ -22,6 +22,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+_load("processes")
 servers = _load("servers")
 
 _FOREIGN = ("AWS_", "AZURE_", "DVC_", "DVKF_", "GIT_", "GOOGLE_", "KFP_", "PREFECT_")

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from dvkf_prefect.errors import RunnerError
 from dvkf_prefect.kubeflow import local
@@ -28,22 +28,6 @@ FAMILY = "echo $$ >> {0}; (sleep 300 & echo $! >> {0}; exec sleep 301) & echo $!
 
 def stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return stat(pid)[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(check, timeout: float = 60.0):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if value := check():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not become true in time")
 
 
 def family_in(path: Path) -> list[int]:

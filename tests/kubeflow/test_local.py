@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.errors import (
@@ -39,22 +39,6 @@ def step(tmp_path):
         return StepSpec(stage, cmds, str(tmp_path / "cache"), outs=outs, **more)
 
     return make
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(check, timeout: float = 60.0):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if value := check():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not become true in time")
 
 
 def content(path: Path) -> str:

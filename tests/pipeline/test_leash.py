@@ -8,29 +8,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from dvkf_prefect.pipeline import leash
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie that waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(check, timeout: float = 30.0):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if value := check():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it did not become true in time")
 
 
 def pids_in(path: Path, count: int) -> list[int]:
