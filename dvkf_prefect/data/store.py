@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -271,24 +270,6 @@ class Cache:
         except FileNotFoundError:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, target)
-
-    def add_path(self, path: Path) -> Stored:
-        """Store a file or a directory; of a directory the files before the manifest.
-
-        Raises:
-            OutputError: Something in it is neither a file nor a directory, or its name is not UTF-8.
-            DiskFullError: There is no room.
-        """
-        info = path.stat()
-        if not stat.S_ISDIR(info.st_mode):
-            return Stored(self.add_file(path), info.st_size, None, bool(info.st_mode & 0o100))
-        pairs: list[tuple[str, str]] = []
-        size = 0
-        for relpath, entry in walk_files(path):
-            pairs.append((relpath, self.add_file(entry.path)))
-            size += entry.stat().st_size
-        tree = Tree.from_pairs(pairs)
-        return Stored(self.add_bytes(tree.to_bytes(), tree=True), size, len(pairs))
 
     def temporary(self, name: str = "") -> Path:
         """Return an unused name on the cache's own file system, for a file to be moved in from."""

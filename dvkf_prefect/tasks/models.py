@@ -10,8 +10,6 @@ from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DataRepository, ModelServer
 from dvkf_prefect.cards import endpoint_card, model_card, predictions_card
-from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import ModelNotFoundError, OutputNotFoundError
 from dvkf_prefect.kubeflow.serving import Endpoint
 from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
 from dvkf_prefect.settings import DvkfSettings
@@ -25,18 +23,6 @@ def _publish_model(repository: DataRepository, registry: ModelRegistry, name: st
         registry.list(name), name, label=repository.label or "", said=said, limit=DvkfSettings().card_rows
     )
     publish(card)
-
-
-def _unchanged(repo: Repo, registry: ModelRegistry, name: str, rev: str) -> ModelVersion | None:
-    """Return the highest version if the model in ``rev`` has its content."""
-    try:
-        highest = registry.show(name)
-        if highest.path is None:
-            return None
-        now = repo.version(highest.path, rev=rev)
-    except (ModelNotFoundError, OutputNotFoundError):
-        return None
-    return highest if now.digest == highest.digest else None
 
 
 @task(task_run_name="register {name}", cache_policy=NO_CACHE)
@@ -64,9 +50,8 @@ def register_model(
     Example:
         ``register_model(DataRepository.load("local"), "digits")``
     """
-    repo = repository.open()
-    registry = ModelRegistry(repo)
-    if version is None and (same := _unchanged(repo, registry, name, rev)) is not None:
+    registry = ModelRegistry(repository.open())
+    if version is None and (same := registry.find_same(name, rev)) is not None:
         _publish_model(repository, registry, name, f"{name} has not changed since {same.version}.")
         return same
     registered = registry.register(name, version=version, rev=rev, message=message, trailers=run_trailers())
