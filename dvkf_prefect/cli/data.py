@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import open_repo, progress_bar, targets_of
@@ -179,22 +179,20 @@ def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> Non
 def push(args: argparse.Namespace) -> int:
     """Run ``dvkf push``."""
     repo = open_repo()
-    moved = repo.push(
-        targets_of(repo, args.targets), remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet)
-    )
-    if not args.quiet:
-        _print_transfer(moved, "pushed")
-    return 0
+    return _move(args, repo, repo.push, "pushed")
 
 
 def fetch(args: argparse.Namespace) -> int:
     """Run ``dvkf fetch``."""
     repo = open_repo()
-    moved = repo.fetch(
-        targets_of(repo, args.targets), remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet)
-    )
+    return _move(args, repo, repo.fetch, "fetched")
+
+
+def _move(args: argparse.Namespace, repo: Repo, move: Callable[..., Transfer], word: str) -> int:
+    targets = targets_of(repo, args.targets)
+    moved = move(targets, remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet))
     if not args.quiet:
-        _print_transfer(moved, "fetched")
+        _print_transfer(moved, word)
     return 0
 
 

@@ -20,7 +20,7 @@ from dvkf_prefect.pipeline.runcache import RunCache, can_restore
 from dvkf_prefect.pipeline.runner import Runner, StageRun
 from dvkf_prefect.pipeline.signature import input_key
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
-from dvkf_prefect.pipeline.spec import StepContent, StepResult
+from dvkf_prefect.pipeline.spec import WORK, StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
 from dvkf_prefect.pipeline.why import Decision, Reason, reasons_for
 
@@ -467,7 +467,7 @@ def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> Sta
     declared |= {stage.params_path(file) for file in stage.params}
     named: set[str] = set()
     for word in re.findall(r"[\w.+/@-]+", f"{error.command}\n{error.log_tail}"):
-        name = word.rpartition("/work/")[2] if word.startswith("/") else posixpath.join(stage.wdir, word)
+        name = word.rpartition(f"/{WORK}/")[2] if word.startswith("/") else posixpath.join(stage.wdir, word)
         for path in (posixpath.normpath(name), posixpath.normpath(name).replace(".", "/") + ".py"):
             covered = any(path == d or path.startswith(d + "/") or d.startswith(path + "/") for d in declared)
             if not covered and not path.startswith(("..", "/")) and (repo.root / path).is_file():

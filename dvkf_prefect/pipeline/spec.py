@@ -10,6 +10,9 @@ from typing import Any
 from dvkf_prefect import errors
 from dvkf_prefect.errors import DvkfError, RunnerError, StageFailedError
 
+# Where, in a stage's own folder, its copy of the repository is.
+WORK = "work"
+
 
 @dataclass(frozen=True, slots=True)
 class StepDependency:

@@ -36,7 +36,7 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.pipeline import leash
 from dvkf_prefect.pipeline.params import render_params
-from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
+from dvkf_prefect.pipeline.spec import WORK, StepContent, StepDependency, StepOutput, StepResult, StepSpec
 
 __all__ = ["Objects", "StepContent", "StepDependency", "StepOutput", "StepResult", "StepSpec", "run_step"]
 
@@ -96,7 +96,7 @@ class _Step:
         # The machine's name stands first: on a shared cache, another machine's process numbers say nothing here.
         self._slug = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{os.uname().nodename}-{spec.stage}")
         self._folder = self._home / f"{self._slug}-{os.getpid()}"
-        self._root = self._folder / "work"
+        self._root = self._folder / WORK
         self._side = self._folder / "side"
         self._tail: deque[bytes] = deque()
         self._seconds = 0.0
