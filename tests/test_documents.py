@@ -26,7 +26,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return {}
 
 
-VERBS = subcommands(cli._parser())
+VERBS = {verb: subcommands(cli.build_parser([verb]))[verb] for verb in cli.VERBS}
 
 
 def test_the_first_two_commands_are_demo_and_test() -> None:

@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.transfer import Progress
+
+
+class Parser(argparse.ArgumentParser):
+    """Describes a command; a wrong command line ends with DVC's exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with 254."""
+        self.print_usage(sys.stderr)
+        self.exit(254, f"ERROR: {message}\n")
+
+    def runs(self, run: Callable[[argparse.Namespace], int]) -> None:
+        """Make this a command that calls ``run``, with the options every command has."""
+        self.set_defaults(run=run)
+        self.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+        self.add_argument("-v", "--verbose", action="store_true", help="with a traceback when it fails")
+
+    def commands(self, **commands: tuple[Callable[[argparse.Namespace], int], str]) -> dict[str, Parser]:
+        """Add commands below this one, each with its function and what it does; return their parsers by name."""
+        group = self.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+        parsers: dict[str, Parser] = {}
+        for name, (run, text) in commands.items():
+            parsers[name] = group.add_parser(name, help=text, description=text)
+            parsers[name].set_defaults(parser=parsers[name])
+            parsers[name].runs(run)
+        return parsers
+
+
+def positive(text: str) -> int:
+    """Read a number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("expected at least 1")
+    return number
 
 
 def open_repo() -> Repo:
@@ -40,3 +74,12 @@ def progress_bar(quiet: bool) -> Progress | None:
     from dvkf_prefect.data.progress import Bar
 
     return Bar()
+
+
+def readable(count: float) -> str:
+    """Return a number of bytes as a person reads it."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

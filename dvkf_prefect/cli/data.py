@@ -5,16 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import open_repo, progress_bar, targets_of
+from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
 from dvkf_prefect.errors import OutputError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.checkout import Checkout
     from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.transfer import Transfer
+
+
+def init_arguments(parser: Parser) -> None:
+    """Describe ``dvkf init``."""
+    parser.add_argument("--no-scm", action="store_true", help="do without git")
+    parser.add_argument(
+        "--subdir", action="store_true", help="allow a folder below the top of a git repository"
+    )
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="set the settings of an existing repository anew"
+    )
 
 
 def init(args: argparse.Namespace) -> int:
@@ -29,6 +39,14 @@ def init(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_arguments(parser: Parser) -> None:
+    """Describe ``dvkf add``."""
+    parser.add_argument("targets", nargs="+", metavar="PATH")
+    parser.add_argument(
+        "--no-commit", action="store_true", help="record the content, do not store it in the cache"
+    )
+
+
 def add(args: argparse.Namespace) -> int:
     """Run ``dvkf add``."""
     repo = open_repo()
@@ -39,7 +57,7 @@ def add(args: argparse.Namespace) -> int:
     )
     if not args.quiet:
         for version in versions:
-            print(f"{version.path}: {version.nfiles} file(s), {_bytes(version.size)}, {version.digest}")
+            print(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
         if repo.git and not repo.config.get("core", "autostage"):
             files = sorted({v.path + ".dvc" for v in versions} | {_beside(v.path) for v in versions})
             print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(files)}")
@@ -49,6 +67,12 @@ def add(args: argparse.Namespace) -> int:
 def _beside(path: str) -> str:
     folder = os.path.dirname(path)
     return f"{folder}/.gitignore" if folder else ".gitignore"
+
+
+def commit_arguments(parser: Parser) -> None:
+    """Describe ``dvkf commit``."""
+    parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
 
 
 def commit(args: argparse.Namespace) -> int:
@@ -69,10 +93,19 @@ def commit(args: argparse.Namespace) -> int:
     stages = commit_stages(repo, targets)
     if not args.quiet:
         for version in versions:
-            print(f"{version.path}: {version.nfiles} file(s), {_bytes(version.size)}, {version.digest}")
+            print(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
         for stage in stages:
             print(f"{stage}: recorded in dvc.lock")
     return 0
+
+
+def status_arguments(parser: Parser) -> None:
+    """Describe ``dvkf status``."""
+    parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument("-c", "--cloud", action="store_true", help="compare the cache with the remote")
+    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to compare with")
+    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="requests at once")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def status(args: argparse.Namespace) -> int:
@@ -138,10 +171,19 @@ def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) 
     return 0
 
 
-def _print_checkout(changes: Checkout) -> None:
+def print_checkout(changes: Checkout) -> None:
+    """Print what a checkout changed, as DVC does."""
     for mark, paths in (("M", changes.modified), ("A", changes.added), ("D", changes.deleted)):
         for path in paths:
             print(f"{mark}\t{path}")
+
+
+def checkout_arguments(parser: Parser) -> None:
+    """Describe ``dvkf checkout``."""
+    parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
+    parser.add_argument("--allow-missing", action="store_true", help="pass over what the cache does not hold")
+    parser.add_argument("--summary", action="store_true", help="only count the changes")
 
 
 def checkout(args: argparse.Namespace) -> int:
@@ -165,52 +207,18 @@ def checkout(args: argparse.Namespace) -> int:
         ]
         print(" and ".join(counts) if counts else "No changes.")
     elif not args.quiet:
-        _print_checkout(changes)
+        print_checkout(changes)
     return 0
 
 
-def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> None:
-    if moved.files:
-        print(f"{moved.files} file(s) {word} ({_bytes(moved.size)}, {moved.remote})")
-    elif not changed:
-        print("Everything is up to date.")
-
-
-def push(args: argparse.Namespace) -> int:
-    """Run ``dvkf push``."""
-    repo = open_repo()
-    return _move(args, repo, repo.push, "pushed")
-
-
-def fetch(args: argparse.Namespace) -> int:
-    """Run ``dvkf fetch``."""
-    repo = open_repo()
-    return _move(args, repo, repo.fetch, "fetched")
-
-
-def _move(args: argparse.Namespace, repo: Repo, move: Callable[..., Transfer], word: str) -> int:
-    targets = targets_of(repo, args.targets)
-    moved = move(targets, remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet))
-    if not args.quiet:
-        _print_transfer(moved, word)
-    return 0
-
-
-def pull(args: argparse.Namespace) -> int:
-    """Run ``dvkf pull``."""
-    repo = open_repo()
-    pulled = repo.pull(
-        targets_of(repo, args.targets),
-        remote=args.remote,
-        jobs=args.jobs,
-        force=args.force,
-        allow_missing=args.allow_missing,
-        progress=progress_bar(args.quiet),
-    )
-    if not args.quiet:
-        _print_checkout(pulled.checkout)
-        _print_transfer(pulled.transfer, "fetched", changed=bool(pulled.checkout))
-    return 0
+def diff_arguments(parser: Parser) -> None:
+    """Describe ``dvkf diff``."""
+    parser.add_argument("a_rev", nargs="?", default="HEAD", help="the older git revision (default: HEAD)")
+    parser.add_argument("b_rev", nargs="?", help="the newer one (default: the workspace)")
+    parser.add_argument("--targets", nargs="*", default=[], metavar="TARGET", help="only these outputs")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--show-hash", action="store_true", help="with digests")
+    parser.add_argument("--hide-missing", action="store_true", help="without what is missing from the cache")
 
 
 def diff(args: argparse.Namespace) -> int:
@@ -250,11 +258,3 @@ def diff(args: argparse.Namespace) -> int:
     if counts:
         print(f"files summary: {', '.join(counts)}")
     return 0
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -5,8 +5,31 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dvkf_prefect.cli._common import open_repo, targets_of
+from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
 from dvkf_prefect.data.revisions import PIPELINE_FILE
+
+
+def repro_arguments(parser: Parser) -> None:
+    """Describe ``dvkf repro``."""
+    parser.add_argument("targets", nargs="*", metavar="STAGE")
+    parser.add_argument("-f", "--force", action="store_true", help="run stages even when nothing changed")
+    parser.add_argument(
+        "-s", "--single-item", action="store_true", help="only the stages named, not what they need"
+    )
+    parser.add_argument(
+        "-P",
+        "--all-pipelines",
+        action="store_true",
+        help="every dvc.yaml of the repository (default: the one here)",
+    )
+    parser.add_argument("--dry", action="store_true", help="only say what would run, and why")
+    parser.add_argument("-j", "--jobs", type=positive, default=2, metavar="<number>", help="stages at once")
+    parser.add_argument(
+        "--runner",
+        choices=("local", "kubeflow"),
+        default="local",
+        help="plain processes, or Kubeflow Pipelines on this machine (default: local)",
+    )
 
 
 def repro(args: argparse.Namespace) -> int:
@@ -53,6 +76,37 @@ def _registry() -> Any:
     from dvkf_prefect.models.registry import ModelRegistry
 
     return ModelRegistry(open_repo())
+
+
+def model_arguments(parser: Parser) -> None:
+    """Describe ``dvkf model``."""
+    commands = parser.commands(
+        register=(model_register, "Register a version of a model from a commit."),
+        list=(model_list, "List the registered versions."),
+        show=(model_show, "Show one version."),
+        assign=(model_assign, "Assign a version to a stage, such as prod."),
+        rollback=(model_rollback, "Assign a stage to the version that held it before."),
+    )
+    register = commands["register"]
+    register.add_argument("name", help="an artifact of dvc.yaml")
+    register.add_argument("rev", nargs="?", default="HEAD", help="the commit (default: HEAD)")
+    register.add_argument(
+        "--version", dest="model_version", metavar="<vX.Y.Z>", help="otherwise the next one"
+    )
+    register.add_argument("-m", "--message", default="", help="what is new in it")
+    commands["list"].add_argument("name", nargs="?")
+    show = commands["show"]
+    show.add_argument("name")
+    show.add_argument("which", nargs="?", default="latest", help="a version, #stage, or latest (default)")
+    for command in (commands["list"], show):
+        command.add_argument("--json", action="store_true", help="as JSON")
+    assign = commands["assign"]
+    assign.add_argument("name")
+    assign.add_argument("model_version", metavar="version")
+    assign.add_argument("stage")
+    rollback = commands["rollback"]
+    rollback.add_argument("name")
+    rollback.add_argument("stage")
 
 
 def model_register(args: argparse.Namespace) -> int:

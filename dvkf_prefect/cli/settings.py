@@ -5,8 +5,43 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dvkf_prefect.cli._common import open_repo
+from dvkf_prefect.cli._common import Parser, open_repo
 from dvkf_prefect.errors import ConfigError
+
+
+def remote_arguments(parser: Parser) -> None:
+    """Describe ``dvkf remote``."""
+    commands = parser.commands(
+        add=(remote_add, "Add a remote."),
+        list=(remote_list, "List the remotes."),
+        default=(remote_default, "Show, set or unset the default remote."),
+        modify=(remote_modify, "Set an option of a remote."),
+        remove=(remote_remove, "Remove a remote."),
+    )
+    add = commands["add"]
+    add.add_argument("name")
+    add.add_argument("url", help="a folder or a url: s3://, gs://, azure://, ssh://, http(s)://, …")
+    add.add_argument("-d", "--default", action="store_true", help="make it the default one")
+    add.add_argument("-f", "--force", action="store_true", help="replace a remote of that name")
+    default = commands["default"]
+    default.add_argument("name", nargs="?")
+    default.add_argument("-u", "--unset", action="store_true", help="have no default remote")
+    modify = commands["modify"]
+    modify.add_argument("name")
+    modify.add_argument("option")
+    modify.add_argument("value", nargs="?")
+    modify.add_argument("-u", "--unset", action="store_true", help="remove the option")
+    commands["remove"].add_argument("name")
+    for command in commands.values():
+        _level(command)
+
+
+def _level(parser: Parser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    for name, level in (("global", "global"), ("system", "system"), ("project", "repo"), ("local", "local")):
+        group.add_argument(
+            f"--{name}", dest="level", action="store_const", const=level, help=f"the {name} configuration"
+        )
 
 
 def remote_add(args: argparse.Namespace) -> int:
@@ -84,6 +119,16 @@ def remote_remove(args: argparse.Namespace) -> int:
             if sections["core"].get("remote") == name:
                 del sections["core"]["remote"]
     return 0
+
+
+def config_arguments(parser: Parser) -> None:
+    """Describe ``dvkf config``."""
+    parser.add_argument("name", nargs="?", help="section.option, or remote.NAME.option")
+    parser.add_argument("value", nargs="?")
+    parser.add_argument("-l", "--list", action="store_true", help="list all settings")
+    parser.add_argument("-u", "--unset", action="store_true", help="remove the setting")
+    parser.add_argument("--show-origin", action="store_true", help="say which file a setting stands in")
+    _level(parser)
 
 
 def config(args: argparse.Namespace) -> int:
