@@ -9,9 +9,9 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
-from dvkf_prefect.blocks._clones import clone
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
 from dvkf_prefect.blocks.remotes import DataRemote, refuse_password
+from dvkf_prefect.data.clones import clone
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 

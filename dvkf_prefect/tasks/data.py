@@ -11,8 +11,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from dvkf_prefect.blocks import DataRepository
-from dvkf_prefect.blocks._clones import push
 from dvkf_prefect.cards import data_card, diff_card, transfer_text
+from dvkf_prefect.data.clones import push
 from dvkf_prefect.data.diff import Diff
 from dvkf_prefect.data.outputs import DataVersion
 from dvkf_prefect.data.repo import Repo

@@ -1,4 +1,4 @@
-"""Shallow clones of git repositories in a folder of the worker, one for each URL and revision."""
+"""Clones of git repositories: kept ones to work in, one for each URL and revision, and ones to read a revision from."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def _update(path: Path, rev: str | None, timeout: float) -> None:
 
 def _resolve(path: Path, ref: str, timeout: float) -> str | None:
     try:
-        return run_git(path, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}", timeout=timeout)
+        return run_git(
+            path, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", timeout=timeout
+        )
     except GitError:
         return None
 
@@ -123,6 +125,88 @@ def push(path: Path, *, timeout: float) -> tuple[str, ...]:
     head = run_git(path, "rev-parse", "HEAD", timeout=timeout)
     run_git(path, "update-ref", _FETCHED, head, timeout=timeout)
     return (branch, "tags")
+
+
+def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
+    """Put the files of one revision of a repository into a new folder, to read them from.
+
+    Of a repository elsewhere only the newest commit of a branch or tag is fetched; a name that is neither, such as a
+    shortened commit, takes all of its history.
+
+    Args:
+        url: The git URL, or a repository's folder on this machine, whose objects are then borrowed.
+        rev: A branch, tag or commit; None for the default branch, of a folder for what is checked out there.
+        path: The folder to make.
+        timeout: Seconds each git command may take.
+
+    Returns:
+        The commit.
+
+    Raises:
+        GitError: Git failed, or there is no such revision.
+    """
+    parent = path.parent
+    folder = Path(url.removeprefix("file://"))
+    if folder.is_dir():
+        commit = _find(folder, rev or "HEAD", timeout, url)
+        run_git(
+            parent,
+            "clone",
+            "--quiet",
+            "--shared",
+            "--no-checkout",
+            "--",
+            str(folder),
+            str(path),
+            timeout=timeout,
+        )
+        # A commit that no branch holds is found through the borrowed objects.
+        run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout)
+        return commit
+    run_git(parent, "init", "--quiet", str(path), timeout=timeout)
+    run_git(path, "remote", "add", "origin", url, timeout=timeout)
+    try:
+        run_git(path, "fetch", "--quiet", "--depth", "1", "origin", rev or "HEAD", timeout=timeout)
+        commit = run_git(path, "rev-parse", "FETCH_HEAD^{commit}", timeout=timeout)
+    except GitError:
+        if rev is None:
+            raise
+        heads = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+        run_git(path, "fetch", "--quiet", "origin", *heads, timeout=timeout)
+        commit = _find(path, rev, timeout, url)
+    run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout)
+    return commit
+
+
+def tip(url: str, rev: str | None, *, timeout: float) -> str | None:
+    """Return the commit that a branch or tag of a repository is at, without cloning it.
+
+    Args:
+        url: The git URL, or a repository's folder.
+        rev: A branch or tag; None for the default branch.
+        timeout: Seconds git may take.
+
+    Returns:
+        The commit; None where the name is neither a branch nor a tag.
+
+    Raises:
+        GitError: Git failed.
+    """
+    folder = Path(url.removeprefix("file://"))
+    if folder.is_dir():
+        return _find(folder, rev or "HEAD", timeout, url)
+    names = ["HEAD"] if rev is None else [f"refs/heads/{rev}", f"refs/tags/{rev}", f"refs/tags/{rev}^{{}}"]
+    listed = run_git(Path.cwd(), "ls-remote", "--", url, *names, timeout=timeout)
+    found = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
+    # An annotated tag is listed by its own object first, then by the commit it names.
+    return next((found[name] for name in reversed(names) if name in found), None)
+
+
+def _find(path: Path, rev: str, timeout: float, url: str) -> str:
+    for name in (rev, f"origin/{rev}"):
+        if commit := _resolve(path, name, timeout):
+            return commit
+    raise GitError(f"unknown git revision '{rev}' in {url}")
 
 
 def run_git(path: Path, *arguments: str, timeout: float) -> str:
