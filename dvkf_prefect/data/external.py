@@ -1,0 +1,244 @@
+"""Other repositories, opened for reading: a folder on this machine, or a git url at a revision."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data import clones
+from dvkf_prefect.data.config import Config
+from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.remotes.errors import public_url
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.store import MD5, Cache
+from dvkf_prefect.errors import ConfigError, CorruptObjectError, GitError, NotARepositoryError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.transfer import Remote
+
+# Seconds each git command may take.
+_TIMEOUT = 600.0
+
+Overlay = dict[str, dict[str, str]]
+
+
+class BorrowedCache(Cache):
+    """A cache that reads what it does not hold from another one, which it never changes.
+
+    Args:
+        root: Its own folder.
+        lender: The other one's folder.
+    """
+
+    def __init__(self, root: Path, lender: Path) -> None:
+        super().__init__(root)
+        self._lender = Cache(lender)
+
+    def path(self, digest: str, hash_name: str = MD5) -> Path:
+        """Return where an object lies: here, or at the lender where only that one has it."""
+        own = super().path(digest, hash_name)
+        if own.exists():
+            return own
+        lent = self._lender.path(digest, hash_name)
+        return lent if lent.exists() else own
+
+    def missing(self, digests: Iterable[str], hash_name: str = MD5) -> set[str]:
+        """Return those of ``digests`` that neither has."""
+        return self._lender.missing(Cache(self.root).missing(digests, hash_name), hash_name)
+
+    def _corrupt(self, digest: str, path: Path, found: str) -> CorruptObjectError:
+        if path.is_relative_to(self._lender.root):
+            return CorruptObjectError(
+                f"{path} hashes to {found}, not to its name; run `dvkf fetch` over there"
+            )
+        return super()._corrupt(digest, path, found)
+
+
+class ExternalRepo(Repo):
+    """A repository opened to read from.
+
+    Attributes:
+        url: As it was asked for.
+        at: The commit that its files are of; None where they are a folder as it lies there.
+        lender: The cache of the folder it was cloned from, where it was one.
+    """
+
+    url: str
+    at: str | None = None
+    lender: Path | None = None
+
+    def places(self, name: str | None = None) -> list[Remote]:
+        """Return where objects of its outputs may be had, the nearest first: its own cache, then a remote.
+
+        Args:
+            name: The remote that an output names; None for the default one.
+
+        Raises:
+            RemoteNotFoundError: The remote that is named does not exist.
+        """
+        from dvkf_prefect.data.remotes import open_storage
+        from dvkf_prefect.data.transfer import Remote
+
+        found: list[Remote] = []
+        folders = [self.lender] if self.lender else []
+        if self.at is None:
+            folders.append(self.cache.root)
+        for folder in folders:
+            if folder.is_dir():
+                shown = f"cache of {public_url(self.url)}"
+                found.append(Remote(shown, open_storage(str(folder), name=shown)))
+        if name or self.config.default_remote():
+            found.append(self.remote(name))
+        return found
+
+
+@contextmanager
+def open_external(
+    url: str,
+    rev: str | None = None,
+    *,
+    remote: str | None = None,
+    remote_config: Mapping[str, str] | None = None,
+    config: str | None = None,
+    cache_dir: Path | None = None,
+) -> Iterator[ExternalRepo]:
+    """Open another repository for reading.
+
+    A folder of one on this machine is opened as it lies there. At a revision, or by a git url, the files are those of a
+    clone that goes away at the end of the block; it uses the remotes of the folder it was made from, whose relative
+    urls and ``config.local`` stay valid, and reads what it lacks from that folder's cache.
+
+    Args:
+        url: A folder, or a git url.
+        rev: A git revision; None for the folder as it is, or the default branch.
+        remote: The name of its remote to take as the default one.
+        remote_config: Options over those of that remote.
+        config: A configuration file whose settings go over its own.
+        cache_dir: Where objects fetched for a clone are kept; None for a place that goes away with it.
+
+    Raises:
+        NotARepositoryError: The folder is in no DVC and no git repository.
+        GitError: It cannot be cloned, or has no such revision.
+        ConfigError: Its settings, or those given, are wrong.
+
+    Example:
+        >>> with open_external("https://git.example.org/team/data.git", "v1.2") as repo:
+        ...     repo.outputs()
+    """
+    folder = local_folder(url)
+    if folder is not None and rev is None and (root := _work_tree(folder)) is not None:
+        yield _opened(root, url, _overlay(Config(root / ".dvc"), {}, remote, remote_config, config))
+        return
+    if folder is None and "://" not in url and ":" not in url:
+        raise NotARepositoryError(f"{url} is neither a folder nor a git url")
+    with tempfile.TemporaryDirectory(prefix="dvkf-clone-") as scratch:
+        path = Path(scratch) / "repository"
+        try:
+            commit = clones.snapshot(str(folder or url), rev, path, timeout=_TIMEOUT)
+        except GitError as error:
+            raise GitError(str(error).replace(url, public_url(url))) from None
+        base: Overlay = {"cache": {"dir": str(cache_dir or Path(scratch) / "cache")}}
+        lender: Path | None = None
+        prefix = "."
+        if folder is not None and (root := _work_tree(folder)) is not None:
+            source = Repo(root)
+            lender = source.cache.root
+            base = {**base, **_remotes_of(source.config)}
+            git = Git.find(root)
+            if git:
+                prefix = os.path.relpath(root, git.root.resolve())
+        top = path / prefix
+        if not top.is_dir():
+            raise GitError(f"{public_url(url)} has no folder {prefix} at {rev or 'its default branch'}")
+        opened = _opened(top, url, _overlay(Config(top / ".dvc"), base, remote, remote_config, config))
+        opened.at = commit
+        if lender is not None:
+            opened.lender = lender
+            opened.cache = BorrowedCache(opened.cache.root, lender)
+        yield opened
+
+
+def local_folder(url: str) -> Path | None:
+    """Return the folder that a url means on this machine, or None where it means another place."""
+    path = Path(url.removeprefix("file://")).expanduser()
+    return path.resolve() if path.is_dir() else None
+
+
+def _opened(root: Path, url: str, overlay: Overlay) -> ExternalRepo:
+    opened = ExternalRepo(root, config=overlay)
+    opened.url = url
+    return opened
+
+
+def _work_tree(folder: Path) -> Path | None:
+    """Return the root of the repository that a folder lies in: DVC's, else git's; None for a bare one.
+
+    Raises:
+        NotARepositoryError: It lies in neither.
+    """
+    for parent in (folder, *folder.parents):
+        if (parent / ".dvc").is_dir():
+            return parent
+    git = Git.find(folder)
+    if git is not None:
+        return git.root
+    if (folder / "HEAD").is_file() and (folder / "objects").is_dir():
+        return None
+    raise NotARepositoryError(f"{folder} is neither in a DVC nor in a git repository")
+
+
+def _remotes_of(config: Config) -> Overlay:
+    """Return a repository's remotes as settings for its clone, with absolute paths."""
+    overlay: Overlay = {
+        f'remote "{name}"': {option: _text(value) for option, value in options.items()}
+        for name, options in config.values["remote"].items()
+    }
+    if default := config.default_remote():
+        overlay["core"] = {"remote": default}
+    return overlay
+
+
+def _overlay(
+    own: Config,
+    base: Overlay,
+    remote: str | None,
+    remote_config: Mapping[str, str] | None,
+    config: str | None,
+) -> Overlay:
+    """Return the settings over a repository's own: those given here over ``base``."""
+    merged: Overlay = {section: dict(options) for section, options in base.items()}
+    if config:
+        for section, options in _file_settings(config).items():
+            merged.setdefault(section, {}).update(options)
+    if remote:
+        merged.setdefault("core", {})["remote"] = remote
+    if remote_config:
+        name = remote or merged.get("core", {}).get("remote") or own.default_remote()
+        if not name:
+            raise ConfigError("--remote-config needs a remote: name one with --remote")
+        merged.setdefault(f'remote "{name}"', {}).update(remote_config)
+    return merged
+
+
+def _file_settings(file: str) -> Overlay:
+    from configobj import ConfigObj, ConfigObjError
+
+    try:
+        document = ConfigObj(file, file_error=True, interpolation=False)
+    except (OSError, ConfigObjError) as error:
+        raise ConfigError(f"{file}: cannot be read as a configuration file ({error})") from error
+    return {
+        section.strip("'"): {option: _text(value) for option, value in options.items()}
+        for section, options in document.items()
+        if isinstance(options, Mapping)
+    }
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
