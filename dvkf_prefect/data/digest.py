@@ -8,14 +8,14 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dvkf_prefect.data._copier import CHUNK, Stat
 from dvkf_prefect.errors import DiskFullError
 
-CHUNK = 1 << 20
 # A file whose last change is this close to the moment it was hashed may change again within the same clock tick
 # and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
 _TICK_NS = 20_000_000
@@ -74,19 +74,22 @@ class Rows:
         return len(self.relpaths)
 
     @classmethod
-    def from_stats(cls, stats: Mapping[str, os.stat_result]) -> Rows:
-        """Make the rows of files by path, in any order; nothing is known of their content."""
-        relpaths = sorted(stats)
-        infos = [stats[relpath] for relpath in relpaths]
+    def expected(cls, relpaths: list[str], digests: list[str]) -> Rows:
+        """Make the rows of files that are still to be put in place, by `put`."""
+        zeros = bytes(8 * len(relpaths))
         return cls(
             relpaths,
-            array("q", [info.st_size for info in infos]),
-            array("q", [info.st_mtime_ns for info in infos]),
-            array("q", [info.st_ctime_ns for info in infos]),
-            array("Q", [info.st_ino for info in infos]),
-            bytearray([1 if info.st_mode & 0o100 else 0 for info in infos]),
-            [""] * len(infos),
+            array("q", zeros),
+            array("q", zeros),
+            array("q", zeros),
+            array("Q", zeros),
+            bytearray(len(relpaths)),
+            digests,
         )
+
+    def put(self, row: int, stat: Stat) -> None:
+        """Take over what `_copier` says of a file that it made."""
+        self.sizes[row], self.mtimes[row], self.ctimes[row], self.inodes[row], self.execs[row] = stat
 
     def files(self) -> Iterator[tuple[str, str, int]]:
         """Yield path, digest and bytes of each file."""
@@ -137,6 +140,16 @@ class Rows:
         self.inodes.append(stat.st_ino)
         self.execs.append(1 if stat.st_mode & 0o100 else 0)
         self.digests.append(digest)
+
+    def copy_row(self, other: Rows, row: int) -> None:
+        """Add a row of other rows; the caller keeps the order."""
+        self.relpaths.append(other.relpaths[row])
+        self.sizes.append(other.sizes[row])
+        self.mtimes.append(other.mtimes[row])
+        self.ctimes.append(other.ctimes[row])
+        self.inodes.append(other.inodes[row])
+        self.execs.append(other.execs[row])
+        self.digests.append(other.digests[row])
 
     def distrust_racy(self, read_ns: int) -> None:
         """Forget the times of files changed so shortly before ``read_ns`` that a later change could hide."""

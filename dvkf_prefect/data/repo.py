@@ -81,9 +81,9 @@ class Repo:
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
         self.ignore = Ignore(root)
         self._lock = RepoLock(self.dvc_dir / "tmp" / "lock")
-        types = str(self.config.get("cache", "type") or "copy").split(",")
+        types = str(self.config.get("cache", "type") or "reflink,copy").split(",")
         self.workspace = Workspace(
-            root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types)
+            root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types), self.tmp_dir
         )
 
     def __repr__(self) -> str:

@@ -5,17 +5,25 @@ Source of the layout: DVC 3.x, ``<root>/files/md5/aa/bbb…``; DVC 2.x, ``<root>
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dvkf_prefect.data.digest import CHUNK, digest_bytes, digest_file, raise_disk_full
+from dvkf_prefect.data._copier import Failure, Stat, place_one
+from dvkf_prefect.data.crew import share
+from dvkf_prefect.data.digest import digest_bytes, digest_file, raise_disk_full
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
-from dvkf_prefect.errors import CorruptObjectError, MissingObjectError, OutputError, UnsafePathError
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    MissingObjectError,
+    ObjectError,
+    OutputError,
+    UnsafePathError,
+)
 
 MD5 = "md5"
 LEGACY = "md5-dos2unix"
@@ -82,7 +90,7 @@ class Cache:
         if len(wanted) < 64:
             return {digest for digest in wanted if not self.exists(digest, hash_name)}
         prefixes = {digest[:2] for digest in wanted}
-        base = self.root / "files" / "md5" if hash_name == MD5 else self.root
+        base = self._folder(hash_name)
         for prefix in prefixes:
             with suppress(FileNotFoundError):
                 wanted.difference_update([prefix + name for name in os.listdir(base / prefix)])
@@ -136,18 +144,13 @@ class Cache:
         if not is_tree(digest):
             self.copy_out(digest, dest, mode=0o777 if isexec else 0o666, hash_name=hash_name)
             return
-        made = {dest}
-        dest.mkdir(parents=True)
-        for relpath, file_digest in self.read_tree(digest, hash_name).items():
-            target = dest / relpath
-            if target.parent not in made:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made.add(target.parent)
-            self.copy_out(file_digest, target, mode=0o666, hash_name=hash_name)
+        tree = self.read_tree(digest, hash_name)
+        make_folders(str(dest), tree.relpaths)
+        for _, result in self.place(tree.digests, f"{dest}/", tree.relpaths, hash_name=hash_name):
+            if isinstance(result, ObjectError):
+                raise result
 
-    def copy_out(
-        self, digest: str, dest: str | Path, *, mode: int = 0o666, hash_name: str = MD5
-    ) -> os.stat_result:
+    def copy_out(self, digest: str, dest: str | Path, *, mode: int = 0o666, hash_name: str = MD5) -> Stat:
         """Copy one object to a new file, hashed on the way; return the new file's stat.
 
         The file appears under its name as it is written: where a reader could see it half done, give a temporary name.
@@ -157,37 +160,81 @@ class Cache:
             CorruptObjectError: Its bytes do not hash to its name; the copy is removed.
             DiskFullError: There is no room; the copy is removed.
         """
+        ((_, result),) = self.place([digest], "", [str(dest)], mode=mode, hash_name=hash_name)
+        if isinstance(result, ObjectError):
+            raise result
+        return result
+
+    def place(
+        self,
+        digests: Sequence[str],
+        base: str,
+        relpaths: Sequence[str],
+        *,
+        mode: int = 0o666,
+        hash_name: str = MD5,
+    ) -> Iterator[tuple[int, Stat | ObjectError]]:
+        """Copy many objects to new files, each hashed on the way; the folders are there.
+
+        Args:
+            digests: What to copy.
+            base: What stands before each path, with its slash.
+            relpaths: Where each goes.
+            mode: Permissions of new files, before the umask.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+
+        Yields:
+            Each row's number and the new file's stat, or why it is not there; in no given order.
+
+        Raises:
+            DiskFullError: There is no room.
+            OSError: A file cannot be written.
+        """
+        fixed = (str(self._folder(hash_name)), base, hash_name == MD5, mode)
+        for start, results in share("place", fixed, (digests, relpaths)):
+            for row, result in enumerate(results, start):
+                found: Stat | Failure = result
+                if result[:2] == ("error", errno.ENOENT):
+                    # A cache may have its objects in more than one place.
+                    path = self.path(digests[row], hash_name)
+                    with suppress(FileNotFoundError):
+                        found = place_one(
+                            str(path), base + relpaths[row], hash_name == MD5, mode, digests[row]
+                        )
+                if isinstance(found[0], str):
+                    yield row, self._problem(found, digests[row], hash_name)
+                else:
+                    yield row, found
+
+    def _problem(self, failure: Failure, digest: str, hash_name: str) -> ObjectError:
+        """Return what is wrong with an object of this cache; raise what is wrong with anything else."""
+        kind, number, detail = failure
         path = self.path(digest, hash_name)
-        try:
-            source = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise MissingObjectError(
-                f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it"
-            ) from None
-        try:
-            target = os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            try:
-                found = _pump(source, target)
-                if found != digest and hash_name == MD5:
-                    raise self._corrupt(digest, path, found)
-                return os.fstat(target)
-            except BaseException as error:
-                _discard(Path(dest), error)
-                raise
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
+        if kind == "corrupt":
+            return self._corrupt(digest, path, detail)
+        if number == errno.ENOENT and not path.exists():
+            return MissingObjectError(f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it")
+        error = OSError(number, os.strerror(number), detail)
+        raise_disk_full(error, detail)
+        raise error
+
+    def _folder(self, hash_name: str) -> Path:
+        """Return the folder that holds ``aa/bbb…``."""
+        return self.root / "files" / "md5" if hash_name == MD5 else self.root
 
     def _corrupt(self, digest: str, path: Path, found: str) -> CorruptObjectError:
-        """Take a damaged object out of the way, so that the next fetch brings a good one."""
-        aside = self.temporary("corrupt-" + digest)
-        with suppress(OSError):
-            os.replace(path, aside)
+        aside = self.set_aside(digest)
         return CorruptObjectError(
             f"{path} hashes to {found}, not to its name; it was moved to {aside}. "
             "`dvkf fetch` brings a good copy from the remote."
         )
+
+    def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
+        """Take a damaged object out of the way, so that the next fetch brings a good one; return where it is now."""
+        aside = self.temporary("corrupt-" + digest)
+        with suppress(OSError):
+            os.replace(self.path(digest, hash_name), aside)
+        return aside
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -204,36 +251,91 @@ class Cache:
             self.adopt(temporary, digest)
         return digest
 
-    def add_file(self, source: str | Path, *, digest: str | None = None, move: bool = False) -> str:
+    def add_file(self, source: str | Path, *, move: bool = False) -> str:
         """Store a file's content; return its digest.
 
         Args:
             source: The file.
-            digest: What it must hash to, where that is known.
             move: Take the file itself instead of a copy.
 
         Raises:
-            CorruptObjectError: It does not hash to ``digest``; nothing was stored.
             DiskFullError: There is no room; nothing was stored.
         """
         if move:
             found = digest_file(source)
-            if digest not in (None, found):
-                raise CorruptObjectError(f"{source} hashes to {found}, not to {digest}; it was not stored")
             self.adopt(source, found)
             return found
-        temporary = self.temporary()
-        try:
-            found, _ = _copy(source, temporary)
-            if digest not in (None, found):
-                raise CorruptObjectError(
-                    f"{source} hashes to {found}, not to {digest}: it changed; nothing was stored"
-                )
-        except BaseException as error:
-            _discard(temporary, error)
-            raise
-        self.adopt(temporary, found, made_read_only=True)
+        ((_, found),) = self.add_files([str(source)], [os.stat(source).st_size])
         return found
+
+    def add_files(self, files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Store the content of many files, each hashed as it is copied.
+
+        Args:
+            files: The files.
+            sizes: Bytes they are thought to have.
+
+        Yields:
+            Each row's number and digest, in no given order.
+
+        Raises:
+            DiskFullError: There is no room; what was stored stays.
+            OSError: A file cannot be read.
+        """
+        fixed = (str(self._folder(MD5)), f"{self.temporary().parent}/")
+        for start, results in share("store", fixed, (files, sizes), sizes):
+            for row, result in enumerate(results, start):
+                if not isinstance(result, str):
+                    error = OSError(result[1], os.strerror(result[1]), result[2])
+                    raise_disk_full(error, result[2])
+                    raise error
+                yield row, result
+
+    def copy_from(
+        self, folder: str | Path, digests: Sequence[str], hash_name: str = MD5
+    ) -> Iterator[tuple[str, int | ObjectError]]:
+        """Copy objects in from another store's folder, each hashed on the way.
+
+        Args:
+            folder: The folder that holds ``aa/bbb…``.
+            digests: What to copy.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+
+        Yields:
+            Each digest and its bytes, or why it was not taken in; in no given order.
+
+        Raises:
+            DiskFullError: There is no room; what was stored stays.
+            OSError: A file cannot be read or written.
+        """
+        fixed = (
+            str(folder),
+            str(self._folder(hash_name)),
+            f"{self.temporary().parent}/",
+            hash_name == MD5,
+            0o444,
+        )
+        for start, results in share("transfer", fixed, (digests,)):
+            for row, result in enumerate(results, start):
+                digest = digests[row]
+                if isinstance(result, int):
+                    yield digest, result
+                    continue
+                kind, number, detail = result
+                path = f"{folder}/{digest[:2]}/{digest[2:]}"
+                if kind == "corrupt":
+                    yield (
+                        digest,
+                        CorruptObjectError(
+                            f"{path} hashes to {detail}, not to its name; it was not taken in"
+                        ),
+                    )
+                elif number == errno.ENOENT and not os.path.exists(path):
+                    yield digest, MissingObjectError(f"{path} is not there")
+                else:
+                    error = OSError(number, os.strerror(number), detail)
+                    raise_disk_full(error, detail)
+                    raise error
 
     def copy_in(self, source: str | Path, digest: str, hash_name: str = MD5) -> int:
         """Copy an object from another store's file, hashed on the way; return its bytes.
@@ -241,18 +343,43 @@ class Cache:
         Raises:
             CorruptObjectError: It does not hash to its name; nothing was stored.
             DiskFullError: There is no room; nothing was stored.
-            FileNotFoundError: There is no such file.
+            MissingObjectError: There is no such file.
         """
-        temporary = self.temporary()
-        try:
-            found, size = _copy(source, temporary)
-            if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
-                raise CorruptObjectError(f"{source} hashes to {found}, not to its name; it was not stored")
-        except BaseException as error:
-            _discard(temporary, error)
-            raise
-        self.adopt(temporary, digest, hash_name, made_read_only=True)
-        return size
+        ((_, result),) = self.copy_from(Path(source).parent.parent, [digest], hash_name)
+        if isinstance(result, ObjectError):
+            raise result
+        return result
+
+    def copy_to(
+        self,
+        folder: str | Path,
+        digests: Sequence[str],
+        hash_name: str = MD5,
+        *,
+        temporary: str,
+        mode: int = 0o444,
+    ) -> Iterator[tuple[str, int | ObjectError]]:
+        """Copy objects out to another store's folder, each hashed on the way.
+
+        Args:
+            folder: The folder that holds ``aa/bbb…``.
+            digests: What to copy.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+            temporary: How the names of files begin that are not whole yet, beside their place.
+            mode: Permissions of new files.
+
+        Yields:
+            Each digest and its bytes, or why it was not copied; in no given order.
+
+        Raises:
+            DiskFullError: There is no room; what was copied stays.
+            OSError: A file cannot be written.
+        """
+        fixed = (str(self._folder(hash_name)), str(folder), f"./{temporary}", hash_name == MD5, mode)
+        for start, results in share("transfer", fixed, (digests,)):
+            for row, result in enumerate(results, start):
+                digest = digests[row]
+                yield digest, result if isinstance(result, int) else self._problem(result, digest, hash_name)
 
     def adopt(
         self, temporary: str | Path, digest: str, hash_name: str = MD5, *, made_read_only: bool = False
@@ -303,6 +430,17 @@ class Cache:
                         os.unlink(entry.path)
 
 
+def make_folders(base: str, relpaths: Iterable[str]) -> None:
+    """Make a folder and those that files below it need."""
+    os.makedirs(base, exist_ok=True)
+    made: set[str] = {""}
+    for relpath in relpaths:
+        folder = relpath.rpartition("/")[0]
+        if folder not in made:
+            os.makedirs(f"{base}/{folder}", exist_ok=True)
+            made.add(folder)
+
+
 def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield ``(relpath, entry)`` for every file below ``root``, links to files included.
 
@@ -344,30 +482,6 @@ def check_entry(entry: os.DirEntry[str]) -> None:
     else:
         kind = "a link that leads nowhere; remove it, or leave it out with .dvcignore"
     raise OutputError(f"{entry.path}: {kind}")
-
-
-def _copy(source: str | Path, target: str | Path) -> tuple[str, int]:
-    """Copy a file to a new read-only one; return the md5 and the bytes of what went through."""
-    reading = os.open(source, os.O_RDONLY)
-    try:
-        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
-        try:
-            return _pump(reading, writing), os.lseek(writing, 0, os.SEEK_CUR)
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
-
-
-def _pump(source: int, target: int) -> str:
-    """Copy one open file to another and return the md5 of what went through."""
-    md5 = hashlib.md5(usedforsecurity=False)
-    while chunk := os.read(source, CHUNK):
-        md5.update(chunk)
-        written = os.write(target, chunk)
-        while written < len(chunk):
-            written += os.write(target, memoryview(chunk)[written:])
-    return md5.hexdigest()
 
 
 def _discard(temporary: Path, error: BaseException) -> None:

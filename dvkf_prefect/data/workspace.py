@@ -8,19 +8,21 @@ import posixpath
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.digest import Memory, Rows, digest_bytes, digest_file, is_racy
+from dvkf_prefect.data.digest import Memory, Rows, digest_bytes, digest_file
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
+from dvkf_prefect.data.links import Links, aside_name
 from dvkf_prefect.data.outputs import Output
-from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry
+from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, make_folders
 from dvkf_prefect.data.tree import Tree, is_tree
-from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError, TransferError
+from dvkf_prefect.errors import ObjectError, OutputError, TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
@@ -61,6 +63,7 @@ class Workspace:
         memory: Its stat → digest memory.
         ignore: Its ignore files.
         link_types: How files are put into the workspace, in order of preference.
+        probe: A folder where link types may be tried out; the root by default.
     """
 
     def __init__(
@@ -70,12 +73,13 @@ class Workspace:
         memory: Memory,
         ignore: Ignore,
         link_types: tuple[str, ...] = ("copy",),
+        probe: Path | None = None,
     ) -> None:
         self._root = root
         self._cache = cache
         self._memory = memory
         self._ignore = ignore
-        self._link_types = link_types
+        self._links = Links(cache, memory, link_types, probe or root)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -122,38 +126,53 @@ class Workspace:
                 raise OutputError(f"{path}: a link that leads nowhere; remove it") from None
             return None
         rows = Rows()
-        if not stat.S_ISDIR(info.st_mode):
-            if not stat.S_ISREG(info.st_mode):
-                raise OutputError(f"{path}: not a regular file")
+        if stat.S_ISDIR(info.st_mode):
+            self._walk(path, rows)
+        elif stat.S_ISREG(info.st_mode):
             rows.append("", info, "")
-            return rows
-        stats = {relpath: entry.stat() for relpath, entry in self._walk(path)}
-        return Rows.from_stats(stats)
+        else:
+            raise OutputError(f"{path}: not a regular file")
+        return rows
 
-    def _walk(self, path: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Yield the files below a folder that its ignore files do not leave out."""
+    def _walk(self, path: str, rows: Rows) -> None:
+        """Add the files below a folder that its ignore files do not leave out, in the order of a manifest."""
         quiet = self._ignore.quiet_below(path)
-        stack = [("", str(self._root / path))]
+        relpaths, sizes, mtimes = rows.relpaths, rows.sizes, rows.mtimes
+        ctimes, inodes, execs = rows.ctimes, rows.inodes, rows.execs
+        # Folders and files still to come, the next one last; sorted by name within each folder, a folder by its name
+        # and a slash, which together is the order of whole paths.
+        stack: list[tuple[str, str, os.DirEntry[str] | None]] = [("", str(self._root / path), None)]
         while stack:
-            prefix, folder = stack.pop()
-            with os.scandir(folder) as entries:
+            relpath, place, file = stack.pop()
+            if file is not None:
+                check_entry(file)
+                info = file.stat()
+                relpaths.append(relpath)
+                sizes.append(info.st_size)
+                mtimes.append(info.st_mtime_ns)
+                ctimes.append(info.st_ctime_ns)
+                inodes.append(info.st_ino)
+                execs.append(1 if info.st_mode & 0o100 else 0)
+                continue
+            found: list[tuple[str, str, os.DirEntry[str] | None]] = []
+            with os.scandir(place) as entries:
                 for entry in entries:
                     name = entry.name
-                    relpath = prefix + name
                     is_folder = entry.is_dir(follow_symlinks=False)
+                    key = f"{relpath}{name}/" if is_folder else relpath + name
                     if name == IGNORE_FILE:
                         raise OutputError(
-                            f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory"
+                            f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
+                            "move its patterns to one above it"
                         )
                     if name in (".git", ".hg", ".dvc") or (
-                        not quiet and self._ignore.matches(f"{path}/{relpath}{'/' if is_folder else ''}")
+                        not quiet and self._ignore.matches(f"{path}/{key}")
                     ):
                         continue
-                    if is_folder:
-                        stack.append((relpath + "/", entry.path))
-                        continue
-                    check_entry(entry)
-                    yield relpath, entry
+                    found.append((key, entry.path, None if is_folder else entry))
+            found.sort(key=itemgetter(0), reverse=True)
+            stack += found
+        rows.digests = [""] * len(rows)
 
     # -- into the cache ----------------------------------------------------------------------------------------------
 
@@ -167,38 +186,37 @@ class Workspace:
             OutputError: Something there cannot be tracked, or nothing is there.
             DiskFullError: There is no room; what was stored stays, and the next call goes on from there.
         """
+        started = time.time_ns()
         rows = self._scan(path)
         if rows is None:
             raise OutputError(f"{path}: there is no such file or directory")
         known = self._memory.load(path)
         if known:
             rows.fill_from(known)
-        else:
-            rows.digests = [""] * len(rows)
         absent = self._cache.missing(digest for digest in rows.digests if digest)
+        todo = [i for i, digest in enumerate(rows.digests) if not digest or digest in absent]
+        single = not self._is_dir(path)
         base = str(self._root / path)
+        files = [base] if single and todo else [f"{base}/{rows.relpaths[i]}" for i in todo]
+        if todo:
+            rows.tree = None
         try:
-            for i, digest in enumerate(rows.digests):
-                if digest and digest not in absent:
-                    continue
-                file = f"{base}/{rows.relpaths[i]}" if rows.relpaths[i] else base
-                read_ns = time.time_ns()
-                rows.digests[i] = self._cache.add_file(file)
-                rows.tree = None
-                if is_racy(rows.mtimes[i], read_ns):
-                    rows.mtimes[i] = -1
+            for n, digest in self._cache.add_files(files, [rows.sizes[i] for i in todo]):
+                rows.digests[todo[n]] = digest
                 if advance:
-                    advance(1, rows.sizes[i])
+                    advance(1, rows.sizes[todo[n]])
         except BaseException:
             # What was hashed so far need not be hashed again by the run that goes on.
-            rows.tree = None
+            rows.distrust_racy(started)
             self._memory.save(path, rows)
             raise
-        found = _summary(rows, single=not self._is_dir(path))
-        if found.nfiles is not None and keep_manifest:
-            tree = Tree(rows.relpaths, rows.digests)
-            self._cache.add_bytes(tree.to_bytes(), tree=True)
-        rows.tree = found.digest if -1 not in rows.mtimes else None
+        found = _summary(rows, single=single)
+        if found.nfiles is not None and keep_manifest and not self._cache.exists(found.digest or ""):
+            self._cache.add_bytes(Tree(rows.relpaths, rows.digests).to_bytes(), tree=True)
+        if todo and self._links.shares:
+            self._links.relink(base if single else base + "/", rows, todo)
+        rows.tree = found.digest
+        rows.distrust_racy(started)
         self._memory.save(path, rows)
         return found.stored()
 
@@ -260,7 +278,6 @@ class Workspace:
 
     def _put_file(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
         digest = output.digest or ""
-        rows = Rows()
         if not self._cache.exists(digest, output.hash_name):
             raise TransferError(
                 f"the cache ({self._cache.root})",
@@ -273,36 +290,38 @@ class Workspace:
                 raise OutputError(
                     f"{output.path}: a file belongs here but the directory holds ignored files; move them"
                 )
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.dvkf")
+        temporary = target.with_name(aside_name(target.name))
         mode = 0o777 if output.isexec else 0o666
-        self._place(digest, temporary, mode, output.hash_name)
+        ((_, placed),) = self._links.place(
+            [digest], "", [str(temporary)], mode=mode, hash_name=output.hash_name
+        )
+        if isinstance(placed, ObjectError):
+            raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
         os.replace(temporary, target)
-        info = target.stat()
-        rows.append("", info, digest)
+        rows = Rows.expected([""], [digest])
+        rows.put(0, placed)
         rows.tree = digest
         self._save(output, rows)
         if advance:
-            advance(1, info.st_size)
+            advance(1, placed[0])
         return 1
 
     def _put_new(self, output: Output, tree: Tree, target: Path, advance: Advance | None) -> int:
         """Build a directory aside and move it into place."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.dvkf")
-        rows = Rows()
-        made: set[str] = set()
+        aside = target.with_name(aside_name(target.name))
+        rows = Rows.expected(tree.relpaths, tree.digests)
         try:
             os.mkdir(aside)
-            base = str(aside)
-            for relpath, digest in tree.items():
-                folder = posixpath.dirname(relpath)
-                if folder and folder not in made:
-                    os.makedirs(f"{base}/{folder}", exist_ok=True)
-                    made.add(folder)
-                info = self._place(digest, f"{base}/{relpath}", 0o666, output.hash_name)
-                rows.append(relpath, info, digest)
+            make_folders(str(aside), tree.relpaths)
+            for row, placed in self._links.place(
+                tree.digests, f"{aside}/", tree.relpaths, hash_name=output.hash_name
+            ):
+                if isinstance(placed, ObjectError):
+                    raise placed
+                rows.put(row, placed)
                 if advance:
-                    advance(1, info.st_size)
+                    advance(1, placed[0])
             with suppress(FileNotFoundError):
                 os.rmdir(target)
             os.rename(aside, target)
@@ -326,7 +345,7 @@ class Workspace:
         old = found.rows or Rows()
         have = dict(zip(old.relpaths, range(len(old)), strict=True))
         failures: dict[str, str] = {}
-        rows = Rows()
+        rows = Rows.expected(tree.relpaths, tree.digests)
         changed = 0
         wanted = set(tree.relpaths)
         # A file may stand where a folder must come and the other way round: what goes, goes first.
@@ -334,56 +353,56 @@ class Workspace:
         if not absent:
             self._remove_files(target, gone)
             changed += len(gone)
-        for relpath, digest in tree.items():
-            file = target / relpath
+        todo: list[int] = []
+        for row, (relpath, digest) in enumerate(tree.items()):
             i = have.get(relpath)
             if i is not None and old.digests[i] == digest:
-                rows.append(relpath, os.stat(file), digest)
-                continue
-            if digest in absent:
+                rows.put(row, (old.sizes[i], old.mtimes[i], old.ctimes[i], old.inodes[i], bool(old.execs[i])))
+            elif digest in absent:
                 failures[posixpath.join(output.path, relpath)] = (
                     f"{digest} is not in the cache; `dvkf pull` brings it"
                 )
+            else:
+                todo.append(row)
+        aside = [aside_name(tree.relpaths[row]) for row in todo]
+        make_folders(str(target), aside)
+        for n, placed in self._links.place(
+            [tree.digests[row] for row in todo], f"{target}/", aside, hash_name=output.hash_name
+        ):
+            row = todo[n]
+            if isinstance(placed, ObjectError):
+                failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
                 continue
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name[:200]}.{os.getpid()}.dvkf")
-            try:
-                self._place(digest, temporary, 0o666, output.hash_name)
-            except (MissingObjectError, ObjectError) as error:
-                failures[posixpath.join(output.path, relpath)] = str(error)
-                continue
-            os.replace(temporary, file)
-            info = os.stat(file)
-            rows.append(relpath, info, digest)
+            os.replace(target / aside[n], target / tree.relpaths[row])
+            rows.put(row, placed)
             changed += 1
             if advance:
-                advance(1, info.st_size)
+                advance(1, placed[0])
         if failures:
             raise TransferError(f"the cache ({self._cache.root})", failures)
         rows.tree = output.digest
         self._save(output, rows)
         return changed
 
-    def _place(self, digest: str, dest: str | Path, mode: int, hash_name: str) -> os.stat_result:
-        """Put one object at a new path by the first link type that works."""
-        for kind in self._link_types:
-            if kind in ("hardlink", "symlink"):
-                path = self._cache.path(digest, hash_name)
-                if not path.exists():
-                    raise MissingObjectError(f"{digest} is not in the cache ({self._cache.root})")
-                try:
-                    if kind == "symlink":
-                        os.symlink(path.resolve(), dest)
-                    elif path.stat().st_size:
-                        os.link(path, dest)
-                    else:
-                        continue  # an empty file is cheaper and safer as a file of its own
-                except OSError:
-                    continue
-                return os.stat(dest)
-            if kind == "copy":
-                return self._cache.copy_out(digest, dest, mode=mode, hash_name=hash_name)
-        return self._cache.copy_out(digest, dest, mode=mode, hash_name=hash_name)
+    def relink(self, output: Output, found: Found) -> int:
+        """Replace the files of an output that is as recorded by what the link type makes of them now.
+
+        Returns:
+            The number of files.
+
+        Raises:
+            ObjectError: An object is missing or damaged; its file stays as it is.
+        """
+        if found.rows is None or found.digest != output.digest:
+            return 0
+        base = str(self._root / output.path)
+        rows = found.rows
+        chosen = [i for i, executable in enumerate(rows.execs) if not executable or not self._links.shares]
+        self._links.relink(
+            base if found.nfiles is None else f"{base}/", rows, chosen, hash_name=output.hash_name
+        )
+        self._save(output, rows)
+        return len(chosen)
 
     def remove(self, path: str, found: Found) -> None:
         """Remove the tracked files at a path; ignored files in it stay."""

@@ -58,7 +58,7 @@ class Objects(Protocol):
     def read_tree(self, digest: str) -> Tree:
         """Return a directory's manifest."""
 
-    def add_file(self, source: str | Path, *, digest: str | None = None, move: bool = False) -> str:
+    def add_file(self, source: str | Path, *, move: bool = False) -> str:
         """Store a file's content; return its digest."""
 
     def add_bytes(self, data: bytes, *, tree: bool = False) -> str:

@@ -1,0 +1,418 @@
+"""Copies many files, each hashed on the way; also run as a process of its own, see `crew`.
+
+It imports next to nothing, so that such a process is there in a few milliseconds. Requests and answers are marshalled
+values, each behind its length in four bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import marshal
+import os
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # as typing's own, which would take longer to import than all the rest
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+CHUNK = 1 << 20
+# Up to this many bytes a file is read whole.
+_WHOLE = 4 << 20
+# From this many bytes on, a file is written by one thread while another hashes it.
+LARGE = 16 << 20
+# linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
+_FICLONE = 0x40049409
+_counter = 0
+
+# ("error", errno, the file) or ("corrupt", 0, the digest that was found)
+Failure = tuple[str, int, str]
+# bytes, mtime ns, ctime ns, inode, whether the owner may execute it
+Stat = tuple[int, int, int, int, bool]
+
+
+def _failure(error: OSError) -> Failure:
+    return "error", error.errno or 0, os.fsdecode(error.filename or "")
+
+
+def _temporary(folder: str) -> str:
+    global _counter
+    _counter += 1
+    return f"{folder}{os.getpid()}-copy-{_counter}"
+
+
+def _read(path: str, size: int) -> tuple[bytes, int]:
+    """Return a small file's bytes and a descriptor of a large one; size is what it is thought to have."""
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if size > _WHOLE:
+        return b"", source
+    try:
+        data = os.read(source, size + 1)
+        if len(data) != size:
+            parts = [data]
+            while part := os.read(source, CHUNK):
+                parts.append(part)
+            data = b"".join(parts)
+    finally:
+        os.close(source)
+    return data, -1
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
+def _discard(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return
+
+
+def pump(source: int, target: int) -> str:
+    """Copy one open file to another; return the md5 of what went through."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    if os.fstat(source).st_size >= LARGE:
+        return _pump_large(source, target)
+    while chunk := os.read(source, CHUNK):
+        md5.update(chunk)
+        _write(target, chunk)
+    return md5.hexdigest()
+
+
+def _pump_large(source: int, target: int) -> str:
+    """Hash in this thread while another writes what was read, a few buffers behind."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    buffers = [bytearray(4 << 20) for _ in range(3)]
+    free, full = threading.Semaphore(len(buffers)), threading.Semaphore(0)
+    lengths: list[int] = []
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        number = 0
+        while True:
+            full.acquire()
+            length = lengths[number]
+            if not length:
+                return
+            try:
+                view = memoryview(buffers[number % len(buffers)])[:length]
+                while view and not failed:
+                    view = view[os.write(target, view) :]
+            except BaseException as error:  # noqa: BLE001 - raised by the thread that reads
+                failed.append(error)
+            number += 1
+            free.release()
+
+    writer = threading.Thread(target=write, name="dvkf-write")
+    writer.start()
+    number = 0
+    try:
+        while not failed:
+            free.acquire()
+            buffer = buffers[number % len(buffers)]
+            length = os.readv(source, [buffer])
+            lengths.append(length)
+            full.release()
+            if not length:
+                break
+            md5.update(memoryview(buffer)[:length])
+            number += 1
+    except BaseException as error:
+        failed.append(error)
+        raise
+    finally:
+        lengths.append(0)
+        full.release()
+        writer.join()
+    if failed:
+        raise failed[0]
+    return md5.hexdigest()
+
+
+def clone(source: str, target: str, mode: int) -> Stat:
+    """Make a new file that shares another's blocks.
+
+    Raises:
+        OSError: The file system cannot.
+    """
+    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            fcntl.ioctl(writing, _FICLONE, reading)
+            return _stat(os.fstat(writing))
+        except OSError:
+            _discard(target)
+            raise
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+
+
+def _stat(info: os.stat_result) -> Stat:
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, bool(info.st_mode & 0o100)
+
+
+def _move_in(temporary: str, target: str) -> None:
+    try:
+        os.rename(temporary, target)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(temporary, target)
+
+
+def store(root: str, temporary: str, files: Sequence[str], sizes: Sequence[int]) -> list[str | Failure]:
+    """Store files in a cache under the digests of their content.
+
+    Args:
+        root: The folder of the cache that holds ``aa/bbb…``.
+        temporary: Where files are before they are whole, a folder with a slash; on the same file system.
+        files: The files.
+        sizes: Bytes they are thought to have.
+
+    Returns:
+        For each file its digest, or why it was not stored.
+    """
+    results: list[str | Failure] = []
+    held: dict[str, bytes] = {}
+    weight = 0
+    places: dict[str, list[int]] = {}
+
+    def flush() -> None:
+        # By digest: neighbours share a folder, and its blocks are at hand.
+        for digest in sorted(held):
+            try:
+                _store_bytes(root, temporary, digest, held[digest])
+            except OSError as error:
+                for place in places[digest]:
+                    results[place] = _failure(error)
+        held.clear()
+        places.clear()
+
+    for path, size in zip(files, sizes, strict=True):
+        try:
+            data, source = _read(path, size)
+            if source >= 0:
+                try:
+                    results.append(_store_stream(root, temporary, source))
+                finally:
+                    os.close(source)
+                continue
+        except OSError as error:
+            results.append(_failure(error))
+            continue
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        held[digest] = data
+        places.setdefault(digest, []).append(len(results))
+        results.append(digest)
+        weight += len(data)
+        if weight > 32 << 20:
+            flush()
+            weight = 0
+    flush()
+    return results
+
+
+def _is_stored(target: str, size: int) -> bool:
+    """Tell whether an object of that size is there that nobody can have written to since."""
+    try:
+        info = os.stat(target)
+    except FileNotFoundError:
+        return False
+    return info.st_size == size and info.st_nlink == 1 and not info.st_mode & 0o222
+
+
+def _store_bytes(root: str, temporary: str, digest: str, data: bytes) -> None:
+    target = f"{root}/{digest[:2]}/{digest[2:]}"
+    if _is_stored(target, len(data)):
+        return
+    path = _temporary(temporary)
+    writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        try:
+            _write(writing, data)
+        finally:
+            os.close(writing)
+        _move_in(path, target)
+    except BaseException:
+        _discard(path)
+        raise
+
+
+def _store_stream(root: str, temporary: str, source: int) -> str:
+    path = _temporary(temporary)
+    writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    try:
+        try:
+            digest = pump(source, writing)
+        finally:
+            os.close(writing)
+        _move_in(path, f"{root}/{digest[:2]}/{digest[2:]}")
+    except BaseException:
+        _discard(path)
+        raise
+    return digest
+
+
+def transfer(
+    source: str, target: str, temporary: str, verify: bool, mode: int, digests: Sequence[str]
+) -> list[int | Failure]:
+    """Copy objects from one store's folder to another's.
+
+    Args:
+        source: The folder that holds ``aa/bbb…``.
+        target: The folder to hold them.
+        temporary: Where files are before they are whole: a folder with a slash and the beginning of a name. One that
+            starts with ``./`` is beside each object's place.
+        verify: Whether names are the md5 of the bytes.
+        mode: Permissions of new files.
+        digests: What to copy; ``.dir`` may stand behind.
+
+    Returns:
+        For each its bytes, or why it was not copied: an object that is not what its name says is ``corrupt``.
+    """
+    results: list[int | Failure] = []
+    for digest in digests:
+        place = f"{digest[:2]}/{digest[2:]}"
+        folder = f"{target}/{digest[:2]}/{temporary[2:]}" if temporary.startswith("./") else temporary
+        try:
+            results.append(
+                _transfer_one(f"{source}/{place}", f"{target}/{place}", folder, verify, mode, digest)
+            )
+        except OSError as error:
+            results.append(_failure(error))
+    return results
+
+
+def _transfer_one(
+    source: str, target: str, folder: str, verify: bool, mode: int, digest: str
+) -> int | Failure:
+    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    path = _temporary(folder)
+    try:
+        size = os.fstat(reading).st_size
+        data = os.read(reading, size + 1) if size <= _WHOLE else b""
+        if size <= _WHOLE and verify:
+            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if found != digest[:32]:
+                return "corrupt", 0, found
+        try:
+            writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            try:
+                if size <= _WHOLE:
+                    _write(writing, data)
+                else:
+                    found = pump(reading, writing) if verify else _copy_range(reading, writing)
+                    if verify and found != digest[:32]:
+                        _discard(path)
+                        return "corrupt", 0, found
+                    size = os.fstat(writing).st_size
+            finally:
+                os.close(writing)
+            _move_in(path, target)
+        except BaseException:
+            _discard(path)
+            raise
+    finally:
+        os.close(reading)
+    return size
+
+
+def _copy_range(source: int, target: int) -> str:
+    """Copy in the kernel where it can; nothing is hashed."""
+    try:
+        while os.copy_file_range(source, target, 1 << 30):
+            continue
+    except OSError:
+        # What was copied stands at both offsets; the rest goes by hand.
+        while chunk := os.read(source, CHUNK):
+            _write(target, chunk)
+    return ""
+
+
+def place(
+    root: str, base: str, verify: bool, mode: int, digests: Sequence[str], relpaths: Sequence[str]
+) -> list[Stat | Failure]:
+    """Copy objects out of a cache to new files; the folders are there.
+
+    Args:
+        root: The folder of the cache that holds ``aa/bbb…``.
+        base: What stands before each path, with its slash.
+        verify: Whether names are the md5 of the bytes.
+        mode: Permissions of new files, before the umask.
+        digests: What to copy.
+        relpaths: Where each goes.
+
+    Returns:
+        For each the new file's stat, or why it is not there.
+    """
+    results: list[Stat | Failure] = []
+    for digest, relpath in zip(digests, relpaths, strict=True):
+        try:
+            results.append(
+                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, digest)
+            )
+        except OSError as error:
+            results.append(_failure(error))
+    return results
+
+
+def place_one(source: str, target: str, verify: bool, mode: int, digest: str) -> Stat | Failure:
+    """Copy one object to a new file.
+
+    Raises:
+        OSError: It cannot be read, or the file not be written; what was written of it is gone.
+    """
+    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(reading).st_size
+        data = os.read(reading, size + 1) if size <= _WHOLE else b""
+        if size <= _WHOLE and verify:
+            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if found != digest:
+                return "corrupt", 0, found
+        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            if size <= _WHOLE:
+                _write(writing, data)
+            else:
+                found = pump(reading, writing) if verify else _copy_range(reading, writing)
+                if verify and found != digest:
+                    _discard(target)
+                    return "corrupt", 0, found
+            return _stat(os.fstat(writing))
+        except BaseException:
+            _discard(target)
+            raise
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+
+
+WORK: dict[str, Callable[..., list[Any]]] = {"store": store, "transfer": transfer, "place": place}
+
+
+def serve() -> None:
+    """Answer requests from standard input until it ends."""
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while head := source.read(4):
+        name, fixed, columns = marshal.loads(source.read(int.from_bytes(head, "little")))  # noqa: S302 - the other end is the process that started this one
+        answer = marshal.dumps(WORK[name](*fixed, *columns))
+        target.write(len(answer).to_bytes(4, "little"))
+        target.write(answer)
+        target.flush()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,199 @@
+"""How the cache's objects appear in the workspace: as copies, or as links of a kind the disk offers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+from dvkf_prefect.data._copier import Stat, clone
+from dvkf_prefect.data.digest import Memory, Rows, digest_file
+from dvkf_prefect.data.store import MD5, Cache
+from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
+
+# What the objects that links lead to looked like when their content was last known to be right.
+_MEMORY_KEY = "\0linked objects"
+
+
+class Links:
+    """Puts objects into the workspace by the first link type that works there.
+
+    A file that shares its object with the cache can be written to, and the object with it. So an object that is linked
+    already is linked again only if it has not been modified since, or still hashes to its name.
+
+    Args:
+        cache: The cache.
+        memory: Where to remember what linked objects look like.
+        types: ``reflink``, ``hardlink``, ``symlink`` and ``copy`` in order of preference.
+        probe: A folder on the workspace's file system where files may be made for a moment.
+    """
+
+    def __init__(self, cache: Cache, memory: Memory, types: Sequence[str], probe: Path) -> None:
+        self._cache = cache
+        self._memory = memory
+        self._types = types
+        self._probe = probe
+
+    @cached_property
+    def kind(self) -> str:
+        """The link type in use; tried out once.
+
+        Raises:
+            OutputError: None of the types that the configuration names works here.
+        """
+        for kind in self._types:
+            if kind == "copy" or self.works(kind):
+                return kind
+        raise OutputError(
+            f"cache.type = {','.join(self._types)}: none of them works from the cache ({self._cache.root}) to the "
+            "workspace; name 'copy' too"
+        )
+
+    def works(self, kind: str) -> bool:
+        """Tell whether a type of link can lead from the workspace to the cache."""
+        source = self._cache.temporary("probe")
+        self._probe.mkdir(parents=True, exist_ok=True)
+        target = self._probe / f"probe-{os.getpid()}"
+        try:
+            source.write_bytes(b"probe")
+            if kind == "reflink":
+                clone(str(source), str(target), 0o666)
+            elif kind == "hardlink":
+                os.link(source, target)
+            else:
+                os.symlink(source.resolve(), target)
+        except OSError:
+            return False
+        finally:
+            source.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+        return True
+
+    @property
+    def shares(self) -> bool:
+        """Whether workspace files and the cache's are the same files."""
+        return self.kind in ("hardlink", "symlink")
+
+    def place(
+        self,
+        digests: Sequence[str],
+        base: str,
+        relpaths: Sequence[str],
+        *,
+        mode: int = 0o666,
+        hash_name: str = MD5,
+    ) -> Iterator[tuple[int, Stat | ObjectError]]:
+        """Put many objects at new paths; the folders are there. Takes and yields what `Cache.place` does.
+
+        An executable or empty file is always a copy: the permissions of a shared object are not its own.
+        """
+        if self.kind == "copy" or (mode & 0o111 and self.shares):
+            yield from self._cache.place(digests, base, relpaths, mode=mode, hash_name=hash_name)
+        elif self.kind == "reflink":
+            for row, (digest, relpath) in enumerate(zip(digests, relpaths, strict=True)):
+                try:
+                    yield row, clone(str(self._cache.path(digest, hash_name)), base + relpath, mode)
+                except FileNotFoundError:
+                    yield row, self._missing(digest)
+        else:
+            yield from self._share(digests, base, relpaths, hash_name)
+
+    def _share(
+        self, digests: Sequence[str], base: str, relpaths: Sequence[str], hash_name: str
+    ) -> Iterator[tuple[int, Stat | ObjectError]]:
+        known = self._memory.load(_MEMORY_KEY) or Rows()
+        rows = dict(zip(known.relpaths, range(len(known)), strict=True))
+        fresh: dict[str, os.stat_result] = {}
+        for row, (digest, relpath) in enumerate(zip(digests, relpaths, strict=True)):
+            source = self._cache.path(digest, hash_name)
+            try:
+                info = fresh.get(digest) or os.stat(source)
+            except FileNotFoundError:
+                yield row, self._missing(digest)
+                continue
+            if digest not in fresh:
+                i = rows.get(digest)
+                untouched = i is not None and _same(known, i, info)
+                alone = self.kind == "hardlink" and info.st_nlink == 1
+                if not untouched and not alone and hash_name == MD5 and digest_file(source) != digest:
+                    aside = self._cache.set_aside(digest, hash_name)
+                    yield (
+                        row,
+                        ObjectError(
+                            f"{digest} was changed in the cache by writing to a file that is linked to it; it was "
+                            f"moved to {aside}. `dvkf fetch` brings a good copy from the remote."
+                        ),
+                    )
+                    continue
+                fresh[digest] = info
+            target = base + relpath
+            if not info.st_size:
+                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            elif self.kind == "hardlink":
+                os.link(source, target)
+            else:
+                os.symlink(os.path.realpath(source), target)
+            found = os.stat(target)
+            yield row, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, False)
+        self._remember(known, rows, fresh)
+
+    def _remember(self, known: Rows, rows: dict[str, int], fresh: dict[str, os.stat_result]) -> None:
+        infos = {digest: info for digest, info in fresh.items() if info.st_size}
+        kept = [i for digest, i in rows.items() if digest not in infos]
+        merged = Rows()
+        for digest in sorted([*infos, *(known.relpaths[i] for i in kept)]):
+            if info := infos.get(digest):
+                merged.append(digest, info, digest)
+            else:
+                merged.copy_row(known, rows[digest])
+        self._memory.save(_MEMORY_KEY, merged)
+
+    def _missing(self, digest: str) -> ObjectError:
+        return MissingObjectError(
+            f"{digest} is not in the cache ({self._cache.root}); `dvkf fetch` brings it"
+        )
+
+    def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> None:
+        """Replace files by what this link type makes of their objects, each as a whole.
+
+        Args:
+            base: What stands before each path, with its slash.
+            rows: The files; their stats are brought up to date.
+            chosen: Which of them.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+
+        Raises:
+            ObjectError: An object is missing or damaged; its file stays as it is.
+        """
+        aside = [aside_name(rows.relpaths[i]) for i in chosen]
+        digests = [rows.digests[i] for i in chosen]
+        problems: list[ObjectError] = []
+        for n, result in self.place(digests, base, aside, hash_name=hash_name):
+            i = chosen[n]
+            if isinstance(result, ObjectError):
+                problems.append(result)
+                continue
+            path = base + rows.relpaths[i]
+            info = os.stat(path)
+            # What was changed since it was looked at is not ours to replace.
+            if rows.execs[i] or (info.st_size, info.st_mtime_ns) != (rows.sizes[i], rows.mtimes[i]):
+                with suppress(OSError):
+                    os.unlink(base + aside[n])
+                continue
+            os.replace(base + aside[n], path)
+            rows.put(i, result)
+        if problems:
+            raise problems[0]
+
+
+def aside_name(relpath: str) -> str:
+    """Return the name beside a file under which its successor is made."""
+    folder, slash, name = relpath.rpartition("/")
+    return f"{folder}{slash}.{name[:60]}.{os.getpid()}.dvkf"
+
+
+def _same(rows: Rows, i: int, info: os.stat_result) -> bool:
+    # Not the change time: each further link moves it.
+    return (rows.mtimes[i], rows.sizes[i], rows.inodes[i]) == (info.st_mtime_ns, info.st_size, info.st_ino)
