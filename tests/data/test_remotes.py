@@ -148,8 +148,11 @@ def test_lists_below_a_folder_only(storage: Storage) -> None:
     assert dict(storage.list()) == blobs
     assert dict(storage.list("files/md5")) == {k: v for k, v in blobs.items() if k.startswith("files/md5/")}
     assert dict(storage.list("files/md5/aa/")) == {"files/md5/aa/1": 1, "files/md5/aa/2": 22}
-    assert list(storage.list("nothing/here")) == []
-    assert list(storage.list("runs/k/v")) == []
+    assert set(storage.keys()) == set(blobs)
+    assert sorted(storage.keys("files/md5/aa")) == ["files/md5/aa/1", "files/md5/aa/2"]
+    for nothing in ("nothing/here", "runs/k/v"):
+        assert list(storage.list(nothing)) == []
+        assert list(storage.keys(nothing)) == []
 
 
 def test_lists_nothing_in_an_empty_remote(storage: Storage) -> None:

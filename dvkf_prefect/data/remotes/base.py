@@ -56,6 +56,10 @@ class Storage(ABC):
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``, in no given order; none when there is no such folder."""
 
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key under the folder ``prefix``, in no given order; no sizes are asked for where each costs a call."""
+        return (key for key, _ in self.list(prefix))
+
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""

@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dvkf_prefect.data.remotes.base import Storage, check_key
@@ -135,33 +135,55 @@ class FolderStorage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``."""
+        tried = f"list '{prefix.strip('/')}'"
+        for start, entries in self._folders(prefix, tried):
+            try:
+                for entry in entries:
+                    try:
+                        yield start + entry.name, entry.stat().st_size
+                    except FileNotFoundError:
+                        # Removed by another process since it was seen.
+                        continue
+            except OSError as error:
+                raise self._error(error, tried) from error
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Every key under the folder ``prefix``; no blob is looked at."""
+        for start, entries in self._folders(prefix, f"list '{prefix.strip('/')}'"):
+            for entry in entries:
+                yield start + entry.name
+
+    def _folders(self, prefix: str, tried: str) -> Iterator[tuple[str, Sequence[os.DirEntry[str]]]]:
+        """The blobs of each folder under ``prefix``, with what their keys start with; their sizes are not asked for."""
         prefix = prefix.strip("/")
-        tried = f"list '{prefix}'"
         folders = [(self._path(prefix) if prefix else self._root, f"{prefix}/" if prefix else "")]
         links: set[tuple[int, int]] = set()
         first = True
         while folders:
             folder, start = folders.pop()
+            blobs = []
             try:
                 with os.scandir(folder) as entries:
                     first = False
                     for entry in entries:
-                        name = entry.name
-                        if entry.is_dir():
+                        if entry.is_file():
+                            if not entry.name.startswith(_TEMPORARY):
+                                blobs.append(entry)
+                        elif entry.is_dir():
                             if entry.is_symlink():
                                 status = entry.stat()
                                 if (status.st_dev, status.st_ino) in links:
                                     continue
                                 links.add((status.st_dev, status.st_ino))
-                            folders.append((entry.path, f"{start}{name}/"))
-                        elif entry.is_file() and not name.startswith(_TEMPORARY):
-                            yield start + name, entry.stat().st_size
+                            folders.append((entry.path, f"{start}{entry.name}/"))
             except (FileNotFoundError, NotADirectoryError):
                 # Removed by another process since it was seen, or never there.
                 if first:
                     self._check_mounted(tried)
             except OSError as error:
                 raise self._error(error, tried) from error
+            if blobs:
+                yield start, blobs
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""
