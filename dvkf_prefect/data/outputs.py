@@ -6,30 +6,79 @@ Source of the format: DVC 3.x. An output without ``hash: md5`` is a 2.x one (``m
 from __future__ import annotations
 
 import importlib
+import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from dvkf_prefect.data import documents
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
+from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import OutputOverlapError, ParseError, UnsafePathError
 
 # Files other than `.dvc` ones that describe outputs are read by a layer above this one, loaded when one is met.
 READERS = {PIPELINE_FILE: "dvkf_prefect.pipeline.stages:read_outputs"}
 
-_TOP_KEYS = frozenset(
-    {"cmd", "deps", "desc", "frozen", "md5", "meta", "outs", "wdir", "always_changed", "params"}
-)
-_OUT_KEYS = frozenset(
-    {
-        "md5", "md5-dos2unix", "etag", "checksum", "size", "nfiles", "isexec", "hash", "path", "fs_config", "desc",
-        "type", "labels", "meta", "cache", "metric", "plot", "persist", "remote", "push", "files", "version_id",
-        "cloud", "mtime", "inode",
-    }
-)  # fmt: skip
+_HEX = frozenset("0123456789abcdef")
+_CHECKSUMS = ("md5", "etag", "checksum")
+
+
+@dataclass(frozen=True, slots=True)
+class FileVersion:
+    """One file as a service that keeps versions holds it.
+
+    Attributes:
+        relpath: Posix, relative to the output; empty for an output that is a file.
+        digest: md5 in hex; None where only the service's own mark is known.
+        size: Bytes.
+        etag: The service's mark of the content.
+        version_id: The service's name of the version; None for a file that was not pushed there.
+        remote: The remote's name; None in an import.
+    """
+
+    relpath: str
+    digest: str | None = None
+    size: int | None = None
+    etag: str | None = None
+    version_id: str | None = None
+    remote: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an imported output comes from: the dependency of its `.dvc` file.
+
+    Attributes:
+        path: As it is written: a path in another repository, a url, or a path relative to ``folder``.
+        folder: The folder that a relative path counts from, relative to the root.
+        repo: The other repository's ``url``, ``rev``, ``rev_lock``, ``config`` and ``remote``; None for a url.
+        checksum: Its md5, etag or checksum when it was imported; None for a repository, and before the import.
+        size: Bytes it had then.
+        fs_config: Options for its url.
+        versions: Each file's version, where the service keeps versions.
+        frozen: False where changes of it count as changes of the output.
+    """
+
+    path: str
+    folder: str = "."
+    repo: Mapping[str, Any] | None = None
+    checksum: str | None = None
+    size: int | None = None
+    fs_config: Mapping[str, Any] = field(default_factory=dict)
+    versions: tuple[FileVersion, ...] = ()
+    frozen: bool = True
+
+    @property
+    def versioned(self) -> bool:
+        """Whether it is read from a service that keeps versions, by version."""
+        return bool(self.fs_config.get("version_aware")) or any(file.version_id for file in self.versions)
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.repo['url']})" if self.repo else self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +98,8 @@ class Output:
         persist: Whether a stage finds its last content there when it starts.
         source: The file that describes it, relative to the root.
         stage: The stage's name where the source is a dvc.yaml.
+        origin: Where it was imported from, if it was.
+        versions: Its files on a remote that keeps versions, where it was pushed to one.
     """
 
     path: str
@@ -63,6 +114,8 @@ class Output:
     persist: bool = False
     source: str = ""
     stage: str | None = None
+    origin: Origin | None = field(default=None, compare=False, repr=False)
+    versions: tuple[FileVersion, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_dir(self) -> bool:
@@ -141,55 +194,202 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
     document = documents.load(data, path)
     if document is None:
         return []
-
-    def wrong(where: list[str | int], expected: str) -> ParseError:
-        return ParseError(path, expected, line=documents.line_of(data, where) or 1)
-
-    if not isinstance(document, dict):
-        raise wrong([], "a .dvc file is a mapping with `outs`")
-    for key in document:
-        if key not in _TOP_KEYS:
-            raise wrong([key], f"unknown key '{key}'; a .dvc file knows {', '.join(sorted(_TOP_KEYS))}")
-    outs = document.get("outs", [])
-    if not isinstance(outs, list):
-        raise wrong(["outs"], "`outs` is a list of outputs")
-    wdir = document.get("wdir", ".")
-    if not isinstance(wdir, str):
-        raise wrong(["wdir"], "`wdir` is a folder relative to the .dvc file")
-    folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), wdir))
+    wrong = _find_wrong(document)
+    if wrong is not None:
+        where, expected = wrong
+        raise ParseError(path, expected, line=documents.line_of(data, where) or 1)
+    folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), document.get("wdir") or "."))
+    outs = document.get("outs") or []
+    origin = _origin(document, folder) if len(outs) == 1 else None
     outputs = []
-    for index, out in enumerate(outs):
-        if not isinstance(out, dict) or not isinstance(out.get("path"), str) or not out["path"]:
-            raise wrong(["outs", index], "an output is a mapping with `path`")
-        for key in out:
-            if key not in _OUT_KEYS:
-                raise wrong(["outs", index, key], f"unknown key '{key}' in an output")
-        md5 = out.get("md5")
-        if md5 is not None and not (
-            isinstance(md5, str) and len(md5.removesuffix(".dir")) == 32 and md5[:32].isalnum()
-        ):
-            raise wrong(
-                ["outs", index, "md5"], "`md5` is 32 hexadecimal digits, with `.dir` behind for a directory"
-            )
-        for key in ("size", "nfiles"):
-            if out.get(key) is not None and not isinstance(out[key], int):
-                raise wrong(["outs", index, key], f"`{key}` is a whole number")
+    for out in outs:
+        files = tuple(_version(entry) for entry in out.get("files") or ())
+        digest, size, nfiles = _checksum(out, "md5"), out.get("size"), out.get("nfiles")
+        if files and digest is None:
+            digest = Tree.from_pairs((file.relpath, file.digest or "") for file in files).digest
+            known = [file.size for file in files if file.size is not None]
+            size, nfiles = (sum(known) if len(known) == len(files) else None), len(files)
+        elif not files and out.get("cloud"):
+            files = (_version({**out, "relpath": ""}),)
         outputs.append(
             Output(
                 path=inside_root(posixpath.join(folder, out["path"]), path),
-                digest=md5,
-                size=out.get("size"),
-                nfiles=out.get("nfiles"),
-                isexec=bool(out.get("isexec", False)),
-                hash_name=MD5 if out.get("hash") == "md5" or md5 is None else LEGACY,
-                cached=bool(out.get("cache", True)),
+                digest=digest,
+                size=size,
+                nfiles=nfiles,
+                isexec=out.get("isexec", False),
+                hash_name=MD5 if out.get("hash") == "md5" or digest is None else LEGACY,
+                cached=out.get("cache", True),
                 remote=out.get("remote"),
-                pushed=bool(out.get("push", True)),
-                persist=bool(out.get("persist", False)),
+                # What another repository holds is had from there.
+                pushed=out.get("push", True) and not (origin and origin.repo),
+                persist=out.get("persist", False),
                 source=path,
+                origin=origin,
+                versions=files,
             )
         )
     return outputs
+
+
+def _origin(document: Mapping[str, Any], folder: str) -> Origin | None:
+    """Return where the output comes from: DVC calls a stage without a command, of one dependency, an import."""
+    deps = document.get("deps") or []
+    if document.get("cmd") or len(deps) != 1 or "path" not in deps[0]:
+        return None
+    dep = deps[0]
+    files = tuple(_version(entry) for entry in dep.get("files") or ())
+    if not files and dep.get("version_id"):
+        files = (_version({**dep, "relpath": ""}),)
+    return Origin(
+        path=dep["path"],
+        folder=folder,
+        repo=dep.get("repo"),
+        checksum=next((sum_ for name in _CHECKSUMS if (sum_ := _checksum(dep, name))), None),
+        size=dep.get("size"),
+        fs_config=dep.get("fs_config") or {},
+        versions=files,
+        frozen=bool(document.get("frozen") or document.get("locked")),
+    )
+
+
+def _version(entry: Mapping[str, Any]) -> FileVersion:
+    remote, cloud = next(iter((entry.get("cloud") or {}).items()), (None, entry))
+    return FileVersion(
+        entry["relpath"],
+        _checksum(entry, "md5"),
+        entry.get("size"),
+        _checksum(cloud, "etag"),
+        cloud.get("version_id"),
+        remote,
+    )
+
+
+def _checksum(values: Mapping[str, Any], name: str) -> str | None:
+    """Return a checksum, which YAML may take for a number; an empty one is none."""
+    value = values.get(name)
+    if value is None or value == "":
+        return None
+    return str(value) if name == "etag" else str(value).lower()
+
+
+# -- what a `.dvc` file may say ----------------------------------------------------------------------------------------
+
+# Where something is wrong in a document, and what was expected there.
+_Wrong = tuple[list[str | int], str]
+_Check = Callable[[Any], bool]
+
+
+def _is(kind: type) -> _Check:
+    return lambda value: type(value) is kind
+
+
+def _is_checksum(value: Any) -> bool:
+    return value is None or (type(value) in (str, int) and (value == "" or len(str(value)) > 2))
+
+
+def _is_digest(value: Any) -> bool:
+    if value is None or value == "":
+        return True
+    digest = str(value).lower().removesuffix(".dir")
+    return type(value) in (str, int) and len(digest) == 32 and _HEX.issuperset(digest)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+_TEXT = (_is(str), "text")
+_FLAG = (_is(bool), "true or false")
+_COUNT = (lambda value: type(value) is int and value >= 0, "a whole number from 0 on")
+_MAPPING = (_is(dict), "a mapping")
+_ANY = (lambda value: True, "")
+_SUM = (_is_checksum, "a checksum")
+_MD5 = (_is_digest, "32 hexadecimal digits, with `.dir` behind for a directory")
+_LIST = (lambda value: value is None or isinstance(value, list), "a list")
+
+_Schema = Mapping[str, tuple[_Check, str]]
+_META: _Schema = {
+    "etag": _SUM, "checksum": _SUM, "size": _COUNT, "nfiles": _COUNT, "isexec": _FLAG, "version_id": _TEXT,
+}  # fmt: skip
+_TOP: _Schema = {
+    "desc": _TEXT, "md5": _SUM, "cmd": _ANY, "frozen": _FLAG, "locked": _FLAG, "deps": _LIST, "outs": _LIST,
+    "wdir": (lambda value: value is None or isinstance(value, str), "a folder relative to the .dvc file"),
+    "always_changed": _FLAG, "params": _ANY, "meta": _ANY,
+}  # fmt: skip
+_CLOUD: _Schema = {**_META, "md5": _SUM}
+_FILE: _Schema = {**_META, "md5": _SUM, "relpath": _TEXT, "cloud": _MAPPING}
+_OUT: _Schema = {
+    **_META, "md5": _MD5, "md5-dos2unix": _SUM, "hash": (lambda value: value == "md5", "md5"), "path": _TEXT,
+    "fs_config": _MAPPING, "desc": _TEXT, "type": _TEXT, "labels": (_is_texts, "a list of texts"), "meta": _ANY,
+    "cache": _FLAG, "metric": _ANY, "plot": _ANY, "persist": _FLAG, "remote": _TEXT, "push": _FLAG, "files": _LIST,
+    "cloud": _MAPPING, "mtime": _ANY, "inode": _ANY,
+}  # fmt: skip
+_DEP: _Schema = {
+    **_META, "md5": _SUM, "hash": _TEXT, "path": _TEXT, "persist": _FLAG, "cloud": _MAPPING, "fs_config": _MAPPING,
+    "files": _LIST, "repo": _MAPPING, "db": _MAPPING,
+}  # fmt: skip
+_NAME_OR_OPTIONS = (lambda value: isinstance(value, (str, dict)), "a name, or a mapping of options")
+_REPO: _Schema = {
+    "url": _TEXT, "rev": _TEXT, "rev_lock": _TEXT, "config": _NAME_OR_OPTIONS, "remote": _NAME_OR_OPTIONS,
+}  # fmt: skip
+
+
+def _find_wrong(document: Any) -> _Wrong | None:
+    """Return the first thing in a `.dvc` file that the format does not allow."""
+    if not isinstance(document, dict):
+        return [], "a .dvc file is a mapping with `outs`"
+    wrong = _unfit(document, _TOP, [], "a .dvc file")
+    for name, schema, what in (("deps", _DEP, "a dependency"), ("outs", _OUT, "an output")):
+        for index, entry in enumerate(document.get(name) or () if wrong is None else ()):
+            wrong = wrong or _find_wrong_entry(entry, schema, [name, index], what)
+    return wrong
+
+
+def _find_wrong_entry(entry: Any, schema: _Schema, where: list[str | int], what: str) -> _Wrong | None:
+    if not isinstance(entry, dict) or not (entry.get("path") or (what == "a dependency" and "db" in entry)):
+        return where, f"{what} is a mapping with `path`"
+    wrong = _unfit(entry, schema, where, what) or _find_wrong_cloud(entry, where)
+    if wrong is None and "repo" in entry:
+        wrong = _unfit(entry["repo"], _REPO, [*where, "repo"], "`repo`")
+        if wrong is None and "url" not in entry["repo"]:
+            wrong = [*where, "repo"], "`repo` needs a `url`"
+    seen: set[str] = set()
+    for index, file in enumerate(entry.get("files") or () if wrong is None else ()):
+        place = [*where, "files", index]
+        if not isinstance(file, dict) or not isinstance(file.get("relpath"), str):
+            return place, "a file is a mapping with `relpath`"
+        wrong = _unfit(file, _FILE, place, "a file") or _find_wrong_cloud(file, place)
+        if wrong is not None:
+            return wrong
+        parts = file["relpath"].split("/")
+        if file["relpath"] in seen or "\0" in file["relpath"] or any(p in ("", ".", "..") for p in parts):
+            return [*place, "relpath"], "`relpath` is a path inside the directory that stands there once"
+        seen.add(file["relpath"])
+        if what == "an output" and not (file.get("md5") and _is_digest(file["md5"])):
+            return place, "a file of an output has an `md5` of 32 hexadecimal digits"
+    return wrong
+
+
+def _find_wrong_cloud(entry: Mapping[str, Any], where: list[str | int]) -> _Wrong | None:
+    cloud = entry.get("cloud", {})
+    if len(cloud) > 1:
+        return [*where, "cloud"], "`cloud` names one remote"
+    for remote, values in cloud.items():
+        if not isinstance(remote, str) or not isinstance(values, dict):
+            return [*where, "cloud", remote], "`cloud` is a mapping of a remote's name to its version"
+        return _unfit(values, _CLOUD, [*where, "cloud", remote], "`cloud`")
+    return None
+
+
+def _unfit(values: Mapping[Any, Any], schema: _Schema, where: list[str | int], what: str) -> _Wrong | None:
+    for key, value in values.items():
+        if key not in schema:
+            return [*where, key], f"unknown key '{key}' in {what}; known are {', '.join(sorted(schema))}"
+        fits, expected = schema[key]
+        if not fits(value):
+            return [*where, key], f"`{key}` is {expected}, not {value!r:.60}"
+    return None
 
 
 def inside_root(path: str, source: str) -> str:
@@ -243,7 +443,16 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
     if stored.isexec:
         values["isexec"] = True
     values["hash"] = "md5"
-    for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "etag", "version_id"):
+    # What a remote holds of the old content says nothing of new content; of the same, it stays.
+    if out.get("files"):
+        if (
+            Tree.from_pairs((f["relpath"], _checksum(f, "md5") or "") for f in out["files"]).digest
+            == stored.digest
+        ):
+            return
+    elif out.get("cloud") and _checksum(out, "md5") == stored.digest:
+        values["cloud"] = out["cloud"]
+    for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "cloud", "etag", "version_id"):
         if key not in values:
             out.pop(key, None)
     if all(key in out for key in values):
@@ -258,6 +467,71 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
     else:
         out.clear()
         out.update({**values, **dict(others)})
+
+
+def write_document(old: bytes | None, path: str, document: Mapping[str, Any]) -> bytes:
+    """Return a `.dvc` file that says what ``document`` says, with the old one's comments and order.
+
+    Args:
+        old: The file as it is; None for a new one, whose keys are as ``document`` orders them.
+        path: The file's name for messages.
+        document: All of what it shall say, in plain values.
+
+    Raises:
+        ParseError: The old file is not YAML.
+    """
+    editable: Any = documents.load_editable(old, path) if old else None
+    if not editable:
+        return documents.dump(document)
+    _bring_to(editable, document)
+    return documents.dump(editable)
+
+
+def _bring_to(editable: Any, wanted: Any) -> None:
+    """Change just what differs, as DVC's `apply_diff` does: new keys come last."""
+    if isinstance(wanted, Mapping):
+        for key, value in wanted.items():
+            old = editable.get(key)
+            if (isinstance(value, Mapping) and isinstance(old, Mapping)) or (
+                isinstance(value, list) and isinstance(old, list)
+            ):
+                _bring_to(old, value)
+            elif key not in editable or value != old:
+                editable[key] = value
+        for key in [key for key in editable if key not in wanted]:
+            del editable[key]
+    elif len(wanted) != len(editable):
+        editable[:] = wanted
+    else:
+        for index, value in enumerate(wanted):
+            old = editable[index]
+            if isinstance(value, Mapping) and isinstance(old, Mapping):
+                _bring_to(old, value)
+            elif value != old:
+                editable[index] = value
+
+
+# Keys that the md5 of an import does not depend on.
+_UNSIGNED = frozenset(
+    {"desc", "type", "labels", "meta", "locked", "frozen", "metric", "persist", "isexec", "size", "nfiles"}
+)
+
+
+def document_md5(document: Mapping[str, Any]) -> str:
+    """Return the md5 by which DVC notices that the `.dvc` file of an import was edited.
+
+    Source: dvc/stage/utils.py, ``compute_md5``.
+    """
+
+    def signed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: signed(item) for key, item in value.items() if key not in _UNSIGNED}
+        return [signed(item) for item in value] if isinstance(value, list) else value
+
+    values = {key: value for key, value in document.items() if key not in ("md5", "meta", "desc")}
+    if values.get("wdir") == ".":
+        del values["wdir"]
+    return digest_bytes(json.dumps(signed(values), sort_keys=True).encode())
 
 
 def check_overlap(outputs: list[Output]) -> None:
