@@ -15,7 +15,7 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as typing's own, which would take longer to import than all the rest
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 CHUNK = 1 << 20
@@ -260,8 +260,41 @@ def _store_stream(root: str, temporary: str, source: int) -> str:
     return digest
 
 
+def digest(files: Sequence[str]) -> list[str | Failure]:
+    """Return the md5 of files, or why one cannot be read."""
+    results: list[str | Failure] = []
+    for path in files:
+        try:
+            results.append(_digest_one(path))
+        except OSError as error:
+            results.append(_failure(error))
+    return results
+
+
+def _digest_one(path: str) -> str:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        md5 = hashlib.md5(usedforsecurity=False)
+        while chunk := os.read(source, CHUNK):
+            md5.update(chunk)
+        return md5.hexdigest()
+    finally:
+        os.close(source)
+
+
+def is_untouched(info: os.stat_result, digest: str, ledger: Mapping[str, tuple[int, int, int]]) -> bool:
+    """Tell whether an object is as it was when it was last known to be right."""
+    return ledger.get(digest) == (info.st_size, info.st_mtime_ns, info.st_ino)
+
+
 def transfer(
-    source: str, target: str, temporary: str, verify: bool, mode: int, digests: Sequence[str]
+    source: str,
+    target: str,
+    temporary: str,
+    verify: bool,
+    mode: int,
+    ledger: Mapping[str, tuple[int, int, int]],
+    digests: Sequence[str],
 ) -> list[int | Failure]:
     """Copy objects from one store's folder to another's.
 
@@ -272,6 +305,7 @@ def transfer(
             starts with ``./`` is beside each object's place.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files.
+        ledger: Large objects that need not be hashed while they look like that.
         digests: What to copy; ``.dir`` may stand behind.
 
     Returns:
@@ -283,7 +317,7 @@ def transfer(
         folder = f"{target}/{digest[:2]}/{temporary[2:]}" if temporary.startswith("./") else temporary
         try:
             results.append(
-                _transfer_one(f"{source}/{place}", f"{target}/{place}", folder, verify, mode, digest)
+                _transfer_one(f"{source}/{place}", f"{target}/{place}", folder, verify, mode, ledger, digest)
             )
         except OSError as error:
             results.append(_failure(error))
@@ -291,12 +325,20 @@ def transfer(
 
 
 def _transfer_one(
-    source: str, target: str, folder: str, verify: bool, mode: int, digest: str
+    source: str,
+    target: str,
+    folder: str,
+    verify: bool,
+    mode: int,
+    ledger: Mapping[str, tuple[int, int, int]],
+    digest: str,
 ) -> int | Failure:
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     path = _temporary(folder)
     try:
-        size = os.fstat(reading).st_size
+        info = os.fstat(reading)
+        size = info.st_size
+        verify = verify and not is_untouched(info, digest, ledger)
         data = os.read(reading, size + 1) if size <= _WHOLE else b""
         if size <= _WHOLE and verify:
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -341,7 +383,13 @@ def _copy_range(source: int, target: int) -> str:
 
 
 def place(
-    root: str, base: str, verify: bool, mode: int, digests: Sequence[str], relpaths: Sequence[str]
+    root: str,
+    base: str,
+    verify: bool,
+    mode: int,
+    ledger: Mapping[str, tuple[int, int, int]],
+    digests: Sequence[str],
+    relpaths: Sequence[str],
 ) -> list[Stat | Failure]:
     """Copy objects out of a cache to new files; the folders are there.
 
@@ -350,6 +398,7 @@ def place(
         base: What stands before each path, with its slash.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files, before the umask.
+        ledger: Large objects that need not be hashed while they look like that.
         digests: What to copy.
         relpaths: Where each goes.
 
@@ -360,14 +409,21 @@ def place(
     for digest, relpath in zip(digests, relpaths, strict=True):
         try:
             results.append(
-                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, digest)
+                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, ledger, digest)
             )
         except OSError as error:
             results.append(_failure(error))
     return results
 
 
-def place_one(source: str, target: str, verify: bool, mode: int, digest: str) -> Stat | Failure:
+def place_one(
+    source: str,
+    target: str,
+    verify: bool,
+    mode: int,
+    ledger: Mapping[str, tuple[int, int, int]],
+    digest: str,
+) -> Stat | Failure:
     """Copy one object to a new file.
 
     Raises:
@@ -375,7 +431,9 @@ def place_one(source: str, target: str, verify: bool, mode: int, digest: str) ->
     """
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(reading).st_size
+        info = os.fstat(reading)
+        size = info.st_size
+        verify = verify and not is_untouched(info, digest, ledger)
         data = os.read(reading, size + 1) if size <= _WHOLE else b""
         if size <= _WHOLE and verify:
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -400,7 +458,12 @@ def place_one(source: str, target: str, verify: bool, mode: int, digest: str) ->
         os.close(reading)
 
 
-WORK: dict[str, Callable[..., list[Any]]] = {"store": store, "transfer": transfer, "place": place}
+WORK: dict[str, Callable[..., list[Any]]] = {
+    "digest": digest,
+    "store": store,
+    "transfer": transfer,
+    "place": place,
+}
 
 
 def serve() -> None:

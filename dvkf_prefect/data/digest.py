@@ -141,6 +141,14 @@ class Rows:
         self.execs.append(1 if stat.st_mode & 0o100 else 0)
         self.digests.append(digest)
 
+    def extend_stats(self, infos: list[os.stat_result]) -> None:
+        """Add the stats of files whose paths were added; nothing is known of their content."""
+        self.sizes.extend([info.st_size for info in infos])
+        self.mtimes.extend([info.st_mtime_ns for info in infos])
+        self.ctimes.extend([info.st_ctime_ns for info in infos])
+        self.inodes.extend([info.st_ino for info in infos])
+        self.execs.extend([1 if info.st_mode & 0o100 else 0 for info in infos])
+
     def copy_row(self, other: Rows, row: int) -> None:
         """Add a row of other rows; the caller keeps the order."""
         self.relpaths.append(other.relpaths[row])

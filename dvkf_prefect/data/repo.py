@@ -77,7 +77,10 @@ class Repo:
         self.root = root
         self.dvc_dir = root / ".dvc"
         self.config = Config(self.dvc_dir, overlay=config)
-        self.cache = Cache(Path(self.config.get("cache", "dir") or self.dvc_dir / "cache"))
+        self.cache = Cache(
+            Path(self.config.get("cache", "dir") or self.dvc_dir / "cache"),
+            ledger=self.tmp_dir / "large-objects",
+        )
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
         self.ignore = Ignore(root)
         self._lock = RepoLock(self.dvc_dir / "tmp" / "lock")

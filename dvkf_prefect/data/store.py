@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from dvkf_prefect.data._copier import Failure, Stat, place_one
+from dvkf_prefect.data._copier import LARGE, Failure, Stat, is_untouched, place_one
 from dvkf_prefect.data.crew import share
-from dvkf_prefect.data.digest import digest_bytes, digest_file, raise_disk_full
+from dvkf_prefect.data.digest import digest_bytes, digest_file, is_racy, raise_disk_full, write_atomic
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
     CorruptObjectError,
@@ -67,10 +70,14 @@ class Cache:
 
     Args:
         root: Its folder; made on the first write.
+        ledger: A file that remembers what large objects looked like when they were last hashed, so that they are not
+            hashed each time they are used; None for none.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, ledger: Path | None = None) -> None:
         self.root = root
+        self._ledger_file = ledger
+        self._ledger_changed = False
         self._made: set[str] = set()
 
     def __repr__(self) -> str:
@@ -95,6 +102,41 @@ class Cache:
             with suppress(FileNotFoundError):
                 wanted.difference_update([prefix + name for name in os.listdir(base / prefix)])
         return wanted
+
+    # -- what need not be hashed again -------------------------------------------------------------------------------
+
+    @cached_property
+    def _ledger(self) -> dict[str, tuple[int, int, int]]:
+        if self._ledger_file is None:
+            return {}
+        try:
+            known = json.loads(self._ledger_file.read_bytes())
+            return {digest: (size, mtime, inode) for digest, (size, mtime, inode) in known.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _note(self, digest: str, size: int, hash_name: str = MD5) -> None:
+        """Remember what an object looks like that was just hashed, if it is a large one."""
+        if size < LARGE or self._ledger_file is None or hash_name != MD5:
+            return
+        path = self.path(digest)
+        with suppress(OSError):
+            info = os.stat(path)
+            if is_untouched(info, digest, self._ledger):
+                return
+            if is_racy(info.st_mtime_ns, time.time_ns()):
+                # A time that has passed: whatever is written to it from now on shows.
+                os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns - 3_000_000_000))
+                info = os.stat(path)
+            self._ledger[digest] = (info.st_size, info.st_mtime_ns, info.st_ino)
+            self._ledger_changed = True
+
+    def _save_ledger(self) -> None:
+        if self._ledger_file is not None and self._ledger_changed:
+            self._ledger_changed = False
+            with suppress(OSError):
+                self._ledger_file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(self._ledger_file, json.dumps(self._ledger).encode())
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +232,7 @@ class Cache:
             DiskFullError: There is no room.
             OSError: A file cannot be written.
         """
-        fixed = (str(self._folder(hash_name)), base, hash_name == MD5, mode)
+        fixed = (str(self._folder(hash_name)), base, hash_name == MD5, mode, self._ledger)
         for start, results in share("place", fixed, (digests, relpaths)):
             for row, result in enumerate(results, start):
                 found: Stat | Failure = result
@@ -199,12 +241,14 @@ class Cache:
                     path = self.path(digests[row], hash_name)
                     with suppress(FileNotFoundError):
                         found = place_one(
-                            str(path), base + relpaths[row], hash_name == MD5, mode, digests[row]
+                            str(path), base + relpaths[row], hash_name == MD5, mode, {}, digests[row]
                         )
                 if isinstance(found[0], str):
                     yield row, self._problem(found, digests[row], hash_name)
                 else:
+                    self._note(digests[row], found[0], hash_name)
                     yield row, found
+        self._save_ledger()
 
     def _problem(self, failure: Failure, digest: str, hash_name: str) -> ObjectError:
         """Return what is wrong with an object of this cache; raise what is wrong with anything else."""
@@ -289,7 +333,9 @@ class Cache:
                     error = OSError(result[1], os.strerror(result[1]), result[2])
                     raise_disk_full(error, result[2])
                     raise error
+                self._note(result, sizes[row])
                 yield row, result
+        self._save_ledger()
 
     def copy_from(
         self, folder: str | Path, digests: Sequence[str], hash_name: str = MD5
@@ -308,17 +354,15 @@ class Cache:
             DiskFullError: There is no room; what was stored stays.
             OSError: A file cannot be read or written.
         """
-        fixed = (
-            str(folder),
-            str(self._folder(hash_name)),
-            f"{self.temporary().parent}/",
-            hash_name == MD5,
-            0o444,
-        )
+        # Nothing is known of objects elsewhere: each is hashed.
+        ledger: dict[str, tuple[int, int, int]] = {}
+        target, temporary = str(self._folder(hash_name)), f"{self.temporary().parent}/"
+        fixed = (str(folder), target, temporary, hash_name == MD5, 0o444, ledger)
         for start, results in share("transfer", fixed, (digests,)):
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 if isinstance(result, int):
+                    self._note(digest, result, hash_name)
                     yield digest, result
                     continue
                 kind, number, detail = result
@@ -336,6 +380,7 @@ class Cache:
                     error = OSError(number, os.strerror(number), detail)
                     raise_disk_full(error, detail)
                     raise error
+        self._save_ledger()
 
     def copy_in(self, source: str | Path, digest: str, hash_name: str = MD5) -> int:
         """Copy an object from another store's file, hashed on the way; return its bytes.
@@ -375,7 +420,14 @@ class Cache:
             DiskFullError: There is no room; what was copied stays.
             OSError: A file cannot be written.
         """
-        fixed = (str(self._folder(hash_name)), str(folder), f"./{temporary}", hash_name == MD5, mode)
+        fixed = (
+            str(self._folder(hash_name)),
+            str(folder),
+            f"./{temporary}",
+            hash_name == MD5,
+            mode,
+            self._ledger,
+        )
         for start, results in share("transfer", fixed, (digests,)):
             for row, result in enumerate(results, start):
                 digest = digests[row]
@@ -428,6 +480,28 @@ class Cache:
                 if pid.isdigit() and not rest.startswith(("corrupt-", "part-")) and not _alive(int(pid)):
                     with suppress(OSError):
                         os.unlink(entry.path)
+
+
+def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Hash many files.
+
+    Args:
+        files: The files.
+        sizes: Bytes they are thought to have.
+
+    Yields:
+        Each row's number and digest, in no given order.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if not files:
+        return
+    for start, results in share("digest", (), (files,), sizes):
+        for row, result in enumerate(results, start):
+            if not isinstance(result, str):
+                raise OSError(result[1], os.strerror(result[1]), result[2])
+            yield row, result
 
 
 def make_folders(base: str, relpaths: Iterable[str]) -> None:

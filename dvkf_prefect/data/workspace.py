@@ -8,24 +8,26 @@ import posixpath
 import shutil
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.digest import Memory, Rows, digest_bytes, digest_file
+from dvkf_prefect.data.digest import Memory, Rows, digest_bytes
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.links import Links, aside_name
 from dvkf_prefect.data.outputs import Output
-from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, make_folders
+from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files, make_folders
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import ObjectError, OutputError, TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
+
+_SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
 
 # Progress of work on many files: told how many files and bytes were finished since the last call.
 Advance = Callable[[int, int], None]
@@ -102,10 +104,14 @@ class Workspace:
         missing = rows.fill_from(known) if known else list(range(len(rows)))
         if not known:
             rows.digests = [""] * len(rows)
-        base = self._root / path
-        digest_of = digest_file if hash_name == MD5 else _digest_dos2unix
-        for i in missing:
-            rows.digests[i] = digest_of(base / rows.relpaths[i] if rows.relpaths[i] else base)
+        base = str(self._root / path)
+        files = [f"{base}/{rows.relpaths[i]}" if rows.relpaths[i] else base for i in missing]
+        if hash_name == MD5:
+            for n, digest in digest_files(files, [rows.sizes[i] for i in missing]):
+                rows.digests[missing[n]] = digest
+        else:
+            for i, file in zip(missing, files, strict=True):
+                rows.digests[i] = _digest_dos2unix(file)
         found = _summary(rows, single=not self._is_dir(path))
         if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
             rows.tree = found.digest
@@ -137,41 +143,45 @@ class Workspace:
     def _walk(self, path: str, rows: Rows) -> None:
         """Add the files below a folder that its ignore files do not leave out, in the order of a manifest."""
         quiet = self._ignore.quiet_below(path)
-        relpaths, sizes, mtimes = rows.relpaths, rows.sizes, rows.mtimes
-        ctimes, inodes, execs = rows.ctimes, rows.inodes, rows.execs
-        # Folders and files still to come, the next one last; sorted by name within each folder, a folder by its name
-        # and a slash, which together is the order of whole paths.
-        stack: list[tuple[str, str, os.DirEntry[str] | None]] = [("", str(self._root / path), None)]
-        while stack:
-            relpath, place, file = stack.pop()
-            if file is not None:
-                check_entry(file)
-                info = file.stat()
-                relpaths.append(relpath)
-                sizes.append(info.st_size)
-                mtimes.append(info.st_mtime_ns)
-                ctimes.append(info.st_ctime_ns)
-                inodes.append(info.st_ino)
-                execs.append(1 if info.st_mode & 0o100 else 0)
-                continue
-            found: list[tuple[str, str, os.DirEntry[str] | None]] = []
+
+        def listed(prefix: str, place: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
+            """List one folder, sorted by name, a folder by its name and a slash: the order of whole paths."""
+            found: list[tuple[str, os.DirEntry[str], bool]] = []
             with os.scandir(place) as entries:
                 for entry in entries:
                     name = entry.name
                     is_folder = entry.is_dir(follow_symlinks=False)
-                    key = f"{relpath}{name}/" if is_folder else relpath + name
-                    if name == IGNORE_FILE:
-                        raise OutputError(
-                            f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
-                            "move its patterns to one above it"
-                        )
-                    if name in (".git", ".hg", ".dvc") or (
-                        not quiet and self._ignore.matches(f"{path}/{key}")
-                    ):
+                    key = f"{prefix}{name}/" if is_folder else prefix + name
+                    if name[0] == "." and name in _SPECIAL:
+                        if name == IGNORE_FILE:
+                            raise OutputError(
+                                f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
+                                "move its patterns to one above it"
+                            )
                         continue
-                    found.append((key, entry.path, None if is_folder else entry))
-            found.sort(key=itemgetter(0), reverse=True)
-            stack += found
+                    if not quiet and self._ignore.matches(f"{path}/{key}"):
+                        continue
+                    if not is_folder and not (name.isascii() and entry.is_file(follow_symlinks=False)):
+                        check_entry(entry)
+                    found.append((key, entry, is_folder))
+            found.sort(key=itemgetter(0))
+            return iter(found)
+
+        stack = [listed("", str(self._root / path))]
+        while stack:
+            infos: list[os.stat_result] = []
+            deeper = None
+            for key, entry, is_folder in stack[-1]:
+                if is_folder:
+                    deeper = listed(key, entry.path)
+                    break
+                rows.relpaths.append(key)
+                infos.append(entry.stat())
+            rows.extend_stats(infos)
+            if deeper is None:
+                stack.pop()
+            else:
+                stack.append(deeper)
         rows.digests = [""] * len(rows)
 
     # -- into the cache ----------------------------------------------------------------------------------------------

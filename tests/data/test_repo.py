@@ -201,10 +201,13 @@ def test_an_unchanged_file_is_not_read_again(tracked: Repo, monkeypatch: pytest.
     tracked.status()
     read: list[str] = []
     monkeypatch.setattr(
-        "dvkf_prefect.data.workspace.digest_file", lambda path: read.append(str(path)) or "0" * 32
+        "dvkf_prefect.data._copier._digest_one", lambda path: read.append(str(path)) or "0" * 32
     )
     assert not tracked.status()
     assert read == []
+    os.utime(tracked.root / "data/z", (2, 2))
+    assert tracked.status()
+    assert read == [str(tracked.root / "data/z")]
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
