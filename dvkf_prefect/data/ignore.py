@@ -1,13 +1,107 @@
-"""`.dvcignore`: gitignore's syntax, in any folder of the repository."""
+"""`.dvcignore`: gitignore's syntax, in any folder of the repository.
+
+Source: DVC's dvc/ignore.py and dvc/pathspec_math.py. A folder's rules are those of the folders above it with its own
+behind them, rewritten as seen from the root; the last group of rules that says anything about a path decides, and
+what lies in an ignored folder cannot come back.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from dvkf_prefect.errors import ParseError
 
 NAME = ".dvcignore"
 # What DVC always leaves out.
-_ALWAYS = frozenset({".git", ".hg", ".dvc"})
+_ALWAYS = (".hg/", ".git/", ".git", ".dvc/")
+_FOLDERS = frozenset({".git", ".hg", ".dvc"})
+
+
+class Rule(NamedTuple):
+    """One line of an ignore file.
+
+    Attributes:
+        pattern: The line, as seen from the root.
+        place: ``file:line:pattern`` as it was written, or ``:pattern`` for what is always left out.
+    """
+
+    pattern: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the ignore files say of a path.
+
+    Attributes:
+        ignored: Whether it is left out.
+        rules: The places of the rules that decided, ``file:line:pattern``; a negated one for a path that came back.
+    """
+
+    ignored: bool
+    rules: tuple[str, ...] = ()
+
+
+class _Group(NamedTuple):
+    """Neighbouring rules that ignore alike, looked at together."""
+
+    regex: re.Pattern[str]
+    ignores: bool
+    folders_only: bool
+    rules: list[tuple[str, Rule]]
+
+
+class _Rules:
+    """The rules that hold in one folder, those of the root first."""
+
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
+        self.rules = rules
+        self.only_defaults = len(rules) == len(_ALWAYS)
+        # Folders asked about before: whether they or one above them are left out.
+        self.inside: dict[str, bool] = {"": False}
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        """The rules in the order they are tried: the last one first."""
+        known: list[tuple[str, bool, bool, Rule]] = []
+        for rule in self.rules:
+            regex, ignores = _regex(rule.pattern, rule.place)
+            if regex is not None and ignores is not None:
+                # pathspec names a group; several of one name cannot stand in one expression.
+                known.append((re.sub(r"\(\?P<\w+>", "(?:", regex), ignores, rule.pattern.endswith("/"), rule))
+        groups: list[_Group] = []
+        for (ignores, folders_only), members in groupby(known, key=lambda item: item[1:3]):
+            rules = [(regex, rule) for regex, _, _, rule in members]
+            if ignores:
+                joined = "|".join(f"(?:{regex})" for regex, _ in rules)
+                groups.append(_Group(re.compile(joined), True, folders_only, rules))
+            else:
+                groups += [_Group(re.compile(r[0]), False, folders_only, [r]) for r in rules]
+        return groups[::-1]
+
+    def find(self, path: str, folder: bool) -> tuple[bool, _Group | None]:
+        """Return whether a path is ignored by itself, whatever it lies in, and the rules that say so."""
+        for group in self._groups:
+            if group.folders_only and not folder:
+                continue
+            if group.regex.match(path) or (folder and group.regex.match(path + "/")):
+                return group.ignores, group
+        return False, None
+
+    def which(self, group: _Group, path: str, folder: bool) -> Rule:
+        """Return the rule of a group that says something about a path: the first, as DVC names it."""
+        for text in (path, path + "/") if folder else (path,):
+            if group.regex.match(text):
+                return next(rule for regex, rule in group.rules if re.match(regex, text))
+        raise AssertionError(path)
 
 
 class Ignore:
@@ -19,49 +113,144 @@ class Ignore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._specs: dict[str, Any] = {}
+        self._known: dict[str, _Rules] = {}
+        self._repos: dict[str, bool] = {}
 
-    def _spec(self, folder: str) -> Any:
-        """Return the patterns of one folder's own ignore file, or None."""
-        if folder not in self._specs:
-            spec = None
-            try:
-                lines = (self._root / folder / NAME).read_text().splitlines()
-            except (FileNotFoundError, NotADirectoryError):
-                lines = []
-            if any(line.strip() and not line.startswith("#") for line in lines):
-                from pathspec import GitIgnoreSpec
+    def _rules(self, folder: str) -> _Rules:
+        """Return the rules that hold for what lies directly in a folder.
 
-                spec = GitIgnoreSpec.from_lines(lines)
-            self._specs[folder] = spec
-        return self._specs[folder]
+        Raises:
+            ParseError: An ignore file cannot be read.
+        """
+        known = self._known.get(folder)
+        if known is not None:
+            return known
+        above = (
+            self._rules(os.path.dirname(folder))
+            if folder
+            else _Rules(tuple(Rule(p, f":{p}") for p in _ALWAYS))
+        )
+        name = f"{folder}/{NAME}" if folder else NAME
+        own: list[Rule] = []
+        if above.only_defaults or not self._says(above, name, folder=False):
+            for number, line in enumerate(self._lines(name), 1):
+                if line and not line.startswith("#") and _regex(line, f"{name}:{number}:{line}")[0]:
+                    own.append(Rule(_from_root(line, folder), f"{name}:{number}:{line}"))
+        rules = _Rules(above.rules + tuple(own)) if own else above
+        self._known[folder] = rules
+        return rules
+
+    def _lines(self, name: str) -> list[str]:
+        try:
+            return [line.strip() for line in (self._root / name).read_text(encoding="utf-8").split("\n")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except UnicodeDecodeError as error:
+            raise ParseError(name, f"an ignore file is UTF-8 text ({error})") from None
+
+    def _is_repo(self, folder: str) -> bool:
+        """Tell whether a folder is a repository of its own, which is no part of this one."""
+        known = self._repos.get(folder)
+        if known is None:
+            known = self._repos[folder] = (self._root / folder / ".dvc").is_dir()
+        return known
+
+    def _says(self, rules: _Rules, path: str, *, folder: bool) -> bool:
+        """Tell whether rules leave out a path, or a folder that it lies in."""
+        if self._is_inside(rules, os.path.dirname(path)):
+            return True
+        return rules.find(path, folder)[0] or (folder and self._is_repo(path))
+
+    def _is_inside(self, rules: _Rules, folder: str) -> bool:
+        known = rules.inside.get(folder)
+        if known is None:
+            known = rules.inside[folder] = self._says(rules, folder, folder=True)
+        return known
 
     def quiet_below(self, path: str) -> bool:
         """Tell whether no ignore file above ``path`` can leave out anything in it."""
-        parts = path.split("/")
-        return all(self._spec("/".join(parts[:depth])) is None for depth in range(len(parts) + 1))
+        return self._rules(path).only_defaults
 
     def matches(self, path: str) -> bool:
         """Tell whether a path is left out.
 
         Args:
             path: Posix, relative to the root; with a slash at the end for a folder.
+
+        Raises:
+            ParseError: An ignore file cannot be read.
         """
-        is_folder = path.endswith("/")
-        parts = path.rstrip("/").split("/")
-        if not _ALWAYS.isdisjoint(parts):
+        folder = path.endswith("/")
+        path = path.rstrip("/")
+        parent, _, name = path.rpartition("/")
+        rules = self._rules(parent)
+        if not rules.only_defaults:
+            return self._says(rules, path, folder=folder)
+        # Nothing but the defaults: their patterns need no expression.
+        if name == ".git" or (folder and (name in _FOLDERS or self._is_repo(path))):
             return True
-        ignored = False
-        # A deeper file overrides one above it; what lies in an ignored folder cannot come back.
+        inside = rules.inside.get(parent)
+        if inside is None:
+            inside = rules.inside[parent] = self.matches(parent + "/")
+        return inside
+
+    def check(self, path: str, *, folder: bool) -> Verdict:
+        """Return what the ignore files say of a path, and which of their lines say it.
+
+        Args:
+            path: Posix, relative to the root.
+            folder: Whether it is a folder.
+
+        Raises:
+            ParseError: An ignore file cannot be read.
+        """
+        if not path:
+            return Verdict(False)
+        rules = self._rules(os.path.dirname(path))
+        parts = path.split("/")
         for end in range(1, len(parts) + 1):
-            inner = end < len(parts) or is_folder
-            for depth in range(end):
-                spec = self._spec("/".join(parts[:depth]))
-                if spec is None:
-                    continue
-                verdict = spec.check_file("/".join(parts[depth:end]) + ("/" if inner else "")).include
-                if verdict is not None:
-                    ignored = verdict
-            if ignored and end < len(parts):
-                return True
-        return ignored
+            here = "/".join(parts[:end])
+            is_folder = folder or end < len(parts)
+            if is_folder and self._is_repo(here):
+                return Verdict(True, (f"in sub_repo:{parts[end - 1]}",))
+            ignored, group = rules.find(here, is_folder)
+            if ignored or end == len(parts):
+                place = (rules.which(group, here, is_folder).place,) if group else ()
+                return Verdict(ignored, place)
+        return Verdict(False)
+
+
+def _from_root(pattern: str, folder: str) -> str:
+    """Return a pattern of a folder's ignore file as it reads at the root."""
+    if not folder:
+        return pattern
+    negated = "!" if pattern.startswith("!") else ""
+    pattern = pattern.removeprefix("!")
+    if "/" in pattern[:-1] and not pattern.startswith("**/"):
+        anywhere, pattern = False, pattern.removeprefix("/")
+    else:
+        anywhere, pattern = True, pattern.removeprefix("**/")
+    return f"{negated}/{folder}{'/**' if anywhere else ''}/{pattern.removeprefix(chr(92))}"
+
+
+def _regex(pattern: str, place: str) -> tuple[str | None, bool | None]:
+    """Return a pattern's regular expression and whether it ignores; None for a line that says nothing.
+
+    Raises:
+        ParseError: It is no pattern.
+    """
+    try:
+        return _translator()(pattern)
+    except ValueError as error:
+        raise ParseError(place, f"not a pattern ({error})") from None
+
+
+@cache
+def _translator() -> Callable[[str], tuple[str | None, bool | None]]:
+    """Return pathspec's function for it; loaded when there is a pattern to read."""
+    try:
+        pattern: Any = import_module("pathspec.patterns.gitignore.spec").GitIgnoreSpecPattern
+    except ImportError:  # before pathspec 1
+        pattern = import_module("pathspec.patterns").GitWildMatchPattern
+    to_regex: Callable[[str], tuple[str | None, bool | None]] = pattern.pattern_to_regex
+    return to_regex
