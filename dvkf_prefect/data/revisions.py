@@ -130,3 +130,29 @@ class RevisionFiles:
             for path in self._paths
             if describes_outputs(PurePosixPath(path).name) and not path.startswith(".dvc/")
         )
+
+
+def revisions_of(
+    git: Git, *, all_branches: bool = False, all_tags: bool = False, all_commits: bool = False
+) -> list[str]:
+    """Return the commits that many revisions mean, by one git process.
+
+    Args:
+        git: The work tree.
+        all_branches: The tip of every local branch.
+        all_tags: The commit of every tag; tags of something else mean none.
+        all_commits: All that branches, tags, remote branches or HEAD lead to; what git keeps for itself (stashes) or
+            other tools keep (DVC's experiments) is not among them.
+
+    Returns:
+        Full commit ids, none twice; of all commits the newest first. Empty without any of the above.
+
+    Raises:
+        GitError: Git refused.
+
+    Source of the choice: DVC 3.x, dvc/scm.py and scmrepo's ``list_all_commits``.
+    """
+    if all_commits:
+        return git.run("rev-list", "--ignore-missing", "HEAD", "--branches", "--tags", "--remotes").split()
+    chosen = [f"--{name}" for name, wanted in (("branches", all_branches), ("tags", all_tags)) if wanted]
+    return git.run("rev-list", "--no-walk=unsorted", *chosen).split() if chosen else []
