@@ -134,7 +134,20 @@ def _pump_large(source: int, target: int) -> str:
     return md5.hexdigest()
 
 
-def clone(source: str, target: str, mode: int) -> Stat:
+def clone(
+    root: str, base: str, mode: int, digests: Sequence[str], relpaths: Sequence[str]
+) -> list[Stat | Failure]:
+    """Make new files that share the blocks of a cache's objects; see `place`, nothing is hashed."""
+    results: list[Stat | Failure] = []
+    for digest, relpath in zip(digests, relpaths, strict=True):
+        try:
+            results.append(clone_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, mode))
+        except OSError as error:
+            results.append(_failure(error))
+    return results
+
+
+def clone_one(source: str, target: str, mode: int) -> Stat:
     """Make a new file that shares another's blocks.
 
     Raises:
@@ -167,12 +180,15 @@ def _move_in(temporary: str, target: str) -> None:
         os.rename(temporary, target)
 
 
-def store(root: str, temporary: str, files: Sequence[str], sizes: Sequence[int]) -> list[str | Failure]:
+def store(
+    root: str, temporary: str, share: bool, files: Sequence[str], sizes: Sequence[int]
+) -> list[str | Failure]:
     """Store files in a cache under the digests of their content.
 
     Args:
         root: The folder of the cache that holds ``aa/bbb…``.
         temporary: Where files are before they are whole, a folder with a slash; on the same file system.
+        share: Share the files' blocks where the file system can, instead of copying them.
         files: The files.
         sizes: Bytes they are thought to have.
 
@@ -197,10 +213,10 @@ def store(root: str, temporary: str, files: Sequence[str], sizes: Sequence[int])
 
     for path, size in zip(files, sizes, strict=True):
         try:
-            data, source = _read(path, size)
+            data, source = _read(path, _WHOLE + 1 if share else size)
             if source >= 0:
                 try:
-                    results.append(_store_stream(root, temporary, source))
+                    results.append(_store_stream(root, temporary, source, share))
                 finally:
                     os.close(source)
                 continue
@@ -245,12 +261,13 @@ def _store_bytes(root: str, temporary: str, digest: str, data: bytes) -> None:
         raise
 
 
-def _store_stream(root: str, temporary: str, source: int) -> str:
+def _store_stream(root: str, temporary: str, source: int, share: bool) -> str:
     path = _temporary(temporary)
-    writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+    writing = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
     try:
         try:
-            digest = pump(source, writing)
+            # What is hashed is the object itself: the file may change meanwhile.
+            digest = _hash(writing) if share and _shares_blocks(source, writing) else pump(source, writing)
         finally:
             os.close(writing)
         _move_in(path, f"{root}/{digest[:2]}/{digest[2:]}")
@@ -258,6 +275,21 @@ def _store_stream(root: str, temporary: str, source: int) -> str:
         _discard(path)
         raise
     return digest
+
+
+def _shares_blocks(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
+
+
+def _hash(source: int) -> str:
+    md5 = hashlib.md5(usedforsecurity=False)
+    while chunk := os.read(source, CHUNK):
+        md5.update(chunk)
+    return md5.hexdigest()
 
 
 def digest(files: Sequence[str]) -> list[str | Failure]:
@@ -274,10 +306,7 @@ def digest(files: Sequence[str]) -> list[str | Failure]:
 def _digest_one(path: str) -> str:
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        md5 = hashlib.md5(usedforsecurity=False)
-        while chunk := os.read(source, CHUNK):
-            md5.update(chunk)
-        return md5.hexdigest()
+        return _hash(source)
     finally:
         os.close(source)
 
@@ -459,10 +488,11 @@ def place_one(
 
 
 WORK: dict[str, Callable[..., list[Any]]] = {
+    "clone": clone,
     "digest": digest,
+    "place": place,
     "store": store,
     "transfer": transfer,
-    "place": place,
 }
 
 

@@ -42,6 +42,7 @@ def share(
     Yields:
         Where each piece begins and the results of its rows; pieces come in no given order.
     """
+    run = _copier.WORK[work]
     count = len(columns[0])
     pieces = _pieces(count, sizes)
     workers = min(workers or _cores(), len(pieces))
@@ -85,7 +86,6 @@ def share(
     threads = [threading.Thread(target=attend, args=(helper,), name="dvkf-crew") for helper in helpers]
     for thread in threads:
         thread.start()
-    run = _copier.WORK[work]
     try:
         while piece := next_piece():
             results: list[Any] = run(*fixed, *request(piece))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from dvkf_prefect.data._copier import Stat, clone
+from dvkf_prefect.data._copier import Stat, clone_one
 from dvkf_prefect.data.digest import Memory, Rows, digest_file
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
@@ -59,7 +59,7 @@ class Links:
         try:
             source.write_bytes(b"probe")
             if kind == "reflink":
-                clone(str(source), str(target), 0o666)
+                clone_one(str(source), str(target), 0o666)
             elif kind == "hardlink":
                 os.link(source, target)
             else:
@@ -89,16 +89,12 @@ class Links:
 
         An executable or empty file is always a copy: the permissions of a shared object are not its own.
         """
-        if self.kind == "copy" or (mode & 0o111 and self.shares):
-            yield from self._cache.place(digests, base, relpaths, mode=mode, hash_name=hash_name)
-        elif self.kind == "reflink":
-            for row, (digest, relpath) in enumerate(zip(digests, relpaths, strict=True)):
-                try:
-                    yield row, clone(str(self._cache.path(digest, hash_name)), base + relpath, mode)
-                except FileNotFoundError:
-                    yield row, self._missing(digest)
-        else:
+        if self.shares and not mode & 0o111:
             yield from self._share(digests, base, relpaths, hash_name)
+        else:
+            yield from self._cache.place(
+                digests, base, relpaths, mode=mode, hash_name=hash_name, share_blocks=self.kind == "reflink"
+            )
 
     def _share(
         self, digests: Sequence[str], base: str, relpaths: Sequence[str], hash_name: str

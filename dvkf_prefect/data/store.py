@@ -215,6 +215,7 @@ class Cache:
         *,
         mode: int = 0o666,
         hash_name: str = MD5,
+        share_blocks: bool = False,
     ) -> Iterator[tuple[int, Stat | ObjectError]]:
         """Copy many objects to new files, each hashed on the way; the folders are there.
 
@@ -224,6 +225,7 @@ class Cache:
             relpaths: Where each goes.
             mode: Permissions of new files, before the umask.
             hash_name: ``md5`` or ``md5-dos2unix``.
+            share_blocks: Let the files share the objects' blocks, unread; the file system must be able to.
 
         Yields:
             Each row's number and the new file's stat, or why it is not there; in no given order.
@@ -232,8 +234,9 @@ class Cache:
             DiskFullError: There is no room.
             OSError: A file cannot be written.
         """
-        fixed = (str(self._folder(hash_name)), base, hash_name == MD5, mode, self._ledger)
-        for start, results in share("place", fixed, (digests, relpaths)):
+        root = str(self._folder(hash_name))
+        fixed = (root, base, mode) if share_blocks else (root, base, hash_name == MD5, mode, self._ledger)
+        for start, results in share("clone" if share_blocks else "place", fixed, (digests, relpaths)):
             for row, result in enumerate(results, start):
                 found: Stat | Failure = result
                 if result[:2] == ("error", errno.ENOENT):
@@ -246,7 +249,8 @@ class Cache:
                 if isinstance(found[0], str):
                     yield row, self._problem(found, digests[row], hash_name)
                 else:
-                    self._note(digests[row], found[0], hash_name)
+                    if not share_blocks:
+                        self._note(digests[row], found[0], hash_name)
                     yield row, found
         self._save_ledger()
 
@@ -312,12 +316,15 @@ class Cache:
         ((_, found),) = self.add_files([str(source)], [os.stat(source).st_size])
         return found
 
-    def add_files(self, files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
+    def add_files(
+        self, files: Sequence[str], sizes: Sequence[int], *, share_blocks: bool = False
+    ) -> Iterator[tuple[int, str]]:
         """Store the content of many files, each hashed as it is copied.
 
         Args:
             files: The files.
             sizes: Bytes they are thought to have.
+            share_blocks: Let objects share the files' blocks where the file system can.
 
         Yields:
             Each row's number and digest, in no given order.
@@ -326,7 +333,7 @@ class Cache:
             DiskFullError: There is no room; what was stored stays.
             OSError: A file cannot be read.
         """
-        fixed = (str(self._folder(MD5)), f"{self.temporary().parent}/")
+        fixed = (str(self._folder(MD5)), f"{self.temporary().parent}/", share_blocks)
         for start, results in share("store", fixed, (files, sizes), sizes):
             for row, result in enumerate(results, start):
                 if not isinstance(result, str):

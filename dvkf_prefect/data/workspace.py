@@ -211,7 +211,12 @@ class Workspace:
         if todo:
             rows.tree = None
         try:
-            for n, digest in self._cache.add_files(files, [rows.sizes[i] for i in todo]):
+            stored = self._cache.add_files(
+                files,
+                [rows.sizes[i] for i in todo],
+                share_blocks=bool(todo) and self._links.kind == "reflink",
+            )
+            for n, digest in stored:
                 rows.digests[todo[n]] = digest
                 if advance:
                     advance(1, rows.sizes[todo[n]])
