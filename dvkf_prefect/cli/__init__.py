@@ -24,6 +24,7 @@ VERBS = {
     "fetch": ("transfer.fetch", "Download tracked data into the cache."),
     "pull": ("transfer.pull", "Download tracked data into the cache and the workspace."),
     "diff": ("data.diff", "Compare two versions of the data."),
+    "gc": ("maintenance.gc", "Remove objects that nothing uses."),
     "remote": ("settings.remote", "Set up remotes."),
     "config": ("settings.config", "Get or set settings."),
     "repro": ("pipeline.repro", "Run the stages of dvc.yaml that are out of date."),

@@ -35,6 +35,8 @@ from dvkf_prefect.errors import (
 )
 
 if TYPE_CHECKING:
+    from dvkf_prefect.data.data_status import DataStatus
+    from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.transfer import Move, Progress, Remote, Transfer
 
 _IGNORE_TEXT = """\
@@ -487,6 +489,62 @@ class Repo:
                 moved = move(group, self.cache, place, jobs=jobs, progress=progress)
             done = done + moved if done else moved
         return done or Transfer(remote or "")
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    def gc(
+        self,
+        scope: Scope,
+        *,
+        cloud: bool = False,
+        remote: str | None = None,
+        projects: Sequence[str | os.PathLike[str]] = (),
+        jobs: int | None = None,
+        dry_run: bool = False,
+        not_in_remote: bool = False,
+        skip_failed: bool = False,
+        run_cache: bool = False,
+        grace: float | None = None,
+        assume_unshared: bool = False,
+    ) -> GarbageCollection:
+        """Remove objects that nothing uses from the cache and, when asked to, from a remote; see `data.gc`.
+
+        Args:
+            scope: Which commits' data is kept, beside the workspace's.
+            cloud: Remove from the remote too.
+            remote: Its name; None for the default one and those that outputs name.
+            projects: Other repositories whose data is kept too, by the same scope; any folder in each.
+            jobs: How many requests at once.
+            dry_run: Only say what would be removed.
+            not_in_remote: Of what is used keep only what is not on the remote.
+            skip_failed: Do not keep what cannot be known, instead of refusing.
+            run_cache: Keep what the run cache names, too.
+            grace: Keep what came or changed so recently, seconds. None for an hour on a remote and in a cache that
+                others may use, and for none in a cache of our own.
+            assume_unshared: Nobody else uses the remote, whatever is found there.
+
+        Raises:
+            ConfigError: The scope says nothing, or options contradict each other.
+            MissingObjectError: A manifest in use cannot be had, so its files are not known; nothing was removed.
+            ParseError: A file that tracks data cannot be read; nothing was removed.
+            RemoteError: The remote cannot be used, or somebody else uses it; nothing was removed.
+        """
+        from dvkf_prefect.data.gc import collect_garbage
+
+        return collect_garbage(
+            self,
+            scope,
+            cloud=cloud,
+            remote=remote,
+            projects=projects,
+            jobs=jobs,
+            dry_run=dry_run,
+            not_in_remote=not_in_remote,
+            skip_failed=skip_failed,
+            run_cache=run_cache,
+            grace=grace,
+            assume_unshared=assume_unshared,
+        )
 
     # -- comparing ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,206 @@
+"""Commands that look after caches and remotes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.cli._common import Parser, open_repo, positive, readable
+from dvkf_prefect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.gc import GarbageCollection, Scope
+    from dvkf_prefect.data.repo import Repo
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _duration(text: str) -> float:
+    """Read ``90``, ``90s``, ``15m``, ``2h``, ``7d`` or ``4w`` as seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip().lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a duration such as 90s, 15m, 2h or 7d")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def gc_arguments(parser: Parser) -> None:
+    """Describe ``dvkf gc``."""
+    switches = (
+        ("-w", "--workspace", "keep what the workspace uses"),
+        ("-a", "--all-branches", "keep what the tips of all branches use"),
+        ("-T", "--all-tags", "keep what all tags use"),
+        ("-A", "--all-commits", "keep what all commits use"),
+    )
+    for short, long, text in switches:
+        parser.add_argument(short, long, action="store_true", help=text)
+    parser.add_argument("--rev", metavar="<commit>", help="keep what this revision uses")
+    parser.add_argument(
+        "-n",
+        "--num",
+        type=int,
+        metavar="<num>",
+        help="with --rev or -a: so many commits back from each, itself counted (1)",
+    )
+    parser.add_argument(
+        "--date",
+        metavar="<yyyy-mm-dd>",
+        help="keep what commits of this day and later use",
+    )
+    parser.add_argument(
+        "--all-experiments", action="store_true", help="keep what experiments saved by dvc use"
+    )
+    parser.add_argument(
+        "--not-in-remote",
+        action="store_true",
+        help="of what is used keep only what is not on the remote",
+    )
+    parser.add_argument("-c", "--cloud", action="store_true", help="remove from the remote too")
+    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote; otherwise the default one")
+    parser.add_argument(
+        "--skip-failed",
+        action="store_true",
+        help="do not keep what cannot be known, instead of refusing",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="requests at once")
+    parser.add_argument(
+        "-p",
+        "--projects",
+        nargs="*",
+        default=[],
+        metavar="<paths>",
+        help="keep what these repositories use too; for a cache or a remote that they share",
+    )
+    parser.add_argument("--dry", action="store_true", help="only say what would be removed")
+    parser.add_argument(
+        "--grace",
+        type=_duration,
+        metavar="<duration>",
+        help="keep what is younger than this, such as 90s, 15m, 2h or 7d "
+        "(1h on a remote and in a cache outside the repository)",
+    )
+    parser.add_argument("--run-cache", action="store_true", help="keep what the run cache names too")
+    parser.add_argument(
+        "--assume-unshared",
+        action="store_true",
+        help="with -c: nobody else uses the remote, whatever is found there",
+    )
+
+
+def gc(args: argparse.Namespace) -> int:
+    """Run ``dvkf gc``."""
+    from dvkf_prefect.data.gc import Scope
+
+    scope = Scope(
+        workspace=args.workspace,
+        all_branches=args.all_branches,
+        all_tags=args.all_tags,
+        all_commits=args.all_commits,
+        all_experiments=args.all_experiments,
+        rev=args.rev,
+        num=args.num,
+        date=args.date,
+    )
+    try:
+        scope.check()
+        if args.cloud and args.not_in_remote:
+            raise ConfigError("`--not-in-remote` and `--cloud` are mutually exclusive")
+        if args.remote and not (args.cloud or args.not_in_remote):
+            raise ConfigError("`--remote` requires `--cloud` or `--not-in-remote`")
+    except ConfigError as error:
+        # DVC ends with this code, and not with that of a wrong configuration.
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 255
+    repo = open_repo()
+    if not args.quiet:
+        print(f"WARNING: {_warning(args, scope, repo)}", file=sys.stderr)
+    if not (args.dry or args.force) and not _confirmed():
+        return 1
+    collected = repo.gc(
+        scope,
+        cloud=args.cloud,
+        remote=args.remote,
+        projects=args.projects,
+        jobs=args.jobs,
+        dry_run=args.dry,
+        not_in_remote=args.not_in_remote,
+        skip_failed=args.skip_failed,
+        run_cache=args.run_cache,
+        grace=args.grace,
+        assume_unshared=args.assume_unshared,
+    )
+    if not args.quiet:
+        _print_collection(collected)
+    return 0
+
+
+def _warning(args: argparse.Namespace, scope: Scope, repo: Repo) -> str:
+    """Say what will be kept, in DVC's words."""
+    num = scope.num or (1 if scope.rev else None)
+    kept = ["the workspace"]
+    if scope.all_commits:
+        kept.append("all git commits")
+    else:
+        last = f"last {num} commits from " if num else ""
+        if scope.all_branches and scope.all_tags and not last:
+            kept.append("all git branches and tags")
+        else:
+            if scope.all_branches:
+                kept.append(f"{last}all git branches")
+            if scope.all_tags:
+                kept.append("all git tags")
+        if scope.date:
+            kept.append(f"all git commits before date {scope.date}")
+        if scope.rev:
+            kept.append(f"{last}{scope.rev}")
+    if scope.all_experiments:
+        kept.append("all experiments")
+    text = f"This will remove all cache except items used in {' and '.join(kept)}"
+    if args.not_in_remote:
+        text += " that are not present in the DVC remote"
+    if args.projects:
+        others = "".join(f"\n  - {os.path.abspath(path)}" for path in args.projects)
+        text += f" of the current and the following repos:{others}"
+    else:
+        text += " of the current repo."
+    if not repo.cache.root.is_relative_to(repo.dvc_dir):
+        text += f"\nThe cache is {repo.cache.root}; name other repositories that use it with -p."
+    return text
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        print("ERROR: there is nobody to ask; pass -f to remove without asking, or --dry", file=sys.stderr)
+        return False
+    while True:
+        try:
+            answer = input("Are you sure you want to proceed? [y/n]: ").strip().lower()
+        except EOFError:
+            return False
+        if answer in ("y", "yes"):
+            return True
+        if answer in ("n", "no"):
+            return False
+
+
+def _print_collection(collected: GarbageCollection) -> None:
+    for text in collected.skipped:
+        print(f"WARNING: {text}", file=sys.stderr)
+    for place in collected.places:
+        for name in place.names:
+            print(f"Removing {name}")
+        where = "remote" if place.remote else f"{place.place} cache"
+        if place.objects:
+            print(f"Removed {place.objects} objects from {where}.")
+        elif place.remote:
+            print("No unused cache to remove from remote.")
+        else:
+            print(f"No unused '{place.place}' cache to remove.")
+    if collected.objects:
+        word = "would be freed" if collected.dry else "freed"
+        print(f"{readable(collected.size)} {word}, {collected.kept} objects kept.")
+    if collected.young:
+        print(f"{collected.young} unused objects are too young to be removed (--grace).")
