@@ -343,6 +343,42 @@ class Repo:
         """
         return compare_workspace(self, targets)
 
+    def data_status(
+        self,
+        targets: Sequence[str] = (),
+        *,
+        granular: bool = False,
+        untracked: bool = False,
+        not_in_remote: bool = False,
+        remote: str | None = None,
+        remote_refresh: bool = True,
+    ) -> DataStatus:
+        """Compare the last commit, the `.dvc` files, the workspace, the cache and, when asked to, the remote.
+
+        Args:
+            targets: Only these paths, and what lies in them; also those that `outputs` takes.
+            granular: File by file, inside directories too.
+            untracked: List the files that nobody tracks.
+            not_in_remote: List what is not on its remote.
+            remote: The remote to ask; None for the default one. An output that names one is looked for there.
+            remote_refresh: False to go by what was found on the remote the last time.
+
+        Raises:
+            RemoteNotFoundError: There is no remote of that name.
+            RemoteError: The remote cannot be used.
+        """
+        from dvkf_prefect.data.data_status import data_status
+
+        return data_status(
+            self,
+            targets,
+            granular=granular,
+            untracked=untracked,
+            not_in_remote=not_in_remote,
+            remote=remote,
+            remote_refresh=remote_refresh,
+        )
+
     def checkout(
         self,
         targets: Sequence[str] = (),

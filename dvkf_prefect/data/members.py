@@ -1,0 +1,58 @@
+"""Which files tracked directories hold, from wherever that can be learnt; nothing is written for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.tree import Tree, is_tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.outputs import Output
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.workspace import Found
+
+
+class Members:
+    """The files of directories, each manifest read once.
+
+    Args:
+        repo: The repository whose outputs they are.
+    """
+
+    def __init__(self, repo: Repo) -> None:
+        self._repo = repo
+        self._known: dict[tuple[str, str], Tree | None] = {}
+
+    def tell(self, found: Found, hash_name: str) -> None:
+        """Take over what was seen of a directory in the workspace, which spares reading its manifest."""
+        if found.digest and found.nfiles is not None and found.rows is not None:
+            self._known[hash_name, found.digest] = Tree(found.rows.relpaths, found.rows.digests)
+
+    def learn(self, outputs: Iterable[Output]) -> None:
+        """Read the manifests of directories that are not known yet: from the cache, or else from the remote."""
+        from dvkf_prefect.data.manifests import Manifest, Manifests
+
+        wanted: list[Manifest] = []
+        for output in outputs:
+            key = (output.hash_name, output.digest or "")
+            if not is_tree(key[1]) or key in self._known:
+                continue
+            if output.versions and all(file.digest for file in output.versions):
+                pairs = [(file.relpath, file.digest or "") for file in output.versions]
+                self._known[key] = Tree.from_pairs(pairs)
+                continue
+            self._known[key] = None
+            wanted.append(Manifest(key[1], key[0], output.path, self._repo, output.remote))
+        if wanted:
+            for manifest, tree in Manifests([self._repo]).read(wanted):
+                self._known[manifest.hash_name, manifest.digest] = tree if isinstance(tree, Tree) else None
+
+    def of(self, output: Output) -> Tree | None:
+        """Return the files of a directory, or None where nobody knows them or it is a file."""
+        self.learn([output])
+        return self.known(output.digest or "", output.hash_name)
+
+    def known(self, digest: str, hash_name: str) -> Tree | None:
+        """Return the files of a directory that was learnt of."""
+        return self._known.get((hash_name, digest))
