@@ -50,6 +50,11 @@ class BorrowedCache(Cache):
         """Return those of ``digests`` that neither has."""
         return self._lender.missing(Cache(self.root).missing(digests, hash_name), hash_name)
 
+    def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
+        """Take a damaged object of its own out of the way; one of the lender's stays."""
+        path = self.path(digest, hash_name)
+        return path if path.is_relative_to(self._lender.root) else super().set_aside(digest, hash_name)
+
     def _corrupt(self, digest: str, path: Path, found: str) -> CorruptObjectError:
         if path.is_relative_to(self._lender.root):
             return CorruptObjectError(
@@ -65,11 +70,36 @@ class ExternalRepo(Repo):
         url: As it was asked for.
         at: The commit that its files are of; None where they are a folder as it lies there.
         lender: The cache of the folder it was cloned from, where it was one.
+        folder: That folder.
     """
 
     url: str
     at: str | None = None
     lender: Path | None = None
+    folder: Path | None = None
+
+    def below(self, prefix: str) -> ExternalRepo:
+        """Return the repository of its own that a folder of this one is.
+
+        Args:
+            prefix: The folder, posix, relative to the root.
+
+        Raises:
+            ConfigError: Its settings are wrong.
+        """
+        overlay: Overlay = {"cache": {"dir": str(self.cache.root)}} if self.at else {}
+        folder = self.folder / prefix if self.folder else None
+        if folder is not None and (folder / ".dvc").is_dir():
+            overlay.update(_remotes_of(Config(folder / ".dvc")))
+        inner = _opened(self.root / prefix, self.url, overlay)
+        inner.at, inner.folder = self.at, folder
+        if folder is not None and (folder / ".dvc").is_dir():
+            inner._borrow(Repo(folder).cache.root)
+        return inner
+
+    def _borrow(self, lender: Path) -> None:
+        self.lender = lender
+        self.cache = BorrowedCache(self.cache.root, lender)
 
     def places(self, name: str | None = None) -> list[Remote]:
         """Return where objects of its outputs may be had, the nearest first: its own cache, then a remote.
@@ -79,7 +109,15 @@ class ExternalRepo(Repo):
 
         Raises:
             RemoteNotFoundError: The remote that is named does not exist.
+            RemoteError: It keeps versions itself, so that it has no objects.
         """
+        found = self.caches()
+        if name or self.config.default_remote():
+            found.append(self.remote(name))
+        return found
+
+    def caches(self) -> list[Remote]:
+        """Return the caches of this machine that may hold objects of its outputs."""
         from dvkf_prefect.data.remotes import open_storage
         from dvkf_prefect.data.transfer import Remote
 
@@ -91,8 +129,6 @@ class ExternalRepo(Repo):
             if folder.is_dir():
                 shown = f"cache of {public_url(self.url)}"
                 found.append(Remote(shown, open_storage(str(folder), name=shown)))
-        if name or self.config.default_remote():
-            found.append(self.remote(name))
         return found
 
 
@@ -103,7 +139,7 @@ def open_external(
     *,
     remote: str | None = None,
     remote_config: Mapping[str, str] | None = None,
-    config: str | None = None,
+    config: str | Mapping[str, Any] | None = None,
     cache_dir: Path | None = None,
 ) -> Iterator[ExternalRepo]:
     """Open another repository for reading.
@@ -117,7 +153,7 @@ def open_external(
         rev: A git revision; None for the folder as it is, or the default branch.
         remote: The name of its remote to take as the default one.
         remote_config: Options over those of that remote.
-        config: A configuration file whose settings go over its own.
+        config: A configuration file, or its sections, whose settings go over its own.
         cache_dir: Where objects fetched for a clone are kept; None for a place that goes away with it.
 
     Raises:
@@ -157,8 +193,8 @@ def open_external(
         opened = _opened(top, url, _overlay(Config(top / ".dvc"), base, remote, remote_config, config))
         opened.at = commit
         if lender is not None:
-            opened.lender = lender
-            opened.cache = BorrowedCache(opened.cache.root, lender)
+            opened.folder = source.root
+            opened._borrow(lender)
         yield opened
 
 
@@ -207,7 +243,7 @@ def _overlay(
     base: Overlay,
     remote: str | None,
     remote_config: Mapping[str, str] | None,
-    config: str | None,
+    config: str | Mapping[str, Any] | None,
 ) -> Overlay:
     """Return the settings over a repository's own: those given here over ``base``."""
     merged: Overlay = {section: dict(options) for section, options in base.items()}
@@ -224,18 +260,24 @@ def _overlay(
     return merged
 
 
-def _file_settings(file: str) -> Overlay:
+def _file_settings(config: str | Mapping[str, Any]) -> Overlay:
     from configobj import ConfigObj, ConfigObjError
 
-    try:
-        document = ConfigObj(file, file_error=True, interpolation=False)
-    except (OSError, ConfigObjError) as error:
-        raise ConfigError(f"{file}: cannot be read as a configuration file ({error})") from error
-    return {
-        section.strip("'"): {option: _text(value) for option, value in options.items()}
-        for section, options in document.items()
-        if isinstance(options, Mapping)
-    }
+    sections: Any = config
+    if isinstance(config, str):
+        try:
+            sections = ConfigObj(config, file_error=True, interpolation=False)
+        except (OSError, ConfigObjError) as error:
+            raise ConfigError(f"{config}: cannot be read as a configuration file ({error})") from error
+    settings: Overlay = {}
+    for section, options in sections.items():
+        for option, value in options.items() if isinstance(options, Mapping) else ():
+            if isinstance(value, Mapping):  # as a `.dvc` file says it: remote: {name: {url: ...}}
+                named = settings.setdefault(f'{section} "{option}"', {})
+                named.update({key: _text(item) for key, item in value.items()})
+            else:
+                settings.setdefault(section.strip("'"), {})[option] = _text(value)
+    return settings
 
 
 def _text(value: Any) -> str:
