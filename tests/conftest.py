@@ -14,8 +14,11 @@ import pytest
 
 def _load(name: str) -> ModuleType:
     """Load a helper module that lies beside this file, under the name that tests import it by."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
+    # By pytest's own finder, so that an assertion in it shows its values.
+    pytest.register_assert_rewrite(name)
+    folder = [str(Path(__file__).parent)]
+    spec = next(found for finder in sys.meta_path if (found := finder.find_spec(name, folder)))
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -23,6 +26,7 @@ def _load(name: str) -> ModuleType:
 
 
 _load("processes")
+_load("remote_contract")
 servers = _load("servers")
 
 _FOREIGN = ("AWS_", "AZURE_", "DVC_", "DVKF_", "GIT_", "GOOGLE_", "KFP_", "PREFECT_")

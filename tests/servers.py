@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.server
 import json
 import os
 import random
@@ -10,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 
@@ -238,3 +242,89 @@ class PrefectServer:
         wanted = {"artifacts": {"key": {"any_": [key]}}}
         found: list[Any] = self.post("/artifacts/filter", wanted)
         return found
+
+
+class BlobHandler(http.server.BaseHTTPRequestHandler):
+    """Keeps blobs by PUT or POST; says a bucket's region and a role's keys as AWS does; fails when it is told to."""
+
+    status: int | None = None
+    login = "Basic " + base64.b64encode(b"me:hunter22").decode()
+    keys = ("", "")
+    blobs: dict[str, bytes]
+    tokens: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        if not self.path.startswith("/sts"):
+            self.do_PUT()
+            return
+        form = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        query = parse_qs(form or self.path.partition("?")[2])
+        self.tokens.append(query["WebIdentityToken"][0])
+        key, secret = self.keys
+        self._send(
+            200,
+            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+            f"<AccessKeyId>{key}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey>"
+            "<SessionToken>session</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>"
+            "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>".encode(),
+        )
+
+    def do_PUT(self) -> None:
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        self.blobs[self.path] = data
+        self._send(201, b"")
+
+    def _answer(self) -> None:
+        if self.path == "/bucket":
+            self.send_response(403)
+            self.send_header("x-amz-bucket-region", "eu-north-1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.status is not None:
+            self._send(self.status, b"")
+        elif self.path.startswith("/closed") and self.headers.get("Authorization") != self.login:
+            self._send(401, b"")
+        elif self.path not in self.blobs:
+            self._send(404, b"")
+        else:
+            self._send(200, self.blobs[self.path])
+
+    def _send(self, status: int, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class WebServer:
+    """A web server in this process; what its handler's class says may be changed as it runs."""
+
+    url: str
+    handler: type[BlobHandler]
+
+
+@contextlib.contextmanager
+def web_server() -> Iterator[WebServer]:
+    """Run a `BlobHandler` of its own until the context ends."""
+    handler = type("Handler", (BlobHandler,), {"blobs": {}, "tokens": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield WebServer(f"http://127.0.0.1:{server.server_address[1]}", handler)
+        server.shutdown()
+        thread.join()
