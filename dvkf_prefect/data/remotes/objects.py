@@ -6,15 +6,16 @@ obstore's blocking calls release the interpreter, so threads move blobs as fast 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from dvkf_prefect.data.remotes.options import Options
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import AzureStore, GCSStore, MemoryStore, RetryConfig, S3Store
 
     Store = AzureStore | GCSStore | MemoryStore | S3Store
@@ -36,7 +38,9 @@ _PART_LIMIT = 9_000  # S3 takes 10,000 parts an object.
 _PARTS_AT_ONCE = 4
 _LARGE_AT_ONCE = 4
 _PAGE = 1_000
-_PAGES_IN_TURN = 4
+_PAGES_IN_RANGE = 8
+_LISTED_AT_ONCE = 16
+_HASHED = re.compile("([0-9a-f]{2})/([0-9a-f]{2})")
 _RETRIES: RetryConfig = {
     "max_retries": 6,
     "backoff": {
@@ -148,6 +152,8 @@ class ObjectStorage(Storage):
         # Parts in memory: bounded for all threads together.
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
         self._bucket_seen = False
+        # Azure and memory list from a key on by passing over all before it; AWS's directory buckets have no order.
+        self._ranges = self.url.startswith(("s3:", "gs:")) and not bucket.endswith("--x-s3")
 
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
@@ -210,33 +216,26 @@ class ObjectStorage(Storage):
         self._bucket_seen = True
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every ``(key, bytes)`` under the folder ``prefix``; its subfolders in parallel when there are many."""
+        """Every ``(key, bytes)`` under the folder ``prefix``.
+
+        What the first page shows of keys named by hashes tells how many pages there are; where they are many,
+        ranges of them are listed in parallel. A remote of one page costs one request.
+        """
         prefix = prefix.strip("/")
         if prefix:
             check_key(prefix)
         try:
             pages = self._store.list(prefix or None, chunk_size=_PAGE)
-            seen: set[str] = set()
-            for page in islice(pages, _PAGES_IN_TURN):
+            first = next(pages, ())
+            for item in first:
+                yield item["path"], item["size"]
+            cuts = self._cuts(prefix, [item["path"] for item in first]) if self._ranges else ()
+            if cuts:
+                yield from self._list_ranges(prefix, cuts, pages)
+                return
+            for page in pages:
                 for item in page:
-                    seen.add(item["path"])
                     yield item["path"], item["size"]
-            if len(seen) < _PAGE * _PAGES_IN_TURN:
-                return
-            top = self._store.list_with_delimiter(prefix or None)
-            folders = top["common_prefixes"]
-            if len(folders) < 2:
-                for page in pages:
-                    for item in page:
-                        yield item["path"], item["size"]
-                return
-            for item in top["objects"]:
-                if item["path"] not in seen:
-                    yield item["path"], item["size"]
-            for found in self._list_folders(folders):
-                for path, size in found:
-                    if path not in seen:
-                        yield path, size
         except self._faults() as error:
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
@@ -261,19 +260,52 @@ class ObjectStorage(Storage):
         except self._faults() as error:
             raise self._fault(error, f"delete '{key}'", None) from self._place.cause(error)
 
-    def _list_folders(self, folders: Iterable[str]) -> Iterator[Iterable[tuple[str, int]]]:
-        def collect(folder: str) -> Iterable[tuple[str, int]]:
-            return [(item["path"], item["size"]) for item in self._store.list(folder).collect()]
+    def _cuts(self, prefix: str, page: Sequence[str]) -> Sequence[str]:
+        """Where to cut what comes after the first page, for ranges of some pages each; nowhere if it is not worth it.
 
-        rest = iter(folders)
-        workers = min(self.jobs, 16)
-        with ThreadPoolExecutor(workers, thread_name_prefix="list") as pool:
-            running: deque[Future[Iterable[tuple[str, int]]]] = deque(
-                pool.submit(collect, folder) for folder in islice(rest, 2 * workers)
-            )
+        A cut lies between two folders of two hexadecimal digits and is the name of neither: so it holds too for
+        services that order a folder's entries rather than whole keys, and SeaweedFS passes over all that is in
+        a folder after whose name it starts.
+        """
+        start = f"{prefix}/" if prefix else ""
+        last = _HASHED.match(page[-1], len(start)) if len(page) >= _PAGE else None
+        if last is None or any(one > other for one, other in itertools.pairwise(page)):
+            return ()
+        # Hashes spread evenly, so the share of them that the page covers is its share of the keys.
+        seen = int(last[1], 16)
+        pages = len(page) / _PAGE * (65536 / (int(last[1] + last[2], 16) + 1) - 1)
+        workers = min(self.jobs, _LISTED_AT_ONCE)
+        count = min(255 - seen, max(min(workers, pages // 2), pages // _PAGES_IN_RANGE))
+        inner = {seen + int((256 - seen) * n / count) for n in range(1, int(count))}
+        return [f"{start}{cut - 1:02x}~" for cut in sorted(inner - {seen})]
+
+    def _list_ranges(
+        self, prefix: str, cuts: Sequence[str], pages: Iterable[Sequence[ObjectMeta]]
+    ) -> Iterator[tuple[str, int]]:
+        """What ``pages`` has up to the first cut, and what lies after each."""
+
+        def collect(after: str, last: str | None) -> Iterable[tuple[str, int]]:
+            found: list[tuple[str, int]] = []
+            for page in self._store.list(prefix or None, offset=after, chunk_size=_PAGE) if after else pages:
+                for item in page:
+                    path = item["path"]
+                    if last is not None and path > last:
+                        return found
+                    # A service that does not know where to start begins at the beginning.
+                    if path > after:
+                        found.append((path, item["size"]))
+            return found
+
+        rest = zip_longest(("", *cuts), cuts)
+        workers = min(self.jobs, _LISTED_AT_ONCE)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="list")
+        try:
+            running = deque(pool.submit(collect, *cut) for cut in islice(rest, 2 * workers))
             while running:
-                yield running.popleft().result()
-                running.extend(pool.submit(collect, folder) for folder in islice(rest, 1))
+                yield from running.popleft().result()
+                running.extend(pool.submit(collect, *cut) for cut in islice(rest, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     @staticmethod
     def _faults() -> tuple[type[Exception], ...]:

@@ -16,7 +16,6 @@ import pytest
 from servers import S3Server, WebServer
 
 from dvkf_prefect.data.remotes import Storage, open_storage
-from dvkf_prefect.data.remotes import objects as objects_module
 from dvkf_prefect.data.remotes.aws import bucket_region
 from dvkf_prefect.data.remotes.objects import ObjectStorage
 from dvkf_prefect.errors import RemoteDeniedError, RemoteError, RemoteUnreachableError
@@ -124,20 +123,6 @@ def test_a_missing_object_costs_no_second_question(s3: S3Server, bucket: str) ->
     assert [storage.size(f"a/{n}") for n in range(5)] == [None] * 5
     assert asked.count("head") == 5
     assert asked.count("get") == 1
-
-
-def test_lists_folders_in_parallel_when_there_are_many(
-    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(objects_module, "_PAGE", 5)
-    storage = open_storage(f"{bucket}/{uuid.uuid4().hex}", s3.options())
-    blobs = {f"files/md5/{n % 13:02x}/{n}": n % 10 for n in range(80)} | {"files/md5/odd": 1}
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda item: storage.write(item[0], b"x" * item[1]), blobs.items()))
-    found = list(storage.list("files/md5"))
-    assert len(found) == len(blobs)
-    assert dict(found) == blobs
-    assert len(list(storage.list())) == len(blobs)
 
 
 def test_both_libraries_see_the_same_keys(s3: S3Server, bucket: str) -> None:
