@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data import clones, contents, documents
+from dvkf_prefect.data import clones, contents, documents, versioned
 from dvkf_prefect.data.digest import digest_bytes, write_atomic
 from dvkf_prefect.data.external import ExternalRepo, local_folder, open_external
 from dvkf_prefect.data.outputs import Origin, Output
@@ -20,7 +22,14 @@ from dvkf_prefect.data.sources import Facts, Source, open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored
 from dvkf_prefect.data.transfer import Transfer
 from dvkf_prefect.data.workspace import Found, starting
-from dvkf_prefect.errors import ConfigError, GitError, OutputChangedError, OutputNotFoundError, TransferError
+from dvkf_prefect.errors import (
+    ConfigError,
+    GitError,
+    OutputChangedError,
+    OutputNotFoundError,
+    RemoteError,
+    TransferError,
+)
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -156,7 +165,7 @@ def fetch_imports(
             _fetch_group(repo, group, cache, jobs, progress, arrived, failures)
         except TransferError as error:
             failures.update({output.path: "; ".join(error.failures.values()) for output, _ in group})
-        except (GitError, OutputNotFoundError) as error:
+        except (GitError, OutputNotFoundError, RemoteError, ConfigError) as error:
             failures.update({output.path: str(error) for output, _ in group})
     if failures:
         raise TransferError("where it was imported from", failures)
@@ -351,3 +360,63 @@ def _source_state(repo: Repo, output: Output, origin: Origin) -> str | None:
     if url_dep(origin.path, found.facts(), origin.fs_config) == {**old, "hash": MD5}:
         return None
     return "update available" if origin.versioned else "modified"
+
+
+def fetch_all(
+    repo: Repo,
+    outputs: Sequence[Output],
+    remote: str | None,
+    rest: Callable[[Sequence[Output]], Transfer],
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Bring outputs into the cache from wherever they are: imports from their source, the others from remotes.
+
+    Args:
+        repo: The repository.
+        outputs: The outputs.
+        remote: The remote to use; None for the default one, or the one an output names.
+        rest: Fetches those that remotes hold as objects named by digest.
+        jobs: How many transfers at once.
+        progress: Told of files and bytes.
+
+    Raises:
+        TransferError: Some could not be had; all others arrived.
+        RemoteError: A remote cannot be used.
+    """
+    imported = [output for output in outputs if from_source(output)]
+    kept: dict[str | None, list[Output]] = {}
+    others: list[Output] = []
+    is_kept: dict[str | None, bool] = {}
+    for output in outputs:
+        if from_source(output):
+            continue
+        name = remote or output.remote
+        if name not in is_kept:
+            is_kept[name] = versioned.is_versioned(repo.config, name)
+        (kept.setdefault(name, []) if is_kept[name] else others).append(output)
+    actions: list[Callable[[], Transfer]] = []
+    if imported:
+        actions.append(lambda: fetch_imports(repo, imported, jobs=jobs, progress=progress))
+    for name, group in kept.items():
+        actions.append(partial(versioned.fetch_versions, repo, group, name, jobs=jobs, progress=progress))
+    failures: dict[str, str] = {}
+    places: list[str] = []
+    done: list[Transfer] = []
+    with repo.lock():
+        for action in actions:
+            try:
+                done.append(action())
+            except TransferError as error:
+                failures.update(error.failures)
+                places.append(error.place)
+    if others or not actions:
+        try:
+            done.append(rest(others))
+        except TransferError as error:
+            failures.update(error.failures)
+            places.append(error.place)
+    if failures:
+        raise TransferError(", ".join(dict.fromkeys(places)), failures)
+    return reduce(add, done)

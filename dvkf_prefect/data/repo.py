@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -417,11 +417,16 @@ class Repo:
         Raises:
             RemoteNotFoundError: There is none of that name, or no default.
             ConfigError: Its options are wrong.
+            RemoteError: It keeps versions itself; such a one is only fetched from.
         """
         from dvkf_prefect.data.remotes import open_storage
         from dvkf_prefect.data.transfer import Remote
 
         name, options = self.config.remote(name)
+        if "true" in (options.get("version_aware"), options.get("worktree")):
+            from dvkf_prefect.data.versioned import refuse
+
+            refuse(name, options)
         jobs = options.pop("jobs", None)
         storage = open_storage(options.pop("url"), options, name=name)
         return Remote(name, storage, jobs=int(jobs) if jobs else None)
@@ -475,7 +480,22 @@ class Repo:
         """
         from dvkf_prefect.data.transfer import fetch
 
-        return self._move(fetch, self.outputs(targets, rev=rev), remote, jobs, progress)
+        outputs = self.outputs(targets, rev=rev)
+        if not self._elsewhere(outputs):
+            return self._move(fetch, outputs, remote, jobs, progress)
+        from dvkf_prefect.data.origins import fetch_all
+
+        def rest(others: Sequence[Output]) -> Transfer:
+            return self._move(fetch, others, remote, jobs, progress)
+
+        return fetch_all(self, outputs, remote, rest, jobs=jobs, progress=progress)
+
+    def _elsewhere(self, outputs: Sequence[Output]) -> bool:
+        """Tell whether some outputs may be had from other places than remotes of objects named by digest."""
+        return any(output.origin for output in outputs) or any(
+            options.get("version_aware") or options.get("worktree")
+            for options in self.config.values["remote"].values()
+        )
 
     def pull(
         self,
@@ -503,6 +523,13 @@ class Repo:
 
             return Pull(Transfer(error.place), Checkout())
         changes = self.checkout(targets, force=force, allow_missing=allow_missing, progress=progress)
+        if (self.tmp_dir / "imports.json").exists():
+            # Imports whose content no `.dvc` file records, fetched just now or before.
+            from dvkf_prefect.data.origins import place_imports
+
+            with self.lock():
+                placed = place_imports(self, self.outputs(targets), force=force, progress=progress)
+            changes = replace(changes, added=(*changes.added, *placed))
         return Pull(fetched, changes)
 
     def _move(

@@ -7,12 +7,13 @@ service's ``version_id`` of it under ``cloud:`` in the `.dvc` file.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.outputs import FileVersion, Output
+from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.sources import open_files, receive_stream
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.transfer import Progress, Transfer
@@ -37,23 +38,20 @@ def is_versioned(config: Config, name: str | None) -> bool:
     return "true" in (options.get("version_aware"), options.get("worktree"))
 
 
-def refuse(config: Config, name: str | None, what: str) -> None:
+def refuse(name: str, options: Mapping[str, str]) -> NoReturn:
     """Refuse to use a remote that keeps versions as one whose objects are named by digest.
 
     Args:
-        config: The repository's settings.
-        name: The remote; None for the default one.
-        what: What was to be done, as ``push to``.
+        name: The remote.
+        options: Its options.
 
     Raises:
-        RemoteError: The remote is such a one.
+        RemoteError: Always.
     """
-    if is_versioned(config, name):
-        name, options = config.remote(name)
-        raise RemoteError(
-            f"cannot {what} remote '{name}' ({options['url']}): it keeps versions itself (version_aware or worktree), "
-            f"which dvkf only reads. Use `dvc push -r {name}` for it, or name a remote without that option with -r."
-        )
+    raise RemoteError(
+        f"remote '{name}' ({public_url(options['url'])}) keeps versions itself (version_aware or worktree): dvkf only "
+        f"fetches from it. Push to it with `dvc push -r {name}`, or name another remote with -r."
+    )
 
 
 def fetch_versions(
