@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.imports import Annotations, Import
     from dvkf_prefect.data.transfer import Move, Progress, Remote, Transfer
+    from dvkf_prefect.data.verify import Verification
 
 _IGNORE_TEXT = """\
 # Add patterns of files dvc should ignore, which could improve
@@ -516,21 +517,27 @@ class Repo:
         try:
             fetched = self.fetch(targets, remote=remote, jobs=jobs, progress=progress)
         except TransferError as error:
-            self.checkout(targets, force=force, allow_missing=True, progress=progress)
+            self._put_pulled(targets, force=force, allow_missing=True, progress=progress)
             if not allow_missing:
                 raise
             from dvkf_prefect.data.transfer import Transfer
 
             return Pull(Transfer(error.place), Checkout())
-        changes = self.checkout(targets, force=force, allow_missing=allow_missing, progress=progress)
-        if (self.tmp_dir / "imports.json").exists():
-            # Imports whose content no `.dvc` file records, fetched just now or before.
-            from dvkf_prefect.data.origins import place_imports
-
-            with self.lock():
-                placed = place_imports(self, self.outputs(targets), force=force, progress=progress)
-            changes = replace(changes, added=(*changes.added, *placed))
+        changes = self._put_pulled(targets, force=force, allow_missing=allow_missing, progress=progress)
         return Pull(fetched, changes)
+
+    def _put_pulled(
+        self, targets: Sequence[str], *, force: bool, allow_missing: bool, progress: Progress | None
+    ) -> Checkout:
+        """Check out what was fetched, with imports whose content no `.dvc` file records."""
+        changes = self.checkout(targets, force=force, allow_missing=allow_missing, progress=progress)
+        if not (self.tmp_dir / "imports.json").exists():
+            return changes
+        from dvkf_prefect.data.origins import place_imports
+
+        with self.lock():
+            placed = place_imports(self, self.outputs(targets), force=force, progress=progress)
+        return replace(changes, added=(*changes.added, *placed))
 
     def _move(
         self,
@@ -773,6 +780,56 @@ class Repo:
                 jobs=jobs,
                 progress=progress,
             )
+
+    def verify(
+        self,
+        targets: Sequence[str] = (),
+        *,
+        cloud: bool = False,
+        remote: str | None = None,
+        repair: bool = False,
+        all_branches: bool = False,
+        all_tags: bool = False,
+        all_commits: bool = False,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+    ) -> Verification:
+        """Hash again what the cache holds, or what a remote holds of the outputs.
+
+        Without targets and commits it is the whole cache. With ``cloud`` every object of the outputs is read from the
+        remote, the files behind a manifest that is there too.
+
+        Args:
+            targets: Only the objects of these, see `outputs`.
+            cloud: Look at the remote instead of the cache.
+            remote: Its name; None for the default one, or the one an output names.
+            repair: Put good copies in the places of bad ones: into the cache from the workspace or the remote, and onto
+                the remote from the cache or the workspace. What was damaged in the cache is kept aside.
+            all_branches: The objects of the tips of all branches too.
+            all_tags: Of all tags.
+            all_commits: Of all commits.
+            jobs: How many objects at once.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: A target is tracked nowhere.
+            ParseError: A file that tracks data cannot be read.
+            RemoteError: The remote cannot be used.
+        """
+        from dvkf_prefect.data.verify import verify
+
+        return verify(
+            self,
+            targets,
+            cloud=cloud,
+            remote=remote,
+            repair=repair,
+            all_branches=all_branches,
+            all_tags=all_tags,
+            all_commits=all_commits,
+            jobs=jobs,
+            progress=progress,
+        )
 
     # -- comparing ---------------------------------------------------------------------------------------------------
 
