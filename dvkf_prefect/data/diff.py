@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -266,7 +268,6 @@ def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> 
     if lost := selection.lost():
         raise OutputNotFoundError(f"{', '.join(lost)}: not an output at {a} nor at {b or 'the workspace'}")
     members = Members(repo)
-    sizes: dict[str, int] = {}
     left = [(output, output.digest) for output in older]
     right = [(output, output.digest) for output in newer]
     if b is None:
@@ -275,8 +276,6 @@ def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> 
             found = repo.workspace.look(output.path, hash_name=output.hash_name)
             members.tell(found, output.hash_name)
             right.append((output, found.digest))
-            if found.rows and found.digest != output.digest:
-                sizes.update(zip(found.rows.digests, found.rows.sizes, strict=True))
     else:
         # What is the same on both sides cannot differ inside; of the workspace it still may be missing from the cache.
         recorded = {(o.path, o.hash_name, d) for o, d in left} & {(o.path, o.hash_name, d) for o, d in right}
@@ -285,15 +284,17 @@ def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> 
     members.learn([output for output, _ in left] + ([] if b is None else [output for output, _ in right]))
     old, new = state_of(members, left, selection), state_of(members, right, selection)
 
+    folder = str(repo.cache.path("0" * 32).parent.parent)
+
     def size_of(digest: str) -> int | None:
         if is_tree(digest):
             return None
-        if digest not in sizes:
-            try:
-                return repo.cache.path(digest).stat().st_size
-            except OSError:
-                return None
-        return sizes[digest]
+        # Of many objects the joining of their paths would cost more than the looking.
+        with suppress(OSError):
+            return os.stat(f"{folder}/{digest[:2]}/{digest[2:]}").st_size
+        with suppress(OSError):
+            return repo.cache.path(digest).stat().st_size
+        return None
 
     return _diff(a, b, old, new, size_of, repo.cache.missing if b is None else None)
 
