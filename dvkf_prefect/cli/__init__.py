@@ -32,6 +32,7 @@ VERBS = {
     "ls-url": ("imports.list_url", "List what is at a url, as `list-url`."),
     "diff": ("data.diff", "Compare two versions of the data."),
     "gc": ("maintenance.gc", "Remove objects that nothing uses."),
+    "verify": ("maintenance.verify", "Hash again what the cache or a remote holds, and repair it."),
     "remote": ("settings.remote", "Set up remotes."),
     "config": ("settings.config", "Get or set settings."),
     "repro": ("pipeline.repro", "Run the stages of dvc.yaml that are out of date."),

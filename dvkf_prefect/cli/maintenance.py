@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import Parser, open_repo, positive, readable
+from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -204,3 +204,47 @@ def _print_collection(collected: GarbageCollection) -> None:
         print(f"{readable(collected.size)} {word}, {collected.kept} objects kept.")
     if collected.young:
         print(f"{collected.young} unused objects are too young to be removed (--grace).")
+
+
+def verify_arguments(parser: Parser) -> None:
+    """Describe ``dvkf verify``."""
+    parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument(
+        "-c", "--cloud", action="store_true", help="check what the remote holds, instead of the cache"
+    )
+    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote; otherwise the default one")
+    parser.add_argument("--repair", action="store_true", help="put good copies in the places of bad ones")
+    parser.add_argument("-a", "--all-branches", action="store_true", help="of the tips of all branches too")
+    parser.add_argument("-T", "--all-tags", action="store_true", help="of all tags too")
+    parser.add_argument("-A", "--all-commits", action="store_true", help="of all commits too")
+    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="objects at once")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Run ``dvkf verify``."""
+    repo = open_repo()
+    found = repo.verify(
+        targets_of(repo, args.targets),
+        cloud=args.cloud,
+        remote=args.remote,
+        repair=args.repair,
+        all_branches=args.all_branches,
+        all_tags=args.all_tags,
+        all_commits=args.all_commits,
+        jobs=args.jobs,
+        progress=progress_bar(args.quiet),
+    )
+    if args.json:
+        import json
+
+        print(json.dumps(found.as_dict()))
+        return 0 if found else 1
+    for problem in found.problems:
+        if not (args.quiet and problem.repaired):
+            print(f"{'repaired, was ' if problem.repaired else ''}{problem}")
+    if not args.quiet:
+        repaired = sum(problem.repaired for problem in found.problems)
+        wrong = f"{len(found.problems)} problem(s), {repaired} repaired" if found.problems else "all are good"
+        print(f"{found.objects} objects checked ({readable(found.size)}): {wrong}.")
+    return 0 if found else 1

@@ -28,7 +28,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.history import Described, History, workspace_described
-from dvkf_prefect.data.inventory import FolderInventory, Inventory, identity, inventory_of, keys_of
+from dvkf_prefect.data.inventory import (
+    FolderInventory,
+    Inventory,
+    identity,
+    inventory_of,
+    keys_of,
+    refuse_versioned,
+)
 from dvkf_prefect.data.manifests import Manifest, Manifests, distinct
 from dvkf_prefect.data.ownership import Notes, Told, has_own_cache, named_keys, run_keys, unknown
 from dvkf_prefect.data.store import LEGACY, MD5
@@ -317,9 +324,7 @@ def _open(repo: Repo, projects: Sequence[str | os.PathLike[str]]) -> list[Repo]:
 
 
 def _remote_place(repo: Repo, name: str | None, grace: float | None) -> _Place:
-    from dvkf_prefect.data.versioned import refuse
-
-    refuse(repo.config, name, "collect garbage in")
+    refuse_versioned(repo, name, "collect garbage in")
     remote = repo.remote(name)
     inventory = inventory_of(remote.storage)
     return _Place(remote.name, inventory, inventory.keys(), _grace(grace, False), remote)

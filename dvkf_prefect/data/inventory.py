@@ -9,11 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.store import LEGACY, MD5
-from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.errors import MissingObjectError, RemoteError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{30}(?:\.dir)?")
@@ -140,6 +143,21 @@ class ServiceInventory(Inventory):
     def name(self, key: str) -> str:
         """Return an object's url."""
         return f"{self._storage.url.rstrip('/')}/{key}"
+
+
+def refuse_versioned(repo: Repo, name: str | None, what: str) -> None:
+    """Refuse a remote that keeps versions itself, whose blobs are not named by digest.
+
+    Raises:
+        RemoteError: It is such a one.
+    """
+    name, options = repo.config.remote(name)
+    for option in ("version_aware", "worktree"):
+        if options.get(option, "").lower() == "true":
+            raise RemoteError(
+                f"cannot {what} remote '{name}' ({options['url']}): it keeps versions itself ({option}); "
+                "name a remote without that option with -r"
+            )
 
 
 def inventory_of(storage: Storage) -> Inventory:
