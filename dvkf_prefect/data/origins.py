@@ -359,7 +359,7 @@ def _source_state(repo: Repo, output: Output, origin: Origin) -> str | None:
     old = dependency(repo, output)
     if url_dep(origin.path, found.facts(), origin.fs_config) == {**old, "hash": MD5}:
         return None
-    return "update available" if origin.versioned else "modified"
+    return "update available" if origin.versioned and not found.is_dir else "modified"
 
 
 def fetch_all(

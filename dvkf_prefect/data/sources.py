@@ -215,7 +215,7 @@ class UrlSource(Source):
         elif self._mark == "checksum":
             etag = info.get("ETag") or info.get("Content-MD5") or self._files.checksum(relpath)
         # Buckets without versions call the only one "null".
-        version = str(version) if version not in (None, "null") and self._files.versioned else None
+        version = str(version) if version not in (None, "null") else None
         return FileVersion(relpath, None, info.get("size"), etag, version)
 
     def take(
@@ -316,7 +316,7 @@ class UrlFiles(FilesystemStorage):
     def read_version(self, relpath: str, version: str | None) -> Iterator[bytes]:
         """Yield the bytes of a file, of one version where one is named."""
         options = dict(self._protocol.open)
-        if version is not None:
+        if version is not None and self.versioned:
             options["version_id"] = version
         with (
             self._told(f"read '{relpath}'" if relpath else "read it", relpath),
