@@ -431,10 +431,11 @@ def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: N
         return
     trees = sum(1 for key in foreign if key.endswith(".dir"))
     examples = ", ".join(identity(key)[0] for key in sorted(foreign, key=_manifests_first)[:3])
+    examples += ", …" if len(foreign) > 3 else ""
     raise RemoteError(
         f"{place.remote} holds {len(foreign)} object(s), {trees} of them directory manifests, that neither the "
         f"history nor the cache of {'this repository' if len(told) == 1 else 'these repositories'} knows "
-        f"({examples}, …). Somebody else keeps data there, so nothing of it can be proven unused; nothing was "
+        f"({examples}). Somebody else keeps data there, so nothing of it can be proven unused; nothing was "
         "removed. Name the other repositories with -p, bring commits that are elsewhere with `git fetch --all "
         "--tags`, or, if nobody else uses this remote, pass --assume-unshared."
     )

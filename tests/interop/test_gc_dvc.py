@@ -149,8 +149,9 @@ def test_the_same_objects_are_left(generated: Path, tmp_path: Path, scope: str) 
     # Whatever the scope, there was something to remove, and something to keep.
     assert all(0 < len(after) < len(was) for after, was in zip(left["ours"], before, strict=True))
     root = tmp_path / "ours/repo"
-    # The stage is out of date, for its dependency changed.
-    dvc(root, "status", "-q", "data.dvc", "single.dvc", "legacy.dvc")
+    if scope == "workspace":
+        # The stage is out of date, for its dependency changed.
+        dvc(root, "status", "-q", "data.dvc", "single.dvc", "legacy.dvc")
     assert dvc(root, "gc", *SCOPES[scope], "-f", "--dry").splitlines() == [
         "No unused 'repo' cache to remove.",
         "No unused 'legacy' cache to remove.",
