@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.targets import Choice, select
+from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import Found, starting
-from dvkf_prefect.errors import MissingObjectError, OutputChangedError, TransferError
+from dvkf_prefect.errors import (
+    MissingObjectError,
+    OutputChangedError,
+    OutputNotFoundError,
+    TransferError,
+)
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -31,41 +40,108 @@ class Checkout:
 
 
 def checkout(
-    repo: Repo, targets: Sequence[str], *, force: bool, allow_missing: bool, progress: Progress | None
+    repo: Repo,
+    targets: Sequence[str],
+    choice: Choice | None = None,
+    *,
+    force: bool,
+    allow_missing: bool,
+    progress: Progress | None,
 ) -> Checkout:
     """Do `Repo.checkout`; the caller holds the lock."""
-    tracked = [o for o in repo.outputs(targets) if o.cached and o.digest]
-    repo.workspace.sweep(tracked)
-    work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
-    work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
-    gone = {} if targets else _no_longer_tracked(repo)
-    if not force:
-        lost = [path for output, found in work for path in repo.workspace.lost_by(output, found)]
-        if lost:
-            raise OutputChangedError(lost)
-    added: list[str] = []
-    modified: list[str] = []
+    # Other commits are nothing to a workspace.
+    choice = choice and replace(choice, all_branches=False, all_tags=False, all_commits=False)
+    selection = select(repo, targets, choice)
+    whole = [o for o in selection.outputs if o.cached and o.digest and o.path not in selection.parts]
     failures: dict[str, str] = {}
-    for output, found in work:
-        advance = starting(progress, f"checkout {output.path}")
-        name = output.path + ("/" if output.is_dir else "")
-        try:
-            repo.workspace.put(output, found, advance=advance)
-        except TransferError as error:
-            failures.update(error.failures)
-        except MissingObjectError as error:
-            failures[name] = str(error)
-        else:
-            (added if found.digest is None else modified).append(name)
-        if progress:
-            progress.finish()
-    for path, found in gone.items():
-        repo.workspace.remove(path, found)
-    _remember(repo, tracked, set(gone))
+    with ExitStack() as borrowed:
+        tracked = list(whole)
+        for output in selection.outputs:
+            if output.path in selection.parts and output.cached and output.digest:
+                try:
+                    tracked += _parts(repo, output, selection.parts[output.path], borrowed)
+                except MissingObjectError as error:
+                    failures[f"{output.path}/"] = str(error)
+        repo.workspace.sweep(tracked)
+        work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
+        inside = {id(o) for o in tracked[len(whole) :]}
+        # Manifests do not say which files may be executed: those of parts stay as they are.
+        work = [(replace(o, isexec=f.isexec) if id(o) in inside else o, f) for o, f in work]
+        work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
+        gone = {} if targets else _no_longer_tracked(repo)
+        if not force:
+            lost = [path for output, found in work for path in repo.workspace.lost_by(output, found)]
+            if lost:
+                raise OutputChangedError(lost)
+        added: list[str] = []
+        modified: list[str] = []
+        for output, found in work:
+            advance = starting(progress, f"checkout {output.path}")
+            name = output.path + ("/" if output.is_dir else "")
+            try:
+                repo.workspace.put(output, found, advance=advance)
+            except TransferError as error:
+                failures.update(error.failures)
+            except MissingObjectError as error:
+                failures[name] = str(error)
+            else:
+                (added if found.digest is None else modified).append(name)
+            if progress:
+                progress.finish()
+        for path, found in gone.items():
+            repo.workspace.remove(path, found)
+    _remember(repo, whole, set(gone))
     if failures and not allow_missing:
         raise TransferError(f"the cache ({repo.cache.root})", failures)
     deleted = (path + ("/" if found.nfiles is not None else "") for path, found in gone.items())
     return Checkout(tuple(added), tuple(modified), tuple(sorted(deleted)))
+
+
+def _parts(repo: Repo, output: Output, inside: Sequence[str], borrowed: ExitStack) -> list[Output]:
+    """Return parts of a directory as outputs of their own.
+
+    Args:
+        repo: The repository.
+        output: The directory.
+        inside: The files and folders in it that are wanted.
+        borrowed: Ends when the manifests of folders are needed no longer.
+
+    Raises:
+        MissingObjectError: The directory's manifest is not in the cache.
+        OutputNotFoundError: There is nothing of that name in it.
+    """
+    tree = repo.cache.read_tree(output.digest or "", output.hash_name)
+    parts: list[Output] = []
+    for part in inside:
+        below = tree.below(part)
+        if not below:
+            raise OutputNotFoundError(
+                f"'{output.path}/{part}': no such file or folder is recorded in '{output.path}'"
+            )
+        path = f"{output.path}/{part}"
+        if below.relpaths == [part]:
+            digest = below.digests[0]
+        else:
+            folder = Tree([relpath[len(part) + 1 :] for relpath in below.relpaths], below.digests)
+            digest = borrowed.enter_context(_lent(repo.cache, folder, output.hash_name))
+        parts.append(replace(output, path=path, digest=digest, size=None, nfiles=None))
+    return parts
+
+
+@contextmanager
+def _lent(cache: Cache, tree: Tree, hash_name: str) -> Iterator[str]:
+    """Have a manifest in the cache for a while that nothing records."""
+    digest = tree.digest
+    if cache.exists(digest, hash_name):
+        yield digest
+        return
+    temporary = cache.temporary(digest)
+    temporary.write_bytes(tree.to_bytes())
+    cache.adopt(temporary, digest, hash_name)
+    try:
+        yield digest
+    finally:
+        cache.path(digest, hash_name).unlink(missing_ok=True)
 
 
 def _record_file(repo: Repo) -> Path:

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.data_status import DataStatus
     from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.imports import Annotations, Import
-    from dvkf_prefect.data.transfer import Move, Progress, Remote, Transfer
+    from dvkf_prefect.data.moving import Direction
+    from dvkf_prefect.data.sync import Plans
+    from dvkf_prefect.data.targets import Choice, Selection
+    from dvkf_prefect.data.transfer import Progress, Remote, Transfer
     from dvkf_prefect.data.verify import Verification
 
 _IGNORE_TEXT = """\
@@ -263,6 +266,24 @@ class Repo:
             picked.update({output.path: output for output in matched})
         return [picked[path] for path in sorted(picked)]
 
+    def select(
+        self, targets: Sequence[str] = (), choice: Choice | None = None, *, rev: str | None = None
+    ) -> Selection:
+        """Return the outputs, and parts of them, that a person means; see `data.targets`.
+
+        Args:
+            targets: As of `outputs`, and paths inside outputs.
+            choice: What else is meant, or what not.
+            rev: A git revision; None for the workspace.
+
+        Raises:
+            OutputNotFoundError: A target is not tracked.
+            ParseError: A file does not say what its format allows.
+        """
+        from dvkf_prefect.data.targets import select
+
+        return select(self, targets, choice, rev=rev)
+
     def version(self, path: str, *, rev: str | None = None) -> DataVersion:
         """Return the recorded version of one output.
 
@@ -385,6 +406,7 @@ class Repo:
         self,
         targets: Sequence[str] = (),
         *,
+        choice: Choice | None = None,
         force: bool = False,
         allow_missing: bool = False,
         progress: Progress | None = None,
@@ -394,7 +416,8 @@ class Repo:
         Without targets, outputs that are tracked no longer are removed too, if they are as they were checked out.
 
         Args:
-            targets: Only these, see `outputs`.
+            targets: Only these, see `outputs`, and paths inside outputs, of which nothing else is touched.
+            choice: What else is meant: dependencies, folders, patterns.
             force: Overwrite and remove files whose content is nowhere else.
             allow_missing: Pass over outputs that the cache does not hold.
             progress: Told of files and bytes.
@@ -405,7 +428,9 @@ class Repo:
             DiskFullError: There is no room.
         """
         with self.lock():
-            return check_out(self, targets, force=force, allow_missing=allow_missing, progress=progress)
+            return check_out(
+                self, targets, choice, force=force, allow_missing=allow_missing, progress=progress
+            )
 
     # -- remotes -----------------------------------------------------------------------------------------------------
 
@@ -436,73 +461,90 @@ class Repo:
         self,
         targets: Sequence[str] = (),
         *,
+        choice: Choice | None = None,
         remote: str | None = None,
+        run_cache: bool = False,
+        deep: bool = False,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Transfer:
         """Bring the recorded content of outputs to a remote.
 
+        A manifest that is on the remote vouches for its files, as it does for DVC.
+
         Args:
-            targets: Only these, see `outputs`.
-            remote: The remote's name; None for the default one, or the one an output names.
+            targets: Only these, see `outputs`, and paths inside outputs.
+            choice: What else is meant, or what not: other commits, dependencies, patterns.
+            remote: The remote's name; None for the default one, or the one an output names. Outputs that name another
+                are left out.
+            run_cache: The run cache too, with what of its outputs the cache holds.
+            deep: Look at the files behind manifests that are on the remote too, and send those that are not.
             jobs: How many transfers at once.
             progress: Told of files and bytes.
 
         Raises:
+            OutputNotFoundError: A target is not tracked.
             TransferError: Some objects failed; all others arrived.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data.transfer import push
+        from dvkf_prefect.data import sync
 
-        wanted = [output for output in self.outputs(targets) if output.pushed]
-        return self._move(push, wanted, remote, jobs, progress)
+        return sync.push(
+            self,
+            self.select(targets, choice),
+            remote=remote,
+            run_cache=run_cache,
+            deep=deep,
+            jobs=jobs,
+            progress=progress,
+        )
 
     def fetch(
         self,
         targets: Sequence[str] = (),
         *,
         rev: str | None = None,
+        choice: Choice | None = None,
         remote: str | None = None,
+        run_cache: bool = False,
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Transfer:
         """Bring the recorded content of outputs from a remote into the cache.
 
         Args:
-            targets: Only these, see `outputs`.
+            targets: Only these, see `outputs`, and paths inside outputs.
             rev: As a git revision records them; None for the workspace.
-            remote: The remote's name; None for the default one, or the one an output names.
+            choice: What else is meant, or what not: other commits, dependencies, sizes.
+            remote: The remote's name; None for the default one, or the one an output names. Outputs that name another
+                are left out.
+            run_cache: The run cache too.
             jobs: How many transfers at once.
             progress: Told of files and bytes.
 
         Raises:
+            OutputNotFoundError: A target is not tracked.
             TransferError: Some objects are missing or damaged on the remote; all others arrived.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data.transfer import fetch
+        from dvkf_prefect.data import sync
 
-        outputs = self.outputs(targets, rev=rev)
-        if not self._elsewhere(outputs):
-            return self._move(fetch, outputs, remote, jobs, progress)
-        from dvkf_prefect.data.origins import fetch_all
-
-        def rest(others: Sequence[Output]) -> Transfer:
-            return self._move(fetch, others, remote, jobs, progress)
-
-        return fetch_all(self, outputs, remote, rest, jobs=jobs, progress=progress)
-
-    def _elsewhere(self, outputs: Sequence[Output]) -> bool:
-        """Tell whether some outputs may be had from other places than remotes of objects named by digest."""
-        return any(output.origin for output in outputs) or any(
-            options.get("version_aware") or options.get("worktree")
-            for options in self.config.values["remote"].values()
+        return sync.fetch(
+            self,
+            self.select(targets, choice, rev=rev),
+            remote=remote,
+            run_cache=run_cache,
+            jobs=jobs,
+            progress=progress,
         )
 
     def pull(
         self,
         targets: Sequence[str] = (),
         *,
+        choice: Choice | None = None,
         remote: str | None = None,
+        run_cache: bool = False,
         jobs: int | None = None,
         force: bool = False,
         allow_missing: bool = False,
@@ -514,52 +556,104 @@ class Repo:
             TransferError: Some objects are missing or damaged on the remote; all others arrived and were checked out.
             OutputChangedError: Files would be lost; the workspace was not touched.
         """
-        try:
-            fetched = self.fetch(targets, remote=remote, jobs=jobs, progress=progress)
-        except TransferError as error:
-            self._put_pulled(targets, force=force, allow_missing=True, progress=progress)
-            if not allow_missing:
-                raise
-            from dvkf_prefect.data.transfer import Transfer
+        from dvkf_prefect.data import sync
 
-            return Pull(Transfer(error.place), Checkout())
-        changes = self._put_pulled(targets, force=force, allow_missing=allow_missing, progress=progress)
+        failure: TransferError | None = None
+        try:
+            fetched = sync.fetch(
+                self,
+                self.select(targets, choice),
+                remote=remote,
+                run_cache=run_cache,
+                allow_missing=allow_missing,
+                jobs=jobs,
+                progress=progress,
+            )
+        except TransferError as error:
+            # What arrived is put in place before that is told.
+            failure = error
+        changes = self.checkout(
+            targets,
+            choice=choice,
+            force=force,
+            allow_missing=allow_missing or failure is not None,
+            progress=progress,
+        )
+        if failure is not None:
+            raise failure
+        if (self.tmp_dir / "imports.json").exists():
+            # Imports whose content no `.dvc` file records, fetched just now or before.
+            from dvkf_prefect.data.origins import place_imports
+
+            with self.lock():
+                placed = place_imports(
+                    self, self.select(targets, choice).outputs, force=force, progress=progress
+                )
+            changes = replace(changes, added=(*changes.added, *placed))
         return Pull(fetched, changes)
 
-    def _put_pulled(
-        self, targets: Sequence[str], *, force: bool, allow_missing: bool, progress: Progress | None
-    ) -> Checkout:
-        """Check out what was fetched, with imports whose content no `.dvc` file records."""
-        changes = self.checkout(targets, force=force, allow_missing=allow_missing, progress=progress)
-        if not (self.tmp_dir / "imports.json").exists():
-            return changes
-        from dvkf_prefect.data.origins import place_imports
-
-        with self.lock():
-            placed = place_imports(self, self.outputs(targets), force=force, progress=progress)
-        return replace(changes, added=(*changes.added, *placed))
-
-    def _move(
+    def plan(
         self,
-        move: Move,
-        wanted: Sequence[Output],
-        remote: str | None,
-        jobs: int | None,
-        progress: Progress | None,
-    ) -> Transfer:
-        from dvkf_prefect.data.transfer import Transfer
+        direction: Direction,
+        targets: Sequence[str] = (),
+        *,
+        rev: str | None = None,
+        choice: Choice | None = None,
+        remote: str | None = None,
+        run_cache: bool = False,
+        deep: bool = False,
+        jobs: int | None = None,
+    ) -> Plans:
+        """Work out what `push` or `fetch` would move, and change nothing.
 
-        groups: dict[str | None, list[Output]] = {}
-        for output in wanted:
-            groups.setdefault(remote or output.remote, []).append(output)
-        done: Transfer | None = None
-        for name, group in (groups or {remote: []}).items():
-            place = self.remote(name)
-            with self.lock():
-                self.cache.sweep()
-                moved = move(group, self.cache, place, jobs=jobs, progress=progress)
-            done = done + moved if done else moved
-        return done or Transfer(remote or "")
+        Args:
+            direction: ``push`` or ``fetch``.
+            targets: As theirs.
+            rev: As theirs.
+            choice: As theirs.
+            remote: As theirs.
+            run_cache: As theirs.
+            deep: As of `push`.
+            jobs: How many requests at once.
+
+        Raises:
+            OutputNotFoundError: A target is not tracked.
+            RemoteError: The remote cannot be used.
+        """
+        from dvkf_prefect.data import sync
+
+        selection = self.select(targets, choice, rev=rev)
+        return sync.plan(self, direction, selection, remote=remote, run_cache=run_cache, deep=deep, jobs=jobs)
+
+    def cloud_status(
+        self,
+        targets: Sequence[str] = (),
+        *,
+        choice: Choice | None = None,
+        remote: str | None = None,
+        deep: bool = False,
+        jobs: int | None = None,
+    ) -> dict[str, str]:
+        """Compare the cache with the remotes that outputs go to.
+
+        Args:
+            targets: As of `push`.
+            choice: As of `push`.
+            remote: As of `push`.
+            deep: Look at the files behind manifests that are on the remote too.
+            jobs: How many requests at once.
+
+        Returns:
+            For each path that is not on both: ``new`` (only in the cache), ``deleted`` (only on the remote) or
+            ``missing`` (on neither).
+
+        Raises:
+            OutputNotFoundError: A target is not tracked.
+            RemoteError: A remote cannot be used.
+        """
+        from dvkf_prefect.data import sync
+
+        return sync.status(self, self.select(targets, choice), remote=remote, deep=deep, jobs=jobs)
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
