@@ -18,7 +18,7 @@ from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored, make_folders, object_key
 from dvkf_prefect.data.tree import Tree
-from dvkf_prefect.errors import ObjectError, OutputError, OutputNotFoundError
+from dvkf_prefect.errors import CorruptObjectError, ObjectError, OutputError, OutputNotFoundError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
@@ -72,10 +72,19 @@ def get(
             url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=scratch / "cache"
         ) as source,
     ):
-        cache = source.cache if source.at else BorrowedCache(scratch / "cache", source.cache.root)
-        content = contents.bring(source, path, cache, jobs=jobs, progress=progress)
-        _export(cache, content.stored, content.tree, content.hash_name, scratch / "out")
-        _replace(scratch / "out", dest, scratch)
+        borrowed = source.cache if source.at else BorrowedCache(scratch / "cache", source.cache.root)
+
+        def export(cache: Cache, out: Path) -> Path:
+            content = contents.bring(source, path, cache, jobs=jobs, progress=progress)
+            _export(cache, content.stored, content.tree, content.hash_name, out)
+            return out
+
+        try:
+            new = export(borrowed, scratch / "out")
+        except CorruptObjectError:
+            # Objects that are copied first are verified, and a damaged one is had from the next place.
+            new = export(Cache(scratch / "own"), scratch / "again")
+        _replace(new, dest, scratch)
     return dest
 
 

@@ -25,6 +25,7 @@ from dvkf_prefect.data.workspace import Found, starting
 from dvkf_prefect.errors import (
     ConfigError,
     GitError,
+    NotARepositoryError,
     OutputChangedError,
     OutputNotFoundError,
     RemoteError,
@@ -165,7 +166,7 @@ def fetch_imports(
             _fetch_group(repo, group, cache, jobs, progress, arrived, failures)
         except TransferError as error:
             failures.update({output.path: "; ".join(error.failures.values()) for output, _ in group})
-        except (GitError, OutputNotFoundError, RemoteError, ConfigError) as error:
+        except (GitError, NotARepositoryError, OutputNotFoundError, RemoteError, ConfigError) as error:
             failures.update({output.path: str(error) for output, _ in group})
     if failures:
         raise TransferError("where it was imported from", failures)
