@@ -579,8 +579,6 @@ class Repo:
             allow_missing=allow_missing or failure is not None,
             progress=progress,
         )
-        if failure is not None:
-            raise failure
         if (self.tmp_dir / "imports.json").exists():
             # Imports whose content no `.dvc` file records, fetched just now or before.
             from dvkf_prefect.data.origins import place_imports
@@ -590,6 +588,8 @@ class Repo:
                     self, self.select(targets, choice).outputs, force=force, progress=progress
                 )
             changes = replace(changes, added=(*changes.added, *placed))
+        if failure is not None:
+            raise failure
         return Pull(fetched, changes)
 
     def plan(

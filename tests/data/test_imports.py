@@ -45,7 +45,7 @@ def lay(root: Path, files: dict[str, str]) -> None:
 def make(root: Path, remote: str | None = None) -> Repo:
     root.mkdir(parents=True)
     git(root, "init", "-q")
-    repo = Repo.init(root)
+    Repo.init(root)
     if remote:
         # As dvc stores it, from the `.dvc` folder.
         text = f"[core]\n    remote = store\n['remote \"store\"']\n    url = ../{remote}\n"

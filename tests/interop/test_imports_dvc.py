@@ -321,9 +321,7 @@ def test_import_from_s3_and_by_version(buckets: str, pair: tuple[Path, Path]) ->
         for entry in entries
         if "changed deps" in entry
     }
-    assert (
-        changed_sources(repo, repo.outputs()) == said == {"vd.dvc": {"remote://bucket/d": "modified"}}
-    )
+    assert changed_sources(repo, repo.outputs()) == said == {"vd.dvc": {"remote://bucket/d": "modified"}}
     # The version that was imported is still to be had.
     shutil.rmtree(repo.cache.root)
     shutil.rmtree(ours / "vd")
