@@ -22,6 +22,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,7 +40,7 @@ from dvkf_prefect.data.inventory import (
 from dvkf_prefect.data.manifests import Manifest, Manifests, distinct
 from dvkf_prefect.data.ownership import Notes, Told, has_own_cache, named_keys, run_keys, unknown
 from dvkf_prefect.data.store import LEGACY, MD5
-from dvkf_prefect.data.tree import Tree, is_tree
+from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import ConfigError, DvkfError, MissingObjectError, ParseError, RemoteError
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ GRACE = 3600.0
 """Seconds for which an object of a place that others write to stays, whoever uses it."""
 _SHOWN = 5
 _BATCH = 1000
+_JOBS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,7 @@ def collect_garbage(
         if not dry_run:
             repo.cache.sweep()
             for place in places:
-                _remove(place, repo)
+                _remove(place, repo, jobs)
         removed = tuple(row for place in places for row in _report(place, dry_run))
         return GarbageCollection(removed, dry_run, tuple(used.skipped))
 
@@ -429,7 +431,7 @@ def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: N
     place.proven = not foreign
     if place.proven:
         return
-    trees = sum(1 for key in foreign if key.endswith(".dir"))
+    trees = sum(1 for key in foreign if key.endswith(SUFFIX))
     examples = ", ".join(identity(key)[0] for key in sorted(foreign, key=_manifests_first)[:3])
     examples += ", …" if len(foreign) > 3 else ""
     raise RemoteError(
@@ -442,19 +444,24 @@ def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: N
 
 
 def _manifests_first(key: str) -> tuple[bool, str]:
-    return not key.endswith(".dir"), key
+    return not key.endswith(SUFFIX), key
 
 
-def _remove(place: _Place, repo: Repo) -> None:
+def _remove(place: _Place, repo: Repo, jobs: int | None) -> None:
+    """Remove what was chosen: manifests first, for one that outlives its files would vouch for them."""
     if not place.sizes:
         return
     notes = Notes(repo, place.remote.url) if place.remote else None
     noted = notes.read() if notes else set()
     if notes:
         notes.write({*place.sizes, *noted, *(place.young if place.proven else ())})
-    order = sorted(place.sizes, key=_manifests_first)
-    for start in range(0, len(order), _BATCH):
-        place.inventory.delete(order[start : start + _BATCH])
+    order = sorted(place.sizes)
+    with ThreadPoolExecutor(jobs or _JOBS, thread_name_prefix="dvkf-gc") as pool:
+        for trees in (True, False):
+            keys = [key for key in order if key.endswith(SUFFIX) == trees]
+            batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
+            for _ in pool.map(place.inventory.delete, batches):
+                pass
     if notes:
         # What stays for its age is known to be ours, also when its manifest is gone.
         notes.write(place.young if place.proven else place.young & noted)
