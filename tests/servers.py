@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import getpass
 import http.server
+import io
 import json
 import os
 import random
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+import wsgiref.simple_server
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,5 +330,111 @@ def web_server() -> Iterator[WebServer]:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield WebServer(f"http://127.0.0.1:{server.server_address[1]}", handler)
+        server.shutdown()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class SshServer:
+    """An OpenSSH server that lets this user in with one key."""
+
+    port: int
+    user: str
+    key: Path
+    host_key: str
+
+    def options(self) -> dict[str, str]:
+        """What DVC's configuration of a remote on this server says."""
+        return {"user": self.user, "port": str(self.port), "keyfile": str(self.key), "allow_agent": "false"}
+
+    def trust(self) -> None:
+        """Write the host's key to the known hosts of the home that is now."""
+        known = Path(os.environ["HOME"], ".ssh/known_hosts")
+        known.parent.mkdir(mode=0o700, exist_ok=True)
+        known.write_text(f"[127.0.0.1]:{self.port} {self.host_key}\n")
+
+
+def sshd_command() -> str | None:
+    """Where OpenSSH's server is: not always on the path."""
+    return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+
+
+@contextlib.contextmanager
+def ssh_server(folder: Path, *, timeout: float = 30) -> Iterator[SshServer]:
+    """Run sshd on a free port with keys and a configuration of its own, until the context ends."""
+    command = sshd_command()
+    if command is None:
+        raise RuntimeError("no `sshd`: install openssh-server")
+    for name in ("host", "user"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)]
+        subprocess.run(make, check=True)
+    shutil.copy(folder / "user.pub", folder / "authorized")
+    if os.geteuid() == 0:
+        # Where the server locks up its own children; Debian's unit makes it at boot.
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    port, *_ = free_ports(1)
+    (folder / "config").write_text(
+        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        f"PidFile {folder}/pid\nSubsystem sftp internal-sftp\nStrictModes no\nPermitRootLogin yes\nUsePAM no\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitUserRC no\nPrintMotd no\n"
+        # A storage takes ten sessions of a connection, and the tests make many connections at once.
+        "MaxSessions 64\nMaxStartups 100\n"
+    )
+    log_path = folder / "log"
+    line = ["sh", "-c", _LEASH, "sh", command, "-D", "-e", "-f", str(folder / "config")]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"sshd did not start: {log_path.read_text()[-2000:]}") from error
+                time.sleep(0.05)
+        host_key = " ".join((folder / "host.pub").read_text().split()[:2])
+        yield SshServer(port, getpass.getuser(), folder / "user", host_key)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def webdav_server(folder: Path) -> Iterator[str]:
+    """Serve a folder by WebDAV to user ``me`` with password ``hunter22``, and yield its ``webdav://`` url."""
+    from wsgidav.wsgidav_app import WsgiDAVApp
+
+    class Handler(wsgiref.simple_server.WSGIRequestHandler):
+        def log_message(self, *args: object) -> None:
+            return
+
+    class Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+        daemon_threads = True
+
+    users = {"*": {"me": {"password": "hunter22"}}}
+    app = WsgiDAVApp(
+        {
+            "provider_mapping": {"/": str(folder)},
+            "simple_dc": {"user_mapping": users},
+            "http_authenticator": {"accept_basic": True, "accept_digest": False, "default_to_digest": False},
+            "logging": {"enable": False},
+            "verbose": 0,
+        }
+    )
+
+    def bounded(environ: dict[str, Any], start: Any) -> Any:
+        # wsgiref's input does not end where the request does, and WsgiDAV reads to its end.
+        environ["wsgi.input"] = io.BytesIO(
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        )
+        return app(environ, start)
+
+    with wsgiref.simple_server.make_server("127.0.0.1", 0, bounded, Server, Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"webdav://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()

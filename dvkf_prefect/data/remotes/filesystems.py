@@ -142,9 +142,21 @@ class FilesystemStorage(Storage):
             local = os.fspath(source)
         with self._told(f"store '{key}'", None):
             if self._protocol.atomic:
-                self._fs.put_file(local, path, **self._protocol.put)
+                self._put(local, path)
             else:
                 self._put_and_rename(local, path)
+
+    def _put(self, local: str, path: str) -> None:
+        if self._protocol.upload:
+            self._protocol.upload(self._fs, local, path)
+        else:
+            self._fs.put_file(local, path, **self._protocol.put)
+
+    def _move(self, path: str, target: str) -> None:
+        if self._protocol.move:
+            self._protocol.move(self._fs, path, target)
+        else:
+            self._fs.mv(path, target)
 
     def _put_and_rename(self, local: str, path: str) -> None:
         folder = path.rpartition("/")[0]
@@ -153,13 +165,13 @@ class FilesystemStorage(Storage):
             self._fs.makedirs(folder, exist_ok=True)
             self._made.add(folder)
         try:
-            self._fs.put_file(local, temporary, **self._protocol.put)
+            self._put(local, temporary)
             try:
-                self._fs.mv(temporary, path)
+                self._move(temporary, path)
             except FileExistsError:
                 # Filesystems whose rename does not replace.
                 self._fs.rm_file(path)
-                self._fs.mv(temporary, path)
+                self._move(temporary, path)
         except BaseException:
             # What is left has a temporary name; a second failure must not hide the first.
             with contextlib.suppress(Exception):
@@ -169,12 +181,10 @@ class FilesystemStorage(Storage):
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``."""
         prefix = prefix.strip("/")
-        if prefix:
-            check_key(prefix)
         tried = f"list '{prefix}'"
         if not self._protocol.lists:
             raise self._place.failed(tried, "such a server cannot list what it has")
-        start = f"{self._root}/{prefix}" if prefix else self._root
+        start = self._path(prefix) if prefix else self._root
         try:
             with self._told(tried, prefix):
                 found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
@@ -196,7 +206,15 @@ class FilesystemStorage(Storage):
                 self._fs.rm_file(path)
 
     def _path(self, key: str) -> str:
-        return f"{self._root}/{check_key(key)}" if self._root else check_key(key)
+        check_key(key)
+        if any(character in key for character in self._protocol.refuses):
+            raise self._place.failed(
+                f"use the name '{key}'",
+                f"names with any of {' '.join(self._protocol.refuses)} are not served",
+            )
+        if self._protocol.escapes:
+            key = key.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+        return f"{self._root}/{key}" if self._root else key
 
     @contextlib.contextmanager
     def _told(self, tried: str, key: str | None) -> Iterator[None]:
@@ -213,7 +231,7 @@ class FilesystemStorage(Storage):
         names = {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
         text = " ".join(str(item) for item in _chain(error))
         detail = " ".join(str(error).split()) or type(error).__name__
-        status = getattr(error, "status", None) or getattr(error, "status_code", None)
+        status = next((found for item in _chain(error) if (found := _status_of(item))), None)
         credentials = self._protocol.credentials
         if "NoSuchBucket" in text or "bucket does not exist" in text:
             return self._place.failed(
@@ -233,6 +251,16 @@ class FilesystemStorage(Storage):
         if isinstance(error, OSError):
             return self._place.local(error, tried, key, credentials)
         return self._place.failed(tried, f"{type(error).__name__}: {detail}")
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error of any of the libraries carries."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int):
+                return int(status)
+    return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -35,8 +35,12 @@ class Protocol:
         atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
         lists: Whether it can list.
         put: Arguments of ``put_file``.
+        upload: What sends a local file to a path whose folder is there, instead of ``put_file``.
+        move: What renames a file onto another, instead of ``mv``.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read one from elsewhere.
+        escapes: Whether its paths are of urls, where ``?``, ``#`` and ``%`` have to be escaped.
+        refuses: Characters that it would get wrong in a key.
         credentials: How messages call them.
         secrets: Found on the way, beyond those of the options.
     """
@@ -49,8 +53,12 @@ class Protocol:
     atomic: bool = False
     lists: bool = True
     put: dict[str, Any] = field(default_factory=dict)
+    upload: Callable[[Any, str, str], None] | None = None
+    move: Callable[[Any, str, str], None] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
+    escapes: bool = False
+    refuses: str = ""
     credentials: str = "the credentials of the remote's options"
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -260,6 +268,7 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
         put={"method": str(options.get("method", "post"))},
         # One request for the whole file, not one a block.
         open={"block_size": 0},
+        escapes=True,
         credentials=f"auth = {auth}" if auth else "no credentials",
         secrets=(str(password),) if password else (),
     )
@@ -275,7 +284,8 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
     if options.get("bearer_token_command"):
         token = _run_for_token(str(options["bearer_token_command"]), place)
     arguments: dict[str, Any] = {
-        "base_url": f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/"),
+        # Of the server alone: the root may have to be made.
+        "base_url": f"{scheme}://{parts.netloc.rpartition('@')[2]}",
         "timeout": options.get("timeout", _TIMEOUT),
         "verify": options.get("ssl_verify", True),
         "skip_instance_cache": True,
@@ -293,10 +303,24 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "webdav4.fsspec",
         "WebdavFileSystem",
         "webdav4[fsspec]",
-        "",
+        unquote(parts.path).strip("/"),
         arguments,
+        # webdav4 escapes them in some requests and not in others.
+        refuses="?#%",
+        upload=_webdav_upload,
+        move=_webdav_move,
         secrets=tuple(str(s) for s in (password, token) if s),
     )
+
+
+def _webdav_upload(fs: Any, local: str, path: str) -> None:
+    # ``put_file`` asks three times for the folder first.
+    fs.client.upload_file(local, path, overwrite=True)
+
+
+def _webdav_move(fs: Any, path: str, target: str) -> None:
+    # ``mv`` copies and deletes, and a reader would see a part of the copy.
+    fs.client.move(path, target, overwrite=True)
 
 
 def _hdfs(parts: SplitResult, options: Options, place: Place) -> Protocol:

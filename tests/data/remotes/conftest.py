@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from servers import S3Server, WebServer, web_server
+from servers import S3Server, SshServer, WebServer, ssh_server, sshd_command, web_server, webdav_server
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,27 @@ def bucket(s3: S3Server) -> str:
 def web() -> Iterator[WebServer]:
     with web_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    pytest.importorskip("sshfs")
+    if sshd_command() is None:
+        pytest.skip("no sshd: install openssh-server")
+    with ssh_server(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def ssh(sshd: SshServer) -> SshServer:
+    """An ssh server whose key this test's home knows."""
+    sshd.trust()
+    return sshd
+
+
+@pytest.fixture(scope="session")
+def webdav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    for package in ("webdav4", "wsgidav"):
+        pytest.importorskip(package)
+    with webdav_server(tmp_path_factory.mktemp("webdav")) as url:
+        yield url

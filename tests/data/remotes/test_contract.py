@@ -18,6 +18,7 @@ BACKENDS = [
     "s3 by s3fs",
     "file by fsspec",
     "memory by fsspec",
+    "ssh",
 ]
 
 
@@ -29,6 +30,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         url = f"{request.getfixturevalue('bucket')}/{unique}/a prefix"
         options = request.getfixturevalue("s3").options()
         return open_storage(url, options, backend="fsspec" if kind == "s3 by s3fs" else None)
+    if kind == "ssh":
+        return open_storage(f"ssh://127.0.0.1{tmp_path}/store", request.getfixturevalue("ssh").options())
     return {
         "folder": lambda: open_storage(f"{tmp_path}/store"),
         "file url": lambda: open_storage(f"file://{tmp_path}/a%20store"),
