@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
 from dvkf_prefect.errors import OutputError
 
@@ -105,6 +106,13 @@ def status_arguments(parser: Parser) -> None:
     parser.add_argument("-c", "--cloud", action="store_true", help="compare the cache with the remote")
     parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to compare with")
     parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="requests at once")
+    history_arguments(parser)
+    choice_arguments(parser)
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="with --cloud: look at every file of directories that the remote has too",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -116,6 +124,13 @@ def status(args: argparse.Namespace) -> int:
     targets = targets_of(repo, args.targets)
     if args.cloud or args.remote:
         return _cloud_status(repo, targets, args)
+    choice = choice_of(args)
+    if choice.history or args.jobs or args.deep:
+        raise OutputError(
+            "--all-branches, --all-tags, --all-commits, --jobs and --deep are about a remote; pass --cloud too"
+        )
+    if targets and (choice.with_deps or choice.recursive):
+        targets = list(dict.fromkeys(output.path for output in repo.select(targets, choice).outputs))
     data = repo.status(targets)
     report = {}
     if repo.files().find():
@@ -156,9 +171,9 @@ def status(args: argparse.Namespace) -> int:
 def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
     import json
 
-    from dvkf_prefect.data.transfer import cloud_status
-
-    states = cloud_status(repo.outputs(targets), repo.cache, repo.remote(args.remote), jobs=args.jobs)
+    states = repo.cloud_status(
+        targets, choice=choice_of(args), remote=args.remote, deep=args.deep, jobs=args.jobs
+    )
     if args.quiet:
         return 1 if states else 0
     if args.json:
@@ -184,6 +199,7 @@ def checkout_arguments(parser: Parser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
     parser.add_argument("--allow-missing", action="store_true", help="pass over what the cache does not hold")
     parser.add_argument("--summary", action="store_true", help="only count the changes")
+    choice_arguments(parser)
 
 
 def checkout(args: argparse.Namespace) -> int:
@@ -191,6 +207,7 @@ def checkout(args: argparse.Namespace) -> int:
     repo = open_repo()
     changes = repo.checkout(
         targets_of(repo, args.targets),
+        choice=choice_of(args),
         force=args.force,
         allow_missing=args.allow_missing,
         progress=progress_bar(args.quiet),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
 from dvkf_prefect.cli.data import print_checkout
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.sync import Plans
     from dvkf_prefect.data.transfer import Transfer
 
 
@@ -21,41 +22,126 @@ def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> Non
         print("Everything is up to date.")
 
 
-def push_arguments(parser: Parser) -> None:
-    """Describe ``dvkf push``."""
-    parser.add_argument("targets", nargs="*", metavar="TARGET")
+def _print_plans(plans: Plans, quiet: bool) -> int:
+    if not quiet:
+        print(plans)
+    return 0
+
+
+def _arguments(parser: Parser) -> None:
+    """Describe what push, fetch and pull have in common."""
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="outputs, paths inside them, .dvc files, dvc.yaml files or stages; none for all",
+    )
     parser.add_argument("-r", "--remote", metavar="<name>", help="the remote; otherwise the default one")
     parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="transfers at once")
+    history_arguments(parser)
+    choice_arguments(parser)
+    parser.add_argument(
+        "--run-cache",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="also what runs of stages wrote before",
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="only say what would be moved, from where, and how much it is"
+    )
+
+
+def push_arguments(parser: Parser) -> None:
+    """Describe ``dvkf push``."""
+    _arguments(parser)
+    parser.add_argument(
+        "--glob", action="store_true", help="targets are patterns: * in a name, ** across folders"
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="look at every file of directories that the remote has too, and send what is missing",
+    )
 
 
 def push(args: argparse.Namespace) -> int:
     """Run ``dvkf push``."""
     repo = open_repo()
-    return _move(args, repo, repo.push, "pushed")
+    targets = targets_of(repo, args.targets)
+    choice = choice_of(args)
+    if args.dry:
+        plans = repo.plan(
+            "push",
+            targets,
+            choice=choice,
+            remote=args.remote,
+            run_cache=args.run_cache,
+            deep=args.deep,
+            jobs=args.jobs,
+        )
+        return _print_plans(plans, args.quiet)
+    moved = repo.push(
+        targets,
+        choice=choice,
+        remote=args.remote,
+        run_cache=args.run_cache,
+        deep=args.deep,
+        jobs=args.jobs,
+        progress=progress_bar(args.quiet),
+    )
+    if not args.quiet:
+        _print_transfer(moved, "pushed")
+    return 0
 
 
 def fetch_arguments(parser: Parser) -> None:
     """Describe ``dvkf fetch``."""
-    push_arguments(parser)
+    _arguments(parser)
+    parser.add_argument(
+        "--max-size", type=int, metavar="<bytes>", help="only outputs that are smaller than this"
+    )
+    parser.add_argument(
+        "--type",
+        dest="types",
+        action="append",
+        default=[],
+        choices=["metrics", "plots"],
+        help="only outputs of this kind; may be given twice",
+    )
 
 
 def fetch(args: argparse.Namespace) -> int:
     """Run ``dvkf fetch``."""
     repo = open_repo()
-    return _move(args, repo, repo.fetch, "fetched")
-
-
-def _move(args: argparse.Namespace, repo: Repo, move: Callable[..., Transfer], word: str) -> int:
     targets = targets_of(repo, args.targets)
-    moved = move(targets, remote=args.remote, jobs=args.jobs, progress=progress_bar(args.quiet))
+    if args.dry:
+        return _plan_fetch(repo, targets, args)
+    moved = repo.fetch(
+        targets,
+        choice=choice_of(args),
+        remote=args.remote,
+        run_cache=args.run_cache,
+        jobs=args.jobs,
+        progress=progress_bar(args.quiet),
+    )
     if not args.quiet:
-        _print_transfer(moved, word)
+        _print_transfer(moved, "fetched")
     return 0
+
+
+def _plan_fetch(repo: Repo, targets: list[str], args: argparse.Namespace) -> int:
+    plans = repo.plan(
+        "fetch", targets, choice=choice_of(args), remote=args.remote, run_cache=args.run_cache, jobs=args.jobs
+    )
+    return _print_plans(plans, args.quiet)
 
 
 def pull_arguments(parser: Parser) -> None:
     """Describe ``dvkf pull``."""
-    push_arguments(parser)
+    _arguments(parser)
+    parser.add_argument(
+        "--glob", action="store_true", help="targets are patterns: * in a name, ** across folders"
+    )
     parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
     parser.add_argument("--allow-missing", action="store_true", help="pass over what is not on the remote")
 
@@ -63,9 +149,14 @@ def pull_arguments(parser: Parser) -> None:
 def pull(args: argparse.Namespace) -> int:
     """Run ``dvkf pull``."""
     repo = open_repo()
+    targets = targets_of(repo, args.targets)
+    if args.dry:
+        return _plan_fetch(repo, targets, args)
     pulled = repo.pull(
-        targets_of(repo, args.targets),
+        targets,
+        choice=choice_of(args),
         remote=args.remote,
+        run_cache=args.run_cache,
         jobs=args.jobs,
         force=args.force,
         allow_missing=args.allow_missing,

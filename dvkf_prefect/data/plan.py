@@ -321,9 +321,11 @@ def plan_push(
         partial: set[str] = set()
         unread: dict[str, DvkfError | str] = {}
         for digest in sorted(batch.trees):
-            if digest not in away and not deep:
-                continue
             root = batch.trees[digest]
+            if digest not in away and not deep:
+                if root.inside and cache.exists(digest, batch.hash_name):
+                    found.choose(root, cache.read_tree(digest, batch.hash_name))
+                continue
             try:
                 tree = _tree_of(plan, batch, digest, on_remote=digest not in away)
             except DvkfError as error:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 
 class Bar:
-    """Shows a transfer on standard error: files, bytes and the time left; gone when it is done."""
+    """Shows a transfer on standard error: objects, bytes and the time left; gone when it is done."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
@@ -19,11 +19,12 @@ class Bar:
 
         Args:
             label: What is done.
-            files: Number of files to come; 0 when it is not known.
-            size: Bytes to come; 0 when it is not known.
+            files: Number of objects to come; 0 when it is not known.
+            size: Bytes to come, or about so many; 0 when it is not known.
         """
         self.finish()
-        self._files = 0
+        self._files = self._size = 0
+        self._total, self._expected = files, size
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,8 +34,6 @@ class Bar:
             console=Console(file=sys.stderr),
             transient=True,
         )
-        self._total = files
-        self._by_size = size > 0
         self._task = self._progress.add_task(label, total=size or None, done=f"0/{files}" if files else "0")
         self._progress.start()
 
@@ -42,8 +41,14 @@ class Bar:
         """Move the bar on."""
         if self._progress:
             self._files += files
+            self._size += size
             done = f"{self._files}/{self._total}" if self._total else str(self._files)
-            self._progress.update(self._task, advance=size, done=done)
+            total: float | None = self._expected or None
+            if self._total and self._files:
+                # Without a size, or past a guessed one, what came so far tells how much is to come.
+                guess = self._size * self._total / self._files
+                total = guess if total is None or self._size > total else total
+            self._progress.update(self._task, completed=self._size, total=total, done=done)
 
     def finish(self) -> None:
         """Take the bar away."""

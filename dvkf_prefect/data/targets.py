@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import importlib
+import logging
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # What a pipeline's stages read is known to a layer above this one, loaded when it is asked for (as `outputs.READERS`).
 _STAGES = "dvkf_prefect.pipeline.stages"
 _KINDS = {"metrics": "metric", "plots": "plot"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,10 @@ def select(
             all_commits=choice.all_commits,
         )
         picker.look_back(commits)
-    return picker.picked()
+    selection = picker.picked()
+    for reason in selection.skipped:
+        _log.warning("passed over, since it cannot be read: %s", reason)
+    return selection
 
 
 class _Picker:
@@ -191,7 +196,7 @@ class _Picker:
             if (self._repo.root / target).is_dir() and not self._choice.recursive:
                 hint = "; for all that is described in that folder pass --recursive"
             raise OutputNotFoundError(
-                f"'{target}' is not an output, a .dvc file or a stage of {where}, nor in an output{hint}"
+                f"'{target or '.'}' is not an output, a .dvc file or a stage of {where}, nor in an output{hint}"
             )
         ordered = sorted(self._outputs.values(), key=lambda output: output.path)
         parts = {path: tuple(inside) for path, inside in self._parts.items() if path not in self._whole}
