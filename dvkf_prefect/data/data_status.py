@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data.diff import Selection, State, difference, folders_of, shown, state_of
+from dvkf_prefect.data.diff import PathFilter, State, difference, folders_of, shown, state_of
 from dvkf_prefect.data.digest import digest_bytes, write_atomic
 from dvkf_prefect.data.members import Members
 from dvkf_prefect.data.outputs import Output
@@ -115,7 +115,7 @@ def data_status(
 ) -> DataStatus:
     """Do `Repo.data_status`."""
     members = Members(repo)
-    wanted = Selection(targets)
+    wanted = PathFilter(targets)
     recorded = wanted.of(repo.outputs())
     present: list[tuple[Output, str]] = []
     for output in recorded:
@@ -186,7 +186,7 @@ def _not_in_remote(
     repo: Repo,
     recorded: Sequence[Output],
     members: Members,
-    wanted: Selection,
+    wanted: PathFilter,
     *,
     granular: bool,
     remote: str | None,

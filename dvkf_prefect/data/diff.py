@@ -114,7 +114,7 @@ def unmarked(digest: str) -> str:
     return digest.removeprefix(_LEGACY)
 
 
-class Selection:
+class PathFilter:
     """The paths that are asked about: targets, and what lies in them; everything without targets.
 
     Args:
@@ -159,7 +159,7 @@ def _in(path: str, target: str) -> bool:
 def state_of(
     members: Members,
     outputs: Iterable[tuple[Output, str | None]],
-    selection: Selection,
+    selection: PathFilter,
     *,
     granular: bool = True,
 ) -> State:
@@ -262,7 +262,7 @@ def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> 
     """Do `Repo.diff`."""
     if repo.git and repo.git.head() is None:
         return Diff(a, b)
-    selection = Selection(targets)
+    selection = PathFilter(targets)
     older = selection.of(repo.outputs(rev=a))
     newer = selection.of(repo.outputs(rev=b))
     if lost := selection.lost():

@@ -1,0 +1,378 @@
+"""Commands that look at a repository and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import posixpath
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
+from dvkf_prefect.cli.tables import natural_size, plain_table
+from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, RemoteNotFoundError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.browse import Listed, Node
+    from dvkf_prefect.data.data_status import DataStatus
+    from dvkf_prefect.data.external import ExternalRepo
+    from dvkf_prefect.data.repo import Repo
+
+_TITLES = {
+    "not_in_cache": ("Not in cache", 'use "dvkf fetch <file>..." to download files'),
+    "not_in_remote": ("Not in remote", 'use "dvkf push <file>..." to upload files'),
+    "committed": (
+        "DVC committed changes",
+        "git commit the corresponding dvc files to update the repo",
+    ),
+    "uncommitted": (
+        "DVC uncommitted changes",
+        'use "dvkf commit <file>..." to track changes',
+        'use "dvkf checkout <file>..." to discard changes',
+    ),
+    "untracked": (
+        "Untracked files",
+        'use "git add <file> ..." or "dvkf add <file>..." to commit to git or to dvc',
+    ),
+    "unchanged": ("DVC unchanged files",),
+}
+
+
+def data_arguments(parser: Parser) -> None:
+    """Describe ``dvkf data``."""
+    commands = parser.commands(
+        status=(
+            data_status,
+            "Show what changed: since the last commit, in the workspace, in cache and remote.",
+        )
+    )
+    status = commands["status"]
+    status.add_argument("targets", nargs="*", metavar="TARGET", help="only these paths")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument("--granular", action="store_true", help="file by file, in directories too")
+    status.add_argument("--unchanged", action="store_true", help="with what did not change")
+    status.add_argument(
+        "--untracked-files",
+        choices=["no", "all"],
+        default="no",
+        const="all",
+        nargs="?",
+        help="with files that neither git nor anybody tracks",
+    )
+    status.add_argument("-r", "--remote", metavar="<name>", help="the remote of --not-in-remote")
+    status.add_argument("--not-in-remote", action="store_true", help="with what is not on the remote")
+    status.add_argument(
+        "--no-remote-refresh",
+        dest="remote_refresh",
+        action="store_false",
+        help="go by what was found on the remote the last time",
+    )
+
+
+def data_status(args: argparse.Namespace) -> int:
+    """Run ``dvkf data status``."""
+    repo = open_repo()
+    try:
+        found = repo.data_status(
+            targets_of(repo, args.targets),
+            granular=args.granular,
+            untracked=args.untracked_files == "all",
+            not_in_remote=args.not_in_remote,
+            remote=args.remote,
+            remote_refresh=args.remote_refresh,
+        )
+    except RemoteNotFoundError as error:
+        raise ConfigError(str(error)) from None
+    if args.quiet:
+        return 1 if found else 0
+    groups = found.as_dict(unchanged=args.unchanged)
+    if "untracked" in groups:
+        groups["untracked"] = [os.path.relpath(repo.root / path) for path in groups["untracked"]]
+    if args.json:
+        print(json.dumps(groups))
+    else:
+        _print_data_status(found, groups)
+    return 0
+
+
+def _print_data_status(found: DataStatus, groups: dict[str, object]) -> None:
+    if not groups:
+        print(f"No changes{' in an empty git repo' if found.git_empty else ''}.")
+    for number, (name, group) in enumerate(groups.items()):
+        title, *hints = _TITLES[name]
+        print(f"{chr(10) if number else ''}{title}:")
+        for hint in hints:
+            print(f"  ({hint})")
+        for item in _items(group):
+            print(f"        {item}")
+    if found.git_dirty:
+        print(f'(there are {"other " if groups else ""}changes not tracked by dvc, use "git status" to see)')
+
+
+def _items(group: object) -> Iterable[str]:
+    if isinstance(group, dict):
+        for state, paths in group.items():
+            for path in paths:
+                yield f"{state}: {' -> '.join(path.values()) if isinstance(path, dict) else path}"
+    elif isinstance(group, list):
+        yield from group
+
+
+# -- what there is -----------------------------------------------------------------------------------------------------
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, not '{text}'")
+    return name, value
+
+
+def _source_arguments(parser: Parser) -> None:
+    parser.add_argument("url", help="the repository: a folder or a git url")
+    parser.add_argument("path", nargs="?", help="a file or folder in it")
+    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="a git revision")
+    parser.add_argument("--config", help="a configuration file over the repository's own")
+    parser.add_argument("--remote", help="the repository's remote to ask")
+    parser.add_argument(
+        "--remote-config", nargs="*", type=_pair, metavar="NAME=VALUE", help="options over that remote's"
+    )
+
+
+@contextmanager
+def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str]]:
+    """Open the repository that is asked about; yield it and the path in it."""
+    from dvkf_prefect.data.external import open_external
+
+    config = dict(args.remote_config or ()) or None
+    with open_external(
+        args.url, args.rev, remote=args.remote, remote_config=config, config=args.config
+    ) as repo:
+        path = args.path or ""
+        here = os.path.realpath(os.getcwd())
+        if path and args.rev is None and posixpath.commonpath([here, repo.root]) == str(repo.root):
+            path = os.path.join(here, path)
+        yield repo, repo.relpath(path) if path else ""
+
+
+def list_files_arguments(parser: Parser) -> None:
+    """Describe ``dvkf list``."""
+    _source_arguments(parser)
+    parser.add_argument("-R", "--recursive", action="store_true", help="the files in folders too")
+    parser.add_argument("-T", "--tree", action="store_true", help="as a tree")
+    parser.add_argument("-L", "--level", type=int, metavar="<depth>", help="only so many levels")
+    parser.add_argument("--dvc-only", action="store_true", help="only tracked data")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--size", action="store_true", help="with sizes")
+    parser.add_argument("--show-hash", action="store_true", help="with digests")
+
+
+def list_files(args: argparse.Namespace) -> int:
+    """Run ``dvkf list``."""
+    from dvkf_prefect.data.browse import list_files, tree_of
+
+    if args.tree and args.json:
+        raise DvkfError("--tree and --json do not go together")
+    if args.level is not None and args.level < 0:
+        raise ConfigError("--level is at least 0")
+    try:
+        with _source(args) as (repo, path):
+            if args.tree:
+                top = tree_of(repo, path, tracked_only=args.dvc_only, depth=args.level)
+                rows = list(_tree_rows(top))
+            else:
+                entries = list_files(
+                    repo, path, recursive=args.recursive, tracked_only=args.dvc_only, depth=args.level
+                )
+                if args.json:
+                    print(json.dumps([entry.as_dict() for entry in entries]))
+                    return 0
+                rows = [(entry, "") for entry in entries]
+    except DvkfError as error:
+        print(f"ERROR: failed to list '{args.url}' - {error}", file=sys.stderr)
+        return 1
+    if args.quiet:
+        return 0
+    show = _Painter()
+    if not (args.size or args.show_hash):
+        # Of very many files, aligning would take longer than listing.
+        if rows:
+            print("\n".join(prefix + show(entry) for entry, prefix in rows))
+        return 0
+    table: list[list[str | None]] = []
+    for entry, prefix in rows:
+        row: list[str | None] = []
+        if args.size:
+            known = entry.size is not None and not (entry.isdir and entry.size <= 0)
+            row.append(natural_size(entry.size or 0) if known else "")
+        if args.show_hash:
+            row.append(entry.digest)
+        table.append([*row, prefix + show(entry)])
+    if table:
+        print(plain_table(table, right=args.size))
+    return 0
+
+
+def _tree_rows(node: Node, prefix: str = "", tail: str = "") -> Iterator[tuple[Listed, str]]:
+    """Yield each entry with what is drawn before its name."""
+    yield node.listed, prefix + tail
+    inner = prefix + {"": "", "├── ": "│   ", "└── ": "    "}[tail]
+    for number, child in enumerate(node.nodes, 1):
+        mark = "└── " if number == len(node.nodes) else "├── "
+        yield from _tree_rows(child, inner, mark)
+
+
+class _Painter:
+    """Colours names for a terminal by LS_COLORS, as DVC does."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, str] = {}
+        if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+            known = os.environ.get("LS_COLORS") or "rs=0:di=01;34:ex=01;32"
+            self._codes = dict(rule.split("=", 1) for rule in known.split(":") if "=" in rule)
+
+    def __call__(self, entry: Listed) -> str:
+        if not self._codes:
+            return entry.path
+        name = entry.path
+        kind = "di" if entry.isdir else "ex" if entry.isexec else "*" + posixpath.splitext(name)[1]
+        if entry.isout and "out" in self._codes:
+            kind = "out"
+        code = self._codes.get(kind)
+        return f"\033[{code}m{name}\033[{self._codes.get('rs', '0')}m" if code else name
+
+
+def du_arguments(parser: Parser) -> None:
+    """Describe ``dvkf du``."""
+    _source_arguments(parser)
+    parser.add_argument("-s", "--summarize", action="store_true", help="only the sum")
+    parser.add_argument("--max-depth", type=positive, default=1, metavar="<number>", help="levels shown")
+
+
+def du(args: argparse.Namespace) -> int:
+    """Run ``dvkf du``."""
+    from dvkf_prefect.data.browse import disk_usage
+
+    with _source(args) as (repo, path):
+        rows = disk_usage(repo, path, summarize=args.summarize, depth=args.max_depth)
+    if not args.quiet:
+        print(plain_table([(natural_size(row.size), row.path) for row in rows]))
+    return 0
+
+
+# -- what is left out --------------------------------------------------------------------------------------------------
+
+
+def check_ignore_arguments(parser: Parser) -> None:
+    """Describe ``dvkf check-ignore``."""
+    parser.add_argument("targets", nargs="*", metavar="PATH")
+    parser.add_argument("-d", "--details", action="store_true", help="with the pattern that decides")
+    parser.add_argument("-a", "--all", action="store_true", help="with every pattern that decides")
+    parser.add_argument(
+        "-n", "--non-matching", action="store_true", help="with paths that no pattern says anything about"
+    )
+    parser.add_argument("--stdin", action="store_true", help="read paths from standard input")
+
+
+def check_ignore(args: argparse.Namespace) -> int:
+    """Run ``dvkf check-ignore``."""
+    for wrong, message in (
+        (not args.stdin and not args.targets, "name paths, or pass --stdin"),
+        (args.stdin and args.targets, "paths and --stdin do not go together"),
+        (args.non_matching and not args.details, "--non-matching goes only with --details"),
+        (args.all and not args.details, "--all goes only with --details"),
+        (args.quiet and args.details, "--details and --quiet do not go together"),
+    ):
+        if wrong:
+            raise DvkfError(message)
+    repo = open_repo()
+    top = str(repo.root) + os.sep
+    code = 1
+    for target in _typed() if args.stdin else args.targets:
+        full = os.path.normpath(os.path.join(os.path.realpath(os.getcwd()), target))
+        path = full.removeprefix(top) if full.startswith(top) else ""
+        verdict = repo.ignore.check(path, folder=os.path.isdir(full))
+        if verdict.rules and (verdict.ignored or args.details):
+            code = 0
+        if args.details:
+            rules = verdict.rules or (("::",) if args.non_matching else ())
+            for rule in rules if args.all else rules[-1:]:
+                print(f"{rule}\t{target}")
+        elif verdict.ignored and not args.quiet:
+            print(target)
+    return code
+
+
+def _typed() -> Iterator[str]:
+    """Yield lines of standard input up to an empty one."""
+    for line in sys.stdin:
+        if not line.rstrip("\n"):
+            return
+        yield line.rstrip("\n")
+
+
+# -- where and with what -----------------------------------------------------------------------------------------------
+
+
+def root_arguments(parser: Parser) -> None:
+    """Describe ``dvkf root``."""
+
+
+def root(args: argparse.Namespace) -> int:
+    """Run ``dvkf root``."""
+    print(os.path.relpath(open_repo().root))
+    return 0
+
+
+def version_arguments(parser: Parser) -> None:
+    """Describe ``dvkf version``."""
+
+
+def version(args: argparse.Namespace) -> int:
+    """Run ``dvkf version``."""
+    from dvkf_prefect import __version__
+    from dvkf_prefect.data.health import about
+
+    repo: Repo | None = None
+    with suppress(NotARepositoryError):
+        repo = open_repo()
+    print(about(repo, version=__version__))
+    return 0
+
+
+def doctor_arguments(parser: Parser) -> None:
+    """Describe ``dvkf doctor``."""
+    parser.add_argument("--no-remote", action="store_true", help="do not ask the default remote")
+    parser.add_argument("--json", action="store_true", help="only the checks, as JSON")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Run ``dvkf doctor``."""
+    from dataclasses import asdict
+
+    from dvkf_prefect import __version__
+    from dvkf_prefect.data.health import Check, about, check_health
+
+    repo: Repo | None = None
+    checks: list[Check] = []
+    try:
+        repo = open_repo()
+        checks = check_health(repo, remote=not args.no_remote)
+    except NotARepositoryError:
+        pass
+    except ConfigError as error:
+        # What is wrong with the settings is what the doctor is asked about.
+        checks = [Check("settings", "fail", str(error), "correct the file")]
+    if args.json:
+        print(json.dumps([asdict(check) for check in checks]))
+    elif not args.quiet:
+        if repo is not None or not checks:
+            print(about(repo, version=__version__))
+        if checks:
+            print("\nChecks:")
+        for check in checks:
+            print(f"\t{check}")
+    return 1 if any(check.state == "fail" for check in checks) else 0
