@@ -6,14 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
-from dvkf_prefect.errors import OutputError
+from dvkf_prefect.errors import DvkfError, OutputError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.checkout import Checkout
+    from dvkf_prefect.data.diff import DiffEntry
     from dvkf_prefect.data.repo import Repo
 
 
@@ -113,15 +114,28 @@ def status_arguments(parser: Parser) -> None:
         action="store_true",
         help="with --cloud: look at every file of directories that the remote has too",
     )
+    parser.add_argument(
+        "--no-updates",
+        dest="check_updates",
+        action="store_false",
+        help="do not ask where imports come from whether they changed",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def status(args: argparse.Namespace) -> int:
     """Run ``dvkf status``."""
+    repo = open_repo()
+    try:
+        return _status(repo, targets_of(repo, args.targets), args)
+    except DvkfError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return 1
+
+
+def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
     import json
 
-    repo = open_repo()
-    targets = targets_of(repo, args.targets)
     if args.cloud or args.remote:
         return _cloud_status(repo, targets, args)
     choice = choice_of(args)
@@ -129,27 +143,73 @@ def status(args: argparse.Namespace) -> int:
         raise OutputError(
             "--all-branches, --all-tags, --all-commits, --jobs and --deep are about a remote; pass --cloud too"
         )
+    tracked = repo.outputs()
     if targets and (choice.with_deps or choice.recursive):
         targets = list(dict.fromkeys(output.path for output in repo.select(targets, choice).outputs))
+        if not targets:
+            print("Data and pipelines are up to date.")
+            return 0
+    # Of a path inside an output, the state of the whole output is shown.
+    targets = [next((o.path for o in tracked if t.startswith(o.path + "/")), t) for t in targets]
     data = repo.status(targets)
-    report = {}
-    if repo.files().find():
+    files = repo.files().find()
+    report: dict[str, list[Any]] = {}
+    if files:
         from dvkf_prefect.pipeline.why import status_report
 
-        report = status_report(repo, data, targets)
+        report = _from_here(repo, status_report(repo, data, targets))
+    imported = [
+        output
+        for output in repo.outputs(targets)
+        if (origin := output.origin) and (args.check_updates or not (origin.repo or origin.frozen))
+    ]
+    if imported:
+        from dvkf_prefect.data.origins import changed_sources
+
+        for source, deps in changed_sources(repo, imported).items():
+            name = _path_from_here(repo, source)
+            report[name] = [{"changed deps": deps}, *report.get(name, ())]
     if args.quiet:
         return 1 if report else 0
     if args.json:
         print(json.dumps(report))
-        return 0
-    if not report:
-        tracked = data.outputs or any(name.endswith("dvc.yaml") for name in repo.files().find())
-        print(
-            "Data and pipelines are up to date."
-            if tracked
-            else "There are no data or pipelines tracked in this project yet."
-        )
-        return 0
+    elif report:
+        _print_report(report)
+    elif data.outputs or any(name.endswith("dvc.yaml") for name in files):
+        print("Data and pipelines are up to date.")
+    else:
+        print("There are no data or pipelines tracked in this project yet.")
+    return 0
+
+
+def _from_here(repo: Repo, report: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return a report whose names, relative to the root, are relative to the current folder, as DVC prints them."""
+    if os.getcwd() == str(repo.root):
+        return report
+
+    def group(what: Any) -> Any:
+        if isinstance(what, str):
+            return what
+        return {
+            title: {_path_from_here(repo, path): state for path, state in entries.items()}
+            for title, entries in what.items()
+        }
+
+    def name(source: str) -> str:
+        file, colon, stage = source.rpartition(":")
+        if source.endswith(".dvc"):
+            return _path_from_here(repo, source)
+        file = _path_from_here(repo, file if colon else "dvc.yaml")
+        return stage if file == "dvc.yaml" else f"{file}:{stage}"
+
+    return {name(source): [group(what) for what in groups] for source, groups in report.items()}
+
+
+def _path_from_here(repo: Repo, path: str) -> str:
+    return os.path.relpath(repo.root / path)
+
+
+def _print_report(report: dict[str, list[Any]]) -> None:
     for name, groups in report.items():
         print(f"{name}:")
         for group in groups:
@@ -165,7 +225,6 @@ def status(args: argparse.Namespace) -> int:
                             print(f"\t\t\t{what + ':':<20}{key}")
                     else:
                         print(f"\t\t{state + ':':<20}{path}")
-    return 0
 
 
 def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
@@ -234,6 +293,7 @@ def diff_arguments(parser: Parser) -> None:
     parser.add_argument("b_rev", nargs="?", help="the newer one (default: the workspace)")
     parser.add_argument("--targets", nargs="*", default=[], metavar="TARGET", help="only these outputs")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--md", dest="markdown", action="store_true", help="as a table in markdown")
     parser.add_argument("--show-hash", action="store_true", help="with digests")
     parser.add_argument("--hide-missing", action="store_true", help="without what is missing from the cache")
 
@@ -245,29 +305,44 @@ def diff(args: argparse.Namespace) -> int:
 
     repo = open_repo()
     found = repo.diff(args.a_rev, args.b_rev, targets_of(repo, args.targets))
+    if args.quiet:
+        return 0
+    rows = found.as_dict(hashes=args.show_hash)
     if args.hide_missing:
+        rows.pop("not in cache", None)
         found = dataclasses.replace(found, not_in_cache=())
     if args.json:
-        rows = found.as_dict(hashes=args.show_hash)
-        if args.hide_missing:
-            rows.pop("not in cache", None)
         print(json.dumps(rows))
         return 0
-    counts = []
-    for title, entries in (
+    groups = (
         ("added", found.added),
         ("deleted", found.deleted),
         ("renamed", found.renamed),
         ("modified", found.modified),
         ("not in cache", found.not_in_cache),
-    ):
+    )
+    if args.markdown:
+        from dvkf_prefect.cli.tables import markdown_table
+
+        hashes = ("Hash",) if args.show_hash else ()
+        print(
+            markdown_table(
+                ("Status", *hashes, "Path"),
+                [
+                    (title, *((_mark(entry),) if hashes else ()), _name(entry))
+                    for title, entries in groups
+                    for entry in entries
+                ],
+            )
+        )
+        return 0
+    counts = []
+    for title, entries in groups:
         if not entries:
             continue
         print(f"{title.capitalize()}:")
         for entry in entries:
-            digests = [d[:8] for d in (entry.old_digest, entry.new_digest) if d]
-            mark = "..".join(dict.fromkeys(digests)) + "  " if args.show_hash else ""
-            print(f"    {mark}{entry.old_path + ' -> ' if entry.old_path else ''}{entry.path}")
+            print(f"    {_mark(entry) + '  ' if args.show_hash else ''}{_name(entry)}")
         print()
         files = sum(1 for entry in entries if not entry.path.endswith("/"))
         if files:
@@ -275,3 +350,11 @@ def diff(args: argparse.Namespace) -> int:
     if counts:
         print(f"files summary: {', '.join(counts)}")
     return 0
+
+
+def _mark(entry: DiffEntry) -> str:
+    return "..".join(dict.fromkeys(d[:8] for d in (entry.old_digest, entry.new_digest) if d))
+
+
+def _name(entry: DiffEntry) -> str:
+    return f"{entry.old_path} -> {entry.path}" if entry.old_path else entry.path
