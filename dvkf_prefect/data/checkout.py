@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
 
 
+_KEPT_OFF = "it is not in the cache, and kept off remotes (push: false); make it again, with `dvkf repro` for instance"
+
+
 @dataclass(frozen=True, slots=True)
 class Checkout:
     """What a checkout changed, in output paths; a directory has a slash at the end."""
@@ -82,8 +85,10 @@ def checkout(
                 repo.workspace.put(output, found, advance=advance)
             except TransferError as error:
                 failures.update(error.failures)
+                if not output.pushed:
+                    failures.update(dict.fromkeys(error.failures, _KEPT_OFF))
             except MissingObjectError as error:
-                failures[name] = str(error)
+                failures[name] = str(error) if output.pushed else _KEPT_OFF
             else:
                 (added if found.digest is None else modified).append(name)
             if progress:

@@ -25,6 +25,8 @@ from dvkf_prefect.errors import (
     UnsafePathError,
 )
 
+# Of so many objects each is looked at to tell how large all are; of more about so many of them.
+_SAMPLE = 5_000
 # Parts of outputs: for the path of each output the paths inside it that are wanted.
 Parts = Mapping[str, Sequence[str]]
 
@@ -36,7 +38,7 @@ class Root:
     Attributes:
         path: The output.
         inside: The paths in it that are wanted, relative to it; none for all of it.
-        optional: Nothing is said when it cannot be pushed.
+        optional: Nothing is said when it is not there.
         size: Bytes of it as it is recorded, None where that is not known.
         nfiles: Number of its files as it is recorded.
     """
@@ -130,13 +132,14 @@ class Plan:
         """Objects to move, manifests included."""
         return sum(len(batch.digests) + len(batch.manifests) for batch in self.batches)
 
-    @property
-    def size(self) -> int:
-        """Bytes to move, manifests not counted; of a fetch about, as far as the `.dvc` files tell."""
+    def expected(self) -> int:
+        """Return about how many bytes there are to move, quickly, for a progress bar; 0 where nothing is known."""
         total = 0
         for batch in self.batches:
             if self.direction == "push":
-                total += sum(_size_of(self.cache, digest, batch.hash_name) for digest in batch.digests)
+                some = batch.digests[:: len(batch.digests) // _SAMPLE + 1]
+                size = sum(_size_of(self.cache, digest, batch.hash_name) for digest in some)
+                total += size * len(batch.digests) // max(len(some), 1)
             elif self._sizes is not None:
                 total += sum(self._sizes.get(digest, 0) for digest in batch.digests)
             elif batch.digests:
@@ -172,7 +175,7 @@ class Plan:
                 if digest in todo:
                     todo.discard(digest)
                     self._count(found, root, batch, [digest], 1)
-            for digest in [*batch.opened]:
+            for digest in sorted(batch.opened, key=lambda tree: batch.trees[tree].path):
                 mine = todo.intersection(self.tree(digest, batch.hash_name).digests) if todo else ()
                 todo.difference_update(mine)
                 if mine or digest in batch.manifests:
@@ -207,10 +210,11 @@ class Plan:
         """Record why objects cannot be moved, by the files they belong to; a text says that one is missing."""
         for digest, (root, name) in self.names(batch, failed).items():
             reason = failed[digest]
-            if root.optional:
+            missing = isinstance(reason, (str, MissingObjectError))
+            if root.optional and missing:
                 continue
             self.failures[name] = str(reason)
-            if isinstance(reason, (str, MissingObjectError)):
+            if missing:
                 self.missing.add(name)
 
     def names(self, batch: Batch, digests: Iterable[str]) -> dict[str, tuple[Root, str]]:
@@ -418,7 +422,10 @@ def plan_fetch(
         OutputNotFoundError: There is nothing at a part of an output.
         RemoteError: The remote cannot be used.
     """
-    plan = Plan("fetch", cache, remote, _batches(outputs, parts, ()))
+    # What is kept off remotes may be on one all the same, from before, and need not be.
+    kept_off = [output for output in outputs if not output.pushed]
+    pushed = [output for output in outputs if output.pushed]
+    plan = Plan("fetch", cache, remote, _batches(pushed, parts, kept_off))
     found = _Parts()
     for batch in plan.batches:
         failed = _bring_manifests(plan, batch, keep=not check, jobs=jobs)

@@ -52,7 +52,7 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
     files, size = plan.brought
     if progress and plan:
         way = "to" if plan.direction == "push" else "from"
-        progress.start(f"{plan.direction} {way} {plan.remote.name}", plan.files, plan.size)
+        progress.start(f"{plan.direction} {way} {plan.remote.name}", plan.files, plan.expected())
     try:
         for batch in plan.batches:
             moved = move(
