@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from dvkf_prefect.errors import ParseError
@@ -33,22 +34,22 @@ def load(data: bytes, name: str) -> Any:
 
 
 def load_editable(data: bytes, name: str) -> Any:
-    """Read a document for rewriting: comments, order and quoting are kept, and every node knows its line.
+    """Read a document for rewriting: comments and order are kept, and every node knows its line.
 
     Raises:
         ParseError: It is not YAML; names the line.
     """
     from ruamel.yaml.error import YAMLError
 
-    load(data, name)
     try:
         return _editor().load(data)
     except YAMLError as error:
+        load(data, name)  # says which line
         raise ParseError(name, f"not valid YAML: {str(error).splitlines()[0]}") from error
 
 
 def dump(document: Any) -> bytes:
-    """Write a document as DVC does: block style, no wrapping, keys in the order given."""
+    """Write a document as DVC does: block style, long texts folded, keys in the order given."""
     stream = io.BytesIO()
     _editor().dump(document, stream)
     return stream.getvalue()
@@ -74,11 +75,11 @@ def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
     return line
 
 
+@lru_cache(maxsize=1)
 def _editor() -> Any:
     from ruamel.yaml import YAML
 
+    # As DVC sets it up, long texts folded at 80 columns among the rest.
     yaml = YAML()
     yaml.default_flow_style = False
-    yaml.preserve_quotes = True
-    yaml.width = 2**31
     return yaml

@@ -5,7 +5,6 @@ Source of the format: DVC 3.x (``dvc/stage/serialize.py``), schema 2.0.
 
 from __future__ import annotations
 
-import io
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
@@ -129,22 +128,6 @@ def make_entry(
     return entry
 
 
-def dump(document: Any) -> bytes:
-    """Write a document as DVC does, long texts folded."""
-    stream = io.BytesIO()
-    _yaml().dump(document, stream)
-    return stream.getvalue()
-
-
-@lru_cache(maxsize=1)
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.default_flow_style = False
-    return yaml
-
-
 def write_entry(path: Path, name: str, entry: Entry, *, before: Sequence[str] = ()) -> None:
     """Put one stage's entry into a dvc.lock; the file is there whole or not at all.
 
@@ -173,14 +156,16 @@ def put_entry(
 
 def _rewrite(old: bytes, name: str, entry: Entry, before: Sequence[str], file: str) -> bytes:
     """Parse and write the whole file, as DVC does; comments are kept."""
-    document: Any = _yaml().load(old) if old and documents.load(old, file) else {"schema": "2.0"}
+    document: Any = (
+        documents.load_editable(old, file) if old and documents.load(old, file) else {"schema": "2.0"}
+    )
     stages = document.setdefault("stages", {})
     follower = next((other for other in stages if other in before), None)
     if name in stages or follower is None or not hasattr(stages, "insert"):
         stages[name] = entry
     else:
         stages.insert(list(stages).index(follower), name, entry)
-    return dump(document)
+    return documents.dump(document)
 
 
 def _splice(old: str, name: str, entry: Entry, before: Sequence[str]) -> bytes | None:
@@ -190,11 +175,11 @@ def _splice(old: str, name: str, entry: Entry, before: Sequence[str]) -> bytes |
     """
     if old and not old.startswith(_HEAD):
         return None
-    written = dump({"schema": "2.0", "stages": {name: entry}})
+    written = documents.dump({"schema": "2.0", "stages": {name: entry}})
     if _ANCHOR.search(old) or _ANCHOR.search(written.decode()) or "#" in old:
         return None
     # What the first writing makes of a value, the next one must make again, or DVC's file would differ from ours.
-    if dump(_yaml().load(written)) != written:
+    if documents.dump(documents.load_editable(written, name)) != written:
         return None
     if not old:
         return written
@@ -216,4 +201,4 @@ def _splice(old: str, name: str, entry: Entry, before: Sequence[str]) -> bytes |
 
 @lru_cache(maxsize=4096)
 def _head(name: str) -> str:
-    return dump({"stages": {name: {"cmd": ""}}}).decode().split("\n")[1]
+    return documents.dump({"stages": {name: {"cmd": ""}}}).decode().split("\n")[1]

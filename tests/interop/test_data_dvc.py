@@ -272,3 +272,18 @@ def test_a_part_is_added_without_the_rest(tmp_path: Path) -> None:
     lay(repo.root, {"data/new": b"new"})
     with pytest.raises(MissingObjectError, match=manifest):
         repo.add(["data/new"])
+
+
+@pytest.mark.parametrize("name", ["long name " * 20 + "x", "n" * 120])
+def test_long_paths_are_folded_as_dvc_folds_them(tmp_path: Path, name: str) -> None:
+    """Lines past column 80 were written whole, so each tool rewrote the other's file."""
+    written = []
+    for side in ("ours", "theirs"):
+        repo = make(tmp_path / side)
+        lay(repo.root, {name: b"x"})
+        if side == "ours":
+            repo.add([name])
+        else:
+            dvc(repo.root, "add", name)
+        written.append((repo.root / f"{name}.dvc").read_bytes())
+    assert written[0] == written[1]
