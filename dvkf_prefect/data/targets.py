@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import importlib
-import logging
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 # What a pipeline's stages read is known to a layer above this one, loaded when it is asked for (as `outputs.READERS`).
 _STAGES = "dvkf_prefect.pipeline.stages"
 _KINDS = {"metrics": "metric", "plots": "plot"}
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +100,11 @@ def select(
         )
         picker.look_back(commits)
     selection = picker.picked()
-    for reason in selection.skipped:
-        _log.warning("passed over, since it cannot be read: %s", reason)
+    if selection.skipped:
+        import logging
+
+        for reason in selection.skipped:
+            logging.getLogger(__name__).warning("passed over, since it cannot be read: %s", reason)
     return selection
 
 
