@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+    from dvkf_prefect.data.filesystem import DvkfFileSystem
+    from dvkf_prefect.data.frame_diff import FrameDiff, diff_frames
+    from dvkf_prefect.data.frames import read_frame, write_frame
     from dvkf_prefect.data.outputs import DataVersion
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.errors import DvkfError
@@ -35,6 +38,8 @@ __all__ = [
     "DataRepository",
     "DataVersion",
     "DvkfError",
+    "DvkfFileSystem",
+    "FrameDiff",
     "KubeflowPipelines",
     "ModelRegistry",
     "ModelServer",
@@ -48,13 +53,16 @@ __all__ = [
     "compare_metrics",
     "deploy_model",
     "diff_data",
+    "diff_frames",
     "predict",
     "pull_data",
     "push_commits",
     "push_data",
+    "read_frame",
     "register_model",
     "repro_pipeline",
     "rollback_model",
+    "write_frame",
 ]
 
 # Prefect takes a second to import; whoever needs only the data, the command line for one, does not wait for it.
@@ -63,11 +71,16 @@ _HOMES = {
     "DataRepository": "blocks",
     "DataVersion": "data.outputs",
     "DvkfError": "errors",
+    "DvkfFileSystem": "data.filesystem",
+    "FrameDiff": "data.frame_diff",
     "KubeflowPipelines": "blocks",
     "ModelRegistry": "models.registry",
     "ModelServer": "blocks",
     "ModelVersion": "models.registry",
     "Repo": "data.repo",
+    "diff_frames": "data.frame_diff",
+    "read_frame": "data.frames",
+    "write_frame": "data.frames",
 }
 
 
