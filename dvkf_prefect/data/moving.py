@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from dvkf_prefect.data.digest import digest_file, raise_disk_full
 from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.store import MD5, Cache, object_key
 from dvkf_prefect.data.tree import SUFFIX
 from dvkf_prefect.errors import (
@@ -280,6 +281,8 @@ def move(
     """
     if not digests:
         return Moved()
+    if isinstance(remote.storage, FolderStorage):
+        return _beside(direction, list(digests), hash_name, cache, remote, remote.storage, jobs, progress)
     if direction == "push":
         return _each(
             digests, lambda d: _send(cache, remote.storage, d, hash_name), jobs or remote.jobs, progress
@@ -291,6 +294,47 @@ def move(
         jobs or remote.jobs,
         progress,
     )
+
+
+def _beside(
+    direction: Direction,
+    digests: list[str],
+    hash_name: str,
+    cache: Cache,
+    remote: Remote,
+    storage: FolderStorage,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Moved:
+    """Move objects to or from a folder of this machine, in several processes."""
+    moved = Moved()
+    first = object_key(digests[0], hash_name)
+    storage.size(first)  # says so when it is the folder itself that is gone
+    folder = storage.local_path(first).parent.parent
+    results: Iterator[tuple[str, int | ObjectError]]
+    if direction == "push":
+        storage.make_folders(f"{folder}/{prefix}" for prefix in _folders(digests))
+        results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary, workers=jobs)
+    else:
+        results = cache.copy_from(folder, digests, hash_name, workers=jobs)
+    try:
+        for digest, result in results:
+            if isinstance(result, int):
+                moved.files += 1
+                moved.size += result
+            elif direction == "push":
+                moved.failed[digest] = result
+            elif isinstance(result, MissingObjectError):
+                moved.failed[digest] = MissingObjectError(not_there(digest, remote))
+            else:
+                moved.failed[digest] = CorruptObjectError(_damaged(digest, remote, str(result)))
+            if progress:
+                progress.advance(1, result if isinstance(result, int) else 0)
+    except DvkfError:
+        raise
+    except OSError as error:
+        raise storage.fault(error, f"{direction} objects") from error
+    return moved
 
 
 def _each(
@@ -371,15 +415,6 @@ def _receive(cache: Cache, remote: Remote, digest: str, hash_name: str, partials
     """Receive one object; what arrived of a large one before an interruption is kept for the next run."""
     storage = remote.storage
     key = object_key(digest, hash_name)
-    place = storage.local_path(key)
-    if place is not None:
-        try:
-            return cache.copy_in(place, digest, hash_name)
-        except FileNotFoundError:
-            storage.size(key)  # says so when it is the folder itself that is gone
-            raise MissingObjectError(not_there(digest, remote)) from None
-        except CorruptObjectError as error:
-            raise CorruptObjectError(_damaged(digest, remote, str(error))) from None
     temporary = cache.partial(digest)
     md5 = hashlib.md5(usedforsecurity=False)
     start = 0

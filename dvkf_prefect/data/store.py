@@ -345,7 +345,7 @@ class Cache:
         self._save_ledger()
 
     def copy_from(
-        self, folder: str | Path, digests: Sequence[str], hash_name: str = MD5
+        self, folder: str | Path, digests: Sequence[str], hash_name: str = MD5, *, workers: int | None = None
     ) -> Iterator[tuple[str, int | ObjectError]]:
         """Copy objects in from another store's folder, each hashed on the way.
 
@@ -353,6 +353,7 @@ class Cache:
             folder: The folder that holds ``aa/bbb…``.
             digests: What to copy.
             hash_name: ``md5`` or ``md5-dos2unix``.
+            workers: How many processes; None for as many as suit the machine.
 
         Yields:
             Each digest and its bytes, or why it was not taken in; in no given order.
@@ -365,7 +366,7 @@ class Cache:
         ledger: dict[str, tuple[int, int, int]] = {}
         target, temporary = str(self._folder(hash_name)), f"{self.temporary().parent}/"
         fixed = (str(folder), target, temporary, hash_name == MD5, 0o444, ledger)
-        for start, results in share("transfer", fixed, (digests,)):
+        for start, results in share("transfer", fixed, (digests,), workers=workers):
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 if isinstance(result, int):
@@ -410,6 +411,7 @@ class Cache:
         *,
         temporary: str,
         mode: int = 0o444,
+        workers: int | None = None,
     ) -> Iterator[tuple[str, int | ObjectError]]:
         """Copy objects out to another store's folder, each hashed on the way.
 
@@ -419,6 +421,7 @@ class Cache:
             hash_name: ``md5`` or ``md5-dos2unix``.
             temporary: How the names of files begin that are not whole yet, beside their place.
             mode: Permissions of new files.
+            workers: How many processes; None for as many as suit the machine.
 
         Yields:
             Each digest and its bytes, or why it was not copied; in no given order.
@@ -435,7 +438,7 @@ class Cache:
             mode,
             self._ledger,
         )
-        for start, results in share("transfer", fixed, (digests,)):
+        for start, results in share("transfer", fixed, (digests,), workers=workers):
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 yield digest, result if isinstance(result, int) else self._problem(result, digest, hash_name)

@@ -33,6 +33,9 @@ class FolderStorage(Storage):
         jobs: How many transfers at once. On a local disk one is the fastest; on a slow network share more help.
         shared: Whether the group may write too (DVC's ``shared = group``).
 
+    Attributes:
+        temporary: How the names begin of files that are not whole yet.
+
     Example:
         >>> import tempfile
         >>> root = Path(tempfile.mkdtemp()) / "store"
@@ -46,6 +49,7 @@ class FolderStorage(Storage):
         self.name = place.name
         self.url = place.url
         self.jobs = jobs
+        self.temporary = _TEMPORARY
         self._place = place
         self._root = os.fspath(root)
         self._shared = shared
@@ -213,6 +217,19 @@ class FolderStorage(Storage):
             raise self._error(error, tried) from error
         os.fchmod(descriptor, 0o444)
         return temporary, descriptor
+
+    def make_folders(self, folders: Iterable[str]) -> None:
+        """Make folders below the root, for blobs that are to be put there by others than this."""
+        for folder in folders:
+            if not os.path.isdir(folder):
+                try:
+                    self._make_folder(folder, "make its folders")
+                except OSError as error:
+                    raise self.fault(error, "make its folders") from error
+
+    def fault(self, error: OSError, tried: str) -> Exception:
+        """Return what an error of the system means for this remote."""
+        return self._error(error, tried)
 
     def _make_folder(self, folder: str, tried: str) -> None:
         self._check_mounted(tried)
