@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dvkf_prefect.data import documents
 from dvkf_prefect.data.outputs import inside_root
 from dvkf_prefect.data.revisions import RepoFiles
-from dvkf_prefect.errors import ParseError
-from dvkf_prefect.pipeline.stages import load_pipeline_file
-
-_KEYS = {"path": str, "type": str, "desc": str, "labels": list, "meta": object}
+from dvkf_prefect.pipeline.stages import read_sections
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +46,16 @@ def read_artifacts(files: RepoFiles, path: str) -> dict[str, ArtifactDecl]:
         UnsafePathError: A path leads out of the repository.
     """
     try:
-        data = files.read(path)
+        declared = read_sections(files, path).artifacts
     except FileNotFoundError:
         return {}
-    found: dict[str, ArtifactDecl] = {}
-    for name, values in load_pipeline_file(data, path).get("artifacts", {}).items():
-        place: list[str | int] = ["artifacts", name]
-        if not isinstance(values, dict) or "path" not in values:
-            raise _wrong(data, path, place, f"the artifact '{name}' is a mapping with `path`")
-        for key, value in values.items():
-            if key not in _KEYS:
-                raise _wrong(data, path, [*place, key], f"unknown key '{key}'; expected {', '.join(_KEYS)}")
-            if not isinstance(value, _KEYS[key]):
-                kind = "a list of texts" if key == "labels" else "a text"
-                raise _wrong(data, path, [*place, key], f"`{key}` of the artifact '{name}' is {kind}")
-            if isinstance(value, str) and "${" in value.replace("\\${", ""):
-                raise _wrong(data, path, [*place, key], "interpolation is not supported yet; write it out")
-        found[str(name)] = ArtifactDecl(
-            path=inside_root(posixpath.join(posixpath.dirname(path), values["path"]), path),
-            type=values.get("type", ""),
-            desc=values.get("desc", ""),
-            labels=tuple(values.get("labels", ())),
+    return {
+        name: ArtifactDecl(
+            path=inside_root(posixpath.join(posixpath.dirname(path), str(values["path"])), path),
+            type=str(values.get("type") or ""),
+            desc=str(values.get("desc") or ""),
+            labels=tuple(map(str, values.get("labels", ()))),
             meta=values.get("meta") or {},
         )
-    return found
-
-
-def _wrong(data: bytes, path: str, place: list[str | int], expected: str) -> ParseError:
-    return ParseError(path, expected, line=documents.line_of(data, place) or 1)
+        for name, values in declared.items()
+    }

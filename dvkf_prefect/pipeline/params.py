@@ -7,6 +7,7 @@ import json
 import posixpath
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from dvkf_prefect.data import documents
@@ -27,6 +28,21 @@ def parse_params(data: bytes, name: str) -> dict[str, Any]:
 
     Raises:
         ParseError: It does not parse, is no mapping, or holds a value that dvc.lock cannot hold.
+    """
+    values = load_values(data, name)
+    return {str(key): _plain(value, name, str(key)) for key, value in values.items()}
+
+
+@lru_cache(maxsize=64)
+def load_values(data: bytes, name: str) -> dict[Any, Any]:
+    """Read a parameter file's values as its format has them; the result is shared and must not be changed.
+
+    Args:
+        data: The file's bytes.
+        name: The file's name.
+
+    Raises:
+        ParseError: It does not parse, or is no mapping.
     """
     suffix = posixpath.splitext(name)[1].lower()
     values: Any
@@ -49,7 +65,7 @@ def parse_params(data: bytes, name: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ParseError(name, "a parameter file is a mapping of names to values")
-    return {str(key): _plain(value, name, str(key)) for key, value in values.items()}
+    return values
 
 
 def _parse_toml(data: bytes, name: str) -> Any:
@@ -93,7 +109,7 @@ def _read_body(body: list[ast.stmt], *, of_self: bool = False) -> dict[str, Any]
             if key is not None and node.value is not None:
                 try:
                     found[key] = ast.literal_eval(node.value)
-                except ValueError:
+                except (ValueError, TypeError):  # not a literal, or a set of what cannot be in one
                     continue
     return found
 

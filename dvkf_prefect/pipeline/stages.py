@@ -1,13 +1,14 @@
 """dvc.yaml: the stages of a pipeline, and the outputs they describe.
 
-Source of the format: DVC 3.x (``dvc/schema.py``). What `template` files would add (``vars``, ``${}``, ``foreach``,
-``matrix``) is refused with the place it stands in; see `_expand`.
+Source of the format: DVC 3.x (``dvc/schema.py``, ``dvc/stage/loader.py``); its templates are resolved by
+`dvkf_prefect.pipeline.template`.
 """
 
 from __future__ import annotations
 
 import posixpath
-import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,43 +18,13 @@ from dvkf_prefect.data import documents
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.data.store import LEGACY, MD5
-from dvkf_prefect.errors import ParseError, UnsafePathError
+from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.pipeline.lock import lock_file, read_lock
 from dvkf_prefect.pipeline.params import DEFAULT_FILE
+from dvkf_prefect.pipeline.template import OUT_KEYS, Instance, Place, Resolver, Source, check_document
 
-_TOP_KEYS = ("stages", "params", "metrics", "plots", "artifacts", "datasets", "vars")
 _OUT_KINDS = {"outs": "out", "metrics": "metric", "plots": "plot"}
-_FLAGS: Mapping[str, tuple[type, str]] = {
-    "cache": (bool, "true or false"),
-    "persist": (bool, "true or false"),
-    "push": (bool, "true or false"),
-    "remote": (str, "the name of a remote"),
-    "desc": (str, "a text"),
-    "type": (str, "a text"),
-    "labels": (list, "a list of texts"),
-    "meta": (object, "anything"),
-}
-_PLOT_FLAGS: Mapping[str, tuple[type, str]] = {
-    **_FLAGS,
-    **dict.fromkeys(("template", "x", "y", "x_label", "y_label", "title"), (str, "a text")),
-    "header": (bool, "true or false"),
-}
-_STAGE_KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
-    "cmd": ((str, list), "a command, or a list of commands"),
-    "wdir": (str, "a folder relative to the dvc.yaml"),
-    "deps": (list, "a list of paths"),
-    "params": (list, "a list of parameter names, or of {file: [names]}"),
-    "outs": (list, "a list of paths, or of {path: {options}}"),
-    "metrics": (list, "a list of paths, or of {path: {options}}"),
-    "plots": (list, "a list of paths, or of {path: {options}}"),
-    "frozen": (bool, "true or false"),
-    "always_changed": (bool, "true or false"),
-    "desc": (str, "a text"),
-    "meta": (object, "anything"),
-}
-_TEMPLATE_KEYS = ("foreach", "do", "matrix", "vars")
-_INTERPOLATION = re.compile(r"(?<!\\)\$\{.*?\}")
-_Path = tuple["str | int", ...]
+_DATASET = "ds://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +40,11 @@ class Dependency:
     path: str
     name: str
     external: bool = False
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of the dataset that it is (``ds://name``), if it is one."""
+        return self.name.removeprefix(_DATASET).partition("/")[0] if self.name.startswith(_DATASET) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +88,8 @@ class Stage:
         always_changed: Whether it runs every time.
         desc: A text for people.
         meta: Anything; what other tools read.
+        group: The ``foreach`` or ``matrix`` that it was made by, if it was.
+        used: What its templates took out of files: ``{file relative to the root: {dotted key: value}}``.
     """
 
     name: str
@@ -125,6 +103,8 @@ class Stage:
     always_changed: bool = False
     desc: str = ""
     meta: Any = None
+    group: str | None = None
+    used: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -146,8 +126,45 @@ class Stage:
         return posixpath.normpath(posixpath.join(self.wdir, file))
 
 
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """What a dvc.yaml says beside its stages, with every ``${}`` filled in.
+
+    Attributes:
+        params: Parameter files, relative to the dvc.yaml.
+        metrics: Metric files, relative to the dvc.yaml.
+        plots: How to draw, by the plot's name, which is a path relative to the dvc.yaml where ``y`` names no files.
+        artifacts: What is said of each artifact, by its name.
+        datasets: What is said of each dataset.
+    """
+
+    params: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    plots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: tuple[Mapping[str, Any], ...] = ()
+
+
 def load_stages(files: RepoFiles, path: str) -> list[Stage]:
-    """Read the stages of one dvc.yaml, in the order written.
+    """Read the stages of one dvc.yaml, in the order written, those of a group in the order of its items.
+
+    Args:
+        files: The revision to read from; parameter files, and the settings of ``parsing``, are read from it too.
+        path: The dvc.yaml, relative to the root.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ParseError: It does not say what the format allows, or a template in it cannot be resolved; names line, key
+            and what was expected.
+        UnsafePathError: A path leads out of the repository.
+        ConfigError: A setting of ``parsing`` is none that there is.
+    """
+    with _LOCK:
+        return list(_open(files, path).stages())
+
+
+def read_sections(files: RepoFiles, path: str) -> Sections:
+    """Read what one dvc.yaml says beside its stages.
 
     Args:
         files: The revision to read from.
@@ -155,10 +172,10 @@ def load_stages(files: RepoFiles, path: str) -> list[Stage]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ParseError: It does not say what the format allows; names line, key and what was expected.
-        UnsafePathError: A path leads out of the repository.
+        ParseError: It does not say what the format allows, or a template in it cannot be resolved.
     """
-    return list(_load(files.read(path), path))
+    with _LOCK:
+        return _open(files, path).sections()
 
 
 def read_outputs(files: RepoFiles, path: str) -> list[Output]:
@@ -200,205 +217,266 @@ def read_outputs(files: RepoFiles, path: str) -> list[Output]:
 
 
 @lru_cache(maxsize=64)
-def _load(data: bytes, path: str) -> tuple[Stage, ...]:
-    # One run asks for the same file several times: for outputs, for stages, for the graph.
-    document = load_pipeline_file(data, path)
-    return tuple(
-        _Reader(data, path).stage(name, definition, place)
-        for name, definition, place in _expand(data, path, document)
-    )
-
-
-@lru_cache(maxsize=64)
 def load_pipeline_file(data: bytes, path: str) -> dict[str, Any]:
-    """Read a dvc.yaml and check its top level; the result is shared and must not be changed.
+    """Read a dvc.yaml as it is written, its templates unresolved; the result is shared and must not be changed.
 
     Raises:
-        ParseError: It is not YAML, or has an unknown key at its top.
+        ParseError: It is not YAML, or does not say what the format allows.
     """
-    document = documents.load(data, path)
-    if document is None:
-        return {}
-    reader = _Reader(data, path)
-    if not isinstance(document, dict):
-        raise reader.wrong((), f"a dvc.yaml is a mapping with {_or(_TOP_KEYS)}")
-    for key in document:
-        if key not in _TOP_KEYS:
-            raise reader.wrong((key,), f"unknown key '{key}'; expected {_or(_TOP_KEYS)}")
-    if "vars" in document:
-        raise reader.wrong(("vars",), "`vars` is not supported yet; write the values out")
-    for key in ("params", "metrics"):
-        reader.texts(document.get(key, []), (key,))
-    for key in ("stages", "artifacts"):
-        if not isinstance(document.get(key, {}), dict):
-            raise reader.wrong((key,), f"`{key}` is a mapping of names to definitions")
-    if not isinstance(document.get("plots", []), list):
-        raise reader.wrong(("plots",), "`plots` is a list")
-    return document
+    return check_document(Source(data, path), documents.load(data, path))
 
 
-def _expand(
-    data: bytes, path: str, document: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[str, Any], _Path]]:
-    """Yield each stage's name, its definition, and where that stands: one for one as long as nothing is a template."""
-    reader = _Reader(data, path)
-    for name, definition in document.get("stages", {}).items():
-        place: _Path = ("stages", name)
-        if not isinstance(name, str) or not name:
-            raise reader.wrong(place, f"a stage's name is a text, not {name!r}")
-        if not isinstance(definition, dict):
-            raise reader.wrong(place, f"the stage '{name}' is a mapping with `cmd`")
-        for key in _TEMPLATE_KEYS:
-            if key in definition:
-                raise reader.wrong((*place, key), f"`{key}` is not supported yet; write the stages out")
-        yield name, reader.plain(definition, place), place
+# -- one run asks for the same file several times: for outputs, for stages, for the graph ------------------------------
+
+_LOCK = threading.RLock()
+_OPENED: OrderedDict[tuple[bytes, str], list[_File]] = OrderedDict()
+_KEPT = 32
+_VARIANTS = 4
+
+
+def _open(files: RepoFiles, path: str) -> _File:
+    """Return a file as it was resolved before, where all that went into it is still the same."""
+    key = (files.read(path), path)
+    variants = _OPENED.setdefault(key, [])
+    _OPENED.move_to_end(key)
+    found = next((file for file in variants if file.holds(files)), None)
+    if found is None:
+        found = _File(files, *key)
+        variants.insert(0, found)
+        del variants[_VARIANTS:]
+    if len(_OPENED) > _KEPT:
+        _OPENED.popitem(last=False)
+    return found
+
+
+class _File:
+    """One dvc.yaml with the bytes of every other file that it was resolved with."""
+
+    def __init__(self, files: RepoFiles, data: bytes, path: str) -> None:
+        self._files = files
+        self._asked: dict[str, bytes | None] = {}
+        self._source = Source(data, path)
+        self._resolver = Resolver(self._source, load_pipeline_file(data, path), self._read, self._settings)
+        self._stages: tuple[Stage, ...] | None = None
+        self._sections: Sections | None = None
+
+    def holds(self, files: RepoFiles) -> bool:
+        """Tell whether all that was asked for is the same in a revision; what is asked next is asked there."""
+        if any(_read(files, path) != data for path, data in self._asked.items()):
+            return False
+        self._files = files
+        return True
+
+    def stages(self) -> tuple[Stage, ...]:
+        if self._stages is None:
+            self.sections()  # as in DVC, a file is right as a whole or not at all
+            reader = _Reader(self._source)
+            self._stages = tuple(reader.stage(instance) for instance in self._resolver.stages())
+        return self._stages
+
+    def sections(self) -> Sections:
+        if self._sections is None:
+            self._resolver.check_vars()
+            section = self._resolver.section
+            self._sections = Sections(
+                params=self._texts("params"),
+                metrics=self._texts("metrics"),
+                plots=self._plots(),
+                artifacts=self._artifacts(section("artifacts") or {}),
+                datasets=tuple(section("datasets") or ()),
+            )
+        return self._sections
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        found = self._resolver.section(name) or ()
+        for i, item in enumerate(found):
+            if not isinstance(item, str):
+                raise self._source.wrong((name, i), f"an item of `{name}` is a path, not {item!r}")
+        return tuple(found)
+
+    def _plots(self) -> dict[str, Mapping[str, Any]]:
+        plots: dict[str, Mapping[str, Any]] = {}
+        for i, item in enumerate(self._resolver.section("plots") or ()):
+            pairs = {item: None} if isinstance(item, str) else item
+            if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs):
+                raise self._source.wrong(
+                    ("plots", i), f"an item of `plots` is a path or a name, not {item!r}"
+                )
+            plots.update({name: options or {} for name, options in pairs.items()})
+        return plots
+
+    def _artifacts(self, artifacts: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
+        for name in artifacts:
+            if not isinstance(name, str):
+                raise self._source.wrong(("artifacts",), f"an artifact's name is a text, not {name!r}")
+        return dict(artifacts)
+
+    def _read(self, path: str) -> bytes | None:
+        if path not in self._asked:
+            self._asked[path] = _read(self._files, path)
+        return self._asked[path]
+
+    def _settings(self) -> Mapping[str, str]:
+        return _parsing_settings(self._read(".dvc/config"), self._read(".dvc/config.local"))
+
+
+def _read(files: RepoFiles, path: str) -> bytes | None:
+    try:
+        return files.read(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
+_PARSING = {"bool": ("store_true", "boolean_optional"), "list": ("nargs", "append")}
+
+
+@lru_cache(maxsize=16)
+def _parsing_settings(*levels: bytes | None) -> Mapping[str, str]:
+    """Return how mappings are written as arguments: the user's settings under those of the revision."""
+    from configobj import ConfigObj, ConfigObjError
+
+    from dvkf_prefect.data.config import Config
+
+    settings: dict[str, Any] = dict(Config(None).values["parsing"])
+    for level in levels:
+        if level and b"parsing" in level:
+            try:
+                document = ConfigObj(level.decode().splitlines(), interpolation=False)
+            except (ConfigObjError, UnicodeDecodeError) as error:
+                raise ConfigError(f".dvc/config: not a configuration file: {error}") from error
+            for section, options in document.items():
+                if section.lower() == "parsing":
+                    settings.update({option.lower(): value for option, value in options.items()})
+    for option, value in settings.items():
+        known = _PARSING.get(option, ())
+        settings[option] = str(value).lower()
+        if settings[option] not in known:
+            raise ConfigError(f".dvc/config: [parsing] {option} = {value}: expected {' or '.join(known)}")
+    return settings
 
 
 class _Reader:
-    """Checks the parts of one file; looks a line up only when an error has to be told."""
+    """Makes stages of one file's definitions."""
 
-    def __init__(self, data: bytes, path: str) -> None:
-        self._data = data
-        self._path = path
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._path = source.path
+        self._folder = posixpath.dirname(source.path)
 
-    def wrong(self, place: _Path, expected: str) -> ParseError:
-        return ParseError(self._path, expected, line=documents.line_of(self._data, place) or 1)
-
-    def plain(self, value: Any, place: _Path) -> Any:
-        """Return a value with the escape of `${` taken out; refuse one with `${}` in it."""
-        if isinstance(value, str):
-            if "${" not in value:
-                return value
-            found = _INTERPOLATION.search(value)
-            if found:
-                raise self.wrong(
-                    place,
-                    f"`{found[0]}`: interpolation is not supported yet; write the value out, "
-                    "or `\\${` where the shell is to see it",
-                )
-            return value.replace("\\${", "${")
-        if isinstance(value, dict):
-            return {self.plain(k, (*place, k)): self.plain(v, (*place, k)) for k, v in value.items()}
-        if isinstance(value, list):
-            return [self.plain(v, (*place, i)) for i, v in enumerate(value)]
-        return value
-
-    def texts(self, value: Any, place: _Path) -> list[str]:
-        if not isinstance(value, list):
-            raise self.wrong(place, f"`{place[-1]}` is a list of texts")
-        for i, item in enumerate(value):
-            if not isinstance(item, str):
-                raise self.wrong((*place, i), f"an item of `{place[-1]}` is a text, not {item!r}")
-        return value
-
-    def stage(self, name: str, definition: Mapping[str, Any], place: _Path) -> Stage:
-        for key, value in definition.items():
-            known = _STAGE_KEYS.get(key)
-            if known is None:
-                raise self.wrong(
-                    (*place, key), f"unknown key '{key}' in stage '{name}'; expected {_or(_STAGE_KEYS)}"
-                )
-            if not isinstance(value, known[0]):
-                raise self.wrong((*place, key), f"`{key}` of stage '{name}' is {known[1]}, not {value!r}")
-        cmd = definition.get("cmd")
-        if not cmd:
-            raise self.wrong((*place, "cmd"), f"the stage '{name}' needs `cmd`, a command or a list of them")
-        command = tuple(self.texts(cmd, (*place, "cmd"))) if isinstance(cmd, list) else str(cmd)
-        wdir = self._inside(posixpath.dirname(self._path), definition.get("wdir", "."), (*place, "wdir"))
-        deps = tuple(
-            self._dependency(wdir, dep, (*place, "deps", i))
-            for i, dep in enumerate(self.texts(definition.get("deps", []), (*place, "deps")))
-        )
-        outs = tuple(
-            out for key in _OUT_KINDS for out in self._outs(wdir, key, definition.get(key, []), (*place, key))
-        )
+    def stage(self, instance: Instance) -> Stage:
+        name, values, place = instance.name, instance.values, instance.place
+        cmd = values["cmd"]
+        if not cmd or not isinstance(cmd, (str, list)):
+            raise self._source.wrong(
+                (*place, "cmd"), f"`cmd` of stage '{name}' is a command, or a list of commands, not {cmd!r}"
+            )
+        command = tuple(self._texts(cmd, (*place, "cmd"))) if isinstance(cmd, list) else cmd
+        folder = values.get("wdir") or "."
+        if not isinstance(folder, str):
+            raise self._source.wrong(
+                (*place, "wdir"), f"`wdir` of stage '{name}' is a folder, not {folder!r}"
+            )
+        wdir = self._inside(self._folder, folder, (*place, "wdir"))
+        deps = values.get("deps", ())
         return Stage(
             name=name,
             file=self._path,
             wdir=wdir,
             command=command,
-            deps=deps,
-            outs=outs,
-            params=self._params(wdir, definition.get("params", []), (*place, "params")),
-            frozen=definition.get("frozen", False),
-            always_changed=definition.get("always_changed", False),
-            desc=definition.get("desc", ""),
-            meta=definition.get("meta"),
+            deps=tuple([self._dependency(wdir, dep, (*place, "deps", i)) for i, dep in enumerate(deps)]),
+            outs=tuple(
+                [out for key in _OUT_KINDS if key in values for out in self._outs(wdir, key, values, place)]
+            ),
+            params=self._params(wdir, values.get("params", ()), (*place, "params")),
+            frozen=values.get("frozen", False),
+            always_changed=values.get("always_changed", False),
+            desc=_text(values.get("desc", "")),
+            meta=values.get("meta"),
+            group=instance.group,
+            used=instance.used,
         )
 
-    def _inside(self, folder: str, name: str, place: _Path) -> str:
+    def _texts(self, value: Any, place: Place) -> list[str]:
+        if not isinstance(value, list):
+            raise self._source.wrong(place, f"`{place[-1]}` is a list of texts")
+        for i, item in enumerate(value):
+            if not isinstance(item, str):
+                raise self._source.wrong((*place, i), f"an item of `{place[-1]}` is a text, not {item!r}")
+        return value
+
+    def _inside(self, folder: str, name: str, place: Place) -> str:
         path = posixpath.normpath(posixpath.join(folder, name))
         if path.startswith(("/", "../")) or path == ".." or "://" in name:
-            line = documents.line_of(self._data, place) or 1
-            raise UnsafePathError(f"{self._path}, line {line}: '{name}' leads out of the repository")
+            raise self._source.outside(place, name)
         return "" if path == "." else path
 
-    def _dependency(self, wdir: str, name: str, place: _Path) -> Dependency:
-        if name.startswith("/") or "://" in name:
-            return Dependency(name, name, external=True)
-        return Dependency(self._inside(wdir, name, place), name)
+    def _file(self, wdir: str, name: Any, place: Place) -> str:
+        """Return where a dependency, an output or a parameter file lies."""
+        if not isinstance(name, str):
+            raise self._source.wrong(place, f"a path is a text, not {name!r}")
+        if name.endswith(".dvc") or posixpath.basename(name) == PIPELINE_FILE:
+            raise self._source.wrong(
+                place, f"'{name}' describes data and is none itself; name the output that it describes"
+            )
+        return self._inside(wdir, name, place)
 
-    def _outs(self, wdir: str, key: str, items: Sequence[Any], place: _Path) -> Iterator[StageOutput]:
-        known = _PLOT_FLAGS if key == "plots" else _FLAGS
+    def _dependency(self, wdir: str, name: Any, place: Place) -> Dependency:
+        if isinstance(name, str) and (name.startswith("/") or "://" in name):
+            return Dependency(name, name, external=True)
+        return Dependency(self._file(wdir, name, place), name)
+
+    def _outs(self, wdir: str, key: str, values: Mapping[str, Any], place: Place) -> Iterator[StageOutput]:
+        known = OUT_KEYS[key]
         merged: dict[str, dict[str, Any]] = {}
-        places: dict[str, _Path] = {}
-        for i, item in enumerate(items):
-            here = (*place, i)
-            pairs = {item: {}} if isinstance(item, str) else item
-            if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs):
-                raise self.wrong(
-                    here, f"an item of `{key}` is a path, or {{path: {{options}}}}, not {item!r}"
-                )
-            for name, flags in pairs.items():
-                if not isinstance(flags, dict):
-                    raise self.wrong((*here, name), f"the options of '{name}' are a mapping, not {flags!r}")
-                for flag, value in flags.items():
-                    if flag not in known:
-                        raise self.wrong(
-                            (*here, name, flag), f"unknown option '{flag}' of '{name}'; expected {_or(known)}"
-                        )
-                    if not isinstance(value, known[flag][0]):
-                        raise self.wrong(
-                            (*here, name, flag), f"`{flag}` of '{name}' is {known[flag][1]}, not {value!r}"
-                        )
+        places: dict[str, Place] = {}
+        for i, item in enumerate(values[key]):
+            here = (*place, key, i)
+            for name, flags in item.items() if isinstance(item, dict) else [(item, {})]:
                 merged.setdefault(name, {}).update(flags)
                 places[name] = (*here, name) if isinstance(item, dict) else here
         for name, flags in merged.items():
-            path = self._inside(wdir, name, places[name])
+            path = self._file(wdir, name, places[name])
             if not path:
-                raise self.wrong(places[name], f"the output '{name}' is the repository itself")
+                raise self._source.wrong(places[name], f"the output '{name}' is the repository itself")
+            remote = flags.pop("remote", None)
+            if remote is not None and not isinstance(remote, str):
+                raise self._source.wrong(
+                    (*places[name], "remote"), f"`remote` of '{name}' is {known['remote'][1]}, not {remote!r}"
+                )
+            flags.pop("checkpoint", None)  # of older versions; means nothing any more
             yield StageOutput(
                 path=path,
                 name=name,
                 kind=_OUT_KINDS[key],
                 cached=flags.pop("cache", True),
                 persist=flags.pop("persist", False),
-                remote=flags.pop("remote", None),
+                remote=remote,
                 pushed=flags.pop("push", True),
                 options=flags,
             )
 
-    def _params(self, wdir: str, items: Sequence[Any], place: _Path) -> dict[str, tuple[str, ...]]:
+    def _params(self, wdir: str, items: Sequence[Any], place: Place) -> dict[str, tuple[str, ...]]:
         """Return the keys by file; a file that is named once without keys is meant whole."""
+        if not items:
+            return {}
         whole = {file for item in items if isinstance(item, dict) for file, keys in item.items() if not keys}
         merged: dict[str, list[str]] = {}
         for i, item in enumerate(items):
-            pairs = {DEFAULT_FILE: [item]} if isinstance(item, str) else item
-            if not isinstance(pairs, dict):
-                raise self.wrong(
-                    (*place, i), f"an item of `params` is a name, or {{file: [names]}}, not {item!r}"
+            here = (*place, i)
+            if not isinstance(item, (str, dict)):
+                raise self._source.wrong(
+                    here, f"an item of `params` is a name, or {{file: [names]}}, not {item!r}"
                 )
-            for file, keys in pairs.items():
-                if not isinstance(file, str):
-                    raise self.wrong((*place, i), f"a parameter file is a path, not {file!r}")
-                self._inside(wdir, file, (*place, i))
+            if isinstance(item, str) and DEFAULT_FILE in whole:
+                continue
+            for file, keys in ({DEFAULT_FILE: [item]} if isinstance(item, str) else item).items():
+                self._file(wdir, file, here)
                 if file in whole:
                     merged[file] = []
-                    continue
-                merged.setdefault(file, []).extend(self.texts(keys, (*place, i, file)))
+                else:
+                    merged.setdefault(file, []).extend(self._texts(keys, (*here, file)))
         return {file: tuple(dict.fromkeys(keys)) for file, keys in merged.items()}
 
 
-def _or(names: Sequence[str] | Mapping[str, Any]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} or {last}"
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)

@@ -99,7 +99,7 @@ WRONG = {
         5,
         "an item of `cmd` is a text, not 3",
     ),
-    "unknown stage key": ("stages:\n  a:\n    cmd: x\n    dep: [x]\n", 4, "unknown key 'dep' in stage 'a'"),
+    "unknown stage key": ("stages:\n  a:\n    cmd: x\n    dep: [x]\n", 4, "unknown key 'dep' of stage 'a'"),
     "deps a text": ("stages:\n  a:\n    cmd: x\n    deps: x\n", 4, "`deps` of stage 'a' is a list of paths"),
     "flag unknown": (
         "stages:\n  a:\n    cmd: x\n    outs:\n    - o:\n        cach: false\n",
@@ -124,11 +124,6 @@ WRONG = {
         "`f.yaml` is a list of texts",
     ),
     "metrics a text": ("metrics: m.json\n", 1, "`metrics` is a list of texts"),
-    "interpolation": ("stages:\n  a:\n    cmd: echo ${x}\n", 3, "`${x}`: interpolation is not supported yet"),
-    "interpolation in a list": ("stages:\n  a:\n    cmd: x\n    deps:\n    - y\n    - ${x}\n", 6, "`${x}`"),
-    "vars": ("vars:\n- x: 1\n", 1, "`vars` is not supported yet"),
-    "foreach": ("stages:\n  a:\n    foreach: [1]\n    do: {cmd: x}\n", 3, "`foreach` is not supported yet"),
-    "matrix": ("stages:\n  a:\n    matrix: {x: [1]}\n    cmd: x\n", 3, "`matrix` is not supported yet"),
     "two of one name": ("stages:\n  a:\n    cmd: x\n  a:\n    cmd: y\n", 4, "not valid YAML"),
 }
 
