@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.errors import StageGraphError, StageNotFoundError
 from dvkf_prefect.pipeline.stages import Stage
+from dvkf_prefect.pipeline.template import JOIN
+
+# A stage in a file; its own name may have a colon in it, from the item that it was made for.
+_ADDRESS = re.compile(r"((?:.*?/)?dvc\.yaml|):(.+)", re.DOTALL)
 
 
 class Graph:
@@ -73,17 +78,25 @@ class Graph:
         """Return the stages a person means.
 
         Args:
-            target: A stage's name or address, a dvc.yaml, or an output, relative to the root.
+            target: A stage's name or address, the name of a group made by ``foreach`` or ``matrix`` for all of its
+                stages, a dvc.yaml, or an output, relative to the root.
 
         Raises:
             StageNotFoundError: It is none of them; names what there is.
         """
+        if target in self.stages:
+            return [target]
+        match = _ADDRESS.fullmatch(target)
+        file, name = (posixpath.normpath(match[1] or PIPELINE_FILE), match[2]) if match else ("", target)
+        for name in dict.fromkeys((name, posixpath.normpath(name))) if name else ():
+            address = name if file in ("", PIPELINE_FILE) else f"{file}:{name}"
+            if address in self.stages:
+                return [address]
+            members = self._members(file or PIPELINE_FILE, name)
+            if members:
+                return members
         plain = posixpath.normpath(target) if target else target
-        file, colon, name = plain.rpartition(":")
-        address = f"{file}:{name}" if colon and file != PIPELINE_FILE else name if colon else plain
-        if address in self.stages:
-            return [address]
-        found = [a for a, stage in self.stages.items() if stage.file == plain]
+        found = [address for address, stage in self.stages.items() if stage.file == plain]
         if found:
             return found
         if plain in self._writers:
@@ -92,6 +105,14 @@ class Graph:
         raise StageNotFoundError(
             f"'{target}' is not a stage, a dvc.yaml or an output of a stage; stages: {known}"
         )
+
+    def _members(self, file: str, group: str) -> list[str]:
+        """Return the stages of a group; none if there is no such group."""
+        here = [(address, stage) for address, stage in self.stages.items() if stage.file == file]
+        if not any(stage.group == group for _, stage in here):
+            return []
+        # As in DVC, by the name alone.
+        return [address for address, stage in here if stage.name.startswith(group + JOIN)]
 
     def _postorder(self, roots: Iterable[str], needs: Callable[[str], tuple[str, ...]]) -> list[str]:
         order: dict[str, None] = {}

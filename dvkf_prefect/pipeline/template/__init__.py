@@ -3,8 +3,8 @@
 Source of the format: DVC 3.x (``dvc/parsing``, ``dvc/schema.py``).
 """
 
-from dvkf_prefect.pipeline.template.expansion import Instance, Resolver
+from dvkf_prefect.pipeline.template.expansion import JOIN, Instance, Resolver
 from dvkf_prefect.pipeline.template.schema import OUT_KEYS, check_document
 from dvkf_prefect.pipeline.template.source import Place, Source, one_of
 
-__all__ = ["OUT_KEYS", "Instance", "Place", "Resolver", "Source", "check_document", "one_of"]
+__all__ = ["JOIN", "OUT_KEYS", "Instance", "Place", "Resolver", "Source", "check_document", "one_of"]
