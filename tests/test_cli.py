@@ -199,8 +199,8 @@ def test_repro_runs_says_why_and_skips(root: Path, capsys: pytest.CaptureFixture
     assert "copy" in run(capsys, "repro", "--dry")
     assert not (root / "out").exists()
     said = run(capsys, "repro", "--runner", "kubeflow")
-    assert "Stage 'copy': running" in said
-    assert "Stage 'copy': done" in said
+    assert "Running stage 'copy':" in said
+    assert "Stage 'copy' done in" in said
     assert "Data and pipelines are up to date." in run(capsys, "repro")
     subprocess.run(["dvc", "status", "-q"], check=True)
     (root / "dvc.yaml").write_text("stages:\n  copy:\n    cmd: exit 3\n    deps: [data]\n    outs: [out]\n")

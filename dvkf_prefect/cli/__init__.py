@@ -44,6 +44,12 @@ VERBS = {
     "remote": ("settings.remote", "Set up remotes."),
     "config": ("settings.config", "Get or set settings."),
     "repro": ("pipeline.repro", "Run the stages of dvc.yaml that are out of date."),
+    "stage": ("stages.stage", "Write stages into dvc.yaml, and list them."),
+    "freeze": ("stages.freeze", "Let stages or imports keep what they have."),
+    "unfreeze": ("stages.unfreeze", "Let frozen stages or imports go on."),
+    "dag": ("stages.dag", "Draw the graph of stages or outputs."),
+    "metrics": ("metrics.metrics", "Show and compare metrics."),
+    "params": ("metrics.params", "Compare parameters."),
     "model": ("pipeline.model", "Register model versions and say where they are used."),
 }
 

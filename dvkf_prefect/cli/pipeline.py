@@ -1,28 +1,65 @@
-"""Commands on pipelines and models."""
+"""Commands that run pipelines, and on models."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.pipeline.repro import ReproResult, StageEvent
+    from dvkf_prefect.pipeline.runner import Runner
+    from dvkf_prefect.pipeline.sources import SourceEvent
+    from dvkf_prefect.pipeline.stages import Stage
+    from dvkf_prefect.pipeline.why import Decision, Reason
+
 
 def repro_arguments(parser: Parser) -> None:
     """Describe ``dvkf repro``."""
-    parser.add_argument("targets", nargs="*", metavar="STAGE")
-    parser.add_argument("-f", "--force", action="store_true", help="run stages even when nothing changed")
     parser.add_argument(
-        "-s", "--single-item", action="store_true", help="only the stages named, not what they need"
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="stages, outputs, dvc.yaml or .dvc files (default: dvc.yaml)",
+    )
+    for flags, text in (
+        (("-f", "--force"), "run stages even when nothing changed"),
+        (("-i", "--interactive"), "ask before each stage"),
+        (("-s", "--single-item"), "only the stages named, not what they need"),
+        (("-p", "--pipeline"), "all stages that are connected with those named"),
+        (("-P", "--all-pipelines"), "every dvc.yaml of the repository"),
+        (("-R", "--recursive"), "a target that is a folder means all stages in it"),
+        (("--downstream",), "the stages named and all that need them"),
+        (("--force-downstream",), "run all that need a stage that ran"),
+        (("--pull",), "bring what is missing, and runs that are known, from the remote"),
+        (("--allow-missing",), "data that is missing is no reason to run"),
+        (("--dry",), "only say what would run, and why"),
+        (("--glob",), "names of stages are patterns"),
+        (("--no-commit",), "do not store outputs in the cache"),
+        (("--no-run-cache",), "run even what an equal run is known of"),
+    ):
+        parser.add_argument(*flags, action="store_true", help=text)
+    parser.add_argument(
+        "-k",
+        "--keep-going",
+        action="store_const",
+        const="keep-going",
+        default="fail",
+        dest="on_error",
+        help="when a stage fails, go on with those that do not need it",
     )
     parser.add_argument(
-        "-P",
-        "--all-pipelines",
-        action="store_true",
-        help="every dvc.yaml of the repository (default: the one here)",
+        "--ignore-errors",
+        action="store_const",
+        const="ignore",
+        dest="on_error",
+        help="when a stage fails, go on as if it had not",
     )
-    parser.add_argument("--dry", action="store_true", help="only say what would run, and why")
     parser.add_argument("-j", "--jobs", type=positive, default=2, metavar="<number>", help="stages at once")
     parser.add_argument(
         "--runner",
@@ -35,41 +72,187 @@ def repro_arguments(parser: Parser) -> None:
 def repro(args: argparse.Namespace) -> int:
     """Run ``dvkf repro``."""
     from dvkf_prefect.pipeline import repro as stages
-    from dvkf_prefect.pipeline.runner import LocalRunner, Runner
+    from dvkf_prefect.pipeline.decide import Rules, Scope
 
     repo = open_repo()
-    targets = [] if args.all_pipelines else targets_of(repo, args.targets or [PIPELINE_FILE])
+    whole = args.all_pipelines
+    targets = [] if whole else targets_of(repo, args.targets or [PIPELINE_FILE])
+    scope = Scope(
+        single_item=args.single_item and not (whole or args.pipeline),
+        pipeline=args.pipeline,
+        downstream=args.downstream and not (whole or args.pipeline),
+        recursive=args.recursive,
+        glob=args.glob,
+    )
+    rules = Rules(
+        force=args.force,
+        force_downstream=args.force_downstream,
+        run_cache=not args.no_run_cache,
+        pull=args.pull,
+        allow_missing=args.allow_missing,
+    )
     if args.dry:
-        for decision in stages.plan(repo, targets, force=args.force, single_item=args.single_item):
-            print(decision)
+        decisions = stages.plan(repo, targets, scope=scope, rules=rules)
+        for decision in decisions:
+            _print_decision(decision)
+        _end(args.quiet, any(decision.action != "skip" for decision in decisions))
         return 0
-    runner: Runner
-    if args.runner == "kubeflow":
-        from dvkf_prefect.kubeflow.local import KfpLocalRunner
-
-        runner = KfpLocalRunner(repo.tmp_dir / "kubeflow")
-    else:
-        runner = LocalRunner()
-
-    def tell(event: stages.StageEvent) -> None:
-        if not args.quiet:
-            print(event, flush=True)
-
-    try:
+    screen = _Screen(quiet=args.quiet, on_error=args.on_error)
+    with _runner(repo, args.runner) as runner:
         result = stages.repro(
             repo,
             targets,
             runner=runner,
-            force=args.force,
-            single_item=args.single_item,
-            jobs=args.jobs,
-            on_event=tell,
+            scope=scope,
+            rules=rules,
+            on_error=args.on_error,
+            commit=not args.no_commit,
+            jobs=1 if args.interactive else args.jobs,
+            raise_failures=False,
+            confirm=_confirm if args.interactive or repo.config.get("core", "interactive") else None,
+            on_event=screen.tell,
+            on_source=screen.tell_source,
         )
-    finally:
-        runner.close()
-    if not args.quiet and not result.ran and not result.restored:
-        print("Data and pipelines are up to date.")
-    return 0
+    return screen.end(result)
+
+
+def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
+    """Run one stage, as ``dvkf stage add --run`` does."""
+    from dvkf_prefect.pipeline import repro as stages
+
+    screen = _Screen(quiet=quiet, on_error="fail")
+    with _runner(repo, "local") as runner:
+        result = stages.repro(
+            repo,
+            [address],
+            runner=runner,
+            single_item=True,
+            raise_failures=False,
+            on_event=screen.tell,
+        )
+    return 255 if result.failed else 0
+
+
+def _runner(repo: Repo, name: str) -> Runner:
+    if name == "kubeflow":
+        from dvkf_prefect.kubeflow.local import KfpLocalRunner
+
+        return KfpLocalRunner(repo.tmp_dir / "kubeflow")
+    from dvkf_prefect.pipeline.runner import LocalRunner
+
+    return LocalRunner()
+
+
+def _confirm(stage: Stage) -> bool:
+    question = f"Going to reproduce stage: '{stage.address}'. Are you sure you want to continue? [y/n] "
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _because(reasons: Sequence[Reason]) -> str:
+    return f"  because {'; '.join(map(str, reasons))}"
+
+
+def _print_decision(decision: Decision) -> None:
+    if decision.action == "run":
+        print(f"Running stage '{decision.stage}':")
+        for command in decision.commands:
+            print(f"> {command}")
+        print(_because(decision.reasons))
+    elif decision.action == "restore":
+        print(f"Stage '{decision.stage}' is cached - skipping run, checking out outputs")
+        print(_because(decision.reasons))
+    else:
+        print(f"Stage '{decision.stage}' didn't change, skipping")
+
+
+def _end(quiet: bool, changed: bool) -> None:
+    if not quiet:
+        print(
+            "Use `dvkf push` to send your updates to remote storage."
+            if changed
+            else "Data and pipelines are up to date."
+        )
+
+
+class _Screen:
+    """Tells a person what is done, in DVC's words, with the reasons for it."""
+
+    def __init__(self, *, quiet: bool, on_error: str) -> None:
+        self._quiet = quiet
+        self._on_error = on_error
+        self._ran = False
+        self._running: list[str] = []
+
+    def _say(self, *lines: str) -> None:
+        if not self._quiet:
+            print("\n".join(lines), flush=True)
+
+    def tell_source(self, event: SourceEvent) -> None:
+        """Tell of a `.dvc` file."""
+        said = {
+            "skip": f"'{event.source}' didn't change, skipping",
+            "record": f"'{event.source}': recorded what changed",
+            "checkout": f"'{event.source}': checked out",
+            "pull": f"'{event.source}': pulled",
+            "update": f"'{event.source}': updated from its source",
+        }
+        self._say(said[event.action])
+
+    def tell(self, event: StageEvent) -> None:
+        """Tell of a stage."""
+        name = event.stage
+        match event.kind:
+            case "start":
+                self._running.append(name)
+                space = [""] if self._ran else []
+                self._ran = True
+                commands = [f"> {command}" for command in event.commands]
+                self._say(*space, f"Running stage '{name}':", *commands, _because(event.reasons))
+            case "skip":
+                if event.frozen:
+                    text = f"Stage '{name}' is frozen. Its dependencies are not going to be reproduced."
+                    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+                if event.frozen and event.reasons:
+                    self._say(f"Verifying outputs in frozen stage: '{name}'")
+                else:
+                    self._say(f"Stage '{name}' didn't change, skipping")
+            case "restore":
+                self._say(
+                    f"Stage '{name}' is cached - skipping run, checking out outputs", _because(event.reasons)
+                )
+            case "done":
+                self._forget(name)
+                self._say(f"Stage '{name}' done in {event.seconds:.1f} s{self._others()}")
+            case _:
+                self._forget(name)
+                ignored = self._on_error == "ignore"
+                text = (
+                    f"{'WARNING' if ignored else 'ERROR'}: {event.message}{' (ignored)' if ignored else ''}"
+                )
+                print(text, file=sys.stderr, flush=True)
+
+    def _forget(self, name: str) -> None:
+        if name in self._running:
+            self._running.remove(name)
+
+    def _others(self) -> str:
+        return f"; still running: {', '.join(self._running)}" if self._running else ""
+
+    def end(self, result: ReproResult) -> int:
+        """Tell of the whole and return the exit code."""
+        if result.failed and self._on_error != "ignore":
+            names = " and ".join(f"'{name}'" for name in result.failed)
+            if result.blocked:
+                blocked = " and ".join(f"'{name}'" for name in result.blocked)
+                print(f"WARNING: not come to: {blocked}", file=sys.stderr)
+            segment = "stages: " if len(result.failed) > 1 else ""
+            print(f"ERROR: failed to reproduce {segment}{names}", file=sys.stderr)
+            return 255
+        _end(self._quiet, bool(result.ran or result.restored))
+        return 0
 
 
 def _registry() -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Item = dict[str, Any]
 Entry = dict[str, Any]
 _HEAD = "schema: '2.0'\nstages:\n"
-_BLOCK = re.compile(r"^  (?=[^ \n])", re.MULTILINE)
+_BLOCK = re.compile(r"^  ([^ \n].*)$", re.MULTILINE)
+_PLAIN = re.compile(r"[A-Za-z_][\w@-]*")
 _ANCHOR = re.compile(r"[&*]id\d+\b")
 
 
@@ -128,7 +129,7 @@ def make_entry(
     return entry
 
 
-def write_entry(path: Path, name: str, entry: Entry, *, before: Sequence[str] = ()) -> None:
+def write_entry(path: Path, name: str, entry: Entry, *, before: Container[str] = ()) -> None:
     """Put one stage's entry into a dvc.lock; the file is there whole or not at all.
 
     Args:
@@ -148,13 +149,13 @@ def write_entry(path: Path, name: str, entry: Entry, *, before: Sequence[str] = 
 
 
 def put_entry(
-    old: bytes, name: str, entry: Entry, *, before: Sequence[str] = (), file: str = "dvc.lock"
+    old: bytes, name: str, entry: Entry, *, before: Container[str] = (), file: str = "dvc.lock"
 ) -> bytes:
     """Return a dvc.lock's bytes with one stage's entry put in; see `write_entry`."""
     return _splice(old.decode(), name, entry, before) or _rewrite(old, name, entry, before, file)
 
 
-def _rewrite(old: bytes, name: str, entry: Entry, before: Sequence[str], file: str) -> bytes:
+def _rewrite(old: bytes, name: str, entry: Entry, before: Container[str], file: str) -> bytes:
     """Parse and write the whole file, as DVC does; comments are kept."""
     document: Any = (
         documents.load_editable(old, file) if old and documents.load(old, file) else {"schema": "2.0"}
@@ -168,15 +169,18 @@ def _rewrite(old: bytes, name: str, entry: Entry, before: Sequence[str], file: s
     return documents.dump(document)
 
 
-def _splice(old: str, name: str, entry: Entry, before: Sequence[str]) -> bytes | None:
+def _splice(old: str, name: str, entry: Entry, before: Container[str]) -> bytes | None:
     """Put the entry's text into a file that DVC or we wrote, without parsing the rest of it.
 
     Parsing and writing a file of hundreds of stages once for each stage would take longer than many a stage.
     """
-    if old and not old.startswith(_HEAD):
+    if old and (not old.startswith(_HEAD) or not old.endswith("\n")):
         return None
     written = documents.dump({"schema": "2.0", "stages": {name: entry}})
-    if _ANCHOR.search(old) or _ANCHOR.search(written.decode()) or "#" in old:
+    if _has_anchor(old) or _has_anchor(written.decode()) or "#" in old:
+        return None
+    # A name of more than 128 letters is written as `? name` and a line that begins with a colon.
+    if "\n  ? " in old or b"\n  ? " in written:
         return None
     # What the first writing makes of a value, the next one must make again, or DVC's file would differ from ours.
     if documents.dump(documents.load_editable(written, name)) != written:
@@ -184,21 +188,28 @@ def _splice(old: str, name: str, entry: Entry, before: Sequence[str]) -> bytes |
     if not old:
         return written
     block = written.decode().removeprefix(_HEAD)
-    body = old.removeprefix(_HEAD)
-    blocks = ["  " + part for part in _BLOCK.split(body)[1:]]
-    if "".join(blocks) != body or not body.endswith("\n"):
+    if not _BLOCK.match(old, len(_HEAD)):
         return None
-    heads = [text.partition("\n")[0] for text in blocks]
-    mine = block.partition("\n")[0]
-    if mine in heads:
-        blocks[heads.index(mine)] = block
+    head = block[: block.index("\n") + 1]
+    start = old.find("\n" + head, len(_HEAD) - 1) + 1
+    if start:
+        found = _BLOCK.search(old, start + 1)
+        end = found.start() if found else len(old)
     else:
-        followers = {_head(other) for other in before}
-        place = next((i for i, head in enumerate(heads) if head in followers), len(blocks))
-        blocks.insert(place, block)
-    return (_HEAD + "".join(blocks)).encode()
+        follower = (found for found in _BLOCK.finditer(old, len(_HEAD)) if _name(found[1]) in before)
+        start = end = next((found.start() for found in follower), len(old))
+    return f"{old[:start]}{block}{old[end:]}".encode()
 
 
-@lru_cache(maxsize=4096)
-def _head(name: str) -> str:
-    return documents.dump({"stages": {name: {"cmd": ""}}}).decode().split("\n")[1]
+def _has_anchor(text: str) -> bool:
+    return ("&id" in text or "*id" in text) and _ANCHOR.search(text) is not None
+
+
+@lru_cache(maxsize=1 << 16)
+def _name(head: str) -> str:
+    """Return the stage that the first line of a block is about."""
+    plain = head.removesuffix(":")
+    if _PLAIN.fullmatch(plain):
+        return plain
+    (name,) = documents.load(head.encode(), "dvc.lock")
+    return str(name)

@@ -1,25 +1,32 @@
-"""Metrics: the numbers that stages write, of one version or of two side by side."""
+"""Metrics and parameters: the values that files hold, of one version or of several side by side.
+
+Source of what is chosen and shown: DVC 3.x (``dvc/repo/metrics``, ``dvc/repo/params``).
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import posixpath
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from dvkf_prefect.data import documents
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
-from dvkf_prefect.data.tree import is_tree
-from dvkf_prefect.errors import MissingObjectError
-from dvkf_prefect.pipeline.params import flatten, parse_params
-from dvkf_prefect.pipeline.stages import load_pipeline_file, load_stages, read_outputs
+from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles, revisions_of
+from dvkf_prefect.data.view import View
+from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError, ParseError
+from dvkf_prefect.pipeline.params import DEFAULT_FILE, flatten, parse_params, select
+from dvkf_prefect.pipeline.stages import load_pipeline_file, load_stages
 
-_SUFFIXES = (".json", ".yaml", ".yml", ".toml")
+WORKSPACE = "workspace"
 
 
 @dataclass(frozen=True, slots=True)
 class MetricChange:
-    """One metric in two versions.
+    """One metric or parameter in two versions.
 
     Attributes:
         path: The file that holds it, relative to the root.
@@ -34,6 +41,58 @@ class MetricChange:
     old: Any
     new: Any
     change: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the change as ``dvc metrics diff --json`` has it."""
+        values = {"old": self.old, "new": self.new}
+        if isinstance(self.old, (int, float)) and isinstance(self.new, (int, float)):
+            values["diff"] = self.new - self.old
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class FileValues:
+    """What one file of one version holds.
+
+    Attributes:
+        values: Its values, nested as in the file.
+        error: Why it could not be read.
+    """
+
+    values: Any = None
+    error: Exception | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``dvc metrics show --json`` has it."""
+        return {"data": self.values} if self.error is None else {"error": _told(self.error)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The files of one version.
+
+    Attributes:
+        files: What each holds, by its path relative to the root.
+        error: Why it is not known which files there are.
+    """
+
+    files: Mapping[str, FileValues] = field(default_factory=dict)
+    error: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be read."""
+        return self.error is not None or any(file.error is not None for file in self.files.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``dvc metrics show --json`` has it."""
+        if self.error is not None:
+            return {"error": _told(self.error)}
+        return {"data": {path: file.as_dict() for path, file in self.files.items()}}
+
+
+def _told(error: Exception) -> dict[str, str]:
+    return {"type": type(error).__name__, "msg": str(error)}
 
 
 def show(repo: Repo, rev: str | None = None) -> dict[str, dict[str, Any]]:
@@ -50,14 +109,60 @@ def show(repo: Repo, rev: str | None = None) -> dict[str, dict[str, Any]]:
         ParseError: A file does not parse.
         GitError: There is no such revision.
     """
-    files = repo.files(rev)
+    reading = _read(repo, rev, lambda files: _metric_files(files, ()), _metrics_of)
+    if reading.error is not None:
+        raise reading.error
     found: dict[str, dict[str, Any]] = {}
-    for source in files.find():
-        if posixpath.basename(source) == PIPELINE_FILE:
-            for path, digest in _declared(files, source):
-                for name, data in _contents(repo, files, path, digest):
-                    found[name] = flatten(parse_params(data, name))
+    for path, file in reading.files.items():
+        if isinstance(file.error, ParseError):
+            raise file.error
+        if isinstance(file.values, dict):
+            found[path] = flatten(file.values)
     return dict(sorted(found.items()))
+
+
+def read_metrics(
+    repo: Repo,
+    targets: Sequence[str] = (),
+    *,
+    all_branches: bool = False,
+    all_tags: bool = False,
+    all_commits: bool = False,
+) -> dict[str, Reading]:
+    """Return the metrics of the workspace, or of it and many commits.
+
+    Args:
+        repo: The repository.
+        targets: Files or folders, relative to the root; all that dvc.yaml files declare if empty.
+        all_branches: Also those of the tips of all branches.
+        all_tags: Also those of all tags.
+        all_commits: Also those of all commits.
+
+    Returns:
+        What was read, by ``workspace`` and the names of revisions; by "" if only the workspace was asked for. The
+        workspace is left out where it holds what the current branch holds.
+
+    Raises:
+        ConfigError: Commits are asked for, but there is no git.
+    """
+
+    def read(rev: str | None) -> Reading:
+        return _read(repo, rev, lambda files: _metric_files(files, targets), _metrics_of)
+
+    if not (all_branches or all_tags or all_commits):
+        return {"": read(None)}
+    if repo.git is None:
+        raise ConfigError(f"{repo.root} has no git history; there are no other versions to look at")
+    found = {WORKSPACE: read(None)}
+    for commit, names in _named_revisions(repo, all_branches, all_tags, all_commits).items():
+        found[",".join(names)] = read(commit)
+    try:
+        branch = repo.git.run("symbolic-ref", "--short", "--quiet", "HEAD")
+    except DvkfError:
+        return found
+    if found.get(branch) == found[WORKSPACE]:
+        del found[WORKSPACE]
+    return found
 
 
 def diff(repo: Repo, a: str = "HEAD", b: str | None = None) -> list[MetricChange]:
@@ -86,6 +191,91 @@ def diff(repo: Repo, a: str = "HEAD", b: str | None = None) -> list[MetricChange
     return rows
 
 
+def diff_metrics(
+    repo: Repo,
+    a: str = "HEAD",
+    b: str | None = None,
+    targets: Sequence[str] = (),
+    *,
+    unchanged: bool = False,
+) -> tuple[list[MetricChange], dict[str, Reading]]:
+    """Compare metrics as ``dvc metrics diff`` does: what cannot be read is told, not raised.
+
+    Args:
+        repo: The repository.
+        a: The older git revision, or ``workspace``.
+        b: The newer one; None for the workspace.
+        targets: Files or folders, relative to the root, declared or not; all that are declared if empty.
+        unchanged: Equal ones too.
+
+    Returns:
+        Rows sorted by file and name, and what was read of each version. Before the first commit there are none.
+
+    Raises:
+        GitError: There is no such revision.
+    """
+    return _compare(repo, a, b, lambda files: _metric_files(files, targets), _metrics_of, unchanged)
+
+
+def diff_params(
+    repo: Repo,
+    a: str = "HEAD",
+    b: str | None = None,
+    targets: Sequence[str] = (),
+    *,
+    unchanged: bool = False,
+    deps_only: bool = False,
+) -> tuple[list[MetricChange], dict[str, Reading]]:
+    """Compare parameters as ``dvc params diff`` does.
+
+    Args:
+        repo: The repository.
+        a: The older git revision, or ``workspace``.
+        b: The newer one; None for the workspace.
+        targets: Files, relative to the root, declared or not; all that are declared, and params.yaml, if empty.
+        unchanged: Equal ones too.
+        deps_only: Only those that stages depend on.
+
+    Returns:
+        Rows sorted by file and name, and what was read of each version. Before the first commit there are none.
+
+    Raises:
+        GitError: There is no such revision.
+    """
+    return _compare(
+        repo, a, b, lambda files: _param_files(files, targets, deps_only), lambda values: values, unchanged
+    )
+
+
+def _compare(
+    repo: Repo,
+    a: str,
+    b: str | None,
+    declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
+    keep: Callable[[Any], Any],
+    unchanged: bool,
+) -> tuple[list[MetricChange], dict[str, Reading]]:
+    if repo.git is None or repo.git.head() is None:
+        return [], {}
+    sides = [None if rev in (None, WORKSPACE) else repo.git.resolve(rev or "") for rev in (a, b)]
+    before, after = (_read(repo, rev, declared, keep) for rev in sides)
+    rows = []
+    for path in sorted({*before.files, *after.files}):
+        old, new = (_flat(reading.files.get(path)) for reading in (before, after))
+        for name in sorted({*old, *new}):
+            pair = old.get(name), new.get(name)
+            if unchanged or pair[0] != pair[1]:
+                rows.append(MetricChange(path, name, *pair, change=_difference(*pair)))
+    return rows, {a: before, b or WORKSPACE: after}
+
+
+def _flat(file: FileValues | None) -> dict[str, Any]:
+    values = file.values if file is not None else None
+    if isinstance(values, dict):
+        return {name: str(v) if isinstance(v, list) else v for name, v in flatten(values).items() if v != {}}
+    return {} if values is None else {"": values}
+
+
 def _difference(old: Any, new: Any) -> float | None:
     for value in (old, new):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -93,40 +283,153 @@ def _difference(old: Any, new: Any) -> float | None:
     return float(new - old)
 
 
-def _declared(files: RepoFiles, source: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the metric files of one dvc.yaml, with the recorded digest of those that are in the cache."""
-    recorded = {output.path: output for output in read_outputs(files, source)}
-    for stage in load_stages(files, source):
-        for out in stage.outs:
-            if out.kind == "metric":
-                yield out.path, recorded[out.path].digest if out.cached else None
-    folder = posixpath.dirname(source)
-    for name in load_pipeline_file(files.read(source), source).get("metrics", []):
-        path = posixpath.normpath(posixpath.join(folder, name))
-        if not path.startswith(("/", "..")):
-            output = recorded.get(path)
-            yield path, output.digest if output and output.cached else None
+def _named_revisions(
+    repo: Repo, all_branches: bool, all_tags: bool, all_commits: bool
+) -> dict[str, list[str]]:
+    """Return commits and what they are called: as DVC, by their ids where all of them are meant."""
+    assert repo.git is not None
+    if all_commits:
+        return {commit: [commit] for commit in revisions_of(repo.git, all_commits=True)}
+    found: dict[str, list[str]] = {}
+    for kind, wanted in (("refs/heads/", all_branches), ("refs/tags/", all_tags)):
+        if not wanted:
+            continue
+        form = "%(objecttype) %(objectname) %(*objecttype) %(*objectname) %(refname)"
+        for line in repo.git.run("for-each-ref", f"--format={form}", kind).splitlines():
+            kind_, commit, *rest = line.split(" ")
+            of_tag, target, name = rest[0], rest[1], " ".join(rest[2:])
+            if kind_ == "tag":
+                kind_, commit = of_tag, target
+            if kind_ == "commit":
+                found.setdefault(commit, []).append(name.removeprefix(kind))
+    return found
 
 
-def _contents(repo: Repo, files: RepoFiles, path: str, digest: str | None) -> Iterator[tuple[str, bytes]]:
-    """Yield a metric's files and their bytes: as they lie in the version, else from the cache."""
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _read(
+    repo: Repo,
+    rev: str | None,
+    declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
+    keep: Callable[[Any], Any],
+) -> Reading:
+    """Read what is declared in a version: from its files, else from the cache or the remote."""
+    files = repo.files(rev)
     try:
-        if files.rev is None or digest is None:
-            if files.rev is None and (repo.root / path).is_dir():
-                for file in sorted((repo.root / path).rglob("*")):
-                    if file.suffix in _SUFFIXES and file.is_file():
-                        yield file.relative_to(repo.root).as_posix(), file.read_bytes()
-                return
-            if files.exists(path):
-                yield path, files.read(path)
-                return
-        if digest is None:
+        wanted = declared(files)
+        view = View(repo, files.rev)
+        found: dict[str, FileValues] = {}
+        for path, keys in wanted.items():
+            for name in _expand(view, path):
+                if name not in found:
+                    found[name] = _read_file(view, name, keys, keep)
+    except DvkfError as error:
+        return Reading(error=error)
+    return Reading(found)
+
+
+def _expand(view: View, path: str) -> Iterator[str]:
+    try:
+        if view.entry(path).is_dir:
+            yield from sorted(entry.path for entry in view.find(path))
             return
-        if not is_tree(digest):
-            yield path, repo.cache.read_bytes(digest)
-            return
-        for relpath, file_digest in repo.cache.read_tree(digest).items():
-            if posixpath.splitext(relpath)[1] in _SUFFIXES:
-                yield f"{path}/{relpath}", repo.cache.read_bytes(file_digest)
-    except MissingObjectError:
-        return
+    except (DvkfError, OSError):
+        pass  # said again, and then told, when it is read
+    yield path
+
+
+def _read_file(view: View, path: str, keys: Sequence[str], keep: Callable[[Any], Any]) -> FileValues:
+    try:
+        with view.open(view.entry(path)) as file:
+            values = load_values(file.read(), path)
+        if keys:
+            values = select(values, keys) if isinstance(values, dict) else {}
+        return FileValues(keep(values))
+    except OutputNotFoundError:
+        return FileValues(error=FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path))
+    except (DvkfError, OSError) as error:
+        return FileValues(error=error)
+
+
+def load_values(data: bytes, name: str) -> Any:
+    """Read a file of values; its kind is told by its suffix, YAML where it has another one.
+
+    Args:
+        data: The file's bytes.
+        name: The file's name.
+
+    Raises:
+        ParseError: It does not parse.
+    """
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix == ".json":
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise ParseError(name, f"not valid JSON: {error}", line=getattr(error, "lineno", None)) from error
+    return parse_params(data, name) if suffix in (".toml", ".py") else documents.load(data, name)
+
+
+def _metrics_of(values: Any) -> Any:
+    """Return what counts as a metric: numbers, texts and truths; lists and nulls are left out."""
+    kept = _metric(values)
+    return kept if kept not in (None, 0, "") else {}
+
+
+def _metric(value: Any) -> Any:
+    if isinstance(value, (int, float, str)):
+        return value
+    if not isinstance(value, dict):
+        return None
+    kept = {key: _metric(item) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if item is not None and item != {}}
+
+
+def _pipelines(files: RepoFiles) -> Iterable[str]:
+    return [path for path in files.find() if posixpath.basename(path) == PIPELINE_FILE]
+
+
+def _top_level(files: RepoFiles, source: str, key: str) -> Iterator[str]:
+    for name in load_pipeline_file(files.read(source), source).get(key, []):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
+        if not path.startswith(("/", "..")):
+            yield path
+
+
+def _metric_files(files: RepoFiles, targets: Sequence[str]) -> dict[str, Sequence[str]]:
+    if targets:
+        return dict.fromkeys(targets, ())
+    pipelines = _pipelines(files)
+    found = [
+        out.path
+        for source in pipelines
+        for stage in load_stages(files, source)
+        for out in stage.outs
+        if out.kind == "metric"
+    ]
+    for source in pipelines:
+        found += _top_level(files, source, "metrics")
+    return dict.fromkeys(found, ())
+
+
+def _param_files(files: RepoFiles, targets: Sequence[str], deps_only: bool) -> dict[str, Sequence[str]]:
+    """Return the keys to read by file; none mean all of it."""
+    if targets:
+        return dict.fromkeys(targets, ())
+    pipelines = _pipelines(files)
+    found: dict[str, list[str] | None] = {}
+    for source in pipelines:
+        for stage in load_stages(files, source):
+            for file, keys in stage.params.items():
+                known = found.setdefault(stage.params_path(file), [])
+                if not keys:
+                    found[stage.params_path(file)] = None
+                elif known is not None:
+                    known.extend(key for key in keys if key not in known)
+    if not deps_only:
+        for source in pipelines:
+            found.update(dict.fromkeys(_top_level(files, source, "params")))
+        if files.exists(DEFAULT_FILE):
+            found[DEFAULT_FILE] = None
+    return {file: keys or () for file, keys in found.items()}

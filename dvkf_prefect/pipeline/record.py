@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from dvkf_prefect.data import gitignore
@@ -20,7 +20,9 @@ from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, 
 from dvkf_prefect.pipeline.stages import Stage, StageOutput
 
 
-def make_spec(repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs) -> StepSpec:
+def make_spec(
+    repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs, *, commit: bool = True
+) -> StepSpec:
     """Return what a stage's run needs.
 
     Args:
@@ -28,6 +30,7 @@ def make_spec(repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs) -> S
         snapshot: What is there.
         stage: The stage.
         inputs: What it reads; all of it must be there.
+        commit: False keeps all that it writes out of the repository's cache.
 
     Raises:
         OutputInGitError: Git tracks one of its outputs.
@@ -46,7 +49,7 @@ def make_spec(repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs) -> S
         if out.persist and snapshot.look(out.path).digest:
             stored = repo.workspace.take(out.path)
             previous, isexec = stored.digest, stored.isexec
-        outs.append(StepOutput(out.path, out.cached, out.kind, previous, isexec))
+        outs.append(StepOutput(out.path, out.cached and commit, out.kind, previous, isexec))
     return StepSpec(
         stage=stage.address,
         cmd=stage.cmd,
@@ -96,7 +99,14 @@ def contents_of(stage: Stage, entry: Entry) -> tuple[StepContent, ...]:
     return tuple(contents)
 
 
-def put_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent], side_dir: str = "") -> list[Item]:
+def put_outputs(
+    repo: Repo,
+    stage: Stage,
+    contents: Sequence[StepContent],
+    side_dir: str = "",
+    *,
+    commit: bool = True,
+) -> list[Item]:
     """Make the workspace hold a run's outputs.
 
     What lies there and is nowhere else goes into the cache first, so that a changed output can be had again.
@@ -106,6 +116,7 @@ def put_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent], side_
         stage: The stage.
         contents: What the run wrote, in the order of the stage's outputs.
         side_dir: The root of the cache that holds those which stay out of the repository's; "" if all are in that.
+        commit: False keeps all of them out of the repository's cache.
 
     Returns:
         The outputs as an entry holds them.
@@ -129,30 +140,36 @@ def put_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent], side_
         if found.digest != content.digest or found.isexec != content.isexec:
             if repo.workspace.lost_by(output, found):
                 repo.workspace.take(out.path)
-            place = repo.workspace if out.cached or not side_dir else _beside(repo, Path(side_dir))
+            place = (
+                repo.workspace if (out.cached and commit) or not side_dir else _beside(repo, Path(side_dir))
+            )
             place.put(output, found)
-        if out.cached and (content.hash_name != MD5 or repo.cache.missing(_objects(repo, content))):
+        absent = out.cached and commit and (content.hash_name != MD5 or _absent(repo, content))
+        if absent:
             repo.workspace.take(out.path)
         items.append(_settle(repo, out))
     return items
 
 
-def _objects(repo: Repo, content: StepContent) -> set[str]:
-    if content.nfiles is None or not repo.cache.exists(content.digest):
-        return {content.digest}
-    return {content.digest, *repo.cache.read_tree(content.digest).digests}
+def _absent(repo: Repo, content: StepContent) -> bool:
+    """Tell whether the cache lacks any of a content."""
+    digests = {content.digest}
+    if content.nfiles is not None and repo.cache.exists(content.digest):
+        digests.update(repo.cache.read_tree(content.digest).digests)
+    return bool(repo.cache.missing(digests))
 
 
 def _beside(repo: Repo, side: Path) -> Workspace:
     return Workspace(repo.root, Cache(side), Memory(repo.tmp_dir / "memory"), repo.ignore)
 
 
-def take_outputs(repo: Repo, stage: Stage) -> list[Item]:
+def take_outputs(repo: Repo, stage: Stage, *, commit: bool = True) -> list[Item]:
     """Store a stage's outputs as they lie in the workspace.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
+        commit: False only records them.
 
     Returns:
         The outputs as an entry holds them.
@@ -169,7 +186,7 @@ def take_outputs(repo: Repo, stage: Stage) -> list[Item]:
                 f"stage '{stage.address}': its output '{out.name}' is not in the workspace; run the stage, "
                 "or bring it back with `dvkf checkout`"
             )
-        if out.cached:
+        if out.cached and commit:
             repo.workspace.take(out.path)
         items.append(_settle(repo, out))
     return items
@@ -183,7 +200,9 @@ def _settle(repo: Repo, out: StageOutput) -> Item:
     return item_of(out.name, repo.workspace.look(out.path).stored())
 
 
-def record(repo: Repo, stage: Stage, entry: Entry, *, before: Sequence[str] = ()) -> None:
+def record(
+    repo: Repo, stage: Stage, entry: Entry, *, before: Container[str] = (), save_run: bool = True
+) -> None:
     """Remember a run in the run cache, then in dvc.lock.
 
     Args:
@@ -191,11 +210,12 @@ def record(repo: Repo, stage: Stage, entry: Entry, *, before: Sequence[str] = ()
         stage: The stage.
         entry: Its run; its outputs are in the cache and in the workspace.
         before: See `dvkf_prefect.pipeline.lock.write_entry`.
+        save_run: False leaves the run cache as it is.
 
     Raises:
         DiskFullError: There is no room.
     """
-    if can_save(stage, entry):
+    if save_run and can_save(stage, entry):
         for out in stage.outs:
             if not out.cached:  # the run cache answers for it too, as DVC's does
                 repo.workspace.take(out.path)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,16 +14,24 @@ from pathlib import Path
 from typing import Literal
 
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import DvkfError, StageError, StageFailedError, StageNotFoundError
-from dvkf_prefect.pipeline.lock import Entry, make_entry
+from dvkf_prefect.errors import (
+    DvkfError,
+    StageCancelledError,
+    StageError,
+    StageFailedError,
+    StageNotFoundError,
+)
+from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide, selected
+from dvkf_prefect.pipeline.lock import make_entry
 from dvkf_prefect.pipeline.record import contents_of, make_spec, put_outputs, record, take_outputs
-from dvkf_prefect.pipeline.runcache import RunCache, can_restore
 from dvkf_prefect.pipeline.runner import Runner, StageRun
-from dvkf_prefect.pipeline.signature import input_key
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
+from dvkf_prefect.pipeline.sources import SourceEvent, add_users, is_source, settle
 from dvkf_prefect.pipeline.spec import WORK, StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
 from dvkf_prefect.pipeline.why import Decision, Reason, reasons_for
+
+OnError = Literal["fail", "keep-going", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,8 @@ class StageEvent:
         seconds: How long its commands ran.
         log_tail: The end of what they printed.
         message: What went wrong, for ``fail``.
+        commands: What it runs.
+        frozen: Whether it is frozen.
     """
 
     stage: str
@@ -44,6 +55,8 @@ class StageEvent:
     seconds: float = 0.0
     log_tail: str = ""
     message: str = ""
+    commands: tuple[str, ...] = ()
+    frozen: bool = False
 
     def __str__(self) -> str:
         why = "; ".join(map(str, self.reasons)) or "nothing changed"
@@ -70,7 +83,7 @@ class ReproResult:
         skipped: Those that nothing changed for.
         restored: Those whose outputs came from the cache.
         failed: Those that failed.
-        blocked: Those that were not come to because one that they need failed.
+        blocked: Those that were not come to, because one that they need failed, or any did and it was to end there.
     """
 
     decisions: tuple[Decision, ...] = ()
@@ -81,24 +94,25 @@ class ReproResult:
     blocked: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Choice:
-    decision: Decision
-    inputs: Inputs
-    entry: Entry | None = None
-    """The run whose outputs are restored; for a skip with reasons, the last one."""
-
-
 def plan(
-    repo: Repo, targets: Sequence[str] = (), *, force: bool = False, single_item: bool = False
+    repo: Repo,
+    targets: Sequence[str] = (),
+    *,
+    force: bool = False,
+    single_item: bool = False,
+    scope: Scope | None = None,
+    rules: Rules | None = None,
 ) -> list[Decision]:
     """Tell what `repro` would do; nothing is run or written but what a look remembers.
 
     Args:
         repo: The repository.
-        targets: Stages, dvc.yaml files or outputs, with what they need; all stages if empty.
+        targets: Stages, groups of them, dvc.yaml files, folders with one, outputs or `.dvc` files, relative to the
+            root, with what they need; all stages if empty.
         force: Run stages for which nothing changed, too.
         single_item: Leave out what the targets need.
+        scope: What else is meant by the targets, or what not; takes the place of ``single_item``.
+        rules: How to decide; takes the place of ``force``.
 
     Returns:
         A decision for each stage, in the order of the graph. A stage after one that runs is said to run, too; it
@@ -114,12 +128,18 @@ def plan(
         ...     print(decision)
     """
     snapshot = Snapshot(repo)
+    rules = rules or Rules(force=force)
     decisions = []
-    for stage in _selected(snapshot, targets, single_item):
-        choice = _decide(snapshot, stage, force=force)
+    forced: set[str] = set()
+    for stage in _stages(snapshot, targets, scope or Scope(single_item=single_item)):
+        choice = decide(
+            snapshot, stage, rules, forced=not forced.isdisjoint(snapshot.graph.needs(stage.address))
+        )
         decisions.append(choice.decision)
         if choice.decision.action != "skip":
             snapshot.plan(stage, choice.entry if choice.decision.action == "restore" else None)
+            if rules.force_downstream:
+                forced.add(stage.address)
     return decisions
 
 
@@ -130,25 +150,38 @@ def repro(
     runner: Runner,
     force: bool = False,
     single_item: bool = False,
+    scope: Scope | None = None,
+    rules: Rules | None = None,
+    on_error: OnError = "keep-going",
+    commit: bool = True,
     jobs: int = 2,
     raise_failures: bool = True,
+    confirm: Callable[[Stage], bool] | None = None,
     on_event: Callable[[StageEvent], None] | None = None,
+    on_source: Callable[[SourceEvent], None] | None = None,
 ) -> ReproResult:
     """Bring stages up to date; those that do not need each other run at the same time.
 
     After each stage its outputs are put into the workspace, and its entry into the run cache and dvc.lock. The
-    repository is locked only then, not while commands run. When a stage fails, those that need it are not run
-    and all others are finished.
+    repository is locked only then, not while commands run.
 
     Args:
         repo: The repository.
-        targets: Stages, dvc.yaml files or outputs, with what they need; all stages if empty.
+        targets: Stages, groups of them, dvc.yaml files, folders with one, outputs or `.dvc` files, relative to the
+            root, with what they need; all stages if empty.
         runner: Where stages execute.
         force: Run stages for which nothing changed, too.
         single_item: Leave out what the targets need.
+        scope: What else is meant by the targets, or what not; takes the place of ``single_item``.
+        rules: How to decide, and whether data may come from the remote; takes the place of ``force``.
+        on_error: When a stage fails: ``keep-going`` leaves out those that need it and finishes all others, ``fail``
+            starts no other, ``ignore`` goes on as if it had not.
+        commit: False records what was written, but stores it neither in the cache nor in the run cache.
         jobs: How many stages run at once.
         raise_failures: False returns failed stages in the result instead of raising the first one's error.
+        confirm: Asked before a stage runs or is restored; False ends it as a failure.
         on_event: Told of each stage's start and end, in this thread.
+        on_source: Told of each `.dvc` file that stages read, in this thread.
 
     Returns:
         What was done with each stage, and why.
@@ -165,9 +198,20 @@ def repro(
         >>> with LocalRunner() as runner:
         ...     result = repro(Repo.open("path/to/repository"), ["train"], runner=runner, on_event=print)
     """
-    job = _Repro(repo, runner, force=force, jobs=jobs, tell=on_event or (lambda event: None))
-    result = job.run(targets, single_item=single_item)
-    if raise_failures and result.failed:
+    job = _Repro(
+        repo,
+        runner,
+        scope=scope or Scope(single_item=single_item),
+        rules=rules or Rules(force=force),
+        on_error=on_error,
+        commit=commit,
+        jobs=jobs,
+        confirm=confirm,
+        tell=on_event or (lambda event: None),
+        tell_source=on_source or (lambda event: None),
+    )
+    result = job.run(targets)
+    if raise_failures and result.failed and on_error != "ignore":
         raise job.errors[result.failed[0]]
     return result
 
@@ -206,57 +250,15 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
     return recorded
 
 
-def _selected(snapshot: Snapshot, targets: Sequence[str], single_item: bool) -> list[Stage]:
-    wanted = {address for target in targets for address in snapshot.graph.find(target)}
-    return snapshot.graph.order(wanted if targets else None, alone=single_item)
-
-
-def _decide(snapshot: Snapshot, stage: Stage, *, force: bool) -> _Choice:
-    entry = snapshot.entry(stage)
-    inputs = snapshot.inputs(stage, entry)
-    reasons = reasons_for(snapshot, stage, entry, inputs)
-    if stage.frozen:
-        return _Choice(Decision(stage.address, "skip", reasons), inputs, entry)
-    if force:
-        return _Choice(Decision(stage.address, "run", reasons or (Reason("forced", stage.address),)), inputs)
-    if not reasons:
-        return _Choice(Decision(stage.address, "skip"), inputs, entry)
-    known = _known_run(snapshot, stage, entry, inputs, reasons)
-    action: Literal["restore", "run"] = "restore" if known else "run"
-    return _Choice(Decision(stage.address, action, reasons), inputs, known)
-
-
-def _known_run(
-    snapshot: Snapshot, stage: Stage, entry: Entry | None, inputs: Inputs, reasons: Iterable[Reason]
-) -> Entry | None:
-    """Return a run with the same inputs whose outputs can all be had here, or None."""
-    if entry is not None and all(reason.kind == "output" for reason in reasons):
-        recorded = {item["path"]: item for item in entry.get("outs", ())}
-        if all(
-            out.name in recorded and _can_have(snapshot, out.path, recorded[out.name]) for out in stage.outs
-        ):
-            return entry
-    if not inputs.known:
-        return None
-    wanted = make_entry(stage, inputs.items, inputs.params, [{"path": out.name} for out in stage.outs])
-    if not can_restore(stage, wanted):
-        return None
-    run = RunCache(snapshot.repo.cache.root).find(input_key(wanted))
-    if run is None:
-        return None
-    recorded = {item["path"]: item for item in run["outs"]}
-    complete = all(
-        out.name in recorded and _can_have(snapshot, out.path, recorded[out.name]) for out in stage.outs
-    )
-    return run if complete else None
-
-
-def _can_have(snapshot: Snapshot, path: str, item: dict[str, str]) -> bool:
-    digest = item.get("md5")
-    if not digest:
-        return False
-    hash_name = item.get("hash", "md5-dos2unix")
-    return snapshot.is_cached(digest, hash_name) or snapshot.look(path, hash_name).digest == digest
+def _stages(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
+    """Return the stages that targets mean; of `.dvc` files those that read them, where it goes downstream."""
+    named = [target for target in targets if not is_source(target)]
+    if len(named) < len(targets):
+        if scope.downstream or scope.pipeline:
+            named += add_users(snapshot, [target for target in targets if is_source(target)])
+        if not named:
+            return []
+    return selected(snapshot, named, scope)
 
 
 def _check_inputs(stage: Stage, inputs: Inputs) -> None:
@@ -283,44 +285,73 @@ class _Repro:
     """One call of `repro`; the scheduling and all writing happen in the caller's thread."""
 
     def __init__(
-        self, repo: Repo, runner: Runner, *, force: bool, jobs: int, tell: Callable[[StageEvent], None]
+        self,
+        repo: Repo,
+        runner: Runner,
+        *,
+        scope: Scope,
+        rules: Rules,
+        on_error: OnError,
+        commit: bool,
+        jobs: int,
+        confirm: Callable[[Stage], bool] | None,
+        tell: Callable[[StageEvent], None],
+        tell_source: Callable[[SourceEvent], None],
     ) -> None:
         self._repo = repo
         self._runner = runner
-        self._force = force
+        self._scope = scope
+        self._rules = rules
+        self._on_error = on_error
+        self._commit = commit
         self._jobs = max(jobs, 1)
+        self._confirm = confirm
         self._tell = tell
-        self._snapshot = Snapshot(repo)
+        self._tell_source = tell_source
         self._decisions: dict[str, Decision] = {}
-        self._finished: set[str] = set()
-        self._ready: list[tuple[Stage, _Choice]] = []
-        self._running: dict[Future[StepResult], tuple[Stage, _Choice, StageRun]] = {}
+        self._forced: set[str] = set()
+        self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
         self.errors: dict[str, DvkfError] = {}
 
-    def run(self, targets: Sequence[str], *, single_item: bool) -> ReproResult:
+    def run(self, targets: Sequence[str]) -> ReproResult:
         """Bring the stages up to date; failures end up in ``errors``."""
-        stages = _selected(self._snapshot, targets, single_item)
+        if self._rules.pull and self._rules.run_cache:
+            _pull_runs(self._repo)
+        self._snapshot = Snapshot(self._repo)
+        stages = _stages(self._snapshot, targets, self._scope)
         self._order = [stage.address for stage in stages]
         self._place = {address: i for i, address in enumerate(self._order)}
         # What is new to a dvc.lock goes in in the graph's order, as DVC has it, whoever ends first.
-        self._fresh = {stage.address for stage in stages if self._snapshot.entry(stage) is None}
-        if not single_item:
-            self._settle_sources(stages)
-        waiting = {a: set(self._snapshot.graph.needs(a)).intersection(self._order) for a in self._order}
+        self._fresh = {
+            (stage.file, stage.name): self._place[stage.address]
+            for stage in stages
+            if self._snapshot.entry(stage) is None
+        }
+        sources = [target for target in targets if is_source(target)]
+        if not self._scope.single_item or sources:
+            settle(self._snapshot, stages, sources, rules=self._rules, tell=self._tell_source)
+        needs = {a: set(self._snapshot.graph.needs(a)).intersection(self._place) for a in self._order}
+        self._waits_for = {address: len(needed) for address, needed in needs.items()}
+        self._users: dict[str, list[str]] = {address: [] for address in self._order}
+        for address, needed in needs.items():
+            for other in needed:
+                self._users[other].append(address)
+        # First come is not first served: with one job at a time, stages run in the order DVC runs them.
+        self._free = [self._place[a] for a in self._order if not needs[a]]
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="dvkf-stage")
         try:
-            self._advance(waiting, pool)
+            self._advance(pool)
             while self._running:
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                     self._end(future)
-                self._advance(waiting, pool)
+                self._advance(pool)
         finally:
             for _, _, run in self._running.values():
                 run.cancel()
             pool.shutdown(wait=True)
-        return self._result(tuple(waiting))
+        return self._result()
 
-    def _result(self, blocked: tuple[str, ...]) -> ReproResult:
+    def _result(self) -> ReproResult:
         made = [self._decisions[address] for address in self._order if address in self._decisions]
         done = [decision for decision in made if decision.stage not in self.errors]
         return ReproResult(
@@ -329,68 +360,83 @@ class _Repro:
             skipped=tuple(d.stage for d in done if d.action == "skip"),
             restored=tuple(d.stage for d in done if d.action == "restore"),
             failed=tuple(d.stage for d in made if d.stage in self.errors),
-            blocked=blocked,
+            blocked=tuple(address for address in self._order if address not in self._decisions),
         )
 
-    def _settle_sources(self, stages: Sequence[Stage]) -> None:
-        """Record tracked data that changed, and bring back what is gone, as DVC's repro does with `.dvc` files."""
-        read = {dep.path for stage in stages if not stage.frozen for dep in stage.deps if not dep.external}
-        folders = {path[:i] for path in read for i, letter in enumerate(path) if letter == "/"}
-        for output in list(self._snapshot.outputs.values()):
-            above = {output.path[:i] for i, letter in enumerate(output.path) if letter == "/"}
-            if output.stage or not output.digest or not output.cached:
-                continue
-            if output.path not in read and output.path not in folders and not above & read:
-                continue
-            found = self._snapshot.look(output.path, output.hash_name)
-            if found.digest is None:
-                if self._snapshot.is_cached(output.digest, output.hash_name):
-                    self._repo.checkout([output.path])
-            elif found.digest != output.digest:
-                self._repo.commit([output.path])
-            else:
-                continue
-            self._snapshot.forget([output.path])
-
-    def _advance(self, waiting: dict[str, set[str]], pool: ThreadPoolExecutor) -> None:
-        """Decide on every stage whose needs are done, and start those that must run while there is room."""
-        while free := [address for address, needs in waiting.items() if needs <= self._finished]:
-            for address in free:
-                del waiting[address]
-                self._come_to(self._snapshot.graph.stages[address])
-        # First come is not first served: with one job at a time, stages run in the order DVC runs them.
-        self._ready.sort(key=lambda item: self._place[item[0].address])
-        while self._ready and len(self._running) < self._jobs:
-            stage, choice = self._ready.pop(0)
+    def _advance(self, pool: ThreadPoolExecutor) -> None:
+        """Come to stages whose needs are done, in their order, while there is room for one that runs."""
+        while self._free and len(self._running) < self._jobs:
+            if self.errors and self._on_error == "fail":
+                return
+            stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
+            choice = self._decide(stage)
+            self._decisions[stage.address] = choice.decision
             try:
-                _check_inputs(stage, choice.inputs)
-                spec = make_spec(self._repo, self._snapshot, stage, choice.inputs)
-                self._tell(StageEvent(stage.address, "start", choice.decision.reasons))
-                run = self._runner.start(spec)
+                if choice.decision.action == "run":
+                    self._start(stage, choice, pool)
+                else:
+                    self._settle(stage, choice)
             except DvkfError as error:
                 self._fail(stage, choice, error)
+
+    def _decide(self, stage: Stage) -> Choice:
+        if self._rules.pull:
+            self._pull_inputs(stage)
+        forced = stage.address in self._forced
+        return decide(self._snapshot, stage, self._rules, forced=forced, dry=False)
+
+    def _pull_inputs(self, stage: Stage) -> None:
+        """Bring what a stage reads and is tracked, but neither in the workspace nor in the cache."""
+        if stage.frozen:
+            return
+        for dep in stage.deps:
+            if dep.external or self._snapshot.look(dep.path).digest is not None:
                 continue
-            self._running[pool.submit(run.wait)] = (stage, choice, run)
+            above = dep.path
+            while above and above not in self._snapshot.outputs:
+                above = posixpath.dirname(above)
+            output = self._snapshot.outputs.get(above)
+            if output is None or not output.digest:
+                continue
+            if not self._snapshot.is_cached(output.digest, output.hash_name):
+                with suppress(DvkfError):  # what is missing after all is said before it runs
+                    self._repo.pull([output.path])
+                self._snapshot.forget([output.path])
 
-    def _come_to(self, stage: Stage) -> None:
-        choice = _decide(self._snapshot, stage, force=self._force)
-        decision = choice.decision
-        self._decisions[stage.address] = decision
-        if decision.action == "run":
-            self._ready.append((stage, choice))
-            return
-        try:
-            if decision.action == "restore" and choice.entry is not None:
-                self._finish(stage, choice, contents_of(stage, choice.entry))
-            elif decision.reasons:
-                self._record_frozen(stage, choice)
-        except DvkfError as error:
-            self._fail(stage, choice, error)
-            return
-        self._tell(StageEvent(stage.address, decision.action, decision.reasons))
-        self._finished.add(stage.address)
+    def _ask(self, stage: Stage) -> None:
+        if self._confirm is not None and not self._confirm(stage):
+            raise StageCancelledError(f"stage '{stage.address}': reproduction aborted by the user")
 
-    def _record_frozen(self, stage: Stage, choice: _Choice) -> None:
+    def _start(self, stage: Stage, choice: Choice, pool: ThreadPoolExecutor) -> None:
+        self._ask(stage)
+        _check_inputs(stage, choice.inputs)
+        spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
+        self._tell(StageEvent(stage.address, "start", choice.decision.reasons, commands=stage.cmd))
+        run = self._runner.start(spec)
+        self._running[pool.submit(run.wait)] = (stage, choice, run)
+
+    def _settle(self, stage: Stage, choice: Choice) -> None:
+        """Restore a stage, or pass it over."""
+        reasons = choice.decision.reasons
+        restored = choice.decision.action == "restore"
+        if restored and choice.entry is not None:
+            self._ask(stage)
+            self._finish(stage, choice, contents_of(stage, choice.entry))
+        elif reasons:
+            self._record_frozen(stage, choice)
+        kind: Literal["restore", "skip"] = "restore" if restored else "skip"
+        self._tell(StageEvent(stage.address, kind, reasons, frozen=stage.frozen))
+        self._done(stage, changed=restored)
+
+    def _done(self, stage: Stage, *, changed: bool) -> None:
+        for user in self._users[stage.address]:
+            self._waits_for[user] -= 1
+            if not self._waits_for[user]:
+                heapq.heappush(self._free, self._place[user])
+            if changed and self._rules.force_downstream:
+                self._forced.add(user)
+
+    def _record_frozen(self, stage: Stage, choice: Choice) -> None:
         """A frozen stage never runs: outputs that are gone come back, what else differs is recorded as it is."""
         if choice.entry is not None and not any(
             self._snapshot.look(out.path).digest for out in stage.outs if out.cached
@@ -399,10 +445,9 @@ class _Repro:
             return
         _check_inputs(stage, choice.inputs)
         with self._repo.lock():
-            entry = make_entry(
-                stage, choice.inputs.items, choice.inputs.params, take_outputs(self._repo, stage)
-            )
-            record(self._repo, stage, entry, before=self._followers(stage))
+            outs = take_outputs(self._repo, stage, commit=self._commit)
+            entry = make_entry(stage, choice.inputs.items, choice.inputs.params, outs)
+            record(self._repo, stage, entry, before=self._followers(stage), save_run=self._commit)
         self._snapshot.forget(out.path for out in stage.outs)
 
     def _end(self, future: Future[StepResult]) -> None:
@@ -420,37 +465,66 @@ class _Repro:
                     stage.address, "done", choice.decision.reasons, result.seconds, log_tail=result.log_tail
                 )
             )
-            self._finished.add(stage.address)
+            self._done(stage, changed=True)
 
     def _finish(
-        self, stage: Stage, choice: _Choice, contents: Sequence[StepContent], *, side_dir: str = ""
+        self, stage: Stage, choice: Choice, contents: Sequence[StepContent], *, side_dir: str = ""
     ) -> None:
         """Put a run's outputs where they belong, then record it: outputs, run cache, dvc.lock."""
         with self._repo.lock():
             try:
-                outs = put_outputs(self._repo, stage, contents, side_dir)
+                outs = put_outputs(self._repo, stage, contents, side_dir, commit=self._commit)
                 inputs = choice.inputs
                 record(
                     self._repo,
                     stage,
                     make_entry(stage, inputs.items, inputs.params, outs),
                     before=self._followers(stage),
+                    save_run=self._commit,
                 )
             finally:
                 if side_dir:
                     shutil.rmtree(Path(side_dir).parent, ignore_errors=True)
         self._snapshot.forget(out.path for out in stage.outs)
 
-    def _followers(self, stage: Stage) -> list[str]:
-        later = self._order[self._place[stage.address] + 1 :]
-        return [self._snapshot.graph.stages[a].name for a in later if a in self._fresh]
+    def _followers(self, stage: Stage) -> Container[str]:
+        return _Followers(self._fresh, stage.file, self._place[stage.address])
 
-    def _fail(self, stage: Stage, choice: _Choice, error: DvkfError) -> None:
+    def _fail(self, stage: Stage, choice: Choice, error: DvkfError) -> None:
         self.errors[stage.address] = error
         tail = error.log_tail if isinstance(error, StageFailedError) else ""
         self._tell(
             StageEvent(stage.address, "fail", choice.decision.reasons, log_tail=tail, message=str(error))
         )
+        if self._on_error == "ignore":
+            self._done(stage, changed=False)
+
+
+class _Followers:
+    """The stages new to a dvc.lock that come after one in the graph's order, by name."""
+
+    def __init__(self, fresh: dict[tuple[str, str], int], file: str, place: int) -> None:
+        self._fresh = fresh
+        self._file = file
+        self._place = place
+
+    def __contains__(self, name: object) -> bool:
+        return self._fresh.get((self._file, str(name)), -1) > self._place
+
+
+def _pull_runs(repo: Repo) -> None:
+    """Bring the run cache of the default remote; a repository without one goes on without."""
+    from dvkf_prefect.data.runs import move_runs, plan_runs
+
+    try:
+        remote = repo.remote()
+        runs = plan_runs(repo.cache, remote, push=False)
+        with repo.lock():
+            move_runs(runs, repo.cache, remote, push=False)
+    except DvkfError as error:
+        import logging
+
+        logging.getLogger(__name__).warning("the run cache was not pulled: %s", error)
 
 
 def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> StageFailedError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,8 @@ class Snapshot:
     _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     _planned: dict[str, Stored] = field(default_factory=dict)
     _planned_folders: set[str] = field(default_factory=set)
-    _cached: dict[str, bool] = field(default_factory=dict)
+    _cached: set[str] = field(default_factory=set)
+    _below: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.files = self.repo.files()
@@ -97,27 +98,31 @@ class Snapshot:
         key = (path, hash_name)
         if key not in self._found:
             self._found[key] = self.repo.workspace.look(path, hash_name=hash_name)
+            for folder in _folders(path):
+                self._below.setdefault(folder, set()).add(path)
         return self._found[key]
 
     def forget(self, paths: Iterable[str]) -> None:
         """Look again at paths, at what they hold and at what holds them: they were written to."""
         for path in paths:
-            for key in [k for k in self._found if _overlap(k[0], path)]:
-                del self._found[key]
+            for other in (path, *_folders(path), *self._below.get(path, ())):
+                for hash_name in (MD5, LEGACY):
+                    self._found.pop((other, hash_name), None)
             for file in [f for f in self._params if _overlap(f, path)]:
                 del self._params[file]
-        self._cached.clear()
 
     def is_cached(self, digest: str, hash_name: str = MD5) -> bool:
         """Tell whether all of a content is in the cache."""
         key = f"{hash_name}:{digest}"
-        if key not in self._cached:
-            cache = self.repo.cache
-            self._cached[key] = cache.exists(digest, hash_name) and (
-                not is_tree(digest)
-                or not cache.missing(cache.read_tree(digest, hash_name).digests, hash_name)
-            )
-        return self._cached[key]
+        if key in self._cached:
+            return True
+        cache = self.repo.cache
+        found = cache.exists(digest, hash_name) and (
+            not is_tree(digest) or not cache.missing(cache.read_tree(digest, hash_name).digests, hash_name)
+        )
+        if found:  # what is not there may come
+            self._cached.add(key)
+        return found
 
     # -- what a stage would read -----------------------------------------------------------------------------------
 
@@ -221,6 +226,13 @@ class Snapshot:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 self._params[path] = None
         return self._params[path]
+
+
+def _folders(path: str) -> Iterator[str]:
+    folder = posixpath.dirname(path)
+    while folder:
+        yield folder
+        folder = posixpath.dirname(folder)
 
 
 def _overlap(a: str, b: str) -> bool:

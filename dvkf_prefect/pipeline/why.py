@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dvkf_prefect.data.repo import Repo
@@ -16,6 +17,7 @@ from dvkf_prefect.pipeline.stages import Stage
 
 Kind = Literal["new", "dependency", "parameter", "command", "output", "always", "forced"]
 Action = Literal["run", "skip", "restore"]
+_VERBS: dict[Action, str] = {"run": "run", "skip": "skip", "restore": "restore from the cache"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,9 @@ class Reason:
     """One thing that is not as the stage's last run left it.
 
     Attributes:
-        kind: What sort of thing.
+        kind: What sort of thing: ``new``, nothing is recorded of the stage; ``command``, ``dependency``,
+            ``parameter`` or ``output``, it is another one now, or gone; ``always``, the stage runs every time;
+            ``forced``, it was asked for.
         name: Which: a path, ``file:key`` of a parameter, or the stage.
         old: The digest, value or command of the last run; None if there was none.
         new: The one now; None if there is none, or nobody knows it yet.
@@ -52,6 +56,10 @@ class Reason:
                     f"{what} {self.note}" if self.note else f"{what}: {_show(self.old)} → {_show(self.new)}"
                 )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it: ``kind``, ``name``, ``old``, ``new``, and ``text`` for people."""
+        return {"kind": self.kind, "name": self.name, "old": self.old, "new": self.new, "text": str(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -61,16 +69,39 @@ class Decision:
         stage: Its address.
         action: ``run``, ``skip``, or ``restore`` its outputs from the cache instead of running it.
         reasons: Why; none for a stage that nothing changed for.
+        commands: What the stage runs.
     """
 
     stage: str
     action: Action
     reasons: tuple[Reason, ...] = ()
+    commands: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         why = "; ".join(map(str, self.reasons)) or "nothing changed"
-        verb = {"run": "run", "skip": "skip", "restore": "restore from the cache"}[self.action]
-        return f"Stage '{self.stage}': {verb} ({why})"
+        return f"Stage '{self.stage}': {_VERBS[self.action]} ({why})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it: ``stage``, ``action``, and the ``reasons``, see `Reason.as_dict`."""
+        reasons = [reason.as_dict() for reason in self.reasons]
+        return {"stage": self.stage, "action": self.action, "reasons": reasons}
+
+    def markdown(self) -> str:
+        """Return it as markdown: what is done, and a table of what changed, from what to what."""
+        head = f"**{_escape(self.stage)}**: {_VERBS[self.action]}"
+        if not self.reasons:
+            return f"{head}, nothing changed"
+        lines = [head, "", "| why | what | old | new |", "|---|---|---|---|"]
+        for reason in self.reasons:
+            told = reason.note or ("" if reason.new is None and reason.old is None else _show(reason.new))
+            cells = (reason.kind, reason.name, "" if reason.old is None else _show(reason.old), told)
+            lines.append(f"| {' | '.join(map(_escape, cells))} |")
+        return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Return a text that means nothing to markdown, and stays in its cell."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text).replace("\n", " ")
 
 
 def _show(value: Any) -> str:

@@ -1,0 +1,286 @@
+"""Commands on the stages of dvc.yaml."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import posixpath
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.cli._common import Parser, open_repo, targets_of
+from dvkf_prefect.data.revisions import PIPELINE_FILE
+from dvkf_prefect.errors import DvkfError, ParseError, StageNotFoundError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.outputs import Output
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.pipeline.stage_edit import NewStage
+    from dvkf_prefect.pipeline.stages import Stage
+
+_WIDTH = 80
+
+
+def stage_arguments(parser: Parser) -> None:
+    """Describe ``dvkf stage``."""
+    commands = parser.commands(
+        add=(stage_add, "Write a stage into dvc.yaml."), list=(stage_list, "List stages.")
+    )
+    add = commands["add"]
+    add.add_argument("-n", "--name", required=True, help="what the stage is called")
+    add.add_argument("-f", "--force", action="store_true", help="replace a stage of that name")
+    for flags, metavar, text in (
+        (("-d", "--deps"), "<path>", "a file or directory that it reads"),
+        (("-p", "--params"), "[<filename>:]<params_list>", "parameters that it reads"),
+        (("-o", "--outs"), "<filename>", "a file or directory that it writes"),
+        (("-O", "--outs-no-cache"), "<filename>", "an output that stays out of the cache"),
+        (("--outs-persist",), "<filename>", "an output that the stage finds as it left it"),
+        (("--outs-persist-no-cache",), "<filename>", "the same, and it stays out of the cache"),
+        (("-m", "--metrics"), "<path>", "a file of metrics that it writes"),
+        (("-M", "--metrics-no-cache"), "<path>", "metrics that stay out of the cache"),
+        (("--plots",), "<path>", "a file to plot that it writes"),
+        (("--plots-no-cache",), "<path>", "a file to plot that stays out of the cache"),
+    ):
+        add.add_argument(*flags, action="append", default=[], metavar=metavar, help=text)
+    add.add_argument("-w", "--wdir", metavar="<path>", help="the folder to run the command in")
+    add.add_argument("--always-changed", action="store_true", help="run it every time")
+    add.add_argument("--desc", metavar="<text>", default="", help="a text for people")
+    # "run" is the function of the command.
+    add.add_argument("--run", dest="run_it", action="store_true", help="run it when it is written")
+    add.add_argument("command", nargs=argparse.REMAINDER, metavar="command", help="what the stage runs")
+    listing = commands["list"]
+    listing.add_argument(
+        "targets", nargs="*", default=[PIPELINE_FILE], help="files or folders (default: dvc.yaml)"
+    )
+    listing.add_argument("--all", action="store_true", help="all stages of the repository")
+    listing.add_argument("--fail", action="store_true", help="end at the first file that cannot be read")
+    listing.add_argument(
+        "-R", "--recursive", action="store_true", help="a target that is a folder means all in it"
+    )
+    listing.add_argument("--name-only", "--names-only", action="store_true", help="only the names")
+
+
+def stage_add(args: argparse.Namespace) -> int:
+    """Run ``dvkf stage add``."""
+    from dvkf_prefect.pipeline.stage_edit import add_stage
+
+    repo = open_repo()
+    added = add_stage(repo, _new_stage(args), folder=repo.relpath(os.getcwd()), force=args.force)
+    if not args.quiet:
+        print(f"Added stage '{added.stage.name}' in '{PIPELINE_FILE}'")
+    if args.run_it:
+        from dvkf_prefect.cli.pipeline import run_one
+
+        return run_one(repo, added.stage.address, quiet=args.quiet)
+    if not args.quiet and repo.git is not None and not repo.config.get("core", "autostage"):
+        names = " ".join(sorted(os.path.relpath(repo.root / file) for file in added.written))
+        print(f"\nTo track the changes with git, run:\n\n\tgit add {names}")
+    return 0
+
+
+def _new_stage(args: argparse.Namespace) -> NewStage:
+    from dvkf_prefect.pipeline.params import DEFAULT_FILE
+    from dvkf_prefect.pipeline.stage_edit import NewOutput, NewStage
+
+    params: dict[str, list[str]] = {}
+    for text in args.params:
+        file, _, keys = text.rpartition(":")
+        params.setdefault(file or DEFAULT_FILE, []).extend(key for key in keys.split(",") if key)
+    outs = [
+        NewOutput(name, kind, cached, persist)
+        for names, kind, cached, persist in (
+            (args.outs_persist, "out", True, True),
+            (args.outs_persist_no_cache, "out", False, True),
+            (args.metrics, "metric", True, False),
+            (args.metrics_no_cache, "metric", False, False),
+            (args.plots, "plot", True, False),
+            (args.plots_no_cache, "plot", False, False),
+            (args.outs_no_cache, "out", False, False),
+            (args.outs, "out", True, False),
+        )
+        for name in names
+    ]
+    return NewStage(
+        args.name,
+        _command(args.command),
+        deps=args.deps,
+        params=params,
+        outs=outs,
+        wdir=args.wdir or ".",
+        desc=args.desc,
+        always_changed=args.always_changed,
+    )
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the words of a command as one text, those with blanks in quotes, as DVC does."""
+    if len(words) < 2:
+        return "".join(words)
+    return " ".join(
+        (f'"{word}"' if " " in word and '"' not in word else word) if word else '""' for word in words
+    )
+
+
+def stage_list(args: argparse.Namespace) -> int:
+    """Run ``dvkf stage list``."""
+    from dvkf_prefect.cli.tables import plain_table
+
+    repo = open_repo()
+    rows: dict[str, str] = {}
+    for item in _listed(repo, args):
+        name, text = _stage_row(repo, item)
+        rows.setdefault(name, "" if args.name_only else text)
+    if rows:
+        print(plain_table(list(rows.items())))
+    return 0
+
+
+def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | Output]:
+    from dvkf_prefect.data.outputs import read_outputs
+    from dvkf_prefect.pipeline.stages import load_stages
+
+    files = repo.files()
+
+    def read(path: str, *, strict: bool = False) -> list[Stage | Output]:
+        try:
+            if posixpath.basename(path) == PIPELINE_FILE:
+                return list(load_stages(files, path))
+            return list(read_outputs(files, path))
+        except ParseError:
+            if args.fail or strict:
+                raise
+            return []
+        except FileNotFoundError:
+            raise StageNotFoundError(f"'{path}' does not exist") from None
+
+    if args.all:
+        for path in files.find():
+            yield from read(path)
+        return
+    from dvkf_prefect.pipeline.choose import choose
+
+    for typed in args.targets:
+        (target,) = targets_of(repo, [typed])
+        if args.recursive and os.path.isdir(typed):
+            folder = repo.relpath(os.path.abspath(typed))
+            for path in files.find():
+                if not folder or path.startswith(folder + "/"):
+                    yield from read(path)
+        elif target.endswith(".dvc") or posixpath.basename(target) == PIPELINE_FILE:
+            yield from read(target, strict=True)
+        else:
+            from dvkf_prefect.pipeline.snapshot import Snapshot
+
+            graph = Snapshot(repo).graph
+            yield from (graph.stages[address] for address in choose(repo, graph, [target]))
+
+
+def _stage_row(repo: Repo, item: Stage | Output) -> tuple[str, str]:
+    from dvkf_prefect.pipeline.stages import Stage
+
+    if not isinstance(item, Stage):
+        return os.path.relpath(repo.root / item.source), _short(f"Outputs {posixpath.basename(item.path)}")
+    file = os.path.relpath(repo.root / item.file)
+    name = item.name if file == PIPELINE_FILE else f"{file}:{item.name}"
+    described = next((line.strip() for line in item.desc.splitlines() if line), "")
+    return name, _short(described or _description(item))
+
+
+def _description(stage: Stage) -> str:
+    def names(paths: Iterable[str]) -> str:
+        return ", ".join(paths)
+
+    read = [*(dep.name for dep in stage.deps), *stage.params]
+    if not stage.outs:
+        return f"Depends on {names(read)}" if read else "No outputs or dependencies"
+    plain = [out.name for out in stage.outs if out.kind == "out"]
+    reports = [out.name for out in stage.outs if out.kind != "out"]
+    return "; ".join(
+        f"{verb} {names(paths)}" for verb, paths in (("Outputs", plain), ("Reports", reports)) if paths
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
+def freeze_arguments(parser: Parser) -> None:
+    """Describe ``dvkf freeze``."""
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help="stages or .dvc files")
+
+
+def freeze(args: argparse.Namespace) -> int:
+    """Run ``dvkf freeze``."""
+    return _freeze(args, frozen=True)
+
+
+def unfreeze_arguments(parser: Parser) -> None:
+    """Describe ``dvkf unfreeze``."""
+    freeze_arguments(parser)
+
+
+def unfreeze(args: argparse.Namespace) -> int:
+    """Run ``dvkf unfreeze``."""
+    return _freeze(args, frozen=False)
+
+
+def _freeze(args: argparse.Namespace, *, frozen: bool) -> int:
+    from dvkf_prefect.pipeline.stage_edit import freeze as set_frozen
+
+    repo = open_repo()
+    code = 0
+    for target in args.targets:
+        place, colon, name = target.rpartition(":")
+        file = repo.relpath(os.path.abspath(place or PIPELINE_FILE))
+        address = (
+            repo.relpath(os.path.abspath(target))
+            if target.endswith(".dvc") and not colon
+            else f"{file}:{name}"
+        )
+        try:
+            written = set_frozen(repo, address, frozen=frozen)
+            if not args.quiet and not address.endswith(".dvc"):
+                print(f"Modifying stage '{name}' in '{os.path.relpath(repo.root / written)}'")
+        except DvkfError as error:
+            print(
+                f"ERROR: failed to {'freeze' if frozen else 'unfreeze'} '{target}': {error}", file=sys.stderr
+            )
+            code = 1
+    return code
+
+
+def dag_arguments(parser: Parser) -> None:
+    """Describe ``dvkf dag``."""
+    parser.add_argument("target", nargs="?", help="a stage or an output, with what it needs (default: all)")
+    parser.add_argument("--dot", action="store_true", help="in Graphviz's language")
+    parser.add_argument("--mermaid", action="store_true", help="in Mermaid's language")
+    parser.add_argument("--md", dest="markdown", action="store_true", help="Mermaid's in a block of markdown")
+    parser.add_argument("--full", action="store_true", help="with the target all that is connected with it")
+    parser.add_argument("-o", "--outs", action="store_true", help="outputs instead of stages")
+    parser.add_argument(
+        "--collapse-foreach-matrix", action="store_true", help="one node for all stages of a template"
+    )
+
+
+def dag(args: argparse.Namespace) -> int:
+    """Run ``dvkf dag``."""
+    from dvkf_prefect.pipeline.dag import draw
+
+    repo = open_repo()
+    found = draw(
+        repo,
+        targets_of(repo, [args.target])[0] if args.target else None,
+        outs=args.outs,
+        full=args.full,
+        collapse=args.collapse_foreach_matrix,
+    )
+    if args.dot:
+        print(found.dot())
+    elif args.mermaid or args.markdown:
+        print(found.mermaid(markdown=args.markdown))
+    else:
+        text = found.text()
+        if text:
+            print(text)
+    return 0

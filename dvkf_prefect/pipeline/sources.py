@@ -1,0 +1,124 @@
+"""Tracked data that stages read: recorded when it changed, brought back when it is gone, imports brought up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.errors import StageNotFoundError
+from dvkf_prefect.pipeline.decide import Rules
+from dvkf_prefect.pipeline.snapshot import Snapshot
+from dvkf_prefect.pipeline.stages import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class SourceEvent:
+    """What was done with a `.dvc` file whose output stages read.
+
+    Attributes:
+        source: The file, relative to the root.
+        action: ``skip``, ``record`` new content, ``checkout``, ``pull``, or ``update`` of an import.
+    """
+
+    source: str
+    action: Literal["skip", "record", "checkout", "pull", "update"]
+
+
+def is_source(target: str) -> bool:
+    """Tell whether a target names a `.dvc` file."""
+    return target.endswith(".dvc")
+
+
+def add_users(snapshot: Snapshot, sources: Sequence[str]) -> list[str]:
+    """Return the addresses of the stages that read what `.dvc` files describe.
+
+    Raises:
+        StageNotFoundError: There is no such `.dvc` file.
+    """
+    paths = [output.path for output in _of(snapshot, sources)]
+    return [
+        address
+        for address, stage in snapshot.graph.stages.items()
+        if any(_overlap(dep.path, path) for dep in stage.deps if not dep.external for path in paths)
+    ]
+
+
+def _of(snapshot: Snapshot, sources: Sequence[str]) -> list[Output]:
+    found = []
+    for source in sources:
+        described = [output for output in snapshot.outputs.values() if output.source == source]
+        if not described:
+            raise StageNotFoundError(f"'{source}' does not exist")
+        found += described
+    return found
+
+
+def _overlap(a: str, b: str) -> bool:
+    return (a + "/").startswith(b + "/") or (b + "/").startswith(a + "/")
+
+
+def settle(
+    snapshot: Snapshot,
+    stages: Sequence[Stage],
+    sources: Sequence[str] = (),
+    *,
+    rules: Rules,
+    tell: Callable[[SourceEvent], None],
+) -> None:
+    """Do with `.dvc` files what DVC's repro does: those that stages read, and those that are named.
+
+    Args:
+        snapshot: What is there.
+        stages: The stages.
+        sources: `.dvc` files.
+        rules: Whether data may come from the remote, and whether it may be missing.
+        tell: Told of each.
+
+    Raises:
+        StageNotFoundError: There is no such `.dvc` file.
+        DvkfError: An import could not be brought up to date.
+    """
+    read = {dep.path for stage in stages if not stage.frozen for dep in stage.deps if not dep.external}
+    folders = {path[:i] for path in read for i, letter in enumerate(path) if letter == "/"}
+    named = {output.path for output in _of(snapshot, sources)}
+    for output in list(snapshot.outputs.values()):
+        if output.stage is not None or not output.cached:
+            continue
+        above = {output.path[:i] for i, letter in enumerate(output.path) if letter == "/"}
+        if output.path not in named and output.path not in read | folders and not above & read:
+            continue
+        event = SourceEvent(output.source, _settle_one(snapshot, output, rules))
+        tell(event)
+        if event.action != "skip":
+            snapshot.forget([output.path])
+
+
+def _settle_one(
+    snapshot: Snapshot, output: Output, rules: Rules
+) -> Literal["skip", "record", "checkout", "pull", "update"]:
+    repo = snapshot.repo
+    found = snapshot.look(output.path, output.hash_name)
+    changed = found.digest is not None and found.digest != output.digest
+    if output.origin is not None and not output.origin.frozen:
+        from dvkf_prefect.data.origins import changed_sources
+
+        # It holds what its source holds; what was changed by hand and is nowhere else is not overwritten.
+        if changed or changed_sources(repo, [output]):
+            repo.update([output.source])
+            return "update"
+    if not output.digest or found.digest == output.digest:
+        return "skip"
+    if changed:
+        repo.commit([output.path])
+        return "record"
+    if rules.allow_missing:
+        return "skip"
+    if snapshot.is_cached(output.digest, output.hash_name):
+        repo.checkout([output.path])
+        return "checkout"
+    if rules.pull:
+        repo.pull([output.path])
+        return "pull"
+    return "skip"
