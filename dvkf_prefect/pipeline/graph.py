@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.errors import StageGraphError, StageNotFoundError
 from dvkf_prefect.pipeline.stages import Stage
@@ -22,12 +23,14 @@ class Graph:
 
     Args:
         stages: All stages of a repository, in the order of their files.
+        sources: What `.dvc` files describe. A stage that reads an import which follows its source (one that is not
+            frozen) needs those that write what was imported; other `.dvc` files bring no edges.
 
     Raises:
         StageGraphError: Two stages write one path, one writes into the other's output, or they form a cycle.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], sources: Iterable[Output] = ()) -> None:
         self.stages: dict[str, Stage] = {stage.address: stage for stage in stages}
         self._writers = _writers(stages)
         folders: dict[str, list[str]] = {}
@@ -36,13 +39,13 @@ class Graph:
             while parent:
                 folders.setdefault(parent, []).append(path)
                 parent = posixpath.dirname(parent)
+        imports = {output.path: origin for output in sources if (origin := _followed(output)) is not None}
         self.upstream: dict[str, tuple[str, ...]] = {}
         for stage in stages:
             edges: dict[str, None] = {}
-            for path in (
-                *(dep.path for dep in stage.deps if not dep.external),
-                *map(stage.params_path, stage.params),
-            ):
+            read = [dep.path for dep in stage.deps if not dep.external]
+            read += map(stage.params_path, stage.params)
+            for path in _through(imports, read) if imports else read:
                 for out in (*_upwards(path), *(folders.get(path, ()) if path else self._writers)):
                     writer = self._writers.get(out)
                     if writer == stage.address:
@@ -87,8 +90,8 @@ class Graph:
         if target in self.stages:
             return [target]
         match = _ADDRESS.fullmatch(target)
-        file, name = (posixpath.normpath(match[1] or PIPELINE_FILE), match[2]) if match else ("", target)
-        for name in dict.fromkeys((name, posixpath.normpath(name))) if name else ():
+        file, word = (posixpath.normpath(match[1] or PIPELINE_FILE), match[2]) if match else ("", target)
+        for name in dict.fromkeys((word, posixpath.normpath(word))) if word else ():
             address = name if file in ("", PIPELINE_FILE) else f"{file}:{name}"
             if address in self.stages:
                 return [address]
@@ -138,6 +141,31 @@ class Graph:
                     open_[following] = None
                     stack.append((following, iter(needs(following))))
         return list(order)
+
+
+def _followed(output: Output) -> str | None:
+    """Return the path in the repository that an import follows, if it does."""
+    origin = output.origin
+    if origin is None or origin.frozen or origin.repo is not None:
+        return None
+    if "://" in origin.path or origin.path.startswith("/"):
+        return None
+    path = posixpath.normpath(posixpath.join(origin.folder, origin.path))
+    return None if path == ".." or path.startswith("../") else path
+
+
+def _through(imports: Mapping[str, str], read: Iterable[str]) -> list[str]:
+    """Return paths with those that were imported as them, as what holds them, or as what they hold."""
+    found = dict.fromkeys(read)
+    waiting = list(found)
+    while waiting:
+        path = waiting.pop()
+        for out, origin in imports.items():
+            meet = f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/") or not path
+            if meet and origin not in found:
+                found[origin] = None
+                waiting.append(origin)
+    return list(found)
 
 
 def _upwards(path: str) -> list[str]:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """dvc.yaml files resolved by us and by the real `dvc`: the same stages, or an error from both."""
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError
-from dvkf_prefect.pipeline.graph import Graph
+from dvkf_prefect.pipeline.artifacts import dataset_item, read_datasets
+from dvkf_prefect.pipeline.lock import read_lock
 from dvkf_prefect.pipeline.repro import plan, repro
 from dvkf_prefect.pipeline.runner import LocalRunner
 from dvkf_prefect.pipeline.stages import load_stages, read_sections
@@ -328,7 +330,7 @@ STAGES = [
     one('{foreach: [a, b, 1, 1.50, true, null], do: {cmd: "echo ${item}"}}'),
     one('{foreach: [a, a, 1, "1"], do: {cmd: "echo ${item}"}}'),
     *(one(f'{{foreach: "${{{w}}}", do: {{cmd: "echo ${{item}}"}}}}') for w in ("l", "nums", "same", "d", "flat", "ld", "mixed",
-        "s", "n", "nil", "missing", "odd", "args", "bytes", "m.a.b", "empty")),  # fmt: skip
+        "s", "n", "nil", "missing", "odd", "args", "bytes", "m.a.b", "empty")),
     *(one(f'{{foreach: "${{{w}}}", do: {{cmd: "echo ${{item.x}}", outs: ["o/${{key}}"]}}}}') for w in ("d", "ld", "l")),
     one('{foreach: "${ld}", do: {cmd: "echo ${item.x}", deps: ["i/${item.y}"]}}'),
     one('{foreach: "x${l}", do: {cmd: x}}'),
@@ -415,7 +417,7 @@ STAGES = [
         "outs: [a: ]", "outs: [a: {cach: true}]", "outs: [a: {cache: 1}]", "outs: [{}]", "outs: [{1: {}}]", "params: [1]",
         "params: [[a]]", "wdir: 1", "frozen: 1", "meta: ", "desc: 1", "vars: x", "always_changed: x", "outs: [a: {labels: x}]",
         "outs: [a: {labels: [1]}]", "outs: [a: {x: y}]", "plots: [a: {x: 1}]", "plots: [a: {cols: y}]", "1: a", "locked: true",
-        "plots: [a: {header: x}]", "outs: [a: {remote: 1}]", "md5: a", "outs: [a: {push: x}]")),  # fmt: skip
+        "plots: [a: {header: x}]", "outs: [a: {remote: 1}]", "md5: a", "outs: [a: {push: x}]")),
     # -- the rest of the file
     'metrics: ["${s}/m.json", b]\nparams: ["p${n}.yaml"]\n',
     "metrics: [1]\n", "metrics: a\n", "metrics: {a: b}\n", "params: [{a: b}]\n", 'metrics: ["${missing}"]\n', 'metrics: ["${a["]\n',
@@ -598,3 +600,125 @@ def test_made_up(both: Both) -> None:
     _test_made_up(both)
     # Neither may crowd out the other, or nothing was compared.
     assert _SEEN["stages"] > 100 and _SEEN["errors"] > 100
+
+
+# -- run by both -------------------------------------------------------------------------------------------------------
+
+PIPELINES = {
+    "foreach, matrix and vars": {
+        "params.yaml": "lr: 0.1\nnets: {small: {size: 3, drop: [0.1, 0.2]}, big: {size: 5, drop: [0.5]}}\nflags: {fast: true, n: [1, 2]}\n",
+        "more.yaml": "prefix: run\nunused: 1\n",
+        "in.txt": "in\n",
+        "dvc.yaml": """\
+vars: ['more.yaml:prefix', {folder: made}]
+stages:
+  prepare:
+    cmd: mkdir -p ${folder} && cp in.txt ${folder}/in
+    deps: [in.txt]
+    outs: ["${folder}/in"]
+  train:
+    foreach: ${nets}
+    do:
+      cmd: echo ${prefix} ${item.size} ${item.drop[0]} ${flags} $(cat ../${folder}/in) > ${key}.model
+      wdir: ${folder}
+      deps: [in]
+      params: [../params.yaml: ['nets.${key}']]
+      outs: ["${key}.model"]
+  score:
+    matrix:
+      net: [small, big]
+      seed: [1, 2.50, true]
+      more: [{a: 1}]
+    cmd:
+      - echo ${item.net} > s-${key}
+      - echo '{"v":' ${item.more.a} '}' > m-${key}.json
+    deps: ["${folder}/${item.net}.model"]
+    params: [lr, {more.yaml: [prefix]}]
+    outs: ["s-${key}"]
+    metrics: ["m-${key}.json": {cache: false}]
+""",
+    },
+    "several files": {
+        "params.yaml": "n: 1\n",
+        "a/params.yaml": "n: 2\nnames: [x, y z]\n",
+        "dvc.yaml": "stages:\n  all:\n    foreach: [x, y z]\n    do:\n      cmd: cp 'a/${item}' '${item}'\n      deps: ['a/${item}']\n      outs: ['${item}']\n",
+        "a/dvc.yaml": "stages:\n  make:\n    foreach: ${names}\n    do:\n      cmd: echo ${n} > '${item}'\n      params: [n]\n      outs: ['${item}']\n",
+    },
+}  # fmt: skip
+
+
+def _run(folder: Path, *argv: str) -> str:
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, (argv, done.stdout, done.stderr)
+    return done.stdout
+
+
+def _made(folder: Path) -> dict[str, bytes]:
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if not name.startswith((".git/", ".dvc/")) or name.startswith(".dvc/cache/runs/")
+    }
+
+
+def _repro(folder: Path, *targets: str) -> Any:
+    with LocalRunner(echo=False) as runner:
+        return repro(Repo.open(folder), targets, runner=runner, jobs=1)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_run_leaves_the_same_files(tmp_path: Path, name: str) -> None:
+    """dvc.lock and the run cache byte for byte, and neither of us finds anything to do after the other."""
+    mine, theirs = tmp_path / "a" / "repo", tmp_path / "b" / "repo"
+    mine.mkdir(parents=True)
+    _run(mine, "git", "init", "-q")
+    _run(mine, str(DVC), "init", "-q")
+    for file, text in PIPELINES[name].items():
+        (mine / file).parent.mkdir(exist_ok=True)
+        (mine / file).write_text(text)
+    shutil.copytree(mine, theirs)
+    _run(theirs, str(DVC), "repro", "-q")
+    result = _repro(mine)
+    assert not result.failed and len(result.ran) >= 4
+    assert _made(mine) == _made(theirs)
+    assert json.loads(_run(mine, str(DVC), "status", "--json")) == {}
+    assert "Running stage" not in _run(mine, str(DVC), "repro", "--dry")
+    assert all(decision.action == "skip" for decision in plan(Repo.open(theirs)))
+    # One value changes: both run the same stages again.
+    path = "params.yaml" if name.startswith("foreach") else "a/params.yaml"
+    for folder in (mine, theirs):
+        text = (folder / path).read_text()
+        (folder / path).write_text(text.replace("size: 3", "size: 4").replace("n: 2", "n: 3"))
+    group = "train" if name.startswith("foreach") else "a/dvc.yaml:make"
+    _run(theirs, str(DVC), "repro", "-q", group)
+    ran = _repro(mine, group).ran
+    assert ran == (("train@small",) if group == "train" else ("a/dvc.yaml:make@x", "a/dvc.yaml:make@y z"))
+    assert _made(mine) == _made(theirs)
+
+
+def test_a_dataset(tmp_path: Path) -> None:
+    """What dvc records of a dataset that a stage reads is what we would."""
+    data, folder = tmp_path / "data", tmp_path / "repo"
+    for each in (data, folder):
+        each.mkdir()
+        _run(each, "git", "init", "-q")
+        _run(each, str(DVC), "init", "-q")
+    (data / "cats").write_text("meow\n")
+    _run(data, str(DVC), "add", "-q", "cats")
+    _run(data, "git", "add", "-A")
+    _run(data, "git", "commit", "-qm", "cats")
+    (folder / "dvc.yaml").write_text(
+        f"datasets:\n- {{name: cats, url: '{data}', type: dvc, path: cats}}\nstages:\n  s:\n    cmd: echo > o\n"
+        "    deps: ['ds://cats']\n    outs: [o]\n"
+    )
+    files = Repo.open(folder).files()
+    assert read_datasets(files, "dvc.yaml")["cats"].lock is None
+    _run(folder, str(DVC), "dataset", "update", "-q", "cats")
+    _run(folder, str(DVC), "repro", "-q")
+    cats = read_datasets(files, "dvc.yaml")["cats"]
+    (stage,) = load_stages(files, "dvc.yaml")
+    assert stage.deps[0].dataset == cats.name
+    assert read_lock(files, "dvc.lock")["s"]["deps"] == [dataset_item(cats)]
+    (folder / "dvc.yaml").write_text((folder / "dvc.yaml").read_text().replace("path: cats", "path: dogs"))
+    assert read_datasets(files, "dvc.yaml")["cats"].stale

@@ -238,6 +238,7 @@ class _Template:
             return Instance(name, group, values, self._place, context.used)
         finally:
             context.bind({}, ())
+            context.used = {}  # what is selected next is no part of this stage's
 
     def _folder(self, context: Context) -> str:
         """Return what the stage's `vars` are relative to: its working directory, told without them."""
