@@ -238,8 +238,9 @@ def _written(values: Values, reference: Reference, key: str | None) -> str:
     if key is not None:
         _check(values.source, reference, value, key)
     if isinstance(value, dict):
+        settings = values.arguments if key == "cmd" else {}
         try:
-            return arguments_of(value, values.arguments if key == "cmd" else {})
+            return arguments_of(value, settings)
         except ValueError as error:
             raise values.source.wrong(reference.place, f"`{reference.text}`: {error}") from None
     return written(value)
