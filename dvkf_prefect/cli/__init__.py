@@ -50,6 +50,7 @@ VERBS = {
     "dag": ("stages.dag", "Draw the graph of stages or outputs."),
     "metrics": ("metrics.metrics", "Show and compare metrics."),
     "params": ("metrics.params", "Compare parameters."),
+    "plots": ("plots.plots", "Draw plots, of one version or several."),
     "model": ("pipeline.model", "Register model versions and say where they are used."),
 }
 

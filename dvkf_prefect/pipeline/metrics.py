@@ -19,7 +19,7 @@ from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles, revisions_of
 from dvkf_prefect.data.view import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError, ParseError
 from dvkf_prefect.pipeline.params import DEFAULT_FILE, flatten, parse_params, select
-from dvkf_prefect.pipeline.stages import load_pipeline_file, load_stages
+from dvkf_prefect.pipeline.stages import load_stages, read_sections
 
 WORKSPACE = "workspace"
 
@@ -243,7 +243,13 @@ def diff_params(
         GitError: There is no such revision.
     """
     return _compare(
-        repo, a, b, lambda files: _param_files(files, targets, deps_only), lambda values: values, unchanged
+        repo,
+        a,
+        b,
+        lambda files: _param_files(files, targets, deps_only),
+        lambda values: values,
+        unchanged,
+        None if targets else _used,
     )
 
 
@@ -254,11 +260,12 @@ def _compare(
     declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
     keep: Callable[[Any], Any],
     unchanged: bool,
+    more: Callable[[RepoFiles], Mapping[str, Any]] | None = None,
 ) -> tuple[list[MetricChange], dict[str, Reading]]:
     if repo.git is None or repo.git.head() is None:
         return [], {}
     sides = [None if rev in (None, WORKSPACE) else repo.git.resolve(rev or "") for rev in (a, b)]
-    before, after = (_read(repo, rev, declared, keep) for rev in sides)
+    before, after = (_read(repo, rev, declared, keep, more) for rev in sides)
     rows = []
     for path in sorted({*before.files, *after.files}):
         old, new = (_flat(reading.files.get(path)) for reading in (before, after))
@@ -313,8 +320,17 @@ def _read(
     rev: str | None,
     declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
     keep: Callable[[Any], Any],
+    more: Callable[[RepoFiles], Mapping[str, Any]] | None = None,
 ) -> Reading:
-    """Read what is declared in a version: from its files, else from the cache or the remote."""
+    """Read what is declared in a version: from its files, else from the cache or the remote.
+
+    Args:
+        repo: The repository.
+        rev: A git revision; None for the workspace.
+        declared: Tells which files, and which keys of each; no keys mean all.
+        keep: Tells what counts of a file's values.
+        more: Tells values of other files.
+    """
     files = repo.files(rev)
     try:
         wanted = declared(files)
@@ -324,6 +340,8 @@ def _read(
             for name in _expand(view, path):
                 if name not in found:
                     found[name] = _read_file(view, name, keys, keep)
+        for path, values in (more(files) if more else {}).items():
+            found.setdefault(path, FileValues(values))
     except DvkfError as error:
         return Reading(error=error)
     return Reading(found)
@@ -390,8 +408,8 @@ def _pipelines(files: RepoFiles) -> Iterable[str]:
     return [path for path in files.find() if posixpath.basename(path) == PIPELINE_FILE]
 
 
-def _top_level(files: RepoFiles, source: str, key: str) -> Iterator[str]:
-    for name in load_pipeline_file(files.read(source), source).get(key, []):
+def _top_level(source: str, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
         if not path.startswith(("/", "..")):
             yield path
@@ -409,7 +427,7 @@ def _metric_files(files: RepoFiles, targets: Sequence[str]) -> dict[str, Sequenc
         if out.kind == "metric"
     ]
     for source in pipelines:
-        found += _top_level(files, source, "metrics")
+        found += _top_level(source, read_sections(files, source).metrics)
     return dict.fromkeys(found, ())
 
 
@@ -429,7 +447,17 @@ def _param_files(files: RepoFiles, targets: Sequence[str], deps_only: bool) -> d
                     known.extend(key for key in keys if key not in known)
     if not deps_only:
         for source in pipelines:
-            found.update(dict.fromkeys(_top_level(files, source, "params")))
+            found.update(dict.fromkeys(_top_level(source, read_sections(files, source).params)))
         if files.exists(DEFAULT_FILE):
             found[DEFAULT_FILE] = None
     return {file: keys or () for file, keys in found.items()}
+
+
+def _used(files: RepoFiles) -> dict[str, dict[str, Any]]:
+    """Return the values that templates took out of files."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in _pipelines(files):
+        for stage in load_stages(files, source):
+            for path, values in stage.used.items():
+                found.setdefault(path, {}).update(values)
+    return found

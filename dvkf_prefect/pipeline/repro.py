@@ -330,7 +330,8 @@ class _Repro:
         sources = [target for target in targets if is_source(target)]
         if not self._scope.single_item or sources:
             settle(self._snapshot, stages, sources, rules=self._rules, tell=self._tell_source)
-        needs = {a: set(self._snapshot.graph.needs(a)).intersection(self._place) for a in self._order}
+        graph, place = self._snapshot.graph, self._place
+        needs = {a: {other for other in graph.needs(a) if other in place} for a in self._order}
         self._waits_for = {address: len(needed) for address, needed in needs.items()}
         self._users: dict[str, list[str]] = {address: [] for address in self._order}
         for address, needed in needs.items():

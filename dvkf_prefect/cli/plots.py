@@ -1,0 +1,182 @@
+"""Commands on plots."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.cli._common import Parser, open_repo
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.pipeline.plots import Plot
+
+_PROPS = ("template", "x", "y", "x_label", "y_label", "title", "header")
+
+
+def plots_arguments(parser: Parser) -> None:
+    """Describe ``dvkf plots``."""
+    commands = parser.commands(
+        show=(plots_show, "Draw plots of the workspace."),
+        diff=(plots_diff, "Draw plots of several versions over each other."),
+        templates=(plots_templates, "List the templates that come with DVC, or show one."),
+    )
+    show, diff = commands["show"], commands["diff"]
+    show.add_argument("targets", nargs="*", metavar="PATH", help="only these files or plots of dvc.yaml")
+    diff.add_argument("--targets", nargs="*", metavar="<paths>", help="only these files or plots of dvc.yaml")
+    diff.add_argument(
+        "revisions", nargs="*", help="git revisions (default: the last commit and the workspace)"
+    )
+    for command in (show, diff):
+        _drawing_arguments(command)
+    commands["templates"].add_argument("template", nargs="?", help="the template to show as JSON")
+
+
+def _drawing_arguments(parser: Parser) -> None:
+    for flags, metavar, text in (
+        (("-t", "--template"), "<path>", "a template's name, or its file"),
+        (("-x",), "<field>", "the field of the x axis"),
+        (("-y",), "<field>", "the field of the y axis"),
+        (("--title",), "<text>", "the plot's title"),
+        (("--x-label",), "<text>", "what stands at the x axis"),
+        (("--y-label",), "<text>", "what stands at the y axis"),
+        (("-o", "--out"), "<path>", "the folder to write to (default: dvc_plots)"),
+        (("--html-template",), "<path>", "the page's HTML, with {plot_divs} in it"),
+    ):
+        parser.add_argument(*flags, metavar=metavar, help=text)
+    parser.add_argument(
+        "--no-header",
+        dest="header",
+        action="store_false",
+        default=None,
+        help="tables have no line that names the columns",
+    )
+    parser.add_argument("--show-vega", action="store_true", help="print a plot in Vega-Lite's JSON")
+    parser.add_argument("--json", action="store_true", help="print all plots as JSON")
+    parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--png", action="store_true", help="write pictures instead of a page")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def plots_show(args: argparse.Namespace) -> int:
+    """Run ``dvkf plots show``."""
+    return _draw(args, open_repo(), None)
+
+
+def plots_diff(args: argparse.Namespace) -> int:
+    """Run ``dvkf plots diff``."""
+    from dvkf_prefect.pipeline.plots import changed_versions
+
+    repo = open_repo()
+    return _draw(args, repo, changed_versions(repo, args.revisions))
+
+
+def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> int:
+    from dvkf_prefect.pipeline.plots import WORKSPACE, read_plots, write_images
+
+    targets = args.targets or []
+    if args.show_vega:
+        wrong = (
+            "please specify a target for `--show-vega`"
+            if not targets
+            else "you can only specify one target for `--show-vega`"
+            if len(targets) > 1
+            else "'--show-vega' and '--json' are mutually exclusive options."
+            if args.json
+            else ""
+        )
+        if wrong:
+            print(f"ERROR: {wrong}", file=sys.stderr)
+            return 1
+    props = {name: value for name in _PROPS if (value := getattr(args, name)) is not None}
+    plots = read_plots(
+        repo,
+        targets,
+        revs=[WORKSPACE] if revs is None else revs,
+        props=props,
+        folder=repo.relpath(os.getcwd()),
+    )
+    out = Path(args.out or repo.config.get("plots", "out_dir") or "dvc_plots").absolute()
+    if args.json:
+        write_images(plots, out)
+        _print_json(_report(plots, out, split=args.split))
+        return 0
+    for plot in plots:
+        for rev, file, error in plot.errors:
+            print(f"WARNING: {file or plot.name} of '{rev}' cannot be drawn: {error}", file=sys.stderr)
+    if args.show_vega:
+        spec = next((plot.spec() for plot in plots if plot.kind == "vega"), None)
+        if spec is not None:
+            _print_json(spec)
+        return 0
+    if not plots:
+        print("No plots were loaded, visualization file will not be created.", file=sys.stderr)
+        return 0
+    return _write(args, repo, plots, out)
+
+
+def _write(args: argparse.Namespace, repo: Repo, plots: Sequence[Plot], out: Path) -> int:
+    from dvkf_prefect.pipeline.plots import write_page, write_pngs
+
+    if args.png:
+        for file in write_pngs(plots, out):
+            print(file.as_uri())
+        return 0
+    template = args.html_template
+    if template is None and (configured := repo.config.get("plots", "html_template")):
+        template = str(repo.dvc_dir / configured)
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / "index.html"
+    write_page(plots, page, template=Path(template).read_text() if template else None)
+    print(page.as_uri())
+    if args.open or str(repo.config.get("plots", "auto_open")).lower() == "true":
+        import webbrowser
+
+        return 0 if webbrowser.open(page.as_uri()) else 1
+    return 0
+
+
+def _report(plots: Sequence[Plot], out: Path, *, split: bool) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    errors = [
+        {
+            "name": plot.name,
+            "rev": rev,
+            **({"source": file} if file else {}),
+            "type": type(error).__name__,
+            "msg": str(error),
+        }
+        for plot in plots
+        for rev, file, error in plot.errors
+    ]
+    if errors:
+        report["errors"] = errors
+    data = {plot.name: plot.as_dict(split=split, out=out) for plot in plots}
+    if data:
+        report["data"] = data
+    return report
+
+
+def plots_templates(args: argparse.Namespace) -> int:
+    """Run ``dvkf plots templates``."""
+    from dvkf_prefect.pipeline.plots import templates
+
+    known = templates()
+    if args.template is None:
+        print("\n".join(known))
+    elif args.template in known:
+        _print_json(known[args.template])
+    else:
+        print(f"ERROR: Unexpected template: {args.template}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, default=str))
