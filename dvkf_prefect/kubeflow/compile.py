@@ -4,6 +4,9 @@ A task's ``spec`` parameter is its `StepSpec` as JSON: digests, never data and n
 hold credentials. Along an edge the upstream task's ``outputs`` parameter, the digests of what it wrote, goes to
 the downstream task and replaces what its specification says of those dependencies.
 
+On a cluster a task has one more parameter, ``run``: how its pod reaches the remote, and where it leaves its result
+(`dvkf_prefect.kubeflow.pod`); and its settings, by `dvkf_prefect.kubeflow.placement`.
+
 Source of the format: KFP's pipeline spec 2.1, by KFP's own compiler.
 """
 
@@ -16,20 +19,25 @@ import linecache
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dvkf_prefect.errors import RunnerError, StageGraphError
 
 if TYPE_CHECKING:
+    from dvkf_prefect.kubeflow.placement import Placement
     from dvkf_prefect.pipeline.step import StepSpec
 
 IMAGE = "python:3.11-slim"
 # KFP hands a task all its parameters as one argument, in JSON within JSON; Linux ends an argument at 128 KiB.
 SPEC_LIMIT = 56 * 1024
+# The label of a pod that names its task.
+TASK_LABEL = "dvkf-task"
 # A prefix (comp-, exec-, system-) and a suffix of the scheduler still have to fit into a label of 63 characters.
 _NAME_LENGTH = 40
 
@@ -90,38 +98,127 @@ def compile_stages(
         >>> list(spec["root"]["dag"]["tasks"])
         ['train']
     """
+    compiled = _compile(steps, name, image, None, folder)
+    return _as_values(compiled.pipeline_spec)
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlan:
+    """How the stages of a run find their way on a cluster.
+
+    Attributes:
+        run: What `dvkf_prefect.kubeflow.pod` reads: the value of each task's ``run`` parameter.
+        placements: The settings of each stage's pod, by address; the defaults are in them.
+        models: The outputs of each stage that are models.
+        edges: What a stage waits for besides those whose outputs it reads.
+        labels: Of every pod; the one at `TASK_LABEL` is added.
+        spill: Stores a specification too large for a parameter, ``(task, text)``; returns what stands for it.
+        limit: Characters from which on a specification is too large.
+    """
+
+    run: str
+    placements: Mapping[str, Placement]
+    models: Mapping[str, Sequence[str]]
+    edges: Mapping[str, Sequence[str]]
+    labels: Mapping[str, str]
+    spill: Callable[[str, str], str]
+    limit: int = SPEC_LIMIT
+
+
+def compile_for_cluster(steps: Sequence[StepSpec], plan: PodPlan, *, name: str, image: str) -> dict[str, Any]:
+    """Compile stages to one KFP pipeline whose tasks have nothing but a remote.
+
+    Args:
+        steps: The stages, in any order; their paths on this machine do not become part of the pipeline.
+        plan: How their pods find their way.
+        name: The pipeline's name; made valid for KFP.
+        image: The container image of those that name none.
+
+    Returns:
+        ``pipeline_spec`` as ``POST /apis/v2beta1/runs`` takes it: KFP's intermediate representation, or that and the
+        platform's part as ``{"pipeline_spec": …, "platform_spec": …}``.
+
+    Raises:
+        StageGraphError: The stages form a cycle, two of them write one path or have one name, or one depends on a
+            directory that holds other stages' outputs.
+    """
+    anywhere = [dataclasses.replace(step, cache_dir="", workspace=None, log=None, env={}) for step in steps]
+    compiled = _compile(anywhere, name, image, plan, None)
+    spec, platform = _as_values(compiled.pipeline_spec), _as_values(compiled.platform_spec)
+    return {"pipeline_spec": spec, "platform_spec": platform} if platform else spec
+
+
+def edges_of(
+    steps: Sequence[StepSpec], more: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, tuple[str, ...]]:
+    """Return which stages each stage waits for: those whose outputs it reads first, then ``more``.
+
+    Raises:
+        StageGraphError: They do not form a graph.
+    """
+    reads = _edges(steps)
+    edges = {
+        stage: tuple(dict.fromkeys([*found, *(m for m in more.get(stage, ()) if m in reads and m != stage)]))
+        for stage, found in reads.items()
+    }
+    _order(edges)
+    return edges
+
+
+def _as_values(message: Any) -> dict[str, Any]:
     from google.protobuf import json_format  # type: ignore[import-untyped]
+
+    values: dict[str, Any] = json_format.MessageToDict(message)
+    return values
+
+
+def _compile(
+    steps: Sequence[StepSpec], name: str, image: str, plan: PodPlan | None, folder: Path | None
+) -> Any:
     from kfp import dsl
 
     if not steps:
         raise StageGraphError("there is no stage to compile")
     edges = _edges(steps)
+    waits = edges_of(steps, plan.edges) if plan else edges
     by_stage = {step.stage: step for step in steps}
     names = task_names([step.stage for step in steps])
     tasks: dict[str, Any] = {}
 
     # KFP would read a return annotation, even None, as an output.
     def pipeline():  # type: ignore[no-untyped-def]
-        for stage in _order(edges):
+        for stage in _order(waits):
             step, upstream = by_stage[stage], edges[stage]
             metrics = any(out.kind == "metric" for out in step.outs)
-            component = _component(names[stage], len(upstream), metrics, image)
+            models = plan.models.get(stage, ()) if plan else ()
+            placement = plan.placements[stage] if plan else None
+            component = _component(
+                names[stage],
+                _Shape(len(upstream), metrics, len(models), plan is not None),
+                placement.image or image if placement else image,
+                placement.packages if placement else (),
+            )
             task = component(
-                spec=_parameter(step, names[stage], folder),
+                spec=_parameter(step, names[stage], folder, plan),
+                **({"run": plan.run} if plan else {}),
                 **{f"upstream_{i}": tasks[u].outputs["outputs"] for i, u in enumerate(upstream)},
             )
+            after = [tasks[other] for other in waits[stage] if other not in upstream]
+            if after:
+                task.after(*after)
             # Whether a stage runs is decided by content before it gets here; KFP's cache does not see content.
             task.set_caching_options(False)
             task.set_display_name(stage)
+            if plan and placement:
+                labels = {**placement.labels, **plan.labels, TASK_LABEL: names[stage]}
+                dataclasses.replace(placement, labels=labels).apply(task)
             tasks[stage] = task
 
     pipeline_name = _slug(name, 100)
     # KFP's loader takes a pipeline that has a task's name for that task alone.
     while pipeline_name in names.values():
         pipeline_name += "-pipeline"
-    compiled = dsl.pipeline(pipeline, name=pipeline_name)
-    spec: dict[str, Any] = json_format.MessageToDict(compiled.pipeline_spec)
-    return spec
+    return dsl.pipeline(pipeline, name=pipeline_name)
 
 
 def _slug(text: str, length: int = _NAME_LENGTH) -> str:
@@ -179,10 +276,12 @@ def _order(edges: Mapping[str, Sequence[str]]) -> list[str]:
         raise StageGraphError("these stages form a cycle: " + " → ".join(error.args[1])) from error
 
 
-def _parameter(step: StepSpec, task: str, folder: Path | None) -> str:
+def _parameter(step: StepSpec, task: str, folder: Path | None, plan: PodPlan | None) -> str:
     """Return the step as the value of a KFP parameter."""
     text = dataclasses.replace(step, env={}).to_json()
-    if len(text) > SPEC_LIMIT:
+    if len(text) > (plan.limit if plan else SPEC_LIMIT):
+        if plan is not None:
+            return plan.spill(task, text)
         if folder is None:
             raise RunnerError(
                 f"stage '{step.stage}' declares so many dependencies and parameters ({len(text)} bytes) that a "
@@ -196,36 +295,59 @@ def _parameter(step: StepSpec, task: str, folder: Path | None) -> str:
     return text.replace("{{", "{\\u007b")
 
 
+class _Shape(NamedTuple):
+    """What the interface of a task's function depends on."""
+
+    upstream: int
+    metrics: bool
+    models: int = 0
+    in_pod: bool = False
+
+
 @cache
-def _function(upstream: int, metrics: bool) -> Any:
+def _function(shape: _Shape) -> Any:
     """Return the function a task executes, with a parameter for each upstream task.
 
     KFP reads a component's interface from a function's signature and sends its source along, so a component
     with a given number of inputs needs a function with that many parameters.
     """
-    digests = [f"upstream_{i}" for i in range(upstream)]
-    parameters = ["spec: str", *(f"{d}: str" for d in digests), "outputs: dsl.OutputPath(str)"]
-    arguments = ["spec", "[" + ", ".join(digests) + "]", "outputs"]
-    if metrics:
+    digests = [f"upstream_{i}" for i in range(shape.upstream)]
+    models = [f"model_{i}" for i in range(shape.models)]
+    parameters = ["spec: str", *(["run: str"] if shape.in_pod else []), *(f"{d}: str" for d in digests)]
+    parameters.append("outputs: dsl.OutputPath(str)")
+    arguments = ["spec", *(["run"] if shape.in_pod else []), "[" + ", ".join(digests) + "]", "outputs"]
+    if shape.in_pod:
+        parameters.append("result: dsl.OutputPath(str)")
+        arguments.append("result")
+    if shape.metrics:
         parameters.append("metrics: dsl.Output[dsl.Metrics]")
-        arguments.append("metrics")
+        arguments.append("metrics=metrics")
+    if shape.models:
+        parameters += [f"{model}: dsl.Output[dsl.Model]" for model in models]
+        arguments.append("models=[" + ", ".join(models) + "]")
+    module, function = ("pod", "run_in_pod") if shape.in_pod else ("task", "run")
     source = (
         f"def run_stage({', '.join(parameters)}):\n"
-        "    from dvkf_prefect.kubeflow.task import run\n"
-        f"    run({', '.join(arguments)})\n"
+        f"    from dvkf_prefect.kubeflow.{module} import {function}\n"
+        f"    {function}({', '.join(arguments)})\n"
     )
     from kfp import dsl
 
-    filename = f"<stage with {upstream} upstream{' and metrics' if metrics else ''}>"
+    filename = f"<stage of {shape}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     namespace: dict[str, Any] = {"dsl": dsl}
     exec(compile(source, filename, "exec", dont_inherit=True), namespace)  # noqa: S102 (the source is above)
     return namespace["run_stage"]
 
 
-def _component(task: str, upstream: int, metrics: bool, image: str) -> Any:
+def _component(task: str, shape: _Shape, image: str, packages: Sequence[str] = ()) -> Any:
     from kfp import dsl
 
-    component = dsl.component(_function(upstream, metrics), base_image=image, install_kfp_package=False)
+    component = dsl.component(
+        _function(shape),
+        base_image=image,
+        install_kfp_package=False,
+        packages_to_install=list(packages) or None,
+    )
     component.component_spec.name = task
     return component

@@ -34,6 +34,16 @@ class Metrics(Protocol):
         """Record a number under a name."""
 
 
+class Trees(Protocol):
+    """Where manifests are; a `Cache` is one."""
+
+    def read_tree(self, digest: str) -> Tree:
+        """Return a directory's manifest."""
+
+    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
+        """Store bytes; return their digest."""
+
+
 def local_environment(result: Path, environment: Mapping[str, str | None]) -> dict[str, str]:
     """Return variables for KFP's local executor, which `run` takes out of the environment again.
 
@@ -62,7 +72,7 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
     step = StepSpec.from_json(_read(spec))
     signal.signal(signal.SIGTERM, _stop)
     try:
-        step = _with_upstream(step, upstream)
+        step = with_upstream(step, upstream, Cache(Path(step.cache_dir)))
     except MissingObjectError as error:
         result = StepResult(step.stage, error=type(error).__name__, message=str(error))
     else:
@@ -73,13 +83,31 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
         write_atomic(Path(result_file), result.to_json().encode())
     if result.failed:
         sys.exit(f"stage '{step.stage}' failed: {result.error}" if result_file else result.message)
-    Path(outputs).parent.mkdir(parents=True, exist_ok=True)
-    Path(outputs).write_text(
-        json.dumps({out.path: (out.digest, out.size, out.isexec) for out in result.outs})
-    )
+    put_outputs(result, outputs)
     if metrics is not None:
-        for name, value in _numbers(step, result):
+        for name, value in numbers(step, result):
             metrics.log_metric(name, value)
+
+
+def put_outputs(result: StepResult, outputs: str) -> None:
+    """Write what a stage put out where downstream tasks are given it.
+
+    Args:
+        result: The stage's result.
+        outputs: The file.
+    """
+    put_text(outputs, json.dumps({out.path: (out.digest, out.size, out.isexec) for out in result.outs}))
+
+
+def put_text(file: str, text: str) -> None:
+    """Write a KFP output parameter.
+
+    Args:
+        file: Where KFP reads it.
+        text: Its value.
+    """
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(text, encoding="utf-8")
 
 
 def _restore(environment: Mapping[str, str | None]) -> None:
@@ -102,18 +130,26 @@ def _stop(number: int, frame: object) -> None:
     raise StageCancelledError(f"the stage was stopped by {signal.Signals(number).name} before its end")
 
 
-def _with_upstream(step: StepSpec, upstream: Sequence[str]) -> StepSpec:
-    """Return the step with the digests that upstream tasks found for its dependencies."""
+def with_upstream(step: StepSpec, upstream: Sequence[str], store: Trees) -> StepSpec:
+    """Return a step with the digests that upstream tasks found for its dependencies.
+
+    Args:
+        step: The step.
+        upstream: What upstream tasks put out.
+        store: Where the manifests of what they wrote are; that of a part of a directory is put there.
+
+    Raises:
+        MissingObjectError: A dependency is not in the directory that it should be in.
+    """
     found = {
         path: StepDependency(path, digest, size, isexec)
         for text in upstream
         for path, (digest, size, isexec) in json.loads(text).items()
     }
-    store = Cache(Path(step.cache_dir))
     return replace(step, deps=tuple(_resolve(dep, found, store) for dep in step.deps)) if found else step
 
 
-def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Cache) -> StepDependency:
+def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Trees) -> StepDependency:
     """Return a dependency with its new digest, where it is an upstream output or lies in one."""
     if dep.path in found:
         return found[dep.path]
@@ -130,8 +166,13 @@ def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Ca
     return dep
 
 
-def _numbers(step: StepSpec, result: StepResult) -> Iterator[tuple[str, float]]:
-    """Yield the numbers in the metric outputs; nested names are joined by dots."""
+def numbers(step: StepSpec, result: StepResult) -> Iterator[tuple[str, float]]:
+    """Yield the numbers in the metric outputs; nested names are joined by dots.
+
+    Args:
+        step: The step.
+        result: What it put out; the content is still in its cache, or in its side cache.
+    """
     from dvkf_prefect.pipeline.params import parse_params
 
     kinds = {out.path: out for out in step.outs if out.kind == "metric"}

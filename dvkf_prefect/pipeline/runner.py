@@ -7,9 +7,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dvkf_prefect.errors import RunnerError, StageCancelledError
 from dvkf_prefect.pipeline import leash
@@ -54,6 +55,41 @@ class Runner(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class BatchRunner(Runner, Protocol):
+    """A runner that takes stages together with those they wait for, and starts each as it becomes possible.
+
+    A cluster runs them as one pipeline: what a stage writes is handed on by digest, without this machine. A runner
+    that is none of these is given a stage when all that it reads is known.
+
+    Attributes:
+        fetches: Whether the objects that a stage wrote are in the cache of its specification when `StageRun.wait`
+            returns. Where they are not, they are on the remote, and the result tells their digests; only outputs that
+            stay out of the cache are brought, to `StepResult.side_dir`.
+    """
+
+    fetches: bool
+
+    def start_all(
+        self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
+    ) -> Mapping[str, StageRun]:
+        """Start stages that may need each other; returns when they are on their way.
+
+        Args:
+            specs: The stages, in any order. What the digest of a dependency says counts only where no other of them
+                writes it; `StepResult.deps` tells what it was.
+            edges: For a stage's address those it has to wait for besides the ones whose outputs it reads.
+
+        Returns:
+            The run of each stage by its address. ``wait`` returns as soon as that stage has ended. When one fails,
+            those that need it raise `StageCancelledError`; others may, too. ``cancel`` of one cancels all of them.
+
+        Raises:
+            StageGraphError: They do not form a graph.
+            RunnerError: They could not be started.
+        """
 
 
 class LocalRunner:

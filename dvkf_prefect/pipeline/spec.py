@@ -134,6 +134,11 @@ class StepResult:
         message: The error's message.
         side_dir: The root of a cache that holds the outputs which stay out of the real one; whoever started
             the run takes them and removes it. "" when there are none.
+        deps: The dependencies with the content that the command found, where they were not all known when the run
+            was started: stages of one batch hand each other digests. Empty when the specification tells.
+        commit: The commit that the sources were bundled of, where they were.
+        dirty: The source files that were not as in that commit.
+        run: The id of the run that the stage was a task of, where there is one.
     """
 
     stage: str
@@ -145,6 +150,10 @@ class StepResult:
     error: str = ""
     message: str = ""
     side_dir: str = ""
+    deps: tuple[StepDependency, ...] = ()
+    commit: str = ""
+    dirty: tuple[str, ...] = ()
+    run: str = ""
 
     @property
     def failed(self) -> bool:
@@ -183,6 +192,8 @@ class StepResult:
         """
         values = json.loads(text)
         values["outs"] = tuple(StepContent(**out) for out in values.get("outs", ()))
+        values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
+        values["dirty"] = tuple(values.get("dirty", ()))
         return cls(**values)
 
 

@@ -1,0 +1,328 @@
+"""The body of a KFP task on a cluster: one stage in a pod that has nothing but a remote.
+
+It brings the objects that the stage reads and the sources of the commit from the remote, runs the commands in a clean
+folder (`dvkf_prefect.pipeline.step`), takes what they wrote back to the remote, objects before manifests, and leaves
+its `StepResult` and the log beside them, at a place it is given: where KFP keeps a task's outputs nobody can know
+before. The credentials of the remote come from Kubernetes as environment variables; the commands do not see them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from dvkf_prefect.data.moving import Remote
+from dvkf_prefect.data.remotes import Storage, open_storage
+from dvkf_prefect.data.store import Cache
+from dvkf_prefect.errors import DvkfError, RemoteError, StageCancelledError, StageError
+from dvkf_prefect.kubeflow.objects import RemoteObjects
+from dvkf_prefect.kubeflow.task import Metrics, numbers, put_outputs, put_text, with_upstream
+from dvkf_prefect.pipeline.bundle import unpack_bundle
+from dvkf_prefect.pipeline.spec import StepResult, StepSpec
+from dvkf_prefect.pipeline.step import clean_log, run_step
+
+# Where a run's results lie below the root of a remote, and the names of what a task leaves there.
+RUNS = "dvkf/runs"
+RESULT, LOG, SPEC = "result.json", "log.txt", "spec.json"
+# An option of the remote in the pod's environment, by a secret: DVKF_REMOTE_SECRET_ACCESS_KEY, ….
+OPTION_VARIABLE = "DVKF_REMOTE_OPTION_"
+# Where a pod works, other than in its temporary folder: on a mounted disk with more room, for instance.
+SCRATCH_VARIABLE = "DVKF_SCRATCH"
+_SPILLED = "remote:"
+_LOG_EVERY = 20.0  # seconds
+_LOG_BYTES = 4 << 20
+
+
+class Model(Protocol):
+    """What is used here of ``kfp.dsl.Model``."""
+
+    uri: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PodRun:
+    """What every pod of a run is told, besides its stage. It can be read in the pipeline: nothing secret is in it.
+
+    Attributes:
+        key: The run's key; its results lie at ``dvkf/runs/<key>/<task>/``.
+        url: The remote, without credentials.
+        options: Its options, without those that are secret.
+        name: Its name, for messages.
+        bundle: The digest of the sources; "" when there are none.
+        commit: The commit they are of.
+        dirty: The files in which they differ from it.
+        tasks: The task name of each stage.
+        models: The outputs of each stage that are models.
+    """
+
+    key: str
+    url: str
+    options: Mapping[str, str]
+    name: str
+    bundle: str = ""
+    commit: str = ""
+    dirty: tuple[str, ...] = ()
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return it as JSON in which KFP and Argo find nothing to replace."""
+        return json.dumps(asdict(self)).replace("{{", "{\\u007b")
+
+    @classmethod
+    def from_json(cls, text: str) -> PodRun:
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+            ValueError: It is not JSON.
+        """
+        values = json.loads(text)
+        values["dirty"] = tuple(values.get("dirty", ()))
+        return cls(**values)
+
+    def place(self, task: str, name: str = "") -> str:
+        """Return where a task leaves something, below the root of the remote."""
+        return run_place(self.key, task, name)
+
+    def open(self, secrets: Mapping[str, str]) -> Remote:
+        """Open the remote.
+
+        Args:
+            secrets: Options that are not in the pipeline.
+
+        Raises:
+            ConfigError: Its options are wrong.
+        """
+        options = {**self.options, **secrets}
+        jobs = options.pop("jobs", None)
+        return Remote(
+            self.name, open_storage(self.url, options, name=self.name), jobs=int(jobs) if jobs else None
+        )
+
+
+def run_place(key: str, task: str = "", name: str = "") -> str:
+    """Return where a run, or a task of one, leaves something below the root of the remote."""
+    return "/".join(part for part in (RUNS, key, task, name) if part)
+
+
+def spill(storage: Storage, key: str, task: str, text: str) -> str:
+    """Store a specification that is too large for a parameter; return what stands for it.
+
+    Raises:
+        RemoteError: The remote cannot be used.
+    """
+    place = run_place(key, task, SPEC)
+    storage.write(place, text.encode())
+    return _SPILLED + place
+
+
+def run_in_pod(
+    spec: str,
+    run: str,
+    upstream: Sequence[str],
+    outputs: str,
+    result: str,
+    *,
+    metrics: Metrics | None = None,
+    models: Sequence[Model] = (),
+) -> None:
+    """Run the stage.
+
+    Args:
+        spec: Its `StepSpec` as JSON, or where that lies on the remote.
+        run: The `PodRun` as JSON.
+        upstream: What upstream tasks put out: each a JSON object of ``{path: [digest, size, isexec]}``.
+        outputs: The file to write the same to, for this stage.
+        result: The file to write the `StepResult` to, without its log.
+        metrics: KFP's artifact for the numbers in the stage's metric outputs, if it has any.
+        models: KFP's artifacts for its models.
+
+    Raises:
+        SystemExit: The stage failed, so the task must; the code is 1.
+    """
+    os.environ.pop("_KFP_RUNTIME", None)
+    about = PodRun.from_json(run)
+    remote = about.open(_secrets())
+    signal.signal(signal.SIGTERM, _stop)
+    with tempfile.TemporaryDirectory(prefix="dvkf-", dir=os.environ.pop(SCRATCH_VARIABLE, None)) as folder:
+        pod = _Pod(about, remote, Path(folder))
+        step, done = pod.run(spec, upstream)
+        if done.failed:
+            sys.exit(done.message or done.error)
+        assert step is not None
+        put_outputs(done, outputs)
+        put_text(result, replace(done, log_tail="", side_dir="").to_json())
+        if metrics is not None:
+            for name, value in numbers(step, done):
+                metrics.log_metric(name, value)
+        _describe(models, about, step, done, remote)
+
+
+class _Pod:
+    def __init__(self, about: PodRun, remote: Remote, folder: Path) -> None:
+        self._about = about
+        self._remote = remote
+        self._folder = folder
+        self._log = folder / "log.txt"
+        self._objects = RemoteObjects(remote, Cache(folder / "cache"))
+        self._task = ""
+
+    def run(self, text: str, upstream: Sequence[str]) -> tuple[StepSpec | None, StepResult]:
+        """Run the stage; return what ran, if it came so far, and how it ended, which is on the remote too."""
+        step: StepSpec | None = None
+        try:
+            if text.startswith(_SPILLED):
+                text = self._remote.storage.read(text[len(_SPILLED) :]).decode()
+            step = StepSpec.from_json(text)
+            self._task = self._about.tasks[step.stage]
+            step = self._prepare(step, upstream)
+            shipper = _LogShipper(self._remote.storage, self._about.place(self._task, LOG), self._log)
+            try:
+                result = run_step(step, self._objects)
+            finally:
+                shipper.close()
+            if not result.failed:
+                self._objects.flush()
+                if result.side_dir:
+                    apart = {out.path for out in step.outs if not out.cached}
+                    self._objects.keep_beside(
+                        Cache(Path(result.side_dir)), [o.digest for o in result.outs if o.path in apart]
+                    )
+        except (DvkfError, OSError) as error:
+            kind = type(error) if isinstance(error, DvkfError) else StageError
+            stage = step.stage if step else ""
+            result = StepResult(
+                stage,
+                error=kind.__name__,
+                message=str(error) if step is None else f"stage '{stage}': {error}",
+            )
+        result = replace(
+            result,
+            deps=step.deps if step else (),
+            commit=self._about.commit,
+            dirty=self._about.dirty,
+            run=self._about.key,
+        )
+        self._leave(result)
+        return step, result
+
+    def _prepare(self, step: StepSpec, upstream: Sequence[str]) -> StepSpec:
+        source: Path | None = None
+        if self._about.bundle:
+            source = self._folder / "source"
+            unpack_bundle(self._remote.storage, self._about.bundle, source)
+        cache = self._objects.cache
+        step = replace(
+            step,
+            cache_dir=str(cache.root),
+            workspace=str(source) if source else None,
+            log=str(self._log),
+        )
+        step = with_upstream(step, upstream, _Manifests(self._objects))
+        self._objects.prepare(
+            [*(dep.digest for dep in step.deps), *(out.previous for out in step.outs if out.previous)]
+        )
+        return step
+
+    def _leave(self, result: StepResult) -> None:
+        """Leave the result where it is looked for; what cannot be left is told in the log."""
+        if not self._task:
+            return
+        data = replace(result, side_dir="").to_json().encode()
+        try:
+            self._remote.storage.write(self._about.place(self._task, RESULT), data)
+        except RemoteError as error:
+            sys.exit(
+                f"{result.message}\nthe result of stage '{result.stage}' cannot be stored: {error}".strip()
+            )
+
+
+class _Manifests:
+    """Manifests of upstream outputs, and of parts of them, which stay here: the remote has no use for those."""
+
+    def __init__(self, objects: RemoteObjects) -> None:
+        self.read_tree = objects.read_tree
+        self.add_bytes = objects.cache.add_bytes
+
+
+class _LogShipper:
+    """Brings a growing log to the remote now and then, so that it is there whatever becomes of the pod."""
+
+    def __init__(self, storage: Storage, key: str, log: Path) -> None:
+        self._storage = storage
+        self._key = key
+        self._log = log
+        self._shipped = -1
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="dvkf-log", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Bring the end of the log, and no more."""
+        self._ended.set()
+        self._thread.join()
+        self._ship()
+
+    def _work(self) -> None:
+        while not self._ended.wait(_LOG_EVERY):
+            self._ship()
+
+    def _ship(self) -> None:
+        # A log that cannot be brought is no failure of the stage.
+        with suppress(DvkfError, OSError):
+            size = self._log.stat().st_size if self._log.exists() else 0
+            if size == self._shipped:
+                return
+            with self._log.open("rb") if size else open(os.devnull, "rb") as stream:
+                stream.seek(max(0, size - _LOG_BYTES))
+                self._storage.write(self._key, stream.read())
+            self._shipped = size
+
+
+def read_log(storage: Storage, key: str, task: str) -> str:
+    """Return the end of the log that a task left on the remote; "" when there is none.
+
+    Raises:
+        RemoteError: The remote cannot be used.
+    """
+    place = run_place(key, task, LOG)
+    return clean_log(storage.read(place)) if storage.size(place) else ""
+
+
+def _secrets() -> dict[str, str]:
+    """Take the remote's credentials out of the environment, so that no command finds them there."""
+    found = {}
+    for name in [name for name in os.environ if name.startswith(OPTION_VARIABLE)]:
+        found[name[len(OPTION_VARIABLE) :].lower()] = os.environ.pop(name)
+    return found
+
+
+def _describe(
+    models: Sequence[Model], about: PodRun, step: StepSpec, result: StepResult, remote: Remote
+) -> None:
+    """Fill KFP's artifacts: a model is where its content is on the remote, and known by its digest."""
+    from dvkf_prefect.data.store import object_key
+
+    contents = {out.path: out for out in result.outs}
+    for model, path in zip(models, about.models.get(step.stage, ()), strict=True):
+        content = contents[path]
+        model.uri = f"{remote.url.rstrip('/')}/{object_key(content.digest)}"
+        model.metadata.update(
+            path=path, md5=content.digest, size=content.size, stage=step.stage, commit=about.commit
+        )
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise StageCancelledError(f"the stage was stopped by {signal.Signals(number).name} before its end")
