@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,11 +95,11 @@ def repro(args: argparse.Namespace) -> int:
     )
     if args.dry:
         decisions = stages.plan(repo, targets, scope=scope, rules=rules)
-        for decision in decisions:
-            _print_decision(decision)
+        for decision in decisions if not args.quiet else ():
+            _print_decision(decision, _name(repo, decision.stage))
         _end(args.quiet, any(decision.action != "skip" for decision in decisions))
         return 0
-    screen = _Screen(quiet=args.quiet, on_error=args.on_error)
+    screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error)
     with _runner(repo, args.runner) as runner:
         result = stages.repro(
             repo,
@@ -120,7 +122,7 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
     """Run one stage, as ``dvkf stage add --run`` does."""
     from dvkf_prefect.pipeline import repro as stages
 
-    screen = _Screen(quiet=quiet, on_error="fail")
+    screen = _Screen(repo, quiet=quiet, on_error="fail")
     with _runner(repo, "local") as runner:
         result = stages.repro(
             repo,
@@ -151,21 +153,29 @@ def _confirm(stage: Stage) -> bool:
         return False
 
 
+def _name(repo: Repo, address: str) -> str:
+    """Return a stage's address as it reads in the current folder."""
+    match = re.fullmatch(r"(?:((?:.*/)?dvc\.yaml):)?(.*)", address, re.DOTALL)
+    file, name = (match[1] or PIPELINE_FILE, match[2]) if match else (PIPELINE_FILE, address)
+    shown = os.path.relpath(repo.root / file)
+    return name if shown == PIPELINE_FILE else f"{shown}:{name}"
+
+
 def _because(reasons: Sequence[Reason]) -> str:
     return f"  because {'; '.join(map(str, reasons))}"
 
 
-def _print_decision(decision: Decision) -> None:
+def _print_decision(decision: Decision, name: str) -> None:
     if decision.action == "run":
-        print(f"Running stage '{decision.stage}':")
+        print(f"Running stage '{name}':")
         for command in decision.commands:
             print(f"> {command}")
         print(_because(decision.reasons))
     elif decision.action == "restore":
-        print(f"Stage '{decision.stage}' is cached - skipping run, checking out outputs")
+        print(f"Stage '{name}' is cached - skipping run, checking out outputs")
         print(_because(decision.reasons))
     else:
-        print(f"Stage '{decision.stage}' didn't change, skipping")
+        print(f"Stage '{name}' didn't change, skipping")
 
 
 def _end(quiet: bool, changed: bool) -> None:
@@ -180,7 +190,8 @@ def _end(quiet: bool, changed: bool) -> None:
 class _Screen:
     """Tells a person what is done, in DVC's words, with the reasons for it."""
 
-    def __init__(self, *, quiet: bool, on_error: str) -> None:
+    def __init__(self, repo: Repo, *, quiet: bool, on_error: str) -> None:
+        self._repo = repo
         self._quiet = quiet
         self._on_error = on_error
         self._ran = False
@@ -193,27 +204,27 @@ class _Screen:
     def tell_source(self, event: SourceEvent) -> None:
         """Tell of a `.dvc` file."""
         said = {
-            "skip": f"'{event.source}' didn't change, skipping",
-            "record": f"'{event.source}': recorded what changed",
-            "checkout": f"'{event.source}': checked out",
-            "pull": f"'{event.source}': pulled",
-            "update": f"'{event.source}': updated from its source",
+            "skip": " didn't change, skipping",
+            "record": ": recorded what changed",
+            "checkout": ": checked out",
+            "pull": ": pulled",
+            "update": ": updated from its source",
         }
-        self._say(said[event.action])
+        self._say(f"'{os.path.relpath(self._repo.root / event.source)}'{said[event.action]}")
 
     def tell(self, event: StageEvent) -> None:
         """Tell of a stage."""
-        name = event.stage
+        name = _name(self._repo, event.stage)
         match event.kind:
             case "start":
                 self._running.append(name)
                 space = [""] if self._ran else []
                 self._ran = True
-                commands = [f"> {command}" for command in event.commands]
-                self._say(*space, f"Running stage '{name}':", *commands, _because(event.reasons))
+                # The commands are told by what runs them, each when it begins.
+                self._say(*space, f"Running stage '{name}':", _because(event.reasons))
             case "skip":
                 if event.frozen:
-                    text = f"Stage '{name}' is frozen. Its dependencies are not going to be reproduced."
+                    text = f"stage: '{name}' is frozen. Its dependencies are not going to be reproduced."
                     print(f"WARNING: {text}", file=sys.stderr, flush=True)
                 if event.frozen and event.reasons:
                     self._say(f"Verifying outputs in frozen stage: '{name}'")
@@ -225,7 +236,8 @@ class _Screen:
                 )
             case "done":
                 self._forget(name)
-                self._say(f"Stage '{name}' done in {event.seconds:.1f} s{self._others()}")
+                progress = f" ({event.ended} of {event.total} stages)" if event.total > 1 else ""
+                self._say(f"Stage '{name}' done in {event.seconds:.1f} s{progress}{self._others()}")
             case _:
                 self._forget(name)
                 ignored = self._on_error == "ignore"
@@ -244,14 +256,18 @@ class _Screen:
     def end(self, result: ReproResult) -> int:
         """Tell of the whole and return the exit code."""
         if result.failed and self._on_error != "ignore":
-            names = " and ".join(f"'{name}'" for name in result.failed)
-            if result.blocked:
-                blocked = " and ".join(f"'{name}'" for name in result.blocked)
+            names, blocked = (
+                " and ".join(f"'{_name(self._repo, address)}'" for address in addresses)
+                for addresses in (result.failed, result.blocked)
+            )
+            if blocked:
                 print(f"WARNING: not come to: {blocked}", file=sys.stderr)
             segment = "stages: " if len(result.failed) > 1 else ""
             print(f"ERROR: failed to reproduce {segment}{names}", file=sys.stderr)
             return 255
-        _end(self._quiet, bool(result.ran or result.restored))
+        _end(
+            self._quiet, any(d.action != "skip" or d.reasons for d in result.decisions) and not result.failed
+        )
         return 0
 
 

@@ -274,6 +274,7 @@ def dag(args: argparse.Namespace) -> int:
         outs=args.outs,
         full=args.full,
         collapse=args.collapse_foreach_matrix,
+        folder=repo.relpath(os.getcwd()),
     )
     if args.dot:
         print(found.dot())

@@ -5,7 +5,6 @@ Source of the two languages' form: DVC 3.x (``dvc/commands/dag.py``), node for n
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -136,6 +135,7 @@ def draw(
     outs: bool = False,
     full: bool = False,
     collapse: bool = False,
+    folder: str = "",
 ) -> Drawing:
     """Return the graph of a repository's stages and tracked data.
 
@@ -145,6 +145,7 @@ def draw(
         outs: Outputs as nodes instead of stages.
         full: With the target all that is connected with it.
         collapse: One node for all stages of a ``foreach`` or ``matrix``.
+        folder: The folder, relative to the root, that the names of nodes are relative to.
 
     Raises:
         StageNotFoundError: The target is none of them, or ``outs`` and ``collapse`` are both asked for.
@@ -157,7 +158,7 @@ def draw(
     if outs and collapse:
         raise StageNotFoundError("`--outs` and `--collapse-foreach-matrix` are mutually exclusive")
     snapshot = Snapshot(repo)
-    graph = _Nodes(repo, snapshot)
+    graph = _Nodes(snapshot, folder)
     drawing = Drawing(graph.of_outputs() if outs else graph.of_stages())
     if target is not None:
         drawing = _around(drawing, graph.named(target, outs=outs), full=full)
@@ -167,8 +168,8 @@ def draw(
 class _Nodes:
     """The nodes of a repository: its stages and `.dvc` files, and the outputs of both."""
 
-    def __init__(self, repo: Repo, snapshot: Snapshot) -> None:
-        self._root = repo.root
+    def __init__(self, snapshot: Snapshot, folder: str) -> None:
+        self._folder = folder
         self._snapshot = snapshot
         stages = snapshot.graph.stages.values()
         plain = [output for output in snapshot.outputs.values() if output.stage is None]
@@ -188,12 +189,12 @@ class _Nodes:
 
     def _name(self, item: Stage | Output) -> str:
         if isinstance(item, Output):
-            return os.path.relpath(self._root / item.source)
-        file = os.path.relpath(self._root / item.file)
+            return self._shown(item.source)
+        file = self._shown(item.file)
         return item.name if file == PIPELINE_FILE else f"{file}:{item.name}"
 
     def _shown(self, path: str) -> str:
-        return os.path.relpath(self._root / path)
+        return posixpath.relpath(path, self._folder or ".")
 
     def _read(self, item: Stage | Output) -> Iterator[str]:
         """Yield the outputs that a stage's dependencies are, lie in, or hold."""

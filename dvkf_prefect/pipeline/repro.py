@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,8 +45,9 @@ class StageEvent:
         seconds: How long its commands ran.
         log_tail: The end of what they printed.
         message: What went wrong, for ``fail``.
-        commands: What it runs.
         frozen: Whether it is frozen.
+        ended: How many stages were done with, this one among them, but for ``start``.
+        total: How many there are.
     """
 
     stage: str
@@ -55,8 +56,9 @@ class StageEvent:
     seconds: float = 0.0
     log_tail: str = ""
     message: str = ""
-    commands: tuple[str, ...] = ()
     frozen: bool = False
+    ended: int = 0
+    total: int = 0
 
     def __str__(self) -> str:
         why = "; ".join(map(str, self.reasons)) or "nothing changed"
@@ -310,6 +312,7 @@ class _Repro:
         self._tell_source = tell_source
         self._decisions: dict[str, Decision] = {}
         self._forced: set[str] = set()
+        self._ended = 0
         self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
         self.errors: dict[str, DvkfError] = {}
 
@@ -412,7 +415,7 @@ class _Repro:
         self._ask(stage)
         _check_inputs(stage, choice.inputs)
         spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
-        self._tell(StageEvent(stage.address, "start", choice.decision.reasons, commands=stage.cmd))
+        self._say(StageEvent(stage.address, "start", choice.decision.reasons))
         run = self._runner.start(spec)
         self._running[pool.submit(run.wait)] = (stage, choice, run)
 
@@ -426,8 +429,12 @@ class _Repro:
         elif reasons:
             self._record_frozen(stage, choice)
         kind: Literal["restore", "skip"] = "restore" if restored else "skip"
-        self._tell(StageEvent(stage.address, kind, reasons, frozen=stage.frozen))
+        self._say(StageEvent(stage.address, kind, reasons, frozen=stage.frozen))
         self._done(stage, changed=restored)
+
+    def _say(self, event: StageEvent) -> None:
+        self._ended += event.kind != "start"
+        self._tell(replace(event, ended=self._ended, total=len(self._order)))
 
     def _done(self, stage: Stage, *, changed: bool) -> None:
         for user in self._users[stage.address]:
@@ -461,11 +468,8 @@ class _Repro:
         except DvkfError as error:
             self._fail(stage, choice, error)
         else:
-            self._tell(
-                StageEvent(
-                    stage.address, "done", choice.decision.reasons, result.seconds, log_tail=result.log_tail
-                )
-            )
+            reasons, tail = choice.decision.reasons, result.log_tail
+            self._say(StageEvent(stage.address, "done", reasons, result.seconds, log_tail=tail))
             self._done(stage, changed=True)
 
     def _finish(
@@ -494,7 +498,7 @@ class _Repro:
     def _fail(self, stage: Stage, choice: Choice, error: DvkfError) -> None:
         self.errors[stage.address] = error
         tail = error.log_tail if isinstance(error, StageFailedError) else ""
-        self._tell(
+        self._say(
             StageEvent(stage.address, "fail", choice.decision.reasons, log_tail=tail, message=str(error))
         )
         if self._on_error == "ignore":
