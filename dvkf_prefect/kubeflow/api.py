@@ -217,9 +217,7 @@ class KfpApi:
                 if not passing:
                     raise
                 if time.monotonic() + wait > end:
-                    raise KfpUnreachableError(
-                        f"{error} It was tried again for {self._patience:.0f} s."
-                    ) from error
+                    raise KfpUnreachableError(f"{error}; it was tried for {self._patience:.0f} s") from error
             # Many that wait for one server should not come back together.
             self._sleep(wait * random.uniform(0.7, 1.3))  # noqa: S311
             wait = min(wait * 2, _SLOWEST)

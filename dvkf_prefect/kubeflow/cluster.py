@@ -22,7 +22,7 @@ from dvkf_prefect.data.moving import Remote, move
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.data.tree import is_tree
-from dvkf_prefect.errors import DvkfError, RunnerError, StageCancelledError
+from dvkf_prefect.errors import DvkfError, RunnerError
 from dvkf_prefect.kubeflow.api import KfpApi
 from dvkf_prefect.kubeflow.dispatch import Dispatch
 from dvkf_prefect.kubeflow.objects import uncached
@@ -76,8 +76,6 @@ class KfpClusterRun:
                 self._batch.waited.add(self.stage)
                 if isinstance(outcome, DvkfError):
                     raise outcome
-                if outcome.failed and self._batch.cancelled:
-                    raise StageCancelledError(f"stage '{self.stage}' was stopped before its end")
                 outcome.check()
                 self._result = self._with_side(outcome)
             return self._result
@@ -111,13 +109,11 @@ class _Batch:
         self.beside = beside
         self.folder = folder
         self.waited: set[str] = set()
-        self.cancelled = False
         self._note = note
         self._stages = stages
 
     def cancel(self) -> None:
         if not self.watch.done:
-            self.cancelled = True
             self.watch.cancel()
 
     def close(self) -> None:

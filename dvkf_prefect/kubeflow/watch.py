@@ -168,7 +168,7 @@ class Watch:
         except DvkfError as error:
             self._close(
                 RunnerError(
-                    f"the run {self.run_id} cannot be followed any more, and may go on: {error} Start it again to "
+                    f"the run {self.run_id} cannot be followed any more, and may go on: {error}. Start it again to "
                     f"go on following it, or look at {self.url}"
                 )
             )
@@ -268,11 +268,13 @@ class Watch:
             if state not in ENDED and self._states.get(stage) not in ENDED:
                 continue
             result = self._result(stage)
+            stopped = bool(self._why) or state in ("CANCELING", "CANCELED")
             if result is not None:
-                self._put(stage, result)
+                # What a pod says of its own end was its being ended.
+                self._put(stage, self._stopped(stage) if stopped and result.failed else result)
                 changed = True
             elif self._states.get(stage) == "FAILED":
-                self._put(stage, self._lost(stage, run))
+                self._put(stage, self._stopped(stage) if stopped else self._lost(stage, run))
                 changed = True
         return changed
 
