@@ -210,9 +210,12 @@ class KfpApi:
         end = time.monotonic() + self._patience
         wait = 0.2
         while True:
+            token = self._token()
             try:
                 return self._once(method, path, query=query, body=body)
             except RunnerError as error:
+                if isinstance(error, KfpAnswerError) and error.status == 401 and self._token() != token:
+                    continue  # it was renewed meanwhile
                 passing = not isinstance(error, KfpAnswerError) or error.status in _PASSING
                 if not passing:
                     raise

@@ -296,7 +296,7 @@ class FakeKfp:
         self.argo_logs = True
         self.kubernetes = True
         self.delay = 0.0
-        self.token = ""
+        self.tokens: set[str] = set()
         self.problems: list[str] = []
         self.lock = threading.RLock()
 
@@ -372,7 +372,7 @@ class FakeKfp:
             return
         try:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            if self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
+            if self.tokens and handler.headers.get("Authorization", "")[7:] not in self.tokens:
                 raise Refused(401, "who are you?")
             if parts.path.startswith("/api/v1/"):
                 answer: Any = self._kubernetes(parts.path, query)
