@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from dvkf_prefect.data.digest import raise_disk_full
@@ -385,14 +385,13 @@ def _extract(archive: tarfile.TarFile, dest: Path) -> None:
         with open(os.open(target, flags, mode), "wb") as stream:
             shutil.copyfileobj(source, stream, _CHUNK)
     root = dest.resolve()
+    names = {name for name, _ in links}
     for name, link in links:
         target = dest / name
-        if not _stays(name, link):
+        if not _stays(name, link) or not names.isdisjoint(map(str, PurePosixPath(name).parents)):
             raise refuse(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.parent.resolve().is_relative_to(root):
-            raise refuse(name)
         target.symlink_to(link)
-    for name, _ in links:
+    for name in names:
         if not Path(os.path.realpath(dest / name)).is_relative_to(root):
             raise refuse(name)
