@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.kubeflow.cluster import ClusterSettings, KfpClusterRunner, TaskEvent
+from dvkf_prefect.kubeflow.compile import IMAGE
 from dvkf_prefect.kubeflow.local import KfpLocalRunner
+from dvkf_prefect.kubeflow.placement import parse_defaults
+from dvkf_prefect.kubeflow.settings import PodRemote
+from dvkf_prefect.kubeflow.watch import Patience
 from dvkf_prefect.pipeline.runner import LocalRunner, Runner
 
 
 class KubeflowPipelines(Block):
-    """Runs the stages of a dvc.yaml: on Kubeflow Pipelines' local runner, or as plain processes.
+    """Runs the stages of a dvc.yaml: on a Kubeflow cluster, on Kubeflow Pipelines' local runner, or as plain processes.
 
-    Either way a stage runs in a clean folder that holds just its dependencies, and its outputs have the same digests.
+    Wherever a stage runs, it runs in a clean folder that holds just its dependencies, and its outputs have the same
+    digests. On a cluster the data goes between pods and the remote and never passes through the worker.
 
     Example:
         Load it and bring a pipeline up to date with it:
@@ -36,23 +43,161 @@ class KubeflowPipelines(Block):
     _block_type_slug = "kubeflow-pipelines"
     _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
 
-    backend: Literal["kubeflow-local", "local"] = Field(
+    # A message about a wrong value would repeat the value, which may be a token.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    backend: Literal["kubeflow", "kubeflow-local", "local"] = Field(
         default="kubeflow-local",
-        description="kubeflow-local: KFP compiles each stage and its local runner runs it. local: plain processes.",
+        description="kubeflow: on a cluster, all stages as one pipeline. kubeflow-local: KFP compiles each stage and "
+        "its local runner runs it. local: plain processes.",
     )
     jobs: int = Field(
         default=2, ge=1, description="How many stages that do not need each other run at the same time."
     )
+    host: str | None = Field(
+        default=None,
+        description="Address of Kubeflow Pipelines, such as https://kubeflow.example.org/pipeline; for a cluster.",
+    )
+    namespace: str = Field(default="kubeflow", description="Namespace that runs belong to.")
+    experiment: str = Field(default="dvkf", description="Experiment that runs are listed under.")
+    image: str = Field(
+        default=IMAGE,
+        description="Container image of the stages that name none in dvc.yaml; this package and KFP are in it.",
+    )
+    token: SecretStr | None = Field(default=None, description="Bearer token for Kubeflow Pipelines.")
+    token_file: str | None = Field(
+        default=None,
+        description="File on the worker with the token of a service account, which is read again for each request.",
+    )
+    cookie: SecretStr | None = Field(
+        default=None, description="Value of a session's cookie, of Dex for instance."
+    )
+    cookie_name: str = Field(default="authservice_session", description="Name of that cookie.")
+    ca_file: str | None = Field(
+        default=None,
+        title="CA file",
+        description="Certificates on the worker to trust instead of the usual ones.",
+    )
+    verify_ssl: bool = Field(
+        default=True, title="Verify SSL", description="Whether the server's certificate is verified."
+    )
+    service_account: str | None = Field(
+        default=None, description="Kubernetes service account that the pods run under."
+    )
+    pipeline_root: str | None = Field(
+        default=None, description="Where KFP keeps its own artifacts, if not where it does by default."
+    )
+    defaults: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of every pod, as a stage's `meta: kubeflow:` writes them: cpu, memory, gpu, "
+        "node_selector, tolerations, env, secrets, volumes, retries, timeout and others.",
+    )
+    remote_secret: str | None = Field(
+        default=None, description="Kubernetes secret with the credentials of the remote, for the pods."
+    )
+    remote_secret_keys: dict[str, str] = Field(
+        default_factory=dict,
+        description="Which option of the remote each key of that secret is, such as "
+        '{"AWS_ACCESS_KEY_ID": "access_key_id"}; by the options\' own names if empty.',
+    )
+    remote_url: str | None = Field(
+        default=None, title="Remote URL", description="Url of the remote inside the cluster, if it differs."
+    )
+    remote_options: dict[str, str] = Field(
+        default_factory=dict,
+        description="Options of the remote that differ inside the cluster, such as endpointurl; nothing secret.",
+    )
+    connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for a connection.")
+    read_timeout: float = Field(default=60.0, gt=0, description="Seconds to wait for an answer.")
+    outage: float = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds for which Kubeflow Pipelines may be away while a run is followed.",
+    )
+    run_timeout: float = Field(
+        default=7 * 86400.0, gt=0, description="Seconds after which a run is terminated."
+    )
+    start_timeout: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds after which a run is terminated whose pod cannot get its image or be made.",
+    )
+    schedule_timeout: float = Field(
+        default=1800.0, gt=0, description="Seconds after which a run is terminated whose pod fits on no node."
+    )
+    ask_kubernetes: bool = Field(
+        default=True,
+        description="Whether Kubernetes is asked why a pod does not start, where the worker may.",
+    )
+    allow_dirty: bool = Field(
+        default=False, description="Whether stages may run with files that are not committed."
+    )
 
-    def runner(self, repo: Repo) -> Runner:
+    @field_validator("defaults")
+    @classmethod
+    def _check_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        parse_defaults(values)
+        return values
+
+    @model_validator(mode="after")
+    def _check_host(self) -> KubeflowPipelines:
+        if self.backend == "kubeflow" and not self.host:
+            raise ValueError("a cluster is reached at its `host`")
+        return self
+
+    def settings(self) -> ClusterSettings:
+        """Return how stages get to the cluster.
+
+        Raises:
+            ValueError: No host is set.
+
+        Example:
+            >>> KubeflowPipelines(backend="kubeflow", host="http://localhost:8080").settings().namespace
+            'kubeflow'
+        """
+        if not self.host:
+            raise ValueError("a cluster is reached at its `host`")
+        return ClusterSettings(
+            self.host,
+            namespace=self.namespace,
+            experiment=self.experiment,
+            image=self.image,
+            token=self.token.get_secret_value() if self.token else "",
+            token_file=self.token_file,
+            cookie=self.cookie.get_secret_value() if self.cookie else "",
+            cookie_name=self.cookie_name,
+            ca_file=self.ca_file,
+            verify_ssl=self.verify_ssl,
+            service_account=self.service_account,
+            pipeline_root=self.pipeline_root,
+            defaults=parse_defaults(self.defaults),
+            remote=PodRemote(
+                self.remote_secret, self.remote_secret_keys, self.remote_url, self.remote_options
+            ),
+            connect_timeout=self.connect_timeout,
+            read_timeout=self.read_timeout,
+            outage=self.outage,
+            patience=Patience(run=self.run_timeout, start=self.start_timeout, schedule=self.schedule_timeout),
+            ask_kubernetes=self.ask_kubernetes,
+            allow_dirty=self.allow_dirty,
+        )
+
+    def runner(
+        self, repo: Repo, *, run_key: str = "", on_event: Callable[[TaskEvent], None] | None = None
+    ) -> Runner:
         """Return what runs stages of a repository, a context manager that ends all it started.
 
         Args:
             repo: The repository; logs and KFP's own files go below its temporary folder.
+            run_key: On a cluster, what makes a run another one although its content is the same, such as the id of a
+                flow run; a retry with the same key goes on with the run that is there.
+            on_event: On a cluster, told of each task's state, in another thread.
 
         Example:
             ``KubeflowPipelines(backend="local").runner(repo)``
         """
         if self.backend == "local":
             return LocalRunner()
+        if self.backend == "kubeflow":
+            return KfpClusterRunner(repo, self.settings(), run_key=run_key, on_event=on_event)
         return KfpLocalRunner(repo.tmp_dir / "kubeflow")
