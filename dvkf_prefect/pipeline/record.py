@@ -195,13 +195,30 @@ def take_outputs(repo: Repo, stage: Stage, *, commit: bool = True) -> list[Item]
 def _settle(repo: Repo, out: StageOutput) -> Item:
     """Keep an output out of git; return it as it lies in the workspace."""
     path = repo.root / out.path
-    if out.cached and repo.git is not None and not repo.git.is_ignored(str(path)):
+    if out.cached and repo.git is not None and not _is_ignored(repo, path):
         gitignore.ignore(path)
     return item_of(out.name, repo.workspace.look(out.path).stored())
 
 
+def _is_ignored(repo: Repo, path: Path) -> bool:
+    """Tell whether git leaves an output out; git is only asked where the file beside it does not say so."""
+    try:
+        lines = (path.parent / ".gitignore").read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    return gitignore.pattern_for(path.name) in lines or (
+        repo.git is not None and repo.git.is_ignored(str(path))
+    )
+
+
 def record(
-    repo: Repo, stage: Stage, entry: Entry, *, before: Container[str] = (), save_run: bool = True
+    repo: Repo,
+    stage: Stage,
+    entry: Entry,
+    *,
+    before: Container[str] = (),
+    save_run: bool = True,
+    known: Entry | None = None,
 ) -> None:
     """Remember a run in the run cache, then in dvc.lock.
 
@@ -211,6 +228,7 @@ def record(
         entry: Its run; its outputs are in the cache and in the workspace.
         before: See `dvkf_prefect.pipeline.lock.write_entry`.
         save_run: False leaves the run cache as it is.
+        known: What dvc.lock has of the stage; it is not written again where it is the same.
 
     Raises:
         DiskFullError: There is no room.
@@ -221,6 +239,8 @@ def record(
                 repo.workspace.take(out.path)
         RunCache(repo.cache.root).save(entry)
     lock = lock_file(stage.file)
+    if repr(entry) == repr(known):  # 1 is equal to 1.0, but not written so
+        return
     write_entry(repo.root / lock, stage.name, entry, before=before)
     if repo.git is not None and repo.config.get("core", "autostage"):
         written = [lock]

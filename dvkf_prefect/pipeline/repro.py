@@ -486,6 +486,7 @@ class _Repro:
                     make_entry(stage, inputs.items, inputs.params, outs),
                     before=self._followers(stage),
                     save_run=self._commit,
+                    known=self._snapshot.entry(stage),
                 )
             finally:
                 if side_dir:
