@@ -77,36 +77,37 @@ class KfpClusterRun:
                 if isinstance(outcome, DvkfError):
                     raise outcome
                 outcome.check()
-                self._result = self._with_side(outcome)
+                self._result = self._brought(outcome)
             return self._result
 
     def cancel(self) -> None:
         """Have the whole run terminated; stages that have ended keep their results. Does not wait for it."""
         self._batch.cancel()
 
-    def _with_side(self, result: StepResult) -> StepResult:
-        """Bring the outputs that stay out of the cache: git is to keep them, so they are not data."""
+    def _brought(self, result: StepResult) -> StepResult:
+        """Bring the outputs that stay out of the cache, which git is to keep; the others where that was asked for."""
         apart = {out.path for out in self._spec.outs if not out.cached}
-        digests = [out.digest for out in result.outs if out.path in apart]
+        if self._batch.fetch:
+            digests = {out.digest for out in result.outs if out.path not in apart}
+            _bring(digests, Cache(Path(self._spec.cache_dir)), self._batch.remote)
+        digests = {out.digest for out in result.outs if out.path in apart}
         if not digests:
             return result
-        side = Cache(Path(tempfile.mkdtemp(prefix="side-", dir=self._batch.folder)))
-        trees = {digest for digest in digests if is_tree(digest)}
-        _bring(trees, side, self._batch.beside)
-        _bring(
-            {d for d in digests if d not in trees} | {d for t in trees for d in side.read_tree(t).digests},
-            side,
-            self._batch.beside,
-        )
+        # Whoever takes them removes the folder that they are in.
+        side = Cache(Path(tempfile.mkdtemp(prefix="side-", dir=self._batch.folder)) / "side")
+        _bring(digests, side, uncached(self._batch.remote))
         return dataclasses.replace(result, side_dir=str(side.root))
 
 
 class _Batch:
     """A pipeline run and the stages in it."""
 
-    def __init__(self, watch: Watch, beside: Remote, folder: Path, note: Path, stages: int) -> None:
+    def __init__(
+        self, watch: Watch, remote: Remote, folder: Path, note: Path, stages: int, *, fetch: bool
+    ) -> None:
         self.watch = watch
-        self.beside = beside
+        self.remote = remote
+        self.fetch = fetch
         self.folder = folder
         self.waited: set[str] = set()
         self._note = note
@@ -120,6 +121,8 @@ class _Batch:
         """End it, unless it has ended; remember when all its results were taken."""
         self.cancel()
         self.watch.join()
+        with suppress(OSError):
+            self.folder.rmdir()  # once all that was in it was taken
         if len(self.waited) == self._stages:
             with suppress(OSError, ValueError):
                 known = json.loads(self._note.read_bytes())
@@ -132,6 +135,7 @@ class KfpClusterRunner:
     Args:
         repo: The repository; its default remote is where pods find what they need.
         settings: The cluster.
+        fetch: Bring what stages wrote into the cache; otherwise it stays on the remote.
         run_key: What makes a run another one although its content is the same, for instance the id of a flow run.
         on_event: Told of each task's state, in a thread of its own.
 
@@ -140,16 +144,17 @@ class KfpClusterRunner:
     """
 
     name = "kubeflow"
-    fetches = False
 
     def __init__(
         self,
         repo: Repo,
         settings: ClusterSettings,
         *,
+        fetch: bool = False,
         run_key: str = "",
         on_event: Callable[[TaskEvent], None] | None = None,
     ) -> None:
+        self.fetches = fetch
         self._repo = repo
         self._settings = settings
         self._run_key = run_key
@@ -222,7 +227,7 @@ class KfpClusterRunner:
         )
         folder = self._folder / run.key
         folder.mkdir(exist_ok=True)
-        batch = _Batch(watch, uncached(remote), folder, run.note, len(specs))
+        batch = _Batch(watch, remote, folder, run.note, len(specs), fetch=self.fetches)
         with self._lock:
             self._batches.append(batch)
         if self._closed.is_set():
@@ -242,5 +247,12 @@ class KfpClusterRunner:
 
 
 def _bring(digests: set[str], cache: Cache, remote: Remote) -> None:
-    for error in move("fetch", sorted(digests), MD5, cache, remote).failed.values():
+    """Bring files and directories into a cache, manifests first."""
+    trees = {digest for digest in digests if is_tree(digest)}
+    _fetch(trees, cache, remote)
+    _fetch((digests - trees).union(*(cache.read_tree(tree).digests for tree in trees)), cache, remote)
+
+
+def _fetch(digests: set[str], cache: Cache, remote: Remote) -> None:
+    for error in move("fetch", sorted(cache.missing(digests)), MD5, cache, remote).failed.values():
         raise error

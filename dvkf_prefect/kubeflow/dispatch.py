@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,12 @@ from typing import Any
 from dvkf_prefect.data.digest import digest_file, write_atomic
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE
+from dvkf_prefect.data.store import Cache, walk_files
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError, ParseError, RunnerError, StageError
 from dvkf_prefect.kubeflow.api import KfpAnswerError, KfpApi, KfpUnreachableError
 from dvkf_prefect.kubeflow.compile import SPEC_LIMIT, PodPlan, compile_for_cluster, edges_of, task_names
-from dvkf_prefect.kubeflow.objects import send
+from dvkf_prefect.kubeflow.objects import send, uncached
 from dvkf_prefect.kubeflow.placement import Placement, parse_meta
 from dvkf_prefect.kubeflow.pod import RESULT, PodRun, run_place, spill
 from dvkf_prefect.kubeflow.settings import ClusterSettings
@@ -124,6 +126,7 @@ class Dispatch:
             written={output.path for output in self._repo.outputs() if output.stage}
             | {out.path for spec in self._specs for out in spec.outs},
         )
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._provide(bundle)
         about = PodRun(
             "",
@@ -136,7 +139,6 @@ class Dispatch:
             self._names,
             models,
         )
-        self._folder.mkdir(parents=True, exist_ok=True)
         content = self._content(about, placements)
         note = self._folder / f"{content[:32]}.json"
         key, run_id = self._start(content, note, about, placements, account, bundle)
@@ -208,7 +210,9 @@ class Dispatch:
                 if out.previous:
                     wanted.setdefault(out.previous, out.path)
         absent = self._remote.missing(wanted)
+        absent = uncached(self._remote).missing(absent)
         absent = {digest for digest in absent if not self._in_sources(wanted[digest], digest, bundle)}
+        absent = {digest for digest in absent if not self._hand_over(wanted[digest], digest)}
         here = absent - self._repo.cache.missing(absent)
         for digest in sorted(absent - here):
             raise StageError(
@@ -237,6 +241,31 @@ class Dispatch:
             if name.startswith(inside) and not self._repo.ignore.matches(name) and (root / name).is_file()
         ]
         return bool(pairs) and Tree.from_pairs(pairs).digest == digest
+
+    def _hand_over(self, path: str, digest: str) -> bool:
+        """Bring a result that stays out of the cache, metrics mostly, to where pods find it; tell whether it is one."""
+        apart = {output.path for output in self._repo.outputs() if not output.cached}
+        parts = path.split("/")
+        if apart.isdisjoint("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
+            return False
+        with tempfile.TemporaryDirectory(prefix="hand-", dir=self._folder) as folder:
+            cache = Cache(Path(folder))
+            place = self._repo.root / path
+            if place.is_dir():
+                tree = Tree.from_pairs(
+                    (relpath, cache.add_file(entry.path))
+                    for relpath, entry in walk_files(place)
+                    if not self._repo.ignore.matches(f"{path}/{relpath}")
+                )
+                found = cache.add_bytes(tree.to_bytes(), tree=True)
+            elif place.is_file():
+                found = cache.add_file(place)
+            else:
+                return False
+            if found != digest:
+                return False
+            send([digest], cache, uncached(self._remote))
+        return True
 
     def _hint(self, path: str, bundle: Bundle) -> str:
         folder = self._repo.root / path

@@ -133,7 +133,7 @@ class StepResult:
         error: The name of the error's class in `dvkf_prefect.errors`; "" when all is well.
         message: The error's message.
         side_dir: The root of a cache that holds the outputs which stay out of the real one; whoever started
-            the run takes them and removes it. "" when there are none.
+            the run takes them and removes its parent folder. "" when there are none.
         deps: The dependencies with the content that the command found, where they were not all known when the run
             was started: stages of one batch hand each other digests. Empty when the specification tells.
         commit: The commit that the sources were bundled of, where they were.

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from processes import alive
 
+from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.errors import (
+    CorruptObjectError,
     MissingObjectError,
     ParseError,
     RunnerError,
@@ -27,8 +29,9 @@ from dvkf_prefect.errors import (
 from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
 from dvkf_prefect.kubeflow.dispatch import Dispatch
 from dvkf_prefect.kubeflow.placement import Retry
+from dvkf_prefect.pipeline.repro import repro
 from dvkf_prefect.pipeline.runner import BatchRunner, LocalRunner
-from dvkf_prefect.pipeline.spec import StepDependency, StepResult
+from dvkf_prefect.pipeline.spec import StepDependency, StepOutput, StepResult
 
 from .conftest import DVC_YAML, FAST
 from .fake_kfp import ENDED, wait_for
@@ -450,3 +453,74 @@ def test_a_wrong_setting_is_told_by_file_line_and_key(project, kfp, runner):
     ):
         runner.start_all(project.steps()[1:])
     assert not kfp.runs
+
+
+def test_repro_on_a_cluster_writes_the_lock_that_it_writes_here(project, kfp, settings, tmp_path):
+    """Stage by stage, with what was written brought here, and nothing to do the second time."""
+    project.write("dvc.yaml", DVC_YAML.replace("python ", f"{sys.executable} "))
+    project.commit()
+    twin = tmp_path / "twin"
+    subprocess.run(["cp", "-a", str(project.root), str(twin)], check=True)
+    with LocalRunner(echo=False) as local:
+        repro(Repo.open(twin), runner=local)
+    # Metrics stay out of git, the remote and the cache: those of here are handed to the pod of `report`.
+    with KfpClusterRunner(project.repo, settings, fetch=True) as runner:
+        done = repro(project.repo, ["prepare"], runner=runner)
+        assert done.ran == ("prepare",)
+    with LocalRunner(echo=False) as local:
+        repro(project.repo, ["train"], runner=local)
+    with KfpClusterRunner(project.repo, settings, fetch=True) as runner:
+        done = repro(project.repo, runner=runner)
+        assert (done.ran, done.skipped) == (("report",), ("prepare", "train"))
+        assert repro(project.repo, runner=runner).ran == ()
+    assert (project.root / "dvc.lock").read_text() == (twin / "dvc.lock").read_text()
+    assert (project.root / "report.txt").read_text() == (twin / "report.txt").read_text()
+
+
+def test_repro_brings_what_stays_out_of_the_cache(project, kfp, settings):
+    project.write("dvc.yaml", DVC_YAML.replace("python ", f"{sys.executable} "))
+    project.commit()
+    with KfpClusterRunner(project.repo, settings, fetch=True) as runner:
+        done = repro(project.repo, ["train"], runner=runner)
+    assert done.ran == ("prepare", "train")
+    assert json.loads((project.root / "metrics.json").read_text())["acc"] == 0.9
+    assert not list((project.root / ".dvc/tmp/dvkf/kubeflow/cluster").rglob("side*"))
+
+
+def test_content_that_is_wanted_twice_kept_or_executable(project, kfp, runner):
+    """What was brought is moved to its place, unless another place wants it too."""
+    project.write("data/one", "same\n")
+    project.write("data/set/x", "same\n")
+    project.write("data/set/y", "same\n")
+    project.write("data/run", "#!/bin/sh\necho ran\n")
+    (project.root / "data/run").chmod(0o755)
+    project.repo.add(["data/one", "data/set", "data/run"])
+    project.repo.push()
+    project.commit()
+    known = {o.path: o.digest for o in project.repo.outputs()}
+    step = project.step(
+        "a",
+        "cat data/one data/set/x data/set/y kept >> kept; ./data/run >> kept; cp data/set/x copy; chmod +x copy",
+        "rm data/one; echo same > data/one; chmod u+w data/set/y; touch data/set/y",
+        deps=[
+            StepDependency("data/one", known["data/one"]),
+            StepDependency("data/set", known["data/set"]),
+            StepDependency("data/run", known["data/run"], isexec=True),
+        ],
+        outs=[StepOutput("kept", previous=known["data/one"]), "copy"],
+    )
+    result = runner.start(step).wait(60)
+    assert result.outs == project.locally([step])["a"].outs
+    assert result.outs[1].digest == known["data/one"] and result.outs[1].isexec
+
+
+def test_data_that_is_damaged_on_the_remote_is_not_used(project, kfp, runner, tmp_path):
+    specs = project.steps()
+    (raw,) = (o for o in project.repo.outputs() if o.path == "data/raw")
+    digest = project.repo.cache.read_tree(raw.digest).digests[0]
+    path = tmp_path / "remote/store/files/md5" / digest[:2] / digest[2:]
+    path.chmod(0o644)
+    path.write_text("rotten\n")
+    run = runner.start_all(specs)["prepare"]
+    with pytest.raises(CorruptObjectError, match=f"{digest} is damaged on the remote"):
+        run.wait(60)
