@@ -23,7 +23,8 @@ class KubeflowPipelines(Block):
     """Runs the stages of a dvc.yaml: on a Kubeflow cluster, on Kubeflow Pipelines' local runner, or as plain processes.
 
     Wherever a stage runs, it runs in a clean folder that holds just its dependencies, and its outputs have the same
-    digests. On a cluster the data goes between pods and the remote and never passes through the worker.
+    digests. On a cluster the data goes between pods and the remote; what the stages wrote comes to the worker only
+    where `fetch` says so.
 
     Example:
         Load it and bring a pipeline up to date with it:
@@ -129,6 +130,11 @@ class KubeflowPipelines(Block):
         default=True,
         description="Whether Kubernetes is asked why a pod does not start, where the worker may.",
     )
+    fetch: bool = Field(
+        default=True,
+        description="Whether what stages wrote on a cluster is brought to the worker, too, and put into its workspace; "
+        "otherwise it stays on the remote.",
+    )
     allow_dirty: bool = Field(
         default=False, description="Whether stages may run with files that are not committed."
     )
@@ -199,5 +205,7 @@ class KubeflowPipelines(Block):
         if self.backend == "local":
             return LocalRunner()
         if self.backend == "kubeflow":
-            return KfpClusterRunner(repo, self.settings(), run_key=run_key, on_event=on_event)
+            return KfpClusterRunner(
+                repo, self.settings(), fetch=self.fetch, run_key=run_key, on_event=on_event
+            )
         return KfpLocalRunner(repo.tmp_dir / "kubeflow")
