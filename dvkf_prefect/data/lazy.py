@@ -34,6 +34,16 @@ _moving: set[object] = set()
 _moved = threading.Condition()
 
 
+def _forget_moves() -> None:
+    """Start anew in a forked process, which does not have the threads that moved something."""
+    global _moved
+    _moving.clear()
+    _moved = threading.Condition()
+
+
+os.register_at_fork(after_in_child=_forget_moves)
+
+
 @contextmanager
 def in_flight(keys: Iterable[object]) -> Iterator[None]:
     """Hold keys that no other thread of this process may hold; of two that want one object, the second waits."""

@@ -518,6 +518,19 @@ def test_s3_is_read_by_ranges_and_listed_once(on_s3: Path, monkeypatch: pytest.M
     assert everything == {f"many/{n:03}.txt": f"number {n}".encode() for n in range(150)}
 
 
+def test_a_forked_process_reads_on(on_s3: Path) -> None:
+    """Loaders of batches fork; the client of the parent is of no use there."""
+    code = (
+        "import os, sys; from dvkf_prefect.data.filesystem import DvkfFileSystem\n"
+        f"fs = DvkfFileSystem({str(on_s3)!r}, 'HEAD'); fs.cat('many/001.txt')\n"
+        "pid = os.fork()\n"
+        "if not pid: print(fs.cat('many/002.txt'), flush=True); os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "b'number 2'\n", done.stderr
+
+
 # -- as others use it ------------------------------------------------------------------------------------------------
 
 
