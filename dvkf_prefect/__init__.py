@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         register_model,
         repro_pipeline,
         rollback_model,
+        write_data,
     )
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "register_model",
     "repro_pipeline",
     "rollback_model",
+    "write_data",
     "write_frame",
 ]
 

@@ -17,8 +17,6 @@ from dvkf_prefect.data.store import MD5
 from dvkf_prefect.errors import CorruptObjectError, RemoteUnreachableError
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from dvkf_prefect.data.remotes.base import Storage
     from dvkf_prefect.data.store import Cache
 
@@ -120,7 +118,7 @@ class CheckedFile(io.RawIOBase):
         """Return the file's descriptor."""
         return self._file.fileno()
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Read what comes next; the last of it only if all of it is right.
 
         Raises:
@@ -245,7 +243,7 @@ class RemoteFile(io.RawIOBase):
         """Return the place."""
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Read what comes next, from the remote where it is not here yet.
 
         Raises:
