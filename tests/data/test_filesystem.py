@@ -455,6 +455,42 @@ def test_threads_that_want_one_file_bring_it_once(root: Path, monkeypatch: pytes
     assert sorted(fetched) == paths[:2]
 
 
+def test_imports_come_from_where_they_were_imported(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    run(other, "git", "init", "-q")
+    run(other, "dvc", "init", "-q")
+    run(other, "dvc", "import", "-q", str(root), "data/train", "-o", "rows", "--rev", "v1")
+    run(other, "git", "add", ".")
+    run(other, "git", "commit", "-qm", "one")
+    shutil.rmtree(other / "rows")
+    forget(other)
+    fs = DvkfFileSystem(other, "HEAD")
+    assert fs.find("rows") == ["rows/a.csv", "rows/b.csv", "rows/deep/ü b.txt", "rows/empty"]
+    assert fs.cat("rows", recursive=True)["rows/a.csv"] == b"x,y\n1,2\n3,4\n"
+    assert fs.du("rows", total=False)["rows/b.csv"] == 8
+
+
+def test_outputs_of_dvc_2_are_read(root: Path) -> None:
+    data = b"a\r\nb\r\n"
+    digest = hashlib.md5(data.replace(b"\r\n", b"\n")).hexdigest()
+    tree = json.dumps([{"md5": digest, "relpath": "sub/x"}]).encode()
+    folder = hashlib.md5(tree).hexdigest() + ".dir"
+    for name, content in ((digest, data), (folder, tree)):
+        write(root.parent / "store", {f"{name[:2]}/{name[2:]}": content})
+    (root / "old.dvc").write_text(f"outs:\n- md5: {digest}\n  size: 6\n  path: old\n")
+    (root / "dir.dvc").write_text(f"outs:\n- md5: {folder}\n  size: 6\n  nfiles: 1\n  path: dir\n")
+    run(root, "git", "add", ".")
+    run(root, "git", "commit", "-qm", "old")
+    forget(root)
+    fs = DvkfFileSystem(root, "HEAD")
+    assert fs.cat(["old", "dir/sub/x"]) == {"old": data, "dir/sub/x": data}
+    assert fs.info("old")["md5-dos2unix"] == digest and "md5" not in fs.info("dir/sub/x")
+    assert Repo.open(root).cache.exists(digest, "md5-dos2unix")
+    with fs.open("dir/sub/x") as file:
+        assert file.read() == data
+
+
 # -- S3 --------------------------------------------------------------------------------------------------------------
 
 
