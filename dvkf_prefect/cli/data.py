@@ -257,6 +257,9 @@ def checkout_arguments(parser: Parser) -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
     parser.add_argument("--allow-missing", action="store_true", help="pass over what the cache does not hold")
+    parser.add_argument(
+        "--relink", action="store_true", help="make unchanged files anew too, by the link type of cache.type"
+    )
     parser.add_argument("--summary", action="store_true", help="only count the changes")
     choice_arguments(parser)
 
@@ -269,6 +272,7 @@ def checkout(args: argparse.Namespace) -> int:
         choice=choice_of(args),
         force=args.force,
         allow_missing=args.allow_missing,
+        relink=args.relink,
         progress=progress_bar(args.quiet),
     )
     if args.summary:

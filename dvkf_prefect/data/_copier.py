@@ -330,8 +330,8 @@ def transfer(
     Args:
         source: The folder that holds ``aa/bbb…``.
         target: The folder to hold them.
-        temporary: Where files are before they are whole: a folder with a slash and the beginning of a name. One that
-            starts with ``./`` is beside each object's place.
+        temporary: Where files are before they are whole: a folder, with a slash, on the target's file system. It is
+            one for all, since file systems keep the files made in one folder together.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files.
         ledger: Large objects that need not be hashed while they look like that.
@@ -343,10 +343,11 @@ def transfer(
     results: list[int | Failure] = []
     for digest in digests:
         place = f"{digest[:2]}/{digest[2:]}"
-        folder = f"{target}/{digest[:2]}/{temporary[2:]}" if temporary.startswith("./") else temporary
         try:
             results.append(
-                _transfer_one(f"{source}/{place}", f"{target}/{place}", folder, verify, mode, ledger, digest)
+                _transfer_one(
+                    f"{source}/{place}", f"{target}/{place}", temporary, verify, mode, ledger, digest
+                )
             )
         except OSError as error:
             results.append(_failure(error))

@@ -313,7 +313,8 @@ def _beside(
     folder = storage.local_path(first).parent.parent
     results: Iterator[tuple[str, int | ObjectError]]
     if direction == "push":
-        storage.make_folders(f"{folder}/{prefix}" for prefix in _folders(digests))
+        storage.sweep()
+        storage.make_folders([storage.temporary, *(f"{folder}/{prefix}" for prefix in _folders(digests))])
         results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary, workers=jobs)
     else:
         results = cache.copy_from(folder, digests, hash_name, workers=jobs)

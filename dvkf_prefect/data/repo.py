@@ -409,6 +409,7 @@ class Repo:
         choice: Choice | None = None,
         force: bool = False,
         allow_missing: bool = False,
+        relink: bool = False,
         progress: Progress | None = None,
     ) -> Checkout:
         """Make the workspace hold what is recorded, from the cache.
@@ -420,6 +421,7 @@ class Repo:
             choice: What else is meant: dependencies, folders, patterns.
             force: Overwrite and remove files whose content is nowhere else.
             allow_missing: Pass over outputs that the cache does not hold.
+            relink: Make the files that are as recorded anew too, by the link type that is configured now.
             progress: Told of files and bytes.
 
         Raises:
@@ -429,7 +431,13 @@ class Repo:
         """
         with self.lock():
             return check_out(
-                self, targets, choice, force=force, allow_missing=allow_missing, progress=progress
+                self,
+                targets,
+                choice,
+                force=force,
+                allow_missing=allow_missing,
+                relink=relink,
+                progress=progress,
             )
 
     # -- remotes -----------------------------------------------------------------------------------------------------

@@ -409,7 +409,7 @@ class Cache:
         digests: Sequence[str],
         hash_name: str = MD5,
         *,
-        temporary: str,
+        temporary: str | Path,
         mode: int = 0o444,
         workers: int | None = None,
     ) -> Iterator[tuple[str, int | ObjectError]]:
@@ -419,7 +419,7 @@ class Cache:
             folder: The folder that holds ``aa/bbb…``.
             digests: What to copy.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            temporary: How the names of files begin that are not whole yet, beside their place.
+            temporary: The folder where files are before they are whole, on the same file system.
             mode: Permissions of new files.
             workers: How many processes; None for as many as suit the machine.
 
@@ -433,7 +433,7 @@ class Cache:
         fixed = (
             str(self._folder(hash_name)),
             str(folder),
-            f"./{temporary}",
+            f"{temporary}/",
             hash_name == MD5,
             mode,
             self._ledger,

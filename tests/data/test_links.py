@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dvkf_prefect.cli import main
 from dvkf_prefect.data import crew
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputError, TransferError
@@ -180,6 +181,24 @@ def test_a_type_that_does_not_work_gives_way_to_the_next(
     monkeypatch.setattr(os, "symlink", refuse)
     with pytest.raises(OutputError, match="name 'copy' too"):
         make(tmp_path / "none", "hardlink,symlink").add(["data"])
+
+
+def test_relink_turns_copies_into_links_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = make(tmp_path / "repo", "copy")
+    repo.add(["data"])
+    stored = object_of(repo, "a.txt")
+    monkeypatch.chdir(repo.root)
+    for kind, same in (("hardlink", True), ("copy", False), ("symlink", True), ("copy", False)):
+        assert main(["config", "cache.type", kind]) == 0
+        assert main(["checkout", "--relink"]) == 0
+        assert os.path.samefile(repo.root / "data/a.txt", stored) is same
+        assert not (repo.root / "data/a.txt").is_symlink() or kind == "symlink"
+        assert contents(repo.root / "data") == FILES
+        assert main(["status", "-q"]) == 0
+    # What is not as it was recorded is not touched.
+    (repo.root / "data/a.txt").write_bytes(b"mine")
+    assert main(["checkout", "--relink"]) == 255
+    assert (repo.root / "data/a.txt").read_bytes() == b"mine"
 
 
 def test_reflinks_share_blocks_both_ways(reflink_disk: Path) -> None:
