@@ -554,6 +554,44 @@ def test_s3_is_read_by_ranges_and_listed_once(on_s3: Path, monkeypatch: pytest.M
     assert everything == {f"many/{n:03}.txt": f"number {n}".encode() for n in range(150)}
 
 
+def test_a_remote_that_keeps_versions_is_read_by_them(tmp_path: Path, s3: S3Server) -> None:
+    import contextlib
+
+    import botocore.session
+
+    root = tmp_path / "kept"
+    root.mkdir()
+    run(root, "git", "init", "-q")
+    repo = Repo.init(root)
+    url = s3.make_bucket(name := "kept-" + uuid.uuid4().hex[:12])
+    client = botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+    )
+    with contextlib.closing(client):
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    with repo.config.edit("local") as sections:
+        sections["remote"]["kept"] = {"url": f"{url}/p", "version_aware": "true", **s3.options()}
+        sections["core"]["remote"] = "kept"
+    for number in (1, 2):
+        write(root, {"d/x": f"x{number}".encode(), "d/s/y": b"y", "f": f"file {number}".encode()})
+        run(root, "dvc", "add", "-q", "d", "f")
+        run(root, "dvc", "push", "-q")
+        run(root, "git", "add", ".")
+        run(root, "git", "commit", "-qm", f"{number}")
+        run(root, "git", "tag", f"v{number}")
+    shutil.rmtree(root / "d")
+    forget(root)
+    for number in (1, 2):
+        fs = DvkfFileSystem(root, f"v{number}")
+        assert fs.find("d") == ["d/s/y", "d/x"] and fs.du("d", total=False) == {"d/s/y": 1, "d/x": 2}
+        assert fs.cat("d/x") == f"x{number}".encode()
+        assert fs.cat(["d/s/y", "f"]) == {"d/s/y": b"y", "f": f"file {number}".encode()}
+
+
 def test_a_forked_process_reads_on(on_s3: Path) -> None:
     """Loaders of batches fork; the client of the parent is of no use there."""
     code = (
