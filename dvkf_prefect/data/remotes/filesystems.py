@@ -255,7 +255,12 @@ class FilesystemStorage(Storage):
 
 def _status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of any of the libraries carries."""
-    for holder in (error, getattr(error, "response", None)):
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return int(status) if isinstance(status, int) else None
+    for holder in (error, response):
         for name in ("status", "status_code"):
             status = getattr(holder, name, None)
             if isinstance(status, int):

@@ -32,6 +32,7 @@ class Protocol:
         kind: The class's name.
         arguments: Its constructor's.
         root: The remote's root in the filesystem's own paths.
+        settings: Attributes that it gets when it is made.
         atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
         lists: Whether it can list.
         put: Arguments of ``put_file``.
@@ -50,6 +51,7 @@ class Protocol:
     package: str
     root: str
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
     atomic: bool = False
     lists: bool = True
     put: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +77,10 @@ class Protocol:
                 f"remote '{place.name}': {place.url} needs the package '{self.package}': "
                 f"pip install {self.package}"
             ) from error
-        return kind(**self.arguments)
+        filesystem = kind(**self.arguments)
+        for name, value in self.settings.items():
+            setattr(filesystem, name, value)
+        return filesystem
 
 
 def protocol_of(url: str, options: Options, place: Place) -> Protocol:
@@ -136,6 +141,8 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "s3fs",
         _bucket_root(parts),
         s3.arguments,
+        # Above botocore's own, which would make a server that stalls a wait of minutes.
+        {"retries": 2},
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
         open={"block_size": 8 << 20, "cache_type": "readahead"},
