@@ -427,7 +427,8 @@ def _receive(cache: Cache, remote: Remote, digest: str, hash_name: str, partials
                 md5.update(chunk)
                 start += len(chunk)
     try:
-        with open(temporary, "ab", buffering=0) as stream:
+        # What this process left of an attempt before is not what was hashed above.
+        with open(temporary, "ab" if left is not None else "wb", buffering=0) as stream:
             for chunk in storage.stream(key, start=start):
                 md5.update(chunk)
                 _write_all(stream.fileno(), chunk)

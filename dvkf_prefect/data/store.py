@@ -9,6 +9,7 @@ import errno
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -472,14 +473,15 @@ class Cache:
         found: dict[str, Path] = {}
         with suppress(FileNotFoundError):
             for name in os.listdir(self.root / _TEMPORARY):
-                pid, _, digest = name.partition("-part-")
+                owner, _, digest = name.partition("-part-")
+                pid = owner.partition("-")[0]
                 if digest and pid.isdigit() and not _alive(int(pid)):
                     found[digest] = self.root / _TEMPORARY / name
         return found
 
     def partial(self, digest: str) -> Path:
-        """Return where this process keeps an unfinished download, for one that comes after it to go on from."""
-        return self.temporary().with_name(f"{os.getpid()}-part-{digest}")
+        """Return where this thread keeps an unfinished download, for a process that comes after it to go on from."""
+        return self.temporary().with_name(f"{os.getpid()}-{threading.get_ident()}-part-{digest}")
 
     def sweep(self) -> None:
         """Remove temporary files that processes no longer alive left behind; damaged objects are kept."""
@@ -487,7 +489,12 @@ class Cache:
         with suppress(FileNotFoundError):
             for entry in os.scandir(folder):
                 pid, _, rest = entry.name.partition("-")
-                if pid.isdigit() and not rest.startswith(("corrupt-", "part-")) and not _alive(int(pid)):
+                if (
+                    pid.isdigit()
+                    and not rest.startswith("corrupt-")
+                    and "-part-" not in rest
+                    and not _alive(int(pid))
+                ):
                     with suppress(OSError):
                         os.unlink(entry.path)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from dvkf_prefect.errors import (
     OutputOverlapError,
     ParseError,
     RemoteNotFoundError,
+    RemoteUnreachableError,
     TransferError,
     UnsafePathError,
 )
@@ -393,6 +395,32 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
 
     transfer.fetch(repo.outputs(), repo.cache, remote)
     assert asked == [1_234_567]
+    assert repo.cache.path(version.digest).read_bytes() == blob
+
+
+def test_a_download_that_broke_off_is_begun_anew_by_the_same_process(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt wrote behind what the first one had left, and took the file in."""
+    away(repo)
+    blob = os.urandom(3_000_000)
+    (repo.root / "big").write_bytes(blob)
+    (version,) = repo.add(["big"])
+    repo.push()
+    repo.cache.path(version.digest).unlink()
+    remote = repo.remote()
+    stream = remote.storage.stream
+    from dvkf_prefect.data import transfer
+
+    def broken(key: str, *, start: int = 0) -> Iterator[bytes]:
+        yield next(iter(stream(key, start=start)))[:1000]
+        raise RemoteUnreachableError("the line is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.storage, "stream", broken)
+        with pytest.raises(RemoteUnreachableError):
+            transfer.fetch(repo.outputs(), repo.cache, remote, jobs=1)
+    transfer.fetch(repo.outputs(), repo.cache, remote, jobs=1)
     assert repo.cache.path(version.digest).read_bytes() == blob
 
 
