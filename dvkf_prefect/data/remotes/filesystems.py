@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,8 +27,6 @@ _UNREACHABLE = {
     "ConnectError",
     "ConnectTimeoutError",
     "ConnectionClosedError",
-    "ConnectionLost",
-    "DisconnectError",
     "EndpointConnectionError",
     "FSTimeoutError",
     "HTTPClientError",
@@ -35,6 +34,7 @@ _UNREACHABLE = {
     "ServerTimeoutError",
     "TransportError",
 }
+_LOST = {"ConnectionLost", "DisconnectError", "SFTPConnectionLost", "SFTPNoConnection"}
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "PermissionDenied", "HostKeyNotVerifiable"}
 _DENIED_CODES = (
     "InvalidAccessKeyId",
@@ -70,9 +70,19 @@ class FilesystemStorage(Storage):
         self._protocol = protocol
         self._place = place
         self._root = protocol.root
+        self._connecting = threading.Lock()
+        self._connected: AbstractFileSystem | None = None
         with self._told("connect", None):
-            self._fs: AbstractFileSystem = protocol.connect(place)
+            assert self._fs
         self._made: set[str] = set()
+
+    @property
+    def _fs(self) -> AbstractFileSystem:
+        """The filesystem; made anew where its one connection was lost."""
+        with self._connecting:
+            if self._connected is None:
+                self._connected = self._protocol.connect(self._place)
+            return self._connected
 
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
@@ -172,11 +182,20 @@ class FilesystemStorage(Storage):
                 # Filesystems whose rename does not replace.
                 self._fs.rm_file(path)
                 self._move(temporary, path)
-        except BaseException:
+        except BaseException as error:
+            full = type(error).__name__ == "SFTPFailure" and self._is_full(folder)
             # What is left has a temporary name; a second failure must not hide the first.
             with contextlib.suppress(Exception):
                 self._fs.rm_file(temporary)
+            if full:
+                raise self._place.disk_full(f"store {os.path.getsize(local)} bytes") from error
             raise
+
+    def _is_full(self, folder: str) -> bool:
+        """Whether less is free than one write takes: all that SFTP says of a full disk is that it failed."""
+        with contextlib.suppress(Exception):
+            return self._protocol.space is not None and self._protocol.space(self._fs, folder) < _CHUNK
+        return False
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``."""
@@ -237,6 +256,12 @@ class FilesystemStorage(Storage):
             return self._place.failed(
                 tried, f"there is no such bucket ({detail}); make it, or correct the url"
             )
+        if names & _LOST:
+            self._connected = None
+        if "InsufficientStorage" in names:
+            return self._place.disk_full(tried)
+        if "HostKeyNotVerifiable" in names:
+            detail += "; connect once with ssh, which adds the host's key to ~/.ssh/known_hosts"
         if names & _DENIED or any(code in text for code in _DENIED_CODES) or status in (401, 403, 407):
             return self._place.denied(tried, detail, credentials)
         if isinstance(error, PermissionError) and not error.errno:
@@ -244,7 +269,7 @@ class FilesystemStorage(Storage):
             return self._place.denied(
                 tried, detail + (note if "S3" in self._protocol.kind else ""), credentials
             )
-        if names & _UNREACHABLE or (isinstance(status, int) and (status >= 500 or status == 429)):
+        if names & (_UNREACHABLE | _LOST) or (isinstance(status, int) and (status >= 500 or status == 429)):
             return self._place.unreachable(tried, detail, answers=isinstance(status, int))
         if status == 404 and key is not None:
             return self._place.missing(key)

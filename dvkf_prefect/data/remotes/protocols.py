@@ -40,6 +40,7 @@ class Protocol:
         move: What renames a file onto another, instead of ``mv``.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read one from elsewhere.
+        space: What tells the bytes that are free where a folder is.
         escapes: Whether its paths are of urls, where ``?``, ``#`` and ``%`` have to be escaped.
         refuses: Characters that it would get wrong in a key.
         credentials: How messages call them.
@@ -57,6 +58,7 @@ class Protocol:
     put: dict[str, Any] = field(default_factory=dict)
     upload: Callable[[Any, str, str], None] | None = None
     move: Callable[[Any, str, str], None] | None = None
+    space: Callable[[Any, str], int] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
     escapes: bool = False
@@ -221,9 +223,21 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "sshfs",
         unquote(parts.path).rstrip("/"),
         arguments,
+        space=_ssh_space,
         credentials=f"the password or keys of user '{user or getpass.getuser()}'",
         secrets=tuple(str(s) for s in (password, passphrase) if s),
     )
+
+
+def _ssh_space(fs: Any, folder: str) -> int:
+    from fsspec.asyn import sync
+
+    async def ask() -> int:
+        async with fs._pool.get() as channel:
+            found = await channel.statvfs(folder)
+            return int(found.bavail * found.frsize)
+
+    return int(sync(fs.loop, ask, timeout=_TIMEOUT))
 
 
 def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
