@@ -43,6 +43,7 @@ VERBS = {
     "doctor": ("inspect.doctor", "Show what `version` shows, and check that all is in order."),
     "remote": ("settings.remote", "Set up remotes."),
     "config": ("settings.config", "Get or set settings."),
+    "cache": ("workspace.cache", "Show or set where the cache is, and bring it to its present layout."),
     "repro": ("pipeline.repro", "Run the stages of dvc.yaml that are out of date."),
     "model": ("pipeline.model", "Register model versions and say where they are used."),
 }
