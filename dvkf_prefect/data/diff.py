@@ -105,7 +105,7 @@ class State:
         legacy = {digest for digest in digests if digest.startswith(_LEGACY)}
         picked = pick(digests - legacy, MD5) if digests - legacy else set()
         if legacy:
-            picked |= {_LEGACY + digest for digest in pick(set(map(unmarked, legacy)), LEGACY)}
+            picked = picked | {_LEGACY + digest for digest in pick(set(map(unmarked, legacy)), LEGACY)}
         return picked
 
 
