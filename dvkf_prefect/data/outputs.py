@@ -434,7 +434,7 @@ def write_dvc_file(
 
 
 def _record(out: Any, stored: Stored, size_known: bool) -> None:
-    """Put the content's keys into an output, before `path` when they are new, as DVC orders them."""
+    """Put the content's keys into an output: of a new file before `path`, else new ones last, as DVC does."""
     values: dict[str, Any] = {"md5": stored.digest}
     if size_known:
         values["size"] = stored.size
@@ -455,18 +455,13 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
     for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "cloud", "etag", "version_id"):
         if key not in values:
             out.pop(key, None)
-    if all(key in out for key in values):
-        out.update(values)
-        return
-    for key in values:
-        out.pop(key, None)
-    others = list(out.items()) if not hasattr(out, "insert") else None
-    if others is None:  # an editable mapping keeps its comments when keys are put in one by one
-        for position, key in enumerate(values):
-            out.insert(position, key, values[key])
-    else:
+    if not hasattr(out, "insert"):  # of a new file
+        others = {key: value for key, value in out.items() if key not in values}
         out.clear()
-        out.update({**values, **dict(others)})
+        out.update({**values, **others})
+        return
+    for key, value in values.items():
+        out[key] = value
 
 
 def write_document(old: bytes | None, path: str, document: Mapping[str, Any]) -> bytes:

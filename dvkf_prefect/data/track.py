@@ -140,10 +140,10 @@ def _merged(repo: Repo, output: Output, path: str) -> tuple[Stored, bool]:
     kept = [(p, digest) for p, digest in old.items() if p != inner and not p.startswith(inner + "/")]
     tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
     digest = repo.cache.add_bytes(tree.to_bytes(), tree=True)
-    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced.
+    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced; 0 is not known either.
     size: int | None = None
     if output.size is not None and digest == output.digest:
         size = output.size
-    elif output.size is not None and len(kept) == len(old):
+    elif output.size and len(kept) == len(old):
         size = output.size + sum(bytes_ for _, _, bytes_ in fresh)
     return Stored(digest, size or 0, len(tree)), size is not None

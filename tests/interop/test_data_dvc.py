@@ -287,3 +287,26 @@ def test_long_paths_are_folded_as_dvc_folds_them(tmp_path: Path, name: str) -> N
             dvc(repo.root, "add", name)
         written.append((repo.root / f"{name}.dvc").read_bytes())
     assert written[0] == written[1]
+
+
+def test_keys_that_are_new_to_a_dvc_file_come_where_dvc_puts_them(tmp_path: Path) -> None:
+    """Each tool moved the keys of the other's file about."""
+    written = []
+    for side in ("ours", "theirs"):
+        repo = make(tmp_path / side)
+
+        def track(repo: Repo = repo, side: str = side) -> bytes:
+            if side == "ours":
+                repo.add(["a"])
+            else:
+                dvc(repo.root, "add", "a")
+            return (repo.root / "a.dvc").read_bytes()
+
+        lay(repo.root, {"a": b"1"})
+        track()
+        (repo.root / "a").chmod(0o755)
+        executable = track()
+        (repo.root / "a").unlink()
+        lay(repo.root, {"a/b": b"2"})
+        written.append((executable, track()))
+    assert written[0] == written[1]
