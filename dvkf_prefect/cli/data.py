@@ -143,24 +143,25 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
         raise OutputError(
             "--all-branches, --all-tags, --all-commits, --jobs and --deep are about a remote; pass --cloud too"
         )
-    tracked = repo.outputs()
     if targets and (choice.with_deps or choice.recursive):
         targets = list(dict.fromkeys(output.path for output in repo.select(targets, choice).outputs))
         if not targets:
             print("Data and pipelines are up to date.")
             return 0
-    # Of a path inside an output, the state of the whole output is shown.
-    targets = [next((o.path for o in tracked if t.startswith(o.path + "/")), t) for t in targets]
+    if targets:
+        # Of a path inside an output, the state of the whole output is shown.
+        tracked = [output.path for output in repo.outputs()]
+        targets = [next((path for path in tracked if t.startswith(path + "/")), t) for t in targets]
     data = repo.status(targets)
-    files = repo.files().find()
+    files = [] if data.outputs else repo.files().find()
     report: dict[str, list[Any]] = {}
-    if files:
+    if data.outputs or files:
         from dvkf_prefect.pipeline.why import status_report
 
         report = _from_here(repo, status_report(repo, data, targets))
     imported = [
         output
-        for output in repo.outputs(targets)
+        for output in data.imports
         if (origin := output.origin) and (args.check_updates or not (origin.repo or origin.frozen))
     ]
     if imported:

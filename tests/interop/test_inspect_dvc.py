@@ -380,3 +380,26 @@ def test_quiet_data_status_ends_with_1_when_something_changed(root: Path) -> Non
     repo.push()
     dvkf(root, "data", "status", "-q", "--not-in-remote").ok()
     assert os.listdir(root.parent / "store")
+
+
+def test_imports_that_changed_where_they_come_from_are_told_of(root: Path, tmp_path: Path, dvc: Dvc) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    Repo.init(other)
+    lay(other, {"plain/a": "a"})
+    commit(other)
+    dvc(root, "import", str(other), "plain").ok()
+    for line in (("status", "--json"), ("status",)):
+        assert dvkf(root, *line).ok().out == dvc(root, *line).ok().out
+    lay(other, {"plain/a": "changed"})
+    commit(other)
+    for line in (
+        ("status", "--json"),
+        ("status", "--json", "--no-updates"),
+        ("status", "plain.dvc"),
+        ("status", "-q"),
+    ):
+        theirs, ours = dvc(root, *line), dvkf(root, *line)
+        assert (ours.code, ours.out) == (theirs.code, theirs.out), line
+    assert "update available" in dvkf(root, "status").ok().out
