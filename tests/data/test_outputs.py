@@ -221,7 +221,7 @@ def test_new_content_drops_what_a_remote_holds_of_the_old_and_keeps_the_rest() -
     assert write_dvc_file(files, "d.dvc", "d", Stored(same.digest, 1, 1)) == files
     other = Tree(["x"], [B])
     assert write_dvc_file(files, "d.dvc", "d", Stored(other.digest, 1, 1)).decode() == (
-        f"outs:\n- md5: {other.digest}\n  size: 1\n  nfiles: 1\n  hash: md5\n  path: d\n"
+        f"outs:\n- hash: md5\n  path: d\n  md5: {other.digest}\n  size: 1\n  nfiles: 1\n"
     )
 
 
