@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -90,7 +90,9 @@ class Repo:
         )
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
         self.ignore = Ignore(root)
-        self._lock = RepoLock(self.dvc_dir / "tmp" / "lock")
+        self._lock = RepoLock(
+            self.dvc_dir / "tmp" / "lock", hardlink=bool(self.config.get("core", "hardlink_lock"))
+        )
         types = str(self.config.get("cache", "type") or "reflink,copy").split(",")
         self.workspace = Workspace(
             root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types), self.tmp_dir
@@ -169,18 +171,31 @@ class Repo:
         """Where we keep what can be lost at any time; not made before it is needed."""
         return self.dvc_dir / "tmp" / "dvkf"
 
-    def lock(self, timeout: float = _LOCK_WAIT) -> AbstractContextManager[None]:
+    def lock(
+        self, timeout: float = _LOCK_WAIT, *, write: Sequence[str] | Callable[[], Sequence[str]] = ()
+    ) -> AbstractContextManager[None]:
         """Hold the repository's lock, which is DVC's too.
 
         Args:
             timeout: How long to wait for another holder, seconds.
+            write: What will be written, relative to the root; no stage that DVC runs may be using it.
 
         Raises:
             LockedError: Somebody else held it the whole time.
         """
-        return self._lock.hold(timeout)
+
+        def written() -> list[str]:
+            paths = write() if callable(write) else write
+            return [os.path.normpath(self.root / path) for path in paths]
+
+        return self._lock.hold(timeout, write=written)
 
     # -- what is tracked ---------------------------------------------------------------------------------------------
+
+    def _written(self, targets: Sequence[str], choice: Choice | None = None) -> list[str]:
+        """Return the paths that a verb with these targets may write."""
+        chosen = self.select(targets, choice) if targets else None
+        return [output.path for output in chosen.outputs] if chosen else [""]
 
     def relpath(self, path: str | os.PathLike[str]) -> str:
         """Return a path as posix relative to the root; a relative one is taken from the root.
@@ -338,7 +353,7 @@ class Repo:
             OutputError: It belongs to a stage, or holds something that cannot be tracked.
             DiskFullError: There is no room.
         """
-        with self.lock():
+        with self.lock(write=[os.fspath(target) for target in targets]):
             return track.add(self, targets, no_commit=no_commit, progress=progress)
 
     def commit(self, targets: Sequence[str] = (), *, progress: Progress | None = None) -> list[DataVersion]:
@@ -355,7 +370,7 @@ class Repo:
             OutputNotFoundError: An output is not on disk.
             DiskFullError: There is no room.
         """
-        with self.lock():
+        with self.lock(write=lambda: self._written(targets)):
             return track.commit(self, targets, progress=progress)
 
     def status(self, targets: Sequence[str] = ()) -> Status:
@@ -429,7 +444,7 @@ class Repo:
             TransferError: Objects are missing from the cache or damaged; everything else was put in place.
             DiskFullError: There is no room.
         """
-        with self.lock():
+        with self.lock(write=lambda: self._written(targets, choice)):
             return check_out(
                 self,
                 targets,
@@ -591,7 +606,7 @@ class Repo:
             # Imports whose content no `.dvc` file records, fetched just now or before.
             from dvkf_prefect.data.origins import place_imports
 
-            with self.lock():
+            with self.lock(write=lambda: self._written(targets, choice)):
                 placed = place_imports(
                     self, self.select(targets, choice).outputs, force=force, progress=progress
                 )
@@ -763,12 +778,13 @@ class Repo:
         """
         from dvkf_prefect.data.imports import Annotations, import_repo, resolve_out
 
-        with self.lock():
+        place = os.fspath(out) if out else resolve_out(path, None)
+        with self.lock(write=[place]):
             return import_repo(
                 self,
                 url,
                 path,
-                out=os.fspath(out) if out else resolve_out(path, None),
+                out=place,
                 rev=rev,
                 force=force,
                 no_exec=no_exec,
@@ -821,11 +837,12 @@ class Repo:
         """
         from dvkf_prefect.data.imports import Annotations, import_url, resolve_out
 
-        with self.lock():
+        place = os.fspath(out) if out else resolve_out(url, None)
+        with self.lock(write=[place]):
             return import_url(
                 self,
                 url,
-                out=os.fspath(out) if out else resolve_out(url, None),
+                out=place,
                 force=force,
                 no_exec=no_exec,
                 no_download=no_download,
@@ -870,7 +887,7 @@ class Repo:
         """
         from dvkf_prefect.data.imports import update
 
-        with self.lock():
+        with self.lock(write=lambda: [""] if recursive else self._written(targets)):
             return update(
                 self,
                 targets,

@@ -198,7 +198,7 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
         reasons = reasons_for(snapshot, stage, entry, inputs)
         if any(reason.kind != "always" for reason in reasons):
             _check_inputs(stage, inputs)
-            with repo.lock():
+            with repo.lock(write=[out.path for out in stage.outs]):
                 outs = take_outputs(repo, stage)
                 record(repo, stage, make_entry(stage, inputs.items, inputs.params, outs))
             snapshot.forget(out.path for out in stage.outs)
@@ -398,7 +398,7 @@ class _Repro:
             self._finish(stage, choice, contents_of(stage, choice.entry))
             return
         _check_inputs(stage, choice.inputs)
-        with self._repo.lock():
+        with self._repo.lock(write=[out.path for out in stage.outs]):
             entry = make_entry(
                 stage, choice.inputs.items, choice.inputs.params, take_outputs(self._repo, stage)
             )
@@ -426,7 +426,7 @@ class _Repro:
         self, stage: Stage, choice: _Choice, contents: Sequence[StepContent], *, side_dir: str = ""
     ) -> None:
         """Put a run's outputs where they belong, then record it: outputs, run cache, dvc.lock."""
-        with self._repo.lock():
+        with self._repo.lock(write=[out.path for out in stage.outs]):
             try:
                 outs = put_outputs(self._repo, stage, contents, side_dir)
                 inputs = choice.inputs
