@@ -490,9 +490,9 @@ def main() -> None:
             os.environ["HOME"] = folder
             print(f"-- {name}", flush=True)
             rows = GROUPS[name](Path(folder), options.rounds)
-        missed = [f"- {row.work}: {'; '.join(row.missed)}" for row in rows if row.missed]
-        text = f"{options.rounds} rounds; {machine}, dvc {version}.\n\n{table(rows)}\n"
-        write({name: text + ("\nShort of its goal:\n\n" + "\n".join(missed) + "\n" if missed else "")})
+            missed = [f"- {row.work}: {'; '.join(row.missed)}" for row in rows if row.missed]
+            text = f"{options.rounds} rounds; {machine}, dvc {version}.\n\n{table(rows)}\n"
+            write({name: text + ("\nShort of its goal:\n\n" + "\n".join(missed) + "\n" if missed else "")})
 
 
 if __name__ == "__main__":
