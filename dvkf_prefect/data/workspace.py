@@ -158,6 +158,8 @@ class Workspace:
                                 f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
                                 "move its patterns to one above it"
                             )
+                        if name == ".dvc" and prefix and is_folder:
+                            return iter(())  # a repository inside this one: its data is its own
                         continue
                     if not quiet and self._ignore.matches(f"{path}/{key}"):
                         continue

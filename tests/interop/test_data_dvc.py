@@ -310,3 +310,17 @@ def test_keys_that_are_new_to_a_dvc_file_come_where_dvc_puts_them(tmp_path: Path
         lay(repo.root, {"a/b": b"2"})
         written.append((executable, track()))
     assert written[0] == written[1]
+
+
+def test_a_repository_inside_a_tracked_directory_is_left_out(tmp_path: Path) -> None:
+    """Its files were tracked, and only its `.dvc` folder left out."""
+    written = []
+    for side in ("ours", "theirs"):
+        repo = make(tmp_path / side)
+        lay(repo.root, {"data/a": b"a", "data/inner/b": b"b", "data/inner/.dvc/config": b"", "data/z/c": b"c"})
+        if side == "ours":
+            repo.add(["data"])
+        else:
+            dvc(repo.root, "add", "data")
+        written.append((repo.root / "data.dvc").read_bytes())
+    assert written[0] == written[1]
