@@ -8,6 +8,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,18 +205,48 @@ class FilesystemStorage(Storage):
         if not self._protocol.lists:
             raise self._place.failed(tried, "such a server cannot list what it has")
         start = self._path(prefix) if prefix else self._root
-        try:
-            with self._told(tried, prefix):
-                found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
-        except MissingObjectError:
-            return
         root = self._root.strip("/")
-        for path, info in found.items():
+        for path, size in self._walk(start, tried) if self._protocol.folders else self._find(start, tried):
             key = path.strip("/")
             key = key[len(root) + 1 :] if root else key
             # A prefix that is itself a blob is no folder.
             if key and key != prefix and not key.rpartition("/")[2].startswith(_TEMPORARY):
-                yield key, int(info["size"])
+                yield key, size
+
+    def _find(self, start: str, tried: str) -> Iterator[tuple[str, int]]:
+        try:
+            with self._told(tried, start):
+                found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
+        except MissingObjectError:
+            return
+        for path, info in found.items():
+            yield path, int(info["size"])
+
+    def _walk(self, start: str, tried: str) -> Iterator[tuple[str, int]]:
+        """As `_find`, several folders at once: each is a question of its own."""
+
+        def entries(folder: str) -> Iterable[dict[str, Any]]:
+            try:
+                with self._told(tried, folder):
+                    found: list[dict[str, Any]] = self._fs.ls(folder, detail=True)
+            except MissingObjectError:
+                # Never there, or removed by another process since it was seen.
+                return ()
+            return found
+
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="list")
+        try:
+            running = {pool.submit(entries, start)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for listed in done:
+                    for info in listed.result():
+                        if info["type"] == "directory":
+                            running.add(pool.submit(entries, info["name"]))
+                        else:
+                            yield info["name"], int(info["size"])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""
