@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import Parser
+from dvkf_prefect.cli._common import Parser, open_repo, progress_bar
 from dvkf_prefect.cli.settings import config_here, find, level_arguments
-from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.errors import ConfigError, DvkfError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
 
 
 def cache_arguments(parser: Parser) -> None:
@@ -39,4 +46,88 @@ def cache_dir(args: argparse.Namespace) -> int:
             del sections["cache"]["dir"]
         else:
             sections["cache"]["dir"] = args.value
+    return 0
+
+
+@contextmanager
+def _as_dvc() -> Iterator[None]:
+    """These verbs of DVC end with 1 for whatever goes wrong."""
+    try:
+        yield
+    except DvkfError as error:
+        error.exit_code = 1
+        raise
+
+
+def remove_arguments(parser: Parser) -> None:
+    """Describe ``dvkf remove``."""
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help="a .dvc file, or a stage")
+    parser.add_argument("--outs", action="store_true", help="remove the data from the workspace too")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="with --outs, remove content that is nowhere else"
+    )
+    parser.add_argument("--dry", action="store_true", help="only say what would be removed")
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Run ``dvkf remove``."""
+    repo = open_repo()
+    with _as_dvc():
+        removal = repo.remove(
+            _described(repo, args.targets), outs=args.outs, force=args.force, dry_run=args.dry
+        )
+    if args.dry and not args.quiet:
+        for name in (*(file for file in removal.files if file.endswith(".dvc")), *removal.stages):
+            print(f"would remove {name}")
+        for path in removal.deleted:
+            print(f"would delete {path}")
+    return 0
+
+
+def _described(repo: Repo, targets: Sequence[str]) -> list[str]:
+    """Return what was typed, relative to the root; a bare word is a stage of the dvc.yaml here."""
+    typed = []
+    for target in targets:
+        file, colon, stage = target.rpartition(":")
+        if colon:
+            typed.append(f"{repo.relpath(os.path.abspath(file or 'dvc.yaml'))}:{stage}")
+        elif os.sep in target or target.endswith(".dvc") or target == "dvc.yaml":
+            typed.append(repo.relpath(os.path.abspath(target)))
+        else:
+            typed.append(f"{repo.relpath(os.path.abspath('dvc.yaml'))}:{target}")
+    return typed
+
+
+def unprotect_arguments(parser: Parser) -> None:
+    """Describe ``dvkf unprotect``."""
+    parser.add_argument("targets", nargs="+", metavar="PATH", help="a file or a directory")
+
+
+def unprotect(args: argparse.Namespace) -> int:
+    """Run ``dvkf unprotect``."""
+    open_repo().unprotect(
+        [os.path.abspath(target) for target in args.targets], progress=progress_bar(args.quiet)
+    )
+    return 0
+
+
+def move_arguments(parser: Parser) -> None:
+    """Describe ``dvkf move``."""
+    parser.add_argument("src", help="a tracked file or directory")
+    parser.add_argument("dst", help="where it shall be; into it, if it is a directory")
+
+
+def move(args: argparse.Namespace) -> int:
+    """Run ``dvkf move``."""
+    repo = open_repo()
+    with _as_dvc():
+        moved = repo.move(
+            os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet)
+        )
+    if repo.git and not repo.config.get("core", "autostage") and not args.quiet:
+        folders = dict.fromkeys(os.path.dirname(path) for path in (moved.path, moved.new_path))
+        files = dict.fromkeys([moved.file, moved.new_file])
+        names = [*files, *(os.path.join(folder, ".gitignore") for folder in folders)]
+        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(names)}")
+        print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
     return 0

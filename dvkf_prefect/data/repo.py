@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.imports import Annotations, Import
     from dvkf_prefect.data.moving import Direction
+    from dvkf_prefect.data.removal import Move, Removal
     from dvkf_prefect.data.sync import Plans
     from dvkf_prefect.data.targets import Choice, Selection
     from dvkf_prefect.data.transfer import Progress, Remote, Transfer
@@ -454,6 +455,75 @@ class Repo:
                 relink=relink,
                 progress=progress,
             )
+
+    def remove(
+        self, targets: Sequence[str], *, outs: bool = False, force: bool = False, dry_run: bool = False
+    ) -> Removal:
+        """Stop tracking data, or take stages out of a dvc.yaml. The data stays, as files that can be written to.
+
+        Args:
+            targets: `.dvc` files, dvc.yaml files, stages of the dvc.yaml at the root, or ``dvc.yaml:name``.
+            outs: Remove the data from the workspace too; what the cache holds stays there.
+            force: With ``outs``, remove files whose content is nowhere else.
+            dry_run: Only say what would be removed.
+
+        Raises:
+            OutputNotFoundError: A target is none of them; nothing was touched.
+            OutputError: A stage is one of those that a `foreach` or a `matrix` makes; nothing was touched.
+            OutputChangedError: Files would be lost; nothing was touched.
+        """
+        from dvkf_prefect.data.removal import remove
+
+        with self.lock(write=lambda: remove(self, targets, dry_run=True).outputs):
+            return remove(self, targets, outs=outs, force=force, dry_run=dry_run)
+
+    def move(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        progress: Progress | None = None,
+    ) -> Move:
+        """Give a tracked file or directory another place or name, and its `.dvc` file with it.
+
+        Args:
+            source: Where it is, relative to the root or absolute.
+            target: Where it shall be; into it, if it is a directory.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: It is not tracked.
+            OutputError: A stage writes it, or the other place is taken.
+            OutputOverlapError: The other place lies in another output.
+        """
+        from dvkf_prefect.data.removal import move
+
+        paths = [self.relpath(source), self.relpath(target)]
+        with self.lock(write=paths):
+            return move(self, *paths, progress=progress)
+
+    def unprotect(
+        self, targets: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None
+    ) -> list[str]:
+        """Make files safe to write to: links to the cache become copies.
+
+        Args:
+            targets: Files or directories, relative to the root or absolute.
+            progress: Told of files and bytes.
+
+        Returns:
+            The files that changed.
+
+        Raises:
+            OutputNotFoundError: A target is not on disk; nothing was touched.
+            MissingObjectError: A link leads to an object that the cache does not hold.
+            DiskFullError: There is no room; all files are whole.
+        """
+        from dvkf_prefect.data.removal import unprotect
+
+        paths = [self.relpath(target) for target in targets]
+        with self.lock(write=paths):
+            return unprotect(self, paths, progress=progress)
 
     # -- remotes -----------------------------------------------------------------------------------------------------
 
