@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
@@ -19,6 +20,15 @@ from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import OutputOverlapError, ParseError, UnsafePathError
+
+# Digests with a letter after a first part that is no number of any base: YAML takes them for what they are. A name that
+# starts with a letter, and is no word of YAML's, is a text too.
+_PLAIN_OUT = re.compile(
+    r"- md5: ((?![0-9.]*[eE]?[0-9]*\n)[0-9a-f]{32}(?:\.dir)?)\n  size: (0|[1-9][0-9]{0,17})\n"
+    r"(?:  nfiles: (0|[1-9][0-9]{0,17})\n)?  hash: md5\n"
+    r"  path: (?!(?:true|false|null|yes|no|on|off|y|n)\n)([a-z](?:[A-Za-z0-9_./-]*[A-Za-z0-9_/])?)\n"
+)
+_PLAIN = re.compile(b"outs:\n(?:" + _PLAIN_OUT.pattern.encode() + b")+")
 
 # Files other than `.dvc` ones that describe outputs are read by a layer above this one, loaded when one is met.
 READERS = {PIPELINE_FILE: "dvkf_prefect.pipeline.stages:read_outputs"}
@@ -180,6 +190,27 @@ def read_outputs(files: RepoFiles, path: str) -> list[Output]:
     return parse_dvc_file(files.read(path), path)
 
 
+def read_plain(data: bytes) -> dict[str, Any] | None:
+    """Read a `.dvc` file of the form that `add` writes without a YAML parser, of which there may be thousands.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        What the parser would make of it; None for any other form.
+    """
+    if not _PLAIN.fullmatch(data):
+        return None
+    outs = []
+    for match in _PLAIN_OUT.finditer(data.decode()):
+        digest, size, nfiles, path = match.groups()
+        out: dict[str, Any] = {"md5": digest, "size": int(size)}
+        if nfiles:
+            out["nfiles"] = int(nfiles)
+        outs.append({**out, "hash": "md5", "path": path})
+    return {"outs": outs}
+
+
 def parse_dvc_file(data: bytes, path: str) -> list[Output]:
     """Read the outputs of a `.dvc` file from its bytes.
 
@@ -191,7 +222,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
         ParseError: It does not say what the format allows; names line, key and what was expected.
         UnsafePathError: An output lies outside the repository.
     """
-    document = documents.load(data, path)
+    document = read_plain(data) or documents.load(data, path)
     if document is None:
         return []
     wrong = _find_wrong(document)
