@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ def cache_arguments(parser: Parser) -> None:
     """Describe ``dvkf cache``."""
     commands = parser.commands(
         dir=(cache_dir, "Show or set where the cache is."),
+        migrate=(cache_migrate, "Bring objects of DVC 2.x to the cache's present layout."),
     )
     place = commands["dir"]
     place.add_argument(
@@ -27,6 +29,11 @@ def cache_arguments(parser: Parser) -> None:
     )
     place.add_argument("-u", "--unset", action="store_true", help="go back to .dvc/cache")
     level_arguments(place)
+    migrating = commands["migrate"]
+    migrating.add_argument(
+        "--dvc-files", action="store_true", help="record the new digests in .dvc files and dvc.lock files too"
+    )
+    migrating.add_argument("--dry", action="store_true", help="only say what would be done")
 
 
 def cache_dir(args: argparse.Namespace) -> int:
@@ -47,6 +54,48 @@ def cache_dir(args: argparse.Namespace) -> int:
         else:
             sections["cache"]["dir"] = args.value
     return 0
+
+
+def cache_migrate(args: argparse.Namespace) -> int:
+    """Run ``dvkf cache migrate``."""
+    repo = open_repo()
+    migration = repo.migrate_cache(
+        dvc_files=args.dvc_files, dry_run=args.dry, progress=progress_bar(args.quiet)
+    )
+    if not args.quiet:
+        if args.dry:
+            print(f"{migration.found} files will be re-hashed and migrated to the DVC 3.0 cache location.")
+        else:
+            print(f"Migrated {migration.added} files to DVC 3.0 cache location.")
+        if args.dvc_files:
+            _print_files(migration.files, repo, dry_run=args.dry)
+    for digest in migration.damaged:
+        print(f"WARNING: {digest} does not hash to its name; it was not migrated", file=sys.stderr)
+    for path in migration.left:
+        print(
+            f"WARNING: '{path}' is neither in the cache nor here; its entry stays as it is", file=sys.stderr
+        )
+    return 0
+
+
+def _print_files(files: Sequence[str], repo: Repo, *, dry_run: bool) -> None:
+    if not files:
+        print("No DVC files in the repo to migrate to the 3.0 format.")
+        return
+    if dry_run:
+        print("Entries in following DVC files will be migrated to the 3.0 format:")
+        print("\n".join(f"\t{file}" for file in files))
+        return
+    for file in files:
+        print(f"Updating {'lock' if file.endswith('.lock') else 'DVC'} file '{file}'")
+    _print_hint(files, repo)
+
+
+def _print_hint(files: Sequence[str], repo: Repo) -> None:
+    """Say what is to be added to git, as DVC does."""
+    if repo.git and not repo.config.get("core", "autostage"):
+        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(files)}")
+        print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
 
 
 @contextmanager
@@ -124,10 +173,8 @@ def move(args: argparse.Namespace) -> int:
         moved = repo.move(
             os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet)
         )
-    if repo.git and not repo.config.get("core", "autostage") and not args.quiet:
+    if not args.quiet:
         folders = dict.fromkeys(os.path.dirname(path) for path in (moved.path, moved.new_path))
         files = dict.fromkeys([moved.file, moved.new_file])
-        names = [*files, *(os.path.join(folder, ".gitignore") for folder in folders)]
-        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(names)}")
-        print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
+        _print_hint([*files, *(os.path.join(folder, ".gitignore") for folder in folders)], repo)
     return 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.data_status import DataStatus
     from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.imports import Annotations, Import
+    from dvkf_prefect.data.migrate import Migration
     from dvkf_prefect.data.moving import Direction
     from dvkf_prefect.data.removal import Move, Removal
     from dvkf_prefect.data.sync import Plans
@@ -558,6 +559,27 @@ class Repo(RepoBase):
             grace=grace,
             assume_unshared=assume_unshared,
         )
+
+    def migrate_cache(
+        self, *, dvc_files: bool = False, dry_run: bool = False, progress: Progress | None = None
+    ) -> Migration:
+        """Bring the objects of DVC 2.x to the cache's present layout, under the md5 of their bytes.
+
+        The old ones stay, as hard links where the disk has them: other commits name them.
+
+        Args:
+            dvc_files: Record the new digests in `.dvc` files and dvc.lock files too.
+            dry_run: Only say what would be done.
+            progress: Told of files and bytes.
+
+        Raises:
+            ParseError: A file that describes outputs does not parse.
+            DiskFullError: There is no room.
+        """
+        from dvkf_prefect.data.migrate import migrate
+
+        with self.lock(write=[""] if dvc_files else ()):
+            return migrate(self, dvc_files=dvc_files, dry_run=dry_run, progress=progress)
 
     # -- imports -----------------------------------------------------------------------------------------------------
 
