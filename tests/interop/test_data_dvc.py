@@ -317,7 +317,9 @@ def test_a_repository_inside_a_tracked_directory_is_left_out(tmp_path: Path) -> 
     written = []
     for side in ("ours", "theirs"):
         repo = make(tmp_path / side)
-        lay(repo.root, {"data/a": b"a", "data/inner/b": b"b", "data/inner/.dvc/config": b"", "data/z/c": b"c"})
+        lay(
+            repo.root, {"data/a": b"a", "data/inner/b": b"b", "data/inner/.dvc/config": b"", "data/z/c": b"c"}
+        )
         if side == "ours":
             repo.add(["data"])
         else:
