@@ -47,16 +47,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--no-commit", action="store_true", help="record the content, do not store it in the cache"
     )
+    from dvkf_prefect.cli.workspace import elsewhere_arguments
+
+    elsewhere_arguments(parser)
 
 
 def add(args: argparse.Namespace) -> int:
     """Run ``dvkf add``."""
-    repo = open_repo()
-    versions = repo.add(
-        [os.path.abspath(target) for target in args.targets],
-        no_commit=args.no_commit,
-        progress=progress_bar(args.quiet),
-    )
+    from dvkf_prefect.cli.workspace import add_targets
+
+    repo, versions = add_targets(args)
     if not args.quiet:
         for version in versions:
             print(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")

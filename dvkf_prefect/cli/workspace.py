@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import Parser, open_repo, progress_bar
+from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar
 from dvkf_prefect.cli.settings import config_here, find, level_arguments
-from dvkf_prefect.errors import ConfigError, DvkfError
+from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, OutputError
 
 if TYPE_CHECKING:
+    from dvkf_prefect.data.outputs import DataVersion
     from dvkf_prefect.data.repo import Repo
 
 
@@ -103,6 +104,8 @@ def _as_dvc() -> Iterator[None]:
     """These verbs of DVC end with 1 for whatever goes wrong."""
     try:
         yield
+    except (ConfigError, NotARepositoryError):
+        raise
     except DvkfError as error:
         error.exit_code = 1
         raise
@@ -178,3 +181,82 @@ def move(args: argparse.Namespace) -> int:
         files = dict.fromkeys([moved.file, moved.new_file])
         _print_hint([*files, *(os.path.join(folder, ".gitignore") for folder in folders)], repo)
     return 0
+
+
+def elsewhere_arguments(parser: Parser) -> None:
+    """Add the options of ``dvkf add`` that are about patterns and data that lies elsewhere."""
+    parser.add_argument("--glob", action="store_true", help="targets are patterns: *, ?, [abc], **")
+    parser.add_argument("-o", "--out", metavar="<path>", help="copy the target to there and track that")
+    parser.add_argument(
+        "--to-remote", action="store_true", help="bring the target, a path or a url, to the remote, not here"
+    )
+    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to bring it to")
+    parser.add_argument(
+        "-j", "--jobs", "--remote-jobs", dest="remote_jobs", type=positive, metavar="<number>",
+        help="transfers to the remote at once",
+    )  # fmt: skip
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite what is at --out")
+    parser.add_argument(
+        "--no-relink",
+        dest="relink",
+        action="store_false",
+        help="keep files as they are, links to the cache or not",
+    )
+
+
+def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
+    """Do what ``dvkf add`` is asked for; return the repository and what was tracked."""
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.to_remote import expand, place_for
+
+    with _as_dvc():
+        if wrong := _wrong_together(args):
+            raise OutputError(wrong)
+        # Files that are not links of a kind have nothing to be made anew.
+        repo = Repo.open(config=None if args.relink else {"cache": {"type": "reflink,copy"}})
+        progress = progress_bar(args.quiet)
+        if not (args.out or args.to_remote):
+            targets = expand(args.targets) if args.glob else args.targets
+            paths = [os.path.abspath(target) for target in targets]
+            return repo, repo.add(paths, no_commit=args.no_commit, progress=progress)
+        (source,) = args.targets
+        out = place_for(source, args.out)
+        place = os.path.abspath(out) if out else None
+        if "://" not in source:
+            source = os.path.abspath(source)
+        if not args.to_remote:
+            return repo, [repo.add_copy(source, out=place, force=args.force, progress=progress)]
+        version = repo.add_to_remote(
+            source,
+            out=place or _beside_here(repo, source),
+            remote=args.remote,
+            jobs=args.remote_jobs,
+            force=args.force or place is None,
+            progress=progress,
+        )
+        return repo, [version]
+
+
+def _beside_here(repo: Repo, source: str) -> str:
+    """Return where data from elsewhere is tracked when nobody says: here; data of the repository where it lies."""
+    from dvkf_prefect.data.to_remote import name_of
+
+    if "://" not in source and os.path.realpath(source).startswith(f"{repo.root}{os.sep}"):
+        return source
+    return os.path.abspath(name_of(source))
+
+
+def _wrong_together(args: argparse.Namespace) -> str | None:
+    """Return what DVC says of options that do not go together."""
+    if args.to_remote or args.out:
+        option = "--to-remote" if args.to_remote else "--out"
+        for wrong, name in (
+            (len(args.targets) != 1, "multiple targets"),
+            (args.glob, "--glob option"),
+            (args.no_commit, "--no-commit option"),
+        ):
+            if wrong:
+                return f"{name} can't be used with {option}"
+    if not args.to_remote and (args.remote or args.remote_jobs):
+        return f"{'--remote' if args.remote else '--remote-jobs'} can't be used without --to-remote"
+    return None

@@ -113,6 +113,68 @@ class Repo(RepoBase):
         with self.lock(write=[os.fspath(target) for target in targets]):
             return track.add(self, targets, no_commit=no_commit, progress=progress)
 
+    def add_to_remote(
+        self,
+        source: str,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        remote: str | None = None,
+        jobs: int | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> DataVersion:
+        """Bring data from elsewhere to a remote and track it, without keeping it here.
+
+        Args:
+            source: A path, relative to the root or absolute, or a url; ``remote://name/path`` has a remote's options.
+            out: Where it is to be, relative to the root or absolute; None for its own name at the root.
+            remote: The remote's name; None for the default one.
+            jobs: How many transfers at once.
+            force: Track it also where a place named by ``out`` is taken; what is there stays until a checkout.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: Nothing is at the source.
+            OutputError: The place is taken, or may not be tracked.
+            TransferError: Some files could not be had; nothing was tracked.
+            RemoteError: The remote cannot be used.
+        """
+        from dvkf_prefect.data.to_remote import add_to_remote, name_of
+
+        with self.lock(write=[os.fspath(out or name_of(source))]):
+            return add_to_remote(
+                self, source, out=out, remote=remote, jobs=jobs, force=force, progress=progress
+            )
+
+    def add_copy(
+        self,
+        source: str,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        jobs: int | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> DataVersion:
+        """Copy data from elsewhere into the workspace and track it; the source stays.
+
+        Args:
+            source: As of `add_to_remote`.
+            out: As of `add_to_remote`.
+            jobs: How many transfers at once.
+            force: Overwrite what is there.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: Nothing is at the source.
+            OutputError: The place is taken, or may not be tracked.
+            TransferError: Some files could not be had; nothing was tracked.
+            DiskFullError: There is no room.
+        """
+        from dvkf_prefect.data.to_remote import add_copy, name_of
+
+        with self.lock(write=[os.fspath(out or name_of(source))]):
+            return add_copy(self, source, out=out, jobs=jobs, force=force, progress=progress)
+
     def commit(self, targets: Sequence[str] = (), *, progress: Progress | None = None) -> list[DataVersion]:
         """Record and store the outputs of `.dvc` files as they are in the workspace now.
 
