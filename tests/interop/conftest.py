@@ -23,6 +23,7 @@ def _load(name: str) -> None:
 
 _load("commands")
 _load("generators")
+_load("cases")
 
 from commands import Dvc  # noqa: E402
 
