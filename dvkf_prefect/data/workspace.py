@@ -15,7 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.digest import Memory, Rows, digest_bytes
+from dvkf_prefect.data.digest import Memory, Rows, digest_dos2unix
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.links import Links, aside_name
@@ -111,7 +111,7 @@ class Workspace:
                 rows.digests[missing[n]] = digest
         else:
             for i, file in zip(missing, files, strict=True):
-                rows.digests[i] = _digest_dos2unix(file)
+                rows.digests[i] = digest_dos2unix(file)
         found = _summary(rows, single=not self._is_dir(path))
         if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
             rows.tree = found.digest
@@ -467,18 +467,6 @@ def _summary(rows: Rows, *, single: bool) -> Found:
         return Found(rows.digests[0], size, None, bool(rows.execs[0]), rows)
     digest = rows.tree or Tree(rows.relpaths, rows.digests).digest
     return Found(digest, size, len(rows), False, rows)
-
-
-def _digest_dos2unix(path: str | Path) -> str:
-    """Return DVC 2.x's digest: of a text file, with its line ends turned into Unix ones.
-
-    Source: dvc-data, hashfile/istextfile.py: text has no NUL and few odd characters in its first 512 bytes.
-    """
-    data = Path(path).read_bytes()
-    block = data[:512]
-    text = bytes(range(32, 127)) + b"\n\r\t\f\b"
-    is_text = not block or (b"\0" not in block and len(block.translate(None, text)) / len(block) <= 0.3)
-    return digest_bytes(data.replace(b"\r\n", b"\n") if is_text else data)
 
 
 def starting(progress: Progress | None, label: str) -> Advance | None:

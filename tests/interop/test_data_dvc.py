@@ -326,3 +326,26 @@ def test_a_repository_inside_a_tracked_directory_is_left_out(tmp_path: Path) -> 
             dvc(repo.root, "add", "data")
         written.append((repo.root / "data.dvc").read_bytes())
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"a\r\nb",
+        b"\0\r\n",
+        b"a" * (2**20 - 1) + b"\r\n",
+        b"text\r\n" * 300_000 + b"\0" * 2**20 + b"x\r\n",
+        bytes(range(256)) * 5000 + b"\r\n",
+    ],
+    ids=["empty", "text", "binary", "across pieces", "text, then binary", "odd"],
+)
+def test_the_digests_of_dvc_2_are_dvcs(tmp_path: Path, data: bytes) -> None:
+    """A file was judged by its beginning, where DVC judges each piece of 1 MiB."""
+    from dvc_data.hashfile.hash import fobj_md5
+
+    from dvkf_prefect.data.digest import digest_dos2unix
+
+    (tmp_path / "x").write_bytes(data)
+    with (tmp_path / "x").open("rb") as stream:
+        assert digest_dos2unix(tmp_path / "x") == fobj_md5(stream, name="md5-dos2unix")
