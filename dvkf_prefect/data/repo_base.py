@@ -43,7 +43,12 @@ class RepoBase:
         self.root = root
         self.dvc_dir = root / ".dvc"
         self.config = Config(self.dvc_dir, overlay=config)
-        self.cache = Cache(
+        kind = Cache
+        if self.config.get("cache", "shared") == "group":
+            from dvkf_prefect.data.sharing import SharedCache
+
+            kind = SharedCache
+        self.cache: Cache = kind(
             Path(self.config.get("cache", "dir") or self.dvc_dir / "cache"),
             ledger=self.tmp_dir / "large-objects",
         )

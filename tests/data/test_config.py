@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from dvkf_prefect.data import ini
 from dvkf_prefect.data.config import Config
+from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ConfigError
 
 BLANK = st.sampled_from(["", "", "", " ", "  ", "\t", "    "])
@@ -130,6 +132,7 @@ def test_a_plain_file_does_without_configobj(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from dvkf_prefect.data.config import Config
+from dvkf_prefect.data.repo import Repo
 print(Config(Path({str(tmp_path / ".dvc")!r})).remote(None), "configobj" in sys.modules)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -261,3 +264,47 @@ def test_a_refused_edit_leaves_the_file(tmp_path: Path) -> None:
     assert (tmp_path / ".dvc/config").read_text() == PLAIN
     with pytest.raises(ConfigError, match="no repo configuration here"), Config(None).edit():
         pass
+
+
+def test_a_cache_for_a_group_has_folders_that_all_of_it_may_write_to(tmp_path: Path) -> None:
+    """The modes are those that dvc gives: 2775 for each folder of the cache, 0444 for objects."""
+    umask = os.umask(0o022)
+    try:
+        modes = []
+        for name in ("real", "ours"):
+            root = tmp_path / name
+            (root / "d").mkdir(parents=True)
+            subprocess.run(["git", "init", "-q", str(root)], check=True)
+            Repo.init(root)
+            with Config(root / ".dvc").edit() as sections:
+                sections["cache"]["shared"] = "group"
+            for file in ("a", "d/b"):
+                (root / file).write_text(file)
+            if name == "real":
+                subprocess.run(["dvc", "add", "-q", "a", "d"], cwd=root, check=True)
+            else:
+                Repo(root).add(["a", "d"])
+            modes.append(
+                {
+                    path.relative_to(root).as_posix(): oct(path.stat().st_mode & 0o7777)
+                    for path in (root, *root.rglob("*"))
+                    if ".git" not in path.parts
+                    and not path.name.endswith(".tmp")
+                    and "tmp" not in path.parts[-2:]
+                }
+            )
+    finally:
+        os.umask(umask)
+    ours = {name: mode for name, mode in modes[1].items() if name in modes[0]}
+    assert ours == modes[0]
+    assert ours[".dvc/cache/files/md5"] == oct(0o2775)
+    # Whatever else we make there is open, too.
+    assert all(
+        mode in ("0o2775", "0o444") for name, mode in modes[1].items() if name.startswith(".dvc/cache")
+    )
+
+
+def test_an_old_link_to_a_cache_remote_is_not_followed(tmp_path: Path) -> None:
+    """``cache.local`` and its like named remotes for outputs outside the repository, which DVC 3 has no more."""
+    make(tmp_path, "[cache]\n    local = here\n    s3 = there\n    dir = ../elsewhere\n")
+    assert Repo(tmp_path).cache.root == tmp_path / "elsewhere"
