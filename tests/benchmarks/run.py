@@ -9,6 +9,7 @@ this file, a section for each group that was run, and the first group's table in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -485,8 +486,12 @@ def main() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     version = subprocess.run(["dvc", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    for name in options.groups or GROUPS:
-        with tempfile.TemporaryDirectory(prefix="dvkf-bench-", dir=options.folder) as folder:
+    with contextlib.ExitStack() as ended:
+        # Nothing is deleted before all is measured, see forget().
+        for name in options.groups or GROUPS:
+            folder = ended.enter_context(
+                tempfile.TemporaryDirectory(prefix="dvkf-bench-", dir=options.folder)
+            )
             os.environ["HOME"] = folder
             print(f"-- {name}", flush=True)
             rows = GROUPS[name](Path(folder), options.rounds)
