@@ -88,6 +88,8 @@ class Case:
         )
         if project.ignore:
             (self.root / ".dvcignore").write_text("\n".join(project.ignore) + "\n")
+        if project.gitignore:
+            (self.root / ".gitignore").write_text("\n".join(project.gitignore))
         for path, what in project.outputs.items():
             lay(self.root, path, what)
         self.paths = sorted(project.outputs)

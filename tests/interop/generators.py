@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 
 _MIB = 1 << 20
 
@@ -134,6 +135,7 @@ class Project:
         link_type: ``cache.type``.
         autostage: ``core.autostage``.
         ignore: Lines of the `.dvcignore` at the root.
+        gitignore: Lines of the `.gitignore` at the root, from before anything is added.
         stage: Whether a pipeline of one stage copies the first output.
     """
 
@@ -141,6 +143,7 @@ class Project:
     link_type: str = "copy"
     autostage: bool = False
     ignore: tuple[str, ...] = ()
+    gitignore: tuple[str, ...] = ()
     stage: bool = False
 
 
@@ -176,6 +179,12 @@ _RULES = [
 ]  # fmt: skip
 
 
+# To a file whose last line is not ended, and ends in a character of several bytes, DVC cannot add.
+_GIT_RULES = [
+    "*.bin", "/*.pkl", "README", "!data.bin", "# ü\n", "", "plain.tx?", "a b", "yes", "/no-newline-at-the-end",
+]  # fmt: skip
+
+
 def _is_apart(outputs: dict[str, File | Folder]) -> bool:
     return _fit_together(list(outputs)) and _fit_together([path + ".dvc" for path in outputs])
 
@@ -190,8 +199,14 @@ def projects(*, min_size: int = 3, max_size: int = 8) -> st.SearchStrategy[Proje
         st.one_of(
             st.just(()), st.lists(st.sampled_from(_RULES), min_size=1, max_size=3, unique=True).map(tuple)
         ),
+        st.one_of(st.just(()), st.lists(st.sampled_from(_GIT_RULES), max_size=4, unique=True).map(tuple)),
         st.booleans(),
-    )
+    ).filter(_git_sees_the_dvc_files)
+
+
+def _git_sees_the_dvc_files(project: Project) -> bool:
+    rules = GitIgnoreSpec.from_lines(project.gitignore)
+    return not any(rules.match_file(f"{path}.dvc") for path in project.outputs)
 
 
 def lay(root: Path, path: str, what: File | Folder) -> None:
