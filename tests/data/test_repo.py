@@ -525,3 +525,25 @@ def test_a_killed_add_is_finished_by_the_next(repo: Repo, tmp_path: Path) -> Non
     for path in (repo.cache.root / "files").rglob("*"):
         if path.is_file() and not path.name.endswith(".dir"):
             repo.cache.read_bytes(path.parent.name + path.name)
+
+
+def test_outputs_of_dvc_2_stay_as_they_are_until_they_change(tracked: Repo) -> None:
+    """They were moved to today's layout by an add that changed nothing, and a part was mixed in with wrong digests."""
+    tree = tracked.cache.read_tree(tracked.version("data").digest)
+    for digest in (*tree.digests, tree.digest):
+        target = tracked.cache.path(digest, "md5-dos2unix")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tracked.cache.path(digest).rename(target) if tracked.cache.path(digest).exists() else None
+    file = tracked.root / "data.dvc"
+    old = file.read_text().replace("  hash: md5\n", "")
+    file.write_text(old)
+    tracked.commit()
+    tracked.add(["data"])
+    assert file.read_text() == old
+    write(tracked.root / "data", {"more": "more"})
+    with pytest.raises(OutputError, match="dvkf add data"):
+        tracked.add(["data/more"])
+    assert file.read_text() == old
+    tracked.add(["data"])
+    assert "hash: md5" in file.read_text()
+    assert not tracked.status()
