@@ -98,7 +98,7 @@ class Legacy(Case):
     def __init__(self, top: Path, project: Project, dvc: Dvc, *, mixed: bool, old_keys: bool) -> None:
         if old_keys:  # none of which is for the mode
             project = without_executables(project)
-        super().__init__(top, replace(project, ignore=(), stage=False), dvc)
+        super().__init__(top, replace(project, ignore=(), gitignore=(), stage=False), dvc)
         modern = self.paths[::3] if mixed else []
         for path in self.paths:
             if path not in modern:
@@ -125,6 +125,8 @@ def test_legacy_repositories_are_clean(
     @given(projects(), st.booleans(), st.booleans(), st.lists(edits, min_size=2, max_size=8))
     @generated(5)
     def check(project: Project, mixed: bool, old_keys: bool, changes: Sequence[Edit]) -> None:
+        # DVC itself needs to write some files of the oldest form twice before it leaves them alone.
+        old_keys = old_keys and reader == "dvkf"
         case = Legacy(tmp_path / reader, project, dvc, mixed=mixed, old_keys=old_keys)
         if old_keys:
             # What they say is dropped as soon as the file is written.
