@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data.diff import PathFilter, State, difference, folders_of, outputs_at, shown, state_of
+from dvkf_prefect.data.diff import PathFilter, State, difference, folders_of, shown, state_of
 from dvkf_prefect.data.digest import digest_bytes, write_atomic
 from dvkf_prefect.data.members import Members
 from dvkf_prefect.data.outputs import Output
@@ -124,7 +124,7 @@ def data_status(
             present.append((output, found.digest))
             members.tell(found, output.hash_name)
     has_commit = bool(repo.git and repo.git.head())
-    committed = wanted.of(outputs_at(repo, head)) if has_commit else []
+    committed = wanted.of(repo.outputs(rev=head)) if has_commit else []
     if granular:
         members.learn([*recorded, *committed])
     index = state_of(members, ((o, o.digest) for o in recorded), wanted, granular=granular)

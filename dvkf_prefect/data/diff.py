@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.members import Members
-from dvkf_prefect.data.outputs import Output, check_overlap, matching
+from dvkf_prefect.data.outputs import Output, matching
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.data.tree import SUFFIX, is_tree
 from dvkf_prefect.errors import OutputNotFoundError
@@ -258,38 +258,13 @@ def shown(path: str, digest: str) -> str:
     return path + "/" if digest.endswith(SUFFIX) else path
 
 
-def outputs_at(repo: Repo, rev: str) -> list[Output]:
-    """Return what a git revision tracks, sorted by path, by one git process whatever the number of files.
-
-    Raises:
-        ConfigError: There is no git.
-        GitError: There is no such revision.
-        ParseError: A file does not say what its format allows.
-        OutputOverlapError: Two outputs claim one path.
-    """
-    commit = repo.files(rev).rev
-    if repo.git is None or commit is None:
-        return repo.outputs(rev=rev)
-    from dvkf_prefect.data.history import History
-
-    found: list[Output] = []
-    with History(repo.git, repo.git_prefix) as history:
-        for described in history.walk([commit]):
-            if described.error:
-                raise described.error
-            found += described.outputs
-    found.sort(key=lambda output: output.path)
-    check_overlap(found)
-    return found
-
-
 def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> Diff:
     """Do `Repo.diff`."""
     if repo.git and repo.git.head() is None:
         return Diff(a, b)
     selection = PathFilter(targets)
-    older = selection.of(outputs_at(repo, a))
-    newer = selection.of(repo.outputs() if b is None else outputs_at(repo, b))
+    older = selection.of(repo.outputs(rev=a))
+    newer = selection.of(repo.outputs() if b is None else repo.outputs(rev=b))
     if lost := selection.lost():
         raise OutputNotFoundError(f"{', '.join(lost)}: not an output at {a} nor at {b or 'the workspace'}")
     members = Members(repo)

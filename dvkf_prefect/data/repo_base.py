@@ -209,6 +209,7 @@ class RepoBase:
             rev: A git revision; None for the workspace.
 
         Raises:
+            GitError: There is no such revision.
             ParseError: A file does not say what its format allows.
             OutputNotFoundError: A target is none of them.
             OutputOverlapError: Two outputs claim one path.
@@ -225,8 +226,10 @@ class RepoBase:
             files = WorkspaceFiles(self.root, self.ignore.matches, paths_of)
             found = [output for path in files.find() for output in known[path]]
         else:
-            files = self.files(rev)
-            found = [output for path in files.find() for output in outputs.read_outputs(files, path)]
+            from dvkf_prefect.data.history import outputs_of
+
+            commit = self.files(rev).rev
+            found = outputs_of(self.git, commit, self.git_prefix) if self.git and commit else []
         found.sort(key=lambda output: output.path)
         check_overlap(found)
         if not targets:
