@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ _DENIED_CODES = (
     "InvalidToken",
     "ExpiredToken",
 )
+
+# What fsspec's filesystems call the time of the last change.
+_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
 class FilesystemStorage(Storage):
@@ -200,29 +204,38 @@ class FilesystemStorage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``."""
+        return ((key, int(info["size"])) for key, info in self._infos(prefix))
+
+    def dated(self) -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)``."""
+        for key, info in self._infos(""):
+            times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
+            yield key, int(info["size"]), next(times, None)
+
+    def _infos(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the key of each blob under a folder and what the filesystem says of it."""
         prefix = prefix.strip("/")
         tried = f"list '{prefix}'"
         if not self._protocol.lists:
             raise self._place.failed(tried, "such a server cannot list what it has")
         start = self._path(prefix) if prefix else self._root
         root = self._root.strip("/")
-        for path, size in self._walk(start, tried) if self._protocol.folders else self._find(start, tried):
+        for path, info in self._walk(start, tried) if self._protocol.folders else self._find(start, tried):
             key = path.strip("/")
             key = key[len(root) + 1 :] if root else key
             # A prefix that is itself a blob is no folder.
             if key and key != prefix and not key.rpartition("/")[2].startswith(_TEMPORARY):
-                yield key, size
+                yield key, info
 
-    def _find(self, start: str, tried: str) -> Iterator[tuple[str, int]]:
+    def _find(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             with self._told(tried, start):
                 found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
         except MissingObjectError:
             return
-        for path, info in found.items():
-            yield path, int(info["size"])
+        yield from found.items()
 
-    def _walk(self, start: str, tried: str) -> Iterator[tuple[str, int]]:
+    def _walk(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """As `_find`, several folders at once: each is a question of its own."""
 
         def entries(folder: str) -> Iterable[dict[str, Any]]:
@@ -244,7 +257,7 @@ class FilesystemStorage(Storage):
                         if info["type"] == "directory":
                             running.add(pool.submit(entries, info["name"]))
                         else:
-                            yield info["name"], int(info["size"])
+                            yield info["name"], info
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -330,3 +343,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a time in any of the forms that filesystems give, in seconds since 1970."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+    return float(value) if isinstance(value, (int, float)) else None
