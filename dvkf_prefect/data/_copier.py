@@ -363,41 +363,16 @@ def _transfer_one(
     ledger: Mapping[str, tuple[int, int, int]],
     digest: str,
 ) -> int | Failure:
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     path = _temporary(folder)
+    copied = place_one(source, path, verify, mode, ledger, digest)
+    if isinstance(copied[0], str):
+        return copied
     try:
-        info = os.fstat(reading)
-        size = info.st_size
-        verify = verify and not is_untouched(info, digest, ledger)
-        data = os.read(reading, size + 1) if size <= _WHOLE else b""
-        if size <= _WHOLE and verify:
-            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if found != digest[:32]:
-                return "corrupt", 0, found
-        try:
-            writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            try:
-                if size <= _WHOLE:
-                    _write(writing, data)
-                else:
-                    found = pump(reading, writing) if verify else _copy_range(reading, writing)
-                    if verify and found != digest[:32]:
-                        _discard(path)
-                        return "corrupt", 0, found
-                    size = os.fstat(writing).st_size
-            finally:
-                os.close(writing)
-            _move_in(path, target)
-        except BaseException:
-            _discard(path)
-            raise
-    finally:
-        os.close(reading)
-    return size
+        _move_in(path, target)
+    except BaseException:
+        _discard(path)
+        raise
+    return copied[0]
 
 
 def _copy_range(source: int, target: int) -> str:
@@ -467,7 +442,7 @@ def place_one(
         data = os.read(reading, size + 1) if size <= _WHOLE else b""
         if size <= _WHOLE and verify:
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if found != digest:
+            if found != digest[:32]:
                 return "corrupt", 0, found
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -475,7 +450,7 @@ def place_one(
                 _write(writing, data)
             else:
                 found = pump(reading, writing) if verify else _copy_range(reading, writing)
-                if verify and found != digest:
+                if verify and found != digest[:32]:
                     _discard(target)
                     return "corrupt", 0, found
             return _stat(os.fstat(writing))
