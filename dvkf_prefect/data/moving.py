@@ -7,7 +7,6 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -150,6 +149,8 @@ class Remote:
         if jobs == 1 or len(starts) < 2:
             yield from map(ask, starts)
             return
+        from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
         with ThreadPoolExecutor(min(jobs, len(starts)), thread_name_prefix="dvkf-ask") as pool:
             yield from pool.map(ask, starts)
 
@@ -191,6 +192,8 @@ class Remote:
         if jobs == 1 or len(folders) < 2:
             yield from map(look, folders)
             return
+        from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
         with ThreadPoolExecutor(min(jobs, len(folders)), thread_name_prefix="dvkf-list") as pool:
             yield from pool.map(look, folders)
 
@@ -375,6 +378,8 @@ def _each(
                 progress.advance(1, size)
 
     workers = max(1, min(jobs, len(digests)))
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
     with ThreadPoolExecutor(workers, thread_name_prefix="dvkf-transfer") as pool:
         running = [pool.submit(work) for _ in range(workers)]
         try:
