@@ -181,7 +181,7 @@ def live_stages(file: Path) -> list[Blocker]:
         raise LockedError(
             f"{file} does not say who runs stages; remove it when no dvc runs in this repository"
         ) from None
-    alive = {pid: pid != os.getpid() and _alive(pid) for pid in {entry.pid for entry in entries}}
+    alive = {pid: pid != os.getpid() and is_alive(pid) for pid in {entry.pid for entry in entries}}
     return [entry for entry in entries if alive[entry.pid]]
 
 
@@ -190,7 +190,8 @@ def _overlap(a: str, b: str) -> bool:
     return a == b or a.startswith(b + "/") or b.startswith(a + "/")
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

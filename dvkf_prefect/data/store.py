@@ -20,6 +20,7 @@ from pathlib import Path
 from dvkf_prefect.data._copier import LARGE, Failure, Stat, is_untouched, place_one
 from dvkf_prefect.data.crew import share
 from dvkf_prefect.data.digest import digest_bytes, digest_file, is_racy, raise_disk_full, write_atomic
+from dvkf_prefect.data.locks import is_alive
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
     CorruptObjectError,
@@ -475,7 +476,7 @@ class Cache:
             for name in os.listdir(self.root / _TEMPORARY):
                 owner, _, digest = name.partition("-part-")
                 pid = owner.partition("-")[0]
-                if digest and pid.isdigit() and not _alive(int(pid)):
+                if digest and pid.isdigit() and not is_alive(int(pid)):
                     found[digest] = self.root / _TEMPORARY / name
         return found
 
@@ -493,7 +494,7 @@ class Cache:
                     pid.isdigit()
                     and not rest.startswith("corrupt-")
                     and "-part-" not in rest
-                    and not _alive(int(pid))
+                    and not is_alive(int(pid))
                 ):
                     with suppress(OSError):
                         os.unlink(entry.path)
@@ -581,13 +582,3 @@ def _discard(temporary: Path, error: BaseException) -> None:
         temporary.unlink()
     if isinstance(error, OSError):
         raise_disk_full(error, temporary)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

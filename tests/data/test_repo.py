@@ -33,19 +33,6 @@ from dvkf_prefect.errors import (
 )
 
 
-@pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
-    root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    monkeypatch.chdir(root)
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
-    return made
-
-
 def write(root: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         path = root / name
