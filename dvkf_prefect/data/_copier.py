@@ -168,6 +168,11 @@ def clone_one(source: str, target: str, mode: int) -> Stat:
         os.close(reading)
 
 
+def look(path: str) -> Stat:
+    """Return the stat of a file as it is now."""
+    return _stat(os.stat(path))
+
+
 def _stat(info: os.stat_result) -> Stat:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, bool(info.st_mode & 0o100)
 
@@ -204,7 +209,7 @@ def store(
         # By digest: neighbours share a folder, and its blocks are at hand.
         for digest in sorted(held):
             try:
-                _store_bytes(root, temporary, digest, held[digest])
+                _store_bytes(root, temporary, digest, held[digest], files[places[digest][0]])
             except OSError as error:
                 for place in places[digest]:
                     results[place] = _failure(error)
@@ -235,18 +240,20 @@ def store(
     return results
 
 
-def _is_stored(target: str, size: int) -> bool:
-    """Tell whether an object of that size is there that nobody can have written to since."""
+def _is_stored(target: str, size: int, path: str) -> bool:
+    """Tell whether an object is there that nobody can have written to since, or that is the very file just read."""
     try:
         info = os.stat(target)
+        if info.st_size != size or info.st_mode & 0o222:
+            return False
+        return info.st_nlink == 1 or os.path.samestat(info, os.stat(path))
     except FileNotFoundError:
         return False
-    return info.st_size == size and info.st_nlink == 1 and not info.st_mode & 0o222
 
 
-def _store_bytes(root: str, temporary: str, digest: str, data: bytes) -> None:
+def _store_bytes(root: str, temporary: str, digest: str, data: bytes, file: str) -> None:
     target = f"{root}/{digest[:2]}/{digest[2:]}"
-    if _is_stored(target, len(data)):
+    if _is_stored(target, len(data), file):
         return
     path = _temporary(temporary)
     writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from dvkf_prefect.data._copier import Stat, clone_one
-from dvkf_prefect.data.digest import Memory, Rows, digest_file
+from dvkf_prefect.data._copier import Stat, clone_one, look
+from dvkf_prefect.data.digest import Memory, Rows, digest_file, is_racy
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
 
 # What the objects that links lead to looked like when their content was last known to be right.
+_DAY_NS = 86_400 * 10**9
 _MEMORY_KEY = "\0linked objects"
 
 
@@ -123,16 +125,20 @@ class Links:
                         ),
                     )
                     continue
+                if is_racy(info.st_mtime_ns, time.time_ns()):
+                    # A time that has passed: whatever is written to it from now on shows.
+                    os.utime(source, ns=(info.st_atime_ns, info.st_mtime_ns - _DAY_NS))
+                    info = os.stat(source)
                 fresh[digest] = info
             target = base + relpath
             if not info.st_size:
                 os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
             elif self.kind == "hardlink":
                 os.link(source, target)
             else:
                 os.symlink(os.path.realpath(source), target)
-            found = os.stat(target)
-            yield row, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, False)
+            yield row, look(target)
         self._remember(known, rows, fresh)
 
     def _remember(self, known: Rows, rows: dict[str, int], fresh: dict[str, os.stat_result]) -> None:
@@ -166,6 +172,7 @@ class Links:
         aside = [aside_name(rows.relpaths[i]) for i in chosen]
         digests = [rows.digests[i] for i in chosen]
         problems: list[ObjectError] = []
+        done: list[int] = []
         for n, result in self.place(digests, base, aside, hash_name=hash_name):
             i = chosen[n]
             if isinstance(result, ObjectError):
@@ -179,7 +186,10 @@ class Links:
                     os.unlink(base + aside[n])
                 continue
             os.replace(base + aside[n], path)
-            rows.put(i, result)
+            done.append(i)
+        # Last: each move and each further link to the same object is a change of it.
+        for i in done:
+            rows.put(i, look(base + rows.relpaths[i]))
         if problems:
             raise problems[0]
 

@@ -15,6 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dvkf_prefect.data._copier import look
 from dvkf_prefect.data.digest import Memory, Rows, digest_dos2unix
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
@@ -316,7 +317,7 @@ class Workspace:
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
         os.replace(temporary, target)
         rows = Rows.expected([""], [digest])
-        rows.put(0, placed)
+        rows.put(0, look(str(target)))  # a move is a change of it
         rows.tree = digest
         self._save(output, rows)
         if advance:
@@ -339,6 +340,9 @@ class Workspace:
                 rows.put(row, placed)
                 if advance:
                     advance(1, placed[0])
+            if self._links.shares:
+                for row, relpath in enumerate(tree.relpaths):
+                    rows.put(row, look(f"{aside}/{relpath}"))
             with suppress(FileNotFoundError):
                 os.rmdir(target)
             os.rename(aside, target)
@@ -371,6 +375,7 @@ class Workspace:
             self._remove_files(target, gone)
             changed += len(gone)
         todo: list[int] = []
+        moved: list[int] = []
         for row, (relpath, digest) in enumerate(tree.items()):
             i = have.get(relpath)
             if i is not None and old.digests[i] == digest:
@@ -390,13 +395,16 @@ class Workspace:
             if isinstance(placed, ObjectError):
                 failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
                 continue
-            os.replace(target / aside[n], target / tree.relpaths[row])
-            rows.put(row, placed)
+            os.replace(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
+            moved.append(row)
             changed += 1
             if advance:
                 advance(1, placed[0])
         if failures:
             raise TransferError(f"the cache ({self._cache.root})", failures)
+        # Last: each move and each further link to the same object is a change of it.
+        for row in moved:
+            rows.put(row, look(f"{target}/{tree.relpaths[row]}"))
         rows.tree = output.digest
         self._save(output, rows)
         return changed

@@ -92,6 +92,32 @@ def test_add_and_checkout_leave_the_files_as_they_were(tmp_path: Path, kind: str
     assert not repo.checkout()
 
 
+@pytest.mark.parametrize("kind", ["copy", "hardlink", "symlink"])
+def test_what_was_put_in_place_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Linked files were hashed, stored and linked again by each add, since moving and linking change a file's times."""
+    repo = make(tmp_path / "repo", kind)
+    for path in (repo.root / "data").rglob("*"):
+        os.utime(path, (1, 1))
+    repo.add(["data"])
+    read: list[str] = []
+    monkeypatch.setattr("dvkf_prefect.data._copier._digest_one", lambda path: read.append(path) or "0" * 32)
+    monkeypatch.setattr(
+        "dvkf_prefect.data.store.Cache.add_files",
+        lambda cache, files, sizes, **how: read.extend(files) or iter(()),
+    )
+    repo.add(["data"])
+    assert not repo.status()
+    if kind != "copy":  # new copies are too young to be trusted without a look
+        shutil.rmtree(repo.root / "data")
+        repo.checkout()
+        (repo.root / "data/a.txt").unlink()
+        repo.checkout()
+        assert not repo.status()
+    assert read == []
+
+
 def test_a_hardlink_is_the_object_and_a_symlink_leads_to_it(tmp_path: Path) -> None:
     hard, soft = make(tmp_path / "hard", "hardlink"), make(tmp_path / "soft", "symlink")
     for repo in (hard, soft):
