@@ -15,12 +15,14 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as typing's own, which would take longer to import than all the rest
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 CHUNK = 1 << 20
 # Up to this many bytes a file is read whole.
 _WHOLE = 4 << 20
+# From this many bytes on, to hash an object again costs more than to remember that it is right.
+NOTED = 64 << 10
 # From this many bytes on, a file is written by one thread while another hashes it.
 LARGE = 16 << 20
 # linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
@@ -31,6 +33,8 @@ _counter = 0
 Failure = tuple[str, int, str]
 # bytes, mtime ns, ctime ns, inode, whether the owner may execute it
 Stat = tuple[int, int, int, int, bool]
+# bytes, mtime ns, inode
+Look = tuple[int, int, int]
 
 
 def _failure(error: OSError) -> Failure:
@@ -318,9 +322,9 @@ def _digest_one(path: str) -> str:
         os.close(source)
 
 
-def is_untouched(info: os.stat_result, digest: str, ledger: Mapping[str, tuple[int, int, int]]) -> bool:
-    """Tell whether an object is as it was when it was last known to be right."""
-    return ledger.get(digest) == (info.st_size, info.st_mtime_ns, info.st_ino)
+def appearance(info: os.stat_result) -> Look:
+    """Return what an object looks like: it is still right while it looks as it did when it was hashed."""
+    return info.st_size, info.st_mtime_ns, info.st_ino
 
 
 def transfer(
@@ -329,8 +333,8 @@ def transfer(
     temporary: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digests: Sequence[str],
+    looks: Sequence[Look | None],
 ) -> list[int | Failure]:
     """Copy objects from one store's folder to another's.
 
@@ -341,19 +345,19 @@ def transfer(
             one for all, since file systems keep the files made in one folder together.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files.
-        ledger: Large objects that need not be hashed while they look like that.
         digests: What to copy; ``.dir`` may stand behind.
+        looks: Of each what it looked like when it was last hashed, None where it must be.
 
     Returns:
         For each its bytes, or why it was not copied: an object that is not what its name says is ``corrupt``.
     """
     results: list[int | Failure] = []
-    for digest in digests:
+    for digest, known in zip(digests, looks, strict=True):
         place = f"{digest[:2]}/{digest[2:]}"
         try:
             results.append(
                 _transfer_one(
-                    f"{source}/{place}", f"{target}/{place}", temporary, verify, mode, ledger, digest
+                    f"{source}/{place}", f"{target}/{place}", temporary, verify, mode, digest, known
                 )
             )
         except OSError as error:
@@ -367,11 +371,11 @@ def _transfer_one(
     folder: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digest: str,
+    known: Look | None,
 ) -> int | Failure:
     path = _temporary(folder)
-    copied = place_one(source, path, verify, mode, ledger, digest)
+    copied = place_one(source, path, verify, mode, digest, known)
     if isinstance(copied[0], str):
         return copied
     try:
@@ -399,9 +403,9 @@ def place(
     base: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digests: Sequence[str],
     relpaths: Sequence[str],
+    looks: Sequence[Look | None],
 ) -> list[Stat | Failure]:
     """Copy objects out of a cache to new files; the folders are there.
 
@@ -410,18 +414,18 @@ def place(
         base: What stands before each path, with its slash.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files, before the umask.
-        ledger: Large objects that need not be hashed while they look like that.
         digests: What to copy.
         relpaths: Where each goes.
+        looks: Of each object what it looked like when it was last hashed, None where it must be.
 
     Returns:
         For each the new file's stat, or why it is not there.
     """
     results: list[Stat | Failure] = []
-    for digest, relpath in zip(digests, relpaths, strict=True):
+    for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
         try:
             results.append(
-                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, ledger, digest)
+                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, digest, known)
             )
         except OSError as error:
             results.append(_failure(error))
@@ -433,8 +437,8 @@ def place_one(
     target: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digest: str,
+    known: Look | None,
 ) -> Stat | Failure:
     """Copy one object to a new file.
 
@@ -445,15 +449,16 @@ def place_one(
     try:
         info = os.fstat(reading)
         size = info.st_size
-        verify = verify and not is_untouched(info, digest, ledger)
-        data = os.read(reading, size + 1) if size <= _WHOLE else b""
-        if size <= _WHOLE and verify:
+        verify = verify and appearance(info) != known
+        whole = size <= (_WHOLE if verify else NOTED)
+        data = os.read(reading, size + 1) if whole else b""
+        if whole and verify:
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
             if found != digest[:32]:
                 return "corrupt", 0, found
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            if size <= _WHOLE:
+            if whole:
                 _write(writing, data)
             else:
                 found = pump(reading, writing) if verify else _copy_range(reading, writing)

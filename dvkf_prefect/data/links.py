@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from dvkf_prefect.data._copier import Stat, clone_one, look
-from dvkf_prefect.data.digest import Memory, Rows, digest_file, is_racy
+from dvkf_prefect.data.digest import Memory, Rows, age, digest_file
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
 
 # What the objects that links lead to looked like when their content was last known to be right.
-_DAY_NS = 86_400 * 10**9
 _MEMORY_KEY = "\0linked objects"
 
 
@@ -125,11 +123,7 @@ class Links:
                         ),
                     )
                     continue
-                if is_racy(info.st_mtime_ns, time.time_ns()):
-                    # A time that has passed: whatever is written to it from now on shows.
-                    os.utime(source, ns=(info.st_atime_ns, info.st_mtime_ns - _DAY_NS))
-                    info = os.stat(source)
-                fresh[digest] = info
+                fresh[digest] = info = age(source, info)
             target = base + relpath
             if not info.st_size:
                 os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -156,6 +150,14 @@ class Links:
         return MissingObjectError(
             f"{digest} is not in the cache ({self._cache.root}); `dvkf fetch` brings it"
         )
+
+    def move(self, aside: str, path: str) -> None:
+        """Put what was placed beside a file in its place."""
+        os.replace(aside, path)
+        if self.kind == "hardlink":
+            # A rename of one name of a file to another name of it does nothing at all.
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
 
     def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> None:
         """Replace files by what this link type makes of their objects, each as a whole.
@@ -185,7 +187,7 @@ class Links:
                 with suppress(OSError):
                     os.unlink(base + aside[n])
                 continue
-            os.replace(base + aside[n], path)
+            self.move(base + aside[n], path)
             done.append(i)
         # Last: each move and each further link to the same object is a change of it.
         for i in done:

@@ -315,7 +315,7 @@ class Workspace:
         )
         if isinstance(placed, ObjectError):
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
-        os.replace(temporary, target)
+        self._links.move(str(temporary), str(target))
         rows = Rows.expected([""], [digest])
         rows.put(0, look(str(target)))  # a move is a change of it
         rows.tree = digest
@@ -395,7 +395,7 @@ class Workspace:
             if isinstance(placed, ObjectError):
                 failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
                 continue
-            os.replace(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
+            self._links.move(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
             moved.append(row)
             changed += 1
             if advance:

@@ -118,6 +118,19 @@ def test_what_was_put_in_place_is_not_read_again(
     assert read == []
 
 
+def test_a_link_that_is_there_already_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """To rename one name of a file to another name of the same file does nothing, and leaves both."""
+    repo = make(tmp_path / "repo", "hardlink")
+    repo.add(["data"])
+    files = contents(repo.root)
+    shutil.rmtree(repo.root / ".dvc/tmp")
+    repo.add(["data"])
+    repo.checkout(relink=True)
+    assert {path for path in contents(repo.root) if not path.startswith(".dvc/tmp")} == {
+        path for path in files if not path.startswith(".dvc/tmp")
+    }
+
+
 def test_a_hardlink_is_the_object_and_a_symlink_leads_to_it(tmp_path: Path) -> None:
     hard, soft = make(tmp_path / "hard", "hardlink"), make(tmp_path / "soft", "symlink")
     for repo in (hard, soft):
