@@ -29,9 +29,10 @@ if TYPE_CHECKING:
         register_model,
         repro_pipeline,
         rollback_model,
+        write_data,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DataRemote",
@@ -62,6 +63,7 @@ __all__ = [
     "register_model",
     "repro_pipeline",
     "rollback_model",
+    "write_data",
     "write_frame",
 ]
 

@@ -171,3 +171,12 @@ class StorageContract:
         assert storage.url in repr(storage)
         assert storage.jobs >= 1
         assert isinstance(storage.local_path("a"), Path) == isinstance(storage, FolderStorage)
+
+    def test_a_stream_that_is_left_early_can_be_read_again(self, storage: Storage, tmp_path: Path) -> None:
+        data = make_file(tmp_path / "source", 9_000_000)
+        storage.upload(DIGEST, tmp_path / "source")
+        for _ in range(20):
+            chunks = storage.stream(DIGEST)
+            assert data.startswith(next(chunks))
+            chunks.close()  # type: ignore[attr-defined]
+        assert storage.read(DIGEST) == data

@@ -90,7 +90,7 @@ def test_targets_are_taken_from_the_current_folder(root: Path, capsys: pytest.Ca
     ("args", "code", "message"),
     [
         (["push", "-r", "nope"], 255, "remote 'nope' doesn't exist"),
-        (["add", "missing"], 255, "'missing' does not exist"),
+        (["add", "missing"], 1, "'missing' does not exist"),
         (["checkout", "unknown"], 255, "'unknown' is not an output"),
         (["config", "nothing.known", "1"], 251, "nothing"),
         (["remote", "modify", "store", "surprise", "1"], 251, "unknown option 'surprise'"),

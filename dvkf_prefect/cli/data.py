@@ -47,16 +47,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--no-commit", action="store_true", help="record the content, do not store it in the cache"
     )
+    from dvkf_prefect.cli.workspace import elsewhere_arguments
+
+    elsewhere_arguments(parser)
 
 
 def add(args: argparse.Namespace) -> int:
     """Run ``dvkf add``."""
-    repo = open_repo()
-    versions = repo.add(
-        [os.path.abspath(target) for target in args.targets],
-        no_commit=args.no_commit,
-        progress=progress_bar(args.quiet),
-    )
+    from dvkf_prefect.cli.workspace import add_targets
+
+    repo, versions = add_targets(args)
     if not args.quiet:
         for version in versions:
             print(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
@@ -143,24 +143,25 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
         raise OutputError(
             "--all-branches, --all-tags, --all-commits, --jobs and --deep are about a remote; pass --cloud too"
         )
-    tracked = repo.outputs()
     if targets and (choice.with_deps or choice.recursive):
         targets = list(dict.fromkeys(output.path for output in repo.select(targets, choice).outputs))
         if not targets:
             print("Data and pipelines are up to date.")
             return 0
-    # Of a path inside an output, the state of the whole output is shown.
-    targets = [next((o.path for o in tracked if t.startswith(o.path + "/")), t) for t in targets]
+    if targets:
+        # Of a path inside an output, the state of the whole output is shown.
+        tracked = [output.path for output in repo.outputs()]
+        targets = [next((path for path in tracked if t.startswith(path + "/")), t) for t in targets]
     data = repo.status(targets)
-    files = repo.files().find()
+    files = [] if data.outputs else repo.files().find()
     report: dict[str, list[Any]] = {}
-    if files:
+    if data.outputs or files:
         from dvkf_prefect.pipeline.why import status_report
 
         report = _from_here(repo, status_report(repo, data, targets))
     imported = [
         output
-        for output in repo.outputs(targets)
+        for output in data.imports
         if (origin := output.origin) and (args.check_updates or not (origin.repo or origin.frozen))
     ]
     if imported:
@@ -257,6 +258,9 @@ def checkout_arguments(parser: Parser) -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
     parser.add_argument("--allow-missing", action="store_true", help="pass over what the cache does not hold")
+    parser.add_argument(
+        "--relink", action="store_true", help="make unchanged files anew too, by the link type of cache.type"
+    )
     parser.add_argument("--summary", action="store_true", help="only count the changes")
     choice_arguments(parser)
 
@@ -269,6 +273,7 @@ def checkout(args: argparse.Namespace) -> int:
         choice=choice_of(args),
         force=args.force,
         allow_missing=args.allow_missing,
+        relink=args.relink,
         progress=progress_bar(args.quiet),
     )
     if args.summary:

@@ -359,10 +359,9 @@ def doctor(args: argparse.Namespace) -> int:
     repo: Repo | None = None
     checks: list[Check] = []
     try:
-        repo = open_repo()
-        checks = check_health(repo, remote=not args.no_remote)
-    except NotARepositoryError:
-        pass
+        with suppress(NotARepositoryError):
+            repo = open_repo()
+            checks = check_health(repo, remote=not args.no_remote)
     except ConfigError as error:
         # What is wrong with the settings is what the doctor is asked about.
         checks = [Check("settings", "fail", str(error), "correct the file")]

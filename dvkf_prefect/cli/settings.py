@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.cli._common import Parser, open_repo
+from dvkf_prefect.cli._common import Parser
 from dvkf_prefect.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.config import Config
+
+_NAME = re.compile(r"(?:(?P<top>remote|db)\.)?(?P<section>[^.]*)\.(?P<option>[^.]*)")
 
 
 def remote_arguments(parser: Parser) -> None:
     """Describe ``dvkf remote``."""
     commands = parser.commands(
         add=(remote_add, "Add a remote."),
-        list=(remote_list, "List the remotes."),
         default=(remote_default, "Show, set or unset the default remote."),
-        modify=(remote_modify, "Set an option of a remote."),
+        modify=(remote_modify, "Set or unset an option of a remote."),
+        list=(remote_list, "List the remotes."),
         remove=(remote_remove, "Remove a remote."),
+        rename=(remote_rename, "Give a remote another name."),
     )
     add = commands["add"]
     add.add_argument("name")
@@ -32,11 +43,14 @@ def remote_arguments(parser: Parser) -> None:
     modify.add_argument("value", nargs="?")
     modify.add_argument("-u", "--unset", action="store_true", help="remove the option")
     commands["remove"].add_argument("name")
+    commands["rename"].add_argument("name")
+    commands["rename"].add_argument("new", help="its new name")
     for command in commands.values():
-        _level(command)
+        level_arguments(command)
 
 
-def _level(parser: Parser) -> None:
+def level_arguments(parser: Parser) -> None:
+    """Add the options that choose a level of the settings."""
     group = parser.add_mutually_exclusive_group()
     for name, level in (("global", "global"), ("system", "system"), ("project", "repo"), ("local", "local")):
         group.add_argument(
@@ -44,138 +58,219 @@ def _level(parser: Parser) -> None:
         )
 
 
+def config_here() -> Config:
+    """Return the settings of the repository here, or without one the user's and the system's.
+
+    They may be wrong: these commands set them right.
+    """
+    from dvkf_prefect.data.config import Config
+
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".dvc").is_dir():
+            return Config(folder / ".dvc", check=False)
+    return Config(None, check=False)
+
+
 def remote_add(args: argparse.Namespace) -> int:
     """Run ``dvkf remote add``."""
     name = args.name.lower()
-    with open_repo().config.edit(args.level or "repo") as sections:
+    if args.default and not args.quiet:
+        print(f"Setting '{name}' as a default remote.")
+    with config_here().edit(args.level or "repo", strict=True) as sections:
         if name in sections["remote"] and not args.force:
             raise ConfigError(f"remote '{name}' already exists. Use `-f|--force` to overwrite it.")
         sections["remote"][name] = {"url": args.url}
         if args.default:
             sections["core"]["remote"] = name
-    if args.default:
-        print(f"Setting '{name}' as a default remote.")
     return 0
 
 
 def remote_list(args: argparse.Namespace) -> int:
     """Run ``dvkf remote list``."""
-    config = open_repo().config
-    remotes = config.read(args.level).get("remote", {}) if args.level else config.values["remote"]
-    default = config.default_remote()
-    for name, options in remotes.items():
-        print(f"{name}\t{options.get('url', '')}{' (default)' if name == default else ''}")
+    config = config_here()
+    values = config.read(args.level) if args.level else config.values
+    default = values["core"].get("remote")
+    for name, options in values["remote"].items():
+        if "url" not in options:
+            raise ConfigError(f"remote '{name}' has no url; set one with `dvkf remote modify {name} url URL`")
+        mark = "\t(default)" if name == default else ""
+        # DVC prints blanks for tabs.
+        print(f"{name}\t{options['url']}{mark}".expandtabs())
     return 0
 
 
 def remote_default(args: argparse.Namespace) -> int:
     """Run ``dvkf remote default``."""
-    config = open_repo().config
+    config = config_here()
     if args.name is None and not args.unset:
-        name = (
-            config.read(args.level).get("core", {}).get("remote") if args.level else config.default_remote()
-        )
+        values = config.read(args.level) if args.level else config.values
+        name = values["core"].get("remote")
         print(name or "No default remote set")
-        return 0
-    if args.name and args.name.lower() not in config.values["remote"]:
-        config.remote(args.name)
-    with config.edit(args.level or "repo") as sections:
+        return 0 if name else 1
+    level = args.level or "repo"
+    with config.edit(level, strict=True) as sections:
         if args.unset:
             sections["core"].pop("remote", None)
-        else:
-            sections["core"]["remote"] = args.name.lower()
+            return 0
+        name = args.name.lower()
+        if name not in sections["remote"] and name not in config.below(args.level)["remote"]:
+            raise ConfigError(
+                f"default remote must be present in remote list; there is no '{name}', see `dvkf remote list`"
+            )
+        sections["core"]["remote"] = name
     return 0
 
 
 def remote_modify(args: argparse.Namespace) -> int:
     """Run ``dvkf remote modify``."""
-    config = open_repo().config
+    config = config_here()
     name = args.name.lower()
-    if name not in config.values["remote"]:
-        raise ConfigError(f"remote '{name}' doesn't exist.")
-    if args.value is None and not args.unset:
-        raise ConfigError(f"give a value for '{args.option}', or --unset")
-    with config.edit(args.level or "repo") as sections:
+    with config.edit(args.level or "repo", strict=True) as sections:
+        if name not in sections["remote"] and name not in config.below(args.level)["remote"]:
+            raise ConfigError(f"remote '{name}' doesn't exist.")
         section = sections["remote"].setdefault(name, {})
         if args.unset:
-            section.pop(args.option.lower(), None)
+            section.pop(args.option, None)
+        elif args.value is None:
+            raise ConfigError(f"give a value for '{args.option}', or --unset")
         else:
-            section[args.option.lower()] = args.value
+            section[args.option] = args.value
     return 0
 
 
 def remote_remove(args: argparse.Namespace) -> int:
     """Run ``dvkf remote remove``."""
-    config = open_repo().config
+    config = config_here()
     name = args.name.lower()
     level = args.level or "repo"
-    if name not in config.read(level).get("remote", {}):
+    if name not in config.read(level)["remote"]:
         raise ConfigError(f"remote '{name}' doesn't exist.")
+    gone = name not in config.below(level)["remote"]
     # The levels above may name it as their default or give it options; without the remote those would be errors.
     levels = list(config.files)
     for other in reversed(levels[levels.index(level) :]):
         with config.edit(other) as sections:
-            sections["remote"].pop(name, None)
+            if other == level or (gone and "url" not in sections["remote"].get(name, {"url": ""})):
+                del sections["remote"][name]
             if sections["core"].get("remote") == name:
                 del sections["core"]["remote"]
     return 0
 
 
+def remote_rename(args: argparse.Namespace) -> int:
+    """Run ``dvkf remote rename``."""
+    config = config_here()
+    name, level = args.name.lower(), args.level or "repo"
+    levels = list(config.files)
+    if args.new in config.values["remote"]:
+        raise ConfigError(f"Rename failed. Remote name '{args.new}' already exists.")
+    if name not in config.read(level)["remote"]:
+        raise ConfigError(f"remote '{name}' doesn't exist.")
+    with config.edit(level, strict=True, check_above=False) as sections:
+        sections["remote"][args.new] = sections["remote"].pop(name)
+        if sections["core"].get("remote") == name:
+            sections["core"]["remote"] = args.new
+    for other in levels[levels.index(level) + 1 :]:
+        with config.edit(other, check_above=False) as sections:
+            # DVC leaves the options that levels above give it, and stops at them from then on.
+            if name in sections["remote"] and "url" not in sections["remote"][name]:
+                sections["remote"][args.new] = sections["remote"].pop(name)
+            if sections["core"].get("remote") == name:
+                sections["core"]["remote"] = args.new
+    return 0
+
+
 def config_arguments(parser: Parser) -> None:
     """Describe ``dvkf config``."""
-    parser.add_argument("name", nargs="?", help="section.option, or remote.NAME.option")
+    parser.add_argument(
+        "name", nargs="?", type=_setting, help="section.option, remote.NAME.option or db.NAME.option"
+    )
     parser.add_argument("value", nargs="?")
     parser.add_argument("-l", "--list", action="store_true", help="list all settings")
     parser.add_argument("-u", "--unset", action="store_true", help="remove the setting")
     parser.add_argument("--show-origin", action="store_true", help="say which file a setting stands in")
-    _level(parser)
+    level_arguments(parser)
+
+
+def _setting(text: str) -> tuple[str | None, str, str]:
+    match = _NAME.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            "name argument should look like remote.name.option or db.name.option or section.option"
+        )
+    return match["top"], match["section"].lower(), match["option"].lower()
 
 
 def config(args: argparse.Namespace) -> int:
     """Run ``dvkf config``."""
-    config = open_repo().config
+    if args.show_origin and (args.value or args.unset):
+        return _misused("--show-origin can't be used together with -u/--unset or a value")
+    if args.list and (args.name or args.value or args.unset):
+        return _misused("-l/--list can't be used together with a name, a value or -u/--unset")
+    if not args.list and args.name is None:
+        return _misused("name argument is required")
+    config = config_here()
     levels = [args.level] if args.level else list(config.files)
     if args.list:
-        if args.name or args.value or args.unset:
-            raise ConfigError("-l/--list goes with no name, value or --unset")
         for level in levels:
-            for name, value in _flat(config.read(level)):
-                print(f"{f'{config.files[level]}{chr(9)}' if args.show_origin else ''}{name}={value}")
+            for setting, text in _settings(config.read(level)):
+                print(f"{_origin(config, level, args)}{setting}={text}")
         return 0
-    if not args.name:
-        raise ConfigError("name a setting as section.option, or list them with -l")
-    section, _, option = args.name.lower().partition(".")
-    path = [section, *option.rsplit(".", 1)]
-    if not option:
-        raise ConfigError(f"'{args.name}' is not section.option")
+    top, section, option = args.name
     if args.value is None and not args.unset:
         for level in reversed(levels):
-            for name, value in _flat(config.read(level)):
-                if name == args.name.lower():
-                    print(f"{f'{config.files[level]}{chr(9)}' if args.show_origin else ''}{value}")
-                    return 0
-        raise ConfigError(f"option '{args.name}' isn't set")
-    with config.edit(args.level or "repo") as sections:
-        place = sections
-        for part in path[:-1]:
-            place = place.setdefault(part, {})
-        if not args.unset:
-            place[path[-1]] = args.value
-        elif place.pop(path[-1], None) is None:
-            raise ConfigError(f"option '{args.name}' isn't set")
+            try:
+                value = find(config.read(level), top, section, option)
+            except ConfigError:
+                if args.level:
+                    raise
+            else:
+                print(f"{_origin(config, level, args)}{value}")
+                break
+        return 0
+    with config.edit(args.level or "repo", strict=True) as sections:
+        if args.unset:
+            find(sections, top, section, option)
+            del (sections[top] if top else sections)[section][option]
+        else:
+            (sections[top] if top else sections).setdefault(section, {})[option] = args.value
     return 0
 
 
-def _flat(values: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
-    rows = []
+def find(values: dict[str, dict[str, Any]], top: str | None, section: str, option: str) -> Any:
+    """Return one setting of a level.
+
+    Raises:
+        ConfigError: It is not set there.
+    """
+    options = (values[top] if top else values).get(section)
+    kind = top or "section"
+    if options is None:
+        raise ConfigError(f"{kind} '{section}' doesn't exist")
+    if option not in options:
+        raise ConfigError(f"option '{option}' doesn't exist in {kind} '{section}'")
+    return options[option]
+
+
+def _misused(message: str) -> int:
+    print(f"ERROR: {message}", file=sys.stderr)
+    return 1
+
+
+def _origin(config: Config, level: str, args: argparse.Namespace) -> str:
+    """Return the file of a level as DVC names it: from the root, or in full."""
+    if not args.show_origin:
+        return ""
+    file = config.files[level]
+    name = os.path.relpath(file, file.parent.parent) if level in ("repo", "local") else str(file)
+    return f"{name}\t"
+
+
+def _settings(values: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any]]:
     for section, options in values.items():
         for option, value in options.items():
             if isinstance(value, dict):
-                rows += [(f"{section}.{option}.{key}", _plain(inner)) for key, inner in value.items()]
+                yield from ((f"{section}.{option}.{key}", inner) for key, inner in value.items())
             else:
-                rows.append((f"{section}.{option}", _plain(value)))
-    return rows
-
-
-def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+                yield f"{section}.{option}", value

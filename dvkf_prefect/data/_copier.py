@@ -15,12 +15,14 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as typing's own, which would take longer to import than all the rest
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 CHUNK = 1 << 20
 # Up to this many bytes a file is read whole.
 _WHOLE = 4 << 20
+# From this many bytes on, to hash an object again costs more than to remember that it is right.
+NOTED = 64 << 10
 # From this many bytes on, a file is written by one thread while another hashes it.
 LARGE = 16 << 20
 # linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
@@ -31,6 +33,8 @@ _counter = 0
 Failure = tuple[str, int, str]
 # bytes, mtime ns, ctime ns, inode, whether the owner may execute it
 Stat = tuple[int, int, int, int, bool]
+# bytes, mtime ns, inode
+Look = tuple[int, int, int]
 
 
 def _failure(error: OSError) -> Failure:
@@ -168,6 +172,11 @@ def clone_one(source: str, target: str, mode: int) -> Stat:
         os.close(reading)
 
 
+def look(path: str) -> Stat:
+    """Return the stat of a file as it is now."""
+    return _stat(os.stat(path))
+
+
 def _stat(info: os.stat_result) -> Stat:
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, bool(info.st_mode & 0o100)
 
@@ -204,7 +213,7 @@ def store(
         # By digest: neighbours share a folder, and its blocks are at hand.
         for digest in sorted(held):
             try:
-                _store_bytes(root, temporary, digest, held[digest])
+                _store_bytes(root, temporary, digest, held[digest], files[places[digest][0]])
             except OSError as error:
                 for place in places[digest]:
                     results[place] = _failure(error)
@@ -235,18 +244,20 @@ def store(
     return results
 
 
-def _is_stored(target: str, size: int) -> bool:
-    """Tell whether an object of that size is there that nobody can have written to since."""
+def _is_stored(target: str, size: int, path: str) -> bool:
+    """Tell whether an object is there that nobody can have written to since, or that is the very file just read."""
     try:
         info = os.stat(target)
+        if info.st_size != size or info.st_mode & 0o222:
+            return False
+        return info.st_nlink == 1 or os.path.samestat(info, os.stat(path))
     except FileNotFoundError:
         return False
-    return info.st_size == size and info.st_nlink == 1 and not info.st_mode & 0o222
 
 
-def _store_bytes(root: str, temporary: str, digest: str, data: bytes) -> None:
+def _store_bytes(root: str, temporary: str, digest: str, data: bytes, file: str) -> None:
     target = f"{root}/{digest[:2]}/{digest[2:]}"
-    if _is_stored(target, len(data)):
+    if _is_stored(target, len(data), file):
         return
     path = _temporary(temporary)
     writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
@@ -311,9 +322,9 @@ def _digest_one(path: str) -> str:
         os.close(source)
 
 
-def is_untouched(info: os.stat_result, digest: str, ledger: Mapping[str, tuple[int, int, int]]) -> bool:
-    """Tell whether an object is as it was when it was last known to be right."""
-    return ledger.get(digest) == (info.st_size, info.st_mtime_ns, info.st_ino)
+def appearance(info: os.stat_result) -> Look:
+    """Return what an object looks like: it is still right while it looks as it did when it was hashed."""
+    return info.st_size, info.st_mtime_ns, info.st_ino
 
 
 def transfer(
@@ -322,31 +333,32 @@ def transfer(
     temporary: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digests: Sequence[str],
+    looks: Sequence[Look | None],
 ) -> list[int | Failure]:
     """Copy objects from one store's folder to another's.
 
     Args:
         source: The folder that holds ``aa/bbb…``.
         target: The folder to hold them.
-        temporary: Where files are before they are whole: a folder with a slash and the beginning of a name. One that
-            starts with ``./`` is beside each object's place.
+        temporary: Where files are before they are whole: a folder, with a slash, on the target's file system. It is
+            one for all, since file systems keep the files made in one folder together.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files.
-        ledger: Large objects that need not be hashed while they look like that.
         digests: What to copy; ``.dir`` may stand behind.
+        looks: Of each what it looked like when it was last hashed, None where it must be.
 
     Returns:
         For each its bytes, or why it was not copied: an object that is not what its name says is ``corrupt``.
     """
     results: list[int | Failure] = []
-    for digest in digests:
+    for digest, known in zip(digests, looks, strict=True):
         place = f"{digest[:2]}/{digest[2:]}"
-        folder = f"{target}/{digest[:2]}/{temporary[2:]}" if temporary.startswith("./") else temporary
         try:
             results.append(
-                _transfer_one(f"{source}/{place}", f"{target}/{place}", folder, verify, mode, ledger, digest)
+                _transfer_one(
+                    f"{source}/{place}", f"{target}/{place}", temporary, verify, mode, digest, known
+                )
             )
         except OSError as error:
             results.append(_failure(error))
@@ -359,44 +371,19 @@ def _transfer_one(
     folder: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digest: str,
+    known: Look | None,
 ) -> int | Failure:
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     path = _temporary(folder)
+    copied = place_one(source, path, verify, mode, digest, known)
+    if isinstance(copied[0], str):
+        return copied
     try:
-        info = os.fstat(reading)
-        size = info.st_size
-        verify = verify and not is_untouched(info, digest, ledger)
-        data = os.read(reading, size + 1) if size <= _WHOLE else b""
-        if size <= _WHOLE and verify:
-            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if found != digest[:32]:
-                return "corrupt", 0, found
-        try:
-            writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            try:
-                if size <= _WHOLE:
-                    _write(writing, data)
-                else:
-                    found = pump(reading, writing) if verify else _copy_range(reading, writing)
-                    if verify and found != digest[:32]:
-                        _discard(path)
-                        return "corrupt", 0, found
-                    size = os.fstat(writing).st_size
-            finally:
-                os.close(writing)
-            _move_in(path, target)
-        except BaseException:
-            _discard(path)
-            raise
-    finally:
-        os.close(reading)
-    return size
+        _move_in(path, target)
+    except BaseException:
+        _discard(path)
+        raise
+    return copied[0]
 
 
 def _copy_range(source: int, target: int) -> str:
@@ -416,9 +403,9 @@ def place(
     base: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digests: Sequence[str],
     relpaths: Sequence[str],
+    looks: Sequence[Look | None],
 ) -> list[Stat | Failure]:
     """Copy objects out of a cache to new files; the folders are there.
 
@@ -427,18 +414,18 @@ def place(
         base: What stands before each path, with its slash.
         verify: Whether names are the md5 of the bytes.
         mode: Permissions of new files, before the umask.
-        ledger: Large objects that need not be hashed while they look like that.
         digests: What to copy.
         relpaths: Where each goes.
+        looks: Of each object what it looked like when it was last hashed, None where it must be.
 
     Returns:
         For each the new file's stat, or why it is not there.
     """
     results: list[Stat | Failure] = []
-    for digest, relpath in zip(digests, relpaths, strict=True):
+    for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
         try:
             results.append(
-                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, ledger, digest)
+                place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, digest, known)
             )
         except OSError as error:
             results.append(_failure(error))
@@ -450,8 +437,8 @@ def place_one(
     target: str,
     verify: bool,
     mode: int,
-    ledger: Mapping[str, tuple[int, int, int]],
     digest: str,
+    known: Look | None,
 ) -> Stat | Failure:
     """Copy one object to a new file.
 
@@ -462,19 +449,20 @@ def place_one(
     try:
         info = os.fstat(reading)
         size = info.st_size
-        verify = verify and not is_untouched(info, digest, ledger)
-        data = os.read(reading, size + 1) if size <= _WHOLE else b""
-        if size <= _WHOLE and verify:
+        verify = verify and appearance(info) != known
+        whole = size <= (_WHOLE if verify else NOTED)
+        data = os.read(reading, size + 1) if whole else b""
+        if whole and verify:
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if found != digest:
+            if found != digest[:32]:
                 return "corrupt", 0, found
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            if size <= _WHOLE:
+            if whole:
                 _write(writing, data)
             else:
                 found = pump(reading, writing) if verify else _copy_range(reading, writing)
-                if verify and found != digest:
+                if verify and found != digest[:32]:
                     _discard(target)
                     return "corrupt", 0, found
             return _stat(os.fstat(writing))

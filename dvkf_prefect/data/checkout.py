@@ -17,6 +17,7 @@ from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import Found, starting
 from dvkf_prefect.errors import (
     MissingObjectError,
+    ObjectError,
     OutputChangedError,
     OutputNotFoundError,
     TransferError,
@@ -49,6 +50,7 @@ def checkout(
     *,
     force: bool,
     allow_missing: bool,
+    relink: bool,
     progress: Progress | None,
 ) -> Checkout:
     """Do `Repo.checkout`; the caller holds the lock."""
@@ -70,6 +72,7 @@ def checkout(
         inside = {id(o) for o in tracked[len(whole) :]}
         # Manifests do not say which files may be executed: those of parts stay as they are.
         work = [(replace(o, isexec=f.isexec) if id(o) in inside else o, f) for o, f in work]
+        kept = [(o, f) for o, f in work if f.digest == o.digest and f.isexec == o.isexec]
         work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
         gone = {} if targets else _no_longer_tracked(repo)
         if not force:
@@ -95,6 +98,11 @@ def checkout(
                 progress.finish()
         for path, found in gone.items():
             repo.workspace.remove(path, found)
+        for output, found in kept if relink else ():
+            try:
+                repo.workspace.relink(output, found)
+            except ObjectError as error:
+                failures[output.path] = str(error)
     _remember(repo, whole, set(gone))
     if failures and not allow_missing:
         raise TransferError(f"the cache ({repo.cache.root})", failures)

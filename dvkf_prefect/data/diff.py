@@ -105,7 +105,7 @@ class State:
         legacy = {digest for digest in digests if digest.startswith(_LEGACY)}
         picked = pick(digests - legacy, MD5) if digests - legacy else set()
         if legacy:
-            picked |= {_LEGACY + digest for digest in pick(set(map(unmarked, legacy)), LEGACY)}
+            picked = picked | {_LEGACY + digest for digest in pick(set(map(unmarked, legacy)), LEGACY)}
         return picked
 
 
@@ -264,7 +264,7 @@ def diff_versions(repo: Repo, a: str, b: str | None, targets: Sequence[str]) -> 
         return Diff(a, b)
     selection = PathFilter(targets)
     older = selection.of(repo.outputs(rev=a))
-    newer = selection.of(repo.outputs(rev=b))
+    newer = selection.of(repo.outputs() if b is None else repo.outputs(rev=b))
     if lost := selection.lost():
         raise OutputNotFoundError(f"{', '.join(lost)}: not an output at {a} nor at {b or 'the workspace'}")
     members = Members(repo)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from dvkf_prefect.errors import DiskFullError
 # and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
 _TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_000_000_000
+_TEXT = bytes(range(32, 127)) + b"\n\r\t\f\b"
 
 
 def digest_bytes(data: bytes) -> str:
@@ -40,10 +42,53 @@ def digest_file(path: str | Path) -> str:
     return md5.hexdigest()
 
 
+def unix_text(chunk: bytes) -> bytes:
+    """Return what DVC 2.x hashes of a piece of a file: of text, with its line ends turned into Unix ones.
+
+    Source: dvc-data, hashfile/hash.py and istextfile.py: each piece of 1 MiB is judged by its own first 512 bytes; text
+    has no NUL and few odd characters.
+
+    Args:
+        chunk: Up to 1 MiB, from a place that is a multiple of that.
+    """
+    block = chunk[:512]
+    is_text = b"\0" not in block and len(block.translate(None, _TEXT)) <= 0.3 * len(block)
+    return chunk.replace(b"\r\n", b"\n") if is_text else chunk
+
+
+def digest_dos2unix(path: str | Path) -> str:
+    """Return DVC 2.x's digest of a file, in hex.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            md5.update(unix_text(chunk))
+    return md5.hexdigest()
+
+
 def is_racy(mtime_ns: int, read_ns: int) -> bool:
     """Tell whether a file of that modification time, read at that moment, could change unseen."""
     tick = _COARSE_TICK_NS if mtime_ns % 1_000_000_000 == 0 else _TICK_NS
     return mtime_ns >= read_ns - tick
+
+
+def age(path: str | Path, info: os.stat_result) -> os.stat_result:
+    """Give an object that was just made a time that has passed, so that whatever is written to it from now on shows.
+
+    Args:
+        path: The object; its content is known.
+        info: What it looks like.
+
+    Returns:
+        What it looks like then.
+    """
+    if not is_racy(info.st_mtime_ns, time.time_ns()):
+        return info
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns - _COARSE_TICK_NS - 10**9))
+    return os.stat(path)
 
 
 @dataclass(slots=True)

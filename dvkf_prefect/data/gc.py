@@ -460,8 +460,7 @@ def _remove(place: _Place, repo: Repo, jobs: int | None) -> None:
         for trees in (True, False):
             keys = [key for key in order if key.endswith(SUFFIX) == trees]
             batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
-            for _ in pool.map(place.inventory.delete, batches):
-                pass
+            list(pool.map(place.inventory.delete, batches))
     if notes:
         # What stays for its age is known to be ours, also when its manifest is gone.
         notes.write(place.young if place.proven else place.young & noted)

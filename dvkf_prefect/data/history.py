@@ -108,7 +108,7 @@ class History:
         for commit in commits:
             try:
                 top = self._top(commit)
-                described = self._describing(top) if top else ()
+                described = self.describing(top) if top else ()
             except GitError as error:
                 yield Described(commit, self._prefix or ".", error=error)
                 continue
@@ -140,17 +140,43 @@ class History:
             tree = self.objects.folder(tree)[1].get(name) if tree else None
         return tree
 
-    def _describing(self, tree: str) -> tuple[tuple[str, str], ...]:
+    def describing(self, tree: str) -> tuple[tuple[str, str], ...]:
         """Return ``(path, blob)`` of every file in a tree that describes outputs, sorted by path."""
         found = self._described.get(tree)
         if found is None:
             files, folders = self.objects.folder(tree)
             rows = [(name, blob) for name, blob in files.items() if describes_outputs(name)]
             for name, inner in folders.items():
-                if name != ".dvc":
-                    rows += [(f"{name}/{path}", blob) for path, blob in self._describing(inner)]
+                if name != ".dvc" and not self._is_repository(inner):
+                    rows += [(f"{name}/{path}", blob) for path, blob in self.describing(inner)]
             found = self._described[tree] = tuple(sorted(rows))
         return found
+
+    def _is_repository(self, tree: str) -> bool:
+        """Tell whether a folder is a repository of its own."""
+        settings = self.objects.folder(tree)[1].get(".dvc")
+        return settings is not None and "config" in self.objects.folder(settings)[0]
+
+
+def outputs_of(git: Git, commit: str, prefix: str = "") -> list[Output]:
+    """Return what a commit tracks, by one git process whatever the number of files.
+
+    Args:
+        git: The work tree.
+        commit: Its full id.
+        prefix: The repository's root relative to the work tree's top, with a slash at the end; "" for the top.
+
+    Raises:
+        GitError: There is no such commit.
+        ParseError: A file does not say what its format allows.
+    """
+    found: list[Output] = []
+    with History(git, prefix) as history:
+        for described in history.walk([commit]):
+            if described.error:
+                raise described.error
+            found += described.outputs
+    return found
 
 
 class _CommitFiles:
@@ -160,6 +186,7 @@ class _CommitFiles:
         self.rev: str | None = rev
         self.asked: dict[str, str | None] = {}
         self._objects = history.objects
+        self._describing = history.describing
         self._top = top
 
     def blob(self, path: str) -> str | None:
@@ -183,7 +210,7 @@ class _CommitFiles:
         return blob is not None
 
     def find(self) -> list[str]:
-        raise NotImplementedError
+        return [path for path, _ in self._describing(self._top)]
 
 
 class _Objects:

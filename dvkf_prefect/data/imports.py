@@ -37,6 +37,7 @@ from dvkf_prefect.data.outputs import (
     document_md5,
     matching,
     parse_dvc_file,
+    with_content,
     write_document,
 )
 from dvkf_prefect.data.revisions import describes_outputs
@@ -166,7 +167,7 @@ def import_repo(
             )
             stored = replace(content.stored, isexec=False)
     if stored is not None:
-        put(repo, _filled(output, stored), repo.workspace.look(output.path), progress)
+        put(repo, with_content(output, stored), repo.workspace.look(output.path), progress)
     dep = repo_dep(path, {**values, "rev_lock": commit})
     return _write_import(repo, output, origin, dep, stored, annotations)
 
@@ -209,7 +210,7 @@ def import_url(
         stored = _send(repo, found, remote, jobs, progress)
     elif not no_download:
         stored = bring_source(found, repo.cache, jobs, progress)
-        put(repo, _filled(output, stored), repo.workspace.look(output.path), progress)
+        put(repo, with_content(output, stored), repo.workspace.look(output.path), progress)
     dep = url_dep(path, found.facts(), options)
     return _write_import(repo, output, origin, dep, stored, annotations, push=not version_aware)
 
@@ -270,17 +271,6 @@ def _url_path(repo: Repo, url: str, folder: Path) -> str:
     full = os.path.abspath(url)
     inside = Path(full).is_relative_to(repo.root)
     return os.path.relpath(full, folder) if inside or not os.path.isabs(url) else url
-
-
-def _filled(output: Output, stored: Stored) -> Output:
-    return replace(
-        output,
-        digest=stored.digest,
-        size=stored.size,
-        nfiles=stored.nfiles,
-        isexec=stored.isexec,
-        hash_name=MD5,
-    )
 
 
 def _out(stored: Stored | None) -> dict[str, Any]:
@@ -500,7 +490,7 @@ def _rewrite(
 ) -> Import:
     """Put new content in place and record it in the `.dvc` file, the rest of which is kept."""
     if stored is not None and found is not None:
-        put(repo, _filled(output, stored), found, progress)
+        put(repo, with_content(output, stored), found, progress)
     elif found is not None and found.digest is not None:
         repo.workspace.remove(output.path, found)
     file = repo.root / output.source

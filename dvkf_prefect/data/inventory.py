@@ -7,13 +7,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.store import LEGACY, MD5
-from dvkf_prefect.errors import MissingObjectError, RemoteError
+from dvkf_prefect.errors import RemoteError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -22,9 +21,6 @@ _FOLDER = re.compile(r"[0-9a-f]{2}")
 _REST = re.compile(r"[0-9a-f]{30}(?:\.dir)?")
 _KEY = re.compile(r"(?:files/md5/)?[0-9a-f]{2}/[0-9a-f]{30}(?:\.dir)?")
 _LAYOUTS = ("files/md5/", "")
-# What fsspec's filesystems call the time of the last change.
-_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
-_PAGE = 1000
 
 
 def identity(key: str) -> tuple[str, str]:
@@ -127,7 +123,7 @@ class ServiceInventory(Inventory):
 
     def keys(self) -> set[str]:
         """List the objects there are."""
-        self._found = {key: (size, time) for key, size, time in _listed(self._storage) if _KEY.fullmatch(key)}
+        self._found = {key: (size, time) for key, size, time in self._storage.dated() if _KEY.fullmatch(key)}
         return set(self._found)
 
     def measure(self, keys: Iterable[str]) -> Iterator[tuple[str, int, float | None]]:
@@ -164,45 +160,3 @@ def inventory_of(storage: Storage) -> Inventory:
     """Return what lists a remote the fastest."""
     place = storage.local_path("files/md5")
     return FolderInventory(place.parent.parent, storage) if place else ServiceInventory(storage)
-
-
-def _listed(storage: Storage) -> Iterator[tuple[str, int, float | None]]:
-    """Yield key, bytes and last change of every blob of a remote in one listing.
-
-    `Storage.list` leaves the time out, which what it lists with does know.
-    """
-    store: Any = getattr(storage, "_store", None)
-    protocol: Any = getattr(storage, "_protocol", None)
-    if store is not None:
-        faults: Any = storage._faults()  # type: ignore[attr-defined]
-        try:
-            for page in store.list(None, chunk_size=_PAGE):
-                for item in page:
-                    yield item["path"], item["size"], _seconds(item.get("last_modified"))
-        except faults as error:
-            raise storage._fault(error, "list ''", None) from error  # type: ignore[attr-defined]
-    elif protocol is not None and protocol.lists:
-        files: Any = storage
-        try:
-            with files._told("list ''", ""):
-                found = files._fs.find(protocol.root, detail=True)
-        except MissingObjectError:
-            return
-        root = protocol.root.strip("/")
-        for path, info in found.items():
-            key = path.strip("/")
-            times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
-            yield key[len(root) + 1 :] if root else key, int(info["size"] or 0), next(times, None)
-    else:
-        for key, size in storage.list():
-            yield key, size, None
-
-
-def _seconds(value: Any) -> float | None:
-    """Return a time in any of the forms that filesystems give, in seconds since 1970."""
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
-    return float(value) if isinstance(value, (int, float)) else None

@@ -17,8 +17,6 @@ from dvkf_prefect.data.store import MD5
 from dvkf_prefect.errors import CorruptObjectError, RemoteUnreachableError
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from dvkf_prefect.data.remotes.base import Storage
     from dvkf_prefect.data.store import Cache
 
@@ -32,6 +30,16 @@ _right: dict[tuple[int, int], tuple[int, int]] = {}
 
 _moving: set[object] = set()
 _moved = threading.Condition()
+
+
+def _forget_moves() -> None:
+    """Start anew in a forked process, which does not have the threads that moved something."""
+    global _moved
+    _moving.clear()
+    _moved = threading.Condition()
+
+
+os.register_at_fork(after_in_child=_forget_moves)
 
 
 @contextmanager
@@ -110,7 +118,7 @@ class CheckedFile(io.RawIOBase):
         """Return the file's descriptor."""
         return self._file.fileno()
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Read what comes next; the last of it only if all of it is right.
 
         Raises:
@@ -235,7 +243,7 @@ class RemoteFile(io.RawIOBase):
         """Return the place."""
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Read what comes next, from the remote where it is not here yet.
 
         Raises:

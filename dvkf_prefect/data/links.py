@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from dvkf_prefect.data._copier import Stat, clone_one
-from dvkf_prefect.data.digest import Memory, Rows, digest_file
+from dvkf_prefect.data._copier import Stat, clone_one, look
+from dvkf_prefect.data.digest import Memory, Rows, age, digest_file
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
 
@@ -123,16 +123,16 @@ class Links:
                         ),
                     )
                     continue
-                fresh[digest] = info
+                fresh[digest] = info = age(source, info)
             target = base + relpath
             if not info.st_size:
                 os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
             elif self.kind == "hardlink":
                 os.link(source, target)
             else:
                 os.symlink(os.path.realpath(source), target)
-            found = os.stat(target)
-            yield row, (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, False)
+            yield row, look(target)
         self._remember(known, rows, fresh)
 
     def _remember(self, known: Rows, rows: dict[str, int], fresh: dict[str, os.stat_result]) -> None:
@@ -151,6 +151,14 @@ class Links:
             f"{digest} is not in the cache ({self._cache.root}); `dvkf fetch` brings it"
         )
 
+    def move(self, aside: str, path: str) -> None:
+        """Put what was placed beside a file in its place."""
+        os.replace(aside, path)
+        if self.kind == "hardlink":
+            # A rename of one name of a file to another name of it does nothing at all.
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+
     def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> None:
         """Replace files by what this link type makes of their objects, each as a whole.
 
@@ -166,6 +174,7 @@ class Links:
         aside = [aside_name(rows.relpaths[i]) for i in chosen]
         digests = [rows.digests[i] for i in chosen]
         problems: list[ObjectError] = []
+        done: list[int] = []
         for n, result in self.place(digests, base, aside, hash_name=hash_name):
             i = chosen[n]
             if isinstance(result, ObjectError):
@@ -178,8 +187,11 @@ class Links:
                 with suppress(OSError):
                     os.unlink(base + aside[n])
                 continue
-            os.replace(base + aside[n], path)
-            rows.put(i, result)
+            self.move(base + aside[n], path)
+            done.append(i)
+        # Last: each move and each further link to the same object is a change of it.
+        for i in done:
+            rows.put(i, look(base + rows.relpaths[i]))
         if problems:
             raise problems[0]
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from dvkf_prefect.data.history import History
+from dvkf_prefect.data.history import outputs_of
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.repo import Repo
@@ -111,13 +111,11 @@ class _GitFiles:
         paths: Their paths.
         blobs: For each its mode, its object and its bytes.
         links: What each link leads to.
-        repos: The folders of repositories of their own, with a slash; what is in them is left out.
     """
 
     paths: _Paths
     blobs: list[tuple[str, str, int | None]]
     links: dict[str, str]
-    repos: tuple[str, ...]
 
 
 class Listing(ABC):
@@ -255,7 +253,7 @@ class Listing(ABC):
     def _read_git(self) -> _GitFiles:
         git, prefix = self.repo.git, self.repo.git_prefix
         if git is None or self.commit is None:
-            return _GitFiles(_Paths([]), [], {}, ())
+            return _GitFiles(_Paths([]), [], {})
         arguments = ("ls-tree", "-r", "-l", "-z", "--full-tree", self.commit)
         listed = git.run_bytes(*arguments, *(("--", prefix) if prefix else ()))
         found: list[tuple[str, tuple[str, str, int | None]]] = []
@@ -279,7 +277,7 @@ class Listing(ABC):
             path: posixpath.normpath(posixpath.join(posixpath.dirname(path), text))
             for path, text in texts.items()
         }
-        return _GitFiles(_Paths([row[0] for row in found]), [row[1] for row in found], targets, tuple(repos))
+        return _GitFiles(_Paths([row[0] for row in found]), [row[1] for row in found], targets)
 
     def _real(self, path: str) -> str | None:
         """Return where a path leads by the links of a commit; None where that is nowhere in it."""
@@ -409,14 +407,7 @@ class Listing(ABC):
         if self.commit is None:
             found = self.repo.outputs()
         elif self.repo.git is not None:
-            inner = self._git.repos
-            with History(self.repo.git, self.repo.git_prefix) as history:
-                for described in history.walk([self.commit]):
-                    if described.path.startswith(inner or "\0"):
-                        continue
-                    if described.error is not None:
-                        raise described.error
-                    found += described.outputs
+            found = outputs_of(self.repo.git, self.commit, self.repo.git_prefix)
         known = {output.path: output for output in found if output.cached and output.digest}
         return _Paths(sorted(known)), known
 

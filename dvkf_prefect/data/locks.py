@@ -1,19 +1,54 @@
-"""The repository's lock, shared with DVC: a running `dvc` blocks us and we block it.
+"""The repository's locks, shared with DVC: a running `dvc` blocks us and we block it.
 
-Source: DVC takes ``flock(LOCK_EX | LOCK_NB)`` on ``.dvc/tmp/lock`` and writes its pid into it.
+Source: DVC takes ``flock(LOCK_EX | LOCK_NB)`` on ``.dvc/tmp/lock`` and writes its pid into it; with core.hardlink_lock
+the lock is a hard link instead, see `_Link`. While the command of a stage runs it gives that lock up and notes in
+``.dvc/tmp/rwlock`` which paths it reads and writes, under the lock:
+``{"read": {path: [{pid, cmd}]}, "write": {path: {pid, cmd}}}``.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.errors import LockedError
+
+# Paths, absolute; or how they are found out, which is only done while somebody runs stages.
+Paths = Iterable[str] | Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A process that runs the command of a stage.
+
+    Attributes:
+        path: What it reads or writes, absolute, or a url.
+        mode: ``read`` or ``write``.
+        pid: Its number.
+        command: Its command line.
+    """
+
+    path: str
+    mode: str
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command}) {self.mode}s {self.path}"
+
+
+class _Held(Protocol):
+    def release(self) -> None:
+        """Give the lock up."""
 
 
 class RepoLock:
@@ -21,19 +56,23 @@ class RepoLock:
 
     Args:
         path: The lock file; its folder is made when needed.
+        hardlink: Lock by a hard link, as core.hardlink_lock asks for where flock does not work.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hardlink: bool = False) -> None:
         self._path = path
+        self._hardlink = hardlink
         self._threads = threading.RLock()
         self._depth = 0
 
     @contextmanager
-    def hold(self, timeout: float) -> Iterator[None]:
+    def hold(self, timeout: float, *, read: Paths = (), write: Paths = ()) -> Iterator[None]:
         """Hold the lock for the length of a ``with`` block.
 
         Args:
             timeout: How long to wait for another holder, seconds.
+            read: What will be read; nobody's stage may be writing it.
+            write: What will be written; nobody's stage may be reading or writing it.
 
         Raises:
             LockedError: Somebody else held it the whole time; names the process.
@@ -43,43 +82,205 @@ class RepoLock:
             raise LockedError(f"another thread holds {self._path} for more than {timeout:.0f} s")
         try:
             if self._depth:
+                if blockers := self._blockers(read, write):
+                    raise self._busy(blockers, 0)
                 self._depth += 1
                 try:
                     yield
                 finally:
                     self._depth -= 1
                 return
-            descriptor = self._acquire(deadline, timeout)
+            held = self._acquire(deadline, timeout, read, write)
             self._depth = 1
             try:
                 yield
             finally:
                 self._depth = 0
-                os.close(descriptor)
+                held.release()
         finally:
             self._threads.release()
 
-    def _acquire(self, deadline: float, timeout: float) -> int:
+    def _acquire(self, deadline: float, timeout: float, read: Paths, write: Paths) -> _Held:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         pause = 0.01
         while True:
+            held = _Link.take(self._path) if self._hardlink else _Flock.take(self._path)
+            blockers: list[Blocker] = []
+            if held is not None:
+                try:
+                    blockers = self._blockers(read, write)
+                except BaseException:
+                    held.release()
+                    raise
+                if not blockers:
+                    return held
+                # Whoever runs the stage must be able to take the lock when its command ends.
+                held.release()
+            if time.monotonic() >= deadline:
+                if blockers:
+                    raise self._busy(blockers, timeout)
+                raise self._taken(timeout)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    def _taken(self, timeout: float) -> LockedError:
+        said = ""
+        with suppress(OSError):
+            said = self._path.read_text(errors="replace").strip()
+        who = f"process {said or 'unknown'} holds the repository ({self._path})"
+        advice = "Let it finish, or end it, and run this again."
+        if self._hardlink:
+            who = f"somebody holds the repository ({self._path}, a hard link to {said or 'nothing'})"
+            advice = "If no dvc or dvkf runs on any machine that uses it, remove both files."
+        return LockedError(f"{who}; waited {timeout:.0f} s. {advice}")
+
+    def _busy(self, blockers: list[Blocker], timeout: float) -> LockedError:
+        listed = "\n".join(f"  {blocker}" for blocker in blockers)
+        waited = f"; waited {timeout:.0f} s" if timeout else ""
+        return LockedError(
+            f"a stage is being run on the same paths{waited}:\n{listed}\n"
+            f"Let it finish, or end it, and run this again."
+        )
+
+    def _blockers(self, read: Paths, write: Paths) -> list[Blocker]:
+        """Return who reads or writes what we are to use; the lock is held."""
+        live = live_stages(self._path.with_name("rwlock"))
+        if not live:
+            return []
+        reads, writes = (list(paths() if callable(paths) else paths) for paths in (read, write))
+        return [
+            blocker
+            for blocker in live
+            if any(_overlap(blocker.path, path) for path in writes)
+            or (blocker.mode == "write" and any(_overlap(blocker.path, path) for path in reads))
+        ]
+
+
+def live_stages(file: Path) -> list[Blocker]:
+    """Return what commands of stages that run now read and write, those of this process left out.
+
+    Args:
+        file: DVC's ``rwlock`` file.
+
+    Raises:
+        LockedError: It does not say.
+    """
+    try:
+        if not (data := file.read_bytes()):
+            return []
+        modes: dict[str, dict[str, Any]] = json.loads(data)
+        entries = [
+            Blocker(path, mode, info["pid"], info["cmd"])
+            for mode in ("write", "read")
+            for path, infos in modes.get(mode, {}).items()
+            for info in (infos if isinstance(infos, list) else [infos])
+        ]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise LockedError(
+            f"{file} does not say who runs stages; remove it when no dvc runs in this repository"
+        ) from None
+    alive = {pid: pid != os.getpid() and is_alive(pid) for pid in {entry.pid for entry in entries}}
+    return [entry for entry in entries if alive[entry.pid]]
+
+
+def _overlap(a: str, b: str) -> bool:
+    a, b = a.rstrip("/"), b.rstrip("/")
+    return a == b or a.startswith(b + "/") or b.startswith(a + "/")
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class _Flock:
+    """The lock as DVC has it on most file systems: a file that stays, locked while a process has it open."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def take(cls, path: Path) -> _Flock | None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid():>6}\n".encode(), 0)
+        return cls(descriptor)
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+class _Link:
+    """The lock as DVC has it with core.hardlink_lock: a hard link to a file of the process's own.
+
+    Source: flufl.lock as dvc/lock.py sets it up. The file holds its own path and says by its modification time until
+    when the lock may be held, a year. Nothing says which process has it, so one that was killed leaves it locked.
+    """
+
+    _LIFETIME = 365 * 24 * 3600
+
+    def __init__(self, path: Path, claim: Path) -> None:
+        self._path = path
+        self._claim = claim
+
+    @classmethod
+    def take(cls, path: Path) -> _Link | None:
+        number = str(int.from_bytes(os.urandom(8), "big"))
+        name = "|".join((str(path), os.uname().nodename, str(os.getpid()), number))
+        claim = path.with_name(digest_bytes(name.encode()) + ".lock")
+        claim.write_text(str(claim))
+        until = time.time() + cls._LIFETIME
+        os.utime(claim, (until, until))
+        try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-                    os.close(descriptor)
-                    raise LockedError(
-                        f"process {holder} holds the repository ({self._path}); waited {timeout:.0f} s. "
-                        "Let it finish, or end it, and run this again."
-                    ) from None
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.5)
-                continue
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid():>6}\n".encode(), 0)
-            return descriptor
+                os.link(claim, path)
+            except FileExistsError:
+                if not cls._drop_leftover(path):
+                    claim.unlink()
+                    return None
+                os.link(claim, path)
+        except BaseException as error:
+            claim.unlink(missing_ok=True)
+            if isinstance(error, FileExistsError):
+                return None
+            raise
+        return cls(path, claim)
+
+    @staticmethod
+    def _drop_leftover(path: Path) -> bool:
+        """Remove a lock file of the other kind that nobody holds; DVC would wait for it for ever."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left, now = os.fstat(descriptor), os.stat(path)
+            if left.st_nlink > 1 or left.st_ino != now.st_ino:
+                return False
+            path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def release(self) -> None:
+        for file in (self._path, self._claim):
+            file.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -150,6 +149,8 @@ class Remote:
         if jobs == 1 or len(starts) < 2:
             yield from map(ask, starts)
             return
+        from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
         with ThreadPoolExecutor(min(jobs, len(starts)), thread_name_prefix="dvkf-ask") as pool:
             yield from pool.map(ask, starts)
 
@@ -191,6 +192,8 @@ class Remote:
         if jobs == 1 or len(folders) < 2:
             yield from map(look, folders)
             return
+        from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
         with ThreadPoolExecutor(min(jobs, len(folders)), thread_name_prefix="dvkf-list") as pool:
             yield from pool.map(look, folders)
 
@@ -313,7 +316,8 @@ def _beside(
     folder = storage.local_path(first).parent.parent
     results: Iterator[tuple[str, int | ObjectError]]
     if direction == "push":
-        storage.make_folders(f"{folder}/{prefix}" for prefix in _folders(digests))
+        storage.sweep()
+        storage.make_folders([storage.temporary, *(f"{folder}/{prefix}" for prefix in _folders(digests))])
         results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary, workers=jobs)
     else:
         results = cache.copy_from(folder, digests, hash_name, workers=jobs)
@@ -374,6 +378,8 @@ def _each(
                 progress.advance(1, size)
 
     workers = max(1, min(jobs, len(digests)))
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
     with ThreadPoolExecutor(workers, thread_name_prefix="dvkf-transfer") as pool:
         running = [pool.submit(work) for _ in range(workers)]
         try:
@@ -426,7 +432,8 @@ def _receive(cache: Cache, remote: Remote, digest: str, hash_name: str, partials
                 md5.update(chunk)
                 start += len(chunk)
     try:
-        with open(temporary, "ab", buffering=0) as stream:
+        # What this process left of an attempt before is not what was hashed above.
+        with open(temporary, "ab" if left is not None else "wb", buffering=0) as stream:
             for chunk in storage.stream(key, start=start):
                 md5.update(chunk)
                 _write_all(stream.fileno(), chunk)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial, reduce
@@ -336,6 +335,8 @@ def changed_sources(repo: Repo, outputs: Sequence[Output]) -> dict[str, dict[str
             state = _source_state(repo, output, origin)
             if state:
                 changed[output.source] = {str(origin): state}
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
     with ThreadPoolExecutor(max(1, min(8, len(asked)))) as pool:
         tips = pool.map(lambda key: _tip(repo.root, *key), asked)
         for group, tip in zip(asked.values(), tips, strict=True):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import json
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,14 +17,23 @@ from typing import Any
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
+from dvkf_prefect.data.schema import find_wrong
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import OutputOverlapError, ParseError, UnsafePathError
 
+# Digests with a letter after a first part that is no number of any base: YAML takes them for what they are. A name that
+# starts with a letter, and is no word of YAML's, is a text too.
+_PLAIN_OUT = re.compile(
+    r"- md5: ((?![0-9.]*[eE]?[0-9]*\n)[0-9a-f]{32}(?:\.dir)?)\n  size: (0|[1-9][0-9]{0,17})\n"
+    r"(?:  nfiles: (0|[1-9][0-9]{0,17})\n)?  hash: md5\n"
+    r"  path: (?!(?:true|false|null|yes|no|on|off|y|n)\n)([a-z](?:[A-Za-z0-9_./-]*[A-Za-z0-9_/])?)\n"
+)
+_PLAIN = re.compile(b"outs:\n(?:" + _PLAIN_OUT.pattern.encode() + b")+")
+
 # Files other than `.dvc` ones that describe outputs are read by a layer above this one, loaded when one is met.
 READERS = {PIPELINE_FILE: "dvkf_prefect.pipeline.stages:read_outputs"}
 
-_HEX = frozenset("0123456789abcdef")
 _CHECKSUMS = ("md5", "etag", "checksum")
 
 
@@ -180,6 +190,27 @@ def read_outputs(files: RepoFiles, path: str) -> list[Output]:
     return parse_dvc_file(files.read(path), path)
 
 
+def read_plain(data: bytes) -> dict[str, Any] | None:
+    """Read a `.dvc` file of the form that `add` writes without a YAML parser, of which there may be thousands.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        What the parser would make of it; None for any other form.
+    """
+    if not _PLAIN.fullmatch(data):
+        return None
+    outs = []
+    for match in _PLAIN_OUT.finditer(data.decode()):
+        digest, size, nfiles, path = match.groups()
+        out: dict[str, Any] = {"md5": digest, "size": int(size)}
+        if nfiles:
+            out["nfiles"] = int(nfiles)
+        outs.append({**out, "hash": "md5", "path": path})
+    return {"outs": outs}
+
+
 def parse_dvc_file(data: bytes, path: str) -> list[Output]:
     """Read the outputs of a `.dvc` file from its bytes.
 
@@ -191,10 +222,10 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
         ParseError: It does not say what the format allows; names line, key and what was expected.
         UnsafePathError: An output lies outside the repository.
     """
-    document = documents.load(data, path)
+    document = read_plain(data) or documents.load(data, path)
     if document is None:
         return []
-    wrong = _find_wrong(document)
+    wrong = find_wrong(document)
     if wrong is not None:
         where, expected = wrong
         raise ParseError(path, expected, line=documents.line_of(data, where) or 1)
@@ -273,125 +304,6 @@ def _checksum(values: Mapping[str, Any], name: str) -> str | None:
     return str(value) if name == "etag" else str(value).lower()
 
 
-# -- what a `.dvc` file may say ----------------------------------------------------------------------------------------
-
-# Where something is wrong in a document, and what was expected there.
-_Wrong = tuple[list[str | int], str]
-_Check = Callable[[Any], bool]
-
-
-def _is(kind: type) -> _Check:
-    return lambda value: type(value) is kind
-
-
-def _is_checksum(value: Any) -> bool:
-    return value is None or (type(value) in (str, int) and (value == "" or len(str(value)) > 2))
-
-
-def _is_digest(value: Any) -> bool:
-    if value is None or value == "":
-        return True
-    digest = str(value).lower().removesuffix(".dir")
-    return type(value) in (str, int) and len(digest) == 32 and _HEX.issuperset(digest)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-_TEXT = (_is(str), "text")
-_FLAG = (_is(bool), "true or false")
-_COUNT = (lambda value: type(value) is int and value >= 0, "a whole number from 0 on")
-_MAPPING = (_is(dict), "a mapping")
-_ANY = (lambda value: True, "")
-_SUM = (_is_checksum, "a checksum")
-_MD5 = (_is_digest, "32 hexadecimal digits, with `.dir` behind for a directory")
-_LIST = (lambda value: value is None or isinstance(value, list), "a list")
-
-_Schema = Mapping[str, tuple[_Check, str]]
-_META: _Schema = {
-    "etag": _SUM, "checksum": _SUM, "size": _COUNT, "nfiles": _COUNT, "isexec": _FLAG, "version_id": _TEXT,
-}  # fmt: skip
-_TOP: _Schema = {
-    "desc": _TEXT, "md5": _SUM, "cmd": _ANY, "frozen": _FLAG, "locked": _FLAG, "deps": _LIST, "outs": _LIST,
-    "wdir": (lambda value: value is None or isinstance(value, str), "a folder relative to the .dvc file"),
-    "always_changed": _FLAG, "params": _ANY, "meta": _ANY,
-}  # fmt: skip
-_CLOUD: _Schema = {**_META, "md5": _SUM}
-_FILE: _Schema = {**_META, "md5": _SUM, "relpath": _TEXT, "cloud": _MAPPING}
-_OUT: _Schema = {
-    **_META, "md5": _MD5, "md5-dos2unix": _SUM, "hash": (lambda value: value == "md5", "md5"), "path": _TEXT,
-    "fs_config": _MAPPING, "desc": _TEXT, "type": _TEXT, "labels": (_is_texts, "a list of texts"), "meta": _ANY,
-    "cache": _FLAG, "metric": _ANY, "plot": _ANY, "persist": _FLAG, "remote": _TEXT, "push": _FLAG, "files": _LIST,
-    "cloud": _MAPPING, "mtime": _ANY, "inode": _ANY,
-}  # fmt: skip
-_DEP: _Schema = {
-    **_META, "md5": _SUM, "hash": _TEXT, "path": _TEXT, "persist": _FLAG, "cloud": _MAPPING, "fs_config": _MAPPING,
-    "files": _LIST, "repo": _MAPPING, "db": _MAPPING,
-}  # fmt: skip
-_NAME_OR_OPTIONS = (lambda value: isinstance(value, (str, dict)), "a name, or a mapping of options")
-_REPO: _Schema = {
-    "url": _TEXT, "rev": _TEXT, "rev_lock": _TEXT, "config": _NAME_OR_OPTIONS, "remote": _NAME_OR_OPTIONS,
-}  # fmt: skip
-
-
-def _find_wrong(document: Any) -> _Wrong | None:
-    """Return the first thing in a `.dvc` file that the format does not allow."""
-    if not isinstance(document, dict):
-        return [], "a .dvc file is a mapping with `outs`"
-    wrong = _unfit(document, _TOP, [], "a .dvc file")
-    for name, schema, what in (("deps", _DEP, "a dependency"), ("outs", _OUT, "an output")):
-        for index, entry in enumerate(document.get(name) or () if wrong is None else ()):
-            wrong = wrong or _find_wrong_entry(entry, schema, [name, index], what)
-    return wrong
-
-
-def _find_wrong_entry(entry: Any, schema: _Schema, where: list[str | int], what: str) -> _Wrong | None:
-    if not isinstance(entry, dict) or not (entry.get("path") or (what == "a dependency" and "db" in entry)):
-        return where, f"{what} is a mapping with `path`"
-    wrong = _unfit(entry, schema, where, what) or _find_wrong_cloud(entry, where)
-    if wrong is None and "repo" in entry:
-        wrong = _unfit(entry["repo"], _REPO, [*where, "repo"], "`repo`")
-        if wrong is None and "url" not in entry["repo"]:
-            wrong = [*where, "repo"], "`repo` needs a `url`"
-    seen: set[str] = set()
-    for index, file in enumerate(entry.get("files") or () if wrong is None else ()):
-        place = [*where, "files", index]
-        if not isinstance(file, dict) or not isinstance(file.get("relpath"), str):
-            return place, "a file is a mapping with `relpath`"
-        wrong = _unfit(file, _FILE, place, "a file") or _find_wrong_cloud(file, place)
-        if wrong is not None:
-            return wrong
-        parts = file["relpath"].split("/")
-        if file["relpath"] in seen or "\0" in file["relpath"] or any(p in ("", ".", "..") for p in parts):
-            return [*place, "relpath"], "`relpath` is a path inside the directory that stands there once"
-        seen.add(file["relpath"])
-        if what == "an output" and not (file.get("md5") and _is_digest(file["md5"])):
-            return place, "a file of an output has an `md5` of 32 hexadecimal digits"
-    return wrong
-
-
-def _find_wrong_cloud(entry: Mapping[str, Any], where: list[str | int]) -> _Wrong | None:
-    cloud = entry.get("cloud", {})
-    if len(cloud) > 1:
-        return [*where, "cloud"], "`cloud` names one remote"
-    for remote, values in cloud.items():
-        if not isinstance(remote, str) or not isinstance(values, dict):
-            return [*where, "cloud", remote], "`cloud` is a mapping of a remote's name to its version"
-        return _unfit(values, _CLOUD, [*where, "cloud", remote], "`cloud`")
-    return None
-
-
-def _unfit(values: Mapping[Any, Any], schema: _Schema, where: list[str | int], what: str) -> _Wrong | None:
-    for key, value in values.items():
-        if key not in schema:
-            return [*where, key], f"unknown key '{key}' in {what}; known are {', '.join(sorted(schema))}"
-        fits, expected = schema[key]
-        if not fits(value):
-            return [*where, key], f"`{key}` is {expected}, not {value!r:.60}"
-    return None
-
-
 def inside_root(path: str, source: str) -> str:
     """Return a path in its plain form.
 
@@ -434,7 +346,7 @@ def write_dvc_file(
 
 
 def _record(out: Any, stored: Stored, size_known: bool) -> None:
-    """Put the content's keys into an output, before `path` when they are new, as DVC orders them."""
+    """Put the content's keys into an output: of a new file before `path`, else new ones last, as DVC does."""
     values: dict[str, Any] = {"md5": stored.digest}
     if size_known:
         values["size"] = stored.size
@@ -455,18 +367,13 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
     for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "cloud", "etag", "version_id"):
         if key not in values:
             out.pop(key, None)
-    if all(key in out for key in values):
-        out.update(values)
-        return
-    for key in values:
-        out.pop(key, None)
-    others = list(out.items()) if not hasattr(out, "insert") else None
-    if others is None:  # an editable mapping keeps its comments when keys are put in one by one
-        for position, key in enumerate(values):
-            out.insert(position, key, values[key])
-    else:
+    if not hasattr(out, "insert"):  # of a new file
+        others = {key: value for key, value in out.items() if key not in values}
         out.clear()
-        out.update({**values, **dict(others)})
+        out.update({**values, **others})
+        return
+    for key, value in values.items():
+        out[key] = value
 
 
 def write_document(old: bytes | None, path: str, document: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dvkf_prefect.data.digest import digest_bytes
@@ -474,12 +475,9 @@ def _bring_manifests(plan: Plan, batch: Batch, *, keep: bool, jobs: int | None) 
 
 
 def _size_of(cache: Cache, digest: str, hash_name: str) -> int:
-    try:
+    with suppress(OSError):
         return os.stat(f"{cache.root}/{object_key(digest, hash_name)}").st_size
-    except OSError:
-        pass
     # A cache may have its objects in more than one place.
-    try:
+    with suppress(OSError):
         return cache.path(digest, hash_name).stat().st_size
-    except OSError:
-        return 0
+    return 0

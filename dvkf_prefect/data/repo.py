@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data import outputs, track
+from dvkf_prefect.data import track
 from dvkf_prefect.data.checkout import Checkout
 from dvkf_prefect.data.checkout import checkout as check_out
-from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.diff import Diff, diff_versions
-from dvkf_prefect.data.digest import Memory, write_atomic
-from dvkf_prefect.data.git import Git
-from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
-from dvkf_prefect.data.ignore import Ignore
-from dvkf_prefect.data.locks import RepoLock
-from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, matching
-from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
+from dvkf_prefect.data.outputs import DataVersion
+from dvkf_prefect.data.repo_imports import RepoImports
 from dvkf_prefect.data.status import Status
 from dvkf_prefect.data.status import status as compare_workspace
-from dvkf_prefect.data.store import Cache
-from dvkf_prefect.data.workspace import Workspace
-from dvkf_prefect.errors import (
-    ConfigError,
-    NotARepositoryError,
-    OutputNotFoundError,
-    TransferError,
-    UnsafePathError,
-)
+from dvkf_prefect.errors import TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.data_status import DataStatus
     from dvkf_prefect.data.gc import GarbageCollection, Scope
-    from dvkf_prefect.data.imports import Annotations, Import
+    from dvkf_prefect.data.migrate import Migration
     from dvkf_prefect.data.moving import Direction
+    from dvkf_prefect.data.removal import Move, Removal
     from dvkf_prefect.data.sync import Plans
     from dvkf_prefect.data.targets import Choice, Selection
     from dvkf_prefect.data.transfer import Progress, Remote, Transfer
     from dvkf_prefect.data.verify import Verification
-
-_IGNORE_TEXT = """\
-# Add patterns of files dvc should ignore, which could improve
-# the performance. Learn more at
-# https://dvc.org/doc/user-guide/dvcignore
-"""
-_LOCK_WAIT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +37,7 @@ class Pull:
     checkout: Checkout
 
 
-class Repo:
+class Repo(RepoImports):
     """A DVC repository, opened for reading and writing.
 
     Args:
@@ -80,192 +57,6 @@ class Repo:
         >>> repo.push()
     """
 
-    def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | None = None) -> None:
-        self.root = root
-        self.dvc_dir = root / ".dvc"
-        self.config = Config(self.dvc_dir, overlay=config)
-        self.cache = Cache(
-            Path(self.config.get("cache", "dir") or self.dvc_dir / "cache"),
-            ledger=self.tmp_dir / "large-objects",
-        )
-        self.git = None if self.config.get("core", "no_scm") else Git.find(root)
-        self.ignore = Ignore(root)
-        self._lock = RepoLock(self.dvc_dir / "tmp" / "lock")
-        types = str(self.config.get("cache", "type") or "reflink,copy").split(",")
-        self.workspace = Workspace(
-            root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types), self.tmp_dir
-        )
-
-    def __repr__(self) -> str:
-        return f"Repo({str(self.root)!r})"
-
-    @classmethod
-    def open(
-        cls, path: str | os.PathLike[str] = ".", *, config: Mapping[str, Mapping[str, str]] | None = None
-    ) -> Repo:
-        """Open the repository that holds a path.
-
-        Args:
-            path: A folder in it.
-            config: Settings over those in its files, for instance
-                ``{"core": {"remote": "lake"}, 'remote "lake"': {"url": "s3://bucket/data"}}``.
-
-        Raises:
-            NotARepositoryError: Neither the folder nor any above it has a `.dvc` folder.
-            ConfigError: Its settings are wrong.
-        """
-        start = Path(path).resolve()
-        for folder in (start, *start.parents):
-            if (folder / ".dvc").is_dir():
-                return cls(folder, config=config)
-        raise NotARepositoryError(
-            f"{start} is not in a DVC repository (no .dvc folder here or above); make one with `dvkf init`"
-        )
-
-    @classmethod
-    def init(
-        cls,
-        path: str | os.PathLike[str] = ".",
-        *,
-        no_scm: bool = False,
-        subdir: bool = False,
-        force: bool = False,
-    ) -> Repo:
-        """Make a folder a repository.
-
-        Args:
-            path: The folder; it must exist.
-            no_scm: Do without git.
-            subdir: Allow a folder below the top of a git work tree.
-            force: Replace the settings of an existing repository; its cache is kept.
-
-        Raises:
-            ConfigError: It is a repository already, or not the top of a git work tree.
-        """
-        root = Path(path).resolve()
-        git = None if no_scm else Git.find(root)
-        if not no_scm and git is None:
-            raise ConfigError(f"{root} is not in a git repository; run `git init` first, or pass --no-scm")
-        if git and git.root != root and not subdir:
-            raise ConfigError(
-                f"{root} is not the top of its git repository ({git.root}); pass --subdir to allow it"
-            )
-        dvc_dir = root / ".dvc"
-        if dvc_dir.exists() and not force:
-            raise ConfigError(f"{dvc_dir} exists; pass --force to set the repository's settings anew")
-        (dvc_dir / "tmp").mkdir(parents=True, exist_ok=True)
-        write_atomic(dvc_dir / "config", b"[core]\n    no_scm = True\n" if no_scm else b"")
-        written = [".dvc/config", ".dvc/.gitignore"]
-        write_atomic(dvc_dir / ".gitignore", b"/config.local\n/tmp\n/cache\n")
-        if not (root / IGNORE_FILE).exists():
-            write_atomic(root / IGNORE_FILE, _IGNORE_TEXT.encode())
-            written.append(IGNORE_FILE)
-        if git:
-            git.run("add", "--", *(str(root / name) for name in written))
-        return cls(root)
-
-    @property
-    def tmp_dir(self) -> Path:
-        """Where we keep what can be lost at any time; not made before it is needed."""
-        return self.dvc_dir / "tmp" / "dvkf"
-
-    def lock(self, timeout: float = _LOCK_WAIT) -> AbstractContextManager[None]:
-        """Hold the repository's lock, which is DVC's too.
-
-        Args:
-            timeout: How long to wait for another holder, seconds.
-
-        Raises:
-            LockedError: Somebody else held it the whole time.
-        """
-        return self._lock.hold(timeout)
-
-    # -- what is tracked ---------------------------------------------------------------------------------------------
-
-    def relpath(self, path: str | os.PathLike[str]) -> str:
-        """Return a path as posix relative to the root; a relative one is taken from the root.
-
-        Raises:
-            UnsafePathError: It lies outside the repository.
-        """
-        full = os.path.normpath(self.root / path)
-        with suppress(ValueError):
-            relative = Path(full).relative_to(self.root)
-            return relative.as_posix() if relative.parts else ""
-        # The root is resolved; the way to it may lead through links.
-        parent = os.path.realpath(os.path.dirname(full))
-        with suppress(ValueError):
-            return (Path(parent) / os.path.basename(full)).relative_to(self.root).as_posix()
-        raise UnsafePathError(f"{path} lies outside the repository {self.root}")
-
-    @cached_property
-    def git_prefix(self) -> str:
-        """The root relative to the top of the git work tree, with a slash at the end; empty at the top."""
-        if self.git is None:
-            return ""
-        relative = self.root.relative_to(self.git.root.resolve()).as_posix()
-        return "" if relative == "." else relative + "/"
-
-    def files(self, rev: str | None = None) -> RepoFiles:
-        """Return the small files of a revision, or of the workspace.
-
-        Raises:
-            GitError: There is no such revision.
-            ConfigError: A revision was asked for, but there is no git.
-        """
-        if rev is None:
-            return WorkspaceFiles(
-                self.root,
-                self.ignore.matches,
-                lambda path: {o.path for o in outputs.read_outputs(self.files(), path)},
-            )
-        if self.git is None:
-            raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
-        return RevisionFiles(self.git, self.git.resolve(rev), self.git_prefix)
-
-    def outputs(self, targets: Sequence[str] = (), *, rev: str | None = None) -> list[Output]:
-        """Return what is tracked, sorted by path.
-
-        Args:
-            targets: Only these: output paths, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
-                relative to the root.
-            rev: A git revision; None for the workspace.
-
-        Raises:
-            ParseError: A file does not say what its format allows.
-            OutputNotFoundError: A target is none of them.
-            OutputOverlapError: Two outputs claim one path.
-        """
-        found: list[Output]
-        if rev is None:
-            known: dict[str, list[Output]] = {}
-            files: RepoFiles
-
-            def paths_of(path: str) -> set[str]:
-                known[path] = outputs.read_outputs(files, path)
-                return {output.path for output in known[path]}
-
-            files = WorkspaceFiles(self.root, self.ignore.matches, paths_of)
-            found = [output for path in files.find() for output in known[path]]
-        else:
-            files = self.files(rev)
-            found = [output for path in files.find() for output in outputs.read_outputs(files, path)]
-        found.sort(key=lambda output: output.path)
-        check_overlap(found)
-        if not targets:
-            return found
-        picked: dict[str, Output] = {}
-        for target in targets:
-            matched = list(matching(found, target))
-            if not matched:
-                inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
-                hint = f"; it is inside the output '{inside}': name that" if inside else ""
-                raise OutputNotFoundError(
-                    f"'{target}' is not an output, a .dvc file or a stage of {self.root}{hint}"
-                )
-            picked.update({output.path: output for output in matched})
-        return [picked[path] for path in sorted(picked)]
-
     def select(
         self, targets: Sequence[str] = (), choice: Choice | None = None, *, rev: str | None = None
     ) -> Selection:
@@ -284,30 +75,10 @@ class Repo:
 
         return select(self, targets, choice, rev=rev)
 
-    def version(self, path: str, *, rev: str | None = None) -> DataVersion:
-        """Return the recorded version of one output.
-
-        Args:
-            path: The output, relative to the root.
-            rev: A git revision; None for what the workspace's `.dvc` file or dvc.lock says.
-
-        Raises:
-            OutputNotFoundError: It is not tracked, or nothing was recorded for it yet.
-        """
-        (output, *_) = self.outputs([path], rev=rev)
-        commit = self.git.resolve(rev) if rev and self.git else None
-        return self.version_of(output, commit)
-
-    def version_of(self, output: Output, rev: str | None = None) -> DataVersion:
-        """Return the version that an output records; ``rev`` is the commit it was read from."""
-        if output.digest is None:
-            raise OutputNotFoundError(f"'{output.path}' has no recorded content yet ({output.source})")
-        size, nfiles = output.size, output.nfiles
-        if nfiles is None and output.is_dir:
-            nfiles = len(self.cache.read_tree(output.digest, output.hash_name))
-        return DataVersion(
-            str(self.root), rev, output.path, output.digest, size or 0, nfiles if nfiles is not None else 1
-        )
+    def _written(self, targets: Sequence[str], choice: Choice | None = None) -> list[str]:
+        """Return the paths that a verb with these targets may write."""
+        chosen = self.select(targets, choice) if targets else None
+        return [output.path for output in chosen.outputs] if chosen else [""]
 
     # -- verbs -------------------------------------------------------------------------------------------------------
 
@@ -338,8 +109,70 @@ class Repo:
             OutputError: It belongs to a stage, or holds something that cannot be tracked.
             DiskFullError: There is no room.
         """
-        with self.lock():
+        with self.lock(write=[os.fspath(target) for target in targets]):
             return track.add(self, targets, no_commit=no_commit, progress=progress)
+
+    def add_to_remote(
+        self,
+        source: str,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        remote: str | None = None,
+        jobs: int | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> DataVersion:
+        """Bring data from elsewhere to a remote and track it, without keeping it here.
+
+        Args:
+            source: A path, relative to the root or absolute, or a url; ``remote://name/path`` has a remote's options.
+            out: Where it is to be, relative to the root or absolute; None for its own name at the root.
+            remote: The remote's name; None for the default one.
+            jobs: How many transfers at once.
+            force: Track it also where a place named by ``out`` is taken; what is there stays until a checkout.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: Nothing is at the source.
+            OutputError: The place is taken, or may not be tracked.
+            TransferError: Some files could not be had; nothing was tracked.
+            RemoteError: The remote cannot be used.
+        """
+        from dvkf_prefect.data.to_remote import add_to_remote, name_of
+
+        with self.lock(write=[os.fspath(out or name_of(source))]):
+            return add_to_remote(
+                self, source, out=out, remote=remote, jobs=jobs, force=force, progress=progress
+            )
+
+    def add_copy(
+        self,
+        source: str,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        jobs: int | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> DataVersion:
+        """Copy data from elsewhere into the workspace and track it; the source stays.
+
+        Args:
+            source: As of `add_to_remote`.
+            out: As of `add_to_remote`.
+            jobs: How many transfers at once.
+            force: Overwrite what is there.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: Nothing is at the source.
+            OutputError: The place is taken, or may not be tracked.
+            TransferError: Some files could not be had; nothing was tracked.
+            DiskFullError: There is no room.
+        """
+        from dvkf_prefect.data.to_remote import add_copy, name_of
+
+        with self.lock(write=[os.fspath(out or name_of(source))]):
+            return add_copy(self, source, out=out, jobs=jobs, force=force, progress=progress)
 
     def commit(self, targets: Sequence[str] = (), *, progress: Progress | None = None) -> list[DataVersion]:
         """Record and store the outputs of `.dvc` files as they are in the workspace now.
@@ -355,7 +188,7 @@ class Repo:
             OutputNotFoundError: An output is not on disk.
             DiskFullError: There is no room.
         """
-        with self.lock():
+        with self.lock(write=lambda: self._written(targets)):
             return track.commit(self, targets, progress=progress)
 
     def status(self, targets: Sequence[str] = ()) -> Status:
@@ -409,6 +242,7 @@ class Repo:
         choice: Choice | None = None,
         force: bool = False,
         allow_missing: bool = False,
+        relink: bool = False,
         progress: Progress | None = None,
     ) -> Checkout:
         """Make the workspace hold what is recorded, from the cache.
@@ -420,6 +254,7 @@ class Repo:
             choice: What else is meant: dependencies, folders, patterns.
             force: Overwrite and remove files whose content is nowhere else.
             allow_missing: Pass over outputs that the cache does not hold.
+            relink: Make the files that are as recorded anew too, by the link type that is configured now.
             progress: Told of files and bytes.
 
         Raises:
@@ -427,10 +262,85 @@ class Repo:
             TransferError: Objects are missing from the cache or damaged; everything else was put in place.
             DiskFullError: There is no room.
         """
-        with self.lock():
+        with self.lock(write=lambda: self._written(targets, choice)):
             return check_out(
-                self, targets, choice, force=force, allow_missing=allow_missing, progress=progress
+                self,
+                targets,
+                choice,
+                force=force,
+                allow_missing=allow_missing,
+                relink=relink,
+                progress=progress,
             )
+
+    def remove(
+        self, targets: Sequence[str], *, outs: bool = False, force: bool = False, dry_run: bool = False
+    ) -> Removal:
+        """Stop tracking data, or take stages out of a dvc.yaml. The data stays, as files that can be written to.
+
+        Args:
+            targets: `.dvc` files, dvc.yaml files, stages of the dvc.yaml at the root, or ``dvc.yaml:name``.
+            outs: Remove the data from the workspace too; what the cache holds stays there.
+            force: With ``outs``, remove files whose content is nowhere else.
+            dry_run: Only say what would be removed.
+
+        Raises:
+            OutputNotFoundError: A target is none of them; nothing was touched.
+            OutputError: A stage is one of those that a `foreach` or a `matrix` makes; nothing was touched.
+            OutputChangedError: Files would be lost; nothing was touched.
+        """
+        from dvkf_prefect.data.removal import remove
+
+        with self.lock(write=lambda: remove(self, targets, dry_run=True).outputs):
+            return remove(self, targets, outs=outs, force=force, dry_run=dry_run)
+
+    def move(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        progress: Progress | None = None,
+    ) -> Move:
+        """Give a tracked file or directory another place or name, and its `.dvc` file with it.
+
+        Args:
+            source: Where it is, relative to the root or absolute.
+            target: Where it shall be; into it, if it is a directory.
+            progress: Told of files and bytes.
+
+        Raises:
+            OutputNotFoundError: It is not tracked.
+            OutputError: A stage writes it, or the other place is taken.
+            OutputOverlapError: The other place lies in another output.
+        """
+        from dvkf_prefect.data.removal import move
+
+        paths = [self.relpath(source), self.relpath(target)]
+        with self.lock(write=paths):
+            return move(self, *paths, progress=progress)
+
+    def unprotect(
+        self, targets: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None
+    ) -> list[str]:
+        """Make files safe to write to: links to the cache become copies.
+
+        Args:
+            targets: Files or directories, relative to the root or absolute.
+            progress: Told of files and bytes.
+
+        Returns:
+            The files that changed.
+
+        Raises:
+            OutputNotFoundError: A target is not on disk; nothing was touched.
+            MissingObjectError: A link leads to an object that the cache does not hold.
+            DiskFullError: There is no room; all files are whole.
+        """
+        from dvkf_prefect.data.removal import unprotect
+
+        paths = [self.relpath(target) for target in targets]
+        with self.lock(write=paths):
+            return unprotect(self, paths, progress=progress)
 
     # -- remotes -----------------------------------------------------------------------------------------------------
 
@@ -583,7 +493,7 @@ class Repo:
             # Imports whose content no `.dvc` file records, fetched just now or before.
             from dvkf_prefect.data.origins import place_imports
 
-            with self.lock():
+            with self.lock(write=lambda: self._written(targets, choice)):
                 placed = place_imports(
                     self, self.select(targets, choice).outputs, force=force, progress=progress
                 )
@@ -711,169 +621,26 @@ class Repo:
             assume_unshared=assume_unshared,
         )
 
-    # -- imports -----------------------------------------------------------------------------------------------------
+    def migrate_cache(
+        self, *, dvc_files: bool = False, dry_run: bool = False, progress: Progress | None = None
+    ) -> Migration:
+        """Bring the objects of DVC 2.x to the cache's present layout, under the md5 of their bytes.
 
-    def import_(
-        self,
-        url: str,
-        path: str,
-        out: str | os.PathLike[str] | None = None,
-        *,
-        rev: str | None = None,
-        force: bool = False,
-        no_exec: bool = False,
-        no_download: bool = False,
-        remote: str | None = None,
-        remote_config: Mapping[str, str] | None = None,
-        config: str | None = None,
-        annotations: Annotations | None = None,
-        jobs: int | None = None,
-        progress: Progress | None = None,
-    ) -> Import:
-        """Download data of another repository and track it, and where it came from.
+        The old ones stay, as hard links where the disk has them: other commits name them.
 
         Args:
-            url: The repository: a folder or a git url.
-            path: What to import: an output, a path inside one, or a file or folder of git.
-            out: Where to, relative to the root or absolute; None for its own name at the root.
-            rev: A branch or tag to follow, or a commit; None for the default branch.
-            force: Replace what is there.
-            no_exec: Only write the `.dvc` file.
-            no_download: Write the `.dvc` file with the commit, but bring no data.
-            remote: The name of its remote to download from.
-            remote_config: Options over those of that remote.
-            config: A configuration file whose settings go over the other repository's.
-            annotations: What to note of it.
-            jobs: How many transfers at once.
+            dvc_files: Record the new digests in `.dvc` files and dvc.lock files too.
+            dry_run: Only say what would be done.
             progress: Told of files and bytes.
 
         Raises:
-            OutputError: Something is there already, or may not be there.
-            OutputNotFoundError: The repository has no such path.
-            GitError: It cannot be cloned, or has no such revision.
-            TransferError: Some objects could not be had; nothing was tracked.
+            ParseError: A file that describes outputs does not parse.
+            DiskFullError: There is no room.
         """
-        from dvkf_prefect.data.imports import Annotations, import_repo, resolve_out
+        from dvkf_prefect.data.migrate import migrate
 
-        with self.lock():
-            return import_repo(
-                self,
-                url,
-                path,
-                out=os.fspath(out) if out else resolve_out(path, None),
-                rev=rev,
-                force=force,
-                no_exec=no_exec,
-                no_download=no_download,
-                remote=remote,
-                remote_config=remote_config,
-                config=config,
-                annotations=annotations or Annotations(),
-                jobs=jobs,
-                progress=progress,
-            )
-
-    def import_url(
-        self,
-        url: str,
-        out: str | os.PathLike[str] | None = None,
-        *,
-        force: bool = False,
-        no_exec: bool = False,
-        no_download: bool = False,
-        to_remote: bool = False,
-        remote: str | None = None,
-        version_aware: bool = False,
-        fs_config: Mapping[str, str] | None = None,
-        annotations: Annotations | None = None,
-        jobs: int | None = None,
-        progress: Progress | None = None,
-    ) -> Import:
-        """Download a file or a directory from a url and track it, and where it came from.
-
-        Args:
-            url: A path, or a url; ``remote://name/path`` uses the options of a remote.
-            out: Where to, relative to the root or absolute; None for its own name at the root.
-            force: Replace what is there.
-            no_exec: Only write the `.dvc` file.
-            no_download: Write the `.dvc` file with what the service says of the data, but bring none.
-            to_remote: Bring the data to a remote, not here.
-            remote: The remote to bring it to; None for the default one.
-            version_aware: Record the versions of a service that keeps them, and fetch by them.
-            fs_config: Options for the url, by the names that remotes have.
-            annotations: What to note of it.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
-
-        Raises:
-            OutputError: Something is there already, or may not be there.
-            OutputNotFoundError: Nothing is at the url.
-            TransferError: Some files could not be had; nothing was tracked.
-            RemoteError: The service does not answer, or refuses.
-        """
-        from dvkf_prefect.data.imports import Annotations, import_url, resolve_out
-
-        with self.lock():
-            return import_url(
-                self,
-                url,
-                out=os.fspath(out) if out else resolve_out(url, None),
-                force=force,
-                no_exec=no_exec,
-                no_download=no_download,
-                to_remote=to_remote,
-                remote=remote,
-                version_aware=version_aware,
-                fs_config=fs_config,
-                annotations=annotations or Annotations(),
-                jobs=jobs,
-                progress=progress,
-            )
-
-    def update(
-        self,
-        targets: Sequence[str],
-        *,
-        rev: str | None = None,
-        recursive: bool = False,
-        no_download: bool = False,
-        to_remote: bool = False,
-        remote: str | None = None,
-        jobs: int | None = None,
-        progress: Progress | None = None,
-    ) -> list[Import]:
-        """Bring imports up to date with where they come from.
-
-        Args:
-            targets: Their `.dvc` files or paths, relative to the root; folders with ``recursive``.
-            rev: Follow this git revision from now on.
-            recursive: Take all imports below targets that are folders.
-            no_download: Only write the `.dvc` files, and take the old content out of the workspace.
-            to_remote: Bring the data to a remote, not here.
-            remote: The remote to bring it to; None for the default one.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
-
-        Raises:
-            OutputNotFoundError: A target is not tracked, or its source is gone.
-            OutputError: A target is not an import.
-            OutputChangedError: Files would be lost; nothing was touched.
-            TransferError: Some files could not be had; that import is as it was.
-        """
-        from dvkf_prefect.data.imports import update
-
-        with self.lock():
-            return update(
-                self,
-                targets,
-                rev=rev,
-                recursive=recursive,
-                no_download=no_download,
-                to_remote=to_remote,
-                remote=remote,
-                jobs=jobs,
-                progress=progress,
-            )
+        with self.lock(write=[""] if dvc_files else ()):
+            return migrate(self, dvc_files=dvc_files, dry_run=dry_run, progress=progress)
 
     def verify(
         self,

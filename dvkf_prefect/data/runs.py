@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +109,8 @@ def _each(action: Callable[[str], int], runs: Runs, jobs: int, progress: Progres
             return key, action(key), None
         except (DvkfError, OSError) as error:
             return key, 0, error
+
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
 
     with ThreadPoolExecutor(max(1, min(jobs, len(runs.keys))), thread_name_prefix="dvkf-runs") as pool:
         for key, size, error in pool.map(run, runs.keys):

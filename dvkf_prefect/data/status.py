@@ -38,10 +38,12 @@ class Status:
     Attributes:
         changes: One for each.
         outputs: How many outputs were looked at.
+        imports: Those of them that were imported from elsewhere, where they may have changed too.
     """
 
     changes: tuple[Change, ...]
     outputs: int
+    imports: tuple[Output, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -55,7 +57,7 @@ def status(repo: Repo, targets: Sequence[str]) -> Status:
         for output in tracked
         if (state := _state(repo, output)) is not None
     ]
-    return Status(tuple(changes), len(tracked))
+    return Status(tuple(changes), len(tracked), tuple(output for output in tracked if output.origin))
 
 
 def _state(repo: Repo, output: Output) -> str | None:

@@ -9,16 +9,17 @@ import errno
 import itertools
 import json
 import os
-import time
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dvkf_prefect.data._copier import LARGE, Failure, Stat, is_untouched, place_one
+from dvkf_prefect.data._copier import LARGE, NOTED, Failure, Look, Stat, appearance, place_one
 from dvkf_prefect.data.crew import share
-from dvkf_prefect.data.digest import digest_bytes, digest_file, is_racy, raise_disk_full, write_atomic
+from dvkf_prefect.data.digest import age, digest_bytes, digest_file, raise_disk_full, write_atomic
+from dvkf_prefect.data.locks import is_alive
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
     CorruptObjectError,
@@ -70,8 +71,8 @@ class Cache:
 
     Args:
         root: Its folder; made on the first write.
-        ledger: A file that remembers what large objects looked like when they were last hashed, so that they are not
-            hashed each time they are used; None for none.
+        ledger: A file that remembers what objects of some size looked like when they were last hashed, so that they
+            are not hashed each time they are used; None for none.
     """
 
     def __init__(self, root: Path, *, ledger: Path | None = None) -> None:
@@ -106,7 +107,7 @@ class Cache:
     # -- what need not be hashed again -------------------------------------------------------------------------------
 
     @cached_property
-    def _ledger(self) -> dict[str, tuple[int, int, int]]:
+    def _ledger(self) -> dict[str, Look]:
         if self._ledger_file is None:
             return {}
         try:
@@ -116,19 +117,15 @@ class Cache:
             return {}
 
     def _note(self, digest: str, size: int, hash_name: str = MD5) -> None:
-        """Remember what an object looks like that was just hashed, if it is a large one."""
-        if size < LARGE or self._ledger_file is None or hash_name != MD5:
+        """Remember what an object looks like that was just hashed, if to hash it again would cost more than that."""
+        if size < NOTED or self._ledger_file is None or hash_name != MD5:
             return
         path = self.path(digest)
         with suppress(OSError):
             info = os.stat(path)
-            if is_untouched(info, digest, self._ledger):
+            if self._ledger.get(digest) == appearance(info):
                 return
-            if is_racy(info.st_mtime_ns, time.time_ns()):
-                # A time that has passed: whatever is written to it from now on shows.
-                os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns - 3_000_000_000))
-                info = os.stat(path)
-            self._ledger[digest] = (info.st_size, info.st_mtime_ns, info.st_ino)
+            self._ledger[digest] = appearance(age(path, info))
             self._ledger_changed = True
 
     def _save_ledger(self) -> None:
@@ -235,8 +232,12 @@ class Cache:
             OSError: A file cannot be written.
         """
         root = str(self._folder(hash_name))
-        fixed = (root, base, mode) if share_blocks else (root, base, hash_name == MD5, mode, self._ledger)
-        for start, results in share("clone" if share_blocks else "place", fixed, (digests, relpaths)):
+        if share_blocks:
+            pieces = share("clone", (root, base, mode), (digests, relpaths))
+        else:
+            looks = [*map(self._ledger.get, digests)]
+            pieces = share("place", (root, base, hash_name == MD5, mode), (digests, relpaths, looks))
+        for start, results in pieces:
             for row, result in enumerate(results, start):
                 found: Stat | Failure = result
                 if result[:2] == ("error", errno.ENOENT):
@@ -244,7 +245,7 @@ class Cache:
                     path = self.path(digests[row], hash_name)
                     with suppress(FileNotFoundError):
                         found = place_one(
-                            str(path), base + relpaths[row], hash_name == MD5, mode, {}, digests[row]
+                            str(path), base + relpaths[row], hash_name == MD5, mode, digests[row], None
                         )
                 if isinstance(found[0], str):
                     yield row, self._problem(found, digests[row], hash_name)
@@ -362,11 +363,11 @@ class Cache:
             DiskFullError: There is no room; what was stored stays.
             OSError: A file cannot be read or written.
         """
-        # Nothing is known of objects elsewhere: each is hashed.
-        ledger: dict[str, tuple[int, int, int]] = {}
         target, temporary = str(self._folder(hash_name)), f"{self.temporary().parent}/"
-        fixed = (str(folder), target, temporary, hash_name == MD5, 0o444, ledger)
-        for start, results in share("transfer", fixed, (digests,), workers=workers):
+        fixed = (str(folder), target, temporary, hash_name == MD5, 0o444)
+        # Nothing is known of objects elsewhere: each is hashed.
+        looks = [None] * len(digests)
+        for start, results in share("transfer", fixed, (digests, looks), workers=workers):
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 if isinstance(result, int):
@@ -409,7 +410,7 @@ class Cache:
         digests: Sequence[str],
         hash_name: str = MD5,
         *,
-        temporary: str,
+        temporary: str | Path,
         mode: int = 0o444,
         workers: int | None = None,
     ) -> Iterator[tuple[str, int | ObjectError]]:
@@ -419,7 +420,7 @@ class Cache:
             folder: The folder that holds ``aa/bbb…``.
             digests: What to copy.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            temporary: How the names of files begin that are not whole yet, beside their place.
+            temporary: The folder where files are before they are whole, on the same file system.
             mode: Permissions of new files.
             workers: How many processes; None for as many as suit the machine.
 
@@ -433,12 +434,14 @@ class Cache:
         fixed = (
             str(self._folder(hash_name)),
             str(folder),
-            f"./{temporary}",
+            f"{temporary}/",
             hash_name == MD5,
             mode,
-            self._ledger,
         )
-        for start, results in share("transfer", fixed, (digests,), workers=workers):
+        # What others will rely on is hashed once more, unless that would take longer than to copy it.
+        known = map(self._ledger.get, digests)
+        looks = [look if look and look[0] >= LARGE else None for look in known]
+        for start, results in share("transfer", fixed, (digests, looks), workers=workers):
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 yield digest, result if isinstance(result, int) else self._problem(result, digest, hash_name)
@@ -472,14 +475,15 @@ class Cache:
         found: dict[str, Path] = {}
         with suppress(FileNotFoundError):
             for name in os.listdir(self.root / _TEMPORARY):
-                pid, _, digest = name.partition("-part-")
-                if digest and pid.isdigit() and not _alive(int(pid)):
+                owner, _, digest = name.partition("-part-")
+                pid = owner.partition("-")[0]
+                if digest and pid.isdigit() and not is_alive(int(pid)):
                     found[digest] = self.root / _TEMPORARY / name
         return found
 
     def partial(self, digest: str) -> Path:
-        """Return where this process keeps an unfinished download, for one that comes after it to go on from."""
-        return self.temporary().with_name(f"{os.getpid()}-part-{digest}")
+        """Return where this thread keeps an unfinished download, for a process that comes after it to go on from."""
+        return self.temporary().with_name(f"{os.getpid()}-{threading.get_ident()}-part-{digest}")
 
     def sweep(self) -> None:
         """Remove temporary files that processes no longer alive left behind; damaged objects are kept."""
@@ -487,7 +491,12 @@ class Cache:
         with suppress(FileNotFoundError):
             for entry in os.scandir(folder):
                 pid, _, rest = entry.name.partition("-")
-                if pid.isdigit() and not rest.startswith(("corrupt-", "part-")) and not _alive(int(pid)):
+                if (
+                    pid.isdigit()
+                    and not rest.startswith("corrupt-")
+                    and "-part-" not in rest
+                    and not is_alive(int(pid))
+                ):
                     with suppress(OSError):
                         os.unlink(entry.path)
 
@@ -574,13 +583,3 @@ def _discard(temporary: Path, error: BaseException) -> None:
         temporary.unlink()
     if isinstance(error, OSError):
         raise_disk_full(error, temporary)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

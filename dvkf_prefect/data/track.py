@@ -12,7 +12,7 @@ from dvkf_prefect.data import gitignore
 from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.outputs import DataVersion, Output, with_content, write_dvc_file
-from dvkf_prefect.data.store import Stored
+from dvkf_prefect.data.store import MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
@@ -31,9 +31,18 @@ def add(
     versions: list[DataVersion] = []
     staged: list[str] = []
     for path in paths:
-        advance = starting(progress, f"add {path}")
         size_known = True
         around = next((o for o in tracked if path.startswith(o.path + "/")), None)
+        if around is not None and around.hash_name != MD5:
+            raise OutputError(
+                f"'{path}' lies in '{around.path}', which DVC 2.x recorded ({around.source}); its digests cannot stand "
+                f"beside today's. Add the whole of it: `dvkf add {around.path}`"
+            )
+        same = next((o for o in tracked if o.path == path), None)
+        if same is not None and same.digest and _is_unchanged_legacy(repo, same):
+            versions.append(repo.version_of(same))
+            continue
+        advance = starting(progress, f"add {path}")
         if no_commit:
             stored = repo.workspace.look(path).stored()
         else:
@@ -65,6 +74,8 @@ def commit(repo: Repo, targets: Sequence[str], *, progress: Progress | None) -> 
             raise OutputNotFoundError(
                 f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
             )
+        if _is_unchanged_legacy(repo, output):
+            continue
         advance = starting(progress, f"commit {output.path}")
         stored = repo.workspace.take(output.path, advance=advance)
         if progress:
@@ -73,6 +84,13 @@ def commit(repo: Repo, targets: Sequence[str], *, progress: Progress | None) -> 
             _record(repo, output, stored)
             changed.append(repo.version_of(with_content(output, stored)))
     return changed
+
+
+def _is_unchanged_legacy(repo: Repo, output: Output) -> bool:
+    """Tell whether an output of DVC 2.x is as it was recorded: then it stays as it is, and moves when it changes."""
+    if output.hash_name == MD5 or not repo.cache.exists(output.digest or "", output.hash_name):
+        return False
+    return repo.workspace.look(output.path, hash_name=output.hash_name).digest == output.digest
 
 
 def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
@@ -140,10 +158,10 @@ def _merged(repo: Repo, output: Output, path: str) -> tuple[Stored, bool]:
     kept = [(p, digest) for p, digest in old.items() if p != inner and not p.startswith(inner + "/")]
     tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
     digest = repo.cache.add_bytes(tree.to_bytes(), tree=True)
-    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced.
+    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced; 0 is not known either.
     size: int | None = None
     if output.size is not None and digest == output.digest:
         size = output.size
-    elif output.size is not None and len(kept) == len(old):
+    elif output.size and len(kept) == len(old):
         size = output.size + sum(bytes_ for _, _, bytes_ in fresh)
     return Stored(digest, size or 0, len(tree)), size is not None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data.digest import digest_file
+from dvkf_prefect.data.digest import digest_file, unix_text
 from dvkf_prefect.data.history import Described, History, workspace_described
 from dvkf_prefect.data.inventory import FolderInventory, identity, keys_of, refuse_versioned
 from dvkf_prefect.data.manifests import parse_manifest, read_manifest
@@ -235,7 +235,7 @@ def _open(repo: Repo, name: str | None) -> Remote:
 
 
 class _Hash:
-    """The md5 of what is fed to it, and for DVC 2.x the one without carriage returns."""
+    """The md5 of what is fed to it, and for DVC 2.x the one of its text with Unix line ends."""
 
     def __init__(self, hash_name: str) -> None:
         self.size = 0
@@ -250,7 +250,7 @@ class _Hash:
             if self._text is not None:
                 self._rest += chunk
                 while len(self._rest) >= _PIECE:
-                    self._text.update(self._rest[:_PIECE].replace(b"\r\n", b"\n"))
+                    self._text.update(unix_text(self._rest[:_PIECE]))
                     self._rest = self._rest[_PIECE:]
 
     def checked(self, key: str, digest: str) -> _Checked:
@@ -258,7 +258,7 @@ class _Hash:
         wanted = digest.removesuffix(SUFFIX)
         found = self._plain.hexdigest()
         if self._text is not None:
-            self._text.update(self._rest.replace(b"\r\n", b"\n"))
+            self._text.update(unix_text(self._rest))
             if self._text.hexdigest() == wanted:
                 found = wanted
         if found == wanted:

@@ -54,6 +54,7 @@ class View(Listing):
         self._asked = 0
         self._remotes: dict[str | None, Remote | DvkfError] = {}
         self._silent: set[str | None] = set()
+        self._pid = self._first_pid = os.getpid()
 
     def sizes(self, entries: Sequence[Entry], *, strict: bool = False) -> list[int | None]:
         """Return the bytes of files; those that are not known are looked up in the cache, or else on the remote.
@@ -184,15 +185,28 @@ class View(Listing):
             RemoteError: It cannot be used.
         """
         with self._lock:
+            if self._pid != os.getpid():
+                self._pid = os.getpid()
+                self._remotes.clear()
             if name not in self._remotes:
                 try:
-                    self._remotes[name] = self.repo.remote(name)
+                    self._remotes[name] = self._open_remote(name)
                 except DvkfError as error:
                     self._remotes[name] = error
             found = self._remotes[name]
         if isinstance(found, DvkfError):
             raise found
         return found
+
+    def _open_remote(self, name: str | None) -> Remote:
+        if self._pid == self._first_pid:
+            return self.repo.remote(name)
+        # The threads behind obstore are not in a forked process, such as a loader of batches: it would wait for ever.
+        from dvkf_prefect.data.remotes import open_storage
+
+        name, options = self.repo.config.remote(name)
+        url = options.pop("url")
+        return Remote(name, open_storage(url, options, name=name, backend="fsspec" if "://" in url else None))
 
     # -- objects -----------------------------------------------------------------------------------------------------
 

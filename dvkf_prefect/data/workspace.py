@@ -15,7 +15,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.digest import Memory, Rows, digest_bytes
+from dvkf_prefect.data._copier import look
+from dvkf_prefect.data.digest import Memory, Rows, digest_dos2unix
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.links import Links, aside_name
@@ -111,7 +112,7 @@ class Workspace:
                 rows.digests[missing[n]] = digest
         else:
             for i, file in zip(missing, files, strict=True):
-                rows.digests[i] = _digest_dos2unix(file)
+                rows.digests[i] = digest_dos2unix(file)
         found = _summary(rows, single=not self._is_dir(path))
         if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
             rows.tree = found.digest
@@ -158,6 +159,8 @@ class Workspace:
                                 f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
                                 "move its patterns to one above it"
                             )
+                        if name == ".dvc" and prefix and is_folder:
+                            return iter(())  # a repository inside this one: its data is its own
                         continue
                     if not quiet and self._ignore.matches(f"{path}/{key}"):
                         continue
@@ -312,9 +315,9 @@ class Workspace:
         )
         if isinstance(placed, ObjectError):
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
-        os.replace(temporary, target)
+        self._links.move(str(temporary), str(target))
         rows = Rows.expected([""], [digest])
-        rows.put(0, placed)
+        rows.put(0, look(str(target)))  # a move is a change of it
         rows.tree = digest
         self._save(output, rows)
         if advance:
@@ -337,6 +340,9 @@ class Workspace:
                 rows.put(row, placed)
                 if advance:
                     advance(1, placed[0])
+            if self._links.shares:
+                for row, relpath in enumerate(tree.relpaths):
+                    rows.put(row, look(f"{aside}/{relpath}"))
             with suppress(FileNotFoundError):
                 os.rmdir(target)
             os.rename(aside, target)
@@ -369,6 +375,7 @@ class Workspace:
             self._remove_files(target, gone)
             changed += len(gone)
         todo: list[int] = []
+        moved: list[int] = []
         for row, (relpath, digest) in enumerate(tree.items()):
             i = have.get(relpath)
             if i is not None and old.digests[i] == digest:
@@ -388,13 +395,16 @@ class Workspace:
             if isinstance(placed, ObjectError):
                 failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
                 continue
-            os.replace(target / aside[n], target / tree.relpaths[row])
-            rows.put(row, placed)
+            self._links.move(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
+            moved.append(row)
             changed += 1
             if advance:
                 advance(1, placed[0])
         if failures:
             raise TransferError(f"the cache ({self._cache.root})", failures)
+        # Last: each move and each further link to the same object is a change of it.
+        for row in moved:
+            rows.put(row, look(f"{target}/{tree.relpaths[row]}"))
         rows.tree = output.digest
         self._save(output, rows)
         return changed
@@ -465,18 +475,6 @@ def _summary(rows: Rows, *, single: bool) -> Found:
         return Found(rows.digests[0], size, None, bool(rows.execs[0]), rows)
     digest = rows.tree or Tree(rows.relpaths, rows.digests).digest
     return Found(digest, size, len(rows), False, rows)
-
-
-def _digest_dos2unix(path: str | Path) -> str:
-    """Return DVC 2.x's digest: of a text file, with its line ends turned into Unix ones.
-
-    Source: dvc-data, hashfile/istextfile.py: text has no NUL and few odd characters in its first 512 bytes.
-    """
-    data = Path(path).read_bytes()
-    block = data[:512]
-    text = bytes(range(32, 127)) + b"\n\r\t\f\b"
-    is_text = not block or (b"\0" not in block and len(block.translate(None, text)) / len(block) <= 0.3)
-    return digest_bytes(data.replace(b"\r\n", b"\n") if is_text else data)
 
 
 def starting(progress: Progress | None, label: str) -> Advance | None:

@@ -244,7 +244,7 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
         reasons = reasons_for(snapshot, stage, entry, inputs)
         if any(reason.kind != "always" for reason in reasons):
             _check_inputs(stage, inputs)
-            with repo.lock():
+            with repo.lock(write=[out.path for out in stage.outs]):
                 outs = take_outputs(repo, stage)
                 record(repo, stage, make_entry(stage, inputs.items, inputs.params, outs))
             snapshot.forget(out.path for out in stage.outs)
@@ -452,7 +452,7 @@ class _Repro:
             self._finish(stage, choice, contents_of(stage, choice.entry))
             return
         _check_inputs(stage, choice.inputs)
-        with self._repo.lock():
+        with self._repo.lock(write=[out.path for out in stage.outs]):
             outs = take_outputs(self._repo, stage, commit=self._commit)
             entry = make_entry(stage, choice.inputs.items, choice.inputs.params, outs)
             record(self._repo, stage, entry, before=self._followers(stage), save_run=self._commit)
@@ -476,7 +476,7 @@ class _Repro:
         self, stage: Stage, choice: Choice, contents: Sequence[StepContent], *, side_dir: str = ""
     ) -> None:
         """Put a run's outputs where they belong, then record it: outputs, run cache, dvc.lock."""
-        with self._repo.lock():
+        with self._repo.lock(write=[out.path for out in stage.outs]):
             try:
                 outs = put_outputs(self._repo, stage, contents, side_dir, commit=self._commit)
                 inputs = choice.inputs

@@ -8,6 +8,7 @@ from dvkf_prefect.tasks.data import (
     pull_data,
     push_commits,
     push_data,
+    write_data,
 )
 from dvkf_prefect.tasks.models import assign_model, deploy_model, predict, register_model, rollback_model
 from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
@@ -27,4 +28,5 @@ __all__ = [
     "register_model",
     "repro_pipeline",
     "rollback_model",
+    "write_data",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -27,6 +27,9 @@ from dvkf_prefect.tasks._git import (
     run_trailers,
     with_trailers,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def _is_unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -141,6 +144,38 @@ def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVe
         logger.info("added %s", version)
     _publish_versions(repository, repo, versions)
     return versions
+
+
+@task(task_run_name="write {path}", cache_policy=NO_CACHE)
+def write_data(
+    repository: DataRepository, frame: pd.DataFrame, path: str, *, force: bool = False
+) -> DataVersion:
+    """Write a table to a file of the workspace and track it; the same table is the same version each time.
+
+    Args:
+        repository: The repository.
+        frame: The table.
+        path: The file, relative to the repository; its name says the format, see ``data.frames``. One in a tracked
+            directory becomes a part of that.
+        force: Replace a file whose content is in no cache.
+
+    Returns:
+        The new version.
+
+    Raises:
+        OutputChangedError: Content would be lost, and ``force`` was not given.
+        OutputError: The path cannot be tracked, or its name says no format.
+
+    Example:
+        ``write_data(DataRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
+    """
+    from dvkf_prefect.data.frames import write_frame
+
+    repo = repository.open()
+    version = write_frame(repo, frame, path, force=force)
+    get_run_logger().info("wrote %d rows: %s", len(frame), version)
+    _publish_versions(repository, repo, (version,))
+    return version
 
 
 @task(

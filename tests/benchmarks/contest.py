@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 # A process's peak memory begins with that of the one that started it, so a small one starts each command.
 _MEASURE = """
 import os, sys, time
@@ -132,7 +131,7 @@ def compete(
 def table(rows: Sequence[Row]) -> str:
     """Return rows as a markdown table."""
     lines = [
-        "| work | dvkf | dvc | faster than dvc | goal | the limit | of its time | goal | memory, dvkf / dvc |",
+        "| work | dvkf | dvc | faster than dvc | goal | the limit | of its time | goal | memory, dvkf / dvc, MB |",
         "|---|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     for row in rows:
@@ -146,9 +145,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{limit} {row.seconds[limit]:.2f} s" if limit else "",
             f"{1 / row.ratios[limit]:.2f}" if limit else "",
             f"{row.limit_goal:g}" if limit and row.limit_goal else "",
-            f"{row.memory['dvkf']:.0f} / {row.memory['dvc']:.0f} MB"
-            if "dvc" in row.memory
-            else f"{row.memory['dvkf']:.0f} MB",
+            " / ".join(f"{row.memory[name]:.0f}" for name in ("dvkf", "dvc") if name in row.memory),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

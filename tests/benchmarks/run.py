@@ -9,7 +9,10 @@ this file, a section for each group that was run, and the first group's table in
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib.util
+import json
 import os
 import platform
 import random
@@ -378,6 +381,65 @@ def stages(root: Path, rounds: int) -> list[Row]:
     return [compete("repro of 200 stages, nothing changed", contenders, rounds, goal=10)]
 
 
+def dvc_suite(root: Path, rounds: int) -> list[Row]:
+    """DVC's own benchmark suite (dvc.testing.benchmarks) on 3,000 files, without experiments and plots."""
+    found = importlib.util.find_spec("dvc.testing.benchmarks")
+    assert found and found.origin
+    data = make_repository(root, "dataset")
+    fill(data / "data/tiny/dataset", 3000, 2000)
+    sh("dvc", "add", "-q", "data/tiny/dataset", cwd=data)
+    sh("dvc", "push", "-q", cwd=data)
+    sh("git", "add", "-A", cwd=data)
+    sh(
+        "git",
+        "-c",
+        "user.name=bench",
+        "-c",
+        "user.email=bench@example.org",
+        "commit",
+        "-qm",
+        "data",
+        cwd=data,
+    )
+    medians: dict[str, dict[str, float]] = {}
+    for tool in ("dvkf", "dvc"):
+        report = root / f"{tool}.json"
+        sh(
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-W",
+                "ignore",
+                "--dvc-bin",
+                tool,
+            ),
+            *(
+                "--dvc-bench-repo",
+                str(data),
+                f"--benchmark-json={report}",
+                "-k",
+                "not exp_show and not plots",
+            ),
+            str(Path(found.origin).parent / "cli"),
+            cwd=root,
+        )
+        for one in json.loads(report.read_text())["benchmarks"]:
+            name = one["name"].removesuffix("[None]").removeprefix("test_")
+            medians.setdefault(name, {})[tool] = one["stats"]["median"]
+    rows = [
+        Row(name, both, {}, {"dvc": both["dvc"] / both["dvkf"]}, None, None) for name, both in medians.items()
+    ]
+    for row in rows:
+        print(
+            f"{row.work}: dvkf {row.seconds['dvkf']:.3f} s, dvc {row.seconds['dvc']:.3f} s, {row.ratios['dvc']:.1f} x"
+        )
+    return rows
+
+
 GROUPS = {
     "files": many_files,
     "start": start_up,
@@ -386,6 +448,7 @@ GROUPS = {
     "large": large_file,
     "s3": s3,
     "stages": stages,
+    "suite": dvc_suite,
     "million": million,
 }
 
@@ -423,14 +486,18 @@ def main() -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     version = subprocess.run(["dvc", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    for name in options.groups or GROUPS:
-        with tempfile.TemporaryDirectory(prefix="dvkf-bench-", dir=options.folder) as folder:
+    with contextlib.ExitStack() as ended:
+        # Nothing is deleted before all is measured, see forget().
+        for name in options.groups or GROUPS:
+            folder = ended.enter_context(
+                tempfile.TemporaryDirectory(prefix="dvkf-bench-", dir=options.folder)
+            )
             os.environ["HOME"] = folder
             print(f"-- {name}", flush=True)
             rows = GROUPS[name](Path(folder), options.rounds)
-        missed = [f"- {row.work}: {'; '.join(row.missed)}" for row in rows if row.missed]
-        text = f"{options.rounds} rounds; {machine}, dvc {version}.\n\n{table(rows)}\n"
-        write({name: text + ("\nShort of its goal:\n\n" + "\n".join(missed) + "\n" if missed else "")})
+            missed = [f"- {row.work}: {'; '.join(row.missed)}" for row in rows if row.missed]
+            text = f"{options.rounds} rounds; {machine}, dvc {version}.\n\n{table(rows)}\n"
+            write({name: text + ("\nShort of its goal:\n\n" + "\n".join(missed) + "\n" if missed else "")})
 
 
 if __name__ == "__main__":

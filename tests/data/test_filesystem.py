@@ -455,6 +455,42 @@ def test_threads_that_want_one_file_bring_it_once(root: Path, monkeypatch: pytes
     assert sorted(fetched) == paths[:2]
 
 
+def test_imports_come_from_where_they_were_imported(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    run(other, "git", "init", "-q")
+    run(other, "dvc", "init", "-q")
+    run(other, "dvc", "import", "-q", str(root), "data/train", "-o", "rows", "--rev", "v1")
+    run(other, "git", "add", ".")
+    run(other, "git", "commit", "-qm", "one")
+    shutil.rmtree(other / "rows")
+    forget(other)
+    fs = DvkfFileSystem(other, "HEAD")
+    assert fs.find("rows") == ["rows/a.csv", "rows/b.csv", "rows/deep/ü b.txt", "rows/empty"]
+    assert fs.cat("rows", recursive=True)["rows/a.csv"] == b"x,y\n1,2\n3,4\n"
+    assert fs.du("rows", total=False)["rows/b.csv"] == 8
+
+
+def test_outputs_of_dvc_2_are_read(root: Path) -> None:
+    data = b"a\r\nb\r\n"
+    digest = hashlib.md5(data.replace(b"\r\n", b"\n")).hexdigest()
+    tree = json.dumps([{"md5": digest, "relpath": "sub/x"}]).encode()
+    folder = hashlib.md5(tree).hexdigest() + ".dir"
+    for name, content in ((digest, data), (folder, tree)):
+        write(root.parent / "store", {f"{name[:2]}/{name[2:]}": content})
+    (root / "old.dvc").write_text(f"outs:\n- md5: {digest}\n  size: 6\n  path: old\n")
+    (root / "dir.dvc").write_text(f"outs:\n- md5: {folder}\n  size: 6\n  nfiles: 1\n  path: dir\n")
+    run(root, "git", "add", ".")
+    run(root, "git", "commit", "-qm", "old")
+    forget(root)
+    fs = DvkfFileSystem(root, "HEAD")
+    assert fs.cat(["old", "dir/sub/x"]) == {"old": data, "dir/sub/x": data}
+    assert fs.info("old")["md5-dos2unix"] == digest and "md5" not in fs.info("dir/sub/x")
+    assert Repo.open(root).cache.exists(digest, "md5-dos2unix")
+    with fs.open("dir/sub/x") as file:
+        assert file.read() == data
+
+
 # -- S3 --------------------------------------------------------------------------------------------------------------
 
 
@@ -516,6 +552,57 @@ def test_s3_is_read_by_ranges_and_listed_once(on_s3: Path, monkeypatch: pytest.M
     assert asked["stream"] == 3
     everything = fs.cat("many", recursive=True)
     assert everything == {f"many/{n:03}.txt": f"number {n}".encode() for n in range(150)}
+
+
+def test_a_remote_that_keeps_versions_is_read_by_them(tmp_path: Path, s3: S3Server) -> None:
+    import contextlib
+
+    import botocore.session
+
+    root = tmp_path / "kept"
+    root.mkdir()
+    run(root, "git", "init", "-q")
+    repo = Repo.init(root)
+    url = s3.make_bucket(name := "kept-" + uuid.uuid4().hex[:12])
+    client = botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+    )
+    with contextlib.closing(client):
+        client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    with repo.config.edit("local") as sections:
+        sections["remote"]["kept"] = {"url": f"{url}/p", "version_aware": "true", **s3.options()}
+        sections["core"]["remote"] = "kept"
+    for number in (1, 2):
+        write(root, {"d/x": f"x{number}".encode(), "d/s/y": b"y", "f": f"file {number}".encode()})
+        run(root, "dvc", "add", "-q", "d", "f")
+        run(root, "dvc", "push", "-q")
+        run(root, "git", "add", ".")
+        run(root, "git", "commit", "-qm", f"{number}")
+        run(root, "git", "tag", f"v{number}")
+    shutil.rmtree(root / "d")
+    forget(root)
+    for number in (1, 2):
+        fs = DvkfFileSystem(root, f"v{number}")
+        assert fs.find("d") == ["d/s/y", "d/x"] and fs.du("d", total=False) == {"d/s/y": 1, "d/x": 2}
+        assert fs.cat("d/x") == f"x{number}".encode()
+        assert fs.cat(["d/s/y", "f"]) == {"d/s/y": b"y", "f": f"file {number}".encode()}
+
+
+def test_a_forked_process_reads_on(on_s3: Path) -> None:
+    """Loaders of batches fork; the client of the parent is of no use there."""
+    code = (
+        "import os, sys; from dvkf_prefect.data.filesystem import DvkfFileSystem\n"
+        f"fs = DvkfFileSystem({str(on_s3)!r}, 'HEAD'); fs.cat('many/001.txt')\n"
+        "pid = os.fork()\n"
+        "if not pid: print(fs.cat('many/002.txt'), flush=True); os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "b'number 2'\n", done.stderr
 
 
 # -- as others use it ------------------------------------------------------------------------------------------------

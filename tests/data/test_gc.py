@@ -14,7 +14,7 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import gc, inventory
+from dvkf_prefect.data import gc
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.gc import Scope
 from dvkf_prefect.data.history import History
@@ -506,7 +506,6 @@ def test_a_remote_that_is_a_service(tmp_path: Path, s3: servers.S3Server) -> Non
 def test_a_place_that_tells_no_times(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a grace of nothing lets go of what may be young."""
     monkeypatch.setattr(gc, "inventory_of", lambda storage: ServiceInventory(storage))
-    monkeypatch.setattr(inventory, "_seconds", lambda value: None)
     assert [place.young for place in repo.gc(WORKSPACE, cloud=True).places if place.remote] == [2, 0]
     assert [p.objects for p in repo.gc(WORKSPACE, cloud=True, grace=0).places if p.remote] == [2, 0]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dvkf_prefect.cli import main
 from dvkf_prefect.data import crew
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputError, TransferError
@@ -89,6 +90,45 @@ def test_add_and_checkout_leave_the_files_as_they_were(tmp_path: Path, kind: str
     assert contents(repo.root / "data") == FILES
     assert not repo.status()
     assert not repo.checkout()
+
+
+@pytest.mark.parametrize("kind", ["copy", "hardlink", "symlink"])
+def test_what_was_put_in_place_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Linked files were hashed, stored and linked again by each add, since moving and linking change a file's times."""
+    repo = make(tmp_path / "repo", kind)
+    for path in (repo.root / "data").rglob("*"):
+        os.utime(path, (1, 1))
+    repo.add(["data"])
+    read: list[str] = []
+    monkeypatch.setattr("dvkf_prefect.data._copier._digest_one", lambda path: read.append(path) or "0" * 32)
+    monkeypatch.setattr(
+        "dvkf_prefect.data.store.Cache.add_files",
+        lambda cache, files, sizes, **how: read.extend(files) or iter(()),
+    )
+    repo.add(["data"])
+    assert not repo.status()
+    if kind != "copy":  # new copies are too young to be trusted without a look
+        shutil.rmtree(repo.root / "data")
+        repo.checkout()
+        (repo.root / "data/a.txt").unlink()
+        repo.checkout()
+        assert not repo.status()
+    assert read == []
+
+
+def test_a_link_that_is_there_already_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    """To rename one name of a file to another name of the same file does nothing, and leaves both."""
+    repo = make(tmp_path / "repo", "hardlink")
+    repo.add(["data"])
+    files = contents(repo.root)
+    shutil.rmtree(repo.root / ".dvc/tmp")
+    repo.add(["data"])
+    repo.checkout(relink=True)
+    assert {path for path in contents(repo.root) if not path.startswith(".dvc/tmp")} == {
+        path for path in files if not path.startswith(".dvc/tmp")
+    }
 
 
 def test_a_hardlink_is_the_object_and_a_symlink_leads_to_it(tmp_path: Path) -> None:
@@ -180,6 +220,24 @@ def test_a_type_that_does_not_work_gives_way_to_the_next(
     monkeypatch.setattr(os, "symlink", refuse)
     with pytest.raises(OutputError, match="name 'copy' too"):
         make(tmp_path / "none", "hardlink,symlink").add(["data"])
+
+
+def test_relink_turns_copies_into_links_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = make(tmp_path / "repo", "copy")
+    repo.add(["data"])
+    stored = object_of(repo, "a.txt")
+    monkeypatch.chdir(repo.root)
+    for kind, same in (("hardlink", True), ("copy", False), ("symlink", True), ("copy", False)):
+        assert main(["config", "cache.type", kind]) == 0
+        assert main(["checkout", "--relink"]) == 0
+        assert os.path.samefile(repo.root / "data/a.txt", stored) is same
+        assert not (repo.root / "data/a.txt").is_symlink() or kind == "symlink"
+        assert contents(repo.root / "data") == FILES
+        assert main(["status", "-q"]) == 0
+    # What is not as it was recorded is not touched.
+    (repo.root / "data/a.txt").write_bytes(b"mine")
+    assert main(["checkout", "--relink"]) == 255
+    assert (repo.root / "data/a.txt").read_bytes() == b"mine"
 
 
 def test_reflinks_share_blocks_both_ways(reflink_disk: Path) -> None:

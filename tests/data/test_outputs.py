@@ -16,6 +16,7 @@ from dvkf_prefect.data.outputs import (
     FileVersion,
     document_md5,
     parse_dvc_file,
+    read_plain,
     write_document,
     write_dvc_file,
 )
@@ -221,7 +222,7 @@ def test_new_content_drops_what_a_remote_holds_of_the_old_and_keeps_the_rest() -
     assert write_dvc_file(files, "d.dvc", "d", Stored(same.digest, 1, 1)) == files
     other = Tree(["x"], [B])
     assert write_dvc_file(files, "d.dvc", "d", Stored(other.digest, 1, 1)).decode() == (
-        f"outs:\n- md5: {other.digest}\n  size: 1\n  nfiles: 1\n  hash: md5\n  path: d\n"
+        f"outs:\n- hash: md5\n  path: d\n  md5: {other.digest}\n  size: 1\n  nfiles: 1\n"
     )
 
 
@@ -339,3 +340,67 @@ def test_dvc_takes_all_that_we_write(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["not_in_cache"]) == {*names, "all"}
+
+
+# Digests that could be taken for numbers, and names for YAML's own words.
+_DIGESTS = st.one_of(
+    st.text("0123456789abcdef", min_size=32, max_size=32),
+    st.text("0123456789", min_size=32, max_size=32),
+    st.integers(1, 30).map(lambda n: ("1" * n + "e" + "1" * 31)[:32]),
+)
+_NAMES = st.one_of(
+    st.sampled_from(
+        [
+            "yes",
+            "null",
+            "true",
+            "y",
+            "data",
+            "data/train",
+            "a-b",
+            "a.b.",
+            "x-",
+            "0x1",
+            "1e3",
+            "~",
+            "n",
+            "Null",
+        ]
+    ),
+    st.from_regex(r"\A[a-zA-Z0-9_./-]{1,12}\Z"),
+)
+
+
+@settings(max_examples=400, derandomize=True, deadline=None)
+@given(
+    outs=st.lists(
+        st.tuples(
+            _DIGESTS,
+            st.sampled_from(["", ".dir"]),
+            st.integers(0, 10**18),
+            st.none() | st.integers(0, 9),
+            _NAMES,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    quirk=st.sampled_from(["", "", "", "# a comment\n", "meta: {}\n", "  isexec: true\n"]),
+)
+def test_what_is_read_without_a_parser_is_what_the_parser_reads(
+    outs: list[tuple[str, str, int, int | None, str]], quirk: str
+) -> None:
+    text = "outs:\n" + "".join(
+        f"- md5: {digest}{suffix}\n  size: {size}\n"
+        + ("" if nfiles is None else f"  nfiles: {nfiles}\n")
+        + f"  hash: md5\n  path: {name}\n"
+        for digest, suffix, size, nfiles, name in outs
+    )
+    data = (text + quirk).encode()
+    plain = read_plain(data)
+    if plain is not None:
+        assert plain == documents.load(data, "x.dvc")
+
+
+def test_what_add_writes_is_read_without_a_parser() -> None:
+    for stored in (Stored(A, 3), Stored(A + ".dir", 3, 2)):
+        assert read_plain(write_dvc_file(None, "data.dvc", "data", stored)) is not None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,22 +27,10 @@ from dvkf_prefect.errors import (
     OutputOverlapError,
     ParseError,
     RemoteNotFoundError,
+    RemoteUnreachableError,
     TransferError,
     UnsafePathError,
 )
-
-
-@pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
-    root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    monkeypatch.chdir(root)
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
-    return made
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -208,6 +197,30 @@ def test_an_unchanged_file_is_not_read_again(tracked: Repo, monkeypatch: pytest.
     os.utime(tracked.root / "data/z", (2, 2))
     assert tracked.status()
     assert read == [str(tracked.root / "data/z")]
+
+
+def test_objects_are_hashed_again_only_when_they_were_touched(repo: Repo) -> None:
+    """Objects of 64 KiB and more are remembered by size, modification time and inode; `verify` reads them all."""
+    path = repo.root / "large"
+    path.write_bytes(b"a" * 100_000)
+    repo.add(["large"])
+    cached = repo.cache.path(repo.outputs(["large"])[0].digest or "")
+    seen = cached.stat()
+    path.unlink()
+    Repo(repo.root).checkout(["large"])
+
+    cached.chmod(0o644)
+    cached.write_bytes(b"b" * 100_000)
+    os.utime(cached, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    path.unlink()
+    Repo(repo.root).checkout(["large"])
+    assert path.read_bytes() == b"b" * 100_000
+    assert not Repo(repo.root).verify()
+
+    cached.write_bytes(b"b" * 100_000)
+    path.unlink()
+    with pytest.raises(TransferError, match="hashes to"):
+        Repo(repo.root).checkout(["large"])
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -396,6 +409,32 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
     assert repo.cache.path(version.digest).read_bytes() == blob
 
 
+def test_a_download_that_broke_off_is_begun_anew_by_the_same_process(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt wrote behind what the first one had left, and took the file in."""
+    away(repo)
+    blob = os.urandom(3_000_000)
+    (repo.root / "big").write_bytes(blob)
+    (version,) = repo.add(["big"])
+    repo.push()
+    repo.cache.path(version.digest).unlink()
+    remote = repo.remote()
+    stream = remote.storage.stream
+    from dvkf_prefect.data import transfer
+
+    def broken(key: str, *, start: int = 0) -> Iterator[bytes]:
+        yield next(iter(stream(key, start=start)))[:1000]
+        raise RemoteUnreachableError("the line is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.storage, "stream", broken)
+        with pytest.raises(RemoteUnreachableError):
+            transfer.fetch(repo.outputs(), repo.cache, remote, jobs=1)
+    transfer.fetch(repo.outputs(), repo.cache, remote, jobs=1)
+    assert repo.cache.path(version.digest).read_bytes() == blob
+
+
 def test_a_wrong_beginning_is_thrown_away(repo: Repo) -> None:
     away(repo)
     (repo.root / "big").write_bytes(b"good" * 1000)
@@ -497,3 +536,25 @@ def test_a_killed_add_is_finished_by_the_next(repo: Repo, tmp_path: Path) -> Non
     for path in (repo.cache.root / "files").rglob("*"):
         if path.is_file() and not path.name.endswith(".dir"):
             repo.cache.read_bytes(path.parent.name + path.name)
+
+
+def test_outputs_of_dvc_2_stay_as_they_are_until_they_change(tracked: Repo) -> None:
+    """They were moved to today's layout by an add that changed nothing, and a part was mixed in with wrong digests."""
+    tree = tracked.cache.read_tree(tracked.version("data").digest)
+    for digest in (*tree.digests, tree.digest):
+        target = tracked.cache.path(digest, "md5-dos2unix")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tracked.cache.path(digest).rename(target) if tracked.cache.path(digest).exists() else None
+    file = tracked.root / "data.dvc"
+    old = file.read_text().replace("  hash: md5\n", "")
+    file.write_text(old)
+    tracked.commit()
+    tracked.add(["data"])
+    assert file.read_text() == old
+    write(tracked.root / "data", {"more": "more"})
+    with pytest.raises(OutputError, match="dvkf add data"):
+        tracked.add(["data/more"])
+    assert file.read_text() == old
+    tracked.add(["data"])
+    assert "hash: md5" in file.read_text()
+    assert not tracked.status()

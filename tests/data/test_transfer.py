@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -73,19 +72,6 @@ class Service(Storage):
 
     def delete(self, keys: Iterable[str]) -> None:
         self._ask("delete").delete(keys)
-
-
-@pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
-    root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    monkeypatch.chdir(root)
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
-    return made
 
 
 @pytest.fixture
@@ -205,19 +191,19 @@ class Vast(Storage):
             yield f"{prefix}/{number:030x}", 1
 
     def read(self, key: str) -> bytes:
-        raise NotImplementedError
+        raise AssertionError("nothing is moved where only the listing is looked at")
 
     def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        raise NotImplementedError
+        raise AssertionError("nothing is moved where only the listing is looked at")
 
     def write(self, key: str, data: bytes) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing is moved where only the listing is looked at")
 
     def upload(self, key: str, source: Path) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing is moved where only the listing is looked at")
 
     def delete(self, keys: Iterable[str]) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing is moved where only the listing is looked at")
 
 
 @pytest.mark.parametrize("wanted", [100, 1000, 3000])

@@ -29,20 +29,12 @@ def lay(root: Path, files: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
+def repo(repo: Repo) -> Repo:
     """Everything is in the workspace, in the cache and on the remote."""
-    root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    monkeypatch.chdir(root)
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
-    lay(root, FILES)
-    made.add(["data", "one", "large"])
-    made.push()
-    return made
+    lay(repo.root, FILES)
+    repo.add(["data", "one", "large"])
+    repo.push()
+    return repo
 
 
 def digest(text: str) -> str:

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import S3Server
@@ -92,3 +94,18 @@ def docker_compose_file(docker_engine: None, tmp_path_factory: pytest.TempPathFa
 def docker_setup() -> list[str]:
     """Start in the background: version 1 has no ``--wait``, and the tests ask the service themselves."""
     return ["up --build --detach"]
+
+
+@pytest.fixture
+def server(docker_services: Any) -> S3Server:
+    running = S3Server(f"http://127.0.0.1:{docker_services.port_for('s3', 8333)}")
+
+    def makes_buckets() -> bool:
+        try:
+            running.make_bucket(f"ready-{uuid.uuid4().hex}")
+        except Exception:
+            return False
+        return True
+
+    docker_services.wait_until_responsive(makes_buckets, timeout=90, pause=0.5)
+    return running

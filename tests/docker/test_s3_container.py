@@ -25,21 +25,6 @@ def container() -> str:
     return found
 
 
-@pytest.fixture
-def server(docker_services: Any) -> S3Server:
-    running = S3Server(f"http://127.0.0.1:{docker_services.port_for('s3', 8333)}")
-
-    def makes_buckets() -> bool:
-        try:
-            running.make_bucket("ready")
-        except Exception:
-            return False
-        return True
-
-    docker_services.wait_until_responsive(makes_buckets, timeout=90, pause=0.5)
-    return running
-
-
 def test_a_push_goes_on_when_the_service_is_back(
     server: S3Server, docker_services: Any, tmp_path: Path
 ) -> None:

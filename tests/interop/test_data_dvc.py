@@ -287,3 +287,65 @@ def test_long_paths_are_folded_as_dvc_folds_them(tmp_path: Path, name: str) -> N
             dvc(repo.root, "add", name)
         written.append((repo.root / f"{name}.dvc").read_bytes())
     assert written[0] == written[1]
+
+
+def test_keys_that_are_new_to_a_dvc_file_come_where_dvc_puts_them(tmp_path: Path) -> None:
+    """Each tool moved the keys of the other's file about."""
+    written = []
+    for side in ("ours", "theirs"):
+        repo = make(tmp_path / side)
+
+        def track(repo: Repo = repo, side: str = side) -> bytes:
+            if side == "ours":
+                repo.add(["a"])
+            else:
+                dvc(repo.root, "add", "a")
+            return (repo.root / "a.dvc").read_bytes()
+
+        lay(repo.root, {"a": b"1"})
+        track()
+        (repo.root / "a").chmod(0o755)
+        executable = track()
+        (repo.root / "a").unlink()
+        lay(repo.root, {"a/b": b"2"})
+        written.append((executable, track()))
+    assert written[0] == written[1]
+
+
+def test_a_repository_inside_a_tracked_directory_is_left_out(tmp_path: Path) -> None:
+    """Its files were tracked, and only its `.dvc` folder left out."""
+    written = []
+    for side in ("ours", "theirs"):
+        repo = make(tmp_path / side)
+        lay(
+            repo.root, {"data/a": b"a", "data/inner/b": b"b", "data/inner/.dvc/config": b"", "data/z/c": b"c"}
+        )
+        if side == "ours":
+            repo.add(["data"])
+        else:
+            dvc(repo.root, "add", "data")
+        written.append((repo.root / "data.dvc").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"a\r\nb",
+        b"\0\r\n",
+        b"a" * (2**20 - 1) + b"\r\n",
+        b"text\r\n" * 300_000 + b"\0" * 2**20 + b"x\r\n",
+        bytes(range(256)) * 5000 + b"\r\n",
+    ],
+    ids=["empty", "text", "binary", "across pieces", "text, then binary", "odd"],
+)
+def test_the_digests_of_dvc_2_are_dvcs(tmp_path: Path, data: bytes) -> None:
+    """A file was judged by its beginning, where DVC judges each piece of 1 MiB."""
+    from dvc_data.hashfile.hash import fobj_md5
+
+    from dvkf_prefect.data.digest import digest_dos2unix
+
+    (tmp_path / "x").write_bytes(data)
+    with (tmp_path / "x").open("rb") as stream:
+        assert digest_dos2unix(tmp_path / "x") == fobj_md5(stream, name="md5-dos2unix")

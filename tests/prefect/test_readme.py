@@ -51,7 +51,7 @@ def test_the_readmes_programs_run(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    flow_program, repo_program = PROGRAMS
+    flow_program, repo_program, _ = PROGRAMS
     # A flow is found by its file, so the program needs one.
     file = tmp_path / "program.py"
     file.write_text(flow_program)
@@ -68,3 +68,21 @@ def test_the_readmes_programs_run(
     said = capsys.readouterr().out
     assert "data/train (" in said
     assert "False 0" in said
+
+
+def test_the_readmes_tables_are_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "repo"
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    repo = Repo.init(root)
+    (root / "data").mkdir()
+    for rev, rows in (("v1", "1,a\n2,b\n9,old\n"), ("v2", "1,a\n2,c\n3,d\n")):
+        (root / "data/users.csv").write_text("id,name\n" + rows)
+        repo.add(["data/users.csv"])
+        subprocess.run(["git", "-C", str(root), "add", "-A"], check=True)
+        subprocess.run(["git", "-C", str(root), "commit", "-q", "-m", rev], check=True)
+        subprocess.run(["git", "-C", str(root), "tag", rev], check=True)
+    monkeypatch.chdir(root)
+    exec(PROGRAMS[2], {})  # the README's own text
+    assert "1 rows added, 1 rows changed (3 to 4 rows)" in capsys.readouterr().out

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +29,6 @@ _UNREACHABLE = {
     "ConnectError",
     "ConnectTimeoutError",
     "ConnectionClosedError",
-    "ConnectionLost",
-    "DisconnectError",
     "EndpointConnectionError",
     "FSTimeoutError",
     "HTTPClientError",
@@ -35,6 +36,7 @@ _UNREACHABLE = {
     "ServerTimeoutError",
     "TransportError",
 }
+_LOST = {"ConnectionLost", "DisconnectError", "SFTPConnectionLost", "SFTPNoConnection"}
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "PermissionDenied", "HostKeyNotVerifiable"}
 _DENIED_CODES = (
     "InvalidAccessKeyId",
@@ -43,6 +45,9 @@ _DENIED_CODES = (
     "InvalidToken",
     "ExpiredToken",
 )
+
+# What fsspec's filesystems call the time of the last change.
+_TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
 class FilesystemStorage(Storage):
@@ -70,9 +75,19 @@ class FilesystemStorage(Storage):
         self._protocol = protocol
         self._place = place
         self._root = protocol.root
+        self._connecting = threading.Lock()
+        self._connected: AbstractFileSystem | None = None
         with self._told("connect", None):
-            self._fs: AbstractFileSystem = protocol.connect(place)
+            assert self._fs
         self._made: set[str] = set()
+
+    @property
+    def _fs(self) -> AbstractFileSystem:
+        """The filesystem; made anew where its one connection was lost."""
+        with self._connecting:
+            if self._connected is None:
+                self._connected = self._protocol.connect(self._place)
+            return self._connected
 
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
@@ -172,31 +187,79 @@ class FilesystemStorage(Storage):
                 # Filesystems whose rename does not replace.
                 self._fs.rm_file(path)
                 self._move(temporary, path)
-        except BaseException:
+        except BaseException as error:
+            full = type(error).__name__ == "SFTPFailure" and self._is_full(folder)
             # What is left has a temporary name; a second failure must not hide the first.
             with contextlib.suppress(Exception):
                 self._fs.rm_file(temporary)
+            if full:
+                raise self._place.disk_full(f"store {os.path.getsize(local)} bytes") from error
             raise
+
+    def _is_full(self, folder: str) -> bool:
+        """Whether less is free than one write takes: all that SFTP says of a full disk is that it failed."""
+        with contextlib.suppress(Exception):
+            return self._protocol.space is not None and self._protocol.space(self._fs, folder) < _CHUNK
+        return False
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``."""
+        return ((key, int(info["size"])) for key, info in self._infos(prefix))
+
+    def dated(self) -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)``."""
+        for key, info in self._infos(""):
+            times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
+            yield key, int(info["size"]), next(times, None)
+
+    def _infos(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the key of each blob under a folder and what the filesystem says of it."""
         prefix = prefix.strip("/")
         tried = f"list '{prefix}'"
         if not self._protocol.lists:
             raise self._place.failed(tried, "such a server cannot list what it has")
         start = self._path(prefix) if prefix else self._root
-        try:
-            with self._told(tried, prefix):
-                found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
-        except MissingObjectError:
-            return
         root = self._root.strip("/")
-        for path, info in found.items():
+        for path, info in self._walk(start, tried) if self._protocol.folders else self._find(start, tried):
             key = path.strip("/")
             key = key[len(root) + 1 :] if root else key
             # A prefix that is itself a blob is no folder.
             if key and key != prefix and not key.rpartition("/")[2].startswith(_TEMPORARY):
-                yield key, int(info["size"])
+                yield key, info
+
+    def _find(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        try:
+            with self._told(tried, start):
+                found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
+        except MissingObjectError:
+            return
+        yield from found.items()
+
+    def _walk(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """As `_find`, several folders at once: each is a question of its own."""
+
+        def entries(folder: str) -> Iterable[dict[str, Any]]:
+            try:
+                with self._told(tried, folder):
+                    found: list[dict[str, Any]] = self._fs.ls(folder, detail=True)
+            except MissingObjectError:
+                # Never there, or removed by another process since it was seen.
+                return ()
+            return found
+
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="list")
+        try:
+            running = {pool.submit(entries, start)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for listed in done:
+                    for info in listed.result():
+                        if info["type"] == "directory":
+                            running.add(pool.submit(entries, info["name"]))
+                        else:
+                            yield info["name"], info
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""
@@ -237,6 +300,12 @@ class FilesystemStorage(Storage):
             return self._place.failed(
                 tried, f"there is no such bucket ({detail}); make it, or correct the url"
             )
+        if names & _LOST:
+            self._connected = None
+        if "InsufficientStorage" in names:
+            return self._place.disk_full(tried)
+        if "HostKeyNotVerifiable" in names:
+            detail += "; connect once with ssh, which adds the host's key to ~/.ssh/known_hosts"
         if names & _DENIED or any(code in text for code in _DENIED_CODES) or status in (401, 403, 407):
             return self._place.denied(tried, detail, credentials)
         if isinstance(error, PermissionError) and not error.errno:
@@ -244,7 +313,7 @@ class FilesystemStorage(Storage):
             return self._place.denied(
                 tried, detail + (note if "S3" in self._protocol.kind else ""), credentials
             )
-        if names & _UNREACHABLE or (isinstance(status, int) and (status >= 500 or status == 429)):
+        if names & (_UNREACHABLE | _LOST) or (isinstance(status, int) and (status >= 500 or status == 429)):
             return self._place.unreachable(tried, detail, answers=isinstance(status, int))
         if status == 404 and key is not None:
             return self._place.missing(key)
@@ -255,7 +324,12 @@ class FilesystemStorage(Storage):
 
 def _status_of(error: BaseException) -> int | None:
     """The HTTP status that an error of any of the libraries carries."""
-    for holder in (error, getattr(error, "response", None)):
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return int(status) if isinstance(status, int) else None
+    for holder in (error, response):
         for name in ("status", "status_code"):
             status = getattr(holder, name, None)
             if isinstance(status, int):
@@ -269,3 +343,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _seconds(value: Any) -> float | None:
+    """Return a time in any of the forms that filesystems give, in seconds since 1970."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+    return float(value) if isinstance(value, (int, float)) else None

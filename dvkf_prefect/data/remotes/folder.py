@@ -6,7 +6,9 @@ import errno
 import itertools
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dvkf_prefect.data.remotes.base import Storage, check_key
@@ -15,6 +17,9 @@ from dvkf_prefect.errors import RemoteUnreachableError
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".dvkf-tmp-"
+_TEMPORARY_FOLDER = ".dvkf-tmp"
+# What lies there longer than this was left by somebody who is gone, on whichever machine; seconds.
+_ABANDONED = 7 * 24 * 3600
 # What kernels and filesystems answer where they cannot copy within themselves.
 _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 _CREDENTIALS = "this user's rights"
@@ -34,7 +39,7 @@ class FolderStorage(Storage):
         shared: Whether the group may write too (DVC's ``shared = group``).
 
     Attributes:
-        temporary: How the names begin of files that are not whole yet.
+        temporary: A folder for files that are not whole yet, not told of when blobs are listed.
 
     Example:
         >>> import tempfile
@@ -49,7 +54,7 @@ class FolderStorage(Storage):
         self.name = place.name
         self.url = place.url
         self.jobs = jobs
-        self.temporary = _TEMPORARY
+        self.temporary = f"{os.fspath(root)}/{_TEMPORARY_FOLDER}"
         self._place = place
         self._root = os.fspath(root)
         self._shared = shared
@@ -173,7 +178,7 @@ class FolderStorage(Storage):
                         if entry.is_file():
                             if not entry.name.startswith(_TEMPORARY):
                                 blobs.append(entry)
-                        elif entry.is_dir():
+                        elif entry.is_dir() and entry.name != _TEMPORARY_FOLDER:
                             if entry.is_symlink():
                                 status = entry.stat()
                                 if (status.st_dev, status.st_ino) in links:
@@ -226,6 +231,13 @@ class FolderStorage(Storage):
                     self._make_folder(folder, "make its folders")
                 except OSError as error:
                     raise self.fault(error, "make its folders") from error
+
+    def sweep(self) -> None:
+        """Remove what interrupted transfers left in the temporary folder a week ago or longer."""
+        with suppress(OSError), os.scandir(self.temporary) as entries:
+            for entry in entries:
+                if time.time() - entry.stat().st_mtime > _ABANDONED:
+                    _discard(entry.path)
 
     def fault(self, error: OSError, tried: str) -> Exception:
         """Return what an error of the system means for this remote."""

@@ -32,13 +32,16 @@ class Protocol:
         kind: The class's name.
         arguments: Its constructor's.
         root: The remote's root in the filesystem's own paths.
+        settings: Attributes that it gets when it is made.
         atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
         lists: Whether it can list.
+        folders: Whether it lists one folder a question, so that several at once are faster.
         put: Arguments of ``put_file``.
         upload: What sends a local file to a path whose folder is there, instead of ``put_file``.
         move: What renames a file onto another, instead of ``mv``.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read one from elsewhere.
+        space: What tells the bytes that are free where a folder is.
         escapes: Whether its paths are of urls, where ``?``, ``#`` and ``%`` have to be escaped.
         refuses: Characters that it would get wrong in a key.
         credentials: How messages call them.
@@ -50,11 +53,14 @@ class Protocol:
     package: str
     root: str
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
     atomic: bool = False
     lists: bool = True
+    folders: bool = False
     put: dict[str, Any] = field(default_factory=dict)
     upload: Callable[[Any, str, str], None] | None = None
     move: Callable[[Any, str, str], None] | None = None
+    space: Callable[[Any, str], int] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
     escapes: bool = False
@@ -75,7 +81,10 @@ class Protocol:
                 f"remote '{place.name}': {place.url} needs the package '{self.package}': "
                 f"pip install {self.package}"
             ) from error
-        return kind(**self.arguments)
+        filesystem = kind(**self.arguments)
+        for name, value in self.settings.items():
+            setattr(filesystem, name, value)
+        return filesystem
 
 
 def protocol_of(url: str, options: Options, place: Place) -> Protocol:
@@ -136,6 +145,8 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "s3fs",
         _bucket_root(parts),
         s3.arguments,
+        # Above botocore's own, which would make a server that stalls a wait of minutes.
+        {"retries": 2},
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
         open={"block_size": 8 << 20, "cache_type": "readahead"},
@@ -214,9 +225,22 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "sshfs",
         unquote(parts.path).rstrip("/"),
         arguments,
+        folders=True,
+        space=_ssh_space,
         credentials=f"the password or keys of user '{user or getpass.getuser()}'",
         secrets=tuple(str(s) for s in (password, passphrase) if s),
     )
+
+
+def _ssh_space(fs: Any, folder: str) -> int:
+    from fsspec.asyn import sync
+
+    async def ask() -> int:
+        async with fs._pool.get() as channel:
+            found = await channel.statvfs(folder)
+            return int(found.bavail * found.frsize)
+
+    return int(sync(fs.loop, ask, timeout=_TIMEOUT))
 
 
 def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
@@ -307,6 +331,7 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
         arguments,
         # webdav4 escapes them in some requests and not in others.
         refuses="?#%",
+        folders=True,
         upload=_webdav_upload,
         move=_webdav_move,
         secrets=tuple(str(s) for s in (password, token) if s),
@@ -353,7 +378,7 @@ def _webhdfs(parts: SplitResult, options: Options, place: Place) -> Protocol:
     if "ssl_verify" in options:
         arguments["session_verify"] = options["ssl_verify"]
     root = parts.path.rstrip("/")
-    return Protocol("fsspec.implementations.webhdfs", "WebHDFS", "requests", root, arguments)
+    return Protocol("fsspec.implementations.webhdfs", "WebHDFS", "requests", root, arguments, folders=True)
 
 
 def _oss(parts: SplitResult, options: Options, place: Place) -> Protocol:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from servers import S3Server, SshServer, WebServer, ssh_server, sshd_command, web_server, webdav_server
@@ -41,3 +43,20 @@ def webdav(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.importorskip(package)
     with webdav_server(tmp_path_factory.mktemp("webdav")) as url:
         yield url
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"nothing may be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        # Lazily: a server may still have the folder open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

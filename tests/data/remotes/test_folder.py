@@ -11,6 +11,7 @@ import pytest
 from remote_contract import DIGEST, make_file
 
 from dvkf_prefect.data.remotes import open_storage
+from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.errors import DiskFullError, RemoteDeniedError, RemoteUnreachableError
 
 
@@ -121,3 +122,17 @@ def test_folder_listing_passes_over_unfinished_files_and_loops(tmp_path: Path) -
     (tmp_path / "store/broken").symlink_to(tmp_path / "none")
     assert dict(storage.list())["a/b"] == 1
     assert not any(".dvkf-tmp" in key for key, _ in storage.list())
+
+
+def test_what_interrupted_transfers_left_is_not_listed_and_goes_after_a_week(tmp_path: Path) -> None:
+    storage = open_storage(f"{tmp_path}/store")
+    assert isinstance(storage, FolderStorage)
+    storage.make_folders([storage.temporary])
+    old, fresh = Path(storage.temporary) / "1-copy-1", Path(storage.temporary) / "2-copy-1"
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert list(storage.list()) == list(storage.keys()) == []
+    storage.sweep()
+    assert not old.exists()
+    assert fresh.exists()

@@ -37,3 +37,13 @@ def test_web_server_that_keeps_blobs(web: WebServer, tmp_path: Path, method: str
     assert storage.read("a/ü c") == b"x"
     with pytest.raises(RemoteDeniedError, match="no credentials"):
         open_storage(f"{web.url}/closed/{method}").read("a/b")
+
+
+def test_names_with_what_urls_give_a_meaning(web: WebServer) -> None:
+    """A ``?`` began a query and a ``#`` was cut off with all after it."""
+    storage = open_storage(f"{web.url}/data", {"method": "put"})
+    for key in ("a?b", "a#b", "a%23b", "a"):
+        storage.write(key, key.encode())
+    assert set(web.handler.blobs) == {"/data/a%3Fb", "/data/a%23b", "/data/a%2523b", "/data/a"}
+    for key in ("a?b", "a#b", "a%23b", "a"):
+        assert storage.read(key) == key.encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from remote_contract import DIGEST, StorageContract
 
 from dvkf_prefect.data.remotes import Storage, open_storage
-from dvkf_prefect.errors import RemoteDeniedError, RemoteError, RemoteUnreachableError
+from dvkf_prefect.errors import DiskFullError, RemoteDeniedError, RemoteError, RemoteUnreachableError
 
 
 @pytest.fixture
@@ -76,3 +78,29 @@ def test_a_server_that_is_not_there() -> None:
     storage = open_storage("webdav://127.0.0.1:1/x", {"user": "me", "password": "secret"}, name="dav")
     with pytest.raises(RemoteUnreachableError, match=r"remote 'dav' .*does not answer"):
         storage.read("a/b")
+
+
+def test_a_server_whose_disk_is_full() -> None:
+    """As RFC 4918 has it; WsgiDAV itself says no more than 500."""
+
+    class Full(http.server.BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(507)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PROPFIND = do_MKCOL = do_PUT = do_DELETE = _answer
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    pytest.importorskip("webdav4")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        storage = open_storage(f"webdav://127.0.0.1:{server.server_port}/x", name="dav")
+        with pytest.raises(DiskFullError, match=r"remote 'dav' .*no space left"):
+            storage.write("a/b", b"1")
+        server.shutdown()
+        thread.join()

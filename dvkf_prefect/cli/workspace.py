@@ -1,0 +1,262 @@
+"""Commands on where data lies: the cache's place and layout, and tracked paths moved, unlinked or let go."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar
+from dvkf_prefect.cli.settings import config_here, find, level_arguments
+from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, OutputError
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.outputs import DataVersion
+    from dvkf_prefect.data.repo import Repo
+
+
+def cache_arguments(parser: Parser) -> None:
+    """Describe ``dvkf cache``."""
+    commands = parser.commands(
+        dir=(cache_dir, "Show or set where the cache is."),
+        migrate=(cache_migrate, "Bring objects of DVC 2.x to the cache's present layout."),
+    )
+    place = commands["dir"]
+    place.add_argument(
+        "value", nargs="?", help="a folder, relative to this one; without it the present one is shown"
+    )
+    place.add_argument("-u", "--unset", action="store_true", help="go back to .dvc/cache")
+    level_arguments(place)
+    migrating = commands["migrate"]
+    migrating.add_argument(
+        "--dvc-files", action="store_true", help="record the new digests in .dvc files and dvc.lock files too"
+    )
+    migrating.add_argument("--dry", action="store_true", help="only say what would be done")
+
+
+def cache_dir(args: argparse.Namespace) -> int:
+    """Run ``dvkf cache dir``."""
+    config = config_here()
+    if args.value is None and not args.unset:
+        try:
+            print(find(config.read(args.level) if args.level else config.values, None, "cache", "dir"))
+        except ConfigError:
+            if args.level or "repo" not in config.files:
+                raise
+            print(config.files["repo"].with_name("cache"))
+        return 0
+    with config.edit(args.level or "repo", strict=True) as sections:
+        if args.unset:
+            find(sections, None, "cache", "dir")
+            del sections["cache"]["dir"]
+        else:
+            sections["cache"]["dir"] = args.value
+    return 0
+
+
+def cache_migrate(args: argparse.Namespace) -> int:
+    """Run ``dvkf cache migrate``."""
+    repo = open_repo()
+    migration = repo.migrate_cache(
+        dvc_files=args.dvc_files, dry_run=args.dry, progress=progress_bar(args.quiet)
+    )
+    if not args.quiet:
+        if args.dry:
+            print(f"{migration.found} files will be re-hashed and migrated to the DVC 3.0 cache location.")
+        else:
+            print(f"Migrated {migration.added} files to DVC 3.0 cache location.")
+        if args.dvc_files:
+            _print_files(migration.files, repo, dry_run=args.dry)
+    for digest in migration.damaged:
+        print(f"WARNING: {digest} does not hash to its name; it was not migrated", file=sys.stderr)
+    for path in migration.left:
+        print(
+            f"WARNING: '{path}' is neither in the cache nor here; its entry stays as it is", file=sys.stderr
+        )
+    return 0
+
+
+def _print_files(files: Sequence[str], repo: Repo, *, dry_run: bool) -> None:
+    if not files:
+        print("No DVC files in the repo to migrate to the 3.0 format.")
+        return
+    if dry_run:
+        print("Entries in following DVC files will be migrated to the 3.0 format:")
+        print("\n".join(f"\t{file}" for file in files))
+        return
+    for file in files:
+        print(f"Updating {'lock' if file.endswith('.lock') else 'DVC'} file '{file}'")
+    _print_hint(files, repo)
+
+
+def _print_hint(files: Sequence[str], repo: Repo) -> None:
+    """Say what is to be added to git, as DVC does."""
+    if repo.git and not repo.config.get("core", "autostage"):
+        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(files)}")
+        print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
+
+
+@contextmanager
+def _as_dvc() -> Iterator[None]:
+    """These verbs of DVC end with 1 for whatever goes wrong."""
+    try:
+        yield
+    except (ConfigError, NotARepositoryError):
+        raise
+    except DvkfError as error:
+        error.exit_code = 1
+        raise
+
+
+def remove_arguments(parser: Parser) -> None:
+    """Describe ``dvkf remove``."""
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help="a .dvc file, or a stage")
+    parser.add_argument("--outs", action="store_true", help="remove the data from the workspace too")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="with --outs, remove content that is nowhere else"
+    )
+    parser.add_argument("--dry", action="store_true", help="only say what would be removed")
+
+
+def remove(args: argparse.Namespace) -> int:
+    """Run ``dvkf remove``."""
+    repo = open_repo()
+    with _as_dvc():
+        removal = repo.remove(
+            _described(repo, args.targets), outs=args.outs, force=args.force, dry_run=args.dry
+        )
+    if args.dry and not args.quiet:
+        for name in (*(file for file in removal.files if file.endswith(".dvc")), *removal.stages):
+            print(f"would remove {name}")
+        for path in removal.deleted:
+            print(f"would delete {path}")
+    return 0
+
+
+def _described(repo: Repo, targets: Sequence[str]) -> list[str]:
+    """Return what was typed, relative to the root; a bare word is a stage of the dvc.yaml here."""
+    typed = []
+    for target in targets:
+        file, colon, stage = target.rpartition(":")
+        if colon:
+            typed.append(f"{repo.relpath(os.path.abspath(file or 'dvc.yaml'))}:{stage}")
+        elif os.sep in target or target.endswith(".dvc") or target == "dvc.yaml":
+            typed.append(repo.relpath(os.path.abspath(target)))
+        else:
+            typed.append(f"{repo.relpath(os.path.abspath('dvc.yaml'))}:{target}")
+    return typed
+
+
+def unprotect_arguments(parser: Parser) -> None:
+    """Describe ``dvkf unprotect``."""
+    parser.add_argument("targets", nargs="+", metavar="PATH", help="a file or a directory")
+
+
+def unprotect(args: argparse.Namespace) -> int:
+    """Run ``dvkf unprotect``."""
+    open_repo().unprotect(
+        [os.path.abspath(target) for target in args.targets], progress=progress_bar(args.quiet)
+    )
+    return 0
+
+
+def move_arguments(parser: Parser) -> None:
+    """Describe ``dvkf move``."""
+    parser.add_argument("src", help="a tracked file or directory")
+    parser.add_argument("dst", help="where it shall be; into it, if it is a directory")
+
+
+def move(args: argparse.Namespace) -> int:
+    """Run ``dvkf move``."""
+    repo = open_repo()
+    with _as_dvc():
+        moved = repo.move(
+            os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet)
+        )
+    if not args.quiet:
+        folders = dict.fromkeys(os.path.dirname(path) for path in (moved.path, moved.new_path))
+        files = dict.fromkeys([moved.file, moved.new_file])
+        _print_hint([*files, *(os.path.join(folder, ".gitignore") for folder in folders)], repo)
+    return 0
+
+
+def elsewhere_arguments(parser: Parser) -> None:
+    """Add the options of ``dvkf add`` that are about patterns and data that lies elsewhere."""
+    parser.add_argument("--glob", action="store_true", help="targets are patterns: *, ?, [abc], **")
+    parser.add_argument("-o", "--out", metavar="<path>", help="copy the target to there and track that")
+    parser.add_argument(
+        "--to-remote", action="store_true", help="bring the target, a path or a url, to the remote, not here"
+    )
+    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to bring it to")
+    parser.add_argument(
+        "-j", "--jobs", "--remote-jobs", dest="remote_jobs", type=positive, metavar="<number>",
+        help="transfers to the remote at once",
+    )  # fmt: skip
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite what is at --out")
+    parser.add_argument(
+        "--no-relink",
+        dest="relink",
+        action="store_false",
+        help="keep files as they are, links to the cache or not",
+    )
+
+
+def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
+    """Do what ``dvkf add`` is asked for; return the repository and what was tracked."""
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.to_remote import expand, place_for
+
+    with _as_dvc():
+        if wrong := _wrong_together(args):
+            raise OutputError(wrong)
+        # Files that are not links of a kind have nothing to be made anew.
+        repo = Repo.open(config=None if args.relink else {"cache": {"type": "reflink,copy"}})
+        progress = progress_bar(args.quiet)
+        if not (args.out or args.to_remote):
+            targets = expand(args.targets) if args.glob else args.targets
+            paths = [os.path.abspath(target) for target in targets]
+            return repo, repo.add(paths, no_commit=args.no_commit, progress=progress)
+        (source,) = args.targets
+        out = place_for(source, args.out)
+        place = os.path.abspath(out) if out else None
+        if "://" not in source:
+            source = os.path.abspath(source)
+        if not args.to_remote:
+            return repo, [repo.add_copy(source, out=place, force=args.force, progress=progress)]
+        version = repo.add_to_remote(
+            source,
+            out=place or _beside_here(repo, source),
+            remote=args.remote,
+            jobs=args.remote_jobs,
+            force=args.force or place is None,
+            progress=progress,
+        )
+        return repo, [version]
+
+
+def _beside_here(repo: Repo, source: str) -> str:
+    """Return where data from elsewhere is tracked when nobody says: here; data of the repository where it lies."""
+    from dvkf_prefect.data.to_remote import name_of
+
+    if "://" not in source and os.path.realpath(source).startswith(f"{repo.root}{os.sep}"):
+        return source
+    return os.path.abspath(name_of(source))
+
+
+def _wrong_together(args: argparse.Namespace) -> str | None:
+    """Return what DVC says of options that do not go together."""
+    if args.to_remote or args.out:
+        option = "--to-remote" if args.to_remote else "--out"
+        for wrong, name in (
+            (len(args.targets) != 1, "multiple targets"),
+            (args.glob, "--glob option"),
+            (args.no_commit, "--no-commit option"),
+        ):
+            if wrong:
+                return f"{name} can't be used with {option}"
+    if not args.to_remote and (args.remote or args.remote_jobs):
+        return f"{'--remote' if args.remote else '--remote-jobs'} can't be used without --to-remote"
+    return None

@@ -1,0 +1,178 @@
+"""The files of `.dvc/config`: read at once where they are plain, else by ConfigObj; written with their comments kept.
+
+Source of the format: ConfigObj, as DVC calls it (dvc/config.py, ``load_file`` and ``_save_config``). Names of sections
+and options are lower-cased, values are texts, or lists where they hold bare commas.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dvkf_prefect.errors import ConfigError
+
+# Sections of options, in the order of the file.
+Sections = dict[str, dict[str, Any]]
+
+# What only ConfigObj knows to read: references, and white space other than blanks and tabs, which may end a line there.
+_UNUSUAL = re.compile(r"[^\S \t\n]|%\(")
+_SECTION = re.compile(
+    r"""[ \t]*\[[ \t]*(?:([\w.-]+(?: "[^"'\[\]#]*")?)|'([^'\[\]#]*)')[ \t]*\][ \t]*(?:#.*)?"""
+)
+_OPTION = re.compile(r"[ \t]*([\w.-]+)[ \t]*=[ \t]*(.*)")
+
+
+def load(path: Path) -> Sections:
+    """Read a file; one that is not there is empty.
+
+    Raises:
+        ConfigError: It cannot be read or does not parse; names it.
+    """
+    text = _text_of(path)
+    sections = read_plain(text)
+    return read_any(text, str(path)) if sections is None else sections
+
+
+def read_plain(text: str) -> Sections | None:
+    """Read sections of ``key = value`` lines, plain or quoted, and comments; None for anything that is more than that.
+
+    ConfigObj, which reads everything, takes longer to import than the rest of a short command takes.
+    """
+    if _UNUSUAL.search(text):
+        return None
+    sections: Sections = {}
+    seen: set[str] = set()
+    options: dict[str, Any] | None = None
+    keys: set[str] = set()
+    for line in text.split("\n"):
+        plain = line.strip()
+        if not plain or plain[0] == "#":
+            continue
+        if section := _SECTION.fullmatch(line):
+            bare, quoted = section.groups()
+            name = quoted if bare is None else bare
+            if not name.strip() or name in seen:
+                return None
+            seen.add(name)
+            # As DVC does: of two that differ in case only the later one counts.
+            options = sections[name.lower()] = {}
+            keys = set()
+            continue
+        option = _OPTION.fullmatch(line)
+        if option is None or options is None or option[1] in keys:
+            return None
+        keys.add(option[1])
+        value = _plain_value(option[2])
+        if value is None:
+            return None
+        options[option[1].lower()] = value
+    return sections
+
+
+def _plain_value(text: str) -> str | None:
+    """Return one value without its quotes and the comment behind it; None where it may be more than one."""
+    quote = text[:1]
+    if quote and quote in "\"'":
+        inner, closing, rest = text[1:].partition(quote)
+        rest = rest.strip()
+        return inner if closing and "," not in rest and (not rest or rest[0] == "#") else None
+    value = text.partition("#")[0].rstrip()
+    return None if "," in value else value
+
+
+def read_any(text: str, name: str) -> Sections:
+    """Read a file as DVC does, by ConfigObj.
+
+    Raises:
+        ConfigError: It does not parse.
+    """
+    from configobj import ConfigObjError
+
+    try:
+        values = document(text, name, interpolation=True).dict()
+    except ConfigObjError as error:
+        raise ConfigError(f"{name}: not a configuration file: {error}") from error
+    sections: Sections = {}
+    for section, options in values.items():
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"{name}: '{section}' stands outside any section")
+        for option, value in options.items():
+            if isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{name}: [[{option}]] is a section inside [{section}]; there are none such"
+                )
+        sections[section.lower()] = {option.lower(): value for option, value in options.items()}
+    return sections
+
+
+def document(text: str, name: str, *, interpolation: bool = False) -> Any:
+    """Read a file for rewriting: comments and the order of everything are kept.
+
+    Raises:
+        ConfigError: It does not parse.
+    """
+    from configobj import ConfigObj, ConfigObjError
+
+    try:
+        return ConfigObj(text.splitlines(), interpolation=interpolation, indent_type="    ")
+    except ConfigObjError as error:
+        raise ConfigError(f"{name}: not a configuration file: {error}") from error
+
+
+def rewrite(path: Path, before: Sections, after: Sections) -> bytes:
+    """Return a file that says something else, in the order in which DVC writes it.
+
+    DVC itself drops all comments.
+
+    Args:
+        path: The file as it is.
+        before: What it says, as `load` returns it.
+        after: What it shall say; sections without options are left out, but for those with a name in quotes.
+
+    Raises:
+        ConfigError: A value cannot be written.
+    """
+    from configobj import ConfigObjError
+
+    made = document(_text_of(path), str(path))
+    _lower(made)
+    wanted = {name: options for name, options in after.items() if options or '"' in name}
+    for name in [name for name in made if name not in wanted]:
+        del made[name]
+    for name, options in wanted.items():
+        section = made.setdefault(name, {})
+        _lower(section)
+        for option in [option for option in section if option not in options]:
+            del section[option]
+        for option, value in options.items():
+            # A value that refers to others is kept as it is written.
+            if option not in section or before.get(name, {}).get(option) != value:
+                section[option] = value
+    made.sections = list(wanted)
+    try:
+        text = "\n".join(made.write())
+    except ConfigObjError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return (text if text.endswith("\n") else text + "\n").encode()
+
+
+def _lower(section: Any) -> None:
+    """Write all names in small letters, as DVC does; of two that differ in case only the later one counts."""
+    latest = {raw.lower(): raw for raw in section}
+    for raw in list(section):
+        if latest[raw.lower()] != raw:
+            del section[raw]
+    for name, raw in latest.items():
+        if name != raw:
+            section.rename(raw, name)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error

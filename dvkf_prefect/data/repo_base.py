@@ -1,0 +1,272 @@
+"""An open repository: where it is, its settings, and what is tracked in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from dvkf_prefect.data import outputs
+from dvkf_prefect.data.config import Config
+from dvkf_prefect.data.digest import Memory, write_atomic
+from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
+from dvkf_prefect.data.ignore import Ignore
+from dvkf_prefect.data.locks import RepoLock
+from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, matching
+from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
+from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.workspace import Workspace
+from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
+
+_IGNORE_TEXT = """\
+# Add patterns of files dvc should ignore, which could improve
+# the performance. Learn more at
+# https://dvc.org/doc/user-guide/dvcignore
+"""
+_LOCK_WAIT = 60.0
+_Opened = TypeVar("_Opened", bound="RepoBase")
+
+
+class RepoBase:
+    """What every verb of `Repo` builds on.
+
+    Args:
+        root: The folder that holds `.dvc`.
+        config: Settings over the files', see `open`.
+    """
+
+    def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        self.root = root
+        self.dvc_dir = root / ".dvc"
+        self.config = Config(self.dvc_dir, overlay=config)
+        kind = Cache
+        if self.config.get("cache", "shared") == "group":
+            from dvkf_prefect.data.sharing import SharedCache
+
+            kind = SharedCache
+        self.cache: Cache = kind(
+            Path(self.config.get("cache", "dir") or self.dvc_dir / "cache"),
+            ledger=self.tmp_dir / "large-objects",
+        )
+        self.git = None if self.config.get("core", "no_scm") else Git.find(root)
+        self.ignore = Ignore(root)
+        self._lock = RepoLock(
+            self.dvc_dir / "tmp" / "lock", hardlink=bool(self.config.get("core", "hardlink_lock"))
+        )
+        types = str(self.config.get("cache", "type") or "reflink,copy").split(",")
+        self.workspace = Workspace(
+            root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types), self.tmp_dir
+        )
+
+    def __repr__(self) -> str:
+        return f"Repo({str(self.root)!r})"
+
+    @classmethod
+    def open(
+        cls: type[_Opened],
+        path: str | os.PathLike[str] = ".",
+        *,
+        config: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> _Opened:
+        """Open the repository that holds a path.
+
+        Args:
+            path: A folder in it.
+            config: Settings over those in its files, for instance
+                ``{"core": {"remote": "lake"}, 'remote "lake"': {"url": "s3://bucket/data"}}``.
+
+        Raises:
+            NotARepositoryError: Neither the folder nor any above it has a `.dvc` folder.
+            ConfigError: Its settings are wrong.
+        """
+        start = Path(path).resolve()
+        for folder in (start, *start.parents):
+            if (folder / ".dvc").is_dir():
+                return cls(folder, config=config)
+        raise NotARepositoryError(
+            f"{start} is not in a DVC repository (no .dvc folder here or above); make one with `dvkf init`"
+        )
+
+    @classmethod
+    def init(
+        cls: type[_Opened],
+        path: str | os.PathLike[str] = ".",
+        *,
+        no_scm: bool = False,
+        subdir: bool = False,
+        force: bool = False,
+    ) -> _Opened:
+        """Make a folder a repository.
+
+        Args:
+            path: The folder; it must exist.
+            no_scm: Do without git.
+            subdir: Allow a folder below the top of a git work tree.
+            force: Replace the settings of an existing repository; its cache is kept.
+
+        Raises:
+            ConfigError: It is a repository already, or not the top of a git work tree.
+        """
+        root = Path(path).resolve()
+        git = None if no_scm else Git.find(root)
+        if not no_scm and git is None:
+            raise ConfigError(f"{root} is not in a git repository; run `git init` first, or pass --no-scm")
+        if git and git.root != root and not subdir:
+            raise ConfigError(
+                f"{root} is not the top of its git repository ({git.root}); pass --subdir to allow it"
+            )
+        dvc_dir = root / ".dvc"
+        if dvc_dir.exists() and not force:
+            raise ConfigError(f"{dvc_dir} exists; pass --force to set the repository's settings anew")
+        (dvc_dir / "tmp").mkdir(parents=True, exist_ok=True)
+        write_atomic(dvc_dir / "config", b"[core]\n    no_scm = True\n" if no_scm else b"")
+        written = [".dvc/config", ".dvc/.gitignore"]
+        write_atomic(dvc_dir / ".gitignore", b"/config.local\n/tmp\n/cache\n")
+        if not (root / IGNORE_FILE).exists():
+            write_atomic(root / IGNORE_FILE, _IGNORE_TEXT.encode())
+            written.append(IGNORE_FILE)
+        if git:
+            git.run("add", "--", *(str(root / name) for name in written))
+        return cls(root)
+
+    @property
+    def tmp_dir(self) -> Path:
+        """Where we keep what can be lost at any time; not made before it is needed."""
+        return self.dvc_dir / "tmp" / "dvkf"
+
+    def lock(
+        self, timeout: float = _LOCK_WAIT, *, write: Sequence[str] | Callable[[], Sequence[str]] = ()
+    ) -> AbstractContextManager[None]:
+        """Hold the repository's lock, which is DVC's too.
+
+        Args:
+            timeout: How long to wait for another holder, seconds.
+            write: What will be written, relative to the root; no stage that DVC runs may be using it.
+
+        Raises:
+            LockedError: Somebody else held it the whole time.
+        """
+
+        def written() -> list[str]:
+            paths = write() if callable(write) else write
+            return [os.path.normpath(self.root / path) for path in paths]
+
+        return self._lock.hold(timeout, write=written)
+
+    # -- what is tracked ---------------------------------------------------------------------------------------------
+
+    def relpath(self, path: str | os.PathLike[str]) -> str:
+        """Return a path as posix relative to the root; a relative one is taken from the root.
+
+        Raises:
+            UnsafePathError: It lies outside the repository.
+        """
+        full = os.path.normpath(self.root / path)
+        with suppress(ValueError):
+            relative = Path(full).relative_to(self.root)
+            return relative.as_posix() if relative.parts else ""
+        # The root is resolved; the way to it may lead through links.
+        parent = os.path.realpath(os.path.dirname(full))
+        with suppress(ValueError):
+            return (Path(parent) / os.path.basename(full)).relative_to(self.root).as_posix()
+        raise UnsafePathError(f"{path} lies outside the repository {self.root}")
+
+    @cached_property
+    def git_prefix(self) -> str:
+        """The root relative to the top of the git work tree, with a slash at the end; empty at the top."""
+        if self.git is None:
+            return ""
+        relative = self.root.relative_to(self.git.root.resolve()).as_posix()
+        return "" if relative == "." else relative + "/"
+
+    def files(self, rev: str | None = None) -> RepoFiles:
+        """Return the small files of a revision, or of the workspace.
+
+        Raises:
+            GitError: There is no such revision.
+            ConfigError: A revision was asked for, but there is no git.
+        """
+        if rev is None:
+            return WorkspaceFiles(
+                self.root,
+                self.ignore.matches,
+                lambda path: {o.path for o in outputs.read_outputs(self.files(), path)},
+            )
+        if self.git is None:
+            raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
+        return RevisionFiles(self.git, self.git.resolve(rev), self.git_prefix)
+
+    def outputs(self, targets: Sequence[str] = (), *, rev: str | None = None) -> list[Output]:
+        """Return what is tracked, sorted by path.
+
+        Args:
+            targets: Only these: output paths, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
+                relative to the root.
+            rev: A git revision; None for the workspace.
+
+        Raises:
+            GitError: There is no such revision.
+            ParseError: A file does not say what its format allows.
+            OutputNotFoundError: A target is none of them.
+            OutputOverlapError: Two outputs claim one path.
+        """
+        found: list[Output]
+        if rev is None:
+            known: dict[str, list[Output]] = {}
+            files: RepoFiles
+
+            def paths_of(path: str) -> set[str]:
+                known[path] = outputs.read_outputs(files, path)
+                return {output.path for output in known[path]}
+
+            files = WorkspaceFiles(self.root, self.ignore.matches, paths_of)
+            found = [output for path in files.find() for output in known[path]]
+        else:
+            from dvkf_prefect.data.history import outputs_of
+
+            commit = self.files(rev).rev
+            found = outputs_of(self.git, commit, self.git_prefix) if self.git and commit else []
+        found.sort(key=lambda output: output.path)
+        check_overlap(found)
+        if not targets:
+            return found
+        picked: dict[str, Output] = {}
+        for target in targets:
+            matched = list(matching(found, target))
+            if not matched:
+                inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
+                hint = f"; it is inside the output '{inside}': name that" if inside else ""
+                raise OutputNotFoundError(
+                    f"'{target}' is not an output, a .dvc file or a stage of {self.root}{hint}"
+                )
+            picked.update({output.path: output for output in matched})
+        return [picked[path] for path in sorted(picked)]
+
+    def version(self, path: str, *, rev: str | None = None) -> DataVersion:
+        """Return the recorded version of one output.
+
+        Args:
+            path: The output, relative to the root.
+            rev: A git revision; None for what the workspace's `.dvc` file or dvc.lock says.
+
+        Raises:
+            OutputNotFoundError: It is not tracked, or nothing was recorded for it yet.
+        """
+        (output, *_) = self.outputs([path], rev=rev)
+        commit = self.git.resolve(rev) if rev and self.git else None
+        return self.version_of(output, commit)
+
+    def version_of(self, output: Output, rev: str | None = None) -> DataVersion:
+        """Return the version that an output records; ``rev`` is the commit it was read from."""
+        if output.digest is None:
+            raise OutputNotFoundError(f"'{output.path}' has no recorded content yet ({output.source})")
+        size, nfiles = output.size, output.nfiles
+        if nfiles is None and output.is_dir:
+            nfiles = len(self.cache.read_tree(output.digest, output.hash_name))
+        return DataVersion(
+            str(self.root), rev, output.path, output.digest, size or 0, nfiles if nfiles is not None else 1
+        )

@@ -1,0 +1,37 @@
+"""The task that writes tables, on a real repository and a real Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+from prefect import flow
+
+from dvkf_prefect import diff_frames, read_frame, write_data
+from dvkf_prefect.blocks import DataRepository
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import OutputChangedError
+from dvkf_prefect.tasks.data import commit_results
+
+
+def test_a_table_is_written_tracked_and_shown(repo: Repo, artifacts: Callable[[str], list[Any]]) -> None:
+    block = DataRepository(path=str(repo.root))
+
+    @flow
+    def write(rows: int) -> Any:
+        version = write_data(block, pd.DataFrame({"id": range(rows)}), "tables/users.csv")
+        return version, commit_results(block, "Write users")
+
+    first, commit = write(2)
+    second, _ = write(3)
+    assert (first.path, first.nfiles) == ("tables/users.csv", 1) and first.digest != second.digest
+    assert write(3) == (second, None)
+    assert read_frame(repo, "tables/users.csv", rev=commit)["id"].tolist() == [0, 1]
+    assert diff_frames(repo, "tables/users.csv", commit, key="id").rows_added == 1
+    cards = artifacts("data-tables-users-csv")
+    assert second.digest[:12] in cards[-1].description and first.digest in cards[-1].data
+    (repo.root / "tables/users.csv").write_text("by hand")
+    with pytest.raises(OutputChangedError):
+        write(4)
