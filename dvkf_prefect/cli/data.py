@@ -175,7 +175,7 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
     if args.json:
         print(json.dumps(report))
     elif report:
-        _print_report(report)
+        _print_report(report, _reasons(repo, targets) if any(map(_is_stage, report)) else {})
     elif data.outputs or any(name.endswith("dvc.yaml") for name in files):
         print("Data and pipelines are up to date.")
     else:
@@ -196,21 +196,40 @@ def _from_here(repo: Repo, report: dict[str, list[Any]]) -> dict[str, list[Any]]
             for title, entries in what.items()
         }
 
-    def name(source: str) -> str:
-        file, colon, stage = source.rpartition(":")
-        if source.endswith(".dvc"):
-            return _path_from_here(repo, source)
-        file = _path_from_here(repo, file if colon else "dvc.yaml")
-        return stage if file == "dvc.yaml" else f"{file}:{stage}"
+    return {
+        _source_from_here(repo, source): [group(what) for what in groups] for source, groups in report.items()
+    }
 
-    return {name(source): [group(what) for what in groups] for source, groups in report.items()}
+
+def _is_stage(source: str) -> bool:
+    return not source.endswith(".dvc")
+
+
+def _source_from_here(repo: Repo, source: str) -> str:
+    if not _is_stage(source):
+        return _path_from_here(repo, source)
+    file, colon, stage = source.rpartition(":")
+    file = _path_from_here(repo, file if colon else "dvc.yaml")
+    return stage if file == "dvc.yaml" else f"{file}:{stage}"
+
+
+def _reasons(repo: Repo, targets: Sequence[str]) -> dict[str, str]:
+    """Return what changed for each stage, from what to what; some targets may be data."""
+    from dvkf_prefect.errors import StageNotFoundError
+    from dvkf_prefect.pipeline.why import stage_status
+
+    try:
+        changed = stage_status(repo, targets)
+    except StageNotFoundError:
+        changed = stage_status(repo)
+    return {_source_from_here(repo, address): "; ".join(map(str, why)) for address, why in changed.items()}
 
 
 def _path_from_here(repo: Repo, path: str) -> str:
     return os.path.relpath(repo.root / path)
 
 
-def _print_report(report: dict[str, list[Any]]) -> None:
+def _print_report(report: dict[str, list[Any]], reasons: dict[str, str]) -> None:
     for name, groups in report.items():
         print(f"{name}:")
         for group in groups:
@@ -226,6 +245,8 @@ def _print_report(report: dict[str, list[Any]]) -> None:
                             print(f"\t\t\t{what + ':':<20}{key}")
                     else:
                         print(f"\t\t{state + ':':<20}{path}")
+        if name in reasons:
+            print(f"\tbecause {reasons[name]}")
 
 
 def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
