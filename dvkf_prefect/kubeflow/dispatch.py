@@ -209,6 +209,11 @@ class Dispatch:
             for out in spec.outs:
                 if out.previous:
                     wanted.setdefault(out.previous, out.path)
+        for spec in self._specs:
+            apart = {out.path for out in spec.outs if not out.cached}
+            for known in spec.known.outs if spec.known else ():
+                if known.path in apart and uncached(self._remote).missing([known.digest]):
+                    self._hand_over(known.path, known.digest)  # otherwise the stage runs
         absent = self._remote.missing(wanted)
         absent = uncached(self._remote).missing(absent)
         absent = {digest for digest in absent if not self._in_sources(wanted[digest], digest, bundle)}

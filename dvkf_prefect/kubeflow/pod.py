@@ -9,6 +9,7 @@ before. The credentials of the remote come from Kubernetes as environment variab
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -23,11 +24,12 @@ from typing import Any, Protocol
 from dvkf_prefect.data.moving import Remote
 from dvkf_prefect.data.remotes import Storage, open_storage
 from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.errors import DvkfError, RemoteError, StageCancelledError, StageError
-from dvkf_prefect.kubeflow.objects import RemoteObjects
+from dvkf_prefect.kubeflow.objects import RemoteObjects, uncached
 from dvkf_prefect.kubeflow.task import Metrics, numbers, put_outputs, put_text, with_upstream
 from dvkf_prefect.pipeline.bundle import unpack_bundle
-from dvkf_prefect.pipeline.spec import StepResult, StepSpec
+from dvkf_prefect.pipeline.spec import StepDependency, StepResult, StepSpec
 from dvkf_prefect.pipeline.step import clean_log, run_step
 
 # Where a run's results lie below the root of a remote, and the names of what a task leaves there.
@@ -40,6 +42,7 @@ SCRATCH_VARIABLE = "DVKF_SCRATCH"
 _SPILLED = "remote:"
 _LOG_EVERY = 20.0  # seconds
 _LOG_BYTES = 4 << 20
+_logger = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -187,12 +190,16 @@ class _Pod:
             step = StepSpec.from_json(text)
             self._task = self._about.tasks[step.stage]
             step = self._prepare(step, upstream)
-            shipper = _LogShipper(self._remote.storage, self._about.place(self._task, LOG), self._log)
-            try:
-                result = run_step(step, self._objects)
-            finally:
-                shipper.close()
-            if not result.failed:
+            if self._is_known(step):
+                result = self._take_known(step)
+            else:
+                step = self._bring(step)
+                shipper = _LogShipper(self._remote.storage, self._about.place(self._task, LOG), self._log)
+                try:
+                    result = run_step(step, self._objects)
+                finally:
+                    shipper.close()
+            if not (result.failed or result.restored):
                 self._objects.flush()
                 if result.side_dir:
                     apart = {out.path for out in step.outs if not out.cached}
@@ -218,22 +225,56 @@ class _Pod:
         return step, result
 
     def _prepare(self, step: StepSpec, upstream: Sequence[str]) -> StepSpec:
-        source: Path | None = None
+        step = replace(step, cache_dir=str(self._objects.cache.root), workspace=None, log=str(self._log))
+        return with_upstream(step, upstream, _Manifests(self._objects))
+
+    def _is_known(self, step: StepSpec) -> bool:
+        """Tell whether what the stage would write is known, and can all be had."""
+        known = step.known
+        if known is None or {dep.path: dep.digest for dep in step.deps} != dict(known.deps):
+            return False
+        apart = {out.path for out in step.outs if not out.cached}
+        for place, digests in (
+            (self._remote, {out.digest for out in known.outs if out.path not in apart}),
+            (uncached(self._remote), {out.digest for out in known.outs if out.path in apart}),
+        ):
+            if place.missing(digests):
+                return False
+            trees = [self._objects.read_tree(digest) for digest in digests if is_tree(digest)]
+            if place.missing({digest for tree in trees for digest in tree.digests}):
+                return False
+        return True
+
+    def _take_known(self, step: StepSpec) -> StepResult:
+        assert step.known is not None
+        _logger.warning("stage '%s' reads what its last run read; its outputs are taken", step.stage)
+        metrics = {out.path for out in step.outs if out.kind == "metric"}
+        self._objects.prepare([out.digest for out in step.known.outs if out.path in metrics])
+        # For `numbers`, which looks for what stays out of the cache there.
+        side = str(self._objects.cache.root)
+        return StepResult(step.stage, outs=step.known.outs, side_dir=side, restored=True)
+
+    def _bring(self, step: StepSpec) -> StepSpec:
+        """Bring the sources and what the stage reads, and tell how large it is."""
         if self._about.bundle:
             source = self._folder / "source"
             unpack_bundle(self._remote.storage, self._about.bundle, source)
-        cache = self._objects.cache
-        step = replace(
-            step,
-            cache_dir=str(cache.root),
-            workspace=str(source) if source else None,
-            log=str(self._log),
-        )
-        step = with_upstream(step, upstream, _Manifests(self._objects))
+            step = replace(step, workspace=str(source))
         self._objects.prepare(
             [*(dep.digest for dep in step.deps), *(out.previous for out in step.outs if out.previous)]
         )
-        return step
+        return replace(step, deps=tuple(map(self._measured, step.deps)))
+
+    def _measured(self, dep: StepDependency) -> StepDependency:
+        cache = self._objects.cache
+        if not cache.exists(dep.digest):
+            return dep  # it is in the sources
+        if not is_tree(dep.digest):
+            return replace(dep, size=cache.path(dep.digest).stat().st_size)
+        digests = cache.read_tree(dep.digest).digests
+        return replace(
+            dep, size=sum(cache.path(digest).stat().st_size for digest in digests), nfiles=len(digests)
+        )
 
     def _leave(self, result: StepResult) -> None:
         """Leave the result where it is looked for; what cannot be left is told in the log."""

@@ -10,7 +10,7 @@ from dvkf_prefect.data import gitignore
 from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import LEGACY, MD5, Cache
+from dvkf_prefect.data.store import LEGACY, MD5, Cache, Stored
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import OutputInGitError, OutputNotFoundError
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, stored_of, write_entry
@@ -29,7 +29,7 @@ def make_spec(
         repo: The repository.
         snapshot: What is there.
         stage: The stage.
-        inputs: What it reads; all of it must be there.
+        inputs: What it reads; what is not known yet gets an empty digest.
         commit: False keeps all that it writes out of the repository's cache.
 
     Raises:
@@ -39,7 +39,10 @@ def make_spec(
     items = {item["path"]: item for item in inputs.items}
     deps = {}
     for dep in stage.deps:
-        item = items[dep.name]
+        item = items.get(dep.name)
+        if item is None:
+            deps[dep.path] = StepDependency(dep.path, "")
+            continue
         # The digest of a DVC 2.x entry is not that of the bytes; it is only kept while the workspace still has it.
         stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
         deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)
@@ -151,6 +154,42 @@ def put_outputs(
     return items
 
 
+def refer_outputs(
+    repo: Repo, stage: Stage, contents: Sequence[StepContent], side_dir: str = ""
+) -> list[Item]:
+    """Record a run's outputs, which stay on the remote; only those that git keeps go into the workspace.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        contents: What the run wrote.
+        side_dir: The root of the cache that holds those which stay out of the repository's.
+
+    Returns:
+        The outputs as an entry holds them.
+
+    Raises:
+        TransferError: An object is missing or damaged.
+        DiskFullError: There is no room.
+    """
+    by_path = {content.path: content for content in contents}
+    items: list[Item] = []
+    for out in stage.outs:
+        content = by_path[out.path]
+        if out.cached:
+            _ignore(repo, out)
+        elif side_dir:
+            output = Output(path=out.path, digest=content.digest, isexec=content.isexec, source=stage.file)
+            found = repo.workspace.look(out.path)
+            if found.digest != content.digest or found.isexec != content.isexec:
+                if repo.workspace.lost_by(output, found):
+                    repo.workspace.take(out.path)
+                _beside(repo, Path(side_dir)).put(output, found)
+        stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
+        items.append(item_of(out.name, stored))
+    return items
+
+
 def _absent(repo: Repo, content: StepContent) -> bool:
     """Tell whether the cache lacks any of a content."""
     digests = {content.digest}
@@ -194,10 +233,14 @@ def take_outputs(repo: Repo, stage: Stage, *, commit: bool = True) -> list[Item]
 
 def _settle(repo: Repo, out: StageOutput) -> Item:
     """Keep an output out of git; return it as it lies in the workspace."""
+    _ignore(repo, out)
+    return item_of(out.name, repo.workspace.look(out.path).stored())
+
+
+def _ignore(repo: Repo, out: StageOutput) -> None:
     path = repo.root / out.path
     if out.cached and repo.git is not None and not _is_ignored(repo, path):
         gitignore.ignore(path)
-    return item_of(out.name, repo.workspace.look(out.path).stored())
 
 
 def _is_ignored(repo: Repo, path: Path) -> bool:

@@ -6,7 +6,7 @@ import heapq
 import posixpath
 import re
 import shutil
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,10 +21,18 @@ from dvkf_prefect.errors import (
     StageFailedError,
     StageNotFoundError,
 )
+from dvkf_prefect.pipeline.batch import Batch, Member, Outcome, can_join, items_read, with_known
 from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide, selected
 from dvkf_prefect.pipeline.lock import make_entry
-from dvkf_prefect.pipeline.record import contents_of, make_spec, put_outputs, record, take_outputs
-from dvkf_prefect.pipeline.runner import Runner, StageRun
+from dvkf_prefect.pipeline.record import (
+    contents_of,
+    make_spec,
+    put_outputs,
+    record,
+    refer_outputs,
+    take_outputs,
+)
+from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
 from dvkf_prefect.pipeline.sources import SourceEvent, add_users, is_source, settle
 from dvkf_prefect.pipeline.spec import WORK, StepContent, StepResult
@@ -165,7 +173,8 @@ def repro(
     """Bring stages up to date; those that do not need each other run at the same time.
 
     After each stage its outputs are put into the workspace, and its entry into the run cache and dvc.lock. The
-    repository is locked only then, not while commands run.
+    repository is locked only then, not while commands run. A runner that takes batches gets all stages that run at
+    once, and they are recorded when the last of them has ended.
 
     Args:
         repo: The repository.
@@ -179,7 +188,7 @@ def repro(
         on_error: When a stage fails: ``keep-going`` leaves out those that need it and finishes all others, ``fail``
             starts no other, ``ignore`` goes on as if it had not.
         commit: False records what was written, but stores it neither in the cache nor in the run cache.
-        jobs: How many stages run at once.
+        jobs: How many stages run at once; a runner that takes batches decides for itself.
         raise_failures: False returns failed stages in the result instead of raising the first one's error.
         confirm: Asked before a stage runs or is restored; False ends it as a failure.
         on_event: Told of each stage's start and end, in this thread.
@@ -263,14 +272,17 @@ def _stages(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[St
     return selected(snapshot, named, scope)
 
 
-def _check_inputs(stage: Stage, inputs: Inputs) -> None:
+def _check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
+    """Refuse to run a stage that lacks what it reads; ``ahead`` of others, what those will write is no lack."""
     for dep in stage.deps:
         if dep.external:
             raise StageError(
                 f"stage '{stage.address}' depends on '{dep.name}', which lies outside the repository: a step "
                 "gets its dependencies by digest; bring it in with `dvc import-url` and depend on the copy"
             )
-    missing = [name for name, stored in inputs.deps.items() if stored is None or stored is UNKNOWN]
+    missing = [
+        name for name, stored in inputs.deps.items() if stored is None or (stored is UNKNOWN and not ahead)
+    ]
     if missing:
         raise StageError(
             f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
@@ -313,6 +325,9 @@ class _Repro:
         self._decisions: dict[str, Decision] = {}
         self._forced: set[str] = set()
         self._ended = 0
+        # The stages of a batch whose end is recorded now, and those that were started in one, but came to no end.
+        self._together: set[str] = set()
+        self._ended_along: set[str] = set()
         self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
         self.errors: dict[str, DvkfError] = {}
 
@@ -320,7 +335,7 @@ class _Repro:
         """Bring the stages up to date; failures end up in ``errors``."""
         if self._rules.pull and self._rules.run_cache:
             _pull_runs(self._repo)
-        self._snapshot = Snapshot(self._repo)
+        self._snapshot = Snapshot(self._repo, self._repo.remote() if self._by_reference else None)
         stages = _stages(self._snapshot, targets, self._scope)
         self._order = [stage.address for stage in stages]
         self._place = {address: i for i, address in enumerate(self._order)}
@@ -342,6 +357,10 @@ class _Repro:
                 self._users[other].append(address)
         # First come is not first served: with one job at a time, stages run in the order DVC runs them.
         self._free = [self._place[a] for a in self._order if not needs[a]]
+        if isinstance(self._runner, BatchRunner):
+            while members := self._gather():
+                self._run_batch(members, self._runner)
+            return self._result()
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="dvkf-stage")
         try:
             self._advance(pool)
@@ -387,7 +406,127 @@ class _Repro:
         if self._rules.pull:
             self._pull_inputs(stage)
         forced = stage.address in self._forced
+        if self._by_reference:  # what is on the remote can be had, and stays there
+            rules = replace(self._rules, pull=True)
+            return decide(self._snapshot, stage, rules, forced=forced)
         return decide(self._snapshot, stage, self._rules, forced=forced, dry=False)
+
+    # -- stages that are started together --------------------------------------------------------------------------
+
+    @property
+    def _by_reference(self) -> bool:
+        """Whether what stages write stays on the remote."""
+        return isinstance(self._runner, BatchRunner) and not self._runner.fetches
+
+    def _gather(self) -> dict[str, Member]:
+        """Come to the stages that are free; return those that run, with those that wait for them."""
+        members: dict[str, Member] = {}
+        ahead = self._snapshot
+        while self._free:
+            if self.errors and self._on_error == "fail":
+                return {}
+            stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
+            waits_for = frozenset(a for a in self._snapshot.graph.needs(stage.address) if a in members)
+            if waits_for and not can_join(stage, (members[a].stage for a in members)):
+                continue
+            choice = self._decide_ahead(ahead, stage) if waits_for else self._decide(stage)
+            if choice.decision.action != "run" and waits_for:
+                continue  # it is come to again when what it reads is known
+            self._decisions[stage.address] = choice.decision
+            try:
+                if choice.decision.action != "run":
+                    self._settle(stage, choice)
+                    continue
+                members[stage.address] = self._member(stage, choice, waits_for)
+            except DvkfError as error:
+                self._fail(stage, choice, error)
+                continue
+            if ahead is self._snapshot:
+                ahead = ahead.ahead()
+            ahead.plan(stage, None)
+            for user in self._users[stage.address]:
+                needed = [a for a in self._snapshot.graph.needs(user) if a in members]
+                if self._waits_for[user] == len(needed) and self._place[user] not in self._free:
+                    heapq.heappush(self._free, self._place[user])
+        return members
+
+    def _decide_ahead(self, ahead: Snapshot, stage: Stage) -> Choice:
+        return decide(ahead, stage, self._rules, forced=self._rules.force_downstream)
+
+    def _member(self, stage: Stage, choice: Choice, waits_for: frozenset[str]) -> Member:
+        self._ask(stage)
+        _check_inputs(stage, choice.inputs, ahead=bool(waits_for))
+        spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
+        if waits_for and not self._rules.force:
+            spec = with_known(spec, stage, choice, self._snapshot.entry(stage))
+        return Member(stage, choice, spec, waits_for)
+
+    def _run_batch(self, members: Mapping[str, Member], runner: BatchRunner) -> None:
+        """Run stages, then record those that ended well.
+
+        Only then, and not one by one: whoever is killed before finds the same stages to run again, and by that the
+        run that is there.
+        """
+
+        def start(member: Member) -> None:
+            self._say(StageEvent(member.stage.address, "start", member.choice.decision.reasons))
+
+        batch = Batch(runner, members, on_start=start, on_end=self._tell_end)
+        try:
+            batch.run()
+        finally:
+            self._record_batch(batch, members)
+
+    def _tell_end(self, member: Member, outcome: Outcome) -> None:
+        if isinstance(outcome, StepResult) and not outcome.restored:
+            reasons = member.choice.decision.reasons
+            tail, address = outcome.log_tail, member.stage.address
+            self._say(StageEvent(address, "done", reasons, outcome.seconds, log_tail=tail))
+
+    def _record_batch(self, batch: Batch, members: Mapping[str, Member]) -> None:
+        again = []
+        self._together = set(members)
+        for address, member in members.items():
+            outcome = batch.outcomes.get(address)
+            if isinstance(outcome, StepResult):
+                try:
+                    self._take(member, outcome)
+                except DvkfError as error:
+                    self._fail(member.stage, member.choice, error)
+            elif outcome is None or isinstance(outcome, StageCancelledError):
+                del self._decisions[address]
+                # It may have been ended along with another one that failed, but not for ever.
+                if batch.blocked(address) or (batch.failed and address not in self._ended_along):
+                    again.append(address)
+                    self._ended_along.add(address)
+                elif outcome is not None:
+                    self._decisions[address] = member.choice.decision
+                    self._fail(member.stage, member.choice, outcome)
+            else:
+                if isinstance(outcome, StageFailedError):
+                    outcome = hint_at_undeclared(self._repo, member.stage, outcome)
+                self._fail(member.stage, member.choice, outcome)
+        self._together = set()
+        for address in again:
+            if not self._waits_for[address]:
+                heapq.heappush(self._free, self._place[address])
+
+    def _take(self, member: Member, result: StepResult) -> None:
+        """Record a stage of a batch that ended well."""
+        stage, choice = member.stage, member.choice
+        if result.restored:
+            unknown = all(reason.kind == "dependency" for reason in choice.decision.reasons)
+            action: Literal["restore", "skip"] = "skip" if unknown else "restore"
+            reasons = () if unknown else choice.decision.reasons
+            choice = replace(choice, decision=replace(choice.decision, action=action, reasons=reasons))
+            self._decisions[stage.address] = choice.decision
+            self._say(StageEvent(stage.address, action, reasons))
+        items = items_read(member, result)
+        choice = replace(choice, inputs=replace(choice.inputs, items=items))
+        self._finish(stage, choice, result.outs, side_dir=result.side_dir)
+        self._done(stage, changed=not result.restored)
+
+    # -- one stage after another -----------------------------------------------------------------------------------
 
     def _pull_inputs(self, stage: Stage) -> None:
         """Bring what a stage reads and is tracked, but neither in the workspace nor in the cache."""
@@ -439,7 +578,7 @@ class _Repro:
     def _done(self, stage: Stage, *, changed: bool) -> None:
         for user in self._users[stage.address]:
             self._waits_for[user] -= 1
-            if not self._waits_for[user]:
+            if not self._waits_for[user] and user not in self._together:
                 heapq.heappush(self._free, self._place[user])
             if changed and self._rules.force_downstream:
                 self._forced.add(user)
@@ -478,12 +617,17 @@ class _Repro:
         """Put a run's outputs where they belong, then record it: outputs, run cache, dvc.lock."""
         with self._repo.lock(write=[out.path for out in stage.outs]):
             try:
-                outs = put_outputs(self._repo, stage, contents, side_dir, commit=self._commit)
+                away = self._by_reference and self._commit and self._is_away(stage, contents)
+                if away:
+                    outs = refer_outputs(self._repo, stage, contents, side_dir)
+                else:
+                    outs = put_outputs(self._repo, stage, contents, side_dir, commit=self._commit)
                 inputs = choice.inputs
+                entry = make_entry(stage, inputs.items, inputs.params, outs)
                 record(
                     self._repo,
                     stage,
-                    make_entry(stage, inputs.items, inputs.params, outs),
+                    entry,
                     before=self._followers(stage),
                     save_run=self._commit,
                     known=self._snapshot.entry(stage),
@@ -492,6 +636,16 @@ class _Repro:
                 if side_dir:
                     shutil.rmtree(Path(side_dir).parent, ignore_errors=True)
         self._snapshot.forget(out.path for out in stage.outs)
+        if away:
+            self._snapshot.plan(stage, entry)
+
+    def _is_away(self, stage: Stage, contents: Sequence[StepContent]) -> bool:
+        cached = {out.path for out in stage.outs if out.cached}
+        return not all(
+            self._snapshot.is_cached(content.digest, content.hash_name)
+            for content in contents
+            if content.path in cached
+        )
 
     def _followers(self, stage: Stage) -> Container[str]:
         return _Followers(self._fresh, stage.file, self._place[stage.address])

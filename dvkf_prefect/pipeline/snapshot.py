@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.outputs import Output, check_overlap
 from dvkf_prefect.data.outputs import read_outputs as read_any_outputs
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE
-from dvkf_prefect.data.store import LEGACY, MD5, Stored
+from dvkf_prefect.data.store import LEGACY, MD5, Stored, object_key
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.data.workspace import Found
 from dvkf_prefect.errors import MissingObjectError
@@ -19,6 +20,9 @@ from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, read_lock, stored_of
 from dvkf_prefect.pipeline.params import parse_params, select
 from dvkf_prefect.pipeline.stages import Dependency, Stage, load_stages
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.moving import Remote
 
 UNKNOWN = Stored("", 0)
 """Content that a stage will write, which nobody knows yet."""
@@ -30,20 +34,27 @@ class Inputs:
 
     Attributes:
         deps: Its dependencies by name as written: content, `UNKNOWN`, or None for one that is not to be had.
-        items: The same as an entry holds it, where all are known.
+        items: The same as an entry holds it, and its datasets, where all are known.
         params: Parameter values by file as written.
         missing_params: ``file`` or ``file:key`` of what is declared and not there.
+        datasets: The datasets it reads, by name as written: as dvc.lock has them, None for one whose version is not
+            known: it was never updated, or is declared anew, or nowhere.
     """
 
     deps: Mapping[str, Stored | None]
     items: tuple[Item, ...]
     params: Mapping[str, Mapping[str, Any]]
     missing_params: tuple[str, ...] = ()
+    datasets: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
         """Whether all of it is known and there."""
-        return not self.missing_params and all(s is not None and s is not UNKNOWN for s in self.deps.values())
+        return (
+            not self.missing_params
+            and all(s is not None and s is not UNKNOWN for s in self.deps.values())
+            and all(lock is not None for lock in self.datasets.values())
+        )
 
 
 @dataclass
@@ -52,6 +63,7 @@ class Snapshot:
 
     Args:
         repo: The repository.
+        away: Where outputs are that nobody brings here, for manifests and sizes.
 
     Attributes:
         graph: Its stages.
@@ -64,6 +76,7 @@ class Snapshot:
     """
 
     repo: Repo
+    away: Remote | None = None
     graph: Graph = field(init=False)
     outputs: dict[str, Output] = field(init=False)
     _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
@@ -73,13 +86,16 @@ class Snapshot:
     _planned_folders: set[str] = field(default_factory=set)
     _cached: set[str] = field(default_factory=set)
     _below: dict[str, set[str]] = field(default_factory=dict)
+    _pipelines: list[str] = field(default_factory=list)
+    _datasets: dict[str, Mapping[str, Any] | None] | None = None
 
     def __post_init__(self) -> None:
         self.files = self.repo.files()
         sources = self.files.find()
-        pipelines = [path for path in sources if posixpath.basename(path) == PIPELINE_FILE]
-        self.graph = Graph([stage for path in pipelines for stage in load_stages(self.files, path)])
+        self._pipelines = [path for path in sources if posixpath.basename(path) == PIPELINE_FILE]
+        stages = [stage for path in self._pipelines for stage in load_stages(self.files, path)]
         tracked = [output for path in sources for output in read_any_outputs(self.files, path)]
+        self.graph = Graph(stages, [output for output in tracked if output.stage is None])
         check_overlap(tracked)
         self.outputs = {output.path: output for output in tracked}
 
@@ -136,6 +152,13 @@ class Snapshot:
                 self._planned_folders.add(folder)
                 folder = posixpath.dirname(folder)
 
+    def ahead(self) -> Snapshot:
+        """Return the same for a look ahead: what is planned there is not planned here."""
+        other = copy.copy(self)
+        other._planned = dict(self._planned)
+        other._planned_folders = set(self._planned_folders)
+        return other
+
     def content(self, path: str) -> Stored | None:
         """Return what a dependency holds: what will be written there, what lies there, or what is recorded."""
         if path in self._planned_folders:
@@ -164,6 +187,10 @@ class Snapshot:
             return None
         cache = self.repo.cache
         try:
+            if self.away is not None and not cache.exists(whole.digest):
+                from dvkf_prefect.data.moving import move
+
+                move("fetch", [whole.digest], MD5, cache, self.away)
             tree = cache.read_tree(whole.digest)
         except MissingObjectError:
             return None
@@ -171,14 +198,22 @@ class Snapshot:
         below = tree.below(relpath)
         if not len(below):
             return None
-        try:
-            sizes = [cache.path(digest).stat().st_size for digest in below.digests]
-        except FileNotFoundError:
-            return None
+        sizes: list[int] = []
+        for digest in below.digests:
+            size = self._size(digest)
+            if size is None:
+                return None
+            sizes.append(size)
         if below.relpaths == [relpath]:
             return Stored(below.digests[0], sizes[0])
         part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
         return Stored(cache.add_bytes(part.to_bytes(), tree=True), sum(sizes), len(part))
+
+    def _size(self, digest: str) -> int | None:
+        try:
+            return self.repo.cache.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None if self.away is None else self.away.storage.size(object_key(digest))
 
     def inputs(self, stage: Stage, entry: Entry | None) -> Inputs:
         """Return what a stage would read now.
@@ -192,9 +227,15 @@ class Snapshot:
         """
         recorded = {item["path"]: item for item in (entry or {}).get("deps", ())}
         deps: dict[str, Stored | None] = {}
+        datasets: dict[str, Mapping[str, Any] | None] = {}
         items: list[Item] = []
         for dep in stage.deps:
-            if dep.name in deps:
+            if dep.name in deps or dep.name in datasets:
+                continue
+            if dep.dataset is not None:
+                datasets[dep.name] = lock = self._dataset(dep.dataset)
+                if lock is not None:
+                    items.append({"path": dep.name, "dataset": dict(lock)})
                 continue
             old = recorded.get(dep.name)
             stored = self._same_as_legacy(dep, old) or (None if dep.external else self.content(dep.path))
@@ -211,7 +252,16 @@ class Snapshot:
                 continue
             params[file] = select(values, keys)
             missing += [f"{file}:{key}" for key in keys if key not in params[file]]
-        return Inputs(deps, tuple(items), params, tuple(missing))
+        return Inputs(deps, tuple(items), params, tuple(missing), datasets)
+
+    def _dataset(self, name: str) -> Mapping[str, Any] | None:
+        """Return what dvc.lock has of a dataset; one of any dvc.yaml, as in DVC."""
+        if self._datasets is None:
+            from dvkf_prefect.pipeline.artifacts import read_datasets
+
+            found = [read_datasets(self.files, path) for path in self._pipelines]
+            self._datasets = {key: each.lock for datasets in found for key, each in datasets.items()}
+        return self._datasets.get(name)
 
     def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Stored | None:
         """Return the recorded content of DVC 2.x, if it is still what lies there."""

@@ -23,12 +23,14 @@ class StepDependency:
         digest: md5 in hex, with ``.dir`` for a directory.
         size: Bytes.
         isexec: Whether a single file may be executed.
+        nfiles: Number of files of a directory, where it is known.
     """
 
     path: str
     digest: str
     size: int = 0
     isexec: bool = False
+    nfiles: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,54 +50,6 @@ class StepOutput:
     kind: str = "out"
     previous: str | None = None
     isexec: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StepSpec:
-    """One run of one stage.
-
-    Attributes:
-        stage: The stage's address.
-        cmd: The commands, run one after another.
-        cache_dir: The cache's root.
-        wdir: The folder they run in, relative to the root; "" for the root.
-        deps: What the folder holds when they start.
-        params: The values the stage may read: ``{file: {dotted key: value}}``, files relative to the root; the
-            key "" holds a whole file.
-        outs: What they must write.
-        workspace: Where a dependency that is not in the cache is copied from; None when all are.
-        log: A file that the output of the commands goes to as well.
-        env: Further environment variables.
-    """
-
-    stage: str
-    cmd: tuple[str, ...]
-    cache_dir: str
-    wdir: str = ""
-    deps: tuple[StepDependency, ...] = ()
-    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    outs: tuple[StepOutput, ...] = ()
-    workspace: str | None = None
-    log: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> StepSpec:
-        """Read what `to_json` wrote.
-
-        Raises:
-            TypeError: A field is missing or unknown.
-            ValueError: It is not JSON.
-        """
-        values = json.loads(text)
-        values["cmd"] = tuple(values["cmd"])
-        values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
-        values["outs"] = tuple(StepOutput(**out) for out in values.get("outs", ()))
-        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +74,72 @@ class StepContent:
 
 
 @dataclass(frozen=True, slots=True)
+class StepKnown:
+    """A run of the same commands and parameters that is known already.
+
+    Attributes:
+        deps: The digest of each dependency that it read, by path.
+        outs: What it wrote.
+    """
+
+    deps: Mapping[str, str]
+    outs: tuple[StepContent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One run of one stage.
+
+    Attributes:
+        stage: The stage's address.
+        cmd: The commands, run one after another.
+        cache_dir: The cache's root.
+        wdir: The folder they run in, relative to the root; "" for the root.
+        deps: What the folder holds when they start.
+        params: The values the stage may read: ``{file: {dotted key: value}}``, files relative to the root; the
+            key "" holds a whole file.
+        outs: What they must write.
+        workspace: Where a dependency that is not in the cache is copied from; None when all are.
+        log: A file that the output of the commands goes to as well.
+        env: Further environment variables.
+        known: A run to take the outputs of, instead of running the commands, should the dependencies turn out to be
+            what it read. Only for runners that start stages before all that they read is known.
+    """
+
+    stage: str
+    cmd: tuple[str, ...]
+    cache_dir: str
+    wdir: str = ""
+    deps: tuple[StepDependency, ...] = ()
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    outs: tuple[StepOutput, ...] = ()
+    workspace: str | None = None
+    log: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    known: StepKnown | None = None
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StepSpec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+            ValueError: It is not JSON.
+        """
+        values = json.loads(text)
+        values["cmd"] = tuple(values["cmd"])
+        values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
+        values["outs"] = tuple(StepOutput(**out) for out in values.get("outs", ()))
+        if known := values.get("known"):
+            values["known"] = StepKnown(known["deps"], tuple(StepContent(**out) for out in known["outs"]))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """How a run ended.
 
@@ -139,6 +159,7 @@ class StepResult:
         commit: The commit that the sources were bundled of, where they were.
         dirty: The source files that were not as in that commit.
         run: The id of the run that the stage was a task of, where there is one.
+        restored: Whether no command ran, since the outputs were known: `StepSpec.known`.
     """
 
     stage: str
@@ -154,6 +175,7 @@ class StepResult:
     commit: str = ""
     dirty: tuple[str, ...] = ()
     run: str = ""
+    restored: bool = False
 
     @property
     def failed(self) -> bool:
