@@ -1,0 +1,740 @@
+"""A task run for each stage: a runner that runs stages as tasks of the flow it is used in.
+
+The runner that is wrapped executes a stage; the task run shows its state, its log while it runs, and how often it was
+tried. Tasks start when `repro` starts stages, which is when all that they need is done, so Prefect's task runner only
+has to have the threads; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, suppress
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from prefect import Task, get_run_logger, task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import RunInput, TaskRun, TaskRunResult
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.futures import PrefectFuture
+from prefect.results import get_result_store
+from prefect.states import Cancelled, Completed, Failed, State
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.transactions import get_transaction
+
+from dvkf_prefect.cards import artifact_key
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import (
+    DvkfError,
+    RemoteUnreachableError,
+    RunnerError,
+    StageCancelledError,
+    StageFailedError,
+    TransferError,
+)
+from dvkf_prefect.kubeflow.watch import TaskEvent
+from dvkf_prefect.pipeline.lock import make_entry
+from dvkf_prefect.pipeline.repro import StageEvent, hint_at_undeclared
+from dvkf_prefect.pipeline.runcache import can_restore
+from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
+from dvkf_prefect.pipeline.signature import input_key
+from dvkf_prefect.pipeline.snapshot import Snapshot
+from dvkf_prefect.pipeline.spec import StepContent, StepKnown, StepResult, StepSpec
+from dvkf_prefect.pipeline.stages import Stage
+from dvkf_prefect.tasks._stage_log import LogFollower, Mask, mask_of
+from dvkf_prefect.tasks._stage_options import StageOptions, read_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Seconds between two looks at a stage's log.
+_POLL = 0.25
+# Seconds that a stage beyond its time gets to end.
+_GRACE = 60.0
+# More stages than this that had nothing to do get no task run; the pipeline's card tells of them.
+_MARKS = 100
+# So many stages of a cluster's pipeline are followed at the same time.
+_FOLLOWED = 64
+# What another try may mend.
+_PASSING = (StageFailedError, RunnerError, RemoteUnreachableError, TransferError)
+# The shell's own: no such command, or one that may not be executed.
+_NO_COMMAND = (126, 127)
+
+
+class _Body(Protocol):
+    """What a task run does."""
+
+    def run(self) -> Any:
+        """Do it; a state that is returned is the task run's."""
+
+    def key(self, context: TaskRunContext) -> str | None:
+        """Return the key that its result is kept under, if it may be taken for another run's."""
+
+
+class StageSignature(CachePolicy):
+    """Keeps what a stage wrote by its signature: command, parameters, and the digests of what it reads.
+
+    A result that is kept counts only while all outputs can be had; otherwise the stage runs.
+    """
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        """Return the key; Prefect calls this.
+
+        Args:
+            task_ctx: The task run.
+            inputs: Its parameters.
+            flow_parameters: Those of the flow run.
+            kwargs: What Prefect may add.
+        """
+        body: _Body = inputs["stage"]
+        return body.key(task_ctx)
+
+
+@task(name="stage", cache_policy=NO_CACHE, persist_result=False)
+def _run_body(stage: _Body) -> Any:
+    return stage.run()
+
+
+class StageTasks:
+    """A runner whose stages are task runs.
+
+    Args:
+        repo: The repository.
+        runner: What executes them; closed with this.
+        options: How a stage's task run behaves, by its address.
+        jobs: How many stages may run at once.
+        reuse: Whether what Prefect kept of an equal run is taken.
+        mirror: What the runner tells of its tasks, if it does.
+
+    Example:
+        ``stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell))``
+    """
+
+    def __init__(
+        self,
+        repo: Repo,
+        runner: Runner,
+        *,
+        options: Mapping[str, StageOptions],
+        jobs: int = 2,
+        reuse: bool = True,
+        mirror: TaskMirror | None = None,
+    ) -> None:
+        self.repo = repo
+        self.inner = runner
+        self.snapshot = Snapshot(repo)
+        self.mask: Mask = mask_of(repo)
+        self.reuse = reuse
+        self.cancelled = threading.Event()
+        self._options = options
+        self._mirror = mirror or TaskMirror()
+        self._jobs = jobs
+        self._stack = ExitStack()
+        self._folder = Path(tempfile.mkdtemp(prefix="prefect-", dir=_made(repo.tmp_dir)))
+        self._numbers = count()
+        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._marks: list[PrefectFuture[Any]] = []
+        self._task_runner: TaskRunner[Any] | None = None
+        self._graph = self.snapshot.graph
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.inner.name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, spec: StepSpec) -> StageRun:
+        """Submit a stage's task run and return at once."""
+        call = self._call(spec, begin=None)
+        return _TaskRun(call, self._submit(call, spec.stage, call.options, policy=call.policy))
+
+    def tell(self, event: StageEvent) -> None:
+        """Show a stage that comes to its end without a run: skipped, restored, or failed before it began.
+
+        Args:
+            event: What `repro` tells.
+        """
+        if event.kind in ("start", "done") or event.stage in self._futures:
+            return
+        if event.kind != "fail" and len(self._marks) >= _MARKS:
+            return
+        self._marks.append(self._submit(_Mark(event, self.mask), event.stage, StageOptions()))
+
+    def task_run(self, stage: str) -> UUID | None:
+        """Return the id of a stage's last task run, if it has one.
+
+        Args:
+            stage: Its address.
+        """
+        future = self._futures.get(stage)
+        return future.task_run_id if future is not None else None
+
+    def close(self) -> None:
+        """End what still runs; a second call does nothing."""
+        self.cancelled.set()
+        try:
+            self.inner.close()
+            for mark in self._marks:
+                with suppress(CancelledError):
+                    mark.wait(_GRACE)
+        finally:
+            self._stack.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # -- task runs ---------------------------------------------------------------------------------------------------
+
+    def _call(self, spec: StepSpec, *, begin: Callable[[], StageRun] | None) -> StageCall:
+        log = None
+        if begin is None:
+            log = self._folder / f"{next(self._numbers)}.log"
+            spec = dataclasses.replace(spec, log=str(log))
+        call = StageCall(self, spec, self._graph.stages.get(spec.stage), log, begin)
+        self._mirror.calls[spec.stage] = call
+        return call
+
+    def options_of(self, stage: str) -> StageOptions:
+        """Return how a stage's task run behaves.
+
+        Args:
+            stage: Its address.
+        """
+        return self._options.get(stage) or StageOptions()
+
+    def _submit(
+        self,
+        body: _Body,
+        name: str,
+        options: StageOptions,
+        *,
+        policy: CachePolicy = NO_CACHE,
+        wait_for: Collection[PrefectFuture[Any]] = (),
+    ) -> PrefectFuture[Any]:
+        # No delay of Prefect's own: it sleeps where a cancellation does not reach it.
+        made: Task[..., Any] = _run_body.with_options(
+            name=name,
+            task_run_name=lambda: name,
+            tags=options.tags,
+            retries=options.retries if isinstance(body, StageCall) else 0,
+            retry_condition_fn=_may_retry(body),
+            cache_policy=policy,
+            persist_result=policy is not NO_CACHE,
+            result_serializer="json",
+            refresh_cache=not self.reuse,
+        )
+        edges: set[RunInput] = {
+            TaskRunResult(id=self._futures[other].task_run_id)
+            for other in (self._graph.upstream.get(name) or ())
+            if other in self._futures
+        }
+        future: PrefectFuture[Any] = self._runner().submit(
+            made, {"stage": body}, wait_for=list(wait_for) or None, dependencies={"stage": edges}
+        )
+        self._futures[name] = future
+        return future
+
+    def _runner(self) -> TaskRunner[Any]:
+        """Return the flow's task runner, if its threads are not taken by the task that calls this."""
+        if self._task_runner is None:
+            context = FlowRunContext.get()
+            if (
+                context is not None
+                and TaskRunContext.get() is None
+                and isinstance(context.task_runner, ThreadPoolTaskRunner)
+            ):
+                self._task_runner = context.task_runner
+            else:
+                own: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=max(self._jobs, 4))
+                self._task_runner = self._stack.enter_context(own)
+        return self._task_runner
+
+
+class BatchStageTasks(StageTasks):
+    """The same for a runner that takes stages together.
+
+    Attributes:
+        fetches: Whether what stages wrote is in the cache when their runs have ended.
+    """
+
+    def __init__(
+        self,
+        repo: Repo,
+        runner: BatchRunner,
+        *,
+        options: Mapping[str, StageOptions],
+        reuse: bool = True,
+        mirror: TaskMirror | None = None,
+    ) -> None:
+        super().__init__(repo, runner, options=options, jobs=_FOLLOWED, reuse=reuse, mirror=mirror)
+        self.fetches = runner.fetches
+        self._batch_runner = runner
+
+    def start_all(
+        self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
+    ) -> Mapping[str, StageRun]:
+        """Start stages as the runner does, each with a task run; see `BatchRunner.start_all`.
+
+        Args:
+            specs: The stages.
+            edges: What they wait for besides those whose outputs they read.
+        """
+        batch = _Batch(self, self._batch_runner, specs, edges or {})
+        runs: dict[str, StageRun] = {}
+        by_stage = {spec.stage: spec for spec in specs}
+        # Those that are needed come first, so that threads that wait for them cannot keep them from running.
+        order = [stage.address for stage in self._graph.order(set(by_stage) & set(self._graph.stages), alone=True)]
+        for address in dict.fromkeys((*order, *by_stage)):
+            call = self._call(by_stage[address], begin=batch.begin_of(address))
+            needed = {*self._graph.upstream.get(address, ()), *(edges or {}).get(address, ())}
+            wait_for = [self._futures[other] for other in sorted(needed) if other in runs]
+            batch.calls[address] = call
+            runs[address] = _TaskRun(
+                call, self._submit(call, address, call.options, wait_for=wait_for), batch.cancel
+            )
+        return runs
+
+
+class _Batch:
+    """A pipeline run, and the ones that took its place when it failed and stages are tried again."""
+
+    def __init__(
+        self,
+        tasks: StageTasks,
+        runner: BatchRunner,
+        specs: Sequence[StepSpec],
+        edges: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.calls: dict[str, StageCall] = {}
+        self._tasks = tasks
+        self._runner = runner
+        self._specs = specs
+        self._edges = edges
+        self._lock = threading.Lock()
+        self._round = 0
+        self._begun: dict[str, int] = {}
+        self._linked: set[str] = set()
+        self._runs = runner.start_all(specs, edges)
+        self._link()
+
+    def begin_of(self, stage: str) -> Callable[[], StageRun]:
+        """Return what gives a stage's run: the one that is there, and after a failure that of the next round."""
+
+        def begin() -> StageRun:
+            with self._lock:
+                if self._begun.get(stage) == self._round:
+                    self._again()
+                self._begun[stage] = self._round
+                return self._runs[stage]
+
+        return begin
+
+    def cancel(self) -> None:
+        """Cancel all of it."""
+        with self._lock:
+            for run in self._runs.values():
+                run.cancel()
+
+    def _again(self) -> None:
+        """Start it anew. The same content finds the run that is there; what is done is not run again."""
+        followed = not any(isinstance(call.error, StageFailedError) for call in self.calls.values())
+        specs = self._specs if followed else [self._with_known(spec) for spec in self._specs]
+        self._runs = self._runner.start_all(specs, self._edges)
+        self._round += 1
+        self._link()
+
+    def _with_known(self, spec: StepSpec) -> StepSpec:
+        call = self.calls.get(spec.stage)
+        if call is None or call.result is None:
+            return spec
+        deps = call.result.deps or spec.deps
+        return dataclasses.replace(
+            spec, known=StepKnown({dep.path: dep.digest for dep in deps}, call.result.outs)
+        )
+
+    def _link(self) -> None:
+        """Leave the address of the pipeline run with the flow run, before anybody waits for it."""
+        for run in self._runs.values():
+            url = getattr(run, "url", "")
+            if url and url not in self._linked:
+                self._linked.add(url)
+                if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
+                    create_link_artifact(
+                        url,
+                        link_text="Kubeflow pipeline run",
+                        key=artifact_key("kubeflow", self._tasks.repo.root.name),
+                        description=f"Pipeline run of {len(self._specs):,} stages on Kubeflow: {url}",
+                    )
+
+
+class TaskMirror:
+    """Hands what a cluster tells of its tasks to the task runs of their stages."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, StageCall] = {}
+
+    def take(self, event: TaskEvent) -> None:
+        """Note an event; called in any thread.
+
+        Args:
+            event: What the cluster tells.
+        """
+        call = self.calls.get(event.stage)
+        if call is not None:
+            call.lines.append(f"{event} ({event.url})" if event.state in ("PENDING", "WAITING") else str(event))
+
+
+class StageCall:
+    """One stage's task run, with all its tries.
+
+    Attributes:
+        result: What the stage put out, once it has.
+        error: How the last try failed.
+        lines: What the runner told and the log does not have yet.
+        stopped: Whether it was cancelled.
+    """
+
+    def __init__(
+        self,
+        tasks: StageTasks,
+        spec: StepSpec,
+        stage: Stage | None,
+        log: Path | None,
+        begin: Callable[[], StageRun] | None,
+    ) -> None:
+        self.spec = spec
+        self.options = tasks.options_of(spec.stage)
+        self.result: StepResult | None = None
+        self.error: DvkfError | None = None
+        self.lines: deque[str] = deque(maxlen=1000)
+        self.stopped = threading.Event()
+        self._tasks = tasks
+        self._stage = stage
+        self._log = log
+        self._begin = begin or (lambda: tasks.inner.start(self.spec))
+        self._batched = begin is not None
+        self._tries = 0
+        self._run: StageRun | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it, or all, is to end."""
+        return self.stopped.is_set() or self._tasks.cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Stop it."""
+        self.stopped.set()
+        with self._lock:
+            run = self._run
+        if run is not None:
+            run.cancel()
+
+    # -- the task run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Any:
+        """Run the stage once and mirror it; the state says how it ended."""
+        self._tries += 1
+        self.error = None
+        logger = get_run_logger()
+        follower = LogFollower(self._log, self._tasks.mask) if self._log is not None else None
+
+        def mirror(*, last: bool = False) -> None:
+            while self.lines:
+                logger.info("%s", self._tasks.mask(self.lines.popleft()))
+            if follower is not None:
+                for text in follower.read(last=last):
+                    logger.info("%s", text)
+
+        try:
+            self._pause()
+            result = self._follow(mirror)
+        except DvkfError as error:
+            self.error = self._masked(error)
+            mirror(last=True)
+            _keep_nothing()
+            first = str(self.error).partition(" The end of its log:")[0]
+            if isinstance(error, StageCancelledError) and (self.cancelled or not self.may_retry()):
+                return Cancelled(message=first)
+            tail = error.log_tail if isinstance(error, StageFailedError) else ""
+            self._show_tail(follower, tail)
+            logger.error("%s", first)
+            return Failed(message=first)
+        self.result = dataclasses.replace(result, log_tail=self._tasks.mask(result.log_tail))
+        mirror(last=True)
+        self._show_tail(follower, result.log_tail)
+        if result.restored:
+            _keep_nothing()
+            return Completed(name="Restored", message="what it reads came out as in a run that is known")
+        return _kept(self.result)
+
+    def _pause(self) -> None:
+        delay = self.options.delay(self._tries - 1) if self._tries > 1 else 0.0
+        end = time.monotonic() + delay
+        if delay:
+            get_run_logger().info("Waiting %g s before try %d", delay, self._tries)
+        while not self.cancelled and (left := end - time.monotonic()) > 0:
+            self.stopped.wait(min(left, _POLL))
+
+    def _follow(self, mirror: Callable[[], None]) -> StepResult:
+        with self._lock:
+            if self.cancelled:
+                raise StageCancelledError(f"stage '{self.spec.stage}' was stopped before it began")
+            run = self._run = self._begin()
+        timeout = self.options.timeout_seconds
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while True:
+            try:
+                return run.wait(_POLL)
+            except TimeoutError as error:
+                if isinstance(error, DvkfError):
+                    raise
+            mirror()
+            if deadline is not None and time.monotonic() > deadline:
+                run.cancel()
+                with suppress(DvkfError, TimeoutError):
+                    run.wait(_GRACE)
+                raise RunnerError(
+                    f"stage '{self.spec.stage}' was stopped: it ran longer than its timeout_seconds, {timeout:g}"
+                )
+
+    def _masked(self, error: DvkfError) -> DvkfError:
+        mask = self._tasks.mask
+        if isinstance(error, StageFailedError):
+            return StageFailedError(error.stage, error.command, error.status, mask(error.log_tail))
+        return error
+
+    def _show_tail(self, follower: LogFollower | None, tail: str) -> None:
+        """Show the end of the log where it was not followed to its end."""
+        if tail.strip() and (follower is None or follower.cut or not follower.told):
+            logger = get_run_logger()
+            for line in self._tasks.mask(tail).rstrip().splitlines():
+                logger.info("%s", line)
+
+    def may_retry(self) -> bool:
+        """Tell whether another try can mend the last failure."""
+        error = self.error
+        if self.cancelled or error is None:
+            return False
+        if isinstance(error, StageCancelledError):  # it was ended along with another one that failed
+            return self._batched and self._tries <= self.options.retries
+        if isinstance(error, StageFailedError):
+            if error.status in _NO_COMMAND:
+                return False
+            return self._stage is None or hint_at_undeclared(self._tasks.repo, self._stage, error) is error
+        return isinstance(error, _PASSING)
+
+    # -- what Prefect keeps ------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> CachePolicy:
+        """How its result is kept."""
+        return StageSignature() if self._signature() is not None else NO_CACHE
+
+    def _signature(self) -> str | None:
+        """Return the stage's signature, or None where equal inputs do not promise equal outputs."""
+        stage, spec = self._stage, self.spec
+        digests = {dep.path: dep.digest for dep in spec.deps}
+        if stage is None or spec.env or not all(out.cached or out.kind != "out" for out in spec.outs):
+            return None
+        if any(not digests.get(dep.path) for dep in stage.deps):
+            return None
+        deps = [{"path": dep.name, "hash": "md5", "md5": digests[dep.path]} for dep in stage.deps]
+        params = {file: dict(spec.params.get(stage.params_path(file), {})) for file in stage.params}
+        entry = make_entry(stage, deps, params, [{"path": out.name} for out in stage.outs])
+        if not can_restore(stage, entry):
+            return None
+        return f"{stage.wdir}:{input_key(entry)}"
+
+    def key(self, context: TaskRunContext) -> str | None:
+        """Return the key: of the first result that can be had, or else a new one.
+
+        Args:
+            context: The task run.
+        """
+        signature = self._signature()
+        if signature is None:
+            return None
+        store = get_result_store()
+        for number in count():
+            key = f"dvkf-stage-{_digest(signature)}-{number}"
+            if not store.exists(key):
+                return key
+            known = _read(store.read(key).result, self.spec)
+            if known is not None and self._can_be_had(known):
+                if self._tasks.reuse:
+                    self.result = known
+                return key
+        return None
+
+    def _can_be_had(self, known: StepResult) -> bool:
+        paths = [out.path for out in known.outs]
+        if sorted(paths) != sorted(out.path for out in self.spec.outs):
+            return False
+        snapshot = self._tasks.snapshot
+        snapshot.forget_cached(out.digest for out in known.outs) if hasattr(snapshot, "forget_cached") else None
+        return all(snapshot.is_cached(out.digest) for out in known.outs)
+
+
+class _Mark:
+    """The task run of a stage that has nothing to do, or could not begin."""
+
+    def __init__(self, event: StageEvent, mask: Mask) -> None:
+        self._event = event
+        self._mask = mask
+
+    def run(self) -> State[Any]:
+        """Return the state that says what became of the stage."""
+        event = self._event
+        message = self._mask("; ".join(map(str, event.reasons)) or "nothing changed")
+        if event.kind == "fail":
+            get_run_logger().error("%s", self._mask(event.message))
+            return Failed(message=self._mask(event.message))
+        if event.kind == "restore":
+            return Completed(name="Restored", message=f"Restored from the cache: {message}")
+        return Completed(name="Skipped", message=f"{'Frozen: ' if event.frozen else ''}{message}")
+
+    def key(self, context: TaskRunContext) -> str | None:
+        """Return None: it is not kept."""
+        return None
+
+
+class _TaskRun:
+    """A stage on its way in a task run."""
+
+    def __init__(
+        self, call: StageCall, future: PrefectFuture[Any], cancel: Callable[[], None] | None = None
+    ) -> None:
+        self._call = call
+        self._future = future
+        self._cancel = cancel
+        self._ended = threading.Event()
+        future.add_done_callback(lambda _: self._ended.set())
+
+    def __repr__(self) -> str:
+        return f"<task run of stage {self._call.spec.stage!r}>"
+
+    def wait(self, timeout: float | None = None) -> StepResult:
+        """Wait for the end of the task run, retries included; see `StageRun.wait`."""
+        call = self._call
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"stage '{call.spec.stage}' still runs after {timeout:g} s")
+        if call.error is not None:
+            raise call.error
+        if call.result is not None:
+            return call.result
+        try:
+            self._future.wait()
+            state = self._future.state
+        except CancelledError:
+            raise StageCancelledError(f"stage '{call.spec.stage}' was stopped before it began") from None
+        if state.name == "NotReady" or call.cancelled:
+            raise StageCancelledError(f"stage '{call.spec.stage}' was not run: {state.message}")
+        raise RunnerError(f"the task run of stage '{call.spec.stage}' ended {state.name}: {state.message}")
+
+    def cancel(self) -> None:
+        """Stop it and all that it started."""
+        self._call.cancel()
+        if self._cancel is not None:
+            self._cancel()
+
+
+def stage_tasks(
+    repo: Repo,
+    open_runner: Callable[[Callable[[TaskEvent], None]], Runner],
+    *,
+    jobs: int = 2,
+    retries: int = 0,
+    retry_delay_seconds: float = 0.0,
+    reuse: bool = True,
+) -> StageTasks:
+    """Return a runner that makes each stage a task run of the flow this is called in.
+
+    Args:
+        repo: The repository.
+        open_runner: Opens what executes the stages, given what it is to tell of a cluster's tasks.
+        jobs: How many stages may run at once.
+        retries: How often a stage is tried again, where its ``meta: prefect:`` says nothing else.
+        retry_delay_seconds: How long is waited before each.
+        reuse: Whether what Prefect kept of an equal run is taken.
+
+    Returns:
+        The runner, a context manager; give its `StageTasks.tell` what `repro` tells.
+
+    Raises:
+        ParseError: A stage's ``meta: prefect:`` is wrong; names file, line, stage and key.
+
+    Example:
+        >>> with stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell)) as runner:
+        ...     repro(repo, runner=runner, on_event=runner.tell)
+    """
+    defaults = StageOptions(retries, (retry_delay_seconds,) if retry_delay_seconds else ())
+    snapshot = Snapshot(repo)
+    options = read_options(snapshot.graph.stages.values(), snapshot.files, defaults)
+    mirror = TaskMirror()
+    runner = open_runner(mirror.take)
+    if isinstance(runner, BatchRunner):
+        return BatchStageTasks(repo, runner, options=options, reuse=reuse, mirror=mirror)
+    return StageTasks(repo, runner, options=options, jobs=jobs, reuse=reuse, mirror=mirror)
+
+
+def _may_retry(body: _Body) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+    # Prefect asks plain functions only.
+    def may_retry(made: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+        return isinstance(body, StageCall) and body.may_retry()
+
+    return may_retry
+
+
+def _keep_nothing() -> None:
+    """Have Prefect keep no result of a try that has none."""
+    transaction = get_transaction()
+    if transaction is not None:
+        transaction.write_on_commit = False
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(result: StepResult) -> dict[str, Any]:
+    """Return what Prefect keeps of a result: what was written, and nothing that was printed."""
+    return {"outs": [dataclasses.asdict(out) for out in result.outs], "seconds": result.seconds}
+
+
+def _read(kept: Any, spec: StepSpec) -> StepResult | None:
+    """Return what `_kept` made of, or None for something else."""
+    try:
+        outs = tuple(StepContent(**out) for out in kept["outs"])
+        return StepResult(spec.stage, outs=outs, seconds=float(kept["seconds"]))
+    except (KeyError, TypeError, ValueError):
+        return None
