@@ -193,7 +193,10 @@ def _print_collection(collected: GarbageCollection) -> None:
         for name in place.names:
             print(f"Removing {name}")
         where = "remote" if place.remote else f"{place.place} cache"
-        if place.objects:
+        if place.place.endswith("/dvkf"):
+            if place.objects:
+                print(f"Removed {place.objects} files that runs on Kubeflow left on the remote.")
+        elif place.objects:
             print(f"Removed {place.objects} objects from {where}.")
         elif place.remote:
             print("No unused cache to remove from remote.")

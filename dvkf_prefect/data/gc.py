@@ -14,6 +14,9 @@ Where DVC loses what it cannot know, this refuses and removes nothing anywhere:
 
 An object that came or changed less than ``grace`` seconds before the start may belong to a push or a run that is still
 going on, and stays; of a manifest that stays so do its files, since a manifest on a remote vouches for them.
+
+Below ``dvkf/`` of a remote lie the sources and results of stages that ran on a cluster. A collection there removes
+what is older than such a run may be (`RUN_AGE`), whoever left it: all of it can be made again.
 """
 
 from __future__ import annotations
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 
 GRACE = 3600.0
 """Seconds for which an object of a place that others write to stays, whoever uses it."""
+RUN_AGE = 8 * 86_400.0
+"""Seconds for which what a run on a cluster left on the remote stays at least; a run is ended after seven days."""
+_RUNS = "dvkf"
 _SHOWN = 5
 _BATCH = 1000
 _JOBS = 4
@@ -162,7 +168,8 @@ class Removed:
     """What a collection did, or would do, in one place.
 
     Attributes:
-        place: ``repo`` or ``legacy`` for the two layouts of the cache, as DVC calls them, or the remote's name.
+        place: ``repo`` or ``legacy`` for the two layouts of the cache, as DVC calls them, or the remote's name; with
+            ``/dvkf`` what runs on a cluster left there.
         remote: Whether it is a remote.
         objects: Objects removed.
         size: Their bytes.
@@ -300,8 +307,11 @@ def collect_garbage(
             repo.cache.sweep()
             for place in places:
                 _remove(place, repo, jobs)
-        removed = tuple(row for place in places for row in _report(place, dry_run))
-        return GarbageCollection(removed, dry_run, tuple(used.skipped))
+        removed = [row for place in places for row in _report(place, dry_run)]
+        for place in places:
+            if place.remote and (row := _runs(place.remote, started - max(RUN_AGE, place.grace), dry_run)):
+                removed.append(row)
+        return GarbageCollection(tuple(removed), dry_run, tuple(used.skipped))
 
 
 def _now() -> float:
@@ -486,3 +496,20 @@ def _report(place: _Place, dry: bool) -> Iterator[Removed]:
             young,
             names,
         )
+
+
+def _runs(remote: Remote, newest: float, dry: bool) -> Removed | None:
+    """Remove what old runs on a cluster left; None where there was no such run."""
+    old: dict[str, int] = {}
+    kept = 0
+    for key, size, changed in remote.storage.dated(_RUNS):
+        if changed is not None and changed <= newest:
+            old[key] = size
+        else:
+            kept += 1
+    if not (old or kept):
+        return None
+    if not dry:
+        remote.storage.delete(sorted(old))
+    names = tuple(sorted(old)) if dry else ()
+    return Removed(f"{remote.name}/{_RUNS}", True, len(old), sum(old.values()), kept, names=names)

@@ -510,6 +510,25 @@ def test_a_place_that_tells_no_times(repo: Repo, monkeypatch: pytest.MonkeyPatch
     assert [p.objects for p in repo.gc(WORKSPACE, cloud=True, grace=0).places if p.remote] == [2, 0]
 
 
+def test_what_runs_left_on_a_remote_goes_when_it_is_old(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(repo, {"data/a": "a"})
+    storage = repo.remote().storage
+    left = ("dvkf/bundles/0123", "dvkf/runs/key/train/result.json", "dvkf/uncached/files/md5/aa/bb")
+    for key in left:
+        storage.write(key, b"left")
+    repo.gc(WORKSPACE, cloud=True)
+    assert set(storage.keys("dvkf")) == set(left)
+    monkeypatch.setattr(gc, "_now", lambda: time.time() + gc.RUN_AGE + 60)
+    dry = repo.gc(WORKSPACE, cloud=True, dry_run=True)
+    assert (dry.places[-1].objects, dry.places[-1].size, dry.places[-1].names) == (3, 12, left)
+    assert set(storage.keys("dvkf")) == set(left)
+    assert main(["--cd", str(repo.root), "gc", "-w", "-c", "-f"]) == 0
+    assert "Removed 3 files that runs on Kubeflow left on the remote." in capsys.readouterr().out
+    assert not list(storage.keys("dvkf")) and on_remote(repo)
+
+
 def test_the_remote_that_an_output_names_is_collected_too(tmp_path: Path, repo: Repo) -> None:
     with repo.config.edit() as sections:
         sections["remote"]["second"] = {"url": str(tmp_path / "second")}

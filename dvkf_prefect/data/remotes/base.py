@@ -60,9 +60,9 @@ class Storage(ABC):
         """Every key under the folder ``prefix``, in no given order; no sizes are asked for where each costs a call."""
         return (key for key, _ in self.list(prefix))
 
-    def dated(self) -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)``; the change in seconds since 1970, None where it is not told."""
-        return ((key, size, None) for key, size in self.list())
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)`` under a folder; in seconds since 1970, None where it is not told."""
+        return ((key, size, None) for key, size in self.list(prefix))
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:

@@ -206,9 +206,9 @@ class FilesystemStorage(Storage):
         """Every ``(key, bytes)`` under the folder ``prefix``."""
         return ((key, int(info["size"])) for key, info in self._infos(prefix))
 
-    def dated(self) -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)``."""
-        for key, info in self._infos(""):
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)`` under a folder."""
+        for key, info in self._infos(prefix):
             times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
             yield key, int(info["size"]), next(times, None)
 

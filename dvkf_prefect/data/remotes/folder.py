@@ -156,6 +156,14 @@ class FolderStorage(Storage):
             except OSError as error:
                 raise self._error(error, tried) from error
 
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)`` under a folder."""
+        for start, entries in self._folders(prefix, f"list '{prefix.strip('/')}'"):
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    yield start + entry.name, status.st_size, status.st_mtime
+
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Every key under the folder ``prefix``; no blob is looked at."""
         for start, entries in self._folders(prefix, f"list '{prefix.strip('/')}'"):

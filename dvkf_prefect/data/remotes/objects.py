@@ -239,14 +239,14 @@ class ObjectStorage(Storage):
         except self._faults() as error:
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
-    def dated(self) -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)``, page after page."""
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)`` under a folder, page after page."""
         try:
-            for page in self._store.list(None, chunk_size=_PAGE):
+            for page in self._store.list(prefix.strip("/") or None, chunk_size=_PAGE):
                 for item in page:
                     yield item["path"], item["size"], item["last_modified"].timestamp()
         except self._faults() as error:
-            raise self._fault(error, "list ''", None) from self._place.cause(error)
+            raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""
