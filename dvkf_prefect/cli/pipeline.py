@@ -67,7 +67,8 @@ def repro_arguments(parser: Parser) -> None:
         "--runner",
         choices=("local", "kubeflow"),
         default="local",
-        help="plain processes, or Kubeflow Pipelines on this machine (default: local)",
+        help="plain processes, or Kubeflow Pipelines: on the cluster that DVKF_KUBEFLOW_HOST names, else by its local "
+        "runner (default: local)",
     )
 
 
@@ -137,6 +138,13 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
 
 def _runner(repo: Repo, name: str) -> Runner:
     if name == "kubeflow":
+        from dvkf_prefect.kubeflow.settings import ClusterSettings
+
+        settings = ClusterSettings.from_environment()
+        if settings is not None:
+            from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
+
+            return KfpClusterRunner(repo, settings, fetch=True)
         from dvkf_prefect.kubeflow.local import KfpLocalRunner
 
         return KfpLocalRunner(repo.tmp_dir / "kubeflow")
