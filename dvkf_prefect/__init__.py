@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         register_model,
         repro_pipeline,
         rollback_model,
+        run_stages,
+        stage_tasks,
         write_data,
     )
 
@@ -63,6 +65,8 @@ __all__ = [
     "register_model",
     "repro_pipeline",
     "rollback_model",
+    "run_stages",
+    "stage_tasks",
     "write_data",
     "write_frame",
 ]

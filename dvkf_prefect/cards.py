@@ -302,17 +302,43 @@ def pipeline_card(result: ReproResult, name: str, *, limit: int = 200) -> Card:
     )
 
 
+@dataclass(frozen=True)
+class TreeChange:
+    """Which files of a directory are other ones than before, each relative to it.
+
+    Attributes:
+        added: Those that were not there.
+        deleted: Those that are gone.
+        modified: Those with another content.
+    """
+
+    added: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = ((self.added, "added"), (self.deleted, "deleted"), (self.modified, "modified"))
+        return ", ".join(f"{len(names):,} {word}" for names, word in parts if names)
+
+
 def stage_card(
-    decision: Decision, event: StageEvent | None = None, *, label: str = "", limit: int = ROWS
+    decision: Decision,
+    event: StageEvent | None = None,
+    *,
+    label: str = "",
+    limit: int = ROWS,
+    files: Mapping[str, TreeChange] | None = None,
 ) -> Card:
-    """Show why a stage ran or was skipped, and the end of its log.
+    """Show why a stage ran or was skipped, which files of directories changed, and the end of its log.
 
     Args:
         decision: What was decided, and why.
         event: How its run ended, if it ran.
         label: Short name of the repository for the key.
-        limit: How many reasons are shown at most.
+        limit: How many reasons are shown at most, and files of each directory.
+        files: What changed in directories that it depends on, by their names.
     """
+    files = files or {}
     failed = event is not None and event.kind == "fail"
     action = "failed" if failed else _ACTIONS[decision.action]
     if event is not None and event.kind == "start":
@@ -323,13 +349,21 @@ def stage_card(
     first = str(decision.reasons[0]) if decision.reasons else "nothing changed"
     more = f" and {len(decision.reasons) - 1} more" if len(decision.reasons) > 1 else ""
     description = f"**{escape(decision.stage)}** {action}{seconds}: {escape(first)}{more}."
-    rows = [(r.kind, r.name, _value(r.old), _value(r.new) or r.note) for r in decision.reasons]
+    rows = []
+    for r in decision.reasons:
+        what = f"{r.name} ({files[r.name]})" if r.name in files else r.name
+        rows.append((r.kind, what, _value(r.old), _value(r.new) or r.note))
     parts = [f"## {escape(decision.stage)}: {action}{seconds}"]
     parts.append(
         markdown_table(("why", "what", "old", "new"), rows, limit=limit)
         if rows
         else "Nothing it depends on changed."
     )
+    for name, change in files.items():
+        kinds = (("added", change.added), ("deleted", change.deleted), ("modified", change.modified))
+        changed = [(kind, path) for kind, paths in kinds for path in paths]
+        table = markdown_table(("change", "file"), changed, limit=limit)
+        parts.append(f"### Files of {escape(name)}: {change}\n\n{table}")
     if failed and event is not None and not event.log_tail.strip():
         parts.append(escape(event.message))
     tail = event.log_tail.strip() if event is not None else ""
@@ -344,6 +378,8 @@ def stage_card(
 def _value(value: object) -> str:
     if value is None:
         return ""
+    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+        value = " && ".join(value)
     text = str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{32}(\.dir)?", text) else text
 

@@ -11,9 +11,12 @@ from dvkf_prefect.tasks.data import (
     write_data,
 )
 from dvkf_prefect.tasks.models import assign_model, deploy_model, predict, register_model, rollback_model
-from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
+from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline, run_stages
+from dvkf_prefect.tasks.stages import StageSignature, StageTasks, stage_tasks
 
 __all__ = [
+    "StageSignature",
+    "StageTasks",
     "add_data",
     "assign_model",
     "checkout_data",
@@ -28,5 +31,7 @@ __all__ = [
     "register_model",
     "repro_pipeline",
     "rollback_model",
+    "run_stages",
+    "stage_tasks",
     "write_data",
 ]

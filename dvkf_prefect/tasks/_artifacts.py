@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import threading
 import time
 from typing import Any, cast
@@ -14,6 +15,9 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.context import SyncClientContext
+from prefect.runtime import flow_run as flow_run_id
 
 from dvkf_prefect.cards import Card, artifact_key, count_text, size_text
 
@@ -21,15 +25,28 @@ from dvkf_prefect.cards import Card, artifact_key, count_text, size_text
 _PAUSE = 1.0
 
 
-def publish(card: Card) -> UUID:
+def publish(card: Card, *, task_run: UUID | None = None) -> UUID:
     """Add a card to the timeline of its key, as an artifact of the run this is called in.
 
     Args:
         card: The card.
+        task_run: The task run that it is of instead.
 
     Returns:
         The artifact's id.
     """
+    if task_run is not None:
+        flow_run = flow_run_id.get_id()
+        with SyncClientContext.get_or_create() as context:
+            wanted = ArtifactCreate(
+                key=card.key,
+                type="table" if card.table else "markdown",
+                description=card.description,
+                data=json.dumps([dict(row) for row in card.table]) if card.table else card.markdown,
+                task_run_id=task_run,
+                flow_run_id=UUID(flow_run) if flow_run else None,
+            )
+            return context.client.create_artifact(wanted).id
     if card.table:
         rows: list[dict[str, Any]] = [dict(row) for row in card.table]
         made = create_table_artifact(rows, key=card.key, description=card.description)

@@ -3,22 +3,132 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from dvkf_prefect.blocks import DataRepository, KubeflowPipelines
-from dvkf_prefect.cards import metrics_card, pipeline_card, stage_card
+from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, stage_card
 from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.kubeflow.watch import TaskEvent
 from dvkf_prefect.pipeline import metrics
-from dvkf_prefect.pipeline.repro import ReproResult, StageEvent, repro
+from dvkf_prefect.pipeline.decide import Rules, Scope
+from dvkf_prefect.pipeline.repro import OnError, ReproResult, StageEvent, repro
+from dvkf_prefect.pipeline.runner import Runner
 from dvkf_prefect.pipeline.why import Action, Decision
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._changes import changed_files
+from dvkf_prefect.tasks.stages import stage_tasks
 
-# A stage that ran always gets its card; beyond this many, those that were skipped are told by the pipeline's card only.
+# A stage that ran always gets its card; of more than this, those that were skipped are told by the pipeline's only.
 _STAGE_CARDS = 50
+
+
+def run_stages(
+    repository: DataRepository,
+    pipelines: KubeflowPipelines,
+    targets: Sequence[str] = (),
+    *,
+    force: bool = False,
+    downstream: bool = False,
+    pull: bool = False,
+    on_error: OnError = "keep-going",
+    retries: int = 0,
+    retry_delay_seconds: float = 0.0,
+) -> ReproResult:
+    """Bring a dvc.yaml's stages up to date in a flow or a task: each stage is a task run of its own.
+
+    Stages that do not need each other run at the same time. When the run is cancelled, or its process dies, the stages
+    that run are ended too; the next run goes on from the stages that were done. On a cluster a retry of the flow run
+    follows the pipeline run that is there.
+
+    Args:
+        repository: The repository.
+        pipelines: Where stages run.
+        targets: Stages or dvc.yaml files, with what they need; all stages if empty.
+        force: Run stages for which nothing changed, too.
+        downstream: Bring the targets and all that need them up to date, instead of what they need.
+        pull: Bring what a stage reads, or an equal run wrote, from the remote where it is not here.
+        on_error: When a stage fails: ``keep-going`` leaves out those that need it and finishes all others, ``fail``
+            starts no other, ``ignore`` goes on as if it had not.
+        retries: How often a stage is tried again whose command, or what runs it, failed. A stage's
+            ``meta: prefect:`` in dvc.yaml may say otherwise.
+        retry_delay_seconds: How long is waited before each of these tries.
+
+    Returns:
+        What was done with each stage, and why.
+
+    Raises:
+        StageError: A stage failed; gives its command, exit code and the end of its log.
+        StageGraphError: The stages form a cycle, or two write one path.
+        ParseError: A dvc.yaml, or the ``meta: prefect:`` of a stage in it, is wrong.
+
+    Example:
+        ``run_stages(DataRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
+    """
+    logger = get_run_logger()
+    repo = repository.open()
+    events: dict[str, StageEvent] = {}
+    changes: dict[str, Mapping[str, TreeChange]] = {}
+
+    def open_runner(tell: Callable[[TaskEvent], None]) -> Runner:
+        return pipelines.runner(repo, run_key=flow_run.get_id() or "", on_event=tell)
+
+    with stage_tasks(
+        repo,
+        open_runner,
+        jobs=pipelines.jobs,
+        retries=retries,
+        retry_delay_seconds=retry_delay_seconds,
+        reuse=not force,
+    ) as runner:
+
+        def tell(event: StageEvent) -> None:
+            logger.log(logging.ERROR if event.kind == "fail" else logging.INFO, "%s", event)
+            if event.kind == "start":
+                # Now: when it has ended, the workspace may be another one.
+                paths = {dep.name: dep.path for dep in runner.snapshot.graph.stages[event.stage].deps}
+                changes[event.stage] = changed_files(repo, event.reasons, paths)
+            runner.tell(event)
+            masked = replace(event, log_tail=runner.mask(event.log_tail), message=runner.mask(event.message))
+            events[event.stage] = masked
+            if event.kind in ("done", "restore", "fail"):
+                show(masked)
+
+        def show(event: StageEvent) -> None:
+            card = stage_card(
+                decision_of(event),
+                event,
+                label=repository.label or "",
+                limit=DvkfSettings().card_rows,
+                files=changes.get(event.stage),
+            )
+            publish(card, task_run=runner.task_run(event.stage))
+
+        try:
+            result = repro(
+                repo,
+                targets,
+                runner=runner,
+                scope=Scope(downstream=downstream),
+                rules=Rules(force=force, pull=pull),
+                on_error=on_error,
+                jobs=pipelines.jobs,
+                on_event=tell,
+            )
+        except DvkfError:
+            if events:
+                publish(pipeline_card(_so_far(events), repository.name))
+            raise
+        publish(pipeline_card(result, repository.name))
+        if len(result.decisions) <= _STAGE_CARDS:
+            for stage in result.skipped:
+                show(events[stage])
+    return result
 
 
 @task(task_run_name="repro {repository.name}", cache_policy=NO_CACHE)
@@ -28,17 +138,24 @@ def repro_pipeline(
     targets: Sequence[str] = (),
     *,
     force: bool = False,
+    downstream: bool = False,
+    pull: bool = False,
+    on_error: OnError = "keep-going",
+    retries: int = 0,
+    retry_delay_seconds: float = 0.0,
 ) -> ReproResult:
-    """Bring a dvc.yaml's stages up to date: run what something changed for, skip the rest.
-
-    When this task is cancelled, or its process dies, the stages that run are ended too; the next run goes on from the
-    stages that were done.
+    """Bring a dvc.yaml's stages up to date as one task, whose stages are tasks below it; see `run_stages`.
 
     Args:
         repository: The repository.
         pipelines: Where stages run.
         targets: Stages or dvc.yaml files, with what they need; all stages if empty.
         force: Run stages for which nothing changed, too.
+        downstream: Bring the targets and all that need them up to date, instead of what they need.
+        pull: Bring what a stage reads, or an equal run wrote, from the remote where it is not here.
+        on_error: When a stage fails: ``keep-going``, ``fail`` or ``ignore``.
+        retries: How often a stage is tried again whose command, or what runs it, failed.
+        retry_delay_seconds: How long is waited before each of these tries.
 
     Returns:
         What was done with each stage, and why.
@@ -50,47 +167,40 @@ def repro_pipeline(
     Example:
         ``repro_pipeline(DataRepository.load("local"), KubeflowPipelines.load("local"))``
     """
-    logger = get_run_logger()
-    repo = repository.open()
-    events: dict[str, StageEvent] = {}
+    return run_stages(
+        repository,
+        pipelines,
+        targets,
+        force=force,
+        downstream=downstream,
+        pull=pull,
+        on_error=on_error,
+        retries=retries,
+        retry_delay_seconds=retry_delay_seconds,
+    )
 
-    def tell(event: StageEvent) -> None:
-        events[event.stage] = event
-        logger.log(logging.ERROR if event.kind == "fail" else logging.INFO, "%s", event)
 
-    try:
-        with pipelines.runner(repo) as runner:
-            result = repro(repo, targets, runner=runner, force=force, jobs=pipelines.jobs, on_event=tell)
-    except DvkfError:
-        if events:
-            _publish_stages(repository, _so_far(events), events)
-        raise
-    _publish_stages(repository, result, events)
-    return result
+_ACTIONS: Mapping[str, Action] = {"skip": "skip", "restore": "restore"}
+
+
+def decision_of(event: StageEvent) -> Decision:
+    """Return the decision that an event is about.
+
+    Args:
+        event: What `repro` told of a stage.
+    """
+    return Decision(event.stage, _ACTIONS.get(event.kind, "run"), event.reasons)
 
 
 def _so_far(events: Mapping[str, StageEvent]) -> ReproResult:
     """Return what was done before a failure ended it all."""
-    actions: dict[str, Action] = {"skip": "skip", "restore": "restore"}
     return ReproResult(
-        decisions=tuple(Decision(e.stage, actions.get(e.kind, "run"), e.reasons) for e in events.values()),
+        decisions=tuple(map(decision_of, events.values())),
         ran=tuple(e.stage for e in events.values() if e.kind == "done"),
         skipped=tuple(e.stage for e in events.values() if e.kind == "skip"),
         restored=tuple(e.stage for e in events.values() if e.kind == "restore"),
         failed=tuple(e.stage for e in events.values() if e.kind == "fail"),
     )
-
-
-def _publish_stages(
-    repository: DataRepository, result: ReproResult, events: Mapping[str, StageEvent]
-) -> None:
-    rows = DvkfSettings().card_rows
-    publish(pipeline_card(result, repository.name))
-    few = len(result.decisions) <= _STAGE_CARDS
-    for decision in result.decisions:
-        if few or decision.action != "skip":
-            event = events.get(decision.stage)
-            publish(stage_card(decision, event, label=repository.label or "", limit=rows))
 
 
 @task(task_run_name="compare metrics of {repository.name}", cache_policy=NO_CACHE)

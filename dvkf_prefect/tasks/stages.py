@@ -8,6 +8,7 @@ has to have the threads; it decides nothing.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import tempfile
 import threading
@@ -25,11 +26,11 @@ from uuid import UUID
 from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE, CachePolicy
-from prefect.client.schemas.objects import RunInput, TaskRun, TaskRunResult
+from prefect.client.schemas.objects import RunInput, State, TaskRun, TaskRunResult
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.results import get_result_store
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.transactions import get_transaction
 
@@ -44,14 +45,15 @@ from dvkf_prefect.errors import (
     TransferError,
 )
 from dvkf_prefect.kubeflow.watch import TaskEvent
+from dvkf_prefect.pipeline.events import StageEvent
 from dvkf_prefect.pipeline.lock import make_entry
-from dvkf_prefect.pipeline.repro import StageEvent, hint_at_undeclared
 from dvkf_prefect.pipeline.runcache import can_restore
 from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
 from dvkf_prefect.pipeline.signature import input_key
 from dvkf_prefect.pipeline.snapshot import Snapshot
 from dvkf_prefect.pipeline.spec import StepContent, StepKnown, StepResult, StepSpec
 from dvkf_prefect.pipeline.stages import Stage
+from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
 from dvkf_prefect.tasks._stage_log import LogFollower, Mask, mask_of
 from dvkf_prefect.tasks._stage_options import StageOptions, read_options
 
@@ -126,6 +128,8 @@ class StageTasks:
     Example:
         ``stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell))``
     """
+
+    _uses_flow = True
 
     def __init__(
         self,
@@ -262,6 +266,7 @@ class StageTasks:
             context = FlowRunContext.get()
             if (
                 context is not None
+                and self._uses_flow
                 and TaskRunContext.get() is None
                 and isinstance(context.task_runner, ThreadPoolTaskRunner)
             ):
@@ -278,6 +283,8 @@ class BatchStageTasks(StageTasks):
     Attributes:
         fetches: Whether what stages wrote is in the cache when their runs have ended.
     """
+
+    _uses_flow = False  # it may have any number of threads
 
     def __init__(
         self,
@@ -305,7 +312,9 @@ class BatchStageTasks(StageTasks):
         runs: dict[str, StageRun] = {}
         by_stage = {spec.stage: spec for spec in specs}
         # Those that are needed come first, so that threads that wait for them cannot keep them from running.
-        order = [stage.address for stage in self._graph.order(set(by_stage) & set(self._graph.stages), alone=True)]
+        order = [
+            stage.address for stage in self._graph.order(set(by_stage) & set(self._graph.stages), alone=True)
+        ]
         for address in dict.fromkeys((*order, *by_stage)):
             call = self._call(by_stage[address], begin=batch.begin_of(address))
             needed = {*self._graph.upstream.get(address, ()), *(edges or {}).get(address, ())}
@@ -403,7 +412,9 @@ class TaskMirror:
         """
         call = self.calls.get(event.stage)
         if call is not None:
-            call.lines.append(f"{event} ({event.url})" if event.state in ("PENDING", "WAITING") else str(event))
+            call.lines.append(
+                f"{event} ({event.url})" if event.state in ("PENDING", "WAITING") else str(event)
+            )
 
 
 class StageCall:
@@ -585,7 +596,7 @@ class StageCall:
             known = _read(store.read(key).result, self.spec)
             if known is not None and self._can_be_had(known):
                 if self._tasks.reuse:
-                    self.result = known
+                    self.result = dataclasses.replace(known, restored=True, seconds=0.0)
                 return key
         return None
 
@@ -593,9 +604,7 @@ class StageCall:
         paths = [out.path for out in known.outs]
         if sorted(paths) != sorted(out.path for out in self.spec.outs):
             return False
-        snapshot = self._tasks.snapshot
-        snapshot.forget_cached(out.digest for out in known.outs) if hasattr(snapshot, "forget_cached") else None
-        return all(snapshot.is_cached(out.digest) for out in known.outs)
+        return all(self._tasks.snapshot.is_cached(out.digest) for out in known.outs)
 
 
 class _Mark:
@@ -721,8 +730,6 @@ def _made(folder: Path) -> Path:
 
 
 def _digest(text: str) -> str:
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()
 
 

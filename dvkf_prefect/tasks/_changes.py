@@ -1,0 +1,63 @@
+"""Which files of the directories that a stage depends on are other ones than in its last run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from dvkf_prefect.cards import TreeChange
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.tree import is_tree
+from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.pipeline.why import Reason
+
+# The files of more directories than this are not compared for one card.
+_DIRECTORIES = 10
+
+
+def changed_files(repo: Repo, reasons: Iterable[Reason], paths: Mapping[str, str]) -> dict[str, TreeChange]:
+    """Compare the manifests of directories that changed.
+
+    Args:
+        repo: The repository; a directory of which it has not both manifests is left out.
+        reasons: Why a stage runs.
+        paths: Where its dependencies lie, relative to the root, by name.
+
+    Returns:
+        What changed, by the name of the dependency.
+    """
+    changes: dict[str, TreeChange] = {}
+    for reason in reasons:
+        if len(changes) == _DIRECTORIES:
+            break
+        if reason.kind != "dependency":
+            continue
+        old = _files(repo, reason.old)
+        new = _files(repo, reason.new) or _in_workspace(repo, paths.get(reason.name, ""), reason.new)
+        if old is None or new is None:
+            continue
+        changes[reason.name] = TreeChange(
+            added=tuple(sorted(new.keys() - old.keys())),
+            deleted=tuple(sorted(old.keys() - new.keys())),
+            modified=tuple(sorted(path for path in old.keys() & new.keys() if old[path] != new[path])),
+        )
+    return changes
+
+
+def _files(repo: Repo, digest: object) -> dict[str, str] | None:
+    """Return the digests of a directory's files, if its manifest is in the cache."""
+    if not isinstance(digest, str) or not is_tree(digest):
+        return None
+    try:
+        return dict(repo.cache.read_tree(digest).items())
+    except (DvkfError, OSError):
+        return None
+
+
+def _in_workspace(repo: Repo, path: str, digest: object) -> dict[str, str] | None:
+    """Return the same of a directory that nothing has put into the cache, if it lies in the workspace like that."""
+    if not path or not isinstance(digest, str) or not is_tree(digest):
+        return None
+    found = repo.workspace.look(path)
+    if found.digest != digest or found.rows is None or not all(found.rows.digests):
+        return None
+    return dict(zip(found.rows.relpaths, found.rows.digests, strict=True))
