@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import heapq
 import posixpath
-import re
 import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.pipeline.batch import Batch, Member, Outcome, can_join, items_read, with_known
 from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide, selected
+from dvkf_prefect.pipeline.events import ReproResult, StageEvent
 from dvkf_prefect.pipeline.lock import make_entry
 from dvkf_prefect.pipeline.record import (
     contents_of,
@@ -35,73 +35,14 @@ from dvkf_prefect.pipeline.record import (
 from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
 from dvkf_prefect.pipeline.sources import SourceEvent, add_users, is_source, settle
-from dvkf_prefect.pipeline.spec import WORK, StepContent, StepResult
+from dvkf_prefect.pipeline.spec import StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
-from dvkf_prefect.pipeline.why import Decision, Reason, reasons_for
+from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
+from dvkf_prefect.pipeline.why import Decision, reasons_for
+
+__all__ = ["OnError", "ReproResult", "StageEvent", "commit_stages", "plan", "repro"]
 
 OnError = Literal["fail", "keep-going", "ignore"]
-
-
-@dataclass(frozen=True, slots=True)
-class StageEvent:
-    """Something that happened to a stage.
-
-    Attributes:
-        stage: Its address.
-        kind: ``start``, ``skip``, ``restore``, ``done`` or ``fail``.
-        reasons: Why it ran or was restored.
-        seconds: How long its commands ran.
-        log_tail: The end of what they printed.
-        message: What went wrong, for ``fail``.
-        frozen: Whether it is frozen.
-        ended: How many stages were done with, this one among them, but for ``start``.
-        total: How many there are.
-    """
-
-    stage: str
-    kind: Literal["start", "skip", "restore", "done", "fail"]
-    reasons: tuple[Reason, ...] = ()
-    seconds: float = 0.0
-    log_tail: str = ""
-    message: str = ""
-    frozen: bool = False
-    ended: int = 0
-    total: int = 0
-
-    def __str__(self) -> str:
-        why = "; ".join(map(str, self.reasons)) or "nothing changed"
-        match self.kind:
-            case "start":
-                return f"Stage '{self.stage}': running, because {why}"
-            case "skip":
-                return f"Stage '{self.stage}': skipped, {why}"
-            case "restore":
-                return f"Stage '{self.stage}': restored from the cache, because {why}"
-            case "done":
-                return f"Stage '{self.stage}': done in {self.seconds:.1f} s"
-            case _:
-                return f"Stage '{self.stage}': failed"
-
-
-@dataclass(frozen=True, slots=True)
-class ReproResult:
-    """What was done, each in the order of the graph.
-
-    Attributes:
-        decisions: One for each stage that was come to.
-        ran: Addresses of stages that ran.
-        skipped: Those that nothing changed for.
-        restored: Those whose outputs came from the cache.
-        failed: Those that failed.
-        blocked: Those that were not come to, because one that they need failed, or any did and it was to end there.
-    """
-
-    decisions: tuple[Decision, ...] = ()
-    ran: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    restored: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    blocked: tuple[str, ...] = ()
 
 
 def plan(
@@ -685,34 +626,3 @@ def _pull_runs(repo: Repo) -> None:
         import logging
 
         logging.getLogger(__name__).warning("the run cache was not pulled: %s", error)
-
-
-def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> StageFailedError:
-    """Add to a failed command's log which files of the repository it names but the stage does not declare.
-
-    Args:
-        repo: The repository.
-        stage: The stage.
-        error: How it failed.
-    """
-    if not re.search(r"no such file|not found|can't open|cannot open|no module named", error.log_tail, re.I):
-        return error
-    declared = {dep.path for dep in stage.deps} | {out.path for out in stage.outs}
-    declared |= {stage.params_path(file) for file in stage.params}
-    named: set[str] = set()
-    for word in re.findall(r"[\w.+/@-]+", f"{error.command}\n{error.log_tail}"):
-        name = word.rpartition(f"/{WORK}/")[2] if word.startswith("/") else posixpath.join(stage.wdir, word)
-        for path in (posixpath.normpath(name), posixpath.normpath(name).replace(".", "/") + ".py"):
-            covered = any(path == d or path.startswith(d + "/") or d.startswith(path + "/") for d in declared)
-            if not covered and not path.startswith(("..", "/")) and (repo.root / path).is_file():
-                named.add(path)
-    if not named:
-        return error
-    names = ", ".join(f"'{name}'" for name in sorted(named)[:5])
-    hint = (
-        f"A stage sees only what it declares: {names} is in the repository but not in the deps of "
-        f"'{stage.address}'."
-    )
-    return StageFailedError(
-        error.stage, error.command, error.status, f"{error.log_tail.rstrip()}\n{hint}\n".lstrip()
-    )
