@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dvkf_prefect.cli import main
 from dvkf_prefect.errors import StageCancelledError, StageFailedError
 from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
 from dvkf_prefect.kubeflow.local import KfpLocalRunner
@@ -364,3 +365,25 @@ def test_a_run_that_is_ended_elsewhere_is_a_failure(started: Project, kfp, setti
         with pytest.raises(StageCancelledError):
             repro(project.repo, runner=runner, on_event=end)
     assert len(kfp.runs) == 1 and kfp.run.state in ENDED
+
+
+def test_the_command_goes_to_the_cluster_that_the_environment_names(
+    started: Project, kfp, monkeypatch, capsys, tmp_path
+) -> None:
+    project = started
+    text = (project.root / "dvc.yaml").read_text()
+    volume = f"    meta:\n      kubeflow: {{volumes: [{{claim: data, mount: {tmp_path / 'remote'}}}]}}\n"
+    project.write(
+        "dvc.yaml",
+        text.replace("    params: [", volume + "    params: [").replace(
+            "    metrics:", volume + "    metrics:"
+        ),
+    )
+    project.commit()
+    monkeypatch.setenv("DVKF_KUBEFLOW_HOST", kfp.host)
+    assert main(["--cd", str(project.root), "repro", "--runner", "kubeflow"]) == 0
+    out = capsys.readouterr().out
+    assert "Stage 'evaluate' done in" in out and "(4 of 4 stages)" in out
+    assert len(kfp.runs) == 1 and (project.root / "model.json").exists()
+    assert main(["--cd", str(project.root), "repro", "--runner", "kubeflow"]) == 0
+    assert capsys.readouterr().out.count("didn't change, skipping") == 4 + 1
