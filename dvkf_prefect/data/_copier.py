@@ -6,6 +6,7 @@ values, each behind its length in four bytes.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import marshal
@@ -23,8 +24,11 @@ CHUNK = 1 << 20
 _WHOLE = 4 << 20
 # From this many bytes on, to hash an object again costs more than to remember that it is right.
 NOTED = 64 << 10
-# From this many bytes on, a file is written by one thread while another hashes it.
+# From this many bytes on, a file is written by one thread while another hashes it, piece by piece.
 LARGE = 16 << 20
+PIECE = 8 << 20
+# What copy_file_range says of file systems that it cannot copy between.
+_NOT_BETWEEN_THESE = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
 # linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
 _FICLONE = 0x40049409
 _counter = 0
@@ -89,53 +93,62 @@ def pump(source: int, target: int) -> str:
 
 
 def _pump_large(source: int, target: int) -> str:
-    """Hash in this thread while another writes what was read, a few buffers behind."""
+    """Copy in the kernel in another thread, and hash here what it has written so far."""
     md5 = hashlib.md5(usedforsecurity=False)
-    buffers = [bytearray(4 << 20) for _ in range(3)]
-    free, full = threading.Semaphore(len(buffers)), threading.Semaphore(0)
-    lengths: list[int] = []
+    news = threading.Condition()
+    written = 0
     failed: list[BaseException] = []
+    done = False
 
-    def write() -> None:
-        number = 0
-        while True:
-            full.acquire()
-            length = lengths[number]
-            if not length:
-                return
-            try:
-                view = memoryview(buffers[number % len(buffers)])[:length]
-                while view and not failed:
-                    view = view[os.write(target, view) :]
-            except BaseException as error:  # noqa: BLE001 - raised by the thread that reads
-                failed.append(error)
-            number += 1
-            free.release()
+    def copy() -> None:
+        nonlocal written, done
+        try:
+            while (count := _copy_some(source, target, PIECE)) and not failed:
+                with news:
+                    written += count
+                    news.notify()
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that hashes
+            failed.append(error)
+        with news:
+            done = True
+            news.notify()
 
-    writer = threading.Thread(target=write, name="dvkf-write")
-    writer.start()
-    number = 0
+    copier = threading.Thread(target=copy, name="dvkf-copy")
+    copier.start()
+    buffer = memoryview(bytearray(CHUNK))
+    hashed = 0
     try:
-        while not failed:
-            free.acquire()
-            buffer = buffers[number % len(buffers)]
-            length = os.readv(source, [buffer])
-            lengths.append(length)
-            full.release()
-            if not length:
+        while True:
+            with news:
+                while not done and written == hashed:
+                    news.wait()
+                there = written
+            if there == hashed:
                 break
-            md5.update(memoryview(buffer)[:length])
-            number += 1
+            while hashed < there:
+                count = os.preadv(target, [buffer[: there - hashed]], hashed)
+                if not count:
+                    raise OSError(errno.EIO, "it was cut short while it was written")
+                md5.update(buffer[:count])
+                hashed += count
     except BaseException as error:
         failed.append(error)
         raise
     finally:
-        lengths.append(0)
-        full.release()
-        writer.join()
+        copier.join()
     if failed:
         raise failed[0]
     return md5.hexdigest()
+
+
+def _copy_some(source: int, target: int, size: int) -> int:
+    """Copy up to so many bytes in the kernel, from and to where the files stand; return how many."""
+    try:
+        return os.copy_file_range(source, target, size)
+    except OSError as error:
+        if error.errno not in _NOT_BETWEEN_THESE:
+            raise
+    return os.sendfile(target, source, None, size)
 
 
 def clone(
@@ -387,14 +400,9 @@ def _transfer_one(
 
 
 def _copy_range(source: int, target: int) -> str:
-    """Copy in the kernel where it can; nothing is hashed."""
-    try:
-        while os.copy_file_range(source, target, 1 << 30):
-            continue
-    except OSError:
-        # What was copied stands at both offsets; the rest goes by hand.
-        while chunk := os.read(source, CHUNK):
-            _write(target, chunk)
+    """Copy in the kernel; nothing is hashed."""
+    while _copy_some(source, target, 1 << 30):
+        continue
     return ""
 
 
@@ -456,7 +464,7 @@ def place_one(
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
             if found != digest[:32]:
                 return "corrupt", 0, found
-        writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        writing = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             if whole:
                 _write(writing, data)

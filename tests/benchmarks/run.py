@@ -234,7 +234,7 @@ def large_file(root: Path, rounds: int) -> list[Row]:
     def make(folder: Path) -> None:
         os.link(source, folder)
 
-    files = Files(root, "4 GB file", make, 1)
+    files = Files(root, "4 GB file", make, rounds)
 
     def delete(repo: Path, *names: str) -> None:
         # A few files only: what forget() avoids does not arise, and the disk is not filled.

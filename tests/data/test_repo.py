@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 import signal
@@ -221,6 +223,30 @@ def test_objects_are_hashed_again_only_when_they_were_touched(repo: Repo) -> Non
     path.unlink()
     with pytest.raises(TransferError, match="hashes to"):
         Repo(repo.root).checkout(["large"])
+
+
+@pytest.mark.parametrize("refused", [0, errno.EXDEV, errno.ENOSPC])
+def test_large_files_are_hashed_while_they_are_copied(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """In pieces; between file systems that the kernel does not copy ranges between, too."""
+    data = os.urandom(1 << 20) * 17 + b"end"
+    if refused:
+
+        def refuse(*args: object) -> int:
+            raise OSError(refused, os.strerror(refused))
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    (repo.root / "large").write_bytes(data)
+    if refused == errno.ENOSPC:
+        with pytest.raises(DiskFullError):
+            repo.add(["large"])
+        assert not list(repo.cache.root.rglob("*-copy-*"))
+        return
+    repo.add(["large"])
+    digest = hashlib.md5(data).hexdigest()
+    assert repo.outputs(["large"])[0].digest == digest
+    assert repo.cache.path(digest).read_bytes() == data
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
