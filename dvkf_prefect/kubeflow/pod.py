@@ -189,8 +189,12 @@ class _Pod:
                 text = self._remote.storage.read(text[len(_SPILLED) :]).decode()
             step = StepSpec.from_json(text)
             self._task = self._about.tasks[step.stage]
+            given = set(step.deps)
             step = self._prepare(step, upstream)
             if self._is_known(step):
+                step = replace(
+                    step, deps=tuple(dep if dep in given else self._weighed(dep) for dep in step.deps)
+                )
                 result = self._take_known(step)
             else:
                 step = self._bring(step)
@@ -275,6 +279,16 @@ class _Pod:
         return replace(
             dep, size=sum(cache.path(digest).stat().st_size for digest in digests), nfiles=len(digests)
         )
+
+    def _weighed(self, dep: StepDependency) -> StepDependency:
+        """Tell how large something is that another stage wrote, and that is not brought."""
+        tree = is_tree(dep.digest)
+        digests = self._objects.read_tree(dep.digest).digests if tree else [dep.digest]
+        size = dep.size
+        if not size:  # a part of what was written
+            sizes = uncached(self._remote).sizes(digests) | self._remote.sizes(digests)
+            size = sum(sizes.get(digest, 0) for digest in digests)
+        return replace(dep, size=size, nfiles=len(digests) if tree else None)
 
     def _leave(self, result: StepResult) -> None:
         """Leave the result where it is looked for; what cannot be left is told in the log."""

@@ -242,9 +242,13 @@ def test_only_what_must_run_runs(started: Project, kfp, settings, fetch: bool) -
 def test_a_stage_whose_inputs_come_out_as_before_does_not_run(started: Project, kfp, settings, fetch) -> None:
     """It is in the pipeline, since nobody knows that in advance; its pod takes what the last run wrote."""
     project = started
+    twin = copy_of(project, "twin")
+    with LocalRunner(echo=False) as runner:
+        repro(twin.repo, runner=runner)
     on_cluster(project, settings, fetch=fetch)
-    project.write("src/featurize.py", SOURCES["featurize.py"] + "# a comment\n")
-    project.commit()
+    for each in (project, twin):
+        each.write("src/featurize.py", SOURCES["featurize.py"] + "# a comment\n")
+        each.commit()
     events: list[StageEvent] = []
     before = lock(project)
     result = on_cluster(project, settings, fetch=fetch, on_event=events.append)
@@ -255,8 +259,10 @@ def test_a_stage_whose_inputs_come_out_as_before_does_not_run(started: Project, 
     other = copy_of(project, "other")
     other.repo.pull()
     with LocalRunner(echo=False) as runner:
+        assert repro(twin.repo, runner=runner).ran == ("featurize",)
         assert repro(other.repo, runner=runner).ran == ()
-    assert lock(other) == lock(project)
+    assert lock(other) == lock(project) == lock(twin)
+    assert runs(project) == runs(twin)
 
 
 def test_what_is_gone_from_the_remote_is_no_hit(started: Project, kfp, settings, tmp_path) -> None:
