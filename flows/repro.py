@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from dvkf_prefect import (
     DataRepository,
@@ -19,10 +18,7 @@ from dvkf_prefect import (
 )
 
 
-_THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner()
-
-
-@flow(name="repro", task_runner=_THREADS)
+@flow(name="repro")
 def repro(
     repository: str = "local",
     pipelines: str = "local",
