@@ -248,10 +248,17 @@ class Dispatch:
         return bool(pairs) and Tree.from_pairs(pairs).digest == digest
 
     def _hand_over(self, path: str, digest: str) -> bool:
-        """Bring a result that stays out of the cache, metrics mostly, to where pods find it; tell whether it is one."""
-        apart = {output.path for output in self._repo.outputs() if not output.cached}
+        """Bring a result that is no object to where pods find it; tell whether it is one.
+
+        That is what stays out of the cache, metrics mostly, and a folder that outputs are parts of.
+        """
+        outputs = self._repo.outputs()
         parts = path.split("/")
-        if apart.isdisjoint("/".join(parts[:n]) for n in range(1, len(parts) + 1)):
+        above = {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if not any(
+            (output.path in above and not output.cached) or output.path.startswith(path + "/")
+            for output in outputs
+        ):
             return False
         with tempfile.TemporaryDirectory(prefix="hand-", dir=self._folder) as folder:
             cache = Cache(Path(folder))

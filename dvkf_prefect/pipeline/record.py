@@ -39,6 +39,8 @@ def make_spec(
     items = {item["path"]: item for item in inputs.items}
     deps = {}
     for dep in stage.deps:
+        if dep.dataset is not None:
+            continue  # the command gets it by itself, by the version in dvc.lock
         item = items.get(dep.name)
         if item is None:
             deps[dep.path] = StepDependency(dep.path, "")
@@ -52,6 +54,10 @@ def make_spec(
         if out.persist and snapshot.look(out.path).digest:
             stored = repo.workspace.take(out.path)
             previous, isexec = stored.digest, stored.isexec
+        elif out.persist and out.cached and snapshot.away is not None:  # nobody brought it here
+            kept = snapshot.outputs.get(out.path)
+            if kept is not None and kept.digest and kept.hash_name == MD5:
+                previous, isexec = kept.digest, kept.isexec
         outs.append(StepOutput(out.path, out.cached and commit, out.kind, previous, isexec))
     return StepSpec(
         stage=stage.address,
@@ -240,6 +246,7 @@ def _settle(repo: Repo, out: StageOutput) -> Item:
 def _ignore(repo: Repo, out: StageOutput) -> None:
     path = repo.root / out.path
     if out.cached and repo.git is not None and not _is_ignored(repo, path):
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may be that nothing was brought there
         gitignore.ignore(path)
 
 

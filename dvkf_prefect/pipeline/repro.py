@@ -34,7 +34,14 @@ from dvkf_prefect.pipeline.record import (
 )
 from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
-from dvkf_prefect.pipeline.sources import SourceEvent, add_users, is_source, settle
+from dvkf_prefect.pipeline.sources import (
+    SourceEvent,
+    add_users,
+    is_source,
+    late_sources,
+    read_by,
+    settle,
+)
 from dvkf_prefect.pipeline.spec import StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
 from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
@@ -216,14 +223,24 @@ def _stages(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[St
 def _check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
     """Refuse to run a stage that lacks what it reads; ``ahead`` of others, what those will write is no lack."""
     for dep in stage.deps:
-        if dep.external:
+        if dep.dataset is not None and inputs.datasets.get(dep.name) is None:
+            raise StageError(
+                f"stage '{stage.address}' depends on the dataset '{dep.name}', whose version is not in dvc.lock; "
+                f"run `dvc dataset update {dep.dataset}`"
+            )
+        if dep.external and dep.dataset is None:
             raise StageError(
                 f"stage '{stage.address}' depends on '{dep.name}', which lies outside the repository: a step "
                 "gets its dependencies by digest; bring it in with `dvc import-url` and depend on the copy"
             )
-    missing = [
-        name for name, stored in inputs.deps.items() if stored is None or (stored is UNKNOWN and not ahead)
-    ]
+    unknown = [name for name, stored in inputs.deps.items() if stored is UNKNOWN]
+    if unknown and not ahead:
+        raise StageError(
+            f"stage '{stage.address}' depends on the folder {', '.join(unknown)}, parts of which other stages wrote, "
+            "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
+            "brought here (fetch)"
+        )
+    missing = [name for name, stored in inputs.deps.items() if stored is None]
     if missing:
         raise StageError(
             f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
@@ -265,6 +282,8 @@ class _Repro:
         self._tell_source = tell_source
         self._decisions: dict[str, Decision] = {}
         self._forced: set[str] = set()
+        # The outputs of imports that follow what stages write, until they are due.
+        self._late: set[str] = set()
         self._ended = 0
         # The stages of a batch whose end is recorded now, and those that were started in one, but came to no end.
         self._together: set[str] = set()
@@ -286,9 +305,10 @@ class _Repro:
             for stage in stages
             if self._snapshot.entry(stage) is None
         }
-        sources = [target for target in targets if is_source(target)]
+        self._sources = sources = [target for target in targets if is_source(target)]
         if not self._scope.single_item or sources:
-            settle(self._snapshot, stages, sources, rules=self._rules, tell=self._tell_source)
+            self._late = late_sources(self._snapshot, stages)
+            self._settle_sources(stages, sources)
         graph, place = self._snapshot.graph, self._place
         needs = {a: {other for other in graph.needs(a) if other in place} for a in self._order}
         self._waits_for = {address: len(needed) for address, needed in needs.items()}
@@ -316,6 +336,11 @@ class _Repro:
         return self._result()
 
     def _result(self) -> ReproResult:
+        if self._late and not self.errors:
+            # Those that no stage read were due only if somebody asked for them.
+            due = {self._snapshot.outputs[path].source for path in self._late}
+            self._late = set()
+            self._settle_sources([], [source for source in self._sources if source in due])
         made = [self._decisions[address] for address in self._order if address in self._decisions]
         done = [decision for decision in made if decision.stage not in self.errors]
         return ReproResult(
@@ -343,7 +368,13 @@ class _Repro:
             except DvkfError as error:
                 self._fail(stage, choice, error)
 
+    def _settle_sources(self, stages: Sequence[Stage], sources: Sequence[str] = ()) -> None:
+        settle(self._snapshot, stages, sources, rules=self._rules, tell=self._tell_source, late=self._late)
+
     def _decide(self, stage: Stage) -> Choice:
+        if due := read_by(stage, self._late):
+            self._late -= due
+            self._settle_sources([stage])
         if self._rules.pull:
             self._pull_inputs(stage)
         forced = stage.address in self._forced
@@ -365,29 +396,32 @@ class _Repro:
         ahead = self._snapshot
         while self._free:
             if self.errors and self._on_error == "fail":
+                for address in members:
+                    del self._decisions[address]
                 return {}
             stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
             waits_for = frozenset(a for a in self._snapshot.graph.needs(stage.address) if a in members)
-            if waits_for and not can_join(stage, (members[a].stage for a in members)):
+            alone = bool(read_by(stage, self._late))
+            if waits_for and (alone or not can_join(stage, (members[a].stage for a in members))):
                 continue
             choice = self._decide_ahead(ahead, stage) if waits_for else self._decide(stage)
             if choice.decision.action != "run" and waits_for:
                 continue  # it is come to again when what it reads is known
             self._decisions[stage.address] = choice.decision
             try:
-                if choice.decision.action != "run":
+                if choice.decision.action == "run":
+                    members[stage.address] = self._member(stage, choice, waits_for)
+                else:
                     self._settle(stage, choice)
-                    continue
-                members[stage.address] = self._member(stage, choice, waits_for)
             except DvkfError as error:
                 self._fail(stage, choice, error)
                 continue
-            if ahead is self._snapshot:
-                ahead = ahead.ahead()
-            ahead.plan(stage, None)
+            if stage.address in members:
+                ahead = ahead.ahead() if ahead is self._snapshot else ahead
+                ahead.plan(stage, None)
             for user in self._users[stage.address]:
                 needed = [a for a in self._snapshot.graph.needs(user) if a in members]
-                if self._waits_for[user] == len(needed) and self._place[user] not in self._free:
+                if 0 < self._waits_for[user] == len(needed) and self._place[user] not in self._free:
                     heapq.heappush(self._free, self._place[user])
         return members
 
@@ -398,7 +432,7 @@ class _Repro:
         self._ask(stage)
         _check_inputs(stage, choice.inputs, ahead=bool(waits_for))
         spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
-        if waits_for and not self._rules.force:
+        if waits_for and not (self._rules.force or self._rules.force_downstream):
             spec = with_known(spec, stage, choice, self._snapshot.entry(stage))
         return Member(stage, choice, spec, waits_for)
 

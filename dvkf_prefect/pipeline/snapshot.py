@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,8 @@ class Snapshot:
     _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
     _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    _planned: dict[str, Stored] = field(default_factory=dict)
-    _planned_folders: set[str] = field(default_factory=set)
+    _planned: MutableMapping[str, Stored] = field(default_factory=dict)
+    _planned_folders: MutableMapping[str, None] = field(default_factory=dict)
     _cached: set[str] = field(default_factory=set)
     _below: dict[str, set[str]] = field(default_factory=dict)
     _pipelines: list[str] = field(default_factory=list)
@@ -149,14 +150,14 @@ class Snapshot:
             self._planned[out.path] = recorded.get(out.name, UNKNOWN)
             folder = posixpath.dirname(out.path)
             while folder:
-                self._planned_folders.add(folder)
+                self._planned_folders[folder] = None
                 folder = posixpath.dirname(folder)
 
     def ahead(self) -> Snapshot:
-        """Return the same for a look ahead: what is planned there is not planned here."""
+        """Return the same for a look ahead: what is planned here is planned there, but not the other way round."""
         other = copy.copy(self)
-        other._planned = dict(self._planned)
-        other._planned_folders = set(self._planned_folders)
+        other._planned = ChainMap({}, self._planned)
+        other._planned_folders = ChainMap({}, self._planned_folders)
         return other
 
     def content(self, path: str) -> Stored | None:

@@ -220,6 +220,22 @@ def test_what_a_stage_needs_but_does_not_declare_is_named(project):
     project.repro()
 
 
+def test_a_dataset_is_known_by_its_version(project):
+    """A stage that depends on one runs when dvc.lock tells another version of it."""
+    datasets = "datasets:\n- {name: corpus, type: dvc, url: ./corpus, path: d}\n"
+    project.write("dvc.yaml", datasets + "stages:\n  s: {cmd: date > o, deps: ['ds://corpus'], outs: [o]}\n")
+    with pytest.raises(StageError, match=r"dataset 'ds://corpus', whose version is not in dvc\.lock"):
+        project.repro()
+    locked = "schema: '2.0'\n" + datasets.replace("{", "{rev_lock: %s, ")
+    project.write("dvc.lock", locked % ("a" * 40))
+    assert project.repro().ran == ("s",)
+    assert project.read("dvc.lock").count("a" * 40) == 2
+    assert subprocess.run(["dvc", "status", "-q"], cwd=project.root, check=False).returncode == 0
+    assert project.repro().ran == ()
+    project.write("dvc.lock", project.read("dvc.lock").replace("a" * 40, "b" * 40, 1))
+    assert project.repro().ran == ("s",)
+
+
 def test_less_or_more_than_the_outputs(project):
     project.write("in", "1\n")
     project.write("keep", "mine\n")
