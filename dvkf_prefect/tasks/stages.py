@@ -368,8 +368,8 @@ class _Batch:
 
     def _again(self) -> None:
         """Start it anew. The same content finds the run that is there; what is done is not run again."""
-        followed = not any(isinstance(call.error, StageFailedError) for call in self.calls.values())
-        specs = self._specs if followed else [self._with_known(spec) for spec in self._specs]
+        lost = not any(call.failed for call in self.calls.values())
+        specs = self._specs if lost else [self._with_known(spec) for spec in self._specs]
         self._runs = self._runner.start_all(specs, self._edges)
         self._round += 1
         self._link()
@@ -423,6 +423,7 @@ class StageCall:
     Attributes:
         result: What the stage put out, once it has.
         error: How the last try failed.
+        failed: Whether its command failed in any try.
         lines: What the runner told and the log does not have yet.
         stopped: Whether it was cancelled.
     """
@@ -439,6 +440,7 @@ class StageCall:
         self.options = tasks.options_of(spec.stage)
         self.result: StepResult | None = None
         self.error: DvkfError | None = None
+        self.failed = False
         self.lines: deque[str] = deque(maxlen=1000)
         self.stopped = threading.Event()
         self._tasks = tasks
@@ -484,6 +486,7 @@ class StageCall:
             result = self._follow(mirror)
         except DvkfError as error:
             self.error = self._masked(error)
+            self.failed = self.failed or isinstance(error, StageFailedError)
             mirror(last=True)
             _keep_nothing()
             first = str(self.error).partition(" The end of its log:")[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dvkf_prefect.kubeflow.serving import LocalServing
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.pipeline.leash import end
 
-from .conftest import git
+from .conftest import PREPARE, git
 
 TREE = Path(__file__).parents[2]
 
@@ -85,4 +86,57 @@ def test_deployments_run_on_a_worker(server: PrefectServer, project: Repo) -> No
         assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Rejected"), server.logs()
     finally:
         serving.stop("signs")
+        end(worker, grace=20)
+
+
+def test_a_cancelled_run_leaves_no_process(server: PrefectServer, project: Repo, tmp_path: Path) -> None:
+    """A person cancels the run in the UI; the worker ends its process, and the stage's command ends with it."""
+    pid_file = tmp_path / "pid"
+    (project.root / "prepare.py").write_text(
+        "import pathlib, subprocess\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))\n"
+        "child.wait()\n"
+    )
+    server.run(sys.executable, "blocks/local.py", str(project.root))
+    server.run("prefect", "work-pool", "create", "local", "--type", "process")
+    server.run("prefect", "--no-prompt", "deploy", "--name", "repro")
+    repro = server.get("/deployments/name/repro/repro")
+    properties = repro["parameter_openapi_schema"]["properties"]
+    assert [name for name, shown in properties.items() if not shown.get("description")] == []
+    worker = server.start(
+        "prefect", "worker", "start", "--pool", "local", "--type", "process", "--name", "test"
+    )
+    try:
+        run = server.post(f"/deployments/{repro['id']}/create_flow_run", {"parameters": {"retries": 3}})
+
+        def wait_until(done: Callable[[], object], what: str) -> None:
+            deadline = time.monotonic() + 120
+            while not done():
+                assert time.monotonic() < deadline, f"{what}\n{server.logs()}"
+                time.sleep(0.2)
+
+        wait_until(lambda: pid_file.exists() and pid_file.read_text(), "the stage did not begin")
+        sleeper = Path("/proc", pid_file.read_text())
+        server.post(f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}, "force": False})
+        wait_until(lambda: not sleeper.exists(), "the stage outlived its flow")
+
+        def ended() -> bool:
+            return bool(server.get(f"/flow_runs/{run['id']}")["state_type"] == "CANCELLED")
+
+        wait_until(ended, "the flow run was not cancelled")
+        found = server.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        states = {task["name"]: task["state_type"] for task in found}
+        assert states["prepare"] == "CANCELLED"
+        assert "train" not in states
+        with project.lock(timeout=1):
+            pass
+
+        # Nothing hinders the next one.
+        (project.root / "prepare.py").write_text(PREPARE)
+        run = server.run_deployment("repro/repro", {"message": "All of it"})
+        assert run["state_type"] == "COMPLETED", server.logs()
+        assert git(project.root, "log", "-1", "--format=%s") == "All of it"
+        assert not Repo.open(project.root).status()
+    finally:
         end(worker, grace=20)

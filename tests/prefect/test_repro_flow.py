@@ -65,14 +65,16 @@ class Pipeline:
         text = textwrap.dedent(stages).replace("OUTSIDE", str(self.outside))
         (self.root / "dvc.yaml").write_text("stages:\n" + textwrap.indent(text, "  "))
 
-    def run(self, backend: Backend = "local", **options: Any) -> ReproResult:
+    def run(
+        self, backend: Backend = "local", pipelines: KubeflowPipelines | None = None, **options: Any
+    ) -> ReproResult:
         """Run the stages in a flow of their own."""
 
         @flow(name="stages")
         def stages() -> ReproResult:
             self.flow_run = get_run_context().flow_run.id  # type: ignore[union-attr]
             block = DataRepository(path=str(self.root), label="stages")
-            return run_stages(block, KubeflowPipelines(backend=backend), **options)
+            return run_stages(block, pipelines or KubeflowPipelines(backend=backend), **options)
 
         return stages()
 
@@ -83,7 +85,12 @@ class Pipeline:
             while True:
                 wanted = FlowRunFilter(id=FlowRunFilterId(any_=[self.flow_run]))
                 found = client.read_task_runs(flow_run_filter=wanted, limit=200)
-                if found and all(run.state is not None and run.state.is_final() for run in found):
+                ended = [
+                    run
+                    for run in found
+                    if run.state_name == "NotReady" or (run.state and run.state.is_final())
+                ]
+                if found and len(ended) == len(found):
                     # The server is told of them by events, which come in any order.
                     time.sleep(0.5)
                     again = client.read_task_runs(flow_run_filter=wanted, limit=200)

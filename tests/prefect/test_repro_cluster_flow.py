@@ -1,0 +1,129 @@
+"""Stages as task runs while a cluster, a server of Kubeflow's API, runs them as one Kubeflow pipeline."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dvkf_prefect import KubeflowPipelines
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import StageFailedError
+
+from ..kubeflow.fake_kfp import FakeKfp  # noqa: TID252 (tests are no package that could be named)
+from .conftest import git
+from .test_repro_flow import Pipeline
+
+Artifacts = Callable[[str], list[Any]]
+
+STAGES = """\
+prepare: {cmd: "echo x >> OUTSIDE/prepare; cat in/a > rows", deps: [in], outs: [rows]}
+train: {cmd: "echo x >> OUTSIDE/train; TRAIN && cat rows rows > model", deps: [rows], outs: [model]}
+report: {cmd: "echo trained; cat model > report", deps: [model], outs: [report]}
+"""
+
+
+@pytest.fixture
+def kfp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKfp]:
+    # What pods find this package by; nothing else of the environment gets to them.
+    package = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]).rstrip(":"))
+    with FakeKfp(tmp_path / "cluster") as server:
+        yield server
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, prefect_server: None) -> Pipeline:
+    """A repository whose data is on a remote that pods see as a mounted folder."""
+    made = Pipeline(tmp_path / "repo")
+    repo = made.repo
+    with repo.config.edit() as sections:
+        sections["core"]["remote"] = "store"
+        sections["remote"]["store"] = {"url": str(tmp_path / "remote" / "store")}
+    (tmp_path / "remote").mkdir()
+    made.repo.add(["in"])
+    made.repo.push()
+    return made
+
+
+def commit(pipeline: Pipeline, stages: str) -> None:
+    pipeline.write(stages)
+    git(pipeline.root, "add", "--all")
+    git(pipeline.root, "commit", "--quiet", "--message", "Stages")
+
+
+def cluster(kfp: FakeKfp, pipeline: Pipeline, **more: Any) -> KubeflowPipelines:
+    mount = str(pipeline.root.parent / "remote")
+    return KubeflowPipelines(
+        backend="kubeflow",
+        host=kfp.host,
+        ask_kubernetes=False,
+        defaults={"volumes": [{"claim": "data", "mount": mount}]},
+        **more,
+    )
+
+
+def test_a_pipeline_run_is_mirrored(pipeline: Pipeline, kfp: FakeKfp, artifacts: Artifacts) -> None:
+    commit(pipeline, STAGES.replace("TRAIN", "true"))
+    result = pipeline.run(pipelines=cluster(kfp, pipeline))
+    assert result.ran == ("prepare", "train", "report")
+    assert (pipeline.root / "report").read_text() == "1\n1\n"
+    runs = pipeline.task_runs()
+    assert {name: run.state_name for name, run in runs.items()} == dict.fromkeys(result.ran, "Completed")
+    assert {item.id for item in runs["report"].task_inputs["stage"]} == {runs["train"].id}
+    log = pipeline.log(runs["report"], "trained")
+    assert "Stage 'report': succeeded on Kubeflow" in log
+    (link,) = artifacts("kubeflow-repo")
+    assert kfp.run.id in link.data
+    assert not Repo.open(pipeline.root).status()
+
+    assert pipeline.run(pipelines=cluster(kfp, pipeline)).skipped == result.ran
+    assert {run.state_name for run in pipeline.task_runs().values()} == {"Skipped"}
+    assert len(kfp.runs) == 1
+
+
+def test_a_failed_stage_is_tried_again_and_what_is_done_is_not(pipeline: Pipeline, kfp: FakeKfp) -> None:
+    commit(pipeline, STAGES.replace("TRAIN", "test $(wc -l < OUTSIDE/train) -gt 1"))
+    result = pipeline.run(pipelines=cluster(kfp, pipeline), retries=1)
+    assert set(result.ran) | set(result.restored) | set(result.skipped) == {"prepare", "train", "report"}
+    assert not result.failed
+    assert (pipeline.count("prepare"), pipeline.count("train"), len(kfp.runs)) == (1, 2, 2)
+    runs = pipeline.task_runs()
+    assert runs["train"].run_count == 2
+    assert {run.state_type.value for run in runs.values()} == {"COMPLETED"}
+    assert not Repo.open(pipeline.root).status()
+
+
+def test_stages_that_need_a_failed_one_are_not_run(pipeline: Pipeline, kfp: FakeKfp) -> None:
+    commit(pipeline, STAGES.replace("TRAIN", "false"))
+    with pytest.raises(StageFailedError, match="train"):
+        pipeline.run(pipelines=cluster(kfp, pipeline))
+    runs = {name: run.state_name for name, run in pipeline.task_runs().items()}
+    assert runs == {"prepare": "Completed", "train": "Failed", "report": "NotReady"}
+
+
+def test_a_retry_follows_the_run_that_is_there(pipeline: Pipeline, kfp: FakeKfp) -> None:
+    """Kubeflow is away for longer than is waited for; its run goes on, and the next try finds it."""
+    commit(pipeline, STAGES.replace("TRAIN", f"sh {pipeline.outside}/await go"))
+
+    def fail() -> None:
+        while not pipeline.count("train"):
+            time.sleep(0.1)
+        kfp.fault("GET", r"/runs/", 503, times=10**6)
+        time.sleep(6)
+        kfp.faults.clear()
+        time.sleep(3)
+        (pipeline.outside / "go").touch()
+
+    failing = threading.Thread(target=fail)
+    failing.start()
+    result = pipeline.run(pipelines=cluster(kfp, pipeline, outage=1), retries=20, retry_delay_seconds=0.5)
+    failing.join()
+    assert not result.failed
+    assert (pipeline.count("prepare"), pipeline.count("train"), len(kfp.runs)) == (1, 1, 1)
+    assert max(run.run_count for run in pipeline.task_runs().values()) > 1
