@@ -483,13 +483,25 @@ def with_content(output: Output, stored: Stored) -> Output:
 
 
 def matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:
-    """Yield the outputs that a target means: a path, a `.dvc` file, a dvc.yaml, a stage, or ``dvc.yaml:stage``."""
+    """Yield the outputs that a target means.
+
+    Args:
+        tracked: The outputs to choose from.
+        target: A path, a `.dvc` file, a dvc.yaml, a stage, the name of a ``foreach`` or ``matrix`` for all of its
+            stages, or ``dvc.yaml:stage``.
+    """
     plain = target.rstrip("/").removeprefix("./")
     file, colon, name = plain.rpartition(":")
     for output in tracked:
         if (
             plain in (output.path, output.source)
-            or (output.stage is not None and plain == output.stage and posixpath.dirname(output.source) == "")
-            or (colon and output.source == file and output.stage == name)
+            or (posixpath.dirname(output.source) == "" and _is_of(output, plain))
+            or (colon and output.source == file and _is_of(output, name))
         ):
             yield output
+
+
+def _is_of(output: Output, name: str) -> bool:
+    """Tell whether a stage of that name, or one of the group of that name, writes an output."""
+    stage = output.stage
+    return stage is not None and (stage == name or stage.startswith(name + "@"))

@@ -287,21 +287,18 @@ def _of_types(
             continue
         for stage in stages.load_stages(files, source):
             paths += [out.path for out in stage.outs if out.kind in kinds]
-        document = stages.load_pipeline_file(files.read(source), source)
+        sections = stages.read_sections(files, source)
+        named = {"metrics": sections.metrics, "plots": _drawn(sections.plots)}
         folder = posixpath.dirname(source)
         for name in types:
-            paths += [posixpath.normpath(posixpath.join(folder, p)) for p in _named(document.get(name) or [])]
+            paths += [posixpath.normpath(posixpath.join(folder, path)) for path in named[name]]
     return [output for output in chosen if any(_overlap(output.path, path) for path in paths)]
 
 
-def _named(items: Any) -> list[str]:
-    """Return the paths that the top level of a dvc.yaml lists as metrics or plots; a plot's name may be its path."""
+def _drawn(plots: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the paths that the plots of a dvc.yaml are drawn from; a plot's name may be its path."""
     paths: list[str] = []
-    for item in items.items() if isinstance(items, dict) else items:
-        if isinstance(item, str):
-            paths.append(item)
-            continue
-        for name, options in item.items() if isinstance(item, dict) else [item]:
-            axis = options.get("y") if isinstance(options, dict) else None
-            paths += list(axis) if isinstance(axis, dict) else [name]
+    for name, options in plots.items():
+        axis = options.get("y")
+        paths += list(axis) if isinstance(axis, dict) else [name]
     return paths

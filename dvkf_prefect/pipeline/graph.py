@@ -39,7 +39,7 @@ class Graph:
             while parent:
                 folders.setdefault(parent, []).append(path)
                 parent = posixpath.dirname(parent)
-        imports = {output.path: origin for output in sources if (origin := _followed(output)) is not None}
+        imports = {output.path: origin for output in sources if (origin := followed(output)) is not None}
         self.upstream: dict[str, tuple[str, ...]] = {}
         for stage in stages:
             edges: dict[str, None] = {}
@@ -143,8 +143,12 @@ class Graph:
         return list(order)
 
 
-def _followed(output: Output) -> str | None:
-    """Return the path in the repository that an import follows, if it does."""
+def followed(output: Output) -> str | None:
+    """Return the path in the repository that a `.dvc` file's output follows, if it does.
+
+    Args:
+        output: The output.
+    """
     origin = output.origin
     if origin is None or origin.frozen or origin.repo is not None:
         return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.pipeline.decide import Rules
+from dvkf_prefect.pipeline.graph import followed
 from dvkf_prefect.pipeline.snapshot import Snapshot
 from dvkf_prefect.pipeline.stages import Stage
 
@@ -59,6 +60,35 @@ def _overlap(a: str, b: str) -> bool:
     return (a + "/").startswith(b + "/") or (b + "/").startswith(a + "/")
 
 
+def late_sources(snapshot: Snapshot, stages: Sequence[Stage]) -> set[str]:
+    """Return the outputs of imports that follow what stages write: they are due when those have run.
+
+    Args:
+        snapshot: What is there.
+        stages: The stages that may run.
+    """
+    written = [out.path for stage in stages for out in stage.outs]
+    late: set[str] = set()
+    waiting = True
+    while waiting:  # an import may follow another one
+        found = {
+            output.path
+            for output in snapshot.outputs.values()
+            if output.path not in late
+            and (path := followed(output)) is not None
+            and any(_overlap(path, other) for other in (*written, *late))
+        }
+        late |= found
+        waiting = bool(found)
+    return late
+
+
+def read_by(stage: Stage, sources: Collection[str]) -> set[str]:
+    """Return those of tracked paths that a stage reads, whole or in part."""
+    read = [dep.path for dep in stage.deps if not dep.external]
+    return {path for path in sources if any(_overlap(path, dep) for dep in read)}
+
+
 def settle(
     snapshot: Snapshot,
     stages: Sequence[Stage],
@@ -66,6 +96,7 @@ def settle(
     *,
     rules: Rules,
     tell: Callable[[SourceEvent], None],
+    late: Collection[str] = (),
 ) -> None:
     """Do with `.dvc` files what DVC's repro does: those that stages read, and those that are named.
 
@@ -75,6 +106,7 @@ def settle(
         sources: `.dvc` files.
         rules: Whether data may come from the remote, and whether it may be missing.
         tell: Told of each.
+        late: Outputs to pass over, see `late_sources`.
 
     Raises:
         StageNotFoundError: There is no such `.dvc` file.
@@ -84,7 +116,7 @@ def settle(
     folders = {path[:i] for path in read for i, letter in enumerate(path) if letter == "/"}
     named = {output.path for output in _of(snapshot, sources)}
     for output in list(snapshot.outputs.values()):
-        if output.stage is not None or not output.cached:
+        if output.stage is not None or not output.cached or output.path in late:
             continue
         above = {output.path[:i] for i, letter in enumerate(output.path) if letter == "/"}
         if output.path not in named and output.path not in read | folders and not above & read:

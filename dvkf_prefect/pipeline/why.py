@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -151,6 +151,8 @@ def _input_reasons(stage: Stage, entry: Entry, inputs: Inputs) -> Iterable[Reaso
             yield Reason("dependency", name, old, None, "is missing")
         elif old != stored.digest:
             yield Reason("dependency", name, old, stored.digest)
+    for name, lock in inputs.datasets.items():
+        yield from _dataset_reasons(name, _recorded_dataset(entry, name), lock)
     for file, keys in stage.params.items():
         before = entry.get("params", {}).get(file, {})
         if file not in inputs.params:
@@ -160,6 +162,32 @@ def _input_reasons(stage: Stage, entry: Entry, inputs: Inputs) -> Iterable[Reaso
         for key in keys or list(dict.fromkeys((*now, *before))):
             if key not in now or key not in before or now[key] != before[key]:
                 yield Reason("parameter", f"{file}:{key}", before.get(key), now.get(key))
+
+
+def _recorded_dataset(entry: Entry, name: str) -> Mapping[str, Any] | None:
+    found = (item.get("dataset") for item in entry.get("deps", ()) if item["path"] == name)
+    return next(found, None)
+
+
+def _dataset_reasons(
+    name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None
+) -> Iterable[Reason]:
+    if new is None:
+        yield Reason("dependency", name, _version(old), None, "has no version; run `dvc dataset update`")
+    elif old is None or old != new:
+        # What it is read from may have changed without its version.
+        note = "" if old is None or _version(old) != _version(new) else "is another one"
+        yield Reason("dependency", name, _version(old), _version(new), note)
+
+
+def _version(dataset: Mapping[str, Any] | None) -> Any:
+    """Return what tells the versions of a dataset apart: a commit, a number, or what its files are."""
+    if dataset is None:
+        return None
+    for key in ("rev_lock", "version"):
+        if key in dataset:
+            return dataset[key]
+    return dataset.get("files") or dataset.get("meta")
 
 
 def output_reasons(snapshot: Snapshot, stage: Stage, entry: Entry) -> Iterable[Reason]:
@@ -263,12 +291,16 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
 def _changed_deps(stage: Stage, entry: Entry | None, inputs: Inputs) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     paths = {dep.name: dep.path for dep in stage.deps}
-    old_deps = {item["path"] for item in (entry or {}).get("deps", ())}
     old_params = (entry or {}).get("params", {})
     for reason in _input_reasons(stage, entry or {}, inputs):
+        if reason.kind == "dependency" and reason.name in inputs.datasets:
+            unknown = inputs.datasets[reason.name] is None
+            state = "not in sync" if unknown else "new" if reason.old is None else "modified"
+            changed[reason.name] = state
+            continue
         if reason.kind == "dependency":
-            state = "deleted" if reason.new is None else "modified" if reason.name in old_deps else "new"
-            changed[paths[reason.name]] = state
+            # DVC calls one that was never read modified, too.
+            changed[paths[reason.name]] = "deleted" if reason.new is None else "modified"
             continue
         file, colon, key = reason.name.partition(":")
         path = stage.params_path(file)
