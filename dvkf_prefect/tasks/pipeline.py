@@ -43,8 +43,8 @@ def run_stages(
     """Bring a dvc.yaml's stages up to date in a flow or a task: each stage is a task run of its own.
 
     Stages that do not need each other run at the same time. When the run is cancelled, or its process dies, the stages
-    that run are ended too; the next run goes on from the stages that were done. On a cluster a retry of the flow run
-    follows the pipeline run that is there.
+    that run are ended too; the next run goes on from the stages that were done, on a cluster with the pipeline run that
+    is there.
 
     Args:
         repository: The repository.
@@ -76,7 +76,8 @@ def run_stages(
     changes: dict[str, Mapping[str, TreeChange]] = {}
 
     def open_runner(tell: Callable[[TaskEvent], None]) -> Runner:
-        return pipelines.runner(repo, run_key=flow_run.get_id() or "", on_event=tell)
+        # Stages of the same content find the run on a cluster that a killed flow run left; by force, only a retry does.
+        return pipelines.runner(repo, run_key=(flow_run.get_id() or "") if force else "", on_event=tell)
 
     with stage_tasks(
         repo,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,9 @@ from dvkf_prefect.errors import StageFailedError
 
 from ..kubeflow.fake_kfp import FakeKfp  # noqa: TID252 (tests are no package that could be named)
 from .conftest import git
-from .test_repro_flow import Pipeline
+from .test_repro_flow import Pipeline, start
+
+__all__ = ["start"]  # a fixture
 
 Artifacts = Callable[[str], list[Any]]
 
@@ -57,15 +61,14 @@ def commit(pipeline: Pipeline, stages: str) -> None:
     git(pipeline.root, "commit", "--quiet", "--message", "Stages")
 
 
-def cluster(kfp: FakeKfp, pipeline: Pipeline, **more: Any) -> KubeflowPipelines:
+def settings(kfp: FakeKfp, pipeline: Pipeline) -> dict[str, Any]:
     mount = str(pipeline.root.parent / "remote")
-    return KubeflowPipelines(
-        backend="kubeflow",
-        host=kfp.host,
-        ask_kubernetes=False,
-        defaults={"volumes": [{"claim": "data", "mount": mount}]},
-        **more,
-    )
+    volumes = [{"claim": "data", "mount": mount}]
+    return {"host": kfp.host, "ask_kubernetes": False, "defaults": {"volumes": volumes}}
+
+
+def cluster(kfp: FakeKfp, pipeline: Pipeline, **more: Any) -> KubeflowPipelines:
+    return KubeflowPipelines(backend="kubeflow", **settings(kfp, pipeline), **more)
 
 
 def test_a_pipeline_run_is_mirrored(pipeline: Pipeline, kfp: FakeKfp, artifacts: Artifacts) -> None:
@@ -127,3 +130,32 @@ def test_a_retry_follows_the_run_that_is_there(pipeline: Pipeline, kfp: FakeKfp)
     assert not result.failed
     assert (pipeline.count("prepare"), pipeline.count("train"), len(kfp.runs)) == (1, 1, 1)
     assert max(run.run_count for run in pipeline.task_runs().values()) > 1
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_flow_ends_its_run_or_leaves_it_to_the_next(
+    pipeline: Pipeline, kfp: FakeKfp, start: Callable[..., subprocess.Popen[str]], sign: signal.Signals
+) -> None:
+    """Who is cancelled has the run terminated; who is killed cannot, and the next one goes on with it."""
+    commit(pipeline, STAGES.replace("TRAIN", f"sh {pipeline.outside}/await go"))
+    process = start("kubeflow", **settings(kfp, pipeline))
+    deadline = time.monotonic() + 120
+    while not pipeline.count("train"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(sign)
+    process.wait(25)
+    if sign == signal.SIGTERM:
+        assert kfp.run.state in ("CANCELING", "CANCELED")
+    (pipeline.outside / "go").touch()
+    again = start("kubeflow", **settings(kfp, pipeline))
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    killed = sign == signal.SIGKILL
+    ran = "ran prepare train report skipped" if killed else "ran train report skipped prepare"
+    assert said.splitlines()[-1].strip() == ran
+    assert pipeline.count("prepare") == 1
+    runs = 1 if killed else 2
+    assert (pipeline.count("train"), len(kfp.runs)) == (runs, runs)
+    assert not Repo.open(pipeline.root).status()

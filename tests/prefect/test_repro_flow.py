@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -399,6 +400,7 @@ def test_many_skipped_stages_cost_a_bounded_number_of_task_runs(
 
 
 SCRIPT = """\
+import json
 import sys
 from prefect import flow
 from prefect.utilities.engine import capture_sigterm
@@ -406,7 +408,7 @@ from dvkf_prefect import DataRepository, KubeflowPipelines, run_stages
 
 @flow
 def run():
-    return run_stages(DataRepository(path=sys.argv[1]), KubeflowPipelines(backend=sys.argv[2]), retries=3)
+    return run_stages(DataRepository(path=sys.argv[1]), KubeflowPipelines(**json.loads(sys.argv[2])), retries=3)
 
 with capture_sigterm():
     result = run()
@@ -421,7 +423,7 @@ two: {cmd: "echo $$ > OUTSIDE/two; test -e OUTSIDE/go || sleep 600 & wait $!; ec
 
 
 @pytest.fixture
-def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a process with a flow run on the pipeline."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
@@ -430,9 +432,10 @@ def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[[str], subpro
         environment["PREFECT_API_URL"] = str(client.api_url)
     started: list[subprocess.Popen[str]] = []
 
-    def run(backend: str) -> subprocess.Popen[str]:
+    def run(backend: str, **more: Any) -> subprocess.Popen[str]:
+        block = json.dumps({"backend": backend, **more})
         process = subprocess.Popen(
-            [sys.executable, str(script), str(pipeline.root), backend],
+            [sys.executable, str(script), str(pipeline.root), block],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -450,7 +453,7 @@ def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[[str], subpro
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_an_ended_flow_leaves_nothing_running_and_the_next_goes_on(
     pipeline: Pipeline,
-    start: Callable[[str], subprocess.Popen[str]],
+    start: Callable[..., subprocess.Popen[str]],
     backend: str,
     sign: signal.Signals,
 ) -> None:

@@ -35,7 +35,8 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     if CHROMIUM is None:
         pytest.skip("there is no chromium (Debian: chromium)")
     folder = tmp_path_factory.mktemp("ui")
-    shutil.copytree(TREE / "flows", folder / "tree/flows", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("flows", "blocks"):
+        shutil.copytree(TREE / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     server = PrefectServer(folder)
     with ExitStack() as started:
         started.callback(server.http.close)
@@ -54,6 +55,10 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
         )
         started.callback(end, process)
         server.wait_until_up(process)
+        server.run(sys.executable, "blocks/local.py", ".demo/repo")
+        params = folder / "tree/.demo/repo/params.yaml"
+        params.write_text(params.read_text().replace("C: 2.0", "C: 3.0"))
+        server.run(sys.executable, "flows/repro.py")
         yield server
 
 
@@ -87,6 +92,29 @@ def test_a_model_has_a_timeline_that_says_who_is_in_production(ui: PrefectServer
     page.goto(address(ui, "/artifacts/key/model-quickstart-digits"))
     expect(page.get_by_text("prod is v0.0.1").first).to_be_visible(timeout=60_000)
     expect(page.get_by_text("roll back prod of digits").first).to_be_visible()
+
+
+def test_a_flow_run_shows_its_stages(ui: PrefectServer, page: Page) -> None:
+    """A task run each, with the state that says what was done; the one that ran has its log and its card."""
+    (run,) = ui.post("/flow_runs/filter", {"flows": {"name": {"any_": ["repro"]}}})
+    tasks = ui.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    states = {task["name"]: task["state_name"] for task in tasks}
+    stages = {
+        "prepare": "Skipped",
+        "prepare-holdout": "Skipped",
+        "train": "Completed",
+        "evaluate": "Completed",
+    }
+    assert {name: states.get(name) for name in stages} == stages
+    page.goto(address(ui, f"/runs/flow-run/{run['id']}?tab=Task+Runs"))
+    for name in stages:
+        expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Skipped").first).to_be_visible()
+    (train,) = (task for task in tasks if task["name"] == "train")
+    page.goto(address(ui, f"/runs/task-run/{train['id']}"))
+    expect(page.get_by_text("python train.py").first).to_be_visible(timeout=60_000)
+    page.goto(address(ui, f"/runs/task-run/{train['id']}?tab=Artifacts"))
+    expect(page.get_by_text("params.yaml:train").first).to_be_visible(timeout=60_000)
 
 
 @pytest.mark.parametrize(
