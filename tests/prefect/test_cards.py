@@ -14,6 +14,7 @@ from dvkf_prefect.data.outputs import DataVersion
 from dvkf_prefect.data.transfer import Transfer
 from dvkf_prefect.kubeflow.serving import Endpoint
 from dvkf_prefect.models.registry import ModelVersion
+from dvkf_prefect.pipeline.why import Decision, Reason
 
 A, B, DIR = "a" * 32, "b" * 32, "c" * 32 + ".dir"
 
@@ -114,6 +115,22 @@ def test_transfer_text() -> None:
     assert cards.transfer_text("pushed", Transfer("store", 0, 0, 3)) == (
         "nothing to be pushed: 3 objects there already"
     )
+
+
+def test_stage_card_tells_what_changed_from_what_to_what() -> None:
+    reasons = (
+        Reason("command", "cmd", ["a", "b"], "a"),
+        Reason("parameter", "params.yaml:lr", 0.1, 0.2),
+        Reason("dependency", "data", DIR, "d" * 32 + ".dir"),
+    )
+    change = cards.TreeChange(added=("n|w",), modified=tuple(f"{n:03}" for n in range(100)))
+    card = cards.stage_card(Decision("train", "run", reasons), label="x", limit=10, files={"data": change})
+    assert "| command | cmd | a &amp;&amp; b | a |" in card.markdown
+    assert "| parameter | params.yaml:lr | 0.1 | 0.2 |" in card.markdown
+    assert f"| dependency | data (1 added, 100 modified) | {DIR[:12]} | {'d' * 12} |" in card.markdown
+    assert "### Files of data: 1 added, 100 modified" in card.markdown
+    assert r"| added | n\|w |" in card.markdown
+    assert "and 91 more" in card.markdown
 
 
 def _model(version: str, *stages: str, digest: str | None = A) -> ModelVersion:

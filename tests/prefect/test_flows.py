@@ -14,14 +14,18 @@ from dvkf_prefect.pipeline.metrics import MetricChange
 FLOWS = Path(__file__).parents[2] / "flows"
 
 
-@pytest.fixture(scope="module")
-def train() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_flow", FLOWS / "train.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_flow", FLOWS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def train() -> ModuleType:
+    return load("train")
 
 
 ROWS = (
@@ -46,7 +50,15 @@ def test_metric_that_cannot_be_compared(train: ModuleType, name: str, message: s
     assert "b.json:loss" in str(caught.value)
 
 
-def test_parameters_are_described_for_the_form(train: ModuleType) -> None:
-    properties = train.train.parameters.properties
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train", "Bring a DVC pipeline up to date"),
+        ("repro", "Run the stages of a dvc.yaml for which something"),
+    ],
+)
+def test_parameters_are_described_for_the_form(name: str, said: str) -> None:
+    made = getattr(load(name), name)
+    properties = made.parameters.properties
     assert [name for name, shown in properties.items() if not shown.get("description")] == []
-    assert train.train.description.startswith("Bring a DVC pipeline up to date")
+    assert made.description.startswith(said)
