@@ -1,0 +1,83 @@
+"""What a stage reads and does not declare is not there when it runs, on this machine as in a pod, and is named."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dvkf_prefect.errors import StageFailedError
+
+from .conftest import Project
+
+LANGUAGES = {
+    "sh": "cat data/rows.csv > out",
+    "sh redirection": "sort < data/rows.csv > out",
+    "a folder above": "cd data && cat rows.csv > ../out",
+    "python open": f"{sys.executable} main.py data/rows.csv",
+    "python in the script": f"{sys.executable} fixed.py",
+    "awk": "awk '{print}' data/rows.csv > out",
+    "grep": "grep 1 data/rows.csv > out",
+}
+
+
+@pytest.fixture
+def code(project: Project) -> Project:
+    project.write("data/rows.csv", "1\n")
+    project.write("src/rows.py", "ROWS = 1\n")
+    project.write("src/inner/__init__.py", "")
+    project.write("src/inner/deep.py", "DEEP = 1\n")
+    project.write("settings.toml", "a = 1\n")
+    project.write("main.py", "import sys\nopen('out', 'w').write(open(sys.argv[1]).read())\n")
+    project.write("fixed.py", "open('out', 'w').write(open('data/rows.csv').read())\n")
+    return project
+
+
+def fails(project: Project, cmd: str, deps: tuple[str, ...]) -> str:
+    listed = "".join(f"    - {dep}\n" for dep in deps)
+    project.write("dvc.yaml", f"stages:\n  s:\n    cmd: {cmd!r}\n    deps:\n{listed}    outs: [out]\n")
+    with pytest.raises(StageFailedError) as caught:
+        project.repro()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_a_file_that_is_read(code: Project, name: str) -> None:
+    said = fails(code, LANGUAGES[name], ("main.py", "fixed.py"))
+    path = "data" if name == "a folder above" else "data/rows.csv"
+    assert f"A stage sees only what it declares: '{path}' is in the repository" in said
+    assert "not in the deps of 's'" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("import rows", "src/rows.py"),
+        ("from rows import ROWS", "src/rows.py"),
+        ("from inner.deep import DEEP", "src/inner/deep.py"),
+        ("import inner", "src/inner/__init__.py"),
+        ("import src.inner.deep", "src/inner/deep.py"),
+        ("import tomllib; tomllib.load(open('settings.toml', 'rb'))", "settings.toml"),
+        ("import pathlib; (pathlib.Path.cwd() / 'settings.toml').read_text()", "settings.toml"),
+    ],
+)
+def test_a_module_or_settings(code: Project, line: str, named: str) -> None:
+    code.write("src/go.py", f"{line}\n")
+    said = fails(code, f"{sys.executable} src/go.py", ("src/go.py",))
+    hint = said.splitlines()[-1]
+    assert hint.startswith("A stage sees only what it declares: ") and f"'{named}'" in hint
+
+
+def test_in_another_folder(code: Project) -> None:
+    code.write("src/go.py", "open('../data/rows.csv')\n")
+    code.write(
+        "dvc.yaml",
+        f"stages:\n  s:\n    wdir: src\n    cmd: {sys.executable} go.py\n    deps: [go.py]\n    outs: [out]\n",
+    )
+    with pytest.raises(StageFailedError, match=r"'data/rows\.csv' is in the repository"):
+        code.repro()
+
+
+def test_what_is_missing_altogether_is_not_blamed_on_the_stage(code: Project) -> None:
+    said = fails(code, "cat data/none.csv > out", ("main.py",))
+    assert "sees only what it declares" not in said
