@@ -15,7 +15,7 @@ from dvkf_prefect.kubeflow.compile import IMAGE
 from dvkf_prefect.kubeflow.local import KfpLocalRunner
 from dvkf_prefect.kubeflow.placement import parse_defaults
 from dvkf_prefect.kubeflow.settings import PodRemote
-from dvkf_prefect.kubeflow.watch import Patience
+from dvkf_prefect.kubeflow.watch import RUN_LIMIT, Patience
 from dvkf_prefect.pipeline.runner import LocalRunner, Runner
 
 
@@ -116,7 +116,10 @@ class KubeflowPipelines(Block):
         description="Seconds for which Kubeflow Pipelines may be away while a run is followed.",
     )
     run_timeout: float = Field(
-        default=7 * 86400.0, gt=0, description="Seconds after which a run is terminated."
+        default=RUN_LIMIT,
+        gt=0,
+        le=RUN_LIMIT,
+        description="Seconds after which a run is terminated, seven days at most: `gc -c` removes what older ones use.",
     )
     start_timeout: float = Field(
         default=300.0,

@@ -23,13 +23,13 @@ from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError, ParseError, RunnerError, StageError
 from dvkf_prefect.kubeflow.api import KfpAnswerError, KfpApi, KfpUnreachableError
 from dvkf_prefect.kubeflow.compile import SPEC_LIMIT, PodPlan, compile_for_cluster, edges_of, task_names
-from dvkf_prefect.kubeflow.objects import send, uncached
+from dvkf_prefect.kubeflow.objects import renew, send, uncached
 from dvkf_prefect.kubeflow.placement import Placement, parse_meta
 from dvkf_prefect.kubeflow.pod import RESULT, PodRun, run_place, spill
 from dvkf_prefect.kubeflow.settings import ClusterSettings
 from dvkf_prefect.pipeline.artifacts import read_artifacts
 from dvkf_prefect.pipeline.bundle import Bundle, make_bundle
-from dvkf_prefect.pipeline.spec import StepDependency, StepResult, StepSpec
+from dvkf_prefect.pipeline.spec import StepDependency, StepKnown, StepResult, StepSpec
 from dvkf_prefect.pipeline.stages import Stage, load_stages
 
 _NAMESPACE = uuid.UUID("5f0c1c5e-6a0e-5d0a-9f6e-3d7f4f4b7c11")
@@ -214,6 +214,7 @@ class Dispatch:
             for known in spec.known.outs if spec.known else ():
                 if known.path in apart and uncached(self._remote).missing([known.digest]):
                     self._hand_over(known.path, known.digest)  # otherwise the stage runs
+        renew(self._remote, {*wanted, *(o.digest for s in self._specs if s.known for o in s.known.outs)})
         absent = self._remote.missing(wanted)
         absent = uncached(self._remote).missing(absent)
         absent = {digest for digest in absent if not self._in_sources(wanted[digest], digest, bundle)}
@@ -276,7 +277,7 @@ class Dispatch:
                 return False
             if found != digest:
                 return False
-            send([digest], cache, uncached(self._remote))
+            send([digest], cache, uncached(self._remote), again=True)
         return True
 
     def _hint(self, path: str, bundle: Bundle) -> str:
@@ -341,12 +342,15 @@ class Dispatch:
     ) -> tuple[str, str]:
         """Start the run, or find it; return the key its results lie under, and its id on the server."""
         experiment = self._api.experiment(self._settings.experiment, self._settings.namespace)
+        left = _left(note)
         for attempt in range(_first_attempt(note), _ATTEMPTS):
             key = str(uuid.uuid5(_NAMESPACE, f"{content}/{attempt}"))
             found = self._find(key, experiment)
             if found is not None:
                 state = found.get("state")
                 if state in _FAILED or (state == "SUCCEEDED" and not self._has_results(key)):
+                    if key == left:
+                        self._learn_from(key)
                     continue
                 _logger.info("going on with run %s", found["run_id"])
             else:
@@ -357,6 +361,22 @@ class Dispatch:
             write_atomic(note, json.dumps(about_run).encode())
             return key, run_id
         raise RunnerError(f"these stages were started {_ATTEMPTS} times already and never ended well")
+
+    def _learn_from(self, key: str) -> None:
+        """Have what ended well in a run that nobody took the results of taken by the one in its place.
+
+        Whoever started it was killed, and so its stages are not in dvc.lock.
+        """
+        found = []
+        for spec in self._specs:
+            with suppress(MissingObjectError, ValueError, TypeError):
+                place = run_place(key, self._names[spec.stage], RESULT)
+                result = StepResult.from_json(self._remote.storage.read(place))
+                if not result.failed:
+                    known = StepKnown({dep.path: dep.digest for dep in result.deps}, result.outs)
+                    spec = dataclasses.replace(spec, known=known)
+            found.append(spec)
+        self._specs = found
 
     def _find(self, key: str, experiment: str) -> dict[str, Any] | None:
         return self._api.run(key) or self._api.find_run(
@@ -374,6 +394,7 @@ class Dispatch:
     def _has_results(self, key: str) -> bool:
         """Tell whether what a run put out is still on the remote."""
         digests: set[str] = set()
+        beside: set[str] = set()
         for spec in self._specs:
             try:
                 place = run_place(key, self._names[spec.stage], RESULT)
@@ -382,7 +403,8 @@ class Dispatch:
                 return False
             apart = {out.path for out in spec.outs if not out.cached}
             digests.update(out.digest for out in result.outs if out.path not in apart)
-        return not self._remote.missing(digests)
+            beside.update(out.digest for out in result.outs if out.path in apart)
+        return not (self._remote.missing(digests) or uncached(self._remote).missing(beside))
 
     def _body(
         self,
@@ -445,6 +467,15 @@ class Dispatch:
 
 def _mark(key: str) -> str:
     return f"dvkf-run {key}"
+
+
+def _left(note: Path) -> str:
+    """Return the key of the run that was started last, if nobody took all of its results; else ""."""
+    try:
+        known = json.loads(note.read_bytes())
+        return "" if known.get("taken") else str(known["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _first_attempt(note: Path) -> int:

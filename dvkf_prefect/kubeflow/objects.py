@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dvkf_prefect.data.moving import Remote, move
 from dvkf_prefect.data.remotes.base import Storage
-from dvkf_prefect.data.store import MD5, Cache, make_folders
+from dvkf_prefect.data.store import MD5, Cache, make_folders, object_key
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.pipeline.bundle import RENEW_AFTER
 
 # Outputs that stay out of the cache (``cache: false``) are not objects of the remote: a collection would not know of
 # them, a listing would count them. They wait here until they are fetched.
@@ -60,6 +63,11 @@ class Below(Storage):
         for key, size in self._storage.list((self._prefix + prefix).rstrip("/")):
             yield key[len(self._prefix) :], size
 
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)`` under a folder."""
+        for key, size, changed in self._storage.dated((self._prefix + prefix).rstrip("/")):
+            yield key[len(self._prefix) :], size, changed
+
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""
         self._storage.delete(self._prefix + key for key in keys)
@@ -70,13 +78,14 @@ def uncached(remote: Remote) -> Remote:
     return Remote(remote.name, Below(remote.storage, UNCACHED), jobs=remote.jobs)
 
 
-def send(digests: Sequence[str], cache: Cache, remote: Remote) -> None:
+def send(digests: Sequence[str], cache: Cache, remote: Remote, *, again: bool = False) -> None:
     """Bring objects to a remote that does not have them: files first, then the manifests that name them.
 
     Args:
         digests: What to bring; of directories all that is in them.
         cache: Where they are.
         remote: Where to.
+        again: Bring what it has, too: a collection goes by when that was last written.
 
     Raises:
         ObjectError: One is missing or damaged; its manifest was not sent.
@@ -86,9 +95,42 @@ def send(digests: Sequence[str], cache: Cache, remote: Remote) -> None:
     files = {digest for digest in digests if not is_tree(digest)}
     files.update(digest for tree in trees for digest in cache.read_tree(tree).digests)
     for wanted in (files, set(trees)):
-        moved = move("push", sorted(remote.missing(wanted)), MD5, cache, remote)
+        moved = move("push", sorted(wanted if again else remote.missing(wanted)), MD5, cache, remote)
         for error in moved.failed.values():
             raise error
+
+
+def renew(remote: Remote, digests: Iterable[str]) -> None:
+    """Write again what waits beside the objects since long, so that no collection takes it from a run that begins now.
+
+    Args:
+        remote: The remote.
+        digests: What the run needs; what does not wait there is passed over.
+
+    Raises:
+        ObjectError: One is damaged, or went meanwhile.
+        RemoteError: The remote cannot be used.
+    """
+    beside = uncached(remote)
+    wanted = {digest for digest in digests if digest}
+    wanted -= beside.missing(wanted)
+    if not wanted:
+        return
+    with tempfile.TemporaryDirectory(prefix="dvkf-") as folder:
+        cache = Cache(Path(folder))
+
+        def bring(some: Iterable[str]) -> None:
+            for error in move("fetch", sorted(cache.missing(some)), MD5, cache, beside).failed.values():
+                raise error
+
+        trees = {digest for digest in wanted if is_tree(digest)}
+        bring(trees)
+        everything = wanted.union(*(cache.read_tree(tree).digests for tree in trees))
+        keys = {object_key(digest): digest for digest in everything}
+        oldest = time.time() - RENEW_AFTER
+        if any(key in keys and (changed or oldest) < oldest for key, _, changed in beside.storage.dated()):
+            bring(everything)
+            send(sorted(wanted), cache, beside, again=True)
 
 
 class RemoteObjects:
@@ -185,7 +227,7 @@ class RemoteObjects:
         Raises:
             RemoteError: The remote cannot be used.
         """
-        send(digests, side, self._beside)
+        send(digests, side, self._beside, again=True)
 
     def _look_for(self, digests: set[str]) -> None:
         wanted = {d for d in digests if d not in self._known and d not in self._absent}

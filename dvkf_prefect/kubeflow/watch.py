@@ -23,6 +23,9 @@ from dvkf_prefect.kubeflow.pod import RESULT, read_log, run_place
 from dvkf_prefect.kubeflow.pods import PodProblem, Pods
 from dvkf_prefect.pipeline.spec import StepResult
 
+RUN_LIMIT = 7 * 86400.0
+"""Seconds that a run may take. What it needs beside the objects of a remote is collected a day after
+(`dvkf_prefect.data.gc.RUN_AGE`)."""
 _PODS_EVERY = 10.0  # seconds
 # For how long a run that ended may still owe us a result: object stores and the server's view of tasks may lag.
 _LAG = 5.0
@@ -61,7 +64,7 @@ class Patience:
     Attributes:
         poll_from: Between two looks at a run in which something just happened.
         poll_to: Between two looks at one in which nothing has happened for long.
-        run: For a run's end; then it is terminated.
+        run: For a run's end; then it is terminated. No more than `RUN_LIMIT`.
         cancel: For a terminated run's end.
         start: For a pod whose image cannot be pulled, or whose container cannot be made.
         schedule: For a pod that fits on no node.
@@ -69,7 +72,7 @@ class Patience:
 
     poll_from: float = 2.0
     poll_to: float = 30.0
-    run: float = 7 * 86400.0
+    run: float = RUN_LIMIT
     cancel: float = 120.0
     start: float = 300.0
     schedule: float = 1800.0
@@ -182,7 +185,7 @@ class Watch:
 
     def _follow(self) -> None:
         """Follow the run to its end; beyond its time, have it ended."""
-        deadline = time.monotonic() + self._patience.run
+        deadline = time.monotonic() + min(self._patience.run, RUN_LIMIT)
         delay = self._patience.poll_from
         while True:
             ended, changed = self._look(self._api)

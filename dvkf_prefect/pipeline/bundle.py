@@ -17,6 +17,7 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,8 @@ from dvkf_prefect.errors import (
 )
 
 _FOLDER = "dvkf/bundles"
+RENEW_AFTER = 12 * 3600.0
+"""Seconds after which what a run needs beside the objects is written again; a collection removes what is old there."""
 _CHUNK = 1 << 20
 _EXECUTABLE, _LINK, _SUBMODULE = "100755", "120000", "160000"
 
@@ -153,7 +156,7 @@ def make_bundle(
             raise StageError(f"'{changed[0]}' changed while the sources were bundled; start the run again")
         digest = _digest_of(raw)
         bundle = Bundle(digest, size, commit, dirty, paths)
-        if storage.size(bundle.key) is None:
+        if not _is_fresh(storage, bundle.key):
             _upload(raw, storage, bundle.key)
     return bundle
 
@@ -330,6 +333,14 @@ def _digest_of(raw: IO[bytes]) -> str:
     while chunk := raw.read(_CHUNK):
         sha.update(chunk)
     return sha.hexdigest()
+
+
+def _is_fresh(storage: Storage, key: str) -> bool:
+    """Tell whether a bundle is there, and no collection will take it from a run that begins now."""
+    if storage.size(key) is None:
+        return False
+    changed = next((changed for name, _, changed in storage.dated(_FOLDER) if name == key), None)
+    return changed is None or changed > time.time() - RENEW_AFTER
 
 
 def _upload(raw: IO[bytes], storage: Storage, key: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from processes import alive
 
+from dvkf_prefect.data.gc import Scope
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.errors import (
@@ -349,6 +352,52 @@ def test_a_stage_that_is_tried_again(project, kfp, settings, tmp_path):
     with KfpClusterRunner(project.repo, settings) as runner:
         assert not runner.start(project.step("a", cmd, outs=["a"])).wait(120).failed
     assert kfp.run.tasks["a"].tries == 2
+
+
+# -- what runs leave on the remote ---------------------------------------------------------------------------------
+
+
+def age(tmp_path: Path, days: float) -> None:
+    """Make all that lies beside the objects of the remote older."""
+    for path in (tmp_path / "remote/store/dvkf").rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - days * 86_400,) * 2)
+
+
+def collect(project) -> tuple[int, int]:
+    """Collect what old runs left; return how many files went, and how many stayed."""
+    (row,) = (p for p in project.repo.gc(Scope(workspace=True), cloud=True).places if p.place == "store/dvkf")
+    return row.objects, row.kept
+
+
+def test_a_collection_takes_nothing_that_a_run_needs(project, kfp, settings, tmp_path):
+    """Sources and metrics of an older run are needed again by one that begins now."""
+    specs = project.steps()
+    with KfpClusterRunner(project.repo, settings) as runner:
+        results = {stage: run.wait(120) for stage, run in runner.start_all(specs).items()}
+    age(tmp_path, 9)
+    report = dataclasses.replace(specs[0], cmd=("sleep 2", *specs[0].cmd), deps=results["report"].deps)
+    with KfpClusterRunner(project.repo, settings) as runner:
+        run = runner.start(report)
+        # The results and logs of three stages go; the sources and the metrics stay.
+        assert collect(project) == (6, 2)
+        assert run.wait(60).outs == results["report"].outs
+    age(tmp_path, 9)
+    assert collect(project) == (4, 0)
+
+
+def test_what_comes_out_as_before_is_young_again(project, kfp, settings, tmp_path):
+    """Between the end of a stage and its result being taken, a collection leaves the metrics it wrote."""
+    specs = project.steps()
+    with KfpClusterRunner(project.repo, settings) as runner:
+        first = {stage: run.wait(120) for stage, run in runner.start_all(specs).items()}["train"]
+    train = dataclasses.replace(specs[1], cmd=("sleep 1", *specs[1].cmd), deps=first.deps)
+    with KfpClusterRunner(project.repo, settings) as runner:
+        run = runner.start(train)
+        age(tmp_path, 9)
+        wait_for(lambda: kfp.runs[run.run_id].state in ENDED)
+        collect(project)
+        assert run.wait(60).outs == first.outs
 
 
 # -- what cannot be run ----------------------------------------------------------------------------------------------

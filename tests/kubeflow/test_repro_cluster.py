@@ -334,27 +334,53 @@ with KfpClusterRunner(repo, pickle.load(open(sys.argv[2], "rb")), fetch=True) as
 """
 
 
-@pytest.mark.parametrize("after", ["prepare start", "prepare done", "train start"])
-def test_a_killed_dispatcher_is_followed_by_one_that_goes_on(
-    started: Project, kfp, settings, tmp_path, after
-) -> None:
-    project = started
-    kfp.delay = 0.5
+def killed_after(event: str, project: Project, settings, tmp_path) -> None:
+    """Run all of it by another process, and kill that at an event."""
     file = tmp_path / "settings"
     file.write_bytes(pickle.dumps(settings))
     process = subprocess.Popen(
         [sys.executable, "-c", DISPATCHER, str(project.root), str(file)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    while (line := process.stdout.readline()) and line.strip() != after:
+    while (line := process.stdout.readline()) and line.strip() != event:
         continue
     assert line
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
+
+
+@pytest.mark.parametrize("after", ["prepare start", "prepare done", "train start"])
+def test_a_killed_dispatcher_is_followed_by_one_that_goes_on(
+    started: Project, kfp, settings, tmp_path, after
+) -> None:
+    project = started
+    kfp.delay = 0.5
+    killed_after(after, project, settings, tmp_path)
     assert on_cluster(project, settings).ran == ALL
     assert len(kfp.runs) == 1
     assert "up to date" in dvc(project, "status")
+
+
+def test_what_ended_well_before_a_failure_that_nobody_saw_is_not_done_again(
+    started: Project, kfp, settings, tmp_path
+) -> None:
+    project, flag, count = started, tmp_path / "flag", tmp_path / "count"
+    text = (project.root / "dvc.yaml").read_text()
+    text = text.replace("cmd: ${python} src/train", f"cmd: sleep 1; test -e {flag} && ${{python}} src/train")
+    project.write(
+        "dvc.yaml", text.replace("cmd: ${python} src/pre", f"cmd: echo >> {count}; ${{python}} src/pre")
+    )
+    project.commit()
+    killed_after("featurize done", project, settings, tmp_path)
+    wait_for(lambda: kfp.run.state == "FAILED")
+    flag.touch()
+    result = on_cluster(project, settings)
+    assert (result.restored, result.ran) == (("prepare", "featurize"), ("train", "evaluate"))
+    assert len(kfp.runs) == 2 and count.read_text() == "\n"
+    assert "up to date" in dvc(project, "status")
+    # Once its results were taken, stages that are forced to run do run.
+    assert on_cluster(project, settings, rules=Rules(force=True)).ran == ALL
 
 
 def test_a_run_that_is_ended_elsewhere_is_a_failure(started: Project, kfp, settings) -> None:
