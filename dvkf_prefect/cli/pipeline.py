@@ -100,7 +100,7 @@ def repro(args: argparse.Namespace) -> int:
             _print_decision(decision, _name(repo, decision.stage))
         _end(args.quiet, any(decision.action != "skip" for decision in decisions))
         return 0
-    screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error)
+    screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, echoes=args.runner == "local")
     with _runner(repo, args.runner) as runner:
         result = stages.repro(
             repo,
@@ -198,8 +198,9 @@ def _end(quiet: bool, changed: bool) -> None:
 class _Screen:
     """Tells a person what is done, in DVC's words, with the reasons for it."""
 
-    def __init__(self, repo: Repo, *, quiet: bool, on_error: str) -> None:
+    def __init__(self, repo: Repo, *, quiet: bool, on_error: str, echoes: bool = True) -> None:
         self._repo = repo
+        self._echoes = echoes  # whether stages print for themselves
         self._quiet = quiet
         self._on_error = on_error
         self._ran = False
@@ -244,6 +245,8 @@ class _Screen:
                 )
             case "done":
                 self._forget(name)
+                if event.log_tail and not self._echoes:
+                    self._say(event.log_tail.rstrip("\n"))
                 progress = f" ({event.ended} of {event.total} stages)" if event.total > 1 else ""
                 self._say(f"Stage '{name}' done in {event.seconds:.1f} s{progress}{self._others()}")
             case _:
