@@ -120,6 +120,7 @@ class StageTasks:
     Args:
         repo: The repository.
         runner: What executes them; closed with this.
+        snapshot: Its stages.
         options: How a stage's task run behaves, by its address.
         jobs: How many stages may run at once.
         reuse: Whether what Prefect kept of an equal run is taken.
@@ -135,6 +136,7 @@ class StageTasks:
         self,
         repo: Repo,
         runner: Runner,
+        snapshot: Snapshot,
         *,
         options: Mapping[str, StageOptions],
         jobs: int = 2,
@@ -143,7 +145,7 @@ class StageTasks:
     ) -> None:
         self.repo = repo
         self.inner = runner
-        self.snapshot = Snapshot(repo)
+        self.snapshot = snapshot
         self.mask: Mask = mask_of(repo)
         self.reuse = reuse
         self.cancelled = threading.Event()
@@ -202,9 +204,10 @@ class StageTasks:
         self.cancelled.set()
         try:
             self.inner.close()
+            end = time.monotonic() + _GRACE
             for mark in self._marks:
                 with suppress(CancelledError):
-                    mark.wait(_GRACE)
+                    mark.wait(max(0.0, end - time.monotonic()))
         finally:
             self._stack.close()
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -290,12 +293,13 @@ class BatchStageTasks(StageTasks):
         self,
         repo: Repo,
         runner: BatchRunner,
+        snapshot: Snapshot,
         *,
         options: Mapping[str, StageOptions],
         reuse: bool = True,
         mirror: TaskMirror | None = None,
     ) -> None:
-        super().__init__(repo, runner, options=options, jobs=_FOLLOWED, reuse=reuse, mirror=mirror)
+        super().__init__(repo, runner, snapshot, options=options, jobs=_FOLLOWED, reuse=reuse, mirror=mirror)
         self.fetches = runner.fetches
         self._batch_runner = runner
 
@@ -538,6 +542,8 @@ class StageCall:
         mask = self._tasks.mask
         if isinstance(error, StageFailedError):
             return StageFailedError(error.stage, error.command, error.status, mask(error.log_tail))
+        if type(error) is RunnerError:  # it may tell the end of a pod's log
+            return RunnerError(mask(str(error)))
         return error
 
     def _show_tail(self, follower: LogFollower | None, tail: str) -> None:
@@ -708,8 +714,8 @@ def stage_tasks(
     mirror = TaskMirror()
     runner = open_runner(mirror.take)
     if isinstance(runner, BatchRunner):
-        return BatchStageTasks(repo, runner, options=options, reuse=reuse, mirror=mirror)
-    return StageTasks(repo, runner, options=options, jobs=jobs, reuse=reuse, mirror=mirror)
+        return BatchStageTasks(repo, runner, snapshot, options=options, reuse=reuse, mirror=mirror)
+    return StageTasks(repo, runner, snapshot, options=options, jobs=jobs, reuse=reuse, mirror=mirror)
 
 
 def _may_retry(body: _Body) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:

@@ -26,7 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from dvkf_prefect import DataRepository, KubeflowPipelines, repro_pipeline, run_stages
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import ParseError, StageFailedError, StageWriteError
+from dvkf_prefect.errors import ParseError, StageError, StageFailedError, StageWriteError
 from dvkf_prefect.pipeline.repro import ReproResult, commit_stages
 from dvkf_prefect.tasks._stage_log import LogFollower, Mask
 
@@ -211,6 +211,36 @@ def test_what_no_try_can_mend_is_tried_once(pipeline: Pipeline, cmd: str, error:
         pipeline.run(retries=3)
     assert pipeline.count("tries") == 1
     assert pipeline.task_runs()["s"].run_count == 1
+
+
+def test_a_stage_that_cannot_begin_has_a_failed_task_run(pipeline: Pipeline) -> None:
+    pipeline.write("""\
+        lost: {cmd: "cat gone > o", deps: [gone], outs: [o]}
+        after: {cmd: "cat o > p", deps: [o], outs: [p]}
+        other: {cmd: "cat in/a > q", deps: [in], outs: [q]}
+        """)
+    with pytest.raises(StageError, match="gone"):
+        pipeline.run()
+    runs = pipeline.task_runs()
+    assert {name: run.state_name for name, run in runs.items()} == {"lost": "Failed", "other": "Completed"}
+    assert "'lost': its dependencies gone do not exist" in runs["lost"].state.message
+
+
+def test_a_flow_run_that_is_retried_goes_on(pipeline: Pipeline) -> None:
+    """Prefect runs the whole flow again under the same id."""
+    pipeline.write("""\
+        a: {cmd: "echo x >> OUTSIDE/a; cat in/a > a", deps: [in], outs: [a]}
+        b: {cmd: "echo x >> OUTSIDE/b; test $(wc -l < OUTSIDE/b) -gt 1 && cat a > b", deps: [a], outs: [b]}
+        """)
+
+    @flow(retries=1)
+    def tried_twice() -> ReproResult:
+        block = DataRepository(path=str(pipeline.root), label="twice")
+        return run_stages(block, KubeflowPipelines(backend="local"))
+
+    result = tried_twice()
+    assert (result.skipped, result.ran) == (("a",), ("b",))
+    assert (pipeline.count("a"), pipeline.count("b")) == (1, 2)
 
 
 def test_a_stage_beyond_its_time_is_ended(pipeline: Pipeline) -> None:
