@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dvkf_prefect.data import gitignore
@@ -12,10 +13,10 @@ from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import LEGACY, MD5, Cache, Stored
 from dvkf_prefect.data.workspace import Workspace
-from dvkf_prefect.errors import OutputInGitError, OutputNotFoundError
+from dvkf_prefect.errors import DvkfError, OutputInGitError, OutputNotFoundError, StageError
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, stored_of, write_entry
 from dvkf_prefect.pipeline.runcache import RunCache, can_save
-from dvkf_prefect.pipeline.snapshot import Inputs, Snapshot
+from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
 from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepSpec
 from dvkf_prefect.pipeline.stages import Stage, StageOutput
 
@@ -72,6 +73,91 @@ def make_spec(
         outs=tuple(outs),
         workspace=str(repo.root),
     )
+
+
+def pull_runs(repo: Repo) -> None:
+    """Bring the run cache of the default remote; a repository without one goes on without.
+
+    Args:
+        repo: The repository.
+    """
+    from dvkf_prefect.data.runs import move_runs, plan_runs
+
+    try:
+        remote = repo.remote()
+        runs = plan_runs(repo.cache, remote, push=False)
+        with repo.lock():
+            move_runs(runs, repo.cache, remote, push=False)
+    except DvkfError as error:
+        import logging
+
+        logging.getLogger(__name__).warning("the run cache was not pulled: %s", error)
+
+
+def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
+    """Bring what a stage reads and is tracked, but neither in the workspace nor in the cache.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+    """
+    if stage.frozen:
+        return
+    for dep in stage.deps:
+        if dep.external or snapshot.look(dep.path).digest is not None:
+            continue
+        above = dep.path
+        while above and above not in snapshot.outputs:
+            above = posixpath.dirname(above)
+        output = snapshot.outputs.get(above)
+        if output is None or not output.digest:
+            continue
+        if not snapshot.is_cached(output.digest, output.hash_name):
+            with suppress(DvkfError):  # what is missing after all is said before it runs
+                snapshot.repo.pull([output.path])
+            snapshot.forget([output.path])
+
+
+def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
+    """Refuse to run a stage that lacks what it reads.
+
+    Args:
+        stage: The stage.
+        inputs: What it reads.
+        ahead: Whether it waits for others; what those will write is no lack.
+
+    Raises:
+        StageError: It lacks something.
+    """
+    for dep in stage.deps:
+        if dep.dataset is not None and inputs.datasets.get(dep.name) is None:
+            raise StageError(
+                f"stage '{stage.address}' depends on the dataset '{dep.name}', whose version is not in dvc.lock; "
+                f"run `dvc dataset update {dep.dataset}`"
+            )
+        if dep.external and dep.dataset is None:
+            raise StageError(
+                f"stage '{stage.address}' depends on '{dep.name}', which lies outside the repository: a step "
+                "gets its dependencies by digest; bring it in with `dvc import-url` and depend on the copy"
+            )
+    unknown = [name for name, stored in inputs.deps.items() if stored is UNKNOWN]
+    if unknown and not ahead:
+        raise StageError(
+            f"stage '{stage.address}' depends on the folder {', '.join(unknown)}, parts of which other stages wrote, "
+            "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
+            "brought here (fetch)"
+        )
+    missing = [name for name, stored in inputs.deps.items() if stored is None]
+    if missing:
+        raise StageError(
+            f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
+            "they were; write them, or bring them with `dvkf pull`"
+        )
+    if inputs.missing_params:
+        raise StageError(
+            f"stage '{stage.address}': the parameters {', '.join(inputs.missing_params)} do not exist; add them, "
+            "or take them out of `params`"
+        )
 
 
 def _check_git(repo: Repo, stage: Stage) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import posixpath
 import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,7 +15,6 @@ from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     DvkfError,
     StageCancelledError,
-    StageError,
     StageFailedError,
     StageNotFoundError,
 )
@@ -25,15 +23,18 @@ from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide, selected
 from dvkf_prefect.pipeline.events import ReproResult, StageEvent
 from dvkf_prefect.pipeline.lock import make_entry
 from dvkf_prefect.pipeline.record import (
+    check_inputs,
     contents_of,
     make_spec,
+    pull_inputs,
+    pull_runs,
     put_outputs,
     record,
     refer_outputs,
     take_outputs,
 )
 from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
-from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
+from dvkf_prefect.pipeline.snapshot import Snapshot
 from dvkf_prefect.pipeline.sources import (
     SourceEvent,
     add_users,
@@ -200,7 +201,7 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
         inputs = snapshot.inputs(stage, entry)
         reasons = reasons_for(snapshot, stage, entry, inputs)
         if any(reason.kind != "always" for reason in reasons):
-            _check_inputs(stage, inputs)
+            check_inputs(stage, inputs)
             with repo.lock(write=[out.path for out in stage.outs]):
                 outs = take_outputs(repo, stage)
                 record(repo, stage, make_entry(stage, inputs.items, inputs.params, outs))
@@ -218,39 +219,6 @@ def _stages(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[St
         if not named:
             return []
     return selected(snapshot, named, scope)
-
-
-def _check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
-    """Refuse to run a stage that lacks what it reads; ``ahead`` of others, what those will write is no lack."""
-    for dep in stage.deps:
-        if dep.dataset is not None and inputs.datasets.get(dep.name) is None:
-            raise StageError(
-                f"stage '{stage.address}' depends on the dataset '{dep.name}', whose version is not in dvc.lock; "
-                f"run `dvc dataset update {dep.dataset}`"
-            )
-        if dep.external and dep.dataset is None:
-            raise StageError(
-                f"stage '{stage.address}' depends on '{dep.name}', which lies outside the repository: a step "
-                "gets its dependencies by digest; bring it in with `dvc import-url` and depend on the copy"
-            )
-    unknown = [name for name, stored in inputs.deps.items() if stored is UNKNOWN]
-    if unknown and not ahead:
-        raise StageError(
-            f"stage '{stage.address}' depends on the folder {', '.join(unknown)}, parts of which other stages wrote, "
-            "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
-            "brought here (fetch)"
-        )
-    missing = [name for name, stored in inputs.deps.items() if stored is None]
-    if missing:
-        raise StageError(
-            f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
-            "they were; write them, or bring them with `dvkf pull`"
-        )
-    if inputs.missing_params:
-        raise StageError(
-            f"stage '{stage.address}': the parameters {', '.join(inputs.missing_params)} do not exist; add them, "
-            "or take them out of `params`"
-        )
 
 
 class _Repro:
@@ -294,7 +262,7 @@ class _Repro:
     def run(self, targets: Sequence[str]) -> ReproResult:
         """Bring the stages up to date; failures end up in ``errors``."""
         if self._rules.pull and self._rules.run_cache:
-            _pull_runs(self._repo)
+            pull_runs(self._repo)
         self._snapshot = Snapshot(self._repo, self._repo.remote() if self._by_reference else None)
         stages = _stages(self._snapshot, targets, self._scope)
         self._order = [stage.address for stage in stages]
@@ -376,7 +344,7 @@ class _Repro:
             self._late -= due
             self._settle_sources([stage])
         if self._rules.pull:
-            self._pull_inputs(stage)
+            pull_inputs(self._snapshot, stage)
         forced = stage.address in self._forced
         if self._by_reference:  # what is on the remote can be had, and stays there
             rules = replace(self._rules, pull=True)
@@ -430,7 +398,7 @@ class _Repro:
 
     def _member(self, stage: Stage, choice: Choice, waits_for: frozenset[str]) -> Member:
         self._ask(stage)
-        _check_inputs(stage, choice.inputs, ahead=bool(waits_for))
+        check_inputs(stage, choice.inputs, ahead=bool(waits_for))
         spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
         if waits_for and not (self._rules.force or self._rules.force_downstream):
             spec = with_known(spec, stage, choice, self._snapshot.entry(stage))
@@ -503,31 +471,13 @@ class _Repro:
 
     # -- one stage after another -----------------------------------------------------------------------------------
 
-    def _pull_inputs(self, stage: Stage) -> None:
-        """Bring what a stage reads and is tracked, but neither in the workspace nor in the cache."""
-        if stage.frozen:
-            return
-        for dep in stage.deps:
-            if dep.external or self._snapshot.look(dep.path).digest is not None:
-                continue
-            above = dep.path
-            while above and above not in self._snapshot.outputs:
-                above = posixpath.dirname(above)
-            output = self._snapshot.outputs.get(above)
-            if output is None or not output.digest:
-                continue
-            if not self._snapshot.is_cached(output.digest, output.hash_name):
-                with suppress(DvkfError):  # what is missing after all is said before it runs
-                    self._repo.pull([output.path])
-                self._snapshot.forget([output.path])
-
     def _ask(self, stage: Stage) -> None:
         if self._confirm is not None and not self._confirm(stage):
             raise StageCancelledError(f"stage '{stage.address}': reproduction aborted by the user")
 
     def _start(self, stage: Stage, choice: Choice, pool: ThreadPoolExecutor) -> None:
         self._ask(stage)
-        _check_inputs(stage, choice.inputs)
+        check_inputs(stage, choice.inputs)
         spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
         self._say(StageEvent(stage.address, "start", choice.decision.reasons))
         run = self._runner.start(spec)
@@ -565,7 +515,7 @@ class _Repro:
         ):
             self._finish(stage, choice, contents_of(stage, choice.entry))
             return
-        _check_inputs(stage, choice.inputs)
+        check_inputs(stage, choice.inputs)
         with self._repo.lock(write=[out.path for out in stage.outs]):
             outs = take_outputs(self._repo, stage, commit=self._commit)
             entry = make_entry(stage, choice.inputs.items, choice.inputs.params, outs)
@@ -645,18 +595,3 @@ class _Followers:
 
     def __contains__(self, name: object) -> bool:
         return self._fresh.get((self._file, str(name)), -1) > self._place
-
-
-def _pull_runs(repo: Repo) -> None:
-    """Bring the run cache of the default remote; a repository without one goes on without."""
-    from dvkf_prefect.data.runs import move_runs, plan_runs
-
-    try:
-        remote = repo.remote()
-        runs = plan_runs(repo.cache, remote, push=False)
-        with repo.lock():
-            move_runs(runs, repo.cache, remote, push=False)
-    except DvkfError as error:
-        import logging
-
-        logging.getLogger(__name__).warning("the run cache was not pulled: %s", error)
