@@ -9,8 +9,8 @@ no run, because what it reads comes out as before; its specification then names 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.store import MD5
 from dvkf_prefect.errors import DvkfError, StageCancelledError
@@ -20,6 +20,9 @@ from dvkf_prefect.pipeline.record import contents_of
 from dvkf_prefect.pipeline.runner import BatchRunner, StageRun
 from dvkf_prefect.pipeline.spec import StepKnown, StepResult, StepSpec
 from dvkf_prefect.pipeline.stages import Stage
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Outcome = StepResult | DvkfError
 
@@ -127,6 +130,8 @@ class Batch:
         Raises:
             DvkfError: They could not be started.
         """
+        from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
         edges: dict[str, Sequence[str]] = {a: sorted(m.waits_for) for a, m in self._members.items()}
         runs = self._runner.start_all([member.spec for member in self._members.values()], edges)
         for member in self._members.values():

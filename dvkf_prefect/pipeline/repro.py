@@ -5,11 +5,10 @@ from __future__ import annotations
 import heapq
 import shutil
 from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
@@ -47,6 +46,9 @@ from dvkf_prefect.pipeline.spec import StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
 from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
 from dvkf_prefect.pipeline.why import Decision, reasons_for
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["OnError", "ReproResult", "StageEvent", "commit_stages", "plan", "repro"]
 
@@ -240,6 +242,10 @@ class _Repro:
     ) -> None:
         self._repo = repo
         self._runner = runner
+        # Whether what stages write stays on the remote.
+        self._by_reference = isinstance(runner, BatchRunner) and not runner.fetches
+        # Made when there is something to run: to import it takes longer than to find out that there is not.
+        self._pool: ThreadPoolExecutor | None = None
         self._scope = scope
         self._rules = rules
         self._on_error = on_error
@@ -290,17 +296,19 @@ class _Repro:
             while members := self._gather():
                 self._run_batch(members, self._runner)
             return self._result()
-        pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="dvkf-stage")
         try:
-            self._advance(pool)
+            self._advance()
             while self._running:
+                from concurrent.futures import FIRST_COMPLETED, wait
+
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                     self._end(future)
-                self._advance(pool)
+                self._advance()
         finally:
             for _, _, run in self._running.values():
                 run.cancel()
-            pool.shutdown(wait=True)
+            if self._pool is not None:
+                self._pool.shutdown(wait=True)
         return self._result()
 
     def _result(self) -> ReproResult:
@@ -320,7 +328,7 @@ class _Repro:
             blocked=tuple(address for address in self._order if address not in self._decisions),
         )
 
-    def _advance(self, pool: ThreadPoolExecutor) -> None:
+    def _advance(self) -> None:
         """Come to stages whose needs are done, in their order, while there is room for one that runs."""
         while self._free and len(self._running) < self._jobs:
             if self.errors and self._on_error == "fail":
@@ -330,7 +338,7 @@ class _Repro:
             self._decisions[stage.address] = choice.decision
             try:
                 if choice.decision.action == "run":
-                    self._start(stage, choice, pool)
+                    self._start(stage, choice)
                 else:
                     self._settle(stage, choice)
             except DvkfError as error:
@@ -352,11 +360,6 @@ class _Repro:
         return decide(self._snapshot, stage, self._rules, forced=forced, dry=False)
 
     # -- stages that are started together --------------------------------------------------------------------------
-
-    @property
-    def _by_reference(self) -> bool:
-        """Whether what stages write stays on the remote."""
-        return isinstance(self._runner, BatchRunner) and not self._runner.fetches
 
     def _gather(self) -> dict[str, Member]:
         """Come to the stages that are free; return those that run, with those that wait for them."""
@@ -475,13 +478,17 @@ class _Repro:
         if self._confirm is not None and not self._confirm(stage):
             raise StageCancelledError(f"stage '{stage.address}': reproduction aborted by the user")
 
-    def _start(self, stage: Stage, choice: Choice, pool: ThreadPoolExecutor) -> None:
+    def _start(self, stage: Stage, choice: Choice) -> None:
         self._ask(stage)
         check_inputs(stage, choice.inputs)
         spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
         self._say(StageEvent(stage.address, "start", choice.decision.reasons))
         run = self._runner.start(spec)
-        self._running[pool.submit(run.wait)] = (stage, choice, run)
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="dvkf-stage")
+        self._running[self._pool.submit(run.wait)] = (stage, choice, run)
 
     def _settle(self, stage: Stage, choice: Choice) -> None:
         """Restore a stage, or pass it over."""
