@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.digest import digest_file, write_atomic
+from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE
-from dvkf_prefect.data.store import Cache, walk_files
-from dvkf_prefect.data.tree import Tree, is_tree
-from dvkf_prefect.errors import MissingObjectError, ParseError, RunnerError, StageError
+from dvkf_prefect.errors import MissingObjectError, ParseError, RunnerError
 from dvkf_prefect.kubeflow.api import KfpAnswerError, KfpApi, KfpUnreachableError
 from dvkf_prefect.kubeflow.compile import SPEC_LIMIT, PodPlan, compile_for_cluster, edges_of, task_names
-from dvkf_prefect.kubeflow.objects import renew, send, uncached
+from dvkf_prefect.kubeflow.objects import uncached
 from dvkf_prefect.kubeflow.placement import Placement, parse_meta
 from dvkf_prefect.kubeflow.pod import RESULT, PodRun, run_place, spill
 from dvkf_prefect.kubeflow.settings import ClusterSettings
+from dvkf_prefect.kubeflow.supply import Supply
 from dvkf_prefect.pipeline.artifacts import read_artifacts
 from dvkf_prefect.pipeline.bundle import Bundle, make_bundle
 from dvkf_prefect.pipeline.spec import StepDependency, StepKnown, StepResult, StepSpec
@@ -127,7 +125,14 @@ class Dispatch:
             | {out.path for spec in self._specs for out in spec.outs},
         )
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._provide(bundle)
+        Supply(
+            self._repo,
+            self._remote,
+            bundle,
+            self._specs,
+            folder=self._folder,
+            push=self._settings.push_missing,
+        ).provide()
         about = PodRun(
             "",
             described.url,
@@ -193,108 +198,6 @@ class Dispatch:
                 f"a run has one service account, but its stages name {', '.join(sorted(named))}; run them apart"
             )
         return next(iter(named), self._settings.service_account)
-
-    # -- what stages read --------------------------------------------------------------------------------------------
-
-    def _provide(self, bundle: Bundle) -> None:
-        """See that all that stages read is on the remote or in the sources, before anything starts."""
-        written = {out.path for spec in self._specs for out in spec.outs}
-        wanted: dict[str, str] = {}
-        for spec in self._specs:
-            for dep in spec.deps:
-                parts = dep.path.split("/")
-                above = ("/".join(parts[:n]) for n in range(1, len(parts) + 1))
-                if not any(path in written for path in above):
-                    wanted.setdefault(dep.digest, dep.path)
-            for out in spec.outs:
-                if out.previous:
-                    wanted.setdefault(out.previous, out.path)
-        for spec in self._specs:
-            apart = {out.path for out in spec.outs if not out.cached}
-            for known in spec.known.outs if spec.known else ():
-                if known.path in apart and uncached(self._remote).missing([known.digest]):
-                    self._hand_over(known.path, known.digest)  # otherwise the stage runs
-        renew(self._remote, {*wanted, *(o.digest for s in self._specs if s.known for o in s.known.outs)})
-        absent = self._remote.missing(wanted)
-        absent = uncached(self._remote).missing(absent)
-        absent = {digest for digest in absent if not self._in_sources(wanted[digest], digest, bundle)}
-        absent = {digest for digest in absent if not self._hand_over(wanted[digest], digest)}
-        here = absent - self._repo.cache.missing(absent)
-        for digest in sorted(absent - here):
-            raise StageError(
-                f"the dependency '{wanted[digest]}' ({digest}) is neither on {self._remote} nor, with this content, "
-                f"in the sources of {bundle}, so no pod can have it; commit it, or `dvkf add` and `dvkf push` it"
-                + self._hint(wanted[digest], bundle)
-            )
-        if here and not self._settings.push_missing:
-            names = ", ".join(sorted(f"'{wanted[digest]}'" for digest in here))
-            raise MissingObjectError(
-                f"{names} is not on {self._remote}, where pods take it from; `dvkf push` it"
-            )
-        if here:
-            _logger.info("pushing what only this machine has: %s", ", ".join(sorted(wanted[d] for d in here)))
-            send(sorted(here), self._repo.cache, self._remote)
-
-    def _in_sources(self, path: str, digest: str, bundle: Bundle) -> bool:
-        """Tell whether the sources hold a file or directory with this content."""
-        root = self._repo.root
-        if not is_tree(digest):
-            return path in set(bundle.paths) and digest_file(root / path) == digest
-        inside = path + "/"
-        pairs = [
-            (name[len(inside) :], digest_file(root / name))
-            for name in bundle.paths
-            if name.startswith(inside) and not self._repo.ignore.matches(name) and (root / name).is_file()
-        ]
-        return bool(pairs) and Tree.from_pairs(pairs).digest == digest
-
-    def _hand_over(self, path: str, digest: str) -> bool:
-        """Bring a result that is no object to where pods find it; tell whether it is one.
-
-        That is what stays out of the cache, metrics mostly, and a folder that outputs are parts of.
-        """
-        outputs = self._repo.outputs()
-        parts = path.split("/")
-        above = {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        if not any(
-            (output.path in above and not output.cached) or output.path.startswith(path + "/")
-            for output in outputs
-        ):
-            return False
-        with tempfile.TemporaryDirectory(prefix="hand-", dir=self._folder) as folder:
-            cache = Cache(Path(folder))
-            place = self._repo.root / path
-            if place.is_dir():
-                tree = Tree.from_pairs(
-                    (relpath, cache.add_file(entry.path))
-                    for relpath, entry in walk_files(place)
-                    if not self._repo.ignore.matches(f"{path}/{relpath}")
-                )
-                found = cache.add_bytes(tree.to_bytes(), tree=True)
-            elif place.is_file():
-                found = cache.add_file(place)
-            else:
-                return False
-            if found != digest:
-                return False
-            send([digest], cache, uncached(self._remote), again=True)
-        return True
-
-    def _hint(self, path: str, bundle: Bundle) -> str:
-        folder = self._repo.root / path
-        if not folder.is_dir():
-            return ""
-        known = set(bundle.paths)
-        extra = sorted(
-            name
-            for file in folder.rglob("*")
-            if file.is_file()
-            and (name := file.relative_to(self._repo.root).as_posix()) not in known
-            and not self._repo.ignore.matches(name)
-        )
-        return (
-            f". Not in git there: {', '.join(extra[:5])}" + (", …" if len(extra) > 5 else "") if extra else ""
-        )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 

@@ -125,12 +125,16 @@ def renew(remote: Remote, digests: Iterable[str]) -> None:
 
         trees = {digest for digest in wanted if is_tree(digest)}
         bring(trees)
-        everything = wanted.union(*(cache.read_tree(tree).digests for tree in trees))
+        members = set().union(*(cache.read_tree(tree).digests for tree in trees)) - wanted
+        # Those of a part of a tracked directory are objects of the remote itself.
+        everything = wanted | (members - beside.missing(members))
         keys = {object_key(digest): digest for digest in everything}
         oldest = time.time() - RENEW_AFTER
         if any(key in keys and (changed or oldest) < oldest for key, _, changed in beside.storage.dated()):
             bring(everything)
-            send(sorted(wanted), cache, beside, again=True)
+            for some in (everything - trees, trees):
+                for error in move("push", sorted(some), MD5, cache, beside).failed.values():
+                    raise error
 
 
 class RemoteObjects:
@@ -164,7 +168,8 @@ class RemoteObjects:
             RemoteError: The remote cannot be used.
         """
         self._look_for(set(digests))
-        there = [digest for digest in digests if digest in self._known]
+        # The manifest of a part of a directory is made here; what it names is on the remote.
+        there = [d for d in digests if d in self._known or (is_tree(d) and self.cache.exists(d))]
         trees = [digest for digest in there if is_tree(digest)]
         self._fetch(set(trees))
         self._uses.update(digest for digest in there if not is_tree(digest))

@@ -152,6 +152,42 @@ def test_an_option_means_the_same(project, kfp, settings, change, targets, optio
     assert content(project) == content(twin)
 
 
+def test_a_part_of_a_directory_that_another_stage_writes(project, kfp, settings) -> None:
+    """A folder in it, beside the whole and one file of it."""
+    replaced(project, "dvc.yaml", "wc -c b/first > b/size", "mkdir b/sub; wc -c b/first > b/sub/size")
+    replaced(project, "dvc.yaml", "cat b/first > c.txt; echo done", "cat b/sub/size b/first > c.txt")
+    replaced(project, "dvc.yaml", "deps: [b/first]", "deps: [b/sub, b/first]")
+    text = "  f:\n    cmd: ls b b/sub > f.txt\n    deps: [b/sub, b]\n    outs: [f.txt]\n"
+    project.write("dvc.yaml", (project.root / "dvc.yaml").read_text() + text)
+    project.commit()
+    twin = twin_of(project)
+    with LocalRunner(echo=False) as runner:
+        repro(twin.repo, runner=runner)
+    with KfpClusterRunner(project.repo, settings, fetch=True) as runner:
+        repro(project.repo, runner=runner)
+    assert content(project) == content(twin)
+    # The part is known again although nobody brings it.
+    for each in (project, twin):
+        replaced(each, "dvc.yaml", "cmd: cat source", "cmd: true; cat source")
+        each.commit()
+    with LocalRunner(echo=False) as runner:
+        repro(twin.repo, runner=runner)
+    with KfpClusterRunner(project.repo, settings, fetch=True) as runner:
+        assert repro(project.repo, runner=runner).ran == ("a",)
+    assert content(project) == content(twin)
+    # And alone, when who writes the whole has nothing to do, and nobody has it here.
+    for each in (project, twin):
+        replaced(each, "dvc.yaml", "cmd: ls b b/sub", "cmd: ls b/sub b")
+        each.commit()
+    with LocalRunner(echo=False) as runner:
+        repro(twin.repo, runner=runner)
+    shutil.rmtree(project.root / "b")
+    shutil.rmtree(project.root / ".dvc/cache/files")
+    with KfpClusterRunner(project.repo, settings) as runner:
+        assert repro(project.repo, runner=runner).ran == ("f",)
+    assert (project.root / "dvc.lock").read_bytes() == (twin.root / "dvc.lock").read_bytes()
+
+
 def test_the_first_failure_is_the_end(project, kfp, settings) -> None:
     """Stages that ended before are recorded, nothing else is started."""
     let_b_fail(project)
