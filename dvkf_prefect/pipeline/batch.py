@@ -3,9 +3,9 @@
 On a cluster a pipeline run is one thing: its stages wait for each other there, and content goes from one to the next
 by digest. So the stages that certainly run are joined by those that wait for them. Such a stage might turn out to need
 no run, because what it reads comes out as before; its specification then names the run that is known
-(`StepSpec.known`), and the runner takes that one's outputs. That run is the last one, in dvc.lock: of older ones, in the
-run cache, there may be many for each stage, and which one fits is known only when what it reads is. So a stage may run
-there that would be restored here; what is recorded is the same.
+(`StepSpec.known`), and the runner takes that one's outputs. That run is the last one, in dvc.lock: of older
+ones, in the run cache, there may be many for each stage, and which one fits is known only when what it reads is. So a
+stage may run there that would be restored here; what is recorded is the same.
 """
 
 from __future__ import annotations
