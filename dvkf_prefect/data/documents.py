@@ -20,17 +20,35 @@ def load(data: bytes, name: str) -> Any:
     Raises:
         ParseError: It is not YAML, or a key stands twice; names the line.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        return YAML(typ="safe").load(data)
+        return _reader().load(data)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context or error).splitlines()[0]
         raise ParseError(name, f"not valid YAML: {problem}", line=mark.line + 1 if mark else None) from error
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
         raise ParseError(name, f"not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _reader() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe")
+    yaml.Resolver = _resolver()
+    return yaml
+
+
+@lru_cache(maxsize=1)
+def _resolver() -> Any:
+    """Return what tells the type of a scalar: by YAML 1.2, as ruamel's own, which looks that up for each anew."""
+    from ruamel.yaml.resolver import VersionedResolver
+
+    class Resolver(VersionedResolver):
+        processing_version = (1, 2)
+
+    return Resolver
 
 
 def load_editable(data: bytes, name: str) -> Any:
