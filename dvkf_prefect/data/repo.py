@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from dvkf_prefect.data import track
 from dvkf_prefect.data.checkout import Checkout
 from dvkf_prefect.data.checkout import checkout as check_out
-from dvkf_prefect.data.diff import Diff, diff_versions
 from dvkf_prefect.data.outputs import DataVersion
 from dvkf_prefect.data.repo_imports import RepoImports
 from dvkf_prefect.data.status import Status
@@ -19,6 +18,7 @@ from dvkf_prefect.errors import TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.data_status import DataStatus
+    from dvkf_prefect.data.diff import Diff
     from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.migrate import Migration
     from dvkf_prefect.data.moving import Direction
@@ -706,4 +706,6 @@ class Repo(RepoImports):
             GitError: There is no such revision.
             OutputNotFoundError: A target is in neither version.
         """
+        from dvkf_prefect.data.diff import diff_versions
+
         return diff_versions(self, a, b, targets)

@@ -315,7 +315,7 @@ def _in_work_tree(repo: Repo, name: str) -> tuple[str, bytes] | None:
         if stat.S_ISREG(info.st_mode):
             return _EXECUTABLE if info.st_mode & 0o100 else "100644", path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        return None
     return None
 
 

@@ -224,21 +224,7 @@ def put_outputs(
     items: list[Item] = []
     for out in stage.outs:
         content = by_path[out.path]
-        output = Output(
-            path=out.path,
-            digest=content.digest,
-            isexec=content.isexec,
-            hash_name=content.hash_name,
-            source=stage.file,
-        )
-        found = repo.workspace.look(out.path, hash_name=content.hash_name)
-        if found.digest != content.digest or found.isexec != content.isexec:
-            if repo.workspace.lost_by(output, found):
-                repo.workspace.take(out.path)
-            place = (
-                repo.workspace if (out.cached and commit) or not side_dir else _beside(repo, Path(side_dir))
-            )
-            place.put(output, found)
+        _put(repo, stage, content, "" if out.cached and commit else side_dir)
         absent = out.cached and commit and (content.hash_name != MD5 or _absent(repo, content))
         if absent:
             repo.workspace.take(out.path)
@@ -271,15 +257,27 @@ def refer_outputs(
         if out.cached:
             _ignore(repo, out)
         elif side_dir:
-            output = Output(path=out.path, digest=content.digest, isexec=content.isexec, source=stage.file)
-            found = repo.workspace.look(out.path)
-            if found.digest != content.digest or found.isexec != content.isexec:
-                if repo.workspace.lost_by(output, found):
-                    repo.workspace.take(out.path)
-                _beside(repo, Path(side_dir)).put(output, found)
+            _put(repo, stage, content, side_dir)
         stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
         items.append(item_of(out.name, stored))
     return items
+
+
+def _put(repo: Repo, stage: Stage, content: StepContent, side_dir: str) -> None:
+    """Make the workspace hold one output, from the cache or from the one beside it."""
+    output = Output(
+        path=content.path,
+        digest=content.digest,
+        isexec=content.isexec,
+        hash_name=content.hash_name,
+        source=stage.file,
+    )
+    found = repo.workspace.look(content.path, hash_name=content.hash_name)
+    if found.digest != content.digest or found.isexec != content.isexec:
+        if repo.workspace.lost_by(output, found):
+            repo.workspace.take(content.path)
+        place = _beside(repo, Path(side_dir)) if side_dir else repo.workspace
+        place.put(output, found)
 
 
 def _absent(repo: Repo, content: StepContent) -> bool:
