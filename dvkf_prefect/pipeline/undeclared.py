@@ -11,7 +11,7 @@ from dvkf_prefect.errors import StageFailedError
 from dvkf_prefect.pipeline.spec import WORK
 from dvkf_prefect.pipeline.stages import Stage
 
-_ABSENT = re.compile(r"no such file|not found|can't open|cannot open|no module named", re.IGNORECASE)
+_ABSENT = re.compile(r"no such file|not found|can't (?:open|cd)|cannot open|no module named", re.IGNORECASE)
 _WORD = re.compile(r"[\w.+/@-]+")
 
 
