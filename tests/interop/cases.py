@@ -216,7 +216,7 @@ def check_clean(case: Case, tool: Tool, tracked: Held, other: Tool | None = None
         said = said.replace(unspaced(Text.from_markup(line).plain), "", 1)
     assert said == ""
     if case.project.stage:
-        skipped = "skip (nothing changed)" if tool is dvkf else "didn't change, skipping"
+        skipped = "didn't change, skipping"
         assert skipped in tool(root, "repro", "--dry").ok().out
     unused = removed(tool, root)
     assert unused == (removed(other, root) if other else set())
