@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.targets import Choice, select
@@ -22,6 +21,7 @@ from dvkf_prefect.errors import (
     OutputNotFoundError,
     TransferError,
 )
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

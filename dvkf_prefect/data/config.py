@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dvkf_prefect.data import ini
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.errors import ConfigError, RemoteNotFoundError
+from dvkf_prefect.files import write_atomic
 
 LEVELS = ("system", "global", "repo", "local")
 LINK_TYPES = ("reflink", "hardlink", "symlink", "copy")

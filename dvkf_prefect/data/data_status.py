@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.diff import PathFilter, State, difference, folders_of, shown, state_of
-from dvkf_prefect.data.digest import digest_bytes, write_atomic
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.members import Members
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.tree import SUFFIX
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvkf_prefect.data._copier import CHUNK, Stat
-from dvkf_prefect.errors import DiskFullError
+from dvkf_prefect.files import write_atomic
 
 # A file whose last change is this close to the moment it was hashed may change again within the same clock tick
 # and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
@@ -294,41 +293,3 @@ class Memory:
         """Drop what is known of the folder ``key``."""
         with suppress(OSError):
             self._file(key).unlink()
-
-
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process ends.
-
-    Args:
-        path: The file; its folder must exist.
-        data: The bytes.
-        mode: The permissions of a new file, before the umask; an existing file keeps its own.
-
-    Raises:
-        DiskFullError: There is no room; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with suppress(FileNotFoundError):
-            mode = path.stat().st_mode & 0o777
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb", buffering=0
-        ) as stream:
-            view = memoryview(data)
-            while view:
-                view = view[stream.write(view) :]
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise_disk_full(error, path)
-        raise
-
-
-def raise_disk_full(error: OSError, path: str | Path) -> None:
-    """Raise `DiskFullError` in place of a system error that means so; return for any other."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFullError(
-            f"No space left on the disk of {path}: nothing there was changed. Free some space and run it again."
-        ) from error

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from dvkf_prefect.data.digest import digest_file, raise_disk_full
+from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.data.listing import Entry, plain_path
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.view import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputChangedError, OutputError, ParseError
+from dvkf_prefect.files import raise_disk_full
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.git import Git
+from dvkf_prefect.files import write_atomic
 
 
 def pattern_for(name: str) -> str:

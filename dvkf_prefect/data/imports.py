@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import contents, documents, gitignore
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.downloads import check_free, get, resolve_out
 from dvkf_prefect.data.origins import (
     aware,
@@ -52,6 +51,7 @@ from dvkf_prefect.errors import (
     OutputInGitError,
     OutputNotFoundError,
 )
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

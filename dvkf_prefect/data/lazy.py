@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dvkf_prefect.data.digest import raise_disk_full
 from dvkf_prefect.data.store import MD5
 from dvkf_prefect.errors import CorruptObjectError, RemoteUnreachableError
+from dvkf_prefect.files import raise_disk_full
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.base import Storage

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents
-from dvkf_prefect.data.digest import digest_dos2unix, raise_disk_full, write_atomic
+from dvkf_prefect.data.digest import digest_dos2unix
 from dvkf_prefect.data.outputs import Output, document_md5, with_content, write_document
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.store import LEGACY, Cache, Stored, digest_files
 from dvkf_prefect.data.tree import SUFFIX, Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import ObjectError
+from dvkf_prefect.files import raise_disk_full, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
-from dvkf_prefect.data.digest import digest_file, raise_disk_full
+from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.store import MD5, Cache, object_key
@@ -26,6 +26,7 @@ from dvkf_prefect.errors import (
     RemoteError,
     RemoteUnreachableError,
 )
+from dvkf_prefect.files import raise_disk_full
 
 Direction = Literal["push", "fetch"]
 

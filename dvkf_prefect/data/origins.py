@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import clones, contents, documents, versioned
-from dvkf_prefect.data.digest import digest_bytes, write_atomic
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.external import ExternalRepo, local_folder, open_external
 from dvkf_prefect.data.outputs import Origin, Output
 from dvkf_prefect.data.remotes.errors import public_url
@@ -30,6 +30,7 @@ from dvkf_prefect.errors import (
     RemoteError,
     TransferError,
 )
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

@@ -24,13 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.digest import digest_bytes, write_atomic
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.history import Described, History
 from dvkf_prefect.data.inventory import FolderInventory, identity, keys_of
 from dvkf_prefect.data.manifests import Manifest, Manifests, distinct
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import GitError
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.outputs import Output

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents, gitignore
 from dvkf_prefect.data._copier import clone_one
-from dvkf_prefect.data.digest import raise_disk_full, write_atomic
 from dvkf_prefect.data.links import aside_name
 from dvkf_prefect.data.outputs import (
     Output,
@@ -39,6 +38,7 @@ from dvkf_prefect.errors import (
     OutputInGitError,
     OutputNotFoundError,
 )
+from dvkf_prefect.files import raise_disk_full, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from dvkf_prefect.data import outputs
 from dvkf_prefect.data.config import Config
-from dvkf_prefect.data.digest import Memory, write_atomic
+from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
@@ -21,6 +21,7 @@ from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
+from dvkf_prefect.files import write_atomic
 
 _IGNORE_TEXT = """\
 # Add patterns of files dvc should ignore, which could improve

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dvkf_prefect.data import documents
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.moving import Progress, Remote
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import LEGACY, MD5, Cache
 from dvkf_prefect.errors import DiskFullError, DvkfError, ParseError, RemoteError
+from dvkf_prefect.files import write_atomic
 
 FOLDER = "runs"
 _ENTRY = re.compile(r"runs/([0-9a-f]{2})/\1[0-9a-f]{62}/[0-9a-f]{64}")

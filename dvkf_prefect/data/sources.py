@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dvkf_prefect.data.config import Config
-from dvkf_prefect.data.digest import digest_bytes, digest_file, raise_disk_full
+from dvkf_prefect.data.digest import digest_bytes, digest_file
 from dvkf_prefect.data.outputs import FileVersion
 from dvkf_prefect.data.remotes.errors import Place, public_url
 from dvkf_prefect.data.remotes.filesystems import FilesystemStorage
@@ -35,6 +35,7 @@ from dvkf_prefect.errors import (
     OutputNotFoundError,
     TransferError,
 )
+from dvkf_prefect.files import raise_disk_full
 
 # What a service's mark of a file is called in a `.dvc` file; for the others the bytes are hashed.
 _MARKS = {"s3": "etag", "gs": "etag", "azure": "etag", "oss": "etag", "http": "checksum", "https": "checksum"}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dvkf_prefect.data._copier import LARGE, NOTED, Failure, Look, Stat, appearance, place_one
 from dvkf_prefect.data.crew import share
-from dvkf_prefect.data.digest import age, digest_bytes, digest_file, raise_disk_full, write_atomic
+from dvkf_prefect.data.digest import age, digest_bytes, digest_file
 from dvkf_prefect.data.locks import is_alive
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
@@ -28,6 +28,7 @@ from dvkf_prefect.errors import (
     OutputError,
     UnsafePathError,
 )
+from dvkf_prefect.files import raise_disk_full, write_atomic
 
 MD5 = "md5"
 LEGACY = "md5-dos2unix"

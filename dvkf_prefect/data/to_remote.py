@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dvkf_prefect.data import gitignore
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.imports import _send as send
 from dvkf_prefect.data.origins import bring_source, put
 from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, with_content, write_dvc_file
@@ -22,6 +21,7 @@ from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import Stored
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data import gitignore
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.outputs import DataVersion, Output, with_content, write_dvc_file
 from dvkf_prefect.data.store import MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
+from dvkf_prefect.files import write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo

@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.moving import Remote, move
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.errors import DvkfError, RunnerError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.kubeflow.api import KfpApi
 from dvkf_prefect.kubeflow.dispatch import Dispatch
 from dvkf_prefect.kubeflow.objects import uncached

@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.errors import MissingObjectError, ParseError, RunnerError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.kubeflow.api import KfpAnswerError, KfpApi, KfpUnreachableError
 from dvkf_prefect.kubeflow.compile import SPEC_LIMIT, PodPlan, compile_for_cluster, edges_of, task_names
 from dvkf_prefect.kubeflow.objects import uncached

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.locks import RepoLock
 from dvkf_prefect.errors import LockedError, ModelDigestError, PredictionError, ServingError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.kubeflow.processes import LOCALHOST, ProcessId, listen
 from dvkf_prefect.pipeline import leash
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError, ParseError, StageCancelledError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline.step import StepDependency, StepResult, StepSpec, run_step
 
 if TYPE_CHECKING:

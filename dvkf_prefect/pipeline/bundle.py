@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from dvkf_prefect.data.digest import raise_disk_full
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.tree import check_relpath
@@ -35,6 +34,7 @@ from dvkf_prefect.errors import (
     StageError,
     UnsafePathError,
 )
+from dvkf_prefect.files import raise_disk_full
 
 _FOLDER = "dvkf/bundles"
 RENEW_AFTER = 12 * 3600.0

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.revisions import RepoFiles
 from dvkf_prefect.data.store import MD5, Stored
 from dvkf_prefect.errors import ParseError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline.params import DEFAULT_FILE
 
 if TYPE_CHECKING:

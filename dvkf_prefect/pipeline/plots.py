@@ -21,11 +21,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.view import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline.plot_data import IMAGES, parse, points_of, sources
 from dvkf_prefect.pipeline.stages import load_stages, read_sections
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dvkf_prefect.data import documents
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.documents import dump
 from dvkf_prefect.errors import ParseError
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline.lock import Entry
 from dvkf_prefect.pipeline.signature import input_key, result_key
 from dvkf_prefect.pipeline.stages import Stage

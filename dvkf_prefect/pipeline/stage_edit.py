@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dvkf_prefect.data import documents, gitignore
-from dvkf_prefect.data.digest import write_atomic
 from dvkf_prefect.data.outputs import check_overlap, read_outputs, write_document
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
@@ -24,6 +23,7 @@ from dvkf_prefect.errors import (
     StageGraphError,
     StageNotFoundError,
 )
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.params import DEFAULT_FILE
 from dvkf_prefect.pipeline.stages import Stage, load_stages

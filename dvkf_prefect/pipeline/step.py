@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
-from dvkf_prefect.data.digest import digest_file, write_atomic
+from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.store import Cache, Stored, walk_files
 from dvkf_prefect.data.tree import Tree, check_relpath, is_tree
@@ -34,6 +34,7 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline import leash
 from dvkf_prefect.pipeline.params import render_params
 from dvkf_prefect.pipeline.spec import WORK, StepContent, StepDependency, StepOutput, StepResult, StepSpec

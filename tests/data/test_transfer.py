@@ -550,7 +550,7 @@ metrics: [other]
 
 @pytest.fixture
 def pipeline(tracked: Repo) -> Repo:
-    from dvkf_prefect.data.digest import write_atomic
+    from dvkf_prefect.files import write_atomic
 
     write_atomic(tracked.root / "dvc.yaml", PIPELINE.encode())
     lines = ["schema: '2.0'", "stages:"]

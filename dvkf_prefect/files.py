@@ -1,0 +1,100 @@
+"""Reading and writing single files safely: regular files only, bounded, and whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from dvkf_prefect.errors import DiskFullError, ParseError
+
+# Files that describe things are small; DVC's largest dvc.lock files seen in public are below 20 MB.
+DESCRIPTION_LIMIT = 64 << 20
+# A mark by which a leftover of a killed process is recognised, and never taken for data.
+TEMPORARY_SUFFIX = ".dvkf-tmp"
+
+
+def read_description(path: str | Path, *, name: str | None = None, limit: int = DESCRIPTION_LIMIT) -> bytes:
+    """Return the bytes of a file that describes things (`.dvc`, dvc.yaml, params, config, locks).
+
+    A fifo does not block and a device is not read: anything but a regular file is refused.
+
+    Args:
+        path: The file; links are followed.
+        name: Its name for messages; the path by default.
+        limit: The largest size accepted, in bytes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        IsADirectoryError: It is a folder.
+        ParseError: It is not a regular file, or larger than ``limit``.
+        OSError: It cannot be read.
+    """
+    shown = str(path) if name is None else name
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(descriptor, "rb", buffering=0) as stream:
+        info = os.fstat(descriptor)
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(info.st_mode):
+            raise ParseError(shown, "not a regular file. Replace it by a file.")
+        if info.st_size > limit:
+            raise ParseError(shown, f"{info.st_size} bytes are more than the {limit} allowed here. Split it.")
+        pieces: list[bytes] = []
+        left = limit + 1
+        while left and (piece := stream.read(min(left, 1 << 20))):
+            pieces.append(piece)
+            left -= len(piece)
+    if not left:
+        raise ParseError(shown, f"more than {limit} bytes, the most allowed here. Split it.")
+    return b"".join(pieces)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a short random name in the folder of ``path`` for a file that is still being written."""
+    return path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file name was made by `temporary_beside`."""
+    return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process ends.
+
+    Args:
+        path: The file; its folder must exist.
+        data: The bytes.
+        mode: The permissions of a new file, before the umask; an existing file keeps its own.
+
+    Raises:
+        DiskFullError: There is no room; the old file is untouched.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with suppress(FileNotFoundError):
+            mode = path.stat().st_mode & 0o777
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(temporary, flags, mode), "wb", buffering=0) as stream:
+            view = memoryview(data)
+            while view:
+                view = view[stream.write(view) :]
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise_disk_full(error, path)
+        raise
+
+
+def raise_disk_full(error: OSError, path: str | Path) -> None:
+    """Raise `DiskFullError` in place of a system error that means so; return for any other."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise DiskFullError(
+            f"No space left on the disk of {path}: nothing there was changed. Free some space and run it again."
+        ) from error
