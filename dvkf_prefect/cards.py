@@ -7,6 +7,7 @@ needs. Everything from outside is escaped, and long lists end with how many more
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 ROWS = 20
 _CELL = 200
 _KEY = 120
+_MARK = 10
+_WORD = re.compile(r"[a-z0-9]+")
+_WORDS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+# Ends like a key that has a digest.
+_MARKED = re.compile(rf"-[0-9a-f]{{{_MARK}}}$")
 _LOG = 4000
 
 
@@ -48,21 +54,50 @@ class Card:
 
 
 def artifact_key(kind: str, *names: str) -> str:
-    """Return the key of a timeline.
+    """Return the key of a timeline; names that differ never share one.
+
+    A plain name stays readable: words of lower-case letters and digits with single dashes, and for data a path of
+    such words below ``data/``. Two dashes, or the word ``data`` of such a path, end a label before it. All other
+    names are changed to fit, and get a short digest of what they were.
 
     Args:
         kind: What it is of: ``data``, ``model``, ``metrics``, ...
         names: What is told apart, from the outside in; empty ones are left out.
 
     Example:
-        >>> artifact_key("data", "", "data/digits/Train")
+        >>> artifact_key("data", "", "data/digits/train")
         'data-digits-train'
+        >>> artifact_key("model", "shop", "price-of-oil")
+        'model-shop--price-of-oil'
+        >>> artifact_key("data", "", "data/Train.csv")
+        'data-train-csv-992c8fd0ac'
     """
-    words = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in names]
-    joined = "-".join(word for word in words if word)
-    if joined == kind or joined.startswith(f"{kind}-"):
-        return joined[:_KEY].strip("-")
-    return f"{kind}-{joined}"[:_KEY].strip("-")
+    given = [name for name in names if name]
+    plain = _plain_key(kind, given)
+    if plain is not None and len(plain) <= _KEY and not _MARKED.search(plain):
+        return plain
+    words = "-".join(word for name in given if (word := re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")))
+    slug = words if f"{words}-".startswith(f"{kind}-") else f"{kind}-{words}"
+    digest = hashlib.sha256("\0".join((kind, *given)).encode(errors="surrogateescape")).hexdigest()[:_MARK]
+    return f"{slug[: _KEY - _MARK - 1].strip('-')}-{digest}"
+
+
+def _plain_key(kind: str, names: Sequence[str]) -> str | None:
+    """Return the key that only these names have; None where they have to be changed for one."""
+    *labels, name = names or ("",)
+    if len(labels) > 1 or not all(_WORDS.fullmatch(label) for label in labels):
+        return None
+    if kind != "data":
+        if not _WORDS.fullmatch(name) or f"{'--'.join(names)}-".startswith(f"{kind}-"):
+            return None
+        return f"{kind}-{'--'.join(names)}"
+    words = name.split("/")
+    # The second "data" of a key begins the path, so a label and a path without a label have none.
+    if words[0] != "data" or not all(_WORD.fullmatch(word) for word in words):
+        return None
+    if any("data" in label.split("-") for label in labels) or (not labels and "data" in words[1:]):
+        return None
+    return "-".join(("data", *labels, *words) if labels else words)
 
 
 def escape(value: object) -> str:

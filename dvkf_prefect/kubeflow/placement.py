@@ -12,7 +12,7 @@ DVC keeps ``meta`` and reads nothing into it. ::
             memory: 16Gi                    # or {request: 8Gi, limit: 16Gi}
             gpu: 1                          # or {count: 1, type: amd.com/gpu}
             timeout: 6h
-            retries: 2                      # or {count: 2, backoff: 30s, factor: 2, max: 10m}
+            retries: 2                      # or {count: 2, backoff: 30s, factor: 2, max: 2d}
             node_selector: {pool: gpu}
             tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
             env: {EPOCHS: "10"}
@@ -45,8 +45,12 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_DURATION = re.compile(r"(\d+)\s*([smhd]?)")
+_DURATION = re.compile(r"([0-9]+)\s*([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# Of retries: the time a pod may wait for a node and its image, and the bounds of their window.
+_START = 86400
+_LONG = 30 * 86400
+_LONGEST = 3650 * 86400
 _OPERATORS = ("Equal", "Exists")
 _EFFECTS = ("NoSchedule", "NoExecute", "PreferNoSchedule")
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (of the pod, not of this machine)
@@ -80,12 +84,32 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a failed pod is started again; the waits are durations such as ``30s``."""
+    """How often a failed pod is started again; the waits are durations such as ``30s``.
+
+    Attributes:
+        count: How often.
+        backoff: The wait before the first retry; none by default.
+        factor: What each further wait is multiplied by; a whole number, 2 by default.
+        max: The time from the first start after which no try is started or goes on; None for one that holds all.
+    """
 
     count: int
     backoff: str | None = None
-    factor: float | None = None
+    factor: int | None = None
     max: str | None = None
+
+    def window(self, timeout: int | None) -> int:
+        """Return seconds that hold every try and every wait; KFP's own default, an hour, would cut them off.
+
+        Args:
+            timeout: Seconds a try may run once its pod has started; None or 0 for no bound.
+        """
+        wait = _seconds(self.backoff, ()) if self.backoff else 0
+        factor = 2 if self.factor is None else self.factor
+        # Beyond the longest window an exponent adds nothing.
+        waits = sum(min(wait * factor ** min(n, 64), _LONGEST) for n in range(min(self.count, 1000)))
+        tries = (self.count + 1) * (timeout + _START) if timeout else _LONGEST
+        return min(max(_LONG, tries + waits), _LONGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +225,7 @@ class Placement:
                 self.retries.count,
                 backoff_duration=self.retries.backoff,
                 backoff_factor=self.retries.factor,
-                backoff_max_duration=self.retries.max,
+                backoff_max_duration=self.retries.max or f"{self.retries.window(self.timeout)}s",
             )
         for name, value in self.env.items():
             task.set_env_variable(name, value)
@@ -345,22 +369,28 @@ def _one_of(*choices: str) -> Callable[[Any, Where], str]:
 
 
 def _whole(value: Any, where: Where) -> int:
-    if isinstance(value, bool) or not str(value).isdigit():
+    if isinstance(value, bool) or not (text := str(value)).isdecimal() or len(text) > 18:
         raise _WrongError(where, f"expected a whole number from 0 on, not {value!r}")
     return int(value)
 
 
-def _number(value: Any, where: Where) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise _WrongError(where, f"expected a number above 0, not {value!r}")
-    return float(value)
+def _factor(value: Any, where: Where) -> int:
+    # Argo reads whole numbers only, and fails the node at its first failure on any other.
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or value < 1
+        or not float(value).is_integer()
+    ):
+        raise _WrongError(where, f"expected a whole number from 1 on, not {value!r}")
+    return int(value)
 
 
 def _seconds(value: Any, where: Where) -> int:
     match = _DURATION.fullmatch(str(value)) if not isinstance(value, bool) else None
     if match is None:
         raise _WrongError(where, f"expected a duration such as 90, 90s, 15m, 6h or 2d, not {value!r}")
-    return int(match[1]) * _SECONDS[match[2]]
+    return min(int(match[1][:18]) * _SECONDS[match[2]], _LONGEST)
 
 
 def _duration(value: Any, where: Where) -> str:
@@ -429,7 +459,7 @@ def _gpu(value: Any, where: Where) -> Gpu:
 
 def _retry(value: Any, where: Where) -> Retry:
     if isinstance(value, Mapping):
-        readers = {"count": _whole, "backoff": _duration, "factor": _number, "max": _duration}
+        readers = {"count": _whole, "backoff": _duration, "factor": _factor, "max": _duration}
         found: Retry = _record(Retry, readers, "count")(value, where)
         return found
     return Retry(_whole(value, where))

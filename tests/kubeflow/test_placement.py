@@ -54,7 +54,9 @@ def test_all_of_it_gets_to_kfp():
     assert resources["accelerator"]["resourceType"] == "amd.com/gpu"
     assert "dvkf-prefect" in json.dumps(executor["command"])
     task = spec["pipeline_spec"]["root"]["dag"]["tasks"]["a"]
-    assert task["retryPolicy"]["maxRetryCount"] == 2
+    assert task["retryPolicy"] == {
+        "maxRetryCount": 2, "backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"
+    }  # fmt: skip
     pod = spec["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-a"]
     assert pod["activeDeadlineSeconds"] == str(6 * 3600)
     assert pod["nodeSelector"]["labels"] == {"topology.kubernetes.io/zone": "a"}
@@ -65,6 +67,38 @@ def test_all_of_it_gets_to_kfp():
     text = json.dumps(pod)
     for part in ("HF_TOKEN", "/etc/tls", "/etc/conf", "scratch", "/dev/shm", "regcred"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("retries", "timeout", "least"),
+    [
+        (2, "6h", 3 * 6 * 3600),
+        (2, None, 365 * 86400),
+        (2, 0, 365 * 86400),
+        (9, "20d", 10 * 20 * 86400),
+        ({"count": 3, "backoff": "10d", "factor": 3}, "1d", (4 + 10 + 30 + 90) * 86400),
+        ({"count": 5, "backoff": "20d"}, "1h", (20 + 40 + 80 + 160 + 320) * 86400),
+        ({"count": 900, "backoff": "1h", "factor": 1000}, "1h", 365 * 86400),
+    ],
+)
+def test_the_window_of_retries_holds_every_try(retries, timeout, least):
+    placement = parse_defaults({"retries": retries, **({} if timeout is None else {"timeout": timeout})})
+    plan = PodPlan("{}", {"a": placement}, {}, {}, {}, lambda task, text: "")
+    spec = compile_for_cluster([StepSpec("a", ("true",), "")], plan, name="demo", image="other")
+    policy = spec.get("pipeline_spec", spec)["root"]["dag"]["tasks"]["a"]["retryPolicy"]
+    assert least <= int(policy["backoffMaxDuration"].rstrip("s")) <= 3650 * 86400
+
+
+@pytest.mark.parametrize("factor", [1.5, 0, 0.5, -2, True, "2", float("nan"), float("inf")])
+def test_a_factor_that_argo_cannot_read_is_refused(factor):
+    with pytest.raises(ConfigError, match="factor': expected a whole number from 1 on"):
+        parse_defaults({"retries": {"count": 1, "backoff": "1s", "factor": factor}})
+
+
+@pytest.mark.parametrize("count", ["²", "1" * 5000, -1, 1.5])
+def test_a_count_that_is_no_whole_number_is_refused(count):
+    with pytest.raises(ConfigError, match="expected a whole number"):
+        parse_defaults({"retries": count})
 
 
 def test_short_forms_and_defaults():

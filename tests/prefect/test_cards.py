@@ -6,6 +6,8 @@ import re
 from datetime import datetime, timezone
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dvkf_prefect import cards
 from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
@@ -24,14 +26,88 @@ A, B, DIR = "a" * 32, "b" * 32, "c" * 32 + ".dir"
     [
         ("data", ("", "data/digits/train"), "data-digits-train"),
         ("data", ("digits", "data/train"), "data-digits-data-train"),
-        ("model", ("", "models:Digits_v2"), "model-models-digits-v2"),
+        ("data", ("my-repo", "data/data/x"), "data-my-repo-data-data-x"),
+        ("data", ("", "data"), "data"),
+        ("model", ("", "models:Digits_v2"), "model-models-digits-v2-DIGEST"),
+        ("model", ("", "nlp-ner"), "model-nlp-ner"),
+        ("model", ("shop", "nlp-ner"), "model-shop--nlp-ner"),
         ("model", ("", "modelling"), "model-modelling"),
-        ("diff", ("--",), "diff"),
-        ("stage", ("", "ünïcode/x"), "stage-n-code-x"),
+        ("diff", ("--",), "diff-DIGEST"),
+        ("stage", ("", "ünïcode/x"), "stage-n-code-x-DIGEST"),
     ],
 )
 def test_keys_hold_what_prefect_takes(kind: str, names: tuple[str, ...], key: str) -> None:
-    assert artifact_key(kind, *names) == key
+    pattern = key.replace("DIGEST", "[0-9a-f]{10}")
+    assert re.fullmatch(pattern, artifact_key(kind, *names))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("data", [("", "数据"), ("", "測試"), ("", "данные"), ("", "-"), ("", "_")]),
+        (
+            "data",
+            [
+                ("", f"data/{name}")
+                for name in ("train.csv", "train_csv", "Train-CSV", "train/csv", "train-csv")
+            ],
+        ),
+        (
+            "data",
+            [("", "train"), ("", "data/train"), ("", "data-train"), ("", "DATA/train"), ("", "data//train")],
+        ),
+        ("data", [("a", "data/b"), ("", "data/a/data/b"), ("", "a/data/b"), ("a", "b"), ("", "data/a/b")]),
+        (
+            "data",
+            [("a", "data/b/data/c"), ("a-data-b", "data/c"), ("a-data", "data/b"), ("a", "data/data/b")],
+        ),
+        (
+            "model",
+            [
+                ("", "nlp/ner"),
+                ("", "nlp-ner"),
+                ("nlp", "ner"),
+                ("", "nlp--ner"),
+                ("", "NLP-ner"),
+                ("", "nlp.ner"),
+            ],
+        ),
+        (
+            "model",
+            [
+                ("", "iris"),
+                ("", "model-iris"),
+                ("", "model/iris"),
+                ("model", "iris"),
+                ("", "-iris"),
+                ("", "iris-"),
+            ],
+        ),
+        ("model", [("", "model"), ("", ""), ("", "Model")]),
+        (
+            "stage",
+            [("", "x" * 130 + "a"), ("", "x" * 130 + "b"), ("", "x" * 130), ("", "é"), ("", "e\u0301")],
+        ),
+        ("stage", [("", "a\0b"), ("a", "b"), ("", "a\nb"), ("", "\udcff"), ("", "\udcfe")]),
+    ],
+)
+def test_names_that_differ_have_keys_that_differ(kind: str, names: list[tuple[str, str]]) -> None:
+    keys = [artifact_key(kind, *each) for each in names]
+    assert len(set(keys)) == len(names), keys
+    assert [key for key in keys if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,119}", key)] == []
+    assert keys == [artifact_key(kind, *each) for each in names]
+
+
+def test_a_name_like_the_key_of_another_has_a_key_of_its_own() -> None:
+    made = artifact_key("model", "", "Iris")
+    assert artifact_key("model", "", made.removeprefix("model-")) != made
+
+
+@given(st.lists(st.tuples(st.text("ab-/.A é", max_size=6), st.text("abdt-/.A é", max_size=12)), unique=True))
+def test_no_two_names_share_a_key(names: list[tuple[str, str]]) -> None:
+    told_apart = {tuple(name for name in each if name) for each in names}
+    for kind in ("data", "model"):
+        assert len({artifact_key(kind, *each) for each in told_apart}) == len(told_apart)
 
 
 def test_long_names_give_bounded_keys() -> None:

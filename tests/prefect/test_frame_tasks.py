@@ -11,6 +11,7 @@ from prefect import flow
 
 from dvkf_prefect import diff_frames, read_frame, write_data
 from dvkf_prefect.blocks import DataRepository
+from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputChangedError
 from dvkf_prefect.tasks.data import commit_results
@@ -30,7 +31,7 @@ def test_a_table_is_written_tracked_and_shown(repo: Repo, artifacts: Callable[[s
     assert write(3) == (second, None)
     assert read_frame(repo, "tables/users.csv", rev=commit)["id"].tolist() == [0, 1]
     assert diff_frames(repo, "tables/users.csv", commit, key="id").rows_added == 1
-    cards = artifacts("data-tables-users-csv")
+    cards = artifacts(artifact_key("data", "tables/users.csv"))
     assert second.digest[:12] in cards[-1].description and first.digest in cards[-1].data
     (repo.root / "tables/users.csv").write_text("by hand")
     with pytest.raises(OutputChangedError):

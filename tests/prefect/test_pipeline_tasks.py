@@ -57,11 +57,11 @@ def test_cards_say_what_ran_and_why(
         f"2 stages of **{backend}**: 2 ran.",
         f"2 stages of **{backend}**: 2 skipped.",
     ]
-    first, second, third = artifacts(f"stage-{backend}-train")
+    first, second, third = artifacts(f"stage-{backend}--train")
     assert "no entry in dvc.lock" in first.description
     assert "params.yaml:depth" in second.data.replace("\\", "")
     assert "skipped" in third.description
-    assert "prepared 12 rows" in artifacts(f"stage-{backend}-prepare")[1].data
+    assert "prepared 12 rows" in artifacts(f"stage-{backend}--prepare")[1].data
     metrics = artifacts(f"metrics-{backend}")
     assert "rows 6 → **12** (+6)" in metrics[1].description
     assert {row["metric"]: row["change"] for row in json.loads(metrics[1].data)}["rows"] == "+6"
@@ -79,7 +79,7 @@ def test_failing_stage_tells_command_and_log(project: Repo, artifacts: Artifacts
         run()
     (pipeline,) = artifacts("pipeline-failing")
     assert pipeline.description == "2 stages of **failing**: 1 ran, 1 failed."
-    (stage,) = artifacts("stage-failing-train")
+    (stage,) = artifacts("stage-failing--train")
     assert "failed" in stage.description
     assert "no such luck" in stage.data
 

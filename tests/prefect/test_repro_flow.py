@@ -166,7 +166,7 @@ def test_stages_are_task_runs_that_overlap_where_they_may(
     assert runs["c"].state_name == "Restored"
     assert "c.txt" in runs["c"].state.message
     # The card is one of the stage's own run, and tells which file of the directory is another one.
-    card = artifacts("stage-stages-a")[-1]
+    card = artifacts("stage-stages--a")[-1]
     assert card.task_run_id == runs["a"].id
     assert "in (1 added)" in card.data
     assert "| added | b |" in card.data

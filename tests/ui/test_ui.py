@@ -122,7 +122,7 @@ def test_a_flow_run_shows_its_stages(ui: PrefectServer, page: Page) -> None:
     [
         ("diff-quickstart", ["added", "737", "data/train/0/0020.pgm"]),
         ("metrics-quickstart", ["accuracy", "0.925", "0.9528", "+0.0278"]),
-        ("stage-quickstart-train", ["dependency", "features/train.npz"]),
+        ("stage-quickstart--train", ["dependency", "features/train.npz"]),
         ("data-quickstart-data-train", ["1,437", "700", "d3a4ed866c6a"]),
     ],
 )
