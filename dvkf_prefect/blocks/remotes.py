@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
 from prefect.blocks.core import Block
@@ -10,19 +9,18 @@ from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.urls import holds_secret
 
-_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 
-
-def refuse_password(url: str) -> str:
-    """Return a url that holds no password.
+def refuse_userinfo(url: str) -> str:
+    """Return a url that holds no secret: no userinfo but the plain user of an ssh or hdfs url, no signature.
 
     Raises:
         ValueError: It holds one; it would be shown wherever the url is.
     """
-    if _PASSWORD.search(url):
+    if holds_secret(url):
         raise ValueError(
-            "the url holds a password, which would be shown with it; give the password apart from the url"
+            "the url holds a password, token or signature, which would be shown with it. Give it apart from the url."
         )
     return url
 
@@ -106,7 +104,7 @@ class DataRemote(Block):
         description="Further options of this kind of remote by DVC's names, such as account_key or keyfile.",
     )
 
-    _check_url = field_validator("url")(refuse_password)
+    _check_url = field_validator("url")(refuse_userinfo)
 
     def as_config(self) -> dict[str, dict[str, str]]:
         """Return the settings that make this the repository's default remote, for ``Repo.open(config=...)``.

@@ -10,9 +10,11 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
-from dvkf_prefect.blocks.remotes import DataRemote, refuse_password
+from dvkf_prefect.blocks.remotes import DataRemote, refuse_userinfo
 from dvkf_prefect.data.clones import clone
+from dvkf_prefect.data.git import check_revision, check_url
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import GitError
 from dvkf_prefect.settings import DvkfSettings
 
 # git's own two ways to write an address: with a scheme, or host:path as scp does.
@@ -63,7 +65,7 @@ class DataRepository(Block):
         default=None, description="The remote to use; the repository's own default if empty."
     )
 
-    _check_path = field_validator("path")(refuse_password)
+    _check_path = field_validator("path")(refuse_userinfo)
 
     @model_validator(mode="after")
     def _check_rev(self) -> DataRepository:
@@ -72,8 +74,13 @@ class DataRepository(Block):
                 f"rev '{self.rev}' needs a git URL: a folder is used as it is checked out. "
                 f"Use file://{Path(self.path).absolute()} to clone the folder."
             )
-        if self.rev and self.rev.startswith("-"):
-            raise ValueError(f"rev '{self.rev}' is not a branch, tag or commit")
+        try:
+            if self.rev:
+                check_revision(self.rev)
+            if self.is_cloned or self.path.startswith("-"):
+                check_url(self.path)
+        except GitError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @property

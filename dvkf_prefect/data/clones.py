@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import re
 import subprocess
 import time
@@ -12,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dvkf_prefect.data.git import FOREIGN, check_revision, check_url, environment
 from dvkf_prefect.errors import GitError, LockedError
+from dvkf_prefect.urls import public_url, without_secrets
 
 # Where the origin stood when the clone was last brought up to date; what is beyond it was made here.
 _FETCHED = "refs/dvkf/fetched"
@@ -36,16 +37,19 @@ def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
         GitError: Git failed, or the clone holds commits that are not at ``url``; they are kept.
         LockedError: Another process held the clone for all that time.
     """
+    check_url(url)
+    if rev is not None:
+        _check_refspec(rev)
     digest = hashlib.sha256(f"{url}\n{rev or ''}".encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1])[-40:]
     path = folder / f"{stem}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f"{path.name}.lock", timeout):
         if not (path / ".git").is_dir():
-            run_git(path.parent, "init", "--quiet", str(path), timeout=timeout)
+            run_git(path.parent, "init", "--quiet", "--template=", "--", str(path), timeout=timeout)
         git_config = path / ".git" / "config"
         if 'remote "origin"' not in git_config.read_text():
-            run_git(path, "remote", "add", "origin", url, timeout=timeout)
+            run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
         _update(path, rev, timeout)
     return path
 
@@ -57,6 +61,7 @@ def _update(path: Path, rev: str | None, timeout: float) -> None:
         "--quiet",
         "--depth",
         "1",
+        "--end-of-options",
         "origin",
         rev or "HEAD",
         "refs/tags/*:refs/tags/*",
@@ -93,11 +98,11 @@ def _resolve(path: Path, ref: str, timeout: float) -> str | None:
 def _branch(path: Path, rev: str | None, timeout: float) -> str | None:
     """Return the branch a revision is at the origin, or None where it is a tag or a commit."""
     if rev is None:
-        listed = run_git(path, "ls-remote", "--symref", "origin", "HEAD", timeout=timeout)
+        listed = run_git(path, "ls-remote", "--symref", "--", "origin", "HEAD", timeout=timeout)
         found = re.match(r"ref: refs/heads/(\S+)\tHEAD", listed)
         return found[1] if found else None
     name = rev.removeprefix("refs/heads/")
-    return name if run_git(path, "ls-remote", "origin", f"refs/heads/{name}", timeout=timeout) else None
+    return name if run_git(path, "ls-remote", "--", "origin", f"refs/heads/{name}", timeout=timeout) else None
 
 
 def push(path: Path, *, timeout: float) -> tuple[str, ...]:
@@ -121,7 +126,9 @@ def push(path: Path, *, timeout: float) -> tuple[str, ...]:
         raise GitError(
             f"no branch is checked out in {path}, so there is nowhere to push to; open a branch"
         ) from error
-    run_git(path, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}", "--tags", timeout=timeout)
+    run_git(
+        path, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}", "--tags", timeout=timeout, hooks=True
+    )
     head = run_git(path, "rev-parse", "HEAD", timeout=timeout)
     run_git(path, "update-ref", _FETCHED, head, timeout=timeout)
     return (branch, "tags")
@@ -145,6 +152,9 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
     Raises:
         GitError: Git failed, or there is no such revision.
     """
+    check_url(url)
+    if rev is not None:
+        check_revision(rev)
     parent = path.parent
     folder = Path(url.removeprefix("file://"))
     if folder.is_dir():
@@ -154,6 +164,7 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
             "clone",
             "--quiet",
             "--shared",
+            "--template=",
             "--no-checkout",
             "--",
             str(folder),
@@ -163,16 +174,20 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
         # A commit that no branch holds is found through the borrowed objects.
         run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout)
         return commit
-    run_git(parent, "init", "--quiet", str(path), timeout=timeout)
-    run_git(path, "remote", "add", "origin", url, timeout=timeout)
+    run_git(parent, "init", "--quiet", "--template=", "--", str(path), timeout=timeout)
+    run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
     try:
-        run_git(path, "fetch", "--quiet", "--depth", "1", "origin", rev or "HEAD", timeout=timeout)
+        # What only `rev-parse` understands would be a rule here of which refs go where.
+        asked = _check_refspec(rev) if rev else "HEAD"
+        run_git(
+            path, "fetch", "--quiet", "--depth", "1", "--end-of-options", "origin", asked, timeout=timeout
+        )
         commit = run_git(path, "rev-parse", "FETCH_HEAD^{commit}", timeout=timeout)
     except GitError:
         if rev is None:
             raise
         heads = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
-        run_git(path, "fetch", "--quiet", "origin", *heads, timeout=timeout)
+        run_git(path, "fetch", "--quiet", "--end-of-options", "origin", *heads, timeout=timeout)
         commit = _find(path, rev, timeout, url)
     run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout)
     return commit
@@ -192,6 +207,9 @@ def tip(url: str, rev: str | None, *, timeout: float) -> str | None:
     Raises:
         GitError: Git failed.
     """
+    check_url(url)
+    if rev is not None:
+        check_revision(rev)
     folder = Path(url.removeprefix("file://"))
     if folder.is_dir():
         return _find(folder, rev or "HEAD", timeout, url)
@@ -206,34 +224,53 @@ def _find(path: Path, rev: str, timeout: float, url: str) -> str:
     for name in (rev, f"origin/{rev}"):
         if commit := _resolve(path, name, timeout):
             return commit
-    raise GitError(f"unknown git revision '{rev}' in {url}")
+    raise GitError(f"unknown git revision '{rev}' in {public_url(url)}")
 
 
-def run_git(path: Path, *arguments: str, timeout: float) -> str:
+def _check_refspec(rev: str) -> str:
+    """Return a revision that ``git fetch`` takes for one name, and nothing more.
+
+    Raises:
+        GitError: It is no name: git would take it for a rule, or cannot look it up elsewhere.
+    """
+    check_revision(rev)
+    if rev[0] in "+^" or any(letter in rev for letter in ":*?[\\^~ ") or "@{" in rev:
+        raise GitError(f"not a name of a revision: '{rev}'. Use a branch, a tag or a commit.")
+    return rev
+
+
+def run_git(path: Path, *arguments: str, timeout: float, hooks: bool = False) -> str:
     """Run git, which never asks for anything, and return what it prints.
+
+    Args:
+        path: The work tree.
+        *arguments: The command.
+        timeout: Seconds it may take.
+        hooks: Let the user's own hooks run.
 
     Raises:
         GitError: It failed, is not installed, or took too long.
     """
     try:
         done = subprocess.run(
-            ["git", "-C", str(path), *arguments],
+            ["git", "-C", str(path), *(() if hooks else FOREIGN), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
+            env=environment(),
             check=False,
         )
+    except ValueError as error:
+        raise GitError(f"`git {arguments[0]}` in {path}: {error}") from error
     except FileNotFoundError as error:
         raise GitError("the git command is not installed or not on PATH") from error
     except subprocess.TimeoutExpired as error:
         raise GitError(f"`git {arguments[0]}` in {path} did not end within {timeout:.0f} s") from error
     if done.returncode:
-        raise GitError(
-            f"`git {arguments[0]}` in {path}: {done.stderr.strip() or f'exit code {done.returncode}'}"
-        )
+        said = without_secrets(done.stderr.strip()) or f"exit code {done.returncode}"
+        raise GitError(f"`git {arguments[0]}` in {path}: {said}")
     return done.stdout.strip()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import clones
 from dvkf_prefect.data.config import Config
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git import Git, check_revision, check_url
 from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import MD5, Cache
@@ -166,17 +166,18 @@ def open_external(
         ...     repo.outputs()
     """
     folder = local_folder(url)
+    if folder is None:
+        check_url(url)
+    if rev is not None:
+        check_revision(rev)
     if folder is not None and rev is None and (root := _work_tree(folder)) is not None:
         yield _opened(root, url, _overlay(Config(root / ".dvc"), {}, remote, remote_config, config))
         return
     if folder is None and "://" not in url and ":" not in url:
-        raise NotARepositoryError(f"{url} is neither a folder nor a git url")
+        raise NotARepositoryError(f"{public_url(url)} is neither a folder nor a git url")
     with tempfile.TemporaryDirectory(prefix="dvkf-clone-") as scratch:
         path = Path(scratch) / "repository"
-        try:
-            commit = clones.snapshot(str(folder or url), rev, path, timeout=_TIMEOUT)
-        except GitError as error:
-            raise GitError(str(error).replace(url, public_url(url))) from None
+        commit = clones.snapshot(str(folder or url), rev, path, timeout=_TIMEOUT)
         base: Overlay = {"cache": {"dir": str(cache_dir or Path(scratch) / "cache")}}
         lender: Path | None = None
         prefix = "."
@@ -207,6 +208,8 @@ def local_folder(url: str) -> Path | None:
 def _opened(root: Path, url: str, overlay: Overlay) -> ExternalRepo:
     opened = ExternalRepo(root, config=overlay)
     opened.url = url
+    if opened.git is not None:
+        opened.git.foreign = True
     return opened
 
 

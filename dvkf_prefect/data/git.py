@@ -3,13 +3,78 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dvkf_prefect.errors import GitError
+from dvkf_prefect.urls import public_url, without_secrets
 
 _TIMEOUT = 120.0
+# What git may be asked to speak when a file names the url: no remote helpers, which run commands (`ext::`, `fd::`).
+_PROTOCOLS = ("file", "git", "http", "https", "ssh")
+_HELPER = r"([A-Za-z0-9][A-Za-z0-9+.-]*)::"
+_SCHEME = r"(?s)([A-Za-z0-9][A-Za-z0-9+.-]*)://(?:[^/@]*@)?(.?)"
+_SCP_OPTION = r"(?:[^/:@]*@)?-[^/]*:"
+_CONTROL = r"[\0-\x1f\x7f]"
+# Settings for repositories of others: git runs no hook and no monitor, and takes no submodules along.
+FOREIGN = (
+    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
+    "-c", "submodule.recurse=false", "-c", "fetch.recurseSubmodules=false",
+)  # fmt: skip
+
+
+def check_revision(rev: object) -> str:
+    """Return a revision that git cannot take for anything else.
+
+    Raises:
+        GitError: It is empty, an option, or holds control characters.
+    """
+    if not isinstance(rev, str) or not rev or rev.startswith("-") or re.search(_CONTROL, rev):
+        raise GitError(f"not a git revision: {rev!r}. Use a branch, a tag or a commit.")
+    return rev
+
+
+def check_url(url: str) -> str:
+    """Return a git url, or a path, that cannot make git run a command.
+
+    Raises:
+        GitError: It is an option, or names a transport that is not allowed.
+    """
+    scheme = re.match(_SCHEME, url)
+    if (
+        not url
+        or url.startswith("-")
+        or re.search(_CONTROL, url)
+        or re.match(_SCP_OPTION, url)
+        or (scheme and scheme[2] == "-")
+    ):
+        raise GitError(f"not a git url: {public_url(url)!r}. Use https://, ssh:// or a folder.")
+    found = re.match(_HELPER, url) or scheme
+    if found and found[1].lower() not in allowed_protocols():
+        raise GitError(
+            f"git transport '{found[1]}' is not allowed: {public_url(url)!r}. Use https://, ssh:// or a folder, or "
+            "name the transport in GIT_ALLOW_PROTOCOL."
+        )
+    return url
+
+
+def allowed_protocols() -> tuple[str, ...]:
+    """Return the transports git may use: those of ``GIT_ALLOW_PROTOCOL`` where it is set."""
+    given = os.environ.get("GIT_ALLOW_PROTOCOL")
+    return tuple(given.lower().split(":")) if given else _PROTOCOLS
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a git process: it asks for nothing, and speaks only allowed protocols."""
+    return {
+        **os.environ,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": ":".join(allowed_protocols()),
+        "LC_ALL": "C.UTF-8",
+        **(more or {}),
+    }
 
 
 class Git:
@@ -17,10 +82,12 @@ class Git:
 
     Args:
         root: Its top folder.
+        foreign: Whether it is of somebody else, so that its configuration may run nothing.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, foreign: bool = False) -> None:
         self.root = root
+        self.foreign = foreign
 
     def __repr__(self) -> str:
         return f"Git({str(self.root)!r})"
@@ -51,20 +118,23 @@ class Git:
         """
         try:
             done = subprocess.run(
-                ["git", "-C", str(self.root), *args],
+                ["git", "-C", str(self.root), *(FOREIGN if self.foreign else ()), *args],
                 input=stdin,
                 stdin=subprocess.DEVNULL if stdin is None else None,
                 capture_output=True,
                 timeout=_TIMEOUT,
-                env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8", **(env or {})},
+                env=environment(env),
                 check=False,
             )
         except FileNotFoundError as error:
             raise GitError("the git command is not installed or not on PATH") from error
+        except ValueError as error:
+            raise GitError(f"`git {args[0]}` in {self.root}: {error}") from error
         except subprocess.TimeoutExpired as error:
             raise GitError(f"`git {args[0]}` in {self.root} gave no answer in {_TIMEOUT:.0f} s") from error
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+            said = without_secrets(done.stderr.decode(errors="replace").strip())
+            said = said or f"exit code {done.returncode}"
             raise GitError(f"`git {' '.join(args[:2])}` in {self.root}: {said}")
         return done.stdout
 
@@ -81,6 +151,7 @@ class Git:
         Raises:
             GitError: There is no such revision.
         """
+        check_revision(rev)
         try:
             return self.run("rev-parse", "--verify", "--quiet", "--end-of-options", rev + "^{commit}")
         except GitError:
@@ -96,11 +167,13 @@ class Git:
         Raises:
             GitError: The revision has no such file.
         """
-        return self.run_bytes("cat-file", "blob", f"{rev}:{path}")
+        return self.run_bytes("cat-file", "blob", "--end-of-options", f"{check_revision(rev)}:{path}")
 
     def ls_tree(self, rev: str) -> list[str]:
         """Return the paths of every file in a revision, relative to the work tree's top."""
-        listed = self.run_bytes("ls-tree", "-r", "-z", "--name-only", "--full-tree", rev)
+        listed = self.run_bytes(
+            "ls-tree", "-r", "-z", "--name-only", "--full-tree", "--end-of-options", check_revision(rev)
+        )
         return [os.fsdecode(path) for path in listed.split(b"\0") if path]
 
     def tracked(self, paths: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents
+from dvkf_prefect.data.git import FOREIGN, environment
 from dvkf_prefect.data.outputs import Output, read_outputs
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles, WorkspaceFiles, describes_outputs
 from dvkf_prefect.data.store import LEGACY, MD5
@@ -225,11 +226,11 @@ class _Objects:
         self._folders: OrderedDict[str, tuple[dict[str, str], dict[str, str]]] = OrderedDict()
         try:
             self._process = subprocess.Popen(
-                ["git", "-C", str(git.root), "cat-file", "--batch"],
+                ["git", "-C", str(git.root), *(FOREIGN if git.foreign else ()), "cat-file", "--batch"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
+                env=environment(),
             )
         except FileNotFoundError as error:
             raise GitError("the git command is not installed or not on PATH") from error

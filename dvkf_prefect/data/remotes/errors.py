@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus, urlsplit, urlunsplit
+from urllib.parse import quote, quote_plus
 
 from dvkf_prefect.errors import (
     DiskFullError,
@@ -15,29 +14,10 @@ from dvkf_prefect.errors import (
     RemoteError,
     RemoteUnreachableError,
 )
+from dvkf_prefect.urls import public_url as public_url  # where remotes look for it
+from dvkf_prefect.urls import without_secrets
 
-# Signatures and tokens in a url's query, and the parts of an S3 answer that repeat the signed headers.
-_SIGNED = re.compile(
-    r"(?i)((?:^|[?&;\s])(?:sig|signature|token|x-amz-[a-z0-9-]+|x-goog-[a-z0-9-]+|awsaccesskeyid)=)[^&\s\"'<>]+"
-    r"|<(StringToSign|StringToSignBytes|CanonicalRequest|CanonicalRequestBytes|SignatureProvided)>.*?</\2>"
-    r"|((?:Bearer|Basic) )[A-Za-z0-9+/=._~-]{8,}",
-    re.DOTALL,
-)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-def public_url(url: str) -> str:
-    """The url without password and query.
-
-    Example:
-        >>> public_url("ssh://me:pass@host:22/data")
-        'ssh://me@host:22/data'
-    """
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return urlunsplit((parts.scheme, f"{user.partition(':')[0]}{at}{host}", parts.path, "", ""))
 
 
 @dataclass(frozen=True)
@@ -62,7 +42,7 @@ class Place:
         for secret in self.secrets:
             for form in {secret, quote(secret, safe=""), quote_plus(secret), quote(secret)}:
                 text = text.replace(form, "***")
-        return _SIGNED.sub(lambda m: f"{m[1] or m[3] or ''}***", text)
+        return without_secrets(text)
 
     def cause(self, error: BaseException) -> BaseException:
         """The error to chain: itself, or one like it with the secrets cut out."""
