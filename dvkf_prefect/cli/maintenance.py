@@ -86,7 +86,7 @@ def gc_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--assume-unshared",
         action="store_true",
-        help="with -c: nobody else uses the remote, whatever is found there",
+        help="nobody else uses the cache or, with -c, the remote, whatever is found there",
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data import clones
+from dvkf_prefect.data import clones, neighbours
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.git import Git, check_revision, check_url
 from dvkf_prefect.data.remotes.errors import public_url
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Seconds each git command may take.
 _TIMEOUT = 600.0
+# Seconds to wait for a collection in a cache that is read.
+_LOCK_WAIT = 60.0
 
 Overlay = dict[str, dict[str, str]]
 
@@ -171,7 +173,9 @@ def open_external(
     if rev is not None:
         check_revision(rev)
     if folder is not None and rev is None and (root := _work_tree(folder)) is not None:
-        yield _opened(root, url, _overlay(Config(root / ".dvc"), {}, remote, remote_config, config))
+        opened = _opened(root, url, _overlay(Config(root / ".dvc"), {}, remote, remote_config, config))
+        with neighbours.working(opened.cache.root, _LOCK_WAIT):
+            yield opened
         return
     if folder is None and "://" not in url and ":" not in url:
         raise NotARepositoryError(f"{public_url(url)} is neither a folder nor a git url")
@@ -193,10 +197,13 @@ def open_external(
             raise GitError(f"{public_url(url)} has no folder {prefix} at {rev or 'its default branch'}")
         opened = _opened(top, url, _overlay(Config(top / ".dvc"), base, remote, remote_config, config))
         opened.at = commit
-        if lender is not None:
-            opened.folder = source.root
-            opened._borrow(lender)
-        yield opened
+        if lender is None:
+            yield opened
+            return
+        opened.folder = source.root
+        opened._borrow(lender)
+        with neighbours.working(lender, _LOCK_WAIT):
+            yield opened
 
 
 def local_folder(url: str) -> Path | None:

@@ -7,10 +7,15 @@ which DVC lets go. The run cache (``runs/``) is never touched; objects that only
 
 Where DVC loses what it cannot know, this refuses and removes nothing anywhere:
 
+- A cache outside the repository, or one in which another repository left its mark (see `neighbours`), holds what
+  others use. Their repositories must be named, or ``assume_unshared`` must say that there are none.
 - A manifest in use that is neither in a cache nor on a remote does not tell its files. DVC removes them after a
   question, with ``-f`` without one.
 - A remote that holds objects unknown to every repository told of is used by somebody else, whose objects DVC removes.
   See `ownership` for what "known" means; ``assume_unshared`` says that there is nobody else.
+
+A cache is collected while no other process works in it. Right before objects are removed, a place is looked at again:
+what changed meanwhile stays, and so do the files of manifests that came.
 
 An object that came or changed less than ``grace`` seconds before the start may belong to a push or a run that is still
 going on, and stays; of a manifest that stays so do its files, since a manifest on a remote vouches for them.
@@ -31,6 +36,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from dvkf_prefect.data import neighbours
 from dvkf_prefect.data.history import Described, History, workspace_described
 from dvkf_prefect.data.inventory import (
     FolderInventory,
@@ -41,10 +47,18 @@ from dvkf_prefect.data.inventory import (
     refuse_versioned,
 )
 from dvkf_prefect.data.manifests import Manifest, Manifests, distinct
-from dvkf_prefect.data.ownership import Notes, Told, has_own_cache, named_keys, run_keys, unknown
+from dvkf_prefect.data.ownership import Notes, Told, named_keys, run_keys, unknown
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
-from dvkf_prefect.errors import ConfigError, DvkfError, MissingObjectError, ParseError, RemoteError
+from dvkf_prefect.errors import (
+    ConfigError,
+    DvkfError,
+    MissingObjectError,
+    ObjectError,
+    ParseError,
+    RemoteError,
+)
+from dvkf_prefect.text import printable
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.git import Git
@@ -59,6 +73,7 @@ _RUNS = "dvkf"
 _SHOWN = 5
 _BATCH = 1000
 _JOBS = 4
+_WAIT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +264,7 @@ class _Place:
     grace: float
     remote: Remote | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    times: dict[str, float | None] = field(default_factory=dict)
     young: set[str] = field(default_factory=set)
     # Whether all of these are known to be ours.
     proven: bool = False
@@ -275,15 +291,22 @@ def collect_garbage(
         raise ConfigError("`--not-in-remote` and `--cloud` are mutually exclusive")
     with ExitStack() as stack:
         repos = _open(repo, projects)
-        for each in repos:
+        # In one order, so that two collections that name each other do not wait for each other.
+        for each in sorted(repos, key=lambda each: each.root):
             stack.enter_context(each.lock())
+        if not assume_unshared:
+            _check_neighbours(repo, repos)
+        if not dry_run:
+            stack.enter_context(neighbours.collecting(repo.cache.root, _WAIT))
         told = []
         for each in repos:
             history = stack.enter_context(History(each.git, each.git_prefix)) if each.git else None
             told.append(Told(each, history))
         started = _now()
         # What is there is listed before what is used is read: what is pushed meanwhile is not up for removal.
-        local = _Place("cache", FolderInventory(repo.cache.root), set(), _grace(grace, has_own_cache(repo)))
+        local = _Place(
+            "cache", FolderInventory(repo.cache.root), set(), _grace(grace, neighbours.is_own(repo))
+        )
         local.keys = local.inventory.keys()
         places = [local]
         if cloud:
@@ -306,6 +329,7 @@ def collect_garbage(
         if not dry_run:
             repo.cache.sweep()
             for place in places:
+                _look_again(place, manifests, repo)
                 _remove(place, repo, jobs)
         removed = [row for place in places for row in _report(place, dry_run)]
         for place in places:
@@ -333,6 +357,30 @@ def _open(repo: Repo, projects: Sequence[str | os.PathLike[str]]) -> list[Repo]:
         other = Repo.open(path)
         repos.setdefault(other.root.resolve(), other)
     return list(repos.values())
+
+
+def _check_neighbours(repo: Repo, repos: Sequence[Repo]) -> None:
+    """Refuse a cache that repositories use which are not named.
+
+    Raises:
+        ObjectError: There are such, or there may be.
+    """
+    root = repo.cache.root
+    users = neighbours.others(root, repos)
+    advice = "nothing was removed. Name the repositories with -p"
+    if users:
+        shown = ", ".join(printable(user) for user in users[:_SHOWN])
+        more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
+        raise ObjectError(
+            f"the cache {root} is used by {len(users)} other repositor{'y' if len(users) == 1 else 'ies'} "
+            f"({shown}{more}); {advice}. If one is gone for good, remove its mark in {root / neighbours.USERS}; "
+            "if nobody else uses the cache, pass --assume-unshared."
+        )
+    if len(repos) == 1 and not neighbours.is_inside(repo):
+        raise ObjectError(
+            f"the cache {root} lies outside the repository, so other repositories may use it; {advice}, or, if "
+            "nobody else uses it, pass --assume-unshared."
+        )
 
 
 def _remote_place(repo: Repo, name: str | None, grace: float | None) -> _Place:
@@ -416,9 +464,33 @@ def _choose(place: _Place, keep: set[str], started: float, manifests: Manifests,
             place.young.add(key)
         else:
             place.sizes[key] = size
+            place.times[key] = changed
+    _spare(place, place.young, manifests, repo)
+
+
+def _look_again(place: _Place, manifests: Manifests, repo: Repo) -> None:
+    """Let go of what changed since it was chosen, and of the files of manifests that came since."""
+    if not place.sizes:
+        return
+    there = place.inventory.keys()
+    stays = {
+        key: changed == place.times[key] for key, _, changed in place.inventory.measure(list(place.sizes))
+    }
+    for key in [key for key in place.sizes if not stays.get(key)]:
+        del place.sizes[key]
+        if key in there:
+            place.young.add(key)
+    came = there - place.keys
+    place.keys |= came
+    place.young |= came
+    _spare(place, came, manifests, repo)
+
+
+def _spare(place: _Place, young: Iterable[str], manifests: Manifests, repo: Repo) -> None:
+    """Keep the files of those manifests that stay."""
     trees = [
         Manifest(digest, hash_name, digest, repo, place.name if place.remote else None)
-        for digest, hash_name in map(identity, place.young)
+        for digest, hash_name in map(identity, young)
         if is_tree(digest)
     ]
     for manifest, tree in manifests.read(trees):

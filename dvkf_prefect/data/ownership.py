@@ -28,6 +28,7 @@ from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.history import Described, History
 from dvkf_prefect.data.inventory import FolderInventory, identity, keys_of
 from dvkf_prefect.data.manifests import Manifest, Manifests, distinct
+from dvkf_prefect.data.neighbours import is_own
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import GitError
@@ -121,7 +122,7 @@ def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, n
                 foreign.update(keys_of(tree.digests, manifest.hash_name))
             else:
                 every_import = False
-    own = [Path(each.repo.cache.root) for each in told if has_own_cache(each.repo)] if every_import else []
+    own = [Path(each.repo.cache.root) for each in told if is_own(each.repo)] if every_import else []
     cached: set[str] = set()
     for root in own:
         if left:
@@ -138,11 +139,6 @@ def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, n
             if not left:
                 break
     return left
-
-
-def has_own_cache(repo: Repo) -> bool:
-    """Tell whether a repository's cache lies in its own `.dvc` folder, so that nobody else is expected to use it."""
-    return repo.cache.root.resolve().is_relative_to(repo.dvc_dir.resolve())
 
 
 def run_keys(root: Path) -> Iterator[str]:

@@ -596,11 +596,12 @@ class Repo(RepoImports):
             run_cache: Keep what the run cache names, too.
             grace: Keep what came or changed so recently, seconds. None for an hour on a remote and in a cache that
                 others may use, and for none in a cache of our own.
-            assume_unshared: Nobody else uses the remote, whatever is found there.
+            assume_unshared: Nobody else uses the cache or the remote, whatever is found there.
 
         Raises:
             ConfigError: The scope says nothing, or options contradict each other.
             MissingObjectError: A manifest in use cannot be had, so its files are not known; nothing was removed.
+            ObjectError: Other repositories use the cache, or may; nothing was removed.
             ParseError: A file that tracks data cannot be read; nothing was removed.
             RemoteError: The remote cannot be used, or somebody else uses it; nothing was removed.
         """

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from dvkf_prefect.data import outputs
+from dvkf_prefect.data import neighbours, outputs
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.git import Git
@@ -55,6 +55,7 @@ class RepoBase:
         )
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
         self.ignore = Ignore(root)
+        self._marked = False
         self._lock = RepoLock(
             self.dvc_dir / "tmp" / "lock", hardlink=bool(self.config.get("core", "hardlink_lock"))
         )
@@ -139,10 +140,11 @@ class RepoBase:
         """Where we keep what can be lost at any time; not made before it is needed."""
         return self.dvc_dir / "tmp" / "dvkf"
 
+    @contextmanager
     def lock(
         self, timeout: float = _LOCK_WAIT, *, write: Sequence[str] | Callable[[], Sequence[str]] = ()
-    ) -> AbstractContextManager[None]:
-        """Hold the repository's lock, which is DVC's too.
+    ) -> Iterator[None]:
+        """Hold the repository's lock, which is DVC's too, and keep collections of others out of its cache.
 
         Args:
             timeout: How long to wait for another holder, seconds.
@@ -156,7 +158,17 @@ class RepoBase:
             paths = write() if callable(write) else write
             return [os.path.normpath(self.root / path) for path in paths]
 
-        return self._lock.hold(timeout, write=written)
+        with self._lock.hold(timeout, write=written), neighbours.working(self.cache.root, timeout):
+            self._mark()
+            try:
+                yield
+            finally:
+                # The cache may have been made meanwhile.
+                self._mark()
+
+    def _mark(self) -> None:
+        if not self._marked:
+            self._marked = neighbours.mark(self)
 
     # -- what is tracked ---------------------------------------------------------------------------------------------
 
