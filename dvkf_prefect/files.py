@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
 
+from dvkf_prefect import durability
 from dvkf_prefect.errors import DiskFullError, ParseError
 
 # Files that describe things are small; DVC's largest dvc.lock files seen in public are below 20 MB.
@@ -55,7 +57,12 @@ def read_description(path: str | Path, *, name: str | None = None, limit: int = 
 
 def temporary_beside(path: Path) -> Path:
     """Return a short random name in the folder of ``path`` for a file that is still being written."""
-    return path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    return path.with_name(temporary_name())
+
+
+def temporary_name() -> str:
+    """Return a short random file name that `is_temporary` knows."""
+    return f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
 
 
 def is_temporary(name: str) -> bool:
@@ -63,33 +70,56 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process ends.
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666, durable: bool = True) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process ends or the power is cut.
 
     Args:
         path: The file; its folder must exist.
         data: The bytes.
         mode: The permissions of a new file, before the umask; an existing file keeps its own.
+        durable: Bring to the disk first what the file may name, see `durability`, and then the file. Not needed for a
+            memory that only saves work.
 
     Raises:
         DiskFullError: There is no room; the old file is untouched.
     """
-    temporary = temporary_beside(path)
+    durable = durable and durability.is_on()
+    temporary: Path | None = None
     try:
+        if durable:
+            durability.flush()
         with suppress(FileNotFoundError):
             mode = path.stat().st_mode & 0o777
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        with open(os.open(temporary, flags, mode), "wb", buffering=0) as stream:
+        temporary, descriptor = _create_beside(path, mode)
+        with open(descriptor, "wb", buffering=0) as stream:
             view = memoryview(data)
             while view:
                 view = view[stream.write(view) :]
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise_disk_full(error, path)
+            if durable:
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        if durable:
+            durability.sync_path(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError):
+            raise_disk_full(error, path)
         raise
+
+
+def _create_beside(path: Path, mode: int) -> tuple[Path, int]:
+    """Open a new temporary file, locked so that no sweep of leftovers takes it for one."""
+    while True:
+        temporary = temporary_beside(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(temporary, flags, mode)
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)
 
 
 def raise_disk_full(error: OSError, path: str | Path) -> None:

@@ -32,6 +32,8 @@ _NOT_BETWEEN_THESE = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.E
 # linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
 _FICLONE = 0x40049409
 _counter = 0
+# Process numbers repeat in containers that share a disk.
+_token = os.urandom(6).hex()
 
 # ("error", errno, the file) or ("corrupt", 0, the digest that was found)
 Failure = tuple[str, int, str]
@@ -48,7 +50,7 @@ def _failure(error: OSError) -> Failure:
 def _temporary(folder: str) -> str:
     global _counter
     _counter += 1
-    return f"{folder}{os.getpid()}-copy-{_counter}"
+    return f"{folder}{_token}-{os.getpid()}-{_counter}"
 
 
 def _read(path: str, size: int) -> tuple[bytes, int]:

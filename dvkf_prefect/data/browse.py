@@ -18,6 +18,7 @@ from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.errors import MissingObjectError, OutputNotFoundError
+from dvkf_prefect.files import is_temporary
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -342,6 +343,8 @@ class _Browser:
         if there and stat.S_ISDIR(there.st_mode):
             with os.scandir(f"{self._root}/{path}") as entries:
                 for entry in entries:
+                    if is_temporary(entry.name):
+                        continue
                     isdir = entry.is_dir(follow_symlinks=False)
                     full = _join(path, entry.name)
                     if not self._repo.ignore.matches(full + "/" if isdir else full):

@@ -69,6 +69,7 @@ def checkout(
                     failures[f"{output.path}/"] = str(error)
         repo.workspace.sweep(tracked)
         work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
+        repo.workspace.sweep()
         inside = {id(o) for o in tracked[len(whole) :]}
         # Manifests do not say which files may be executed: those of parts stay as they are.
         work = [(replace(o, isexec=f.isexec) if id(o) in inside else o, f) for o, f in work]
@@ -190,4 +191,4 @@ def _remember(repo: Repo, tracked: Sequence[Output], gone: set[str]) -> None:
     after.update({output.path: output.digest for output in tracked if output.digest})
     if after != before:
         repo.tmp_dir.mkdir(parents=True, exist_ok=True)
-        write_atomic(_record_file(repo), json.dumps(after, sort_keys=True).encode())
+        write_atomic(_record_file(repo), json.dumps(after, sort_keys=True).encode(), durable=False)

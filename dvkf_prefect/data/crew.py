@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from dvkf_prefect.data import _copier
+from dvkf_prefect.leftovers import held
 
 # Files and bytes of one piece of work. A process more is worth its start from a few pieces on.
 _FILES = 256
@@ -135,7 +136,11 @@ def _cores() -> int:
 def _start() -> subprocess.Popen[bytes]:
     # Isolated and without site-packages: it needs neither, and is there in a tenth of the time.
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", _copier.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-I", "-S", _copier.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # As long as it works in a folder of ours, nobody may take the folder for left.
+        pass_fds=held(),
     )
 
 

@@ -222,7 +222,7 @@ def _not_there(repo: Repo, name: str, state: State, *, refresh: bool) -> set[str
     if found != known:
         with suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(memory, "\n".join(sorted(found)).encode())
+            write_atomic(memory, "\n".join(sorted(found)).encode(), durable=False)
     return missing
 
 

@@ -287,7 +287,7 @@ class Memory:
         }
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._file(key), json.dumps(meta).encode() + b"\n" + body)
+            write_atomic(self._file(key), json.dumps(meta).encode() + b"\n" + body, durable=False)
 
     def forget(self, key: str) -> None:
         """Drop what is known of the folder ``key``."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.errors import DvkfError, RemoteError
+from dvkf_prefect.leftovers import OWNER
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -253,9 +254,9 @@ def _cache(repo: Repo) -> Check:
 
 def _leftovers(repo: Repo) -> Check:
     """Tell of what the cache holds that is no object: downloads to go on with, objects that were damaged."""
-    temporary: list[str] = []
-    with suppress(FileNotFoundError):
-        temporary = os.listdir(repo.cache.root / _TEMPORARY)
+    temporary = [
+        name for _, _, names in os.walk(repo.cache.root / _TEMPORARY) for name in names if name != OWNER
+    ]
     damaged = [name for name in temporary if "-corrupt-" in name]
     if damaged:
         return Check(

@@ -12,6 +12,7 @@ from dvkf_prefect.data._copier import Stat, clone_one, look
 from dvkf_prefect.data.digest import Memory, Rows, age, digest_file
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
+from dvkf_prefect.files import temporary_name
 
 # What the objects that links lead to looked like when their content was last known to be right.
 _MEMORY_KEY = "\0linked objects"
@@ -55,7 +56,7 @@ class Links:
         """Tell whether a type of link can lead from the workspace to the cache."""
         source = self._cache.temporary("probe")
         self._probe.mkdir(parents=True, exist_ok=True)
-        target = self._probe / f"probe-{os.getpid()}"
+        target = self._probe / temporary_name()
         try:
             source.write_bytes(b"probe")
             if kind == "reflink":
@@ -198,8 +199,8 @@ class Links:
 
 def aside_name(relpath: str) -> str:
     """Return the name beside a file under which its successor is made."""
-    folder, slash, name = relpath.rpartition("/")
-    return f"{folder}{slash}.{name[:60]}.{os.getpid()}.dvkf"
+    folder, slash, _ = relpath.rpartition("/")
+    return f"{folder}{slash}{temporary_name()}"
 
 
 def _same(rows: Rows, i: int, info: os.stat_result) -> bool:

@@ -24,6 +24,7 @@ from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.store import MD5
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import GitError, MissingObjectError, OutputNotFoundError, UnsafePathError
+from dvkf_prefect.files import is_temporary
 
 _LINK = "120000"
 _PROGRAM = "100755"
@@ -376,7 +377,7 @@ class Listing(ABC):
                 with suppress(FileNotFoundError):
                     info = item.stat()
                     is_dir = stat.S_ISDIR(info.st_mode)
-                    hidden = not path and item.name in _HIDDEN
+                    hidden = (not path and item.name in _HIDDEN) or is_temporary(item.name)
                     if hidden or (not quiet and self.repo.ignore.matches(below + "/" if is_dir else below)):
                         continue
                     entry = _disk_entry(below, item.path, info, is_link=is_dir and item.is_symlink())

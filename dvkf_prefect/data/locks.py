@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.errors import LockedError
+from dvkf_prefect.leftovers import share_with_helpers, unshare
 
 # Paths, absolute; or how they are found out, which is only done while somebody runs stages.
 Paths = Iterable[str] | Callable[[], Iterable[str]]
@@ -220,9 +221,12 @@ class _Flock:
             raise
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid():>6}\n".encode(), 0)
+        # A helper that outlives this process still writes for it.
+        share_with_helpers(descriptor)
         return cls(descriptor)
 
     def release(self) -> None:
+        unshare(self._descriptor)
         os.close(self._descriptor)
 
 

@@ -318,8 +318,8 @@ def _beside(
     results: Iterator[tuple[str, int | ObjectError]]
     if direction == "push":
         storage.sweep()
-        storage.make_folders([storage.temporary, *(f"{folder}/{prefix}" for prefix in _folders(digests))])
-        results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary, workers=jobs)
+        storage.make_folders(f"{folder}/{prefix}" for prefix in _folders(digests))
+        results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary(), workers=jobs)
     else:
         results = cache.copy_from(folder, digests, hash_name, workers=jobs)
     try:

@@ -247,7 +247,7 @@ def _remember(repo: Repo, output: Output, origin: Origin, stored: Stored) -> Non
     entry = {"of": _mark(origin), "digest": stored.digest, "size": stored.size, "nfiles": stored.nfiles}
     repo.tmp_dir.mkdir(parents=True, exist_ok=True)
     known = {**_remembered(repo), output.source: entry}
-    write_atomic(_memory_file(repo), json.dumps(known, sort_keys=True).encode())
+    write_atomic(_memory_file(repo), json.dumps(known, sort_keys=True).encode(), durable=False)
 
 
 def _known(repo: Repo, output: Output) -> Output:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from dvkf_prefect import durability
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.moving import Progress, Remote
 from dvkf_prefect.data.outputs import Output
@@ -89,7 +90,8 @@ def move_runs(
             raise ParseError(key, f"this is not what a run wrote; remove it from {remote}")
         path = cache.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
+        write_atomic(path, data, durable=False)
+        durability.note(cache.root, [str(path)])
         return len(data)
 
     if not runs.keys:
@@ -98,6 +100,7 @@ def move_runs(
         progress.start(f"run cache {'to' if push else 'from'} {remote.name}", len(runs.keys), 0)
     try:
         _each(send if push else receive, runs, jobs or remote.jobs, progress)
+        durability.flush()
     finally:
         if progress:
             progress.finish()

@@ -20,17 +20,17 @@ class SharedCache(Cache):
 
     _is_open = False
 
-    def temporary(self, name: str = "") -> Path:
-        """Return an unused name on the cache's own file system; every write begins with one."""
+    def _own_folder(self) -> Path:
+        """Return the folder for files that are not whole yet; every write begins with one."""
         if not self._is_open:
             self._open_folders()
             self._is_open = True
-        return super().temporary(name)
+        return super()._own_folder()
 
     def _open_folders(self) -> None:
         """Make the folders that objects go into; those of others that are there already stay as they are."""
         objects = self.root / "files" / "md5"
-        for folder in (self.root, objects.parent, objects, super().temporary().parent, self.root / "runs"):
+        for folder in (self.root, objects.parent, objects, self.root / "tmp-dvkf", self.root / "runs"):
             _make(folder)
         for number in range(256):
             _make(objects / f"{number:02x}")

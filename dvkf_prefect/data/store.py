@@ -6,20 +6,21 @@ Source of the layout: DVC 3.x, ``<root>/files/md5/aa/bbb…``; DVC 2.x, ``<root>
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
+import secrets
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dvkf_prefect import durability
 from dvkf_prefect.data._copier import LARGE, NOTED, Failure, Look, Stat, appearance, place_one
 from dvkf_prefect.data.crew import share
 from dvkf_prefect.data.digest import age, digest_bytes, digest_file
-from dvkf_prefect.data.locks import is_alive
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
     CorruptObjectError,
@@ -28,13 +29,16 @@ from dvkf_prefect.errors import (
     OutputError,
     UnsafePathError,
 )
-from dvkf_prefect.files import raise_disk_full, write_atomic
+from dvkf_prefect.files import is_temporary, raise_disk_full, write_atomic
+from dvkf_prefect.leftovers import OwnedFolder, claim
 
 MD5 = "md5"
 LEGACY = "md5-dos2unix"
 _HEX = frozenset("0123456789abcdef")
-_counter = itertools.count()
 _TEMPORARY = "tmp-dvkf"
+_PART = "part-"
+# Unfinished downloads, and files of versions that named them otherwise, are kept for so many seconds.
+_KEPT = 7 * 24 * 3600
 
 
 def object_key(digest: str, hash_name: str = MD5) -> str:
@@ -81,6 +85,8 @@ class Cache:
         self._ledger_file = ledger
         self._ledger_changed = False
         self._made: set[str] = set()
+        self._own: OwnedFolder | None = None
+        self._owning = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r})"
@@ -134,7 +140,7 @@ class Cache:
             self._ledger_changed = False
             with suppress(OSError):
                 self._ledger_file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(self._ledger_file, json.dumps(self._ledger).encode())
+                write_atomic(self._ledger_file, json.dumps(self._ledger).encode(), durable=False)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -281,7 +287,10 @@ class Cache:
 
     def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
         """Take a damaged object out of the way, so that the next fetch brings a good one; return where it is now."""
-        aside = self.temporary("corrupt-" + digest)
+        folder = self.root / _TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not in this process's own folder, which goes with it.
+        aside = folder / f"{secrets.token_hex(8)}-corrupt-{digest}"
         with suppress(OSError):
             os.replace(self.path(digest, hash_name), aside)
         return aside
@@ -335,8 +344,9 @@ class Cache:
             DiskFullError: There is no room; what was stored stays.
             OSError: A file cannot be read.
         """
-        fixed = (str(self._folder(MD5)), f"{self.temporary().parent}/", share_blocks)
+        fixed = (str(self._folder(MD5)), f"{self._own_folder()}/", share_blocks)
         for start, results in share("store", fixed, (files, sizes), sizes):
+            self._note_stored(fixed[0], [result for result in results if isinstance(result, str)])
             for row, result in enumerate(results, start):
                 if not isinstance(result, str):
                     error = OSError(result[1], os.strerror(result[1]), result[2])
@@ -364,11 +374,12 @@ class Cache:
             DiskFullError: There is no room; what was stored stays.
             OSError: A file cannot be read or written.
         """
-        target, temporary = str(self._folder(hash_name)), f"{self.temporary().parent}/"
+        target, temporary = str(self._folder(hash_name)), f"{self._own_folder()}/"
         fixed = (str(folder), target, temporary, hash_name == MD5, 0o444)
         # Nothing is known of objects elsewhere: each is hashed.
         looks = [None] * len(digests)
         for start, results in share("transfer", fixed, (digests, looks), workers=workers):
+            self._note_stored(target, digests[start : start + len(results)])
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 if isinstance(result, int):
@@ -391,6 +402,11 @@ class Cache:
                     raise_disk_full(error, detail)
                     raise error
         self._save_ledger()
+
+    def _note_stored(self, folder: str, digests: Sequence[str]) -> None:
+        """Note objects for the next flush; of many it is enough to know that they are many."""
+        some = digests[: durability.EACH + 1]
+        durability.note(folder, [f"{folder}/{digest[:2]}/{digest[2:]}" for digest in some])
 
     def copy_in(self, source: str | Path, digest: str, hash_name: str = MD5) -> int:
         """Copy an object from another store's file, hashed on the way; return its bytes.
@@ -443,6 +459,7 @@ class Cache:
         known = map(self._ledger.get, digests)
         looks = [look if look and look[0] >= LARGE else None for look in known]
         for start, results in share("transfer", fixed, (digests, looks), workers=workers):
+            self._note_stored(str(folder), digests[start : start + len(results)])
             for row, result in enumerate(results, start):
                 digest = digests[row]
                 yield digest, result if isinstance(result, int) else self._problem(result, digest, hash_name)
@@ -463,43 +480,48 @@ class Cache:
         except FileNotFoundError:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, target)
+        durability.note(self.root, [str(target)])
 
     def temporary(self, name: str = "") -> Path:
         """Return an unused name on the cache's own file system, for a file to be moved in from."""
-        folder = self.root / _TEMPORARY
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{os.getpid()}-{name}-{next(_counter)}"
+        return self._own_folder() / f"{secrets.token_hex(8)}-{name}"
+
+    def _own_folder(self) -> Path:
+        """Return this cache's folder for files that are not whole yet; it is removed with the process."""
+        with self._owning:
+            if self._own is None or not os.path.isdir(self._own.path):
+                self._own = OwnedFolder(self.root / _TEMPORARY)
+            return self._own.path
 
     def partials(self) -> dict[str, Path]:
         """Return what downloads of processes that have ended left unfinished, by digest."""
+        self.sweep()
         found: dict[str, Path] = {}
-        with suppress(FileNotFoundError):
-            for name in os.listdir(self.root / _TEMPORARY):
-                owner, _, digest = name.partition("-part-")
-                pid = owner.partition("-")[0]
-                if digest and pid.isdigit() and not is_alive(int(pid)):
-                    found[digest] = self.root / _TEMPORARY / name
+        if self._own is not None:
+            for name in os.listdir(self._own.path):
+                thread, _, digest = name.partition(f"-{_PART}")
+                if thread == "left":
+                    found[digest] = self._own.path / name
         return found
 
     def partial(self, digest: str) -> Path:
         """Return where this thread keeps an unfinished download, for a process that comes after it to go on from."""
-        return self.temporary().with_name(f"{os.getpid()}-{threading.get_ident()}-part-{digest}")
+        return self._own_folder() / f"{threading.get_ident()}-{_PART}{digest}"
 
     def sweep(self) -> None:
-        """Remove temporary files that processes no longer alive left behind; damaged objects are kept."""
-        folder = self.root / _TEMPORARY
-        with suppress(FileNotFoundError):
-            for entry in os.scandir(folder):
-                pid, _, rest = entry.name.partition("-")
-                if (
-                    pid.isdigit()
-                    and not rest.startswith("corrupt-")
-                    and "-part-" not in rest
-                    and not is_alive(int(pid))
-                ):
+        """Remove temporary files whose process is gone; damaged objects, and downloads to go on from, are kept."""
+        for folder in claim(self.root / _TEMPORARY):
+            for entry in list(os.scandir(folder)):
+                _, part, digest = entry.name.partition(f"-{_PART}")
+                if part and time.time() - entry.stat().st_mtime < _KEPT:
+                    os.replace(entry.path, self._own_folder() / f"left-{_PART}{digest}")
+        with suppress(FileNotFoundError), os.scandir(self.root / _TEMPORARY) as entries:
+            for entry in entries:
+                # Of versions that told the owner by its number.
+                if entry.is_file() and "-corrupt-" not in entry.name:
                     with suppress(OSError):
-                        os.unlink(entry.path)
+                        if time.time() - entry.stat().st_mtime > _KEPT:
+                            os.unlink(entry.path)
 
 
 def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -546,6 +568,8 @@ def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         prefix, folder = stack.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
+                if is_temporary(entry.name):
+                    continue
                 relpath = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     stack.append((relpath + "/", entry.path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dvkf_prefect import durability
 from dvkf_prefect.data.moving import Progress, Remote, move
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.plan import Parts, Plan, plan_fetch, plan_push
@@ -67,6 +68,8 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
             files, size = files + moved.files, size + moved.size
             plan.fail(batch, moved.failed)
             lost = batch.absent.union(moved.failed)
+            # A manifest vouches for its files.
+            durability.flush()
             whole = [
                 digest
                 for digest in batch.manifests
@@ -77,6 +80,7 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
             )
             files, size = files + moved.files, size + moved.size
             plan.fail(batch, moved.failed)
+        durability.flush()
     finally:
         if progress:
             progress.finish()

@@ -376,9 +376,7 @@ def _settle_cache(run: _Run, wrong: dict[str, _Checked], remote: str | None) -> 
         }
         rest: dict[str | None, list[str]] = {}
         for key in wrong:
-            digest, _ = identity(key)
-            asides[key] = cache.temporary("corrupt-" + digest)
-            os.replace(cache.root / key, asides[key])
+            asides[key] = cache.set_aside(*identity(key))
             if _from_workspace(run.repo, key, known[key]):
                 sources[key] = "the workspace"
             else:
@@ -510,5 +508,5 @@ def _good_copy(run: _Run, key: str, paths: Sequence[str]) -> bool:
             )
         return False
     if state == "damaged":
-        os.replace(repo.cache.root / key, repo.cache.temporary("corrupt-" + identity(key)[0]))
+        repo.cache.set_aside(*identity(key))
     return _from_workspace(repo, key, paths)

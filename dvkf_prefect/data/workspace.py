@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import posixpath
 import shutil
@@ -24,6 +23,8 @@ from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files, make_folders
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import ObjectError, OutputError, TransferError
+from dvkf_prefect.files import is_temporary
+from dvkf_prefect.leftovers import discard, sweep_files
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
@@ -83,6 +84,7 @@ class Workspace:
         self._memory = memory
         self._ignore = ignore
         self._links = Links(cache, memory, link_types, probe or root)
+        self._leftovers: list[str] = []
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -153,6 +155,10 @@ class Workspace:
                     name = entry.name
                     is_folder = entry.is_dir(follow_symlinks=False)
                     key = f"{prefix}{name}/" if is_folder else prefix + name
+                    if name[0] == "." and is_temporary(name):
+                        # Left by a killed run, or of one at work; never data.
+                        self._leftovers.append(entry.path)
+                        continue
                     if name[0] == "." and name in _SPECIAL:
                         if name == IGNORE_FILE:
                             raise OutputError(
@@ -201,6 +207,7 @@ class Workspace:
         """
         started = time.time_ns()
         rows = self._scan(path)
+        self.sweep()
         if rows is None:
             raise OutputError(f"{path}: there is no such file or directory")
         known = self._memory.load(path)
@@ -456,17 +463,13 @@ class Workspace:
             output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}", rows
         )
 
-    def sweep(self, outputs: Sequence[Output]) -> None:
-        """Remove what an interrupted checkout left beside the outputs."""
-        for output in outputs:
-            target = self._root / output.path
-            for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.dvkf"):
-                pid = leftover.name.split(".")[-2]
-                if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                    if leftover.is_dir() and not leftover.is_symlink():
-                        shutil.rmtree(leftover, ignore_errors=True)
-                    else:
-                        leftover.unlink(missing_ok=True)
+    def sweep(self, outputs: Sequence[Output] = ()) -> None:
+        """Remove what killed runs left beside outputs, and in those that were looked at; the caller holds the lock."""
+        for folder in {os.path.dirname(output.path) for output in outputs}:
+            sweep_files(self._root / folder)
+        for leftover in self._leftovers:
+            discard(leftover)
+        self._leftovers.clear()
 
 
 def _summary(rows: Rows, *, single: bool) -> Found:

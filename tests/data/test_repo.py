@@ -415,9 +415,9 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
     repo.push()
     repo.cache.path(version.digest).unlink()
     # What a process that no longer lives left behind.
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    part = repo.cache.temporary().parent / f"{ended.pid}-part-{version.digest}"
+    left = repo.cache.root / "tmp-dvkf" / "0123456789abcdef"
+    left.mkdir(exist_ok=True)
+    part = left / f"1-part-{version.digest}"
     part.write_bytes(blob[:1_234_567])
     asked: list[int] = []
     remote = repo.remote()
@@ -467,9 +467,9 @@ def test_a_wrong_beginning_is_thrown_away(repo: Repo) -> None:
     (version,) = repo.add(["big"])
     repo.push()
     repo.cache.path(version.digest).unlink()
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (repo.cache.temporary().parent / f"{ended.pid}-part-{version.digest}").write_bytes(b"bad" * 100)
+    left = repo.cache.root / "tmp-dvkf" / "0123456789abcdef"
+    left.mkdir()
+    (left / f"1-part-{version.digest}").write_bytes(b"bad" * 100)
     assert repo.fetch().files == 1
     assert repo.cache.path(version.digest).read_bytes() == b"good" * 1000
 
@@ -489,7 +489,7 @@ def test_a_full_disk_loses_nothing(tracked: Repo, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(DiskFullError, match="No space left"):
             tracked.add(["data"])
     assert (tracked.root / "data.dvc").read_text() == before
-    assert not list((tracked.cache.root / "tmp-dvkf").iterdir())
+    assert not list((tracked.cache.root / "tmp-dvkf").rglob("*-*"))
     tracked.add(["data"])
     assert not tracked.status()
 
@@ -558,7 +558,7 @@ def test_a_killed_add_is_finished_by_the_next(repo: Repo, tmp_path: Path) -> Non
     (version,) = repo.add(["data"])
     assert version.nfiles == 3000
     repo.push()
-    assert not list((repo.cache.root / "tmp-dvkf").iterdir())
+    assert not list((repo.cache.root / "tmp-dvkf").rglob("*-*"))
     for path in (repo.cache.root / "files").rglob("*"):
         if path.is_file() and not path.name.endswith(".dir"):
             repo.cache.read_bytes(path.parent.name + path.name)

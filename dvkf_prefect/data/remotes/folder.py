@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
+import secrets
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dvkf_prefect import durability
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.errors import RemoteUnreachableError
+from dvkf_prefect.leftovers import OwnedFolder, sweep
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".dvkf-tmp-"
@@ -28,7 +31,7 @@ _CREDENTIALS = "this user's rights"
 class FolderStorage(Storage):
     """Blobs as read-only files of one folder, laid out as DVC does.
 
-    A blob is written under a temporary name beside its place and renamed, so that a reader never sees a part.
+    A blob is written in a temporary folder of the root and renamed, so that a reader never sees a part.
     The folder itself is made when first written to; the folder it stands in has to be there, since a disk
     that is not mounted looks just like that.
 
@@ -37,9 +40,6 @@ class FolderStorage(Storage):
         place: How messages call it.
         jobs: How many transfers at once. On a local disk one is the fastest; on a slow network share more help.
         shared: Whether the group may write too (DVC's ``shared = group``).
-
-    Attributes:
-        temporary: A folder for files that are not whole yet, not told of when blobs are listed.
 
     Example:
         >>> import tempfile
@@ -54,12 +54,11 @@ class FolderStorage(Storage):
         self.name = place.name
         self.url = place.url
         self.jobs = jobs
-        self.temporary = f"{os.fspath(root)}/{_TEMPORARY_FOLDER}"
         self._place = place
         self._root = os.fspath(root)
         self._shared = shared
-        # Names of one process never meet, and those of two carry their pids.
-        self._number = itertools.count()
+        self._own: OwnedFolder | None = None
+        self._owning = threading.Lock()
 
     def local_path(self, key: str) -> Path:
         """The file that holds the blob, whether or not it is there."""
@@ -103,7 +102,7 @@ class FolderStorage(Storage):
         """Store a small blob."""
         tried = f"write '{key}'"
         target = self._path(key)
-        temporary, descriptor = self._create(target, tried)
+        temporary, descriptor = self._create(tried)
         try:
             try:
                 view = memoryview(data)
@@ -111,7 +110,7 @@ class FolderStorage(Storage):
                     view = view[os.write(descriptor, view) :]
             finally:
                 os.close(descriptor)
-            os.rename(temporary, target)
+            self._move_in(temporary, target, tried)
         except OSError as error:
             _discard(temporary)
             raise self._error(error, tried) from error
@@ -126,13 +125,13 @@ class FolderStorage(Storage):
         # A source that cannot be opened is the caller's file, not a fault of the remote.
         file = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            temporary, descriptor = self._create(target, tried)
+            temporary, descriptor = self._create(tried)
             try:
                 try:
                     _copy(file, descriptor)
                 finally:
                     os.close(descriptor)
-                os.rename(temporary, target)
+                self._move_in(temporary, target, tried)
             except OSError as error:
                 _discard(temporary)
                 raise self._error(error, tried) from error
@@ -215,21 +214,41 @@ class FolderStorage(Storage):
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
 
-    def _create(self, target: str, tried: str) -> tuple[str, int]:
-        """Open a temporary file beside the target, whose folders are made on the first need."""
-        folder = os.path.dirname(target)
-        temporary = f"{folder}/{_TEMPORARY}{os.getpid()}-{id(self):x}-{next(self._number)}"
+    def _create(self, tried: str) -> tuple[str, int]:
+        """Open a new temporary file in the folder of this process for them."""
+        temporary = f"{self.temporary()}/{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            try:
-                descriptor = os.open(temporary, flags, 0o444)
-            except FileNotFoundError:
-                self._make_folder(folder, tried)
-                descriptor = os.open(temporary, flags, 0o444)
+            descriptor = os.open(temporary, flags, 0o444)
         except OSError as error:
             raise self._error(error, tried) from error
         os.fchmod(descriptor, 0o444)
         return temporary, descriptor
+
+    def _move_in(self, temporary: str, target: str, tried: str) -> None:
+        """Give a whole file its name, whose folders are made on the first need."""
+        try:
+            os.rename(temporary, target)
+        except FileNotFoundError:
+            self._make_folder(os.path.dirname(target), tried)
+            os.rename(temporary, target)
+        durability.note(self._root, [target])
+
+    def temporary(self) -> Path:
+        """Return this storage's folder for files that are not whole yet, not told of when blobs are listed.
+
+        Raises:
+            RemoteError: It cannot be made.
+        """
+        with self._owning:
+            if self._own is None or not os.path.isdir(self._own.path):
+                parent = f"{self._root}/{_TEMPORARY_FOLDER}"
+                self.make_folders([parent])
+                try:
+                    self._own = OwnedFolder(parent)
+                except OSError as error:
+                    raise self.fault(error, "make a temporary folder") from error
+            return self._own.path
 
     def make_folders(self, folders: Iterable[str]) -> None:
         """Make folders below the root, for blobs that are to be put there by others than this."""
@@ -241,10 +260,12 @@ class FolderStorage(Storage):
                     raise self.fault(error, "make its folders") from error
 
     def sweep(self) -> None:
-        """Remove what interrupted transfers left in the temporary folder a week ago or longer."""
-        with suppress(OSError), os.scandir(self.temporary) as entries:
+        """Remove what transfers left whose process is gone, and of older versions what is there for a week."""
+        parent = f"{self._root}/{_TEMPORARY_FOLDER}"
+        sweep(parent)
+        with suppress(OSError), os.scandir(parent) as entries:
             for entry in entries:
-                if time.time() - entry.stat().st_mtime > _ABANDONED:
+                if entry.is_file() and time.time() - entry.stat().st_mtime > _ABANDONED:
                     _discard(entry.path)
 
     def fault(self, error: OSError, tried: str) -> Exception:

@@ -124,15 +124,21 @@ def test_folder_listing_passes_over_unfinished_files_and_loops(tmp_path: Path) -
     assert not any(".dvkf-tmp" in key for key, _ in storage.list())
 
 
-def test_what_interrupted_transfers_left_is_not_listed_and_goes_after_a_week(tmp_path: Path) -> None:
+def test_what_interrupted_transfers_left_is_not_listed_and_goes_with_the_next(tmp_path: Path) -> None:
     storage = open_storage(f"{tmp_path}/store")
     assert isinstance(storage, FolderStorage)
-    storage.make_folders([storage.temporary])
-    old, fresh = Path(storage.temporary) / "1-copy-1", Path(storage.temporary) / "2-copy-1"
-    for path in (old, fresh):
+    own = storage.temporary()
+    parent = own.parent
+    left = parent / "0123456789abcdef"
+    left.mkdir()
+    # As versions that told the owner by its number had it: these go by age.
+    old, fresh = parent / "1-copy-1", parent / "2-copy-1"
+    for path in (own / "half", left / "half", old, fresh):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
     assert list(storage.list()) == list(storage.keys()) == []
     storage.sweep()
     assert not old.exists()
     assert fresh.exists()
+    assert not left.exists()
+    assert (own / "half").exists()
