@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
+# `python -m dvkf_prefect.cli` puts the current folder, a repository of somebody else perhaps, first on the search path:
+# its json.py would be imported and run. `-m` of any other package keeps it.
+if (
+    sys.argv[:1] == ["-m"]
+    and "-m" in sys.orig_argv
+    and sys.orig_argv[sys.orig_argv.index("-m") + 1].partition(".")[0] == "dvkf_prefect"
+    and not getattr(sys.flags, "safe_path", False)
+):
+    del sys.path[0]
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

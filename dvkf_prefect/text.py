@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\v": "\\v", "\f": "\\f", "\r": "\\r"}
 # Bidirectional marks reorder what stands around them; zero-width characters hide differences.
-_HIDDEN = frozenset("\u061c\u200b\u200e\u200f\u2028\u2029\ufeff") | {
-    chr(c) for c in (*range(0x202A, 0x202F), *range(0x2060, 0x2070))
-}
+_HIDDEN = frozenset("\u034f\u115f\u1160\u180e\u3164\uffa0") | {chr(c) for c in (*range(0xFE00, 0xFE0F),)}
 _SUSPECT = re.compile(r"[^\x20-\x7e]")
+_SUSPECT_IN_LINES = re.compile(r"[^\x20-\x7e\n\t]")
 
 
 def printable(text: object, *, lines: bool = False) -> str:
     r"""Return ``text`` with what a terminal would act on, or not show, written as escapes.
+
+    A byte of a file name that is not valid UTF-8 is written as ``\xff``.
 
     Args:
         text: Anything; its ``str()`` is taken.
@@ -25,17 +25,22 @@ def printable(text: object, *, lines: bool = False) -> str:
         'a\\x1b[2Jb'
     """
     shown = str(text)
-    if not _SUSPECT.search(shown):
+    # Most text is plain; this says so faster than a search.
+    if shown.isascii() and shown.isprintable():
         return shown
-    return "".join(_escape(c, lines) for c in shown)
+    return (_SUSPECT_IN_LINES if lines else _SUSPECT).sub(_escape, shown)
 
 
-def _escape(char: str, lines: bool) -> str:
+def _escape(match: re.Match[str]) -> str:
+    import unicodedata
+
+    char = match[0]
     code = ord(char)
-    if 0x20 <= code <= 0x7E or (lines and char in "\n\t"):
-        return char
     if char in _ESCAPES:
         return _ESCAPES[char]
-    if char not in _HIDDEN and unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+    if 0xDC80 <= code <= 0xDCFF:  # `os.fsdecode` of a byte that is no text
+        return f"\\x{code - 0xDC00:02x}"
+    category = unicodedata.category(char)
+    if char not in _HIDDEN and category not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return char
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

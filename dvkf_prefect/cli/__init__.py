@@ -10,6 +10,7 @@ from importlib import import_module
 
 from dvkf_prefect import __version__
 from dvkf_prefect.cli._common import Parser
+from dvkf_prefect.cli._output import own_lines, safe_output
 from dvkf_prefect.errors import DvkfError
 
 # For each verb the module and name of its function, beside which NAME_arguments describes its command line, and what it
@@ -71,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for "something changed" where a verb says so, 251 for a wrong configuration, 252 for an
         interruption, 253 outside a repository, 254 for a wrong command line, 255 for any other failure.
     """
-    if arguments is None:
-        arguments = sys.argv[1:]
+    with safe_output():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     verb = next((word for word in arguments if not word.startswith("-") and word in VERBS), None)
     parser = build_parser([verb] if verb else list(VERBS))
     args = parser.parse_args(arguments)
@@ -94,14 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 252
     except OSError as error:
         return _fail(error, args, 255)
+    except Exception as error:  # noqa: BLE001 (the command must end as an error does, whatever went wrong)
+        # The last wall: a fault of ours, or of a library, still ends as an error does.
+        return _fail(error, args, 255, f"unexpected error: {type(error).__name__}: {error}")
 
 
-def _fail(error: Exception, args: argparse.Namespace, code: int) -> int:
+def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | None = None) -> int:
     if getattr(args, "verbose", False):
         import traceback
 
         traceback.print_exception(error)
-    print(f"ERROR: {error}", file=sys.stderr)
+    print(f"ERROR: {own_lines(message or str(error))}", file=sys.stderr)
     return code
 
 

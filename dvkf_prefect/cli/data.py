@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
+from dvkf_prefect.cli._output import own_lines, say, shown
 from dvkf_prefect.errors import DvkfError, OutputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def init(args: argparse.Namespace) -> int:
 
     repo = Repo.init(no_scm=args.no_scm, subdir=args.subdir, force=args.force)
     if not args.quiet:
-        print(f"Initialized DVC repository in {repo.root}.")
+        say(f"Initialized DVC repository in {repo.root}.")
         if repo.git:
             print('\nYou can now commit it:\n\n\tgit commit -m "Initialize DVC"')
     return 0
@@ -59,10 +60,10 @@ def add(args: argparse.Namespace) -> int:
     repo, versions = add_targets(args)
     if not args.quiet:
         for version in versions:
-            print(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
+            say(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
         if repo.git and not repo.config.get("core", "autostage"):
             files = sorted({v.path + ".dvc" for v in versions} | {_beside(v.path) for v in versions})
-            print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(files)}")
+            print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(map(shown, files))}")
     return 0
 
 
@@ -95,9 +96,9 @@ def commit(args: argparse.Namespace) -> int:
     stages = commit_stages(repo, targets)
     if not args.quiet:
         for version in versions:
-            print(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
+            say(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
         for stage in stages:
-            print(f"{stage}: recorded in dvc.lock")
+            say(f"{stage}: recorded in dvc.lock")
     return 0
 
 
@@ -129,7 +130,7 @@ def status(args: argparse.Namespace) -> int:
     try:
         return _status(repo, targets_of(repo, args.targets), args)
     except DvkfError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(f"ERROR: {own_lines(str(error))}", file=sys.stderr)
         return 1
 
 
@@ -231,22 +232,22 @@ def _path_from_here(repo: Repo, path: str) -> str:
 
 def _print_report(report: dict[str, list[Any]], reasons: dict[str, str]) -> None:
     for name, groups in report.items():
-        print(f"{name}:")
+        say(f"{name}:")
         for group in groups:
             if isinstance(group, str):
-                print(f"\t{group}")
+                say(f"\t{group}")
                 continue
             for title, entries in group.items():
-                print(f"\t{title}:")
+                say(f"\t{title}:")
                 for path, state in entries.items():
                     if isinstance(state, dict):
-                        print(f"\t\t{path}:")
+                        say(f"\t\t{path}:")
                         for key, what in state.items():
-                            print(f"\t\t\t{what + ':':<20}{key}")
+                            say(f"\t\t\t{what + ':':<20}{key}")
                     else:
-                        print(f"\t\t{state + ':':<20}{path}")
+                        say(f"\t\t{state + ':':<20}{path}")
         if name in reasons:
-            print(f"\tbecause {reasons[name]}")
+            say(f"\tbecause {reasons[name]}")
 
 
 def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
@@ -261,9 +262,9 @@ def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) 
         print(json.dumps(states))
     elif states:
         for path, state in states.items():
-            print(f"\t{state + ':':<20}{path}")
+            say(f"\t{state + ':':<20}{path}")
     else:
-        print(f"Cache and remote '{repo.remote(args.remote).name}' are in sync.")
+        say(f"Cache and remote '{repo.remote(args.remote).name}' are in sync.")
     return 0
 
 
@@ -271,7 +272,7 @@ def print_checkout(changes: Checkout) -> None:
     """Print what a checkout changed, as DVC does."""
     for mark, paths in (("M", changes.modified), ("A", changes.added), ("D", changes.deleted)):
         for path in paths:
-            print(f"{mark}\t{path}")
+            say(f"{mark}\t{path}")
 
 
 def checkout_arguments(parser: Parser) -> None:
@@ -307,7 +308,7 @@ def checkout(args: argparse.Namespace) -> int:
             )
             if paths
         ]
-        print(" and ".join(counts) if counts else "No changes.")
+        say(" and ".join(counts) if counts else "No changes.")
     elif not args.quiet:
         print_checkout(changes)
     return 0
@@ -366,15 +367,15 @@ def diff(args: argparse.Namespace) -> int:
     for title, entries in groups:
         if not entries:
             continue
-        print(f"{title.capitalize()}:")
+        say(f"{title.capitalize()}:")
         for entry in entries:
-            print(f"    {_mark(entry) + '  ' if args.show_hash else ''}{_name(entry)}")
+            say(f"    {_mark(entry) + '  ' if args.show_hash else ''}{_name(entry)}")
         print()
         files = sum(1 for entry in entries if not entry.path.endswith("/"))
         if files:
             counts.append(f"{files} {title}")
     if counts:
-        print(f"files summary: {', '.join(counts)}")
+        say(f"files summary: {', '.join(counts)}")
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
+from dvkf_prefect.cli._output import own_lines, say, shown
 from dvkf_prefect.errors import DvkfError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def _tried(what: str, action: Callable[[], T]) -> T | None:
     try:
         return action()
     except DvkfError as error:
-        print(f"ERROR: {what} - {error}", file=sys.stderr)
+        print(f"ERROR: {what} - {own_lines(str(error))}", file=sys.stderr)
         return None
 
 
@@ -108,7 +109,7 @@ def get(args: argparse.Namespace) -> int:
     from dvkf_prefect.data import downloads
 
     if args.show_url:
-        print(
+        say(
             downloads.storage_url(
                 args.url,
                 args.path,
@@ -187,7 +188,7 @@ def list_url(args: argparse.Namespace) -> int:
     width = max((len(readable(size)) for size in sizes.values() if size is not None), default=1)
     for path, size in sorted(sizes.items()):
         mark = "-" if size is None else readable(size)
-        print(f"{mark:>{width}}  {path}" if args.size else path)
+        say(f"{mark:>{width}}  {path}" if args.size else path)
     return 0
 
 
@@ -308,12 +309,12 @@ def _told(args: argparse.Namespace, repo: Repo, done: Sequence[Import], *, execu
         return 0
     for item in done:
         if not item.changed:
-            print(f"'{item.source}' didn't change, skipping")
+            say(f"'{item.source}' didn't change, skipping")
         elif executed:
-            print(f"Importing '{item.origin}' -> '{item.path}'")
+            say(f"Importing '{item.origin}' -> '{item.path}'")
     changed = [item for item in done if item.changed]
     if changed and repo.git and not repo.config.get("core", "autostage"):
         files = {item.source for item in changed}
         files |= {os.path.join(os.path.dirname(item.path), ".gitignore") for item in changed}
-        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(sorted(files))}")
+        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(map(shown, sorted(files)))}")
     return 0

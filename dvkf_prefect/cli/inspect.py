@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
+from dvkf_prefect.cli._output import own_lines, say, unescaped
 from dvkf_prefect.cli.tables import natural_size, plain_table
 from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, RemoteNotFoundError
+from dvkf_prefect.text import printable
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.browse import Listed, Node
@@ -100,16 +102,16 @@ def data_status(args: argparse.Namespace) -> int:
 
 def _print_data_status(found: DataStatus, groups: dict[str, object]) -> None:
     if not groups:
-        print(f"No changes{' in an empty git repo' if found.git_empty else ''}.")
+        say(f"No changes{' in an empty git repo' if found.git_empty else ''}.")
     for number, (name, group) in enumerate(groups.items()):
         title, *hints = _TITLES[name]
-        print(f"{chr(10) if number else ''}{title}:")
+        say(f"{chr(10) if number else ''}{title}:")
         for hint in hints:
-            print(f"  ({hint})")
+            say(f"  ({hint})")
         for item in _items(group):
-            print(f"        {item}")
+            say(f"        {item}")
     if found.git_dirty:
-        print(f'(there are {"other " if groups else ""}changes not tracked by dvc, use "git status" to see)')
+        say(f'(there are {"other " if groups else ""}changes not tracked by dvc, use "git status" to see)')
 
 
 def _items(group: object) -> Iterable[str]:
@@ -192,7 +194,7 @@ def list_files(args: argparse.Namespace) -> int:
                     return 0
                 rows = [(entry, "") for entry in entries]
     except DvkfError as error:
-        print(f"ERROR: failed to list '{args.url}' - {error}", file=sys.stderr)
+        print(f"ERROR: failed to list '{args.url}' - {own_lines(str(error))}", file=sys.stderr)
         return 1
     if args.quiet:
         return 0
@@ -200,7 +202,7 @@ def list_files(args: argparse.Namespace) -> int:
     if not (args.size or args.show_hash):
         # Of very many files, aligning would take longer than listing.
         if rows:
-            print("\n".join(prefix + show(entry) for entry, prefix in rows))
+            print("\n".join(prefix + show(entry) for entry, prefix in rows), file=unescaped(sys.stdout))
         return 0
     table: list[list[str | None]] = []
     for entry, prefix in rows:
@@ -209,10 +211,10 @@ def list_files(args: argparse.Namespace) -> int:
             known = entry.size is not None and not (entry.isdir and entry.size <= 0)
             row.append(natural_size(entry.size or 0) if known else "")
         if args.show_hash:
-            row.append(entry.digest)
+            row.append(entry.digest and printable(entry.digest))
         table.append([*row, prefix + show(entry)])
     if table:
-        print(plain_table(table, right=args.size))
+        print(plain_table(table, right=args.size, painted=True), file=unescaped(sys.stdout))
     return 0
 
 
@@ -235,10 +237,10 @@ class _Painter:
             self._codes = dict(rule.split("=", 1) for rule in known.split(":") if "=" in rule)
 
     def __call__(self, entry: Listed) -> str:
+        name = printable(entry.path) if sys.stdout.isatty() else entry.path
         if not self._codes:
-            return entry.path
-        name = entry.path
-        kind = "di" if entry.isdir else "ex" if entry.isexec else "*" + posixpath.splitext(name)[1]
+            return name
+        kind = "di" if entry.isdir else "ex" if entry.isexec else "*" + posixpath.splitext(entry.path)[1]
         if entry.isout and "out" in self._codes:
             kind = "out"
         code = self._codes.get(kind)
@@ -300,9 +302,9 @@ def check_ignore(args: argparse.Namespace) -> int:
         if args.details:
             rules = verdict.rules or (("::",) if args.non_matching else ())
             for rule in rules if args.all else rules[-1:]:
-                print(f"{rule}\t{target}")
+                say(f"{rule}\t{target}")
         elif verdict.ignored and not args.quiet:
-            print(target)
+            say(target)
     return code
 
 
@@ -323,7 +325,7 @@ def root_arguments(parser: Parser) -> None:
 
 def root(args: argparse.Namespace) -> int:
     """Run ``dvkf root``."""
-    print(os.path.relpath(open_repo().root))
+    say(os.path.relpath(open_repo().root))
     return 0
 
 
@@ -373,5 +375,5 @@ def doctor(args: argparse.Namespace) -> int:
         if checks:
             print("\nChecks:")
         for check in checks:
-            print(f"\t{check}")
+            say(f"\t{check}")
     return 1 if any(check.state == "fail" for check in checks) else 0

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
+from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,11 +113,11 @@ def gc(args: argparse.Namespace) -> int:
             raise ConfigError("`--remote` requires `--cloud` or `--not-in-remote`")
     except ConfigError as error:
         # DVC ends with this code, and not with that of a wrong configuration.
-        print(f"ERROR: {error}", file=sys.stderr)
+        print(f"ERROR: {own_lines(str(error))}", file=sys.stderr)
         return 255
     repo = open_repo()
     if not args.quiet:
-        print(f"WARNING: {_warning(args, scope, repo)}", file=sys.stderr)
+        say(f"WARNING: {_warning(args, scope, repo)}", stream=sys.stderr)
     if not (args.dry or args.force) and not _confirmed():
         return 1
     collected = repo.gc(
@@ -188,25 +189,25 @@ def _confirmed() -> bool:
 
 def _print_collection(collected: GarbageCollection) -> None:
     for text in collected.skipped:
-        print(f"WARNING: {text}", file=sys.stderr)
+        say(f"WARNING: {text}", stream=sys.stderr)
     for place in collected.places:
         for name in place.names:
-            print(f"Removing {name}")
+            say(f"Removing {name}")
         where = "remote" if place.remote else f"{place.place} cache"
         if place.place.endswith("/dvkf"):
             if place.objects:
-                print(f"Removed {place.objects} files that runs on Kubeflow left on the remote.")
+                say(f"Removed {place.objects} files that runs on Kubeflow left on the remote.")
         elif place.objects:
-            print(f"Removed {place.objects} objects from {where}.")
+            say(f"Removed {place.objects} objects from {where}.")
         elif place.remote:
             print("No unused cache to remove from remote.")
         else:
-            print(f"No unused '{place.place}' cache to remove.")
+            say(f"No unused '{place.place}' cache to remove.")
     if collected.objects:
         word = "would be freed" if collected.dry else "freed"
-        print(f"{readable(collected.size)} {word}, {collected.kept} objects kept.")
+        say(f"{readable(collected.size)} {word}, {collected.kept} objects kept.")
     if collected.young:
-        print(f"{collected.young} unused objects are too young to be removed (--grace).")
+        say(f"{collected.young} unused objects are too young to be removed (--grace).")
 
 
 def verify_arguments(parser: Parser) -> None:
@@ -245,9 +246,9 @@ def verify(args: argparse.Namespace) -> int:
         return 0 if found else 1
     for problem in found.problems:
         if not (args.quiet and problem.repaired):
-            print(f"{'repaired, was ' if problem.repaired else ''}{problem}")
+            say(f"{'repaired, was ' if problem.repaired else ''}{problem}")
     if not args.quiet:
         repaired = sum(problem.repaired for problem in found.problems)
         wrong = f"{len(found.problems)} problem(s), {repaired} repaired" if found.problems else "all are good"
-        print(f"{found.objects} objects checked ({readable(found.size)}): {wrong}.")
+        say(f"{found.objects} objects checked ({readable(found.size)}): {wrong}.")
     return 0 if found else 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._choice import history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo
+from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -182,8 +183,9 @@ def _warn(found: Mapping[str, Reading]) -> None:
         where = f" of '{rev}'" if rev else ""
         for path, error in errors.items():
             if error is not None:
-                print(
-                    f"WARNING: {f'{path!r}{where}' if path else rev} cannot be read: {error}", file=sys.stderr
+                say(
+                    f"WARNING: {f'{path!r}{where}' if path else rev} cannot be read: {error}",
+                    stream=sys.stderr,
                 )
 
 

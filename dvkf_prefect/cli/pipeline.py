@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
+from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 
 if TYPE_CHECKING:
@@ -175,15 +176,15 @@ def _because(reasons: Sequence[Reason]) -> str:
 
 def _print_decision(decision: Decision, name: str) -> None:
     if decision.action == "run":
-        print(f"Running stage '{name}':")
+        say(f"Running stage '{name}':")
         for command in decision.commands:
-            print(f"> {command}")
-        print(_because(decision.reasons))
+            say(f"> {command}")
+        say(_because(decision.reasons))
     elif decision.action == "restore":
-        print(f"Stage '{name}' is cached - skipping run, checking out outputs")
-        print(_because(decision.reasons))
+        say(f"Stage '{name}' is cached - skipping run, checking out outputs")
+        say(_because(decision.reasons))
     else:
-        print(f"Stage '{name}' didn't change, skipping")
+        say(f"Stage '{name}' didn't change, skipping")
 
 
 def _end(quiet: bool, changed: bool) -> None:
@@ -208,7 +209,9 @@ class _Screen:
 
     def _say(self, *lines: str) -> None:
         if not self._quiet:
-            print("\n".join(lines), flush=True)
+            for line in lines:
+                say(line)
+            sys.stdout.flush()
 
     def tell_source(self, event: SourceEvent) -> None:
         """Tell of a `.dvc` file."""
@@ -234,7 +237,7 @@ class _Screen:
             case "skip":
                 if event.frozen:
                     text = f"stage: '{name}' is frozen. Its dependencies are not going to be reproduced."
-                    print(f"WARNING: {text}", file=sys.stderr, flush=True)
+                    say(f"WARNING: {text}", stream=sys.stderr, flush=True)
                 if event.frozen and event.reasons:
                     self._say(f"Verifying outputs in frozen stage: '{name}'")
                 else:
@@ -246,7 +249,7 @@ class _Screen:
             case "done":
                 self._forget(name)
                 if event.log_tail and not self._echoes:
-                    self._say(event.log_tail.rstrip("\n"))
+                    self._say(*event.log_tail.rstrip("\n").split("\n"))
                 progress = f" ({event.ended} of {event.total} stages)" if event.total > 1 else ""
                 self._say(f"Stage '{name}' done in {event.seconds:.1f} s{progress}{self._others()}")
             case _:
@@ -255,7 +258,7 @@ class _Screen:
                 text = (
                     f"{'WARNING' if ignored else 'ERROR'}: {event.message}{' (ignored)' if ignored else ''}"
                 )
-                print(text, file=sys.stderr, flush=True)
+                print(own_lines(text), file=sys.stderr, flush=True)
 
     def _forget(self, name: str) -> None:
         if name in self._running:
@@ -272,9 +275,9 @@ class _Screen:
                 for addresses in (result.failed, result.blocked)
             )
             if blocked:
-                print(f"WARNING: not come to: {blocked}", file=sys.stderr)
+                say(f"WARNING: not come to: {blocked}", stream=sys.stderr)
             segment = "stages: " if len(result.failed) > 1 else ""
-            print(f"ERROR: failed to reproduce {segment}{names}", file=sys.stderr)
+            say(f"ERROR: failed to reproduce {segment}{names}", stream=sys.stderr)
             return 255
         _end(
             self._quiet, any(d.action != "skip" or d.reasons for d in result.decisions) and not result.failed
@@ -322,7 +325,7 @@ def model_arguments(parser: Parser) -> None:
 def model_register(args: argparse.Namespace) -> int:
     """Run ``dvkf model register``."""
     version = _registry().register(args.name, version=args.model_version, rev=args.rev, message=args.message)
-    print(f"{version.name} {version.version}: {version.path} ({version.digest}) of commit {version.rev[:7]}")
+    say(f"{version.name} {version.version}: {version.path} ({version.digest}) of commit {version.rev[:7]}")
     return 0
 
 
@@ -336,7 +339,7 @@ def model_list(args: argparse.Namespace) -> int:
         return 0
     for version in versions:
         stages = " ".join(f"#{stage}" for stage in version.stages)
-        print(
+        say(
             f"{version.name}\t{version.version}\t{version.rev[:7]}\t{version.created:%Y-%m-%d %H:%M}\t{stages}".rstrip()
         )
     return 0
@@ -353,19 +356,19 @@ def model_show(args: argparse.Namespace) -> int:
         return 0
     for key, value in values.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        print(f"{key + ':':<12}{text}")
+        say(f"{key + ':':<12}{text}")
     return 0
 
 
 def model_assign(args: argparse.Namespace) -> int:
     """Run ``dvkf model assign``."""
     version = _registry().assign(args.name, args.model_version, args.stage)
-    print(f"{version.name} #{args.stage} is {version.version}")
+    say(f"{version.name} #{args.stage} is {version.version}")
     return 0
 
 
 def model_rollback(args: argparse.Namespace) -> int:
     """Run ``dvkf model rollback``."""
     version = _registry().rollback(args.name, args.stage)
-    print(f"{version.name} #{args.stage} is {version.version} again")
+    say(f"{version.name} #{args.stage} is {version.version} again")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, open_repo
+from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -90,7 +91,7 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
             else ""
         )
         if wrong:
-            print(f"ERROR: {wrong}", file=sys.stderr)
+            say(f"ERROR: {wrong}", stream=sys.stderr)
             return 1
     props = {name: value for name in _PROPS if (value := getattr(args, name)) is not None}
     plots = read_plots(
@@ -107,7 +108,7 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
         return 0
     for plot in plots:
         for rev, file, error in plot.errors:
-            print(f"WARNING: {file or plot.name} of '{rev}' cannot be drawn: {error}", file=sys.stderr)
+            say(f"WARNING: {file or plot.name} of '{rev}' cannot be drawn: {error}", stream=sys.stderr)
     if args.show_vega:
         spec = next((plot.spec() for plot in plots if plot.kind == "vega"), None)
         if spec is not None:
@@ -167,11 +168,12 @@ def plots_templates(args: argparse.Namespace) -> int:
 
     known = templates()
     if args.template is None:
-        print("\n".join(known))
+        for name in known:
+            say(name)
     elif args.template in known:
         _print_json(known[args.template])
     else:
-        print(f"ERROR: Unexpected template: {args.template}.", file=sys.stderr)
+        say(f"ERROR: Unexpected template: {args.template}.", stream=sys.stderr)
         return 1
     return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser
+from dvkf_prefect.cli._output import say
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def remote_add(args: argparse.Namespace) -> int:
     """Run ``dvkf remote add``."""
     name = args.name.lower()
     if args.default and not args.quiet:
-        print(f"Setting '{name}' as a default remote.")
+        say(f"Setting '{name}' as a default remote.")
     with config_here().edit(args.level or "repo", strict=True) as sections:
         if name in sections["remote"] and not args.force:
             raise ConfigError(f"remote '{name}' already exists. Use `-f|--force` to overwrite it.")
@@ -96,7 +97,7 @@ def remote_list(args: argparse.Namespace) -> int:
             raise ConfigError(f"remote '{name}' has no url; set one with `dvkf remote modify {name} url URL`")
         mark = "\t(default)" if name == default else ""
         # DVC prints blanks for tabs.
-        print(f"{name}\t{options['url']}{mark}".expandtabs())
+        say(f"{name}\t{options['url']}{mark}".expandtabs())
     return 0
 
 
@@ -106,7 +107,7 @@ def remote_default(args: argparse.Namespace) -> int:
     if args.name is None and not args.unset:
         values = config.read(args.level) if args.level else config.values
         name = values["core"].get("remote")
-        print(name or "No default remote set")
+        say(name or "No default remote set")
         return 0 if name else 1
     level = args.level or "repo"
     with config.edit(level, strict=True) as sections:
@@ -215,7 +216,7 @@ def config(args: argparse.Namespace) -> int:
     if args.list:
         for level in levels:
             for setting, text in _settings(config.read(level)):
-                print(f"{_origin(config, level, args)}{setting}={text}")
+                say(f"{_origin(config, level, args)}{setting}={text}")
         return 0
     top, section, option = args.name
     if args.value is None and not args.unset:
@@ -226,7 +227,7 @@ def config(args: argparse.Namespace) -> int:
                 if args.level:
                     raise
             else:
-                print(f"{_origin(config, level, args)}{value}")
+                say(f"{_origin(config, level, args)}{value}")
                 break
         return 0
     with config.edit(args.level or "repo", strict=True) as sections:
@@ -254,7 +255,7 @@ def find(values: dict[str, dict[str, Any]], top: str | None, section: str, optio
 
 
 def _misused(message: str) -> int:
-    print(f"ERROR: {message}", file=sys.stderr)
+    say(f"ERROR: {message}", stream=sys.stderr)
     return 1
 
 

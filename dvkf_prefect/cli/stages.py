@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, targets_of
+from dvkf_prefect.cli._output import say
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.errors import DvkfError, ParseError, StageNotFoundError
 
@@ -68,7 +69,7 @@ def stage_add(args: argparse.Namespace) -> int:
     repo = open_repo()
     added = add_stage(repo, _new_stage(args), folder=repo.relpath(os.getcwd()), force=args.force)
     if not args.quiet:
-        print(f"Added stage '{added.stage.name}' in '{PIPELINE_FILE}'")
+        say(f"Added stage '{added.stage.name}' in '{PIPELINE_FILE}'")
     if args.run_it:
         from dvkf_prefect.cli.pipeline import run_one
 
@@ -241,10 +242,11 @@ def _freeze(args: argparse.Namespace, *, frozen: bool) -> int:
         try:
             written = set_frozen(repo, address, frozen=frozen)
             if not args.quiet and not address.endswith(".dvc"):
-                print(f"Modifying stage '{name}' in '{os.path.relpath(repo.root / written)}'")
+                say(f"Modifying stage '{name}' in '{os.path.relpath(repo.root / written)}'")
         except DvkfError as error:
-            print(
-                f"ERROR: failed to {'freeze' if frozen else 'unfreeze'} '{target}': {error}", file=sys.stderr
+            say(
+                f"ERROR: failed to {'freeze' if frozen else 'unfreeze'} '{target}': {error}",
+                stream=sys.stderr,
             )
             code = 1
     return code

@@ -5,15 +5,19 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from dvkf_prefect.cli._output import shown
+from dvkf_prefect.text import printable
 
-def plain_table(rows: Sequence[Sequence[str | None]], *, right: bool = False) -> str:
+
+def plain_table(rows: Sequence[Sequence[str | None]], *, right: bool = False, painted: bool = False) -> str:
     """Return rows in columns, two spaces apart.
 
     Args:
         rows: The cells; None is shown as ``-``.
         right: Whether the first column ends at one place instead of beginning there.
+        painted: Whether the cells hold colours and are safe to print already.
     """
-    cells = [["-" if cell is None else cell for cell in row] for row in rows]
+    cells = [["-" if cell is None else cell if painted else shown(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -25,7 +29,8 @@ def plain_table(rows: Sequence[Sequence[str | None]], *, right: bool = False) ->
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in GitHub's markdown, with an empty line behind it."""
+    """Return a table in GitHub's markdown, with an empty line behind it; cells are text, never markup."""
+    headers, rows = [_plain(header) for header in headers], [[_plain(cell) for cell in row] for row in rows]
     # A header is given two columns more than it needs.
     widths = [max(len(header) + 2, *(_width(row[i]) for row in rows), 0) for i, header in enumerate(headers)]
 
@@ -35,6 +40,12 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
     rule = "|".join("-" * (width + 2) for width in widths)
     return "\n".join((line(headers), f"|{rule}|", *map(line, rows), ""))
+
+
+def _plain(cell: str) -> str:
+    """Return a cell without what would end it, or show a picture, a link or HTML; the rest as DVC writes it."""
+    text = " ".join(cell.splitlines()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
+    return printable(text)
 
 
 def natural_size(size: float) -> str:

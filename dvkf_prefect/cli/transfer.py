@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
+from dvkf_prefect.cli._output import say
 from dvkf_prefect.cli.data import print_checkout
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> None:
     if moved.files:
-        print(f"{moved.files} file(s) {word} ({readable(moved.size)}, {moved.remote})")
+        say(f"{moved.files} file(s) {word} ({readable(moved.size)}, {moved.remote})")
     elif not changed:
         print("Everything is up to date.")
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar
+from dvkf_prefect.cli._output import say, shown
 from dvkf_prefect.cli.settings import config_here, find, level_arguments
 from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, OutputError
 
@@ -42,11 +43,11 @@ def cache_dir(args: argparse.Namespace) -> int:
     config = config_here()
     if args.value is None and not args.unset:
         try:
-            print(find(config.read(args.level) if args.level else config.values, None, "cache", "dir"))
+            say(find(config.read(args.level) if args.level else config.values, None, "cache", "dir"))
         except ConfigError:
             if args.level or "repo" not in config.files:
                 raise
-            print(config.files["repo"].with_name("cache"))
+            say(config.files["repo"].with_name("cache"))
         return 0
     with config.edit(args.level or "repo", strict=True) as sections:
         if args.unset:
@@ -65,16 +66,17 @@ def cache_migrate(args: argparse.Namespace) -> int:
     )
     if not args.quiet:
         if args.dry:
-            print(f"{migration.found} files will be re-hashed and migrated to the DVC 3.0 cache location.")
+            say(f"{migration.found} files will be re-hashed and migrated to the DVC 3.0 cache location.")
         else:
-            print(f"Migrated {migration.added} files to DVC 3.0 cache location.")
+            say(f"Migrated {migration.added} files to DVC 3.0 cache location.")
         if args.dvc_files:
             _print_files(migration.files, repo, dry_run=args.dry)
     for digest in migration.damaged:
-        print(f"WARNING: {digest} does not hash to its name; it was not migrated", file=sys.stderr)
+        say(f"WARNING: {digest} does not hash to its name; it was not migrated", stream=sys.stderr)
     for path in migration.left:
-        print(
-            f"WARNING: '{path}' is neither in the cache nor here; its entry stays as it is", file=sys.stderr
+        say(
+            f"WARNING: '{path}' is neither in the cache nor here; its entry stays as it is",
+            stream=sys.stderr,
         )
     return 0
 
@@ -85,17 +87,18 @@ def _print_files(files: Sequence[str], repo: Repo, *, dry_run: bool) -> None:
         return
     if dry_run:
         print("Entries in following DVC files will be migrated to the 3.0 format:")
-        print("\n".join(f"\t{file}" for file in files))
+        for file in files:
+            say(f"\t{file}")
         return
     for file in files:
-        print(f"Updating {'lock' if file.endswith('.lock') else 'DVC'} file '{file}'")
+        say(f"Updating {'lock' if file.endswith('.lock') else 'DVC'} file '{file}'")
     _print_hint(files, repo)
 
 
 def _print_hint(files: Sequence[str], repo: Repo) -> None:
     """Say what is to be added to git, as DVC does."""
     if repo.git and not repo.config.get("core", "autostage"):
-        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(files)}")
+        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(map(shown, files))}")
         print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
 
 
@@ -130,9 +133,9 @@ def remove(args: argparse.Namespace) -> int:
         )
     if args.dry and not args.quiet:
         for name in (*(file for file in removal.files if file.endswith(".dvc")), *removal.stages):
-            print(f"would remove {name}")
+            say(f"would remove {name}")
         for path in removal.deleted:
-            print(f"would delete {path}")
+            say(f"would delete {path}")
     return 0
 
 

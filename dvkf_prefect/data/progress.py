@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dvkf_prefect.text import printable
 
 
 class Bar:
-    """Shows a transfer on standard error: objects, bytes and the time left; gone when it is done."""
+    """A bar on standard error: objects, bytes and the time left; gone when it is done."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        # The command line escapes what is written to standard error; a bar is made of escape sequences.
+        self._stream = getattr(sys.stderr, "unescaped", sys.stderr)
 
     def start(self, label: str, files: int, size: int) -> None:
         """Show a new bar.
@@ -31,10 +36,14 @@ class Bar:
             TextColumn("{task.fields[done]} files"),
             DownloadColumn(),
             TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
+            console=Console(file=self._stream),
             transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
-        self._task = self._progress.add_task(label, total=size or None, done=f"0/{files}" if files else "0")
+        self._task = self._progress.add_task(
+            escape(printable(label)), total=size or None, done=f"0/{files}" if files else "0"
+        )
         self._progress.start()
 
     def advance(self, files: int, size: int) -> None:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -197,7 +196,7 @@ class _Host:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         with self._log.open("wb") as log:
             self._process = leash.spawn(
-                [sys.executable, "-m", "dvkf_prefect.kubeflow.local_host", str(grace)],
+                leash.module_argv("dvkf_prefect.kubeflow.local_host", str(grace)),
                 env=environment,
                 cwd=folder,
                 stdin=subprocess.PIPE,

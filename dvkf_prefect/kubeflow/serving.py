@@ -14,7 +14,6 @@ import secrets
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -372,7 +371,7 @@ class LocalServing:
         control = f"dvkf-serving-{secrets.token_hex(16)}"
         log = self._file(name, ".log").absolute()
         _rotate(log)
-        argv = [sys.executable, "-m", "dvkf_prefect.kubeflow.server", "--name", name, "--version", version]
+        argv = leash.module_argv("dvkf_prefect.kubeflow.server", "--name", name, "--version", version)
         argv += ["--model", str(model_file), "--digest", digest, "--control", control]
         ours, theirs = socket.socketpair()
         with ours, open(log, "ab") as log_file:

@@ -6,6 +6,7 @@ Source of the two languages' form: DVC 3.x (``dvc/commands/dag.py``), node for n
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.pipeline.choose import choose
 from dvkf_prefect.pipeline.snapshot import Snapshot
 from dvkf_prefect.pipeline.stages import Stage
+from dvkf_prefect.text import printable
 
 _JOIN = "@"
 
@@ -69,7 +71,7 @@ class Drawing:
             for node in sorted(pipeline):
                 count += 1
                 ids[node] = f"node{count}"
-                lines.append(f'\t{ids[node]}["{node}"]')
+                lines.append(f'\t{ids[node]}["{_label(node)}"]')
             edges = sorted((need, node) for node in pipeline for need in self.needs[node])
             lines += [f"\t{ids[a]}-->{ids[b]}" for a, b in edges]
         text = "\n".join(lines)
@@ -89,7 +91,16 @@ class Drawing:
 
 
 def _quoted(name: str) -> str:
-    return name if name.startswith('"') or name.endswith('"') else f'"{name}"'
+    name = printable(name)
+    if name.startswith('"') and name.endswith('"') and len(name) > 1 and '"' not in name[1:-1]:
+        return name
+    escaped = name.replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _label(name: str) -> str:
+    """Return a name as text between the quotes of Mermaid: no end of them, no HTML, no entity of its own."""
+    return printable(re.sub(r"#(?=\w+;)", "#35;", name)).replace('"', "#quot;").replace("<", "#lt;")
 
 
 def _tree(pipeline: Iterable[str], needs: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -119,8 +130,8 @@ def _tree(pipeline: Iterable[str], needs: Mapping[str, tuple[str, ...]]) -> list
     stack_: list[tuple[str, str, str]] = [(root, "", "") for root in reversed(roots)]
     while stack_:
         node, head, indent = stack_.pop()
-        also = f"  ← {', '.join(others[node])}" if others.get(node) else ""
-        lines.append(f"{head}{node}{also}")
+        also = f"  ← {', '.join(map(printable, others[node]))}" if others.get(node) else ""
+        lines.append(f"{head}{printable(node)}{also}")
         children = below.get(node, [])
         for i, child in reversed(list(enumerate(children))):
             last = i == len(children) - 1

@@ -23,6 +23,23 @@ from dvkf_prefect.pipeline import _watcher
 
 _held: weakref.WeakSet[Leash] = weakref.WeakSet()
 
+# What `-P` does from Python 3.11 on: `-m` would put the current folder first on the search path, and so import a
+# repository's own random.py. PYTHONPATH stays, and no setting is left in the environment of what runs below.
+_BOOT = (
+    "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def module_argv(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of ours with this Python, importing nothing from the current folder.
+
+    Args:
+        module: Its dotted name.
+        arguments: What it is given.
+    """
+    return [sys.executable, "-c", _BOOT, module, *arguments]
+
 
 class Leash:
     """A bond between this process and one child, for code that forks by itself.

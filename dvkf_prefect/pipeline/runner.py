@@ -147,9 +147,8 @@ class _ProcessRun:
         (place / "spec.json").write_text(spec.to_json())
         self._cancelled = False
         output = None if echo else subprocess.DEVNULL
-        # A folder of our own as the working directory: `-m` puts it first on the module path.
         self._process = leash.spawn(
-            [sys.executable, "-m", "dvkf_prefect.pipeline.step", "spec.json", "result.json"],
+            leash.module_argv("dvkf_prefect.pipeline.step", "spec.json", "result.json"),
             cwd=place,
             env=_environment(),
             stdout=output,
