@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from dvkf_prefect.data import contents, versioned
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.external import BorrowedCache, open_external
 from dvkf_prefect.data.origins import bring_source
+from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored, make_folders, object_key
@@ -188,7 +188,7 @@ def resolve_out(given: str, out: str | os.PathLike[str] | None) -> str:
 
 
 def _name_of(given: str) -> str:
-    name = os.path.basename(os.path.normpath(urlsplit(given).path))
+    name = os.path.basename(os.path.normpath(without_query(given) if "://" in given else given))
     if name in ("", ".", ".."):
         raise OutputError(f"'{given}' has no name of its own; say where it shall go")
     return name

@@ -325,7 +325,7 @@ def collect_garbage(
             _choose(place, keep, started, manifests, repo)
         for place in places:
             if place.remote and place.sizes and not assume_unshared:
-                _check_owner(place, told, manifests, Notes(repo, place.remote.url))
+                _check_owner(place, told, manifests, Notes(repo, f"{place.name} {place.remote.url}"))
         if not dry_run:
             repo.cache.sweep()
             for place in places:
@@ -533,7 +533,7 @@ def _remove(place: _Place, repo: Repo, jobs: int | None) -> None:
     """Remove what was chosen: manifests first, for one that outlives its files would vouch for them."""
     if not place.sizes:
         return
-    notes = Notes(repo, place.remote.url) if place.remote else None
+    notes = Notes(repo, f"{place.name} {place.remote.url}") if place.remote else None
     noted = notes.read() if notes else set()
     if notes:
         notes.write({*place.sizes, *noted, *(place.young if place.proven else ())})

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.digest import digest_bytes, digest_file
@@ -25,6 +24,7 @@ from dvkf_prefect.data.remotes.errors import Place, public_url
 from dvkf_prefect.data.remotes.filesystems import FilesystemStorage
 from dvkf_prefect.data.remotes.options import parse_options, secrets_of
 from dvkf_prefect.data.remotes.protocols import Protocol, protocol_of
+from dvkf_prefect.data.remotes.urls import join_url, split_url
 from dvkf_prefect.data.store import Cache, Stored, walk_files
 from dvkf_prefect.data.tree import SUFFIX, Tree, check_relpath
 from dvkf_prefect.errors import (
@@ -40,7 +40,6 @@ from dvkf_prefect.files import raise_disk_full
 # What a service's mark of a file is called in a `.dvc` file; for the others the bytes are hashed.
 _MARKS = {"s3": "etag", "gs": "etag", "azure": "etag", "oss": "etag", "http": "checksum", "https": "checksum"}
 _VERSIONED = ("s3", "gs", "azure")
-_ALIASES = {"gcs": "gs", "az": "azure", "abfs": "azure", "s3a": "s3", "sftp": "ssh"}
 _JOBS = 16
 _CHUNK = 1 << 20
 
@@ -402,11 +401,11 @@ def open_source(
         return FolderSource(Path(os.path.normpath(folder / real)), url)
     aware = options.pop("version_aware", "false") == "true" or bool(versions)
     options.pop("worktree", None)
-    scheme = urlsplit(real).scheme
+    scheme = split_url(real).scheme
     return UrlSource(
         open_files(real, options, name or public_url(url), versioned=aware),
         url,
-        _ALIASES.get(scheme, scheme),
+        scheme,
         versions,
     )
 
@@ -444,9 +443,8 @@ def open_files(url: str, options: Mapping[str, str], name: str, *, versioned: bo
     Raises:
         ConfigError: The url or the options cannot be used.
     """
-    parts = urlsplit(url)
-    scheme = _ALIASES.get(parts.scheme, parts.scheme)
-    url = parts._replace(scheme=scheme).geturl()
+    parts = split_url(url)
+    scheme, url = parts.scheme, join_url(parts)
     if versioned and scheme not in _VERSIONED:
         raise ConfigError(f"{public_url(url)}: only {', '.join(_VERSIONED)} urls keep versions")
     parsed = parse_options(scheme, options, name)

@@ -11,12 +11,12 @@ import os
 import posixpath
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from dvkf_prefect.data import gitignore
 from dvkf_prefect.data.imports import _send as send
 from dvkf_prefect.data.origins import bring_source, put
 from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, with_content, write_dvc_file
+from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import Stored
@@ -64,7 +64,7 @@ def add_copy(
 
 def name_of(source: str) -> str:
     """Return the last part of a path or a url."""
-    path = urlsplit(source).path if "://" in source else source
+    path = without_query(source) if "://" in source else source
     return posixpath.basename(posixpath.normpath(path))
 
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.remotes.errors import Place, public_url
 from dvkf_prefect.data.remotes.options import parse_options, secrets_of
+from dvkf_prefect.data.remotes.urls import WEB, join_url, split_url
 from dvkf_prefect.errors import ConfigError
 
 __all__ = ["Storage", "open_storage"]
 
 _OBJECT_STORES = ("s3", "gs", "azure", "memory")
-_ALIASES = {"gcs": "gs", "az": "azure", "abfs": "azure", "s3a": "s3", "sftp": "ssh"}
 _JOBS = {"file": 1, "s3": 32, "gs": 32, "azure": 32, "oss": 16, "http": 16, "https": 16, "ssh": 8}
 
 
@@ -54,13 +54,16 @@ def open_storage(
             raise ConfigError(f"remote '{name or url}': the folder {url} is not an absolute path")
         scheme, path = "file", url
     else:
-        parts = urlsplit(url)
-        scheme = _ALIASES.get(parts.scheme, parts.scheme)
-        url = parts._replace(scheme=scheme).geturl()
-        path = unquote(parts.path)
+        parts = split_url(url)
+        scheme, path, url = parts.scheme, parts.path, join_url(parts)
+        if scheme in WEB and (parts.query or parts.fragment):
+            raise ConfigError(
+                f"remote '{name or public_url(url)}': a remote's url has neither ? nor #. Write %3F or %23 where "
+                "they are part of a name."
+            )
     shown = public_url(url)
     parsed = parse_options(scheme, options, name or shown)
-    password = urlsplit(url).password if scheme != "file" else None
+    password = split_url(url).password if scheme != "file" else None
     secrets = (*secrets_of(parsed), *((unquote(password), password) if password else ()))
     place = Place(name or shown, shown, secrets)
     jobs = int(parsed.get("jobs") or _JOBS.get(scheme, 8))

@@ -18,11 +18,11 @@ from datetime import timedelta
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> Obje
     from obstore import store as stores
     from obstore.exceptions import BaseError
 
-    parts = urlsplit(url)
+    parts = split_url(url)
     bucket = parts.hostname if parts.scheme == "memory" else parts.netloc.rpartition("@")[2]
     prefix = parts.path.strip("/") or None
     if not bucket and parts.scheme != "memory":

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def protocol_of(url: str, options: Options, place: Place) -> Protocol:
     Raises:
         ConfigError: No filesystem serves the url, or its options contradict each other.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     make = _PROTOCOLS.get(parts.scheme)
     if make is not None:
         return make(parts, options, place)
@@ -124,7 +125,7 @@ def _file(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "fsspec.implementations.local",
         "LocalFileSystem",
         "fsspec",
-        unquote(parts.path).rstrip("/"),
+        parts.path.rstrip("/"),
         {"auto_mkdir": True, "skip_instance_cache": True},
         credentials="this user's rights",
     )
@@ -223,7 +224,7 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "sshfs",
         "SSHFileSystem",
         "sshfs",
-        unquote(parts.path).rstrip("/"),
+        parts.path.rstrip("/"),
         arguments,
         folders=True,
         space=_ssh_space,
