@@ -13,7 +13,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from shlex import quote
 from typing import TYPE_CHECKING
+
+from dvkf_prefect.text import printable
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.diff import Diff, DiffEntry
@@ -34,6 +37,7 @@ _WORDS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # Ends like a key that has a digest.
 _MARKED = re.compile(rf"-[0-9a-f]{{{_MARK}}}$")
 _LOG = 4000
+_ADDRESS = re.compile(r"https?://[\w.:\[\]-]+(?:/[\w.~%/-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,49 @@ def _plain_key(kind: str, names: Sequence[str]) -> str | None:
 
 
 def escape(value: object) -> str:
-    r"""Return a value as text for a table cell of markdown: one line, no markup, bounded.
+    r"""Return a value as text for markdown, in a cell or elsewhere: one line, no markup, no link, bounded.
 
     Example:
         >>> escape("a|b <c>")
         'a\\|b &lt;c&gt;'
     """
-    text = " ".join(str(value).split())
+    text = printable(" ".join(str(value).split()))
     if len(text) > _CELL:
         text = text[: _CELL - 1] + "…"
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
+    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
+    # Of a bare address a reader of markdown makes a link.
+    text = text.replace("://", ":&#47;&#47;")
+    return re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)
+
+
+def code(value: object) -> str:
+    """Return a value as code within a line of markdown: one line, bounded, shown as it is.
+
+    Example:
+        >>> code("a`b")
+        "`a'b`"
+    """
+    return f"`{printable(' '.join(str(value).split())).replace('`', chr(39))[:_CELL]}`"
+
+
+def link(text: str, url: str) -> str:
+    """Return a link of markdown; plain text for what is no plain web address.
+
+    Example:
+        >>> link("docs", "https://example.org/a"), link("x", "javascript:alert(1)")
+        ('[docs](https://example.org/a)', 'x')
+    """
+    return f"[{escape(text)}]({url})" if _ADDRESS.fullmatch(url) else escape(text)
+
+
+def _address(url: str) -> str:
+    return url if _ADDRESS.fullmatch(url) else escape(url)
+
+
+def block(text: str, language: str = "text") -> str:
+    """Return text of several lines as a block of code of markdown, whatever stands in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}{language}\n{printable(text, lines=True)}\n{fence}"
 
 
 def size_text(size: float | None) -> str:
@@ -177,27 +214,27 @@ def data_card(
     rows = list(history) if known else [version, *history]
     table = tuple(
         {
-            "digest": old.digest,
+            "digest": escape(old.digest),
             "files": f"{old.nfiles:,}",
             "size": size_text(old.size),
-            "commit": old.rev[:10] if old.rev else "not committed",
+            "commit": escape(old.rev[:10]) if old.rev else "not committed",
         }
         for old in rows[:limit]
     )
     description = (
-        f"**{escape(version.path)}** is at version `{version.digest[:12]}`: {count_text(version.nfiles, 'file')}, "
+        f"**{escape(version.path)}** is at version {code(version.digest[:12])}: {count_text(version.nfiles, 'file')}, "
         f"{size_text(version.size)}, {_at(rows[0].rev)}."
     )
     if len(rows) > 1:
         description += (
-            f" The version before, `{rows[1].digest[:12]}`, has {count_text(rows[1].nfiles, 'file')} and "
+            f" The version before, {code(rows[1].digest[:12])}, has {count_text(rows[1].nfiles, 'file')} and "
             f"{size_text(rows[1].size)}."
         )
     return Card(artifact_key("data", label, version.path), description, table=table)
 
 
 def _at(rev: str | None) -> str:
-    return f"at commit `{rev[:10]}`" if rev else "not committed"
+    return f"at commit {code(rev[:10])}" if rev else "not committed"
 
 
 def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), limit: int = ROWS) -> Card:
@@ -272,13 +309,8 @@ def _sum_text(sizes: Sequence[int | None]) -> str:
 
 
 def _side(name: str, commit: str) -> str:
-    shown = f"`{_code(name)}`"
-    return f"{shown} (`{commit[:10]}`)" if commit and not commit.startswith(name) else shown
-
-
-def _code(text: str) -> str:
-    """Return text that can stand between backticks."""
-    return " ".join(text.split()).replace("`", "'")[:_CELL]
+    shown = code(name)
+    return f"{shown} ({code(commit[:10])})" if commit and not commit.startswith(name) else shown
 
 
 def transfer_text(verb: str, transfer: Transfer) -> str:
@@ -292,7 +324,7 @@ def transfer_text(verb: str, transfer: Transfer) -> str:
         return f"nothing to be {verb}: {count_text(transfer.present, 'object')} there already"
     return (
         f"{verb} {count_text(transfer.files, 'object')} ({size_text(transfer.size)}), "
-        f"{transfer.present:,} there already, remote '{transfer.remote}'"
+        f"{transfer.present:,} there already, remote '{printable(transfer.remote)}'"
     )
 
 
@@ -405,8 +437,7 @@ def stage_card(
     if tail:
         if len(tail) > _LOG:
             tail = "…" + tail[-_LOG:]
-        fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", tail)), default=0))
-        parts.append(f"### End of its log\n\n{fence}text\n{tail}\n{fence}")
+        parts.append(f"### End of its log\n\n{block(tail)}")
     return Card(artifact_key("stage", label, decision.stage), description, markdown="\n\n".join(parts))
 
 
@@ -430,11 +461,11 @@ def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = ""
     """
     table = tuple(
         {
-            "metric": row.name,
+            "metric": escape(row.name),
             "old": _cell(row.old),
             "new": _cell(row.new),
             "change": f"{row.change:+.6g}" if row.change is not None else "",
-            "file": row.path,
+            "file": escape(row.path),
         }
         for row in changes[:limit]
     )
@@ -446,7 +477,7 @@ def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = ""
             change = f" ({row.change:+.4g})" if row.change is not None else ""
             told.append(f"{escape(row.name)} {_cell(row.old)} → **{_cell(row.new)}**{change}")
     more = f", and {len(changes) - 5:,} more" if len(changes) > 5 else ""
-    against = f", against commit `{before[:10]}`" if before else ""
+    against = f", against commit {code(before[:10])}" if before else ""
     description = f"{', '.join(told)}{more}{against}." if told else "No metrics."
     return Card(artifact_key("metrics", name), description, table=table)
 
@@ -476,21 +507,21 @@ def model_card(
     """
     table = tuple(
         {
-            "version": v.version,
-            "stages": ", ".join(v.stages),
+            "version": escape(v.version),
+            "stages": ", ".join(map(escape, v.stages)),
             "registered": _moment(v.created),
-            "by": v.author,
-            "commit": v.rev[:10],
+            "by": escape(v.author),
+            "commit": escape(v.rev[:10]),
             "size": size_text(v.size),
-            "digest": (v.digest or "")[:12],
-            "message": " ".join(v.message.split())[:_CELL],
+            "digest": escape((v.digest or "")[:12]),
+            "message": escape(v.message),
         }
         for v in versions[:limit]
     )
-    held = [f"{escape(stage)} is {v.version}" for v in versions for stage in v.stages]
+    held = [f"{escape(stage)} is {escape(v.version)}" for v in versions for stage in v.stages]
     description = f"**{escape(name)}**: {count_text(len(versions), 'version')}"
     if versions:
-        description += f", the highest {versions[0].version}"
+        description += f", the highest {escape(versions[0].version)}"
     description += "".join(f"; {text}" for text in held[:5]) + "."
     if said:
         description = f"{escape(said)} {description}"
@@ -509,6 +540,7 @@ def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Ca
         version: The registered version it serves.
     """
     base = f"{endpoint.url}/v2/models/{endpoint.model}"
+    ask = f"{endpoint.url}/v1/models/{endpoint.model}:predict"
     stages = f" ({', '.join(escape(s) for s in version.stages)})" if version and version.stages else ""
     rows = [
         ("model", endpoint.model),
@@ -523,13 +555,15 @@ def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Ca
     body = "\n\n".join(
         [
             f"## {escape(endpoint.model)} {escape(endpoint.version)}{stages}",
-            f"[{endpoint.url}]({endpoint.url}/v2) · [metadata]({base}) · [ready]({base}/ready)",
+            f"{link(endpoint.url, f'{endpoint.url}/v2')} · {link('metadata', base)} · {link('ready', f'{base}/ready')}",
             markdown_table(rows[0], rows[1:]),
             "Ask it by the V1 protocol:",
-            f"```sh\ncurl {endpoint.url}/v1/models/{endpoint.model}:predict -d '{{\"instances\": [[…]]}}'\n```",
+            block(f"curl {quote(ask)} -d '{{\"instances\": [[…]]}}'", "sh"),
         ]
     )
-    description = f"**{escape(endpoint.model)}** {escape(endpoint.version)}{stages} answers at {endpoint.url}"
+    description = (
+        f"**{escape(endpoint.model)}** {escape(endpoint.version)}{stages} answers at {_address(endpoint.url)}"
+    )
     return Card(artifact_key("endpoint", endpoint.model), description, markdown=body)
 
 

@@ -43,11 +43,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dvkf_prefect.text import printable
+
 
 class DvkfError(Exception):
-    """Base of every error here; ``exit_code`` is what the command line ends with."""
+    """Base of every error here; ``exit_code`` is what the command line ends with.
+
+    Messages quote names and values of repositories; in its text, control and hidden characters are escaped.
+    """
 
     exit_code = 255
+
+    def __str__(self) -> str:
+        """Return the message, safe for a terminal, a log or a page."""
+        return printable(super().__str__(), lines=True)
 
 
 class NotARepositoryError(DvkfError, FileNotFoundError):

@@ -19,7 +19,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import SyncClientContext
 from prefect.runtime import flow_run as flow_run_id
 
-from dvkf_prefect.cards import Card, artifact_key, count_text, size_text
+from dvkf_prefect.cards import Card, artifact_key, count_text, escape, size_text
 
 # Seconds between two updates of a progress bar, so that a fast transfer does not wait for the server.
 _PAUSE = 1.0
@@ -114,4 +114,4 @@ class ArtifactProgress:
 
     def _text(self) -> str:
         done = f"{self._done_files:,} of {count_text(self._files, 'object')}"
-        return f"{self._label}: {done}, {size_text(self._done_size)}"
+        return f"{escape(self._label)}: {done}, {size_text(self._done_size)}"

@@ -13,6 +13,7 @@ from dvkf_prefect.data.remotes.options import secrets_of
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.pipeline.step import clean_log
+from dvkf_prefect.text import printable
 
 _LINES = 1000
 _LINE = 1000
@@ -112,7 +113,7 @@ class LogFollower:
     def _take(self, raw: list[bytes]) -> list[str]:
         lines = []
         for data in raw[: self._left]:
-            text = self._mask(clean_log(data)).rstrip()
+            text = printable(self._mask(clean_log(data)).rstrip(), lines=True)
             lines.append(text if len(text) <= _LINE else text[: _LINE - 1] + "…")
         if len(raw) > self._left:
             self._rest = b"\n"  # there is more

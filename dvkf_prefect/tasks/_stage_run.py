@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefect import Task, get_run_logger, task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
@@ -37,6 +37,7 @@ from dvkf_prefect.pipeline.signature import input_key
 from dvkf_prefect.pipeline.spec import StepContent, StepResult, StepSpec
 from dvkf_prefect.pipeline.stages import Stage
 from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
+from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._stage_log import LogFollower, Mask
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class StageCall:
         """Run the stage once and mirror it; the state says how it ended."""
         self._tries += 1
         self.error = None
-        logger = get_run_logger()
+        logger = run_logger()
         follower = LogFollower(self._log, self._tasks.mask) if self._log is not None else None
 
         def mirror(*, last: bool = False) -> None:
@@ -183,7 +184,7 @@ class StageCall:
         delay = self.options.delay(self._tries - 1) if self._tries > 1 else 0.0
         end = time.monotonic() + delay
         if delay:
-            get_run_logger().info("Waiting %g s before try %d", delay, self._tries)
+            run_logger().info("Waiting %g s before try %d", delay, self._tries)
         while not self.cancelled and (left := end - time.monotonic()) > 0:
             self.stopped.wait(min(left, _POLL))
 
@@ -220,7 +221,7 @@ class StageCall:
     def _show_tail(self, follower: LogFollower | None, tail: str) -> None:
         """Show the end of the log where it was not followed to its end."""
         if tail.strip() and (follower is None or follower.cut or not follower.told):
-            logger = get_run_logger()
+            logger = run_logger()
             for line in self._tasks.mask(tail).rstrip().splitlines():
                 logger.info("%s", line)
 
@@ -299,7 +300,7 @@ class StageMark:
         event = self._event
         message = self._mask("; ".join(map(str, event.reasons)) or "nothing changed")
         if event.kind == "fail":
-            get_run_logger().error("%s", self._mask(event.message))
+            run_logger().error("%s", self._mask(event.message))
             return Failed(message=self._mask(event.message))
         if event.kind == "restore":
             return Completed(name="Restored", message=f"Restored from the cache: {message}")

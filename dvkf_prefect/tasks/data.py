@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
@@ -27,6 +27,7 @@ from dvkf_prefect.tasks._git import (
     run_trailers,
     with_trailers,
 )
+from dvkf_prefect.tasks._logging import run_logger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +70,7 @@ def checkout_data(
     Example:
         ``checkout_data(DataRepository.load("local"), ["data/train"])``
     """
-    logger = get_run_logger()
+    logger = run_logger()
     repo = repository.open()
     done = repo.checkout(targets, force=force)
     logger.info(
@@ -110,7 +111,7 @@ def pull_data(
     Example:
         ``pull_data(DataRepository.load("local"))``
     """
-    logger = get_run_logger()
+    logger = run_logger()
     repo = repository.open()
     pulled = repo.pull(targets, force=force, progress=ArtifactProgress(repository.name))
     logger.info("%s", transfer_text("fetched", pulled.transfer))
@@ -136,7 +137,7 @@ def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVe
     Example:
         ``add_data(DataRepository.load("local"), ["data/train"])``
     """
-    logger = get_run_logger()
+    logger = run_logger()
     repo = repository.open()
     progress = ArtifactProgress(repository.name)
     versions = tuple(repo.add([repo.root / target for target in targets], progress=progress))
@@ -173,7 +174,7 @@ def write_data(
 
     repo = repository.open()
     version = write_frame(repo, frame, path, force=force)
-    get_run_logger().info("wrote %d rows: %s", len(frame), version)
+    run_logger().info("wrote %d rows: %s", len(frame), version)
     _publish_versions(repository, repo, (version,))
     return version
 
@@ -204,7 +205,7 @@ def push_data(repository: DataRepository, targets: Sequence[str] = ()) -> Transf
     """
     repo = repository.open()
     transfer = repo.push(targets, progress=ArtifactProgress(repository.name))
-    get_run_logger().info("%s", transfer_text("pushed", transfer))
+    run_logger().info("%s", transfer_text("pushed", transfer))
     return transfer
 
 
@@ -235,7 +236,7 @@ def diff_data(
     commits = (git.resolve(a), git.resolve(b) if b is not None else "")
     card = diff_card(diff, repository.name, commits=commits, limit=DvkfSettings().card_rows)
     publish(card)
-    get_run_logger().info("%s", card.description)
+    run_logger().info("%s", card.description)
     return diff
 
 
@@ -259,7 +260,7 @@ def commit_results(repository: DataRepository, message: str) -> str | None:
     Example:
         ``commit_results(DataRepository.load("local"), "Train on the data of today")``
     """
-    logger = get_run_logger()
+    logger = run_logger()
     repo = repository.open()
     git = need_git(repo)
     paths = changed_documents(repo)
@@ -291,7 +292,7 @@ def push_commits(repository: DataRepository) -> tuple[str, ...]:
     """
     git = need_git(repository.open())
     pushed = push(git.root, timeout=DvkfSettings().git_timeout)
-    get_run_logger().info(
+    run_logger().info(
         "%s", f"pushed {' and '.join(pushed)}" if pushed else "git has no origin; nothing to push to"
     )
     return pushed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DataRepository, ModelServer
@@ -15,10 +15,11 @@ from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._git import run_trailers
+from dvkf_prefect.tasks._logging import run_logger
 
 
 def _publish_model(repository: DataRepository, registry: ModelRegistry, name: str, said: str) -> None:
-    get_run_logger().info("%s", said)
+    run_logger().info("%s", said)
     card = model_card(
         registry.list(name), name, label=repository.label or "", said=said, limit=DvkfSettings().card_rows
     )
@@ -138,7 +139,7 @@ def deploy_model(
     registry = ModelRegistry(repository.open())
     version = registry.show(name, which)
     endpoint = server.deploy(registry, version)
-    get_run_logger().info("%s %s answers at %s", name, version.version, endpoint.url)
+    run_logger().info("%s %s answers at %s", name, version.version, endpoint.url)
     publish(endpoint_card(endpoint, version))
     return endpoint
 
@@ -166,5 +167,5 @@ def predict(server: ModelServer, name: str, instances: Sequence[object]) -> tupl
     predictions = tuple(endpoint.predict(instances, timeout=server.timeout))
     card = predictions_card(endpoint, predictions, limit=DvkfSettings().card_rows)
     publish(card)
-    get_run_logger().info("%s", card.description)
+    run_logger().info("%s", card.description)
     return predictions

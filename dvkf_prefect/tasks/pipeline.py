@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
@@ -22,6 +22,7 @@ from dvkf_prefect.pipeline.why import Action, Decision
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._changes import changed_files
+from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks.stages import stage_tasks
 
 # A stage that ran always gets its card; of more than this, those that were skipped are told by the pipeline's only.
@@ -70,7 +71,7 @@ def run_stages(
     Example:
         ``run_stages(DataRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
     """
-    logger = get_run_logger()
+    logger = run_logger()
     repo = repository.open()
     events: dict[str, StageEvent] = {}
     changes: dict[str, Mapping[str, TreeChange]] = {}
@@ -227,5 +228,5 @@ def compare_metrics(
     rows = tuple(metrics.diff(repo, before or a, b))
     card = metrics_card(rows, repository.name, before=before)
     publish(card)
-    get_run_logger().info("%s", card.description)
+    run_logger().info("%s", card.description)
     return rows

@@ -1,0 +1,150 @@
+"""Markup in anything that a card shows: every builder, every text it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from dvkf_prefect import cards
+from dvkf_prefect.data.diff import Diff, DiffEntry
+from dvkf_prefect.data.outputs import DataVersion
+from dvkf_prefect.data.transfer import Transfer
+from dvkf_prefect.kubeflow.serving import Endpoint
+from dvkf_prefect.models.registry import ModelVersion
+from dvkf_prefect.pipeline.metrics import MetricChange
+from dvkf_prefect.pipeline.repro import ReproResult, StageEvent
+from dvkf_prefect.pipeline.why import Decision
+from dvkf_prefect.tasks._artifacts import ArtifactProgress
+
+HOSTILE = [
+    "![x](http://evil/p.png)",
+    "<img src=http://evil/q>",
+    "[Approve](javascript:alert(1))",
+    "a | b || c",
+    "` ``` ~~~ <script>alert(1)</script>",
+    "x\n\n# Approve\n\n- [ ] http://evil/r www.evil.org",
+    "\\[x](http://evil/s)\\",
+    "[x]: http://evil/t 'y'",
+    "</script><!-- {{ x }} ${x}",
+    "\x1b]0;PWN\x07\u202e\u200b",
+]
+NAMES = {
+    "Diff": Diff, "DiffEntry": DiffEntry, "DataVersion": DataVersion, "Transfer": Transfer, "Endpoint": Endpoint,
+    "ModelVersion": ModelVersion, "MetricChange": MetricChange, "ReproResult": ReproResult, "StageEvent": StageEvent,
+    "Decision": Decision,
+}  # fmt: skip
+# Words that the code itself chooses.
+CHOSEN = {("Decision", "action"): "run", ("StageEvent", "kind"): "fail"}
+BUILDERS = [
+    name for name, value in vars(cards).items() if name.endswith("_card") and inspect.isfunction(value)
+]
+
+
+def _make(hint: Any, text: str) -> Any:
+    """Return a value of a type with ``text`` wherever there can be one."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (str, object, Any):
+        return text
+    if hint in (int, float, bool):
+        return hint(1)
+    if hint is datetime:
+        return datetime(2026, 1, 1, tzinfo=timezone.utc)
+    if origin in (typing.Union, types.UnionType):
+        return _make(next(kind for kind in inner if kind is not type(None)), text)
+    if origin is typing.Literal:
+        return inner[0]
+    if origin in (tuple, list, Sequence):
+        many = [_make(kind, text) for kind in inner if kind is not ...]
+        return tuple(many) if origin is tuple else many
+    if origin in (dict, Mapping):
+        return {_make(inner[0], text): _make(inner[1], text)}
+    assert dataclasses.is_dataclass(hint), hint
+    made = object.__new__(hint)
+    hints = typing.get_type_hints(hint, vars(inspect.getmodule(hint)) | NAMES)
+    for field in dataclasses.fields(hint):
+        value = CHOSEN.get((hint.__name__, field.name), _make(hints[field.name], text))
+        object.__setattr__(made, field.name, value)
+    return made
+
+
+def _rendered(markdown: str) -> str:
+    """Return what markdown shows as markup may: without blocks and spans of code."""
+    lines, fence = [], ""
+    for line in markdown.split("\n"):
+        if fence:
+            fence = "" if line == fence else fence
+        elif match := re.match(r"(`{3,})\w*$", line):
+            fence = match[1]
+        else:
+            lines.append(line)
+    assert not fence, "a block of code does not end"
+    return re.sub(r"(?<![\\`])`[^`\n]+`(?!`)", "CODE", "\n".join(lines))
+
+
+def _check(text: str) -> None:
+    shown = _rendered(text)
+    assert "<" not in shown
+    assert not re.search(r"(?<!\\)\]\(", shown), shown
+    assert not re.search(r"(?<!\\)\[(?!metadata|ready|http://127)", shown), shown
+    assert not re.search(r"://(?!127\.0\.0\.1)", shown), shown
+    assert not re.search(r"www\.", shown), shown
+    assert not re.search(r"^# ", shown, re.MULTILINE), shown
+    assert not set(text) & set("\x1b\x07\u202e\u200b")
+    for table in shown.split("\n\n"):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.split("\n") if line.startswith("|")}
+        assert len(bars) <= 1, table
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_cards_show_text_and_no_markup_of_it(builder: str, text: str) -> None:
+    build = getattr(cards, builder)
+    hints = typing.get_type_hints(build, vars(cards) | NAMES)
+    arguments = {
+        name: _make(hints[name], text) for name in inspect.signature(build).parameters if name != "limit"
+    }
+    card = build(**arguments)
+    assert re.fullmatch(r"[a-z0-9-]+", card.key)
+    _check(card.description)
+    _check(card.markdown)
+    for row in card.table:
+        for value in row.values():
+            assert isinstance(value, (str, int, float))
+            assert "\n" not in str(value)
+            _check(str(value))
+
+
+def test_every_builder_is_tried() -> None:
+    assert len(BUILDERS) >= 8
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_progress_shows_text(text: str) -> None:
+    progress = ArtifactProgress("x")
+    progress._label = f"push to {text}"
+    progress._files = 1
+    _check(progress._text())
+
+
+@pytest.mark.parametrize(
+    ("url", "linked"),
+    [
+        ("http://127.0.0.1:80/v2", True), ("https://a.example/b-c", True), ("javascript:alert(1)", False),
+        ("http://x/)![y](http://z", False), ("http://x y", False), ("data:text/html,x", False), ("http://x\n", False),
+    ],
+)  # fmt: skip
+def test_only_plain_web_addresses_are_links(url: str, linked: bool) -> None:
+    assert ("](" in cards.link("t", url)) is linked
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "```", "````\n```", "``` text"])
+def test_blocks_end_where_they_should(text: str) -> None:
+    assert _rendered(f"{cards.block(text)}\nafter") == "after"
