@@ -65,7 +65,7 @@ _SECTIONS = {
     "cache": "local s3 gs hdfs webhdfs ssh azure dir " + _LOCAL,
     "state": "dir row_limit:count row_cleanup_quota:percent",
     "index": "dir",
-    "feature": "machine:bool",
+    "feature": "machine:bool trusted_sources",
     "plots": "html_template auto_open:bool out_dir",
     "exp": "code data models metrics params plots live auto_push:bool git_remote",
     "parsing": "bool:store_true|boolean_optional list:nargs|append",
@@ -89,6 +89,9 @@ _PATHS = {
     "machine": {"startup_script", "setup_script"},
 }  # fmt: skip
 _URL = re.compile(r"\w+://")
+# Options of most remotes, of which nobody needs to ask who set them.
+_HARMLESS = frozenset(("url", "region", "profile", "endpointurl", "jobs", "verify", "type", "user", "port"))
+_CALLED = {"doubtful": "the settings of the source", "given": "the given settings"}
 
 Values = dict[str, dict[str, Any]]
 
@@ -114,6 +117,10 @@ class Config:
         dvc_dir: The repository's `.dvc` folder; None reads the system's and the user's settings only.
         overlay: Settings over all files: sections of options, a remote's section named ``remote "name"``.
         check: False to look at settings that may be wrong, to set them right.
+        doubtful: Settings like those, below them, that are not the user's word: see `trust`.
+        source: The url of the repository it is of, where that is not the user's own.
+        at_rest: Whether it lies in a folder of the user's; False for a clone made to read from.
+        lent: Whether the source is a folder of this machine.
 
     Raises:
         ConfigError: A file does not parse, or has an unknown or wrong option; names the file.
@@ -129,22 +136,41 @@ class Config:
         *,
         overlay: Mapping[str, Mapping[str, str]] | None = None,
         check: bool = True,
+        doubtful: Mapping[str, Mapping[str, str]] | None = None,
+        source: str | None = None,
+        at_rest: bool = True,
+        lent: bool = False,
     ) -> None:
         self.files = _config_files(dvc_dir)
-        self._base = dvc_dir or Path.cwd()
-        self._overlay = overlay
+        self.folder = dvc_dir or Path.cwd()
+        self.source, self.at_rest, self.lent = source, at_rest, lent
+        self._overlays = {"doubtful": doubtful or {}, "given": overlay or {}}
         self.values: Values = {}
         self._load(check)
 
     def _load(self, check: bool) -> None:
         sources = {str(file): self.read(level) for level, file in self.files.items()}
-        if self._overlay:
-            given: ini.Sections = {
-                section.lower(): {option.lower(): _text(value) for option, value in options.items()}
-                for section, options in self._overlay.items()
-            }
-            sources["the given settings"] = _resolved(_named(given), self._base)
+        for level in self._overlays:
+            if self._overlays[level]:
+                sources[_CALLED[level]] = self._given(level)
         self.values = _checked(sources, strict=False) if check else _merged(sources)
+
+    def _given(self, level: str) -> Values:
+        given: ini.Sections = {
+            section.lower(): {option.lower(): _text(value) for option, value in options.items()}
+            for section, options in self._overlays[level].items()
+        }
+        return _resolved(_named(given), self.folder)
+
+    def level_of(self, remote: str, option: str) -> str:
+        """Return the level that has the last word on a remote's option; ``doubtful`` and ``given`` are no files."""
+        for level in reversed(self._overlays):
+            if option in self._given(level)["remote"].get(remote, {}):
+                return level
+        for level in reversed(self.files):
+            if option in self.read(level)["remote"].get(remote, {}):
+                return level
+        return "doubtful"
 
     def read(self, level: str) -> Values:
         """Return one level's own settings, unchecked, as texts; its relative paths made absolute.
@@ -187,6 +213,7 @@ class Config:
 
         Raises:
             RemoteNotFoundError: There is none of that name, or no default is set.
+            ConfigError: Somebody else's configuration has an option that runs a command here, see `trust`.
         """
         known = ", ".join(sorted(self.values["remote"])) or "none"
         if name is None:
@@ -202,6 +229,10 @@ class Config:
                 f"remote '{name}' doesn't exist (known: {known}); see `dvkf remote list`"
             )
         options = {key: _text(value) for key, value in self.values["remote"][name].items()}
+        if self.source is not None or not _HARMLESS.issuperset(options):
+            from dvkf_prefect.data.trust import check_remote
+
+            check_remote(self, name, options)
         if options["url"].startswith("remote://"):
             base, _, rest = options["url"].removeprefix("remote://").partition("/")
             if base.lower() == name:

@@ -15,7 +15,9 @@ from dvkf_prefect.data.git import Git, check_revision, check_url
 from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import MD5, Cache
+from dvkf_prefect.data.trust import own_options
 from dvkf_prefect.errors import ConfigError, CorruptObjectError, GitError, NotARepositoryError
+from dvkf_prefect.files import read_description
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Remote
@@ -90,10 +92,22 @@ class ExternalRepo(Repo):
             ConfigError: Its settings are wrong.
         """
         overlay: Overlay = {"cache": {"dir": str(self.cache.root)}} if self.at else {}
+        doubtful: Overlay = {}
         folder = self.folder / prefix if self.folder else None
         if folder is not None and (folder / ".dvc").is_dir():
-            overlay.update(_remotes_of(Config(folder / ".dvc")))
-        inner = _opened(self.root / prefix, self.url, overlay)
+            lending = Config(folder / ".dvc")
+            doubtful = _remotes_of(lending)
+            overlay.update(own_options(lending))
+        own = self.config
+        inner = _opened(
+            self.root / prefix,
+            self.url,
+            overlay,
+            doubtful,
+            source=own.source,
+            at_rest=own.at_rest,
+            lent=own.lent,
+        )
         inner.at, inner.folder = self.at, folder
         if folder is not None and (folder / ".dvc").is_dir():
             inner._borrow(Repo(folder).cache.root)
@@ -143,6 +157,7 @@ def open_external(
     remote_config: Mapping[str, str] | None = None,
     config: str | Mapping[str, Any] | None = None,
     cache_dir: Path | None = None,
+    typed: bool = True,
 ) -> Iterator[ExternalRepo]:
     """Open another repository for reading.
 
@@ -157,6 +172,7 @@ def open_external(
         remote_config: Options over those of that remote.
         config: A configuration file, or its sections, whose settings go over its own.
         cache_dir: Where objects fetched for a clone are kept; None for a place that goes away with it.
+        typed: Whether the user gives ``remote_config`` and ``config``; False where a file does, see `trust`.
 
     Raises:
         NotARepositoryError: The folder is in no DVC and no git repository.
@@ -173,7 +189,8 @@ def open_external(
     if rev is not None:
         check_revision(rev)
     if folder is not None and rev is None and (root := _work_tree(folder)) is not None:
-        opened = _opened(root, url, _overlay(Config(root / ".dvc"), {}, remote, remote_config, config))
+        merged = _overlay(Config(root / ".dvc"), {}, {}, remote, remote_config, config, typed)
+        opened = _opened(root, url, *merged, source=str(root), at_rest=True, lent=True)
         with neighbours.working(opened.cache.root, _LOCK_WAIT):
             yield opened
         return
@@ -183,19 +200,22 @@ def open_external(
         path = Path(scratch) / "repository"
         commit = clones.snapshot(str(folder or url), rev, path, timeout=_TIMEOUT)
         base: Overlay = {"cache": {"dir": str(cache_dir or Path(scratch) / "cache")}}
+        doubtful: Overlay = {}
         lender: Path | None = None
         prefix = "."
         if folder is not None and (root := _work_tree(folder)) is not None:
             source = Repo(root)
             lender = source.cache.root
-            base = {**base, **_remotes_of(source.config)}
+            doubtful = _remotes_of(source.config)
+            base = {**base, **own_options(source.config)}
             git = Git.find(root)
             if git:
                 prefix = os.path.relpath(root, git.root.resolve())
         top = path / prefix
         if not top.is_dir():
             raise GitError(f"{public_url(url)} has no folder {prefix} at {rev or 'its default branch'}")
-        opened = _opened(top, url, _overlay(Config(top / ".dvc"), base, remote, remote_config, config))
+        merged = _overlay(Config(top / ".dvc"), base, doubtful, remote, remote_config, config, typed)
+        opened = _opened(top, url, *merged, source=str(folder or url), at_rest=False, lent=lender is not None)
         opened.at = commit
         if lender is None:
             yield opened
@@ -212,8 +232,21 @@ def local_folder(url: str) -> Path | None:
     return path.resolve() if path.is_dir() else None
 
 
-def _opened(root: Path, url: str, overlay: Overlay) -> ExternalRepo:
-    opened = ExternalRepo(root, config=overlay)
+def _opened(
+    root: Path,
+    url: str,
+    overlay: Overlay,
+    doubtful: Overlay,
+    *,
+    source: str | None,
+    at_rest: bool,
+    lent: bool,
+) -> ExternalRepo:
+    """Open a repository that is not the user's own; the last three are `Config`'s."""
+    config = Config(
+        root / ".dvc", overlay=overlay, doubtful=doubtful, source=source, at_rest=at_rest, lent=lent
+    )
+    opened = ExternalRepo(root, config=config)
     opened.url = url
     if opened.git is not None:
         opened.git.foreign = True
@@ -251,23 +284,30 @@ def _remotes_of(config: Config) -> Overlay:
 def _overlay(
     own: Config,
     base: Overlay,
+    doubtful: Overlay,
     remote: str | None,
     remote_config: Mapping[str, str] | None,
     config: str | Mapping[str, Any] | None,
-) -> Overlay:
-    """Return the settings over a repository's own: those given here over ``base``."""
+    typed: bool,
+) -> tuple[Overlay, Overlay]:
+    """Return the settings over a repository's own: those that are the user's word, and those that are not."""
     merged: Overlay = {section: dict(options) for section, options in base.items()}
+    others: Overlay = {section: dict(options) for section, options in doubtful.items()}
+    into = merged if typed else others
     if config:
         for section, options in _file_settings(config).items():
-            merged.setdefault(section, {}).update(options)
+            into.setdefault(section, {}).update(options)
     if remote:
-        merged.setdefault("core", {})["remote"] = remote
+        into.setdefault("core", {})["remote"] = remote
     if remote_config:
-        name = remote or merged.get("core", {}).get("remote") or own.default_remote()
+        default = (settings.get("core", {}).get("remote") for settings in (merged, others))
+        name = remote or next(filter(None, default), None) or own.default_remote()
         if not name:
             raise ConfigError("--remote-config needs a remote: name one with --remote")
-        merged.setdefault(f'remote "{name}"', {}).update(remote_config)
-    return merged
+        into.setdefault(f'remote "{name}"', {}).update(
+            {key: _text(value) for key, value in remote_config.items()}
+        )
+    return merged, others
 
 
 def _file_settings(config: str | Mapping[str, Any]) -> Overlay:
@@ -276,8 +316,9 @@ def _file_settings(config: str | Mapping[str, Any]) -> Overlay:
     sections: Any = config
     if isinstance(config, str):
         try:
-            sections = ConfigObj(config, file_error=True, interpolation=False)
-        except (OSError, ConfigObjError) as error:
+            lines = read_description(config).decode().splitlines()
+            sections = ConfigObj(lines, interpolation=False)
+        except (OSError, ConfigObjError, UnicodeDecodeError) as error:
             raise ConfigError(f"{config}: cannot be read as a configuration file ({error})") from error
     settings: Overlay = {}
     for section, options in sections.items():
@@ -292,5 +333,5 @@ def _file_settings(config: str | Mapping[str, Any]) -> Overlay:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -156,7 +156,7 @@ def import_repo(
     origin = Origin(path, repo=values)
     if no_exec:
         return _write_import(repo, output, origin, repo_dep(path, values), None, annotations, sign=False)
-    with open_origin(repo.root, values, None) as source:
+    with open_origin(repo.root, values, None, typed=True) as source:
         commit = source.at or ""
         stored: Stored | None = None
         if no_download:
@@ -450,7 +450,9 @@ def _update_url(
     jobs: int | None,
     progress: Progress | None,
 ) -> Import:
-    opened = open_source(repo.config, origin.path, folder=repo.root / origin.folder, fs_config=aware(origin))
+    opened = open_source(
+        repo.config, origin.path, folder=repo.root / origin.folder, fs_config=aware(repo, origin)
+    )
     found = repo.workspace.look(output.path, hash_name=output.hash_name)
     old = dependency(repo, output)
     facts = opened.facts()

@@ -20,6 +20,7 @@ from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.sources import Facts, Source, open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored
 from dvkf_prefect.data.transfer import Transfer
+from dvkf_prefect.data.trust import check_options
 from dvkf_prefect.data.workspace import Found, starting
 from dvkf_prefect.errors import (
     ConfigError,
@@ -59,8 +60,14 @@ def url_dep(path: str, facts: Facts | None, options: Mapping[str, Any]) -> dict[
     return dep
 
 
-def aware(origin: Origin) -> dict[str, Any]:
-    """Return the options by which a url is read."""
+def aware(repo: Repo, origin: Origin) -> dict[str, Any]:
+    """Return the options by which a url is read.
+
+    Raises:
+        ConfigError: One of them would run a command, see `trust`.
+    """
+    if origin.fs_config:
+        check_options(origin.fs_config, repo.root, f"the import of {origin}")
     return {**origin.fs_config, **({"version_aware": True} if origin.versioned else {})}
 
 
@@ -158,7 +165,7 @@ def fetch_imports(
                         repo.config,
                         origin.path,
                         folder=repo.root / origin.folder,
-                        fs_config=aware(origin),
+                        fs_config=aware(repo, origin),
                         versions=origin.versions or None,
                     )
                     arrived(output, origin, bring_source(found, cache, jobs, progress))
@@ -201,7 +208,7 @@ def _fetch_group(
 
 
 def open_origin(
-    root: Path, values: Mapping[str, Any], rev_lock: str | None
+    root: Path, values: Mapping[str, Any], rev_lock: str | None, *, typed: bool = False
 ) -> AbstractContextManager[ExternalRepo]:
     """Open the repository that an import names, always at a commit.
 
@@ -209,6 +216,7 @@ def open_origin(
         root: The importing repository's root, from which a relative path is found.
         values: The keys of ``repo`` in the `.dvc` file.
         rev_lock: The commit; None for what ``rev`` is at now.
+        typed: Whether the user gives the values now; else they are a file's, see `trust`.
     """
     url = str(values["url"])
     if local_folder(url) is None and "://" not in url and local_folder(str(root / url)) is not None:
@@ -221,6 +229,7 @@ def open_origin(
         remote=remote if isinstance(remote, str) else None,
         remote_config=remote if isinstance(remote, Mapping) else None,
         config=values.get("config"),
+        typed=typed,
     )
 
 
@@ -355,7 +364,7 @@ def _tip(root: Path, url: str, rev: str | None) -> str | None:
 def _source_state(repo: Repo, output: Output, origin: Origin) -> str | None:
     try:
         found = open_source(
-            repo.config, origin.path, folder=repo.root / origin.folder, fs_config=aware(origin)
+            repo.config, origin.path, folder=repo.root / origin.folder, fs_config=aware(repo, origin)
         )
     except OutputNotFoundError:
         return "deleted"

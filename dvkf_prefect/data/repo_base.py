@@ -37,13 +37,13 @@ class RepoBase:
 
     Args:
         root: The folder that holds `.dvc`.
-        config: Settings over the files', see `open`.
+        config: Settings over the files', see `open`; or all settings.
     """
 
-    def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | Config | None = None) -> None:
         self.root = root
         self.dvc_dir = root / ".dvc"
-        self.config = Config(self.dvc_dir, overlay=config)
+        self.config = config if isinstance(config, Config) else Config(self.dvc_dir, overlay=config)
         kind = Cache
         if self.config.get("cache", "shared") == "group":
             from dvkf_prefect.data.sharing import SharedCache

@@ -152,7 +152,7 @@ _SCHEMAS: dict[str, dict[str, Parser]] = {
     "oss": _OSS,
     "gdrive": _GDRIVE,
 }
-_SECRETS = (
+SECRETS = (
     "access_key_id",
     "secret_access_key",
     "session_token",
@@ -204,4 +204,4 @@ def parse_options(scheme: str, options: Mapping[str, str], remote: str) -> Optio
 
 def secrets_of(options: Mapping[str, Value]) -> tuple[str, ...]:
     """The values among the options that no message may show."""
-    return tuple(str(options[name]) for name in _SECRETS if options.get(name))
+    return tuple(str(options[name]) for name in SECRETS if options.get(name))
