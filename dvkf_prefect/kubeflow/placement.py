@@ -107,7 +107,7 @@ class Retry:
         wait = _seconds(self.backoff, ()) if self.backoff else 0
         factor = 2 if self.factor is None else self.factor
         # Beyond the longest window an exponent adds nothing.
-        waits = sum(min(wait * factor ** min(n, 64), _LONGEST) for n in range(min(self.count, 1000)))
+        waits: int = sum(min(wait * factor ** min(n, 64), _LONGEST) for n in range(min(self.count, 1000)))
         tries = (self.count + 1) * (timeout + _START) if timeout else _LONGEST
         return min(max(_LONG, tries + waits), _LONGEST)
 
