@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ from dvkf_prefect.data.external import BorrowedCache, open_external
 from dvkf_prefect.data.origins import bring_source
 from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.data.revisions import describes_outputs
+from dvkf_prefect.data.scratch import put_in_place, scratch_beside, scratch_folder
 from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored, make_folders, object_key
 from dvkf_prefect.data.tree import Tree
@@ -67,7 +66,7 @@ def get(
     if describes_outputs(dest.name):
         raise OutputError(f"{path} is a DVC file; name a data file or a directory")
     with (
-        _scratch(dest) as scratch,
+        scratch_beside(dest, ".dvkf-get-") as scratch,
         open_external(
             url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=scratch / "cache"
         ) as source,
@@ -84,7 +83,7 @@ def get(
         except CorruptObjectError:
             # Objects that are copied first are verified, and a damaged one is had from the next place.
             new = export(Cache(scratch / "own"), scratch / "again")
-        _replace(new, dest, scratch)
+        put_in_place(new, dest, scratch)
     return dest
 
 
@@ -112,12 +111,12 @@ def storage_url(
         RemoteNotFoundError: The repository has no such remote, or no default one.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="dvkf-get-") as folder,
+        scratch_folder("dvkf-get-") as folder,
         open_external(
-            url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=Path(folder)
+            url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=folder
         ) as opened,
     ):
-        cache = opened.cache if opened.at else BorrowedCache(Path(folder), opened.cache.root)
+        cache = opened.cache if opened.at else BorrowedCache(folder, opened.cache.root)
         source, output, digest = contents.find_tracked(opened, path, cache)
         _, options = source.config.remote(output.remote)
         base = options["url"].rstrip("/")
@@ -158,12 +157,12 @@ def get_url(
     dest = Path(os.path.abspath(resolve_out(url, out)))
     check_free(dest, force)
     found = open_source(config or Config(None), url, folder=Path.cwd(), fs_config=fs_config)
-    with _scratch(dest) as scratch:
+    with scratch_beside(dest, ".dvkf-get-") as scratch:
         cache = Cache(scratch / "cache")
         stored = bring_source(found, cache, jobs, progress)
         tree = cache.read_tree(stored.digest) if found.is_dir else None
         _export(cache, stored, tree, MD5, scratch / "out")
-        _replace(scratch / "out", dest, scratch)
+        put_in_place(scratch / "out", dest, scratch)
     return dest
 
 
@@ -209,13 +208,6 @@ def check_free(dest: Path, force: bool) -> None:
         raise OutputNotFoundError(f"the folder {dest.parent} does not exist")
 
 
-@contextmanager
-def _scratch(dest: Path) -> Iterator[Path]:
-    """Make a folder beside a place, on the same file system, that goes away at the end."""
-    with tempfile.TemporaryDirectory(prefix=".dvkf-get-", dir=dest.parent) as folder:
-        yield Path(folder)
-
-
 def _export(cache: Cache, stored: Stored, tree: Tree | None, hash_name: str, out: Path) -> None:
     if tree is None:
         cache.copy_out(stored.digest, out, mode=0o777 if stored.isexec else 0o666, hash_name=hash_name)
@@ -224,9 +216,3 @@ def _export(cache: Cache, stored: Stored, tree: Tree | None, hash_name: str, out
     for _, result in cache.place(tree.digests, f"{out}/", tree.relpaths, hash_name=hash_name):
         if isinstance(result, ObjectError):
             raise result
-
-
-def _replace(new: Path, dest: Path, scratch: Path) -> None:
-    if os.path.lexists(dest) and (dest.is_dir() or new.is_dir()):
-        os.rename(dest, scratch / "replaced")
-    os.replace(new, dest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.git import Git, check_revision, check_url
 from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.store import MD5, Cache
 from dvkf_prefect.data.trust import own_options
 from dvkf_prefect.errors import ConfigError, CorruptObjectError, GitError, NotARepositoryError
@@ -196,10 +196,10 @@ def open_external(
         return
     if folder is None and "://" not in url and ":" not in url:
         raise NotARepositoryError(f"{public_url(url)} is neither a folder nor a git url")
-    with tempfile.TemporaryDirectory(prefix="dvkf-clone-") as scratch:
-        path = Path(scratch) / "repository"
+    with scratch_folder("dvkf-clone-") as scratch:
+        path = scratch / "repository"
         commit = clones.snapshot(str(folder or url), rev, path, timeout=_TIMEOUT)
-        base: Overlay = {"cache": {"dir": str(cache_dir or Path(scratch) / "cache")}}
+        base: Overlay = {"cache": {"dir": str(cache_dir or scratch / "cache")}}
         doubtful: Overlay = {}
         lender: Path | None = None
         prefix = "."

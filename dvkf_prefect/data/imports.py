@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 import posixpath
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from dvkf_prefect.data.outputs import (
     write_document,
 )
 from dvkf_prefect.data.revisions import describes_outputs
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.sources import Source, open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored, object_key
 from dvkf_prefect.data.transfer import push as push_objects
@@ -324,8 +324,8 @@ def _send(
     if progress:
         progress.start(f"import to {place.name}", len(digests), sum(size or 0 for size in found.sizes))
     for rows in _batches(found):
-        with tempfile.TemporaryDirectory(prefix="to-remote-", dir=repo.tmp_dir) as folder:
-            cache = Cache(Path(folder))
+        with scratch_folder("to-remote-", repo.tmp_dir) as folder:
+            cache = Cache(folder)
             taken = list(found.take(cache, rows, jobs=jobs, advance=progress.advance if progress else None))
             push_objects(
                 [Output(found.relpaths[row] or found.url, d) for row, d, _ in taken], cache, place, jobs=jobs
@@ -333,8 +333,8 @@ def _send(
         for row, digest, size in taken:
             digests[row] = digest
             total += size
-    with tempfile.TemporaryDirectory(prefix="to-remote-", dir=repo.tmp_dir) as folder:
-        cache = Cache(Path(folder))
+    with scratch_folder("to-remote-", repo.tmp_dir) as folder:
+        cache = Cache(folder)
         stored = found.stored(cache, digests, total)
         if found.is_dir:
             place.storage.write(object_key(stored.digest), cache.read_bytes(stored.digest))

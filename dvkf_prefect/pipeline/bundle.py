@@ -25,6 +25,7 @@ from typing import IO, Protocol
 
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.tree import check_relpath
 from dvkf_prefect.errors import (
     ConfigError,
@@ -178,7 +179,7 @@ def unpack_bundle(storage: Storage, digest: str, dest: Path) -> None:
         DiskFullError: There is no room.
     """
     key = bundle_key(digest)
-    with tempfile.TemporaryDirectory(prefix="dvkf-bundle-", dir=dest.parent) as folder:
+    with scratch_folder("dvkf-bundle-", dest.parent) as folder:
         packed, raw = Path(folder) / "tar.gz", Path(folder) / "tar"
         try:
             with packed.open("wb") as stream:
@@ -345,7 +346,7 @@ def _is_fresh(storage: Storage, key: str) -> bool:
 
 def _upload(raw: IO[bytes], storage: Storage, key: str) -> None:
     raw.seek(0)
-    with tempfile.TemporaryDirectory(prefix="dvkf-bundle-") as folder:
+    with scratch_folder("dvkf-bundle-") as folder:
         packed = Path(folder) / "tar.gz"
         with packed.open("wb") as stream, gzip.GzipFile("", "wb", 6, stream, mtime=0) as zipped:
             shutil.copyfileobj(raw, zipped, _CHUNK)
