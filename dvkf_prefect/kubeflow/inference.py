@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import ModelDigestError, PredictionError, ServingError
+from dvkf_prefect.kubeflow.predictions import DATATYPES, rows_of, tensors_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,23 +27,6 @@ SUFFIXES = (".joblib", ".pkl", ".pickle")
 INPUT = "input-0"
 PREDICT = "predict"
 PROBABILITY = "predict_proba"
-
-_DATATYPES = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    "BYTES": "object",
-}
-_NAMES = {dtype: name for name, dtype in _DATATYPES.items()}
 
 
 def read_verified(path: Path, digest: str) -> bytes:
@@ -120,13 +104,17 @@ class Model:
         self.name = name
         self.version = version
         self._estimator = estimator
-        features = getattr(estimator, "n_features_in_", None)
+        features = _attribute(estimator, "n_features_in_")
         self._features = int(features) if features is not None else None
-        columns = getattr(estimator, "feature_names_in_", None)
+        columns = _attribute(estimator, "feature_names_in_")
         self._columns = None if columns is None else [str(column) for column in columns]
+        categories = _attribute(estimator, "is_categorical_")
+        # Columns that were of pandas' categories when the estimator was fitted have to be so again.
+        self._categories = [
+            column for column, is_one in zip(self._columns or (), _flags(categories), strict=False) if is_one
+        ]
         self._outputs = [PREDICT]
-        # Estimators of several outputs give a list of arrays, which is no tensor.
-        if hasattr(estimator, PROBABILITY) and getattr(estimator, "n_outputs_", 1) == 1:
+        if callable(_attribute(estimator, PROBABILITY)):
             self._outputs.append(PROBABILITY)
         self._output_metadata = self._probe()
 
@@ -174,6 +162,7 @@ class Model:
 
         Raises:
             PredictionError: The request does not fit the model; says what does.
+            ServingError: The model answered what JSON cannot say.
         """
         if not isinstance(document, dict) or not isinstance(document.get("instances"), list):
             raise PredictionError(f'expected {{"instances": [...]}}, {self._wanted()}')
@@ -184,7 +173,7 @@ class Model:
             batch = self._frame(instances, self._columns)
         else:
             batch = self._batch(_array(instances, self._wanted()))
-        return {"predictions": _plain(self._call(PREDICT, batch))}
+        return {"predictions": rows_of(self._call(PREDICT, batch))}
 
     def infer(self, document: object) -> dict[str, Any]:
         """Answer a V2 inference request.
@@ -203,17 +192,18 @@ class Model:
             raise PredictionError(f'expected {{"inputs": [tensor]}} with {self._wanted()}')
         wanted = self._outputs_of(document)
         batch = self._tensors(document["inputs"])
-        outputs = []
-        for name in wanted:
-            values = self._call(name, batch)
-            outputs.append(
-                {
-                    "name": name,
-                    "shape": list(values.shape),
-                    "datatype": _NAMES.get(values.dtype.name, "BYTES"),
-                    "data": _plain(values.ravel()),
-                }
-            )
+        rows = len(batch)
+        outputs = [
+            tensor
+            for method in self._outputs
+            if wanted is None or any(_is_of(name, method) for name in wanted)
+            for tensor in self._answer(method, batch, rows, optional=wanted is None)
+            if wanted is None or method in wanted or tensor["name"] in wanted
+        ]
+        if wanted is not None and (
+            lost := [n for n in wanted if not any(_is_of(t["name"], n) for t in outputs)]
+        ):
+            raise self._no_output(lost)
         response: dict[str, Any] = {
             "model_name": self.name,
             "model_version": self.version,
@@ -223,19 +213,34 @@ class Model:
             response["id"] = document["id"]
         return response
 
-    def _outputs_of(self, document: Mapping[str, Any]) -> list[str]:
+    def _outputs_of(self, document: Mapping[str, Any]) -> list[str] | None:
+        """Return the names of the outputs asked for; None for all."""
         asked = document.get("outputs")
         if not asked:
-            return self._outputs
+            return None
         if not isinstance(asked, list):
             raise PredictionError('outputs is a list of {"name": ...}')
         names = [output.get("name") if isinstance(output, dict) else None for output in asked]
-        unknown = [str(name) for name in names if name not in self._outputs]
+        unknown = [
+            str(name)
+            for name in names
+            if not isinstance(name, str) or not any(_is_of(name, method) for method in self._outputs)
+        ]
         if unknown:
-            raise PredictionError(
-                f"no output {', '.join(unknown)}; this model has {', '.join(self._outputs)}"
-            )
+            raise self._no_output(unknown)
         return [name for name in names if name is not None]
+
+    def _no_output(self, names: Sequence[str]) -> PredictionError:
+        return PredictionError(f"no output {', '.join(names)}; this model has {', '.join(self._outputs)}")
+
+    def _answer(self, method: str, batch: Any, rows: int, *, optional: bool) -> list[dict[str, Any]]:
+        try:
+            return tensors_of(method, self._call(method, batch), rows)
+        except (NotImplementedError, AttributeError):
+            # Some estimators have the method and not what it needs.
+            if optional and method != PREDICT:
+                return []
+            raise
 
     def _tensors(self, inputs: Sequence[object]) -> Any:
         if not inputs:
@@ -251,7 +256,8 @@ class Model:
                     raise PredictionError(
                         f"input '{name}' has shape {list(values.shape)}; each feature's is [rows] with the same rows"
                     )
-            return pd.DataFrame({name: values.ravel() for name, values in tensors})[self._columns]
+            table = pd.DataFrame({name: values.ravel() for name, values in tensors})[self._columns]
+            return self._typed(table)
         if len(tensors) != 1:
             raise PredictionError(
                 f"{len(tensors)} inputs ({', '.join(names)}); expected one: {self._wanted()}"
@@ -270,7 +276,8 @@ class Model:
                 raise PredictionError(f"shape {list(values.shape)}; expected {self._wanted()}")
             if self._columns is None and values.dtype.kind not in "biuf":
                 raise PredictionError(f"not all values are numbers; expected {self._wanted()}")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        # NaN is what null became; whether it takes missing values the model knows.
+        if values.dtype.kind == "f" and np.isinf(values).any():
             raise PredictionError(f"a value is not a finite number; expected {self._wanted()}")
         return values
 
@@ -290,12 +297,21 @@ class Model:
             if not isinstance(row, list) or len(row) != len(columns):
                 raise PredictionError(f"instance {position} does not fit; expected {self._wanted()}")
             for value in row:
-                if not isinstance(value, str | int | float) or (
-                    isinstance(value, float) and not math.isfinite(value)
+                if not isinstance(value, str | int | float | None) or (
+                    isinstance(value, float) and math.isinf(value)
                 ):
-                    raise PredictionError(f"instance {position}: a value is neither a finite number nor text")
+                    raise PredictionError(
+                        f"instance {position}: a value is neither a finite number nor text nor null"
+                    )
             table.append(row)
-        return pd.DataFrame(table, columns=list(columns))
+        return self._typed(pd.DataFrame(table, columns=list(columns)))
+
+    def _typed(self, table: Any) -> Any:
+        """Give columns without any value the type of numbers, and those of categories theirs."""
+        empty = [column for column in table.columns if table[column].isna().all()]
+        return table.astype(
+            {**dict.fromkeys(empty, "float64"), **dict.fromkeys(self._categories, "category")}
+        )
 
     def _wanted(self) -> str:
         if self._features is None:
@@ -307,14 +323,14 @@ class Model:
         )
         return f"rows of {self._features} finite numbers{names}, shape [rows, {self._features}]"
 
-    def _call(self, method: str, batch: Any) -> npt.NDArray[Any]:
-        import numpy as np
-
+    def _call(self, method: str, batch: Any) -> Any:
         try:
-            return np.asarray(getattr(self._estimator, method)(batch))
+            return getattr(self._estimator, method)(batch)
         except (ValueError, TypeError) as error:
             # scikit-learn checks its input and says so by these; the server's own checks cannot know every estimator.
             raise PredictionError(f"the model refused the input: {error}") from error
+        except (SystemExit, KeyboardInterrupt, StopIteration, StopAsyncIteration) as error:
+            raise ServingError(f"the model ended with {type(error).__name__}: {error}") from error
 
     def _probe(self) -> list[dict[str, Any]]:
         """Predict once, so that the outputs' types are known and the first request is not the slow one."""
@@ -323,21 +339,36 @@ class Model:
         if self._features is None:
             return []
         row: Any = np.zeros((1, self._features))
+        tensors: list[dict[str, Any]] = []
         try:
             if self._columns is not None:
                 row = self._frame(row.tolist(), self._columns)
-            values = {name: self._call(name, row) for name in self._outputs}
-        except PredictionError:
+            for method in self._outputs:
+                tensors += self._answer(method, row, 1, optional=True)
+        except Exception:  # noqa: BLE001 - a model may fail in any way on zeros that it was not trained for
             # A model of texts or categories does not take zeros; what it answers is then learned from its answers.
             return []
         return [
-            {
-                "name": name,
-                "datatype": _NAMES.get(array.dtype.name, "BYTES"),
-                "shape": [-1, *array.shape[1:]],
-            }
-            for name, array in values.items()
+            {"name": each["name"], "datatype": each["datatype"], "shape": [-1, *each["shape"][1:]]}
+            for each in tensors
         ]
+
+
+def _attribute(estimator: Any, name: str) -> Any:
+    """Return an attribute, which of some estimators is a property that fails; None when there is none."""
+    try:
+        return getattr(estimator, name, None)
+    except Exception:  # noqa: BLE001 - a property runs the estimator's code
+        return None
+
+
+def _flags(value: Any) -> list[bool]:
+    return [bool(flag) for flag in value.tolist()] if hasattr(value, "tolist") and value.ndim == 1 else []
+
+
+def _is_of(name: str, output: str) -> bool:
+    """Tell whether a tensor is an output or a part of it."""
+    return name == output or name.startswith(f"{output}-")
 
 
 def _array(values: object, wanted: str) -> npt.NDArray[Any]:
@@ -350,8 +381,21 @@ def _array(values: object, wanted: str) -> npt.NDArray[Any]:
     if array.dtype.kind == "U":
         return array.astype(object)
     if array.dtype.kind == "O":
-        raise PredictionError(f"a value is null, an object or out of range; expected {wanted}")
+        return _with_nulls(array, wanted)
     return array
+
+
+def _with_nulls(array: npt.NDArray[Any], wanted: str) -> npt.NDArray[Any]:
+    """Return an array of numbers with NaN for null, or of texts with None."""
+    kinds = {type(value) for value in array.ravel().tolist()}
+    if type(None) in kinds and kinds <= {type(None), int, float, bool}:
+        try:
+            return array.astype(float)
+        except OverflowError as error:
+            raise PredictionError(f"a value is out of range; expected {wanted}") from error
+    if type(None) in kinds and kinds <= {type(None), str}:
+        return array
+    raise PredictionError(f"a value is an object or out of range, or of another type; expected {wanted}")
 
 
 def _tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
@@ -364,8 +408,8 @@ def _tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
     shape, datatype, data = entry.get("shape"), entry.get("datatype"), entry.get("data")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise PredictionError(f"input '{name}': shape must be a list of whole numbers")
-    if not isinstance(datatype, str) or datatype not in _DATATYPES:
-        raise PredictionError(f"input '{name}': datatype {datatype!r} is none of {', '.join(_DATATYPES)}")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise PredictionError(f"input '{name}': datatype {datatype!r} is none of {', '.join(DATATYPES)}")
     if not isinstance(data, list):
         raise PredictionError(
             f"input '{name}': data must be a JSON array; binary tensor data is not supported"
@@ -373,7 +417,10 @@ def _tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
     array = _array(data, f"data of shape {shape}")
     if array.size != math.prod(shape):
         raise PredictionError(f"input '{name}': {array.size} values do not fill shape {shape}")
-    dtype = np.dtype(_DATATYPES[datatype])
+    dtype = np.dtype(DATATYPES[datatype])
+    if dtype.kind == "O" and array.dtype.kind == "f" and np.isnan(array).all():
+        # Nothing but null.
+        array = np.full(array.shape, None, dtype=object)
     fits = {"b": "b", "u": "iu", "i": "iu", "f": "iuf", "O": "O"}[dtype.kind]
     if array.size and array.dtype.kind not in fits:
         raise PredictionError(f"input '{name}': the data is not all {datatype}")
@@ -383,20 +430,3 @@ def _tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
             raise PredictionError(f"input '{name}': a value is out of the range of {datatype}")
     with np.errstate(over="ignore"):
         return name, array.astype(dtype).reshape(shape)
-
-
-def _plain(values: npt.NDArray[Any]) -> list[Any]:
-    """Return an array as JSON values.
-
-    Raises:
-        ServingError: The model answered NaN or infinity, which JSON has no word for.
-    """
-    import numpy as np
-
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ServingError("the model predicted a value that is not a finite number")
-    if values.dtype.name in _NAMES and values.dtype.kind != "O":
-        plain: list[Any] = values.tolist()
-        return plain
-    texts: list[Any] = values.astype(str).tolist()
-    return texts

@@ -19,31 +19,52 @@ import asyncio
 import json
 import logging
 import os
+import re
+import secrets
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dvkf_prefect.errors import DvkfError, ModelDigestError, PredictionError, ServingError
+from dvkf_prefect.kubeflow.connections import BoundedProtocol
 from dvkf_prefect.kubeflow.inference import Model, read_verified
+from dvkf_prefect.kubeflow.intake import (
+    MAX_REQUEST_BYTES,
+    Budget,
+    HttpError,
+    Share,
+    accepts_gzip,
+    check_headers,
+    compress,
+    decompress,
+    parse,
+    read_body,
+    render,
+)
 from dvkf_prefect.kubeflow.processes import BACKLOG, LOCALHOST, listen
 
-MAX_REQUEST_BYTES = 32 << 20
 # How long a client may keep an idle connection to a server that is ending before it is closed under it.
 _IDLE_GRACE = 2.0
 # A parent that takes longer to say "go" has died in a way that left its socket open.
 _GO_TIMEOUT = 60.0
+
+# Answers below this are not worth compressing.
+_COMPRESSED_FROM = 4096
+_ERROR = 2000
+_REST = re.compile(r"(:predict|(/versions/[^/]+)?(/ready|/infer)?)")
 
 _log = logging.getLogger("dvkf.server")
 
@@ -60,124 +81,181 @@ def create_app(model: Model, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> F
         >>> app = create_app(Model(DummyClassifier().fit([[0.0]], [1]), "m", "v0.0.1"))
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    budget = Budget()
+    # Stands for the model's name once the path was understood: names may hold whatever a path may.
+    here = secrets.token_hex(8)
+    app.add_middleware(_Named, name=model.name, here=here)
+    get = partial(app.api_route, methods=["GET", "HEAD"])
 
     def check(name: str, version: str | None = None) -> None:
-        if name != model.name or version not in (None, model.version):
-            asked = f"'{name}'" + (f" version {version}" if version else "")
+        if name != here or version not in (None, model.version):
+            asked = f"'{model.name if name == here else name}'" + (f" version {version}" if version else "")
             raise HTTPException(
                 404, f"no model {asked} here; this server has '{model.name}' version {model.version}"
             )
 
-    async def answer(request: Request, work: Callable[[object], dict[str, Any]]) -> JSONResponse:
-        body = await _read(request, max_request_bytes)
-        return JSONResponse(await run_in_threadpool(lambda: work(_parse(body))))
+    async def answer(request: Request, work: Callable[[object], dict[str, Any]]) -> Response:
+        encoding = check_headers(request.headers, max_request_bytes)
+        with budget.share() as share:
+            body = await read_body(_stream(request), max_request_bytes, share)
+            zipped = accepts_gzip(request.headers)
+            # Parsing, predicting and rendering all take long for many rows.
+            return await run_in_threadpool(_work, work, body, encoding, max_request_bytes, share, zipped)
 
     @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return _failure(error.status_code, str(error.detail), error.headers)
 
-    @app.exception_handler(PredictionError)
-    async def wrong(request: Request, error: PredictionError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
-
-    @app.get("/v1/models")
-    async def v1_models() -> JSONResponse:
-        return JSONResponse({"models": [model.name]})
+    @get("/v1/models")
+    async def v1_models() -> Response:
+        return _json({"models": [model.name]})
 
     @app.post("/v1/models/{name:path}:predict")
-    async def v1_predict(name: str, request: Request) -> JSONResponse:
+    async def v1_predict(name: str, request: Request) -> Response:
         check(name)
         return await answer(request, model.predict)
 
-    @app.get("/v1/models/{name:path}")
-    async def v1_ready(name: str) -> JSONResponse:
+    @get("/v1/models/{name:path}")
+    async def v1_ready(name: str) -> Response:
         check(name)
-        return JSONResponse({"name": model.name, "ready": True})
+        return _json({"name": model.name, "ready": True})
 
-    @app.get("/v2")
-    @app.get("/v2/")
-    async def v2_server() -> JSONResponse:
-        return JSONResponse(
-            {"name": "dvkf-prefect", "version": metadata.version("dvkf-prefect"), "extensions": []}
-        )
+    @get("/v2")
+    @get("/v2/")
+    async def v2_server() -> Response:
+        return _json({"name": "dvkf-prefect", "version": metadata.version("dvkf-prefect"), "extensions": []})
 
-    @app.get("/v2/health/live")
-    async def v2_live() -> JSONResponse:
-        return JSONResponse({"live": True})
+    @get("/v2/health/live")
+    async def v2_live() -> Response:
+        return _json({"live": True})
 
-    @app.get("/v2/health/ready")
-    async def v2_ready() -> JSONResponse:
-        return JSONResponse({"ready": True})
+    @get("/v2/health/ready")
+    async def v2_ready() -> Response:
+        return _json({"ready": True})
 
-    @app.get("/v2/models/{name:path}/versions/{version}/ready")
-    async def v2_version_ready(name: str, version: str) -> JSONResponse:
+    @get("/v2/models/{name:path}/versions/{version}/ready")
+    async def v2_version_ready(name: str, version: str) -> Response:
         check(name, version)
-        return JSONResponse({"name": model.name, "ready": True})
+        return _json({"name": model.name, "ready": True})
 
-    @app.get("/v2/models/{name:path}/ready")
-    async def v2_model_ready(name: str) -> JSONResponse:
+    @get("/v2/models/{name:path}/ready")
+    async def v2_model_ready(name: str) -> Response:
         check(name)
-        return JSONResponse({"name": model.name, "ready": True})
-
-    @app.get("/v2/models/{name:path}/versions/{version}")
-    async def v2_version(name: str, version: str) -> JSONResponse:
-        check(name, version)
-        return JSONResponse(model.metadata())
-
-    @app.get("/v2/models/{name:path}")
-    async def v2_model(name: str) -> JSONResponse:
-        check(name)
-        return JSONResponse(model.metadata())
+        return _json({"name": model.name, "ready": True})
 
     @app.post("/v2/models/{name:path}/versions/{version}/infer")
-    async def v2_version_infer(name: str, version: str, request: Request) -> JSONResponse:
+    async def v2_version_infer(name: str, version: str, request: Request) -> Response:
         check(name, version)
         return await answer(request, model.infer)
 
     @app.post("/v2/models/{name:path}/infer")
-    async def v2_infer(name: str, request: Request) -> JSONResponse:
+    async def v2_infer(name: str, request: Request) -> Response:
         check(name)
         return await answer(request, model.infer)
 
+    @get("/v2/models/{name:path}/versions/{version}")
+    async def v2_version(name: str, version: str) -> Response:
+        check(name, version)
+        return _json(model.metadata())
+
+    @get("/v2/models/{name:path}")
+    async def v2_model(name: str) -> Response:
+        check(name)
+        return _json(model.metadata())
+
+    app.add_middleware(_Answering)
     return app
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """Read a body of at most ``limit`` bytes."""
-    if "inference-header-content-length" in request.headers:
-        raise PredictionError("binary tensor data is not supported; send the tensors as JSON")
-    body = bytearray()
-    size = 0
+def _json(document: dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(render(document), status, headers=dict(headers or {}), media_type="application/json")
+
+
+def _failure(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    return _json({"error": text if len(text) <= _ERROR else f"{text[:_ERROR]} …"}, status, headers)
+
+
+def _failure_of(error: Exception) -> Response:
+    """Return the answer for an exception."""
+    if isinstance(error, HttpError):
+        return _failure(error.status, str(error), error.headers)
+    if isinstance(error, PredictionError):
+        return _failure(400, str(error))
+    _log.error("a request failed", exc_info=error)
+    if isinstance(error, ServingError):
+        return _failure(500, str(error))
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a model's exception is code of its own
+        text = "(its text cannot be made)"
+    return _failure(500, f"{type(error).__name__}: {text}")
+
+
+def _work(
+    work: Callable[[object], dict[str, Any]],
+    body: bytes,
+    encoding: str,
+    limit: int,
+    share: Share,
+    zipped: bool,
+) -> Response:
+    try:
+        data = render(work(parse(decompress(body, encoding, limit, share), share)))
+    except Exception as error:  # noqa: BLE001 - whatever a model raises is an answer
+        return _failure_of(error)
+    headers = {"vary": "accept-encoding"}
+    if zipped and len(data) >= _COMPRESSED_FROM:
+        data = compress(data)
+        headers["content-encoding"] = "gzip"
+    return Response(data, headers=headers, media_type="application/json")
+
+
+async def _stream(request: Request) -> AsyncIterator[bytes]:
     try:
         async for chunk in request.stream():
-            size += len(chunk)
-            # What is over the limit is read on for a while, so that the client gets to read the answer.
-            if size <= limit:
-                body += chunk
-            elif size > 8 * limit:
-                break
+            yield chunk
     except ClientDisconnect as error:
         raise PredictionError("the client went away before its request was whole") from error
-    if size > limit:
-        raise PredictionError(f"the request is larger than {limit} bytes; send fewer rows at a time")
-    return bytes(body)
 
 
-def _parse(body: bytes) -> object:
-    def refuse(constant: str) -> object:
-        raise PredictionError(f"{constant} is not JSON; expected finite numbers")
+class _Named:
+    """Puts a mark for the model's name into paths, so that a name like a path's other parts is understood."""
 
-    try:
-        return json.loads(body, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, PredictionError):
-            raise
-        what = "the request has no body" if not body else f"the request is not JSON ({error})"
-        raise PredictionError(f'{what}; expected {{"instances": [...]}} or {{"inputs": [...]}}') from error
+    def __init__(self, app: ASGIApp, name: str, here: str) -> None:
+        self._app = app
+        self._here = here
+        self._prefixes = {
+            f"/{version}/models/{name}": f"/{version}/models/{here}" for version in ("v1", "v2")
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for prefix, marked in self._prefixes.items():
+            path: str = scope.get("path", "")
+            if path.startswith(prefix) and _REST.fullmatch(rest := path[len(prefix) :]):
+                scope = {**scope, "path": marked + rest}
+        await self._app(scope, receive, send)
+
+
+class _Answering:
+    """Answers whatever is raised, so that the server above need not end the connection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            if started:
+                raise
+            await _failure_of(error)(scope, receive, send)
 
 
 class _Draining:
@@ -204,7 +282,7 @@ class _Server(uvicorn.Server):
         config = uvicorn.Config(
             self._draining,
             loop="asyncio",
-            http="h11",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import pickle
+import zlib
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
+from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
@@ -102,7 +112,8 @@ def test_v1(client: _Client, iris: LogisticRegression) -> None:
         (b'{"instances": [1, 2, 3, 4]}', "shape [4]"),
         (b'{"instances": [[1, 2, 3, 4], [1, 2]]}', "differ in length"),
         (b'{"instances": [["1", "2", "3", "4"]]}', "not all values are numbers"),
-        (b'{"instances": [[1, 2, 3, null]]}', "null"),
+        (b'{"instances": [[1, 2, 3, null]]}', "refused the input: Input X contains NaN"),
+        (b'{"instances": [[1, 2, "a", null]]}', "of another type"),
         (b'{"instances": [{"a": 1}]}', "an object"),
         (b'{"instances": [[1, 2, 3, NaN]]}', "NaN is not JSON"),
         (b'{"instances": [[1, 2, 3, -Infinity]]}', "-Infinity is not JSON"),
@@ -198,7 +209,9 @@ def test_v2_asks_for_one_output(client: _Client) -> None:
         ({"inputs": [_tensor(datatype="BOOL", data=[1] * 8)]}, "not all BOOL"),
         ({"inputs": [_tensor(datatype="BYTES", data=["a"] * 8)]}, "not all values are numbers"),
         ({"inputs": [_tensor(data=None)]}, "must be a JSON array"),
-        ({"inputs": [_tensor(data=[None] * 8)]}, "null"),
+        ({"inputs": [_tensor(data=[None] * 8)]}, "refused the input: Input X contains NaN"),
+        ({"inputs": [_tensor(datatype="INT64", data=[None] * 8)]}, "not all INT64"),
+        ({"inputs": [_tensor(datatype="BYTES", data=[None] * 8)]}, "not all values are numbers"),
         ({"inputs": [_tensor()], "outputs": [{"name": "logits"}]}, "no output logits"),
         ({"inputs": [_tensor()], "outputs": ["predict"]}, "no output"),
         ({"inputs": [_tensor()], "outputs": 5}, "outputs is a list"),
@@ -248,7 +261,7 @@ def test_a_request_has_a_bound(iris: LogisticRegression) -> None:
     client = _client(iris, max_request_bytes=1000)
     for size in (1001, 5000, 100_000):
         answer = client.post("/v1/models/iris:predict", content=b" " * size)
-        assert answer.status_code == 400
+        assert answer.status_code == 413
         assert "larger than 1000 bytes" in answer.json()["error"]
     assert client.post("/v1/models/iris:predict", json={"instances": [[1, 2, 3, 4]]}).status_code == 200
 
@@ -258,6 +271,137 @@ def test_names_with_a_folder(iris: LogisticRegression) -> None:
     body = {"instances": [[1, 2, 3, 4]]}
     assert client.post("/v1/models/vision%2Fnets%3Airis:predict", json=body).status_code == 200
     assert client.get("/v2/models/vision%2Fnets%3Airis/versions/v1.0.0/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a/ready",
+        "a:predict",
+        "a/versions/v1",
+        "{name}",
+        "a b",
+        "数据",
+        "100%",
+        "a%2Fb",
+        "a?b#c",
+        "a/infer",
+        "-",
+    ],
+)
+def test_odd_names(iris: LogisticRegression, name: str) -> None:
+    client = _Client(Model(iris, name, "v1.0.0"))
+    quoted = quote(name, safe="")
+    assert client.get("/v1/models").json() == {"models": [name]}
+    body = {"instances": [[1, 2, 3, 4]]}
+    assert client.get(f"/v1/models/{quoted}").json() == {"name": name, "ready": True}
+    assert client.post(f"/v1/models/{quoted}:predict", json=body).status_code == 200
+    for rest in ("", "/versions/v1.0.0"):
+        assert client.get(f"/v2/models/{quoted}{rest}").json()["versions"] == ["v1.0.0"]
+        assert client.get(f"/v2/models/{quoted}{rest}/ready").json() == {"name": name, "ready": True}
+        answer = client.post(f"/v2/models/{quoted}{rest}/infer", json={"inputs": [_tensor()]})
+        assert answer.json()["model_name"] == name
+    assert client.get("/v1/models/other").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/iris", "/v2", "/v2/health/live", "/v2/models/iris"]
+)
+def test_head_and_other_methods(client: _Client, path: str) -> None:
+    head, get = client.request("HEAD", path), client.get(path)
+    assert (head.status_code, head.headers["content-type"]) == (200, "application/json")
+    assert head.headers["content-length"] == str(len(get.content))
+    for method in ("DELETE", "PATCH", "PUT", "OPTIONS"):
+        answer = client.request(method, path)
+        assert answer.status_code == 405 and "GET" in answer.headers["allow"]
+        assert list(answer.json()) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "image/png"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-encoding": "br"}, 415),
+        ({"content-encoding": "gzip, gzip"}, 415),
+        ({"content-encoding": "gzip"}, 400),
+        ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": "application/vnd.api+json"}, 200),
+        ({}, 200),
+    ],
+)
+def test_headers_of_bodies(client: _Client, headers: dict[str, str], status: int) -> None:
+    content = b'{"instances": [[1, 2, 3, 4]]}'
+    answer = client.post("/v1/models/iris:predict", content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["predictions" if status == 200 else "error"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "bare"])
+def test_compressed_requests(iris: LogisticRegression, encoding: str) -> None:
+    client = _client(iris, max_request_bytes=10_000)
+
+    def packed(data: bytes) -> bytes:
+        if encoding == "gzip":
+            return gzip.compress(data[:10]) + gzip.compress(data[10:])
+        return zlib.compress(data)[2:-4] if encoding == "bare" else zlib.compress(data)
+
+    def ask(data: bytes) -> httpx.Response:
+        headers = {"content-encoding": "gzip" if encoding == "gzip" else "deflate"}
+        return client.post("/v1/models/iris:predict", content=data, headers=headers)
+
+    whole = packed(b'{"instances": [[1, 2, 3, 4]]}')
+    assert ask(whole).status_code == 200
+    assert ask(whole[:-9]).status_code == 400
+    assert ask(whole + b"rest").status_code == 400
+    bomb = ask(packed(b" " * 1_000_000))
+    assert bomb.status_code == 413 and "once decompressed" in bomb.json()["error"]
+    many = ask(gzip.compress(b" ") * 450 if encoding == "gzip" else whole * 200)
+    assert many.status_code in (400, 413)
+
+
+def test_compressed_answers(client: _Client) -> None:
+    rows = {"instances": [[1, 2, 3, 4]] * 5000}
+    plain = client.post("/v1/models/iris:predict", json=rows, headers={"accept-encoding": "gzip;q=0"})
+    zipped = client.post("/v1/models/iris:predict", json=rows, headers={"accept-encoding": "br, gzip"})
+    assert "content-encoding" not in plain.headers and zipped.headers["content-encoding"] == "gzip"
+    assert zipped.json() == plain.json()
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+_fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("x") | _json,
+        "shape": st.lists(st.integers(-1, 4), max_size=3) | _json,
+        "datatype": st.sampled_from(["FP64", "INT8", "BYTES", "BOOL", "UINT64", "FP16"]) | _json,
+        "data": st.lists(st.none() | st.floats() | st.integers() | st.text(max_size=3), max_size=8) | _json,
+    },
+)
+_bodies = st.one_of(
+    st.binary(max_size=60),
+    _json.map(lambda value: json.dumps(value).encode()),
+    _json.map(lambda value: json.dumps({"instances": value, "inputs": value}).encode()),
+    st.lists(_fields, max_size=3).map(lambda value: json.dumps({"inputs": value}).encode()),
+    st.lists(st.lists(st.none() | st.floats() | st.integers(), max_size=5), max_size=3).map(
+        lambda value: json.dumps({"instances": value}).encode()
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=_bodies, path=st.sampled_from(["/v1/models/iris:predict", "/v2/models/iris/infer"]))
+def test_any_body_is_answered(client: _Client, body: bytes, path: str) -> None:
+    answer = client.post(path, content=body)
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 400:
+        _conforms(answer.json(), "inference_error_response")
+    elif path.startswith("/v2"):
+        _conforms(answer.json(), "inference_response")
 
 
 # -- estimators ------------------------------------------------------------------------------------------------------
@@ -307,7 +451,9 @@ def test_a_model_of_named_features() -> None:
         model.predict({"instances": [{"colour": "red"}]})
     with pytest.raises(PredictionError, match="rows of 2"):
         model.predict({"instances": [[1]]})
-    with pytest.raises(PredictionError, match="neither a finite number nor text"):
+    with pytest.raises(PredictionError, match="neither a finite number nor text nor null"):
+        model.predict({"instances": [[[], "red"]]})
+    with pytest.raises(PredictionError, match="refused the input: Input X contains NaN"):
         model.predict({"instances": [[None, "red"]]})
     with pytest.raises(PredictionError, match="the model refused the input"):
         model.predict({"instances": [["wide", "red"]]})
@@ -334,6 +480,192 @@ def test_a_model_that_fails() -> None:
     assert (answer.status_code, answer.json()) == (500, {"error": "RuntimeError: out of order"})
     answer = _client(Broken(float("nan"))).post("/v1/models/iris:predict", json=request)
     assert answer.status_code == 500 and "not a finite number" in answer.json()["error"]
+
+
+def _table(rows: int = 40) -> pd.DataFrame:
+    return pd.DataFrame({"text": ["good day", "bad day"] * (rows // 2), "n": np.arange(rows, dtype=float)})
+
+
+def test_a_model_of_a_named_text_column() -> None:
+    columns = ColumnTransformer([("t", TfidfVectorizer(), "text"), ("n", "passthrough", ["n"])])
+    model = Model(
+        make_pipeline(columns, LogisticRegression()).fit(_table(), ["pos", "neg"] * 20), "m", "v1.0.0"
+    )
+    assert model.predict({"instances": [{"text": "good", "n": 1}]}) == {"predictions": ["pos"]}
+    tensors = [
+        {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]},
+        {"name": "n", "shape": [1], "datatype": "INT64", "data": [1]},
+    ]
+    assert model.infer({"inputs": tensors})["outputs"][0]["data"] == ["pos"]
+
+
+def test_null_is_nan_where_a_model_takes_it() -> None:
+    gaps = _X.copy()
+    gaps[::7, 1] = np.nan
+    row = [5.0, None, 1.4, 0.2]
+    trees = Model(HistGradientBoostingClassifier(max_iter=5).fit(gaps, _Y), "m", "v1.0.0")
+    expected = trees.predict({"instances": [row]})["predictions"]
+    assert expected == trees._estimator.predict([[5.0, np.nan, 1.4, 0.2]]).tolist()
+    assert trees.infer({"inputs": [_tensor(shape=[1, 4], data=row)]})["outputs"][0]["data"] == expected
+    assert trees.predict({"instances": [[None] * 4]})["predictions"]
+    names = ["a", "b", "c", "d"]
+    table = pd.DataFrame(gaps, columns=names)
+    imputed = Model(
+        make_pipeline(SimpleImputer(), LogisticRegression(max_iter=500)).fit(table, _Y), "m", "v1.0.0"
+    )
+    assert imputed.predict({"instances": [dict(zip(names, row, strict=True))]})["predictions"]
+    assert imputed.predict({"instances": [dict.fromkeys(names)]})["predictions"]
+    tensors = [
+        {"name": n, "shape": [1], "datatype": "FP32", "data": [v]} for n, v in zip(names, row, strict=True)
+    ]
+    assert imputed.infer({"inputs": tensors})["outputs"][0]["shape"] == [1]
+
+
+def test_missing_texts() -> None:
+    table = pd.DataFrame({"colour": ["red", None, "blue", "red"] * 5, "size": [1.0, 2.0, np.nan, 4.0] * 5})
+    columns = ColumnTransformer(
+        [("c", OneHotEncoder(handle_unknown="ignore"), ["colour"]), ("s", SimpleImputer(), ["size"])]
+    )
+    model = Model(make_pipeline(columns, LogisticRegression()).fit(table, [0, 1, 1, 0] * 5), "m", "v1.0.0")
+    rows = [{"colour": None, "size": None}, {"colour": "red", "size": 1}]
+    assert len(model.predict({"instances": rows})["predictions"]) == 2
+    tensors = [
+        {"name": "colour", "shape": [2], "datatype": "BYTES", "data": [None, "red"]},
+        {"name": "size", "shape": [2], "datatype": "FP64", "data": [None, 1]},
+    ]
+    assert model.infer({"inputs": tensors})["outputs"][0]["shape"] == [2]
+
+
+def test_columns_of_categories() -> None:
+    table = pd.DataFrame({"c": pd.Categorical(["a", "b"] * 50), "n": np.arange(100.0)})
+    trees = HistGradientBoostingClassifier(max_iter=5, categorical_features="from_dtype").fit(
+        table, [0, 1] * 50
+    )
+    model = Model(trees, "m", "v1.0.0")
+    assert model.predict({"instances": [["a", 1], ["b", 2]]})["predictions"] == [0, 1]
+
+
+def test_several_targets_with_probabilities() -> None:
+    targets = np.column_stack([_Y, _Y % 2])
+    model = Model(RandomForestClassifier(n_estimators=3).fit(_X, targets), "m", "v1.0.0")
+    names = ["predict", "predict_proba-0", "predict_proba-1"]
+    assert [each["name"] for each in model.metadata()["outputs"]] == names
+    for rows in (1, 2, 5):
+        tensor = _tensor(shape=[rows, 4], data=[1.0] * 4 * rows)
+        answer = model.infer({"inputs": [tensor]})
+        _conforms(answer, "inference_response")
+        assert [(o["name"], o["shape"]) for o in answer["outputs"]] == list(
+            zip(names, ([rows, 2], [rows, 3], [rows, 2]), strict=True)
+        )
+    asked = model.infer({"inputs": [_tensor()], "outputs": [{"name": "predict_proba-1"}]})
+    assert [each["name"] for each in asked["outputs"]] == names[2:]
+    with pytest.raises(PredictionError, match="no output predict_proba-7"):
+        model.infer({"inputs": [_tensor()], "outputs": [{"name": "predict_proba-7"}]})
+
+
+_ANSWERS: list[tuple[Any, list[Any], list[tuple[str, str]]]] = [
+    (pd.DataFrame({"a": [1, 2], "b": ["x", None]}), [{"a": 1, "b": "x"}, {"a": 2, "b": None}],
+     [("predict-a", "INT64"), ("predict-b", "BYTES")]),
+    (pd.Series([1.5, 2.5]), [1.5, 2.5], [("predict", "FP64")]),
+    (pd.array([1, None], dtype="Int64"), [1, None], [("predict", "BYTES")]),
+    (sparse.csr_matrix([[0, 1], [2, 0]]), [[0, 1], [2, 0]], [("predict", "INT64")]),
+    ({"low": np.array([1.0, 2.0]), "high": np.array([3.0, 4.0])}, [{"low": 1, "high": 3}, {"low": 2, "high": 4}],
+     [("predict-low", "FP64"), ("predict-high", "FP64")]),
+    (["a", "b"], ["a", "b"], [("predict", "BYTES")]),
+    ([{"label": "a", "score": np.float32(0.5)}, {}], [{"label": "a", "score": 0.5}, {}], [("predict", "BYTES")]),
+    ([[1], [2, 3]], [[1], [2, 3]], [("predict", "BYTES")]),
+    ([True, "a"], [True, "a"], [("predict", "BYTES")]),
+    (np.array([True, False]), [True, False], [("predict", "BOOL")]),
+    (np.array([1, 2], dtype=object), [1, 2], [("predict", "INT64")]),
+    (np.array([2**70, 1], dtype=object), [2**70, 1], [("predict", "BYTES")]),
+    (np.array(["2020-01-01", "NaT"], dtype="datetime64[ns]"), ["2020-01-01T00:00:00.000000000", None],
+     [("predict", "BYTES")]),
+    (np.array([1, 2], dtype="timedelta64[s]"), ["1 seconds", "2 seconds"], [("predict", "BYTES")]),
+    ([Decimal("1.10"), Decimal("2")], ["1.10", "2"], [("predict", "BYTES")]),
+    ([datetime(2020, 1, 2), date(2020, 1, 2)], ["2020-01-02T00:00:00", "2020-01-02"], [("predict", "BYTES")]),
+    (np.array([b"a", b"\xff"]), ["a", "/w=="], [("predict", "BYTES")]),
+    ("\ud800 lone", ["\ud800 lone"], [("predict", "BYTES")]),
+    (7, [7], [("predict", "INT64")]),
+    (None, [None], [("predict", "BYTES")]),
+    (np.array([1 + 2j]), ["(1+2j)"], [("predict", "BYTES")]),
+    (np.ma.masked_array([1, 2], [False, True]), [1, None], [("predict", "BYTES")]),
+    (np.float16([0.5]), [0.5], [("predict", "FP16")]),
+    (np.longdouble([0.5]), [0.5], [("predict", "FP64")]),
+    ((1, 2), [1, 2], [("predict", "INT64")]),
+    ([], [], [("predict", "FP64")]),
+]  # fmt: skip
+
+
+class Answering:
+    """An estimator with a fixed answer."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def predict(self, rows: object) -> object:
+        return self.answer
+
+
+@pytest.mark.parametrize(("answer", "v1", "v2"), _ANSWERS, ids=lambda value: type(value).__name__)
+def test_answers_of_any_type(answer: Any, v1: list[Any], v2: list[tuple[str, str]]) -> None:
+    client = _client(Answering(answer))
+    got = client.post("/v1/models/iris:predict", json={"instances": [1, 2]})
+    assert (got.status_code, got.json()) == (200, {"predictions": v1})
+    tensor = {"name": "x", "shape": [2], "datatype": "INT64", "data": [1, 2]}
+    got = client.post("/v2/models/iris/infer", json={"inputs": [tensor]})
+    assert got.status_code == 200, got.text
+    _conforms(got.json(), "inference_response")
+    assert [(each["name"], each["datatype"]) for each in got.json()["outputs"]] == v2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [np.array([np.nan]), [float("inf")], {"a": [float("nan")]}, [[1.0], [np.inf, 2]], [{"a": np.nan}]],
+)
+def test_answers_that_json_cannot_say(answer: Any) -> None:
+    client = _client(Answering(answer))
+    got = client.post("/v1/models/iris:predict", json={"instances": [1]})
+    assert got.status_code == 500 and "not a finite number" in got.json()["error"]
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("bad"), 400), (TypeError("bad"), 400), (KeyError("bad"), 500), (AttributeError("bad"), 500),
+        (StopIteration("bad"), 500), (SystemExit(3), 500), (RecursionError("bad"), 500), (MemoryError("bad"), 500),
+        (NotImplementedError("bad"), 500), (AssertionError(), 500), (Unprintable(), 500), (KeyboardInterrupt(), 500),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), 400), (RuntimeError("\ud800"), 500),
+    ],
+)  # fmt: skip
+def test_exceptions_of_models(error: BaseException, status: int) -> None:
+    class Failing:
+        n_features_in_ = 1
+
+        def predict(self, rows: object) -> object:
+            raise error
+
+    answer = _client(Failing()).post("/v1/models/iris:predict", json={"instances": [[1]]})
+    assert answer.status_code == status and list(answer.json()) == ["error"]
+
+
+def test_a_method_that_is_not_there_after_all() -> None:
+    class Half(Answering):
+        def predict_proba(self, rows: object) -> object:
+            raise NotImplementedError("no probabilities")
+
+    client = _client(Half([1]))
+    tensor = {"name": "x", "shape": [1], "datatype": "INT64", "data": [1]}
+    answer = client.post("/v2/models/iris/infer", json={"inputs": [tensor]})
+    assert [each["name"] for each in answer.json()["outputs"]] == ["predict"]
+    asked = client.post(
+        "/v2/models/iris/infer", json={"inputs": [tensor], "outputs": [{"name": "predict_proba"}]}
+    )
+    assert asked.status_code == 500
 
 
 def test_what_is_no_model() -> None:

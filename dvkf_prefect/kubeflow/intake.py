@@ -1,0 +1,234 @@
+"""What the model server takes in: bodies of bounded size, memory and number, plain or compressed.
+
+A body is bounded three times: by its bytes, by its bytes once decompressed, and by the memory that its values will
+take as Python objects, which is estimated before anything is parsed. All requests at work share one budget of memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import zlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from dvkf_prefect.errors import DvkfError, PredictionError
+
+MAX_REQUEST_BYTES = 32 << 20
+# What the values of all requests at work may take, estimated; one request may take it whole.
+MAX_MEMORY = 384 << 20
+MAX_REQUESTS = 512
+# What Python's objects take for each of these bytes of a JSON text: a list, a mapping, a number with its place, half a
+# text's quotes.
+_COSTS = {b"[": 80, b"{": 240, b",": 40, b'"': 30}
+_CHUNK = 1 << 16
+# Of a compressed body; each has a cost of its own.
+_MEMBERS = 1000
+_PLAIN_TYPES = ("application/json", "text/plain", "application/x-www-form-urlencoded", "text/json")
+
+
+class HttpError(DvkfError):
+    """An answer that is no success, with its status.
+
+    Attributes:
+        status: The status code.
+        headers: Headers that belong to it.
+    """
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class Budget:
+    """The memory and the number of requests at work.
+
+    Args:
+        memory: Bytes that all of them may take together.
+        requests: How many there may be.
+    """
+
+    def __init__(self, memory: int = MAX_MEMORY, requests: int = MAX_REQUESTS) -> None:
+        self.memory = memory
+        self._left = memory
+        self._requests = requests
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """Admit one request, until the context ends.
+
+        Raises:
+            HttpError: There are too many; 503 with the time after which to ask again.
+        """
+        with self._lock:
+            if self._requests <= 0:
+                raise _busy()
+            self._requests -= 1
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            with self._lock:
+                self._requests += 1
+                self._left += share.taken
+
+    def _take(self, size: int) -> None:
+        with self._lock:
+            if size > self._left:
+                raise _busy()
+            self._left -= size
+
+
+class Share:
+    """What one request has of a budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.taken = 0
+
+    def grow(self, size: int) -> None:
+        """Take memory for a request, up to ``size`` in all.
+
+        Raises:
+            HttpError: It is more than any request may have (413), or than is left for now (503).
+        """
+        if size > self._budget.memory:
+            raise _too_large("the values of the request would take too much memory")
+        if size > self.taken:
+            self._budget._take(size - self.taken)
+            self.taken = size
+
+
+def _busy() -> HttpError:
+    return HttpError(
+        503, "the server has as many requests as it can hold; ask again later", {"retry-after": "1"}
+    )
+
+
+def _too_large(what: str) -> HttpError:
+    # What is left of the body is not read, so the connection cannot be used again.
+    return HttpError(413, f"{what}; send fewer rows at a time", {"connection": "close"})
+
+
+def check_headers(headers: Mapping[str, str], limit: int) -> str:
+    """Refuse by its headers what need not be read; return how the body is compressed.
+
+    Args:
+        headers: The request's, by lower-case name.
+        limit: The largest body, in bytes.
+
+    Raises:
+        PredictionError: It has binary tensors.
+        HttpError: It is too large (413), or of a type or compression that is not read (415).
+    """
+    if "inference-header-content-length" in headers:
+        raise PredictionError("binary tensor data is not supported; send the tensors as JSON")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and kind not in _PLAIN_TYPES and not kind.endswith("+json"):
+        raise HttpError(415, f"content of type {kind[:100]!r} is not read; send application/json")
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+        raise HttpError(
+            415,
+            f"content compressed with {encoding[:100]!r} is not read; send it plain or with gzip",
+            {"accept-encoding": "gzip, deflate"},
+        )
+    length = headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+        raise _too_large(f"the request is larger than {limit} bytes")
+    return encoding
+
+
+async def read_body(chunks: AsyncIterator[bytes], limit: int, share: Share) -> bytes:
+    """Read a body of at most ``limit`` bytes.
+
+    Raises:
+        HttpError: It is larger, or there is no memory left for it.
+    """
+    body = bytearray()
+    async for chunk in chunks:
+        if len(body) + len(chunk) > limit:
+            raise _too_large(f"the request is larger than {limit} bytes")
+        share.grow(len(body) + len(chunk))
+        body += chunk
+    return bytes(body)
+
+
+def decompress(body: bytes, encoding: str, limit: int, share: Share) -> bytes:
+    """Return a body without its compression, of at most ``limit`` bytes.
+
+    Raises:
+        PredictionError: It is not compressed as it says.
+        HttpError: It is larger, or there is no memory left for it.
+    """
+    if encoding in ("", "identity"):
+        return body
+    out = bytearray()
+    position = 0
+    try:
+        for _ in range(_MEMBERS):
+            reader = zlib.decompressobj(_window(body, position, encoding))
+            while not reader.eof:
+                chunk = body[position : position + _CHUNK]
+                piece = reader.decompress(chunk, _CHUNK)
+                position += len(chunk) - len(reader.unconsumed_tail) - len(reader.unused_data)
+                if not piece and not chunk:
+                    raise PredictionError(f"the request ends in the middle of its {encoding} data")
+                if len(out) + len(piece) > limit:
+                    raise _too_large(f"the request is larger than {limit} bytes once decompressed")
+                share.grow(len(body) + len(out) + len(piece))
+                out += piece
+            if position >= len(body):
+                return bytes(out)
+    except zlib.error as error:
+        raise PredictionError(f"the request is not {encoding} data ({error})") from error
+    raise PredictionError(f"the request has more than {_MEMBERS} parts of {encoding} data")
+
+
+def _window(body: bytes, position: int, encoding: str) -> int:
+    """Return zlib's number for a format; of the two called deflate, one has no header."""
+    first, second = (*body[position : position + 2], 0, 0)[:2]
+    bare = encoding == "deflate" and (first & 15 != 8 or (first << 8 | second) % 31)
+    return -zlib.MAX_WBITS if bare else zlib.MAX_WBITS + 32
+
+
+def parse(body: bytes, share: Share) -> object:
+    """Parse a JSON body, once there is memory for its values.
+
+    Raises:
+        PredictionError: It is not JSON.
+        HttpError: Its values take too much memory (413), or more than is left for now (503).
+    """
+
+    def refuse(constant: str) -> object:
+        raise PredictionError(f"{constant} is not JSON; expected finite numbers")
+
+    share.grow(2 * len(body) + sum(cost * body.count(mark) for mark, cost in _COSTS.items()))
+    try:
+        return json.loads(body, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        what = "the request has no body" if not body else f"the request is not JSON ({error})"
+        raise PredictionError(f'{what}; expected {{"instances": [...]}} or {{"inputs": [...]}}') from error
+
+
+def render(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON, in ASCII, so that no text of it can fail to be encoded."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def accepts_gzip(headers: Mapping[str, str]) -> bool:
+    """Tell whether a client asks for gzip."""
+    for item in headers.get("accept-encoding", "").lower().split(","):
+        name, _, quality = item.partition(";")
+        if name.strip() in ("gzip", "x-gzip"):
+            return quality.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+def compress(data: bytes) -> bytes:
+    """Compress an answer; quickly, since it goes to this machine."""
+    return gzip.compress(data, 1, mtime=0)
