@@ -15,6 +15,8 @@ from dvkf_prefect.errors import DiskFullError, ParseError
 
 # Files that describe things are small; DVC's largest dvc.lock files seen in public are below 20 MB.
 DESCRIPTION_LIMIT = 64 << 20
+# Manifests and memories have a row a file: room for ten million files.
+MANIFEST_LIMIT = 2 << 30
 # A mark by which a leftover of a killed process is recognised, and never taken for data.
 TEMPORARY_SUFFIX = ".dvkf-tmp"
 

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import marshal
 import os
+import stat
 import sys
 import threading
 
@@ -53,9 +54,18 @@ def _temporary(folder: str) -> str:
     return f"{folder}{_token}-{os.getpid()}-{_counter}"
 
 
+def open_regular(path: str) -> int:
+    """Open a file to read; a fifo does not block, and what is not a regular file is refused."""
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(source).st_mode):
+        os.close(source)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return source
+
+
 def _read(path: str, size: int) -> tuple[bytes, int]:
     """Return a small file's bytes and a descriptor of a large one; size is what it is thought to have."""
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    source = open_regular(path)
     if size > _WHOLE:
         return b"", source
     try:
@@ -172,7 +182,7 @@ def clone_one(source: str, target: str, mode: int) -> Stat:
     Raises:
         OSError: The file system cannot.
     """
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    reading = open_regular(source)
     try:
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -330,7 +340,7 @@ def digest(files: Sequence[str]) -> list[str | Failure]:
 
 
 def _digest_one(path: str) -> str:
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    source = open_regular(path)
     try:
         return _hash(source)
     finally:
@@ -455,7 +465,7 @@ def place_one(
     Raises:
         OSError: It cannot be read, or the file not be written; what was written of it is gone.
     """
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    reading = open_regular(source)
     try:
         info = os.fstat(reading)
         size = info.st_size

@@ -21,7 +21,7 @@ from dvkf_prefect.errors import (
     OutputNotFoundError,
     TransferError,
 )
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -164,7 +164,7 @@ def _record_file(repo: Repo) -> Path:
 
 def _checked_out(repo: Repo) -> dict[str, str]:
     try:
-        known = json.loads(_record_file(repo).read_bytes())
+        known = json.loads(read_description(_record_file(repo)))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -180,7 +180,7 @@ class Config:
         """
         path = self._file(level)
         # Most levels are empty.
-        if not path.exists() or not path.stat().st_size:
+        if not path.exists() or (path.is_file() and not path.stat().st_size):
             return {section: {} for section in _ORDER}
         values = _resolved(_named(ini.load(path)), path.parent)
         for section in _ORDER:

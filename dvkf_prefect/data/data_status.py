@@ -15,7 +15,7 @@ from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.members import Members
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.tree import SUFFIX
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,7 +228,7 @@ def _not_there(repo: Repo, name: str, state: State, *, refresh: bool) -> set[str
 
 def _recall(memory: Path) -> set[str]:
     try:
-        return set(memory.read_text().split())
+        return set(read_description(memory).decode().split())
     except (OSError, ValueError):
         return set()
 

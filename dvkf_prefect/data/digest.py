@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvkf_prefect.data._copier import CHUNK, Stat
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import MANIFEST_LIMIT, read_description, write_atomic
 
 # A file whose last change is this close to the moment it was hashed may change again within the same clock tick
 # and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
@@ -235,7 +235,7 @@ class Memory:
     def load(self, key: str) -> Rows | None:
         """Return what is known of the folder ``key`` (relative to the repository), or None."""
         try:
-            blob = self._file(key).read_bytes()
+            blob = read_description(self._file(key), limit=MANIFEST_LIMIT)
         except OSError:
             return None
         try:

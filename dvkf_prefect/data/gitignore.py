@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dvkf_prefect.data.git import Git
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 
 def pattern_for(name: str) -> str:
@@ -56,6 +56,6 @@ def unignore(path: Path) -> bool:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_description(file)
     except FileNotFoundError:
         return b""

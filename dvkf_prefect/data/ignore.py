@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dvkf_prefect.errors import ParseError
+from dvkf_prefect.files import read_description
 
 NAME = ".dvcignore"
 # What DVC always leaves out.
@@ -142,7 +143,9 @@ class Ignore:
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return [line.strip() for line in (self._root / name).read_text(encoding="utf-8").split("\n")]
+            return [
+                line.strip() for line in read_description(self._root / name, name=name).decode().split("\n")
+            ]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except UnicodeDecodeError as error:

@@ -51,7 +51,7 @@ from dvkf_prefect.errors import (
     OutputInGitError,
     OutputNotFoundError,
 )
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -242,7 +242,7 @@ def _new_output(repo: Repo, out: str, force: bool) -> Output:
     check_free(place, force)
     file = repo.root / output.source
     if file.exists() and not force:
-        old = parse_dvc_file(file.read_bytes(), output.source)
+        old = parse_dvc_file(read_description(file), output.source)
         if len(old) != 1 or old[0].path != path or old[0].origin is None:
             raise OutputError(f"'{output.source}' exists and is no import; --force replaces it")
     if repo.git and (in_git := repo.git.tracked([repo.git_prefix + path])):
@@ -496,7 +496,7 @@ def _rewrite(
     elif found is not None and found.digest is not None:
         repo.workspace.remove(output.path, found)
     file = repo.root / output.source
-    old = file.read_bytes()
+    old = read_description(file)
     document = copy.deepcopy(documents.load(old, output.source))
     (out,) = document["outs"]
     document["outs"] = [{**_out(stored), **{key: value for key, value in out.items() if key not in _CONTENT}}]

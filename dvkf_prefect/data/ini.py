@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.files import read_description
 
 # Sections of options, in the order of the file.
 Sections = dict[str, dict[str, Any]]
@@ -171,7 +172,7 @@ def _lower(section: Any) -> None:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_description(path).decode()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:

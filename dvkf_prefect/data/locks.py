@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.errors import LockedError
+from dvkf_prefect.files import read_description
 from dvkf_prefect.leftovers import share_with_helpers, unshare
 
 # Paths, absolute; or how they are found out, which is only done while somebody runs stages.
@@ -127,7 +128,7 @@ class RepoLock:
     def _taken(self, timeout: float) -> LockedError:
         said = ""
         with suppress(OSError):
-            said = self._path.read_text(errors="replace").strip()
+            said = read_description(self._path).decode(errors="replace").strip()
         who = f"process {said or 'unknown'} holds the repository ({self._path})"
         advice = "Let it finish, or end it, and run this again."
         if self._hardlink:
@@ -167,7 +168,7 @@ def live_stages(file: Path) -> list[Blocker]:
         LockedError: It does not say.
     """
     try:
-        if not (data := file.read_bytes()):
+        if not (data := read_description(file)):
             return []
         modes: dict[str, dict[str, Any]] = json.loads(data)
         entries = [

@@ -11,6 +11,7 @@ from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.store import MD5, object_key
 from dvkf_prefect.data.tree import SUFFIX, Tree
 from dvkf_prefect.errors import CorruptObjectError, DvkfError, MissingObjectError, RemoteError
+from dvkf_prefect.files import MANIFEST_LIMIT, read_description
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -139,7 +140,7 @@ def read_manifest(cache: Cache, digest: str, hash_name: str = MD5) -> Tree:
         ParseError: It is not a manifest.
     """
     try:
-        data = cache.path(digest, hash_name).read_bytes()
+        data = read_description(cache.path(digest, hash_name), limit=MANIFEST_LIMIT)
     except FileNotFoundError:
         raise MissingObjectError(f"{digest} is not in the cache") from None
     return parse_manifest(data, digest, hash_name, "the cache")

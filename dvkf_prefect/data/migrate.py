@@ -23,7 +23,7 @@ from dvkf_prefect.data.store import LEGACY, Cache, Stored, digest_files
 from dvkf_prefect.data.tree import SUFFIX, Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import ObjectError
-from dvkf_prefect.files import raise_disk_full, write_atomic
+from dvkf_prefect.files import raise_disk_full, read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -164,7 +164,7 @@ def _describing(repo: Repo) -> Iterator[tuple[str, str]]:
 
 def _outdated(repo: Repo) -> Iterator[str]:
     for file, name in _describing(repo):
-        if any(_entries(documents.load((repo.root / file).read_bytes(), file))):
+        if any(_entries(documents.load(read_description(repo.root / file, name=file), file))):
             yield name
 
 
@@ -214,7 +214,7 @@ def _rewrite(repo: Repo, now: Mapping[str, str], migration: Migration) -> Migrat
     left: list[str] = []
     outputs = {output.path: output for output in repo.outputs()}
     for file, _ in _describing(repo):
-        old = (repo.root / file).read_bytes()
+        old = read_description(repo.root / file, name=file)
         is_lock = file.endswith(".lock")
         document = documents.load_editable(old, file) if is_lock else documents.load(old, file)
         folder = posixpath.dirname(file)

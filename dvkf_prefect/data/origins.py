@@ -31,7 +31,7 @@ from dvkf_prefect.errors import (
     RemoteError,
     TransferError,
 )
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -73,7 +73,7 @@ def aware(repo: Repo, origin: Origin) -> dict[str, Any]:
 
 def dependency(repo: Repo, output: Output) -> Any:
     """Return the dependency of an import as its `.dvc` file says it."""
-    return documents.load((repo.root / output.source).read_bytes(), output.source)["deps"][0]
+    return documents.load(read_description(repo.root / output.source), output.source)["deps"][0]
 
 
 def put(repo: Repo, output: Output, found: Found, progress: Progress | None) -> None:
@@ -239,7 +239,7 @@ def _memory_file(repo: Repo) -> Path:
 
 def _remembered(repo: Repo) -> dict[str, Any]:
     try:
-        known = json.loads(_memory_file(repo).read_bytes())
+        known = json.loads(read_description(_memory_file(repo)))
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -32,7 +32,7 @@ from dvkf_prefect.data.neighbours import is_own
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import GitError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import MANIFEST_LIMIT, read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.outputs import Output
@@ -146,7 +146,7 @@ def run_keys(root: Path) -> Iterator[str]:
     for folder, _, names in os.walk(root / "runs"):
         for name in names:
             with suppress(OSError):
-                data = Path(folder, name).read_bytes()
+                data = read_description(Path(folder, name))
                 digests = [found.decode() for found in _MD5_LINE.findall(data)]
                 for hash_name in (MD5, LEGACY):
                     yield from keys_of(digests, hash_name)
@@ -169,7 +169,7 @@ class Notes:
     def read(self) -> set[str]:
         """Return what was written down."""
         try:
-            return set(self._path.read_text().split())
+            return set(read_description(self._path, limit=MANIFEST_LIMIT).decode().split())
         except FileNotFoundError:
             return set()
 

@@ -38,7 +38,7 @@ from dvkf_prefect.errors import (
     OutputInGitError,
     OutputNotFoundError,
 )
-from dvkf_prefect.files import raise_disk_full, write_atomic
+from dvkf_prefect.files import raise_disk_full, read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -152,7 +152,7 @@ def _stages_of(repo: Repo, file: str, names: Sequence[str] | None) -> list[str]:
         OutputNotFoundError: It has no such stage.
         OutputError: The stage is one of those that a `foreach` or a `matrix` makes.
     """
-    document = documents.load((repo.root / file).read_bytes(), file)
+    document = documents.load(read_description(repo.root / file, name=file), file)
     known: Any = document.get("stages") if isinstance(document, dict) else None
     known = known if isinstance(known, dict) else {}
     for name in known if names is None else names:
@@ -204,7 +204,7 @@ def _take_out(place: Path, file: str, names: Sequence[str]) -> None:
     """
     for path in (place.with_suffix(".lock"), place):
         try:
-            old = path.read_bytes()
+            old = read_description(path)
         except FileNotFoundError:
             continue
         document = documents.load_editable(old, file)
@@ -355,7 +355,7 @@ def move(repo: Repo, source: str, target: str, *, progress: Progress | None = No
 
 
 def _has_command(repo: Repo, file: str) -> bool:
-    return bool(documents.load((repo.root / file).read_bytes(), file).get("cmd"))
+    return bool(documents.load(read_description(repo.root / file, name=file), file).get("cmd"))
 
 
 def _check_place(repo: Repo, output: Output, moved: Output, tracked: Sequence[Output]) -> None:
@@ -378,7 +378,7 @@ def _check_place(repo: Repo, output: Output, moved: Output, tracked: Sequence[Ou
 
 def _moved_document(repo: Repo, output: Output, moved: Output, stored: Stored | None) -> bytes:
     """Return the `.dvc` file of an output that is elsewhere now, the rest of it kept."""
-    old = (repo.root / output.source).read_bytes()
+    old = read_description(repo.root / output.source)
     document = documents.load(old, output.source)
     folder = posixpath.join(posixpath.dirname(output.source), document.get("wdir") or ".")
     new_folder = folder

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.errors import GitError
+from dvkf_prefect.files import read_description
 
 PIPELINE_FILE = "dvc.yaml"
 
@@ -60,7 +61,7 @@ class WorkspaceFiles:
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes."""
-        return (self._root / path).read_bytes()
+        return read_description(self._root / path, name=path)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is such a file."""

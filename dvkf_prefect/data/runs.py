@@ -18,7 +18,7 @@ from dvkf_prefect.data.moving import Progress, Remote
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import LEGACY, MD5, Cache
 from dvkf_prefect.errors import DiskFullError, DvkfError, ParseError, RemoteError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 FOLDER = "runs"
 _ENTRY = re.compile(r"runs/([0-9a-f]{2})/\1[0-9a-f]{62}/[0-9a-f]{64}")
@@ -80,7 +80,7 @@ def move_runs(
     """
 
     def send(key: str) -> int:
-        data = (cache.root / key).read_bytes()
+        data = read_description(cache.root / key)
         remote.storage.write(key, data)
         return len(data)
 
@@ -133,7 +133,7 @@ def run_outputs(cache: Cache) -> list[Output]:
     """Return the outputs that the cache's run cache names; entries that cannot be read are passed over."""
     found: dict[tuple[str, str], Output] = {}
     for key in _local(cache):
-        for item in _outs((cache.root / key).read_bytes(), key) or ():
+        for item in _outs(read_description(cache.root / key), key) or ():
             digest = item["md5"]
             hash_name = MD5 if item.get("hash") == MD5 else LEGACY
             output = Output(

@@ -29,7 +29,7 @@ from dvkf_prefect.errors import (
     OutputError,
     UnsafePathError,
 )
-from dvkf_prefect.files import is_temporary, raise_disk_full, write_atomic
+from dvkf_prefect.files import MANIFEST_LIMIT, is_temporary, raise_disk_full, read_description, write_atomic
 from dvkf_prefect.leftovers import OwnedFolder, claim
 
 MD5 = "md5"
@@ -118,7 +118,7 @@ class Cache:
         if self._ledger_file is None:
             return {}
         try:
-            known = json.loads(self._ledger_file.read_bytes())
+            known = json.loads(read_description(self._ledger_file, limit=MANIFEST_LIMIT))
             return {digest: (size, mtime, inode) for digest, (size, mtime, inode) in known.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
@@ -153,7 +153,7 @@ class Cache:
         """
         path = self.path(digest, hash_name)
         try:
-            data = path.read_bytes()
+            data = read_description(path, limit=MANIFEST_LIMIT)
         except FileNotFoundError:
             raise MissingObjectError(
                 f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it"

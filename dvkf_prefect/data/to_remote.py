@@ -21,7 +21,7 @@ from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import Stored
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -118,7 +118,7 @@ def _record(repo: Repo, output: Output, stored: Stored) -> DataVersion:
     staged = [file]
     if repo.git and gitignore.ignore(repo.root / output.path):
         staged.append((repo.root / output.path).with_name(".gitignore"))
-    old = file.read_bytes() if file.exists() else None
+    old = read_description(file) if file.exists() else None
     write_atomic(file, write_dvc_file(old, output.source, output.path, stored))
     if repo.git and repo.config.get("core", "autostage"):
         repo.git.run("add", "--", *(str(path) for path in staged))

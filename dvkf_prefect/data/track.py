@@ -15,7 +15,7 @@ from dvkf_prefect.data.store import MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -129,7 +129,7 @@ def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
 def _record(repo: Repo, output: Output, stored: Stored, size_known: bool = True) -> list[str]:
     """Write the output's `.dvc` file and keep its data out of git; return the files written."""
     file = repo.root / output.source
-    old = file.read_bytes() if file.exists() else None
+    old = read_description(file) if file.exists() else None
     new = write_dvc_file(old, output.source, output.path, stored, size_known=size_known)
     if new != old:
         write_atomic(file, new)

@@ -27,6 +27,7 @@ from dvkf_prefect.errors import (
     ParseError,
     RemoteError,
 )
+from dvkf_prefect.files import read_description
 from dvkf_prefect.models import tags
 from dvkf_prefect.models.content import ModelContent, ModelContents
 from dvkf_prefect.models.history import ROLLED_BACK, ModelHistory, Registered, gather
@@ -364,7 +365,7 @@ class ModelRegistry:
     def _check_stage(self, stage: str) -> None:
         tags.check_stage_name(stage)
         try:
-            settings = documents.load((self._git.root / ".gto").read_bytes(), ".gto")
+            settings = documents.load(read_description(self._git.root / ".gto"), ".gto")
         except FileNotFoundError:
             return
         allowed = settings.get("stages") if isinstance(settings, dict) else None

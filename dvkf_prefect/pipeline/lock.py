@@ -16,7 +16,7 @@ from dvkf_prefect.data import documents
 from dvkf_prefect.data.revisions import RepoFiles
 from dvkf_prefect.data.store import MD5, Stored
 from dvkf_prefect.errors import ParseError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.pipeline.params import DEFAULT_FILE
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def write_entry(path: Path, name: str, entry: Entry, *, before: Container[str] =
         ParseError: The file is not YAML.
         DiskFullError: There is no room; the old file is untouched.
     """
-    old = path.read_bytes() if path.exists() else b""
+    old = read_description(path) if path.exists() else b""
     new = put_entry(old, name, entry, before=before, file=path.name)
     if new != old:
         write_atomic(path, new)

@@ -14,6 +14,7 @@ from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import LEGACY, MD5, Cache, Stored
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import DvkfError, OutputInGitError, OutputNotFoundError, StageError
+from dvkf_prefect.files import read_description
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, stored_of, write_entry
 from dvkf_prefect.pipeline.runcache import RunCache, can_save
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
@@ -337,7 +338,7 @@ def _ignore(repo: Repo, out: StageOutput) -> None:
 def _is_ignored(repo: Repo, path: Path) -> bool:
     """Tell whether git leaves an output out; git is only asked where the file beside it does not say so."""
     try:
-        lines = (path.parent / ".gitignore").read_text().splitlines()
+        lines = read_description(path.parent / ".gitignore").decode(errors="surrogateescape").splitlines()
     except FileNotFoundError:
         lines = []
     return gitignore.pattern_for(path.name) in lines or (

@@ -9,7 +9,7 @@ from typing import Any
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.documents import dump
 from dvkf_prefect.errors import ParseError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.pipeline.lock import Entry
 from dvkf_prefect.pipeline.signature import input_key, result_key
 from dvkf_prefect.pipeline.stages import Stage
@@ -86,7 +86,7 @@ def can_save(stage: Stage, entry: Entry) -> bool:
 
 def _read(path: Path) -> Entry | None:
     try:
-        entry: Any = documents.load(path.read_bytes(), path.name)
+        entry: Any = documents.load(read_description(path), path.name)
     except (OSError, ParseError):
         return None
     if not isinstance(entry, dict) or "cmd" not in entry:

@@ -23,7 +23,7 @@ from dvkf_prefect.errors import (
     StageGraphError,
     StageNotFoundError,
 )
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.params import DEFAULT_FILE
 from dvkf_prefect.pipeline.stages import Stage, load_stages
@@ -112,7 +112,7 @@ def add_stage(repo: Repo, stage: NewStage, *, folder: str = "", force: bool = Fa
     _check(repo, stage, folder)
     with repo.lock():
         path = repo.root / file
-        old = path.read_bytes() if path.exists() else b""
+        old = read_description(path) if path.exists() else b""
         document: Any = copy.deepcopy(documents.load(old, file)) or {}
         stages = document.setdefault("stages", {}) or {}
         before = stages.get(stage.name)
@@ -162,7 +162,7 @@ def _freeze_output(repo: Repo, target: str, frozen: bool) -> str:
     path = repo.root / target
     if not path.is_file():
         raise StageNotFoundError(f"'{target}' does not exist")
-    old = path.read_bytes()
+    old = read_description(path)
     read_outputs(repo.files(), target)  # says what is wrong with the file
     document = dict(documents.load(old, target))
     document.pop("frozen", None)
@@ -184,7 +184,7 @@ def _freeze_stage(repo: Repo, target: str, frozen: bool) -> str:
     if name not in stages:
         raise StageNotFoundError(f"stage '{name}' is not in '{file}'; it has: {', '.join(stages) or 'none'}")
     path = repo.root / file
-    old = path.read_bytes()
+    old = read_description(path)
     document: Any = copy.deepcopy(documents.load(old, file))
     definition = document["stages"].get(name)
     if not isinstance(definition, dict) or is_template(definition):

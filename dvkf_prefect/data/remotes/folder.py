@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dvkf_prefect import durability
+from dvkf_prefect.data._copier import open_regular
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.errors import RemoteUnreachableError
@@ -83,7 +84,7 @@ class FolderStorage(Storage):
         """The blob from byte ``start`` on, in chunks of 1 MiB."""
         tried = f"read '{key}'"
         try:
-            file = open(self._path(key), "rb", buffering=0)  # noqa: SIM115 - closed below, told apart here
+            file = open(open_regular(str(self._path(key))), "rb", buffering=0)  # noqa: SIM115 - closed below
         except (FileNotFoundError, NotADirectoryError) as error:
             self._check_mounted(tried)
             raise self._place.missing(key) from error
@@ -123,7 +124,7 @@ class FolderStorage(Storage):
         tried = f"store '{key}'"
         target = self._path(key)
         # A source that cannot be opened is the caller's file, not a fault of the remote.
-        file = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_regular(str(source))
         try:
             temporary, descriptor = self._create(tried)
             try:
