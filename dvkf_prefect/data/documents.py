@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import json
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from dvkf_prefect.errors import ParseError
+
+# What a document may be, whoever wrote it. Every walk through a value below may then be a plain recursion.
+MAX_DEPTH = 100
+MAX_VALUES = 1_000_000
+# Values that aliases may add: each is read where it stands, so that nine lines can stand for a billion values.
+MAX_COPIES = 200_000
+# More digits Python itself refuses to write.
+MAX_DIGITS = 4000
+_MAX_BITS = MAX_DIGITS * 3
+_WEIGHT = 64  # characters of a text that count as one more value
+_TRACED = 1 << 20  # the largest document in which a line is looked up
+_DEEP = re.compile(rb"(?:[-?:][ \t]+){%d}|^[ \t]{%d}" % (MAX_DEPTH // 4, MAX_DEPTH // 2), re.MULTILINE)
+_ALIAS = re.compile(rb"(?:^|[\s\[{,])\*[^\s*]", re.MULTILINE)
+_ANCHOR = re.compile(rb"(?:^|[\s\[{,])&[^\s&]", re.MULTILINE)
 
 
 def load(data: bytes, name: str) -> Any:
@@ -18,18 +35,146 @@ def load(data: bytes, name: str) -> Any:
         name: The file's name for messages.
 
     Raises:
-        ParseError: It is not YAML, or a key stands twice; names the line.
+        ParseError: It is not YAML, a key stands twice, or it is larger than `MAX_DEPTH`, `MAX_VALUES` and the others
+            allow; names the line.
     """
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
+        _check_shape(data, name)
         return _reader().load(data)
+    except ParseError:
+        raise
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context or error).splitlines()[0]
         raise ParseError(name, f"not valid YAML: {problem}", line=mark.line + 1 if mark else None) from error
     except (YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ParseError(name, f"not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ParseError(name, f"not valid YAML: {_first_line(error)}") from error
+    except Exception as error:
+        raise ParseError(name, f"not valid YAML: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _check_shape(data: bytes, name: str) -> None:
+    """Refuse a document that is too deep, too large, or that aliases make so, before anything is built of it."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        data = data.decode("utf-16", errors="replace").encode()
+    _check_count(data, name, b"\n", b",")
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets > MAX_DEPTH // 2 or _DEEP.search(data) or (_ANCHOR.search(data) and _ALIAS.search(data)):
+        _check_events(data, name)
+
+
+def _check_count(data: bytes, name: str, *marks: bytes) -> None:
+    if sum(map(data.count, marks)) > MAX_VALUES:
+        raise ParseError(name, f"more than {MAX_VALUES:,} values, the most allowed here. Split it.")
+
+
+def _check_events(data: bytes, name: str) -> None:
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+
+    sizes: dict[str, int] = {}
+    open_: list[tuple[str | None, int, int]] = []
+    copies = count = 0
+    for event in _reader().parse(data):
+        if isinstance(event, ScalarEvent):
+            size = 1 + len(event.value) // _WEIGHT
+            count += size
+            if event.anchor:
+                sizes[event.anchor] = size
+        elif isinstance(event, CollectionStartEvent):
+            open_.append((event.anchor, count, copies))
+            count += 1
+            if len(open_) > MAX_DEPTH:
+                raise ParseError(
+                    name,
+                    f"nested more than {MAX_DEPTH} deep. Write it flatter.",
+                    line=event.start_mark.line + 1,
+                )
+        elif isinstance(event, CollectionEndEvent):
+            anchor, first, before = open_.pop()
+            if anchor:
+                sizes[anchor] = count - first + copies - before
+        elif isinstance(event, AliasEvent):
+            line = event.start_mark.line + 1
+            if any(anchor == event.anchor for anchor, _, _ in open_):
+                raise ParseError(
+                    name, f"`*{event.anchor}` stands inside itself. Write the value out.", line=line
+                )
+            copies += sizes.get(event.anchor, 0)
+            if copies > MAX_COPIES:
+                raise ParseError(
+                    name, f"its aliases stand for more than {MAX_COPIES:,} values. Write less.", line=line
+                )
+
+
+def load_json(data: bytes, name: str, *, limit: int | None = None) -> Any:
+    """Read a JSON document.
+
+    Args:
+        data: The file's bytes.
+        name: The file's name for messages.
+        limit: How many values it may hold; about `MAX_VALUES` if None.
+
+    Raises:
+        ParseError: It is not JSON, holds half a character, or is too deep or too large.
+    """
+    try:
+        if limit is None:
+            _check_count(data, name, b",", b"[")
+        value = json.loads(data)
+    except ParseError:
+        raise
+    except json.JSONDecodeError as error:
+        raise ParseError(name, f"not valid JSON: {error}", line=error.lineno) from error
+    except RecursionError as error:
+        raise ParseError(name, f"nested more than {MAX_DEPTH} deep. Write it flatter.") from error
+    except ValueError as error:
+        raise ParseError(name, f"not valid JSON: {_first_line(error)}") from error
+    check_value(value, name)
+    return value
+
+
+def check_value(value: Any, name: str) -> None:
+    """Refuse a value that nothing else can walk through or write down.
+
+    Args:
+        value: Nested mappings, lists and scalars.
+        name: The file's name for messages.
+
+    Raises:
+        ParseError: It is nested too deep, holds a number of too many digits, or half a character.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is dict:
+                below += item
+                below += item.values()
+            elif kind in (list, tuple, set, frozenset):
+                below += item
+            elif kind is int:
+                if item.bit_length() > _MAX_BITS:
+                    raise ParseError(name, f"a number of more than {MAX_DIGITS} digits. Write it as a text.")
+            elif kind is str and not item.isascii():
+                _check_text(item, name)
+        if not below:
+            return
+        level = below
+    raise ParseError(name, f"nested more than {MAX_DEPTH} deep. Write it flatter.")
+
+
+def _check_text(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ParseError(name, f"{text[:60]!r} holds half a character. Write it as UTF-8.") from None
 
 
 def _reader() -> Any:
@@ -37,7 +182,33 @@ def _reader() -> Any:
 
     yaml = YAML(typ="safe")
     yaml.Resolver = _resolver()
+    yaml.Constructor = _constructor()
     return yaml
+
+
+@lru_cache(maxsize=1)
+def _constructor() -> Any:
+    """Return what makes values of nodes: ruamel's own, but for numbers that cannot be written down again."""
+    from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+
+    class Constructor(SafeConstructor):
+        def construct_yaml_int(self, node: Any) -> int:
+            value: int = super().construct_yaml_int(node)
+            if value.bit_length() > _MAX_BITS:
+                problem = f"a number of more than {MAX_DIGITS} digits"
+                raise ConstructorError(None, None, problem, node.start_mark)
+            return value
+
+        def construct_yaml_omap(self, node: Any) -> Any:
+            made: dict[Any, Any] = {}
+            yield made
+            for pair in super().construct_yaml_omap(node):
+                found = pair
+            made.update(found)
+
+    Constructor.add_constructor("tag:yaml.org,2002:int", Constructor.construct_yaml_int)
+    Constructor.add_constructor("tag:yaml.org,2002:omap", Constructor.construct_yaml_omap)
+    return Constructor
 
 
 @lru_cache(maxsize=1)
@@ -57,13 +228,12 @@ def load_editable(data: bytes, name: str) -> Any:
     Raises:
         ParseError: It is not YAML; names the line.
     """
-    from ruamel.yaml.error import YAMLError
-
+    _check_shape(data, name)
     try:
         return _editor().load(data)
-    except YAMLError as error:
+    except Exception as error:
         load(data, name)  # says which line
-        raise ParseError(name, f"not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ParseError(name, f"not valid YAML: {_first_line(error)}") from error
 
 
 def dump(document: Any) -> bytes:
@@ -74,12 +244,15 @@ def dump(document: Any) -> bytes:
 
 
 def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
-    """Return the line, counted from 1, of the key or item at ``path``; of the nearest one above it if there is none."""
-    from ruamel.yaml.error import YAMLError
+    """Return the line, counted from 1, of the key or item at ``path``; of the nearest one above it if there is none.
 
+    None for a document that is no YAML, or so large that looking would take long.
+    """
+    if len(data) > _TRACED:
+        return None
     try:
         node: Any = _editor().load(data)
-    except YAMLError:
+    except Exception:  # noqa: BLE001 (an error is being told already; its line is all that is missing)
         return None
     line: int | None = None
     for step in path:
@@ -87,7 +260,7 @@ def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
             marks: Any = node.lc
             place = marks.item(step) if isinstance(node, list) else marks.key(step)
             node = node[step]
-        except (AttributeError, KeyError, IndexError, TypeError):
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             break
         line = place[0] + 1
     return line

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,10 +18,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dvkf_prefect.data.patterns import Match, PatternError, compile_pattern, is_simple
 from dvkf_prefect.errors import ParseError
 from dvkf_prefect.files import read_description
 
 NAME = ".dvcignore"
+_SHOWN = 200  # characters of a line in a message
 # What DVC always leaves out.
 _ALWAYS = (".hg/", ".git/", ".git", ".dvc/")
 _FOLDERS = frozenset({".git", ".hg", ".dvc"})
@@ -54,10 +57,14 @@ class Verdict:
 class _Group(NamedTuple):
     """Neighbouring rules that ignore alike, looked at together."""
 
-    regex: re.Pattern[str]
+    matches: tuple[Match, ...]
     ignores: bool
     folders_only: bool
-    rules: list[tuple[str, Rule]]
+    rules: list[tuple[Match, Rule]]
+
+    def match(self, path: str) -> bool:
+        """Return whether one of the rules says something about a path."""
+        return any(match(path) for match in self.matches)
 
 
 class _Rules:
@@ -80,12 +87,18 @@ class _Rules:
                 known.append((re.sub(r"\(\?P<\w+>", "(?:", regex), ignores, rule.pattern.endswith("/"), rule))
         groups: list[_Group] = []
         for (ignores, folders_only), members in groupby(known, key=lambda item: item[1:3]):
-            rules = [(regex, rule) for regex, _, _, rule in members]
+            rules = [(regex, _compiled(regex, rule.place), rule) for regex, _, _, rule in members]
             if ignores:
-                joined = "|".join(f"(?:{regex})" for regex, _ in rules)
-                groups.append(_Group(re.compile(joined), True, folders_only, rules))
+                # Simple ones at once: that is faster than one after another.
+                joined = "|".join(f"(?:{regex})" for regex, _, _ in rules if is_simple(regex))
+                matches = tuple(match for regex, match, _ in rules if not is_simple(regex))
+                if joined:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        matches = (re.compile(joined).match, *matches)
+                groups.append(_Group(matches, True, folders_only, [rule[1:] for rule in rules]))
             else:
-                groups += [_Group(re.compile(r[0]), False, folders_only, [r]) for r in rules]
+                groups += [_Group((rule[1],), False, folders_only, [rule[1:]]) for rule in rules]
         return groups[::-1]
 
     def find(self, path: str, folder: bool) -> tuple[bool, _Group | None]:
@@ -93,15 +106,15 @@ class _Rules:
         for group in self._groups:
             if group.folders_only and not folder:
                 continue
-            if group.regex.match(path) or (folder and group.regex.match(path + "/")):
+            if group.match(path) or (folder and group.match(path + "/")):
                 return group.ignores, group
         return False, None
 
     def which(self, group: _Group, path: str, folder: bool) -> Rule:
         """Return the rule of a group that says something about a path: the first, as DVC names it."""
         for text in (path, path + "/") if folder else (path,):
-            if group.regex.match(text):
-                return next(rule for regex, rule in group.rules if re.match(regex, text))
+            if group.match(text):
+                return next(rule for match, rule in group.rules if match(text))
         raise AssertionError(path)
 
 
@@ -143,9 +156,8 @@ class Ignore:
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return [
-                line.strip() for line in read_description(self._root / name, name=name).decode().split("\n")
-            ]
+            text = read_description(self._root / name, name=name).decode("utf-8")
+            return [line.strip() for line in text.split("\n")]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except UnicodeDecodeError as error:
@@ -243,9 +255,19 @@ def _regex(pattern: str, place: str) -> tuple[str | None, bool | None]:
         ParseError: It is no pattern.
     """
     try:
-        return _translator()(pattern)
+        regex, ignores = _translator()(pattern)
     except ValueError as error:
-        raise ParseError(place, f"not a pattern ({error})") from None
+        raise ParseError(place[:_SHOWN], f"not a pattern ({error})") from None
+    if regex is not None and "[" in pattern:
+        _compiled(regex, place)
+    return regex, ignores
+
+
+def _compiled(regex: str, place: str) -> Match:
+    try:
+        return compile_pattern(regex)
+    except PatternError as error:
+        raise ParseError(place[:_SHOWN], f"not a pattern ({error})") from None
 
 
 @cache

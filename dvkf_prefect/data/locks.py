@@ -24,6 +24,8 @@ from dvkf_prefect.errors import LockedError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.leftovers import share_with_helpers, unshare
 
+_MAX_PID = 1 << 31
+
 # Paths, absolute; or how they are found out, which is only done while somebody runs stages.
 Paths = Iterable[str] | Callable[[], Iterable[str]]
 
@@ -177,9 +179,14 @@ def live_stages(file: Path) -> list[Blocker]:
             for path, infos in modes.get(mode, {}).items()
             for info in (infos if isinstance(infos, list) else [infos])
         ]
+        if not all(
+            type(entry.pid) is int and 0 < entry.pid < _MAX_PID and isinstance(entry.command, str)
+            for entry in entries
+        ):
+            raise ValueError
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise LockedError(
             f"{file} does not say who runs stages; remove it when no dvc runs in this repository"
         ) from None

@@ -6,6 +6,7 @@ Source of the format: DVC's ``.dir`` objects, a JSON list of ``{"md5", "relpath"
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,18 +64,19 @@ class Tree:
             entries = json.loads(data)
             relpaths = [entry["relpath"] for entry in entries]
             digests = [entry["md5"] for entry in entries]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ParseError(name, f"a manifest is a JSON list of md5 and relpath ({error})") from error
         for path, digest in zip(relpaths, digests, strict=True):
             if (
                 not isinstance(path, str)
                 or not isinstance(digest, str)
                 or len(digest) != 32
-                or not digest.isalnum()
+                or not (digest.isalnum() and digest.isascii())
             ):
                 raise ParseError(name, f"entry {path!r}: md5 and relpath must be a digest and a path")
         # One look at the joined text spares a look at each path of a manifest in order.
         joined = "\0" + "\0".join(relpaths) + "\0"
+        _check_text(joined, len(relpaths), name)
         if any(
             mark in joined
             for mark in ("/../", "\0../", "/..\0", "\0..\0", "\0/", "//", "/./", "\0./", "/\0", "\0\0")
@@ -106,6 +108,19 @@ class Tree:
         """Return the part at or below ``prefix``, with paths still relative to the whole directory."""
         inside = prefix + "/"
         return Tree.from_pairs((p, d) for p, d in self.items() if p == prefix or p.startswith(inside))
+
+
+def _check_text(joined: str, count: int, name: str) -> None:
+    """Refuse paths, joined by NULs, that cannot be names of files."""
+    if joined.count("\0") != count + (1 if count else 2):
+        raise UnsafePathError(f"{name}: a path holds a NUL; nothing was written")
+    try:
+        os.fsencode(joined)
+    except UnicodeEncodeError as error:
+        raise UnsafePathError(
+            f"{name}: the path {joined[max(error.start - 40, 0) : error.end].rpartition(chr(0))[2]!r} holds half a "
+            "character; nothing was written"
+        ) from None
 
 
 def check_relpath(path: str, name: str) -> None:

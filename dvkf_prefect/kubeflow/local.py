@@ -178,7 +178,7 @@ class KfpLocalRunner:
             folders = sorted((f for f in self.root.iterdir() if f.name.count("-") >= 2), reverse=True)
             for folder in folders[self._keep :]:
                 owner = folder.name.split("-")[1]
-                if owner.isdigit() and (int(owner) == os.getpid() or not Path("/proc", owner).exists()):
+                if owner.isdecimal() and (int(owner) == os.getpid() or not Path("/proc", owner).exists()):
                     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,18 +6,18 @@ Source of what is chosen and shown: DVC 3.x (``dvc/repo/metrics``, ``dvc/repo/pa
 from __future__ import annotations
 
 import errno
-import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles, revisions_of
 from dvkf_prefect.data.view import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError, ParseError
+from dvkf_prefect.files import DESCRIPTION_LIMIT
 from dvkf_prefect.pipeline.params import DEFAULT_FILE, flatten, parse_params, select
 from dvkf_prefect.pipeline.stages import load_stages, read_sections
 
@@ -360,7 +360,7 @@ def _expand(view: View, path: str) -> Iterator[str]:
 def _read_file(view: View, path: str, keys: Sequence[str], keep: Callable[[Any], Any]) -> FileValues:
     try:
         with view.open(view.entry(path)) as file:
-            values = load_values(file.read(), path)
+            values = load_values(read_bounded(file, path), path)
         if keys:
             values = select(values, keys) if isinstance(values, dict) else {}
         return FileValues(keep(values))
@@ -368,6 +368,18 @@ def _read_file(view: View, path: str, keys: Sequence[str], keep: Callable[[Any],
         return FileValues(error=FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path))
     except (DvkfError, OSError) as error:
         return FileValues(error=error)
+
+
+def read_bounded(file: IO[bytes], name: str) -> bytes:
+    """Return what a file of values holds.
+
+    Raises:
+        ParseError: It is larger than a file that describes things may be.
+    """
+    data = file.read(DESCRIPTION_LIMIT + 1)
+    if len(data) > DESCRIPTION_LIMIT:
+        raise ParseError(name, f"more than {DESCRIPTION_LIMIT} bytes, the most allowed here. Write less.")
+    return data
 
 
 def load_values(data: bytes, name: str) -> Any:
@@ -382,10 +394,7 @@ def load_values(data: bytes, name: str) -> Any:
     """
     suffix = posixpath.splitext(name)[1].lower()
     if suffix == ".json":
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise ParseError(name, f"not valid JSON: {error}", line=getattr(error, "lineno", None)) from error
+        return documents.load_json(data, name)
     return parse_params(data, name) if suffix in (".toml", ".py") else documents.load(data, name)
 
 

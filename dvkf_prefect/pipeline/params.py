@@ -14,6 +14,7 @@ from dvkf_prefect.data import documents
 from dvkf_prefect.errors import ParseError
 
 DEFAULT_FILE = "params.yaml"
+_LONGEST_INDEX = 6
 
 
 def parse_params(data: bytes, name: str) -> dict[str, Any]:
@@ -47,11 +48,7 @@ def load_values(data: bytes, name: str) -> dict[Any, Any]:
     suffix = posixpath.splitext(name)[1].lower()
     values: Any
     if suffix == ".json":
-        try:
-            values = json.loads(data)
-        except ValueError as error:
-            line = getattr(error, "lineno", None)
-            raise ParseError(name, f"not valid JSON: {error}", line=line) from error
+        values = documents.load_json(data, name)
     elif suffix == ".toml":
         values = _parse_toml(data, name)
     elif suffix == ".py":
@@ -59,6 +56,9 @@ def load_values(data: bytes, name: str) -> dict[Any, Any]:
             values = _read_body(ast.parse(data, filename=name).body)
         except SyntaxError as error:
             raise ParseError(name, f"not valid Python: {error.msg}", line=error.lineno) from error
+        except (ValueError, RecursionError, MemoryError) as error:  # a NUL; too deep for Python's own parser
+            raise ParseError(name, f"not valid Python: {str(error) or 'nested too deep'}") from error
+        documents.check_value(values, name)
     else:
         values = documents.load(data, name)
     if not values:
@@ -74,9 +74,13 @@ def _parse_toml(data: bytes, name: str) -> Any:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(data.decode())
+        values = tomllib.loads(data.decode())
     except ValueError as error:
         raise ParseError(name, f"not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ParseError(name, "not valid TOML: nested too deep. Write it flatter.") from error
+    documents.check_value(values, name)
+    return values
 
 
 def _plain(value: Any, name: str, key: str) -> Any:
@@ -109,7 +113,12 @@ def _read_body(body: list[ast.stmt], *, of_self: bool = False) -> dict[str, Any]
             if key is not None and node.value is not None:
                 try:
                     found[key] = ast.literal_eval(node.value)
-                except (ValueError, TypeError):  # not a literal, or a set of what cannot be in one
+                except (
+                    ValueError,
+                    TypeError,
+                    RecursionError,
+                    MemoryError,
+                ):  # not a literal, or a set of what cannot be in one
                     continue
     return found
 
@@ -146,8 +155,8 @@ def select(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
             if isinstance(node, Mapping):
                 match = next((k for k in node if str(k) == part), _ABSENT)
                 node = _ABSENT if match is _ABSENT else node[match]
-            elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
+            elif isinstance(node, list) and (index := _index(part)) is not None and index < len(node):
+                node = node[index]
             else:
                 node = _ABSENT
             if node is _ABSENT:
@@ -158,6 +167,12 @@ def select(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 _ABSENT: Any = object()
+
+
+def _index(text: str) -> int | None:
+    """Return the place in a list that a part of a key names; None where it is none."""
+    # `isdigit` would take ², and `int` refuses what is very long.
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_INDEX else None
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -210,10 +225,11 @@ _PYTHON = """class _Values(dict):
 
 def _insert(node: Any, parts: list[str], value: Any) -> Any:
     head, rest = parts[0], parts[1:]
-    if head.isdigit() and (isinstance(node, list) or not node):
+    index = _index(head)
+    if index is not None and (isinstance(node, list) or not node):
         items = list(node)
-        items += [None] * (int(head) + 1 - len(items))
-        items[int(head)] = _insert(items[int(head)] or {}, rest, value) if rest else value
+        items += [None] * (index + 1 - len(items))
+        items[index] = _insert(items[index] or {}, rest, value) if rest else value
         return items
     return {**node, head: _insert(node.get(head) or {}, rest, value) if rest else value}
 

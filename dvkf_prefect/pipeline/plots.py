@@ -543,4 +543,8 @@ def _quoted(name: str) -> str:
 def _image_order(name: str) -> tuple[str, int, str]:
     """Return the place of a picture: those that are numbered by step in the order of their numbers."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
-    return posixpath.dirname(name), int(stem) if stem.isdigit() else -1, posixpath.basename(name)
+    return (
+        posixpath.dirname(name),
+        int(stem) if stem.isdecimal() and len(stem) < 20 else -1,
+        posixpath.basename(name),
+    )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
+from math import prod
 from typing import Any
 
 from dvkf_prefect.pipeline.template.context import Context, Read
@@ -147,6 +148,8 @@ class Resolver:
         place: Place = ("stages", name, "foreach")
         compiled = compile_value(data, self.source, place)
         found = _children(fill_nodes(compiled, _Lazy(self)))
+        if isinstance(found, (dict, list)):
+            self.source.count_stages(len(found), ("stages", name))
         if isinstance(found, dict):
             for key, value in found.items():
                 yield written(key), {"item": value, "key": written(key)}
@@ -171,6 +174,7 @@ class Resolver:
                     (*place, key), f"`{key}` of the matrix of '{name}' is a list, not {_plain(items)!r}"
                 )
             axes[key] = list(items)
+        self.source.count_stages(prod(map(len, axes.values())), ("stages", name))
         for combination in product(*(enumerate(items) for items in axes.values())):
             item = {key: value for key, (_, value) in zip(axes, combination, strict=True)}
             words = [

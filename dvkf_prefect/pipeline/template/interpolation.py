@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any, Protocol
 
-from dvkf_prefect.pipeline.template.source import Place, Source
+from dvkf_prefect.pipeline.template.source import MAX_TEXT, Place, Source
 
 _EXPRESSION = re.compile(r"(?<!\\)\$\{(.*?)\}")
 _WORD = r"[^.\[\]]+"
@@ -88,9 +88,16 @@ class _Text:
             if key is not None:
                 _check(values.source, reference, value, key)
             return value
-        return "".join(
-            [part if isinstance(part, str) else _written(values, part, key) for part in self.parts]
-        )
+        texts: list[str] = []
+        size = 0
+        for part in self.parts:
+            texts.append(part if isinstance(part, str) else _written(values, part, key))
+            size += len(texts[-1])
+            if size > MAX_TEXT:
+                break
+        place = next(part.place for part in self.parts if isinstance(part, Reference))
+        values.source.count_text(size, place)
+        return "".join(texts)
 
     def nodes(self, values: Values) -> Any:
         if len(self.parts) == 1:
