@@ -128,5 +128,5 @@ def raise_disk_full(error: OSError, path: str | Path) -> None:
     """Raise `DiskFullError` in place of a system error that means so; return for any other."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFullError(
-            f"No space left on the disk of {path}: nothing there was changed. Free some space and run it again."
+            f"No space left on the disk of {path}; what is there is whole. Free some space and run it again."
         ) from error

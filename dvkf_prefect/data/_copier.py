@@ -40,8 +40,8 @@ _token = os.urandom(6).hex()
 Failure = tuple[str, int, str]
 # bytes, mtime ns, ctime ns, inode, whether the owner may execute it
 Stat = tuple[int, int, int, int, bool]
-# bytes, mtime ns, inode
-Look = tuple[int, int, int]
+# bytes, mtime ns, ctime ns, inode
+Look = tuple[int, int, int, int]
 
 
 def _failure(error: OSError) -> Failure:
@@ -69,15 +69,27 @@ def _read(path: str, size: int) -> tuple[bytes, int]:
     if size > _WHOLE:
         return b"", source
     try:
-        data = os.read(source, size + 1)
-        if len(data) != size:
-            parts = [data]
-            while part := os.read(source, CHUNK):
-                parts.append(part)
-            data = b"".join(parts)
+        data = _read_all(source, size)
     finally:
         os.close(source)
     return data, -1
+
+
+def _read_all(source: int, size: int) -> bytes:
+    """Return all of an open file from where it stands; a read may give less than is there."""
+    data = os.read(source, size + 1)
+    if len(data) != size:
+        parts = [data]
+        while part := os.read(source, CHUNK):
+            parts.append(part)
+        data = b"".join(parts)
+    return data
+
+
+def _check_size(source: int, copied: int) -> None:
+    """Refuse what is not all of a file: it shrank or grew, or the kernel stopped early."""
+    if os.fstat(source).st_size != copied:
+        raise OSError(errno.ESTALE, "it changed while it was read")
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -98,9 +110,12 @@ def pump(source: int, target: int) -> str:
     md5 = hashlib.md5(usedforsecurity=False)
     if os.fstat(source).st_size >= LARGE:
         return _pump_large(source, target)
+    copied = 0
     while chunk := os.read(source, CHUNK):
         md5.update(chunk)
         _write(target, chunk)
+        copied += len(chunk)
+    _check_size(source, copied)
     return md5.hexdigest()
 
 
@@ -150,6 +165,7 @@ def _pump_large(source: int, target: int) -> str:
         copier.join()
     if failed:
         raise failed[0]
+    _check_size(source, hashed)
     return md5.hexdigest()
 
 
@@ -164,13 +180,26 @@ def _copy_some(source: int, target: int, size: int) -> int:
 
 
 def clone(
-    root: str, base: str, mode: int, digests: Sequence[str], relpaths: Sequence[str]
+    root: str,
+    base: str,
+    verify: bool,
+    mode: int,
+    digests: Sequence[str],
+    relpaths: Sequence[str],
+    looks: Sequence[Look | None],
 ) -> list[Stat | Failure]:
-    """Make new files that share the blocks of a cache's objects; see `place`, nothing is hashed."""
+    """Make new files that share the blocks of a cache's objects; see `place`."""
     results: list[Stat | Failure] = []
-    for digest, relpath in zip(digests, relpaths, strict=True):
+    for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
+        source = f"{root}/{digest[:2]}/{digest[2:]}"
         try:
-            results.append(clone_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, mode))
+            found = ""
+            if verify and appearance(os.stat(source)) != known:
+                found = _digest_one(source)
+            if found and found != digest[:32]:
+                results.append(("corrupt", 0, found))
+            else:
+                results.append(clone_one(source, base + relpath, mode))
         except OSError as error:
             results.append(_failure(error))
     return results
@@ -250,12 +279,17 @@ def store(
             data, source = _read(path, _WHOLE + 1 if share else size)
             if source >= 0:
                 try:
-                    results.append(_store_stream(root, temporary, source, share))
+                    digest = _store_stream(root, temporary, source, share)
+                    _check_size(source, size)
+                    results.append(digest)
                 finally:
                     os.close(source)
                 continue
         except OSError as error:
             results.append(_failure(error))
+            continue
+        if len(data) != size:
+            results.append(("error", errno.ESTALE, path))
             continue
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
         held[digest] = data
@@ -349,7 +383,7 @@ def _digest_one(path: str) -> str:
 
 def appearance(info: os.stat_result) -> Look:
     """Return what an object looks like: it is still right while it looks as it did when it was hashed."""
-    return info.st_size, info.st_mtime_ns, info.st_ino
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 def transfer(
@@ -413,8 +447,10 @@ def _transfer_one(
 
 def _copy_range(source: int, target: int) -> str:
     """Copy in the kernel; nothing is hashed."""
-    while _copy_some(source, target, 1 << 30):
-        continue
+    copied = 0
+    while count := _copy_some(source, target, 1 << 30):
+        copied += count
+    _check_size(source, copied)
     return ""
 
 
@@ -471,7 +507,9 @@ def place_one(
         size = info.st_size
         verify = verify and appearance(info) != known
         whole = size <= (_WHOLE if verify else NOTED)
-        data = os.read(reading, size + 1) if whole else b""
+        data = _read_all(reading, size) if whole else b""
+        if whole and len(data) != size:
+            _check_size(reading, len(data))
         if whole and verify:
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
             if found != digest[:32]:

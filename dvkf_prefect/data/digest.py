@@ -20,6 +20,8 @@ from dvkf_prefect.files import MANIFEST_LIMIT, read_description, write_atomic
 # and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
 _TICK_NS = 20_000_000
 _COARSE_TICK_NS = 2_000_000_000
+# To hash more than this takes longer than a tick.
+_MUCH = 16 << 20
 _TEXT = bytes(range(32, 127)) + b"\n\r\t\f\b"
 
 
@@ -212,6 +214,20 @@ class Rows:
             if is_racy(mtime, read_ns):
                 self.mtimes[i] = -1
                 self.tree = None
+
+    def settle(self) -> None:
+        """Forget the times of files that were just written, or wait until they can be told from later ones.
+
+        To read a few of them again costs less than to wait; to read large ones does not.
+        """
+        now = time.time_ns()
+        if max(self.mtimes, default=0) < now - _COARSE_TICK_NS:
+            return
+        racy = [size for size, mtime in zip(self.sizes, self.mtimes, strict=True) if is_racy(mtime, now)]
+        if sum(racy) > _MUCH:
+            time.sleep((_TICK_NS + 2_000_000) / 1e9)
+            now = time.time_ns()
+        self.distrust_racy(now)
 
 
 class Memory:

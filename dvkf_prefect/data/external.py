@@ -50,9 +50,12 @@ class BorrowedCache(Cache):
         lent = self._lender.path(digest, hash_name)
         return lent if lent.exists() else own
 
-    def missing(self, digests: Iterable[str], hash_name: str = MD5) -> set[str]:
+    def missing(
+        self, digests: Iterable[str], hash_name: str = MD5, *, sizes: Mapping[str, int] | None = None
+    ) -> set[str]:
         """Return those of ``digests`` that neither has."""
-        return self._lender.missing(Cache(self.root).missing(digests, hash_name), hash_name)
+        own = Cache(self.root).missing(digests, hash_name, sizes=sizes)
+        return self._lender.missing(own, hash_name, sizes=sizes)
 
     def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
         """Take a damaged object of its own out of the way; one of the lender's stays."""

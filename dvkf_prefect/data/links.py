@@ -9,20 +9,22 @@ from functools import cached_property
 from pathlib import Path
 
 from dvkf_prefect.data._copier import Stat, clone_one, look
-from dvkf_prefect.data.digest import Memory, Rows, age, digest_file
-from dvkf_prefect.data.store import MD5, Cache
+from dvkf_prefect.data.digest import Memory, Rows, age
+from dvkf_prefect.data.store import MD5, Cache, digest_files, is_plausible
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
 from dvkf_prefect.files import temporary_name
 
 # What the objects that links lead to looked like when their content was last known to be right.
 _MEMORY_KEY = "\0linked objects"
+# Up to so many bytes of hard-linked objects are read again when only their change times moved.
+_RECHECKED = 256 << 20
 
 
 class Links:
     """Puts objects into the workspace by the first link type that works there.
 
-    A file that shares its object with the cache can be written to, and the object with it. So an object that is linked
-    already is linked again only if it has not been modified since, or still hashes to its name.
+    A file that shares its object with the cache can be written to, and the object with it. So an object is linked only
+    if it looks as it did when it was last known to be right, or still hashes to its name.
 
     Args:
         cache: The cache.
@@ -36,6 +38,7 @@ class Links:
         self._memory = memory
         self._types = types
         self._probe = probe
+        self._fresh: dict[str, os.stat_result] = {}
 
     @cached_property
     def kind(self) -> str:
@@ -101,30 +104,23 @@ class Links:
         self, digests: Sequence[str], base: str, relpaths: Sequence[str], hash_name: str
     ) -> Iterator[tuple[int, Stat | ObjectError]]:
         known = self._memory.load(_MEMORY_KEY) or Rows()
-        rows = dict(zip(known.relpaths, range(len(known)), strict=True))
-        fresh: dict[str, os.stat_result] = {}
+        damaged = self._damaged(known, digests, hash_name)
         for row, (digest, relpath) in enumerate(zip(digests, relpaths, strict=True)):
+            info = self._fresh.get(digest)
             source = self._cache.path(digest, hash_name)
-            try:
-                info = fresh.get(digest) or os.stat(source)
-            except FileNotFoundError:
+            if digest in damaged:
+                aside = self._cache.set_aside(digest, hash_name)
+                yield (
+                    row,
+                    ObjectError(
+                        f"{digest} was changed in the cache by writing to a file that is linked to it; it was "
+                        f"moved to {aside}. `dvkf fetch` brings a good copy from the remote."
+                    ),
+                )
+                continue
+            if info is None:
                 yield row, self._missing(digest)
                 continue
-            if digest not in fresh:
-                i = rows.get(digest)
-                untouched = i is not None and _same(known, i, info)
-                alone = self.kind == "hardlink" and info.st_nlink == 1
-                if not untouched and not alone and hash_name == MD5 and digest_file(source) != digest:
-                    aside = self._cache.set_aside(digest, hash_name)
-                    yield (
-                        row,
-                        ObjectError(
-                            f"{digest} was changed in the cache by writing to a file that is linked to it; it was "
-                            f"moved to {aside}. `dvkf fetch` brings a good copy from the remote."
-                        ),
-                    )
-                    continue
-                fresh[digest] = info = age(source, info)
             target = base + relpath
             if not info.st_size:
                 os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -134,15 +130,56 @@ class Links:
             else:
                 os.symlink(os.path.realpath(source), target)
             yield row, look(target)
-        self._remember(known, rows, fresh)
 
-    def _remember(self, known: Rows, rows: dict[str, int], fresh: dict[str, os.stat_result]) -> None:
-        infos = {digest: info for digest, info in fresh.items() if info.st_size}
-        kept = [i for digest, i in rows.items() if digest not in infos]
+    def _damaged(self, known: Rows, digests: Sequence[str], hash_name: str) -> set[str]:
+        """Look at objects that are to be linked; return those that do not hash to their names any longer."""
+        rows = dict(zip(known.relpaths, range(len(known)), strict=True))
+        paths: dict[str, str] = {}
+        linked: dict[str, str] = {}
+        for digest in digests:
+            source = str(self._cache.path(digest, hash_name))
+            self._fresh.pop(digest, None)
+            with suppress(FileNotFoundError):
+                info = os.stat(source)
+                if not is_plausible(digest, info.st_size):
+                    continue  # a power cut left it; missing
+                self._fresh[digest] = info if info.st_size else age(source, info)
+                i = rows.get(digest)
+                if i is not None and _same(known, i, info):
+                    if self.kind == "hardlink" and known.ctimes[i] != info.st_ctime_ns:
+                        linked[digest] = source
+                    elif known.ctimes[i] != info.st_ctime_ns:
+                        paths[digest] = source
+                elif info.st_size and not self._cache.is_known(digest, info):
+                    paths[digest] = source
+        # A link made or removed elsewhere moves the change time too: all is read only where that is soon done.
+        if sum(self._fresh[digest].st_size for digest in linked) <= _RECHECKED:
+            paths.update(linked)
+        todo = list(paths) if hash_name == MD5 else []
+        sizes = [self._fresh[digest].st_size for digest in todo]
+        found = dict(digest_files([paths[digest] for digest in todo], sizes))
+        damaged = {digest for row, digest in enumerate(todo) if found[row] != digest}
+        for digest in paths.keys() - damaged:
+            self._fresh[digest] = age(paths[digest], self._fresh[digest])
+        return damaged
+
+    def settle(self, hash_name: str = MD5) -> None:
+        """Remember what linked objects look like, once all links are in place: each link and each move changes that."""
+        infos: dict[str, os.stat_result] = {}
+        for digest, before in self._fresh.items():
+            with suppress(OSError):
+                info = os.stat(self._cache.path(digest, hash_name))
+                if info.st_size and (info.st_size, info.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+                    infos[digest] = info
+        self._fresh.clear()
+        if not infos:
+            return
+        known = self._memory.load(_MEMORY_KEY) or Rows()
+        rows = dict(zip(known.relpaths, range(len(known)), strict=True))
         merged = Rows()
-        for digest in sorted([*infos, *(known.relpaths[i] for i in kept)]):
-            if info := infos.get(digest):
-                merged.append(digest, info, digest)
+        for digest in sorted([*infos, *rows.keys() - infos.keys()]):
+            if digest in infos:
+                merged.append(digest, infos[digest], digest)
             else:
                 merged.copy_row(known, rows[digest])
         self._memory.save(_MEMORY_KEY, merged)
@@ -193,6 +230,7 @@ class Links:
         # Last: each move and each further link to the same object is a change of it.
         for i in done:
             rows.put(i, look(base + rows.relpaths[i]))
+        self.settle(hash_name)
         if problems:
             raise problems[0]
 
@@ -204,5 +242,4 @@ def aside_name(relpath: str) -> str:
 
 
 def _same(rows: Rows, i: int, info: os.stat_result) -> bool:
-    # Not the change time: each further link moves it.
     return (rows.mtimes[i], rows.sizes[i], rows.inodes[i]) == (info.st_mtime_ns, info.st_size, info.st_ino)

@@ -89,6 +89,11 @@ class Remote:
             absent.difference_update(there)
         return absent
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether its objects are files of this machine, of which sizes cost little."""
+        return isinstance(self.storage, FolderStorage)
+
     def sizes(
         self, digests: Iterable[str], hash_name: str = MD5, *, jobs: int | None = None
     ) -> dict[str, int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.moving import Direction, Remote, move, not_there
 from dvkf_prefect.data.outputs import Output
-from dvkf_prefect.data.store import Cache, object_key
+from dvkf_prefect.data.store import Cache, is_plausible, object_key
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
     CorruptObjectError,
@@ -28,6 +28,8 @@ from dvkf_prefect.errors import (
 
 # Of so many objects each is looked at to tell how large all are; of more about so many of them.
 _SAMPLE = 5_000
+# Directories up to so many files are looked into on a remote that is a folder.
+_NEAR = 100_000
 # Parts of outputs: for the path of each output the paths inside it that are wanted.
 Parts = Mapping[str, Sequence[str]]
 
@@ -320,9 +322,9 @@ def plan_push(
     plan = Plan("push", cache, remote, _batches(outputs, parts, optional))
     found = _Parts()
     for batch in plan.batches:
-        away = remote.missing([*batch.trees, *batch.files], batch.hash_name, jobs=jobs)
-        members: set[str] = set()
-        selected: set[str] = set()
+        away = _away(plan, [*batch.trees, *batch.files], batch.hash_name, jobs)
+        members = _cut_short(plan, batch, away, jobs) if not deep else set()
+        selected = set(members)
         partial: set[str] = set()
         unread: dict[str, DvkfError | str] = {}
         for digest in sorted(batch.trees):
@@ -342,9 +344,7 @@ def plan_push(
                 partial.add(digest)
             selected.update(found.choose(root, tree))
         plan.fail(batch, unread)
-        unsent = (
-            remote.missing(members.difference(batch.files), batch.hash_name, jobs=jobs) if members else set()
-        )
+        unsent = _away(plan, members.difference(batch.files), batch.hash_name, jobs) if members else set()
         batch.looked_for = len(members | batch.files.keys())
         unsent.update(away.intersection(batch.files))
         selected.update(batch.files)
@@ -371,6 +371,48 @@ def plan_push(
         plan.present += batch.looked_for + len(batch.trees) - len(batch.away)
     found.check()
     return plan
+
+
+def _cut_short(plan: Plan, batch: Batch, away: set[str], jobs: int | None) -> set[str]:
+    """Find files behind manifests of a remote that is a folder that are there with another size than here.
+
+    A manifest vouches for its files; what a power cut or a full disk left of them costs little to see in a folder.
+    """
+    if not plan.remote.is_folder:
+        return set()
+    near = [
+        digest
+        for digest, root in sorted(batch.trees.items())
+        if digest not in away and (root.nfiles or 0) <= _NEAR and plan.cache.exists(digest, batch.hash_name)
+    ]
+    members: dict[str, list[str]] = {}
+    for digest in near:
+        with suppress(DvkfError):
+            members[digest] = plan.tree(digest, batch.hash_name).digests
+    wanted = {digest for digests in members.values() for digest in digests}
+    there = plan.remote.sizes(wanted, batch.hash_name, jobs=jobs)
+    wrong = {
+        digest
+        for digest, size in there.items()
+        if not is_plausible(digest, size, _size_of(plan.cache, digest, batch.hash_name) or None)
+    }
+    if wrong:
+        batch.opened += [digest for digest in near if not wrong.isdisjoint(members.get(digest, ()))]
+    return wrong
+
+
+def _away(plan: Plan, digests: Iterable[str], hash_name: str, jobs: int | None) -> set[str]:
+    """Return what the remote lacks; of a folder also what is not as large there as here."""
+    wanted = set(digests)
+    if not plan.remote.is_folder:
+        return plan.remote.missing(wanted, hash_name, jobs=jobs)
+    there = plan.remote.sizes(wanted, hash_name, jobs=jobs)
+    return {
+        digest
+        for digest in wanted
+        if digest not in there
+        or not is_plausible(digest, there[digest], _size_of(plan.cache, digest, hash_name) or None)
+    }
 
 
 def _tree_of(plan: Plan, batch: Batch, digest: str, *, on_remote: bool) -> Tree:
@@ -442,7 +484,8 @@ def plan_fetch(
                 continue
             batch.opened.append(digest)
             wanted.update(found.choose(root, tree))
-        absent = cache.missing(wanted, batch.hash_name)
+        sizes = {digest: root.size for digest, root in batch.files.items() if root.size is not None}
+        absent = cache.missing(wanted, batch.hash_name, sizes=sizes)
         batch.looked_for = len(wanted)
         plan.present += len(wanted) - len(absent)
         plan.fail(batch, failed)

@@ -11,19 +11,20 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from dvkf_prefect import durability
-from dvkf_prefect.data._copier import LARGE, NOTED, Failure, Look, Stat, appearance, place_one
+from dvkf_prefect.data._copier import NOTED, Failure, Look, Stat, appearance, place_one
 from dvkf_prefect.data.crew import share
 from dvkf_prefect.data.digest import age, digest_bytes, digest_file
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.errors import (
     CorruptObjectError,
+    DiskFullError,
     MissingObjectError,
     ObjectError,
     OutputError,
@@ -37,8 +38,12 @@ LEGACY = "md5-dos2unix"
 _HEX = frozenset("0123456789abcdef")
 _TEMPORARY = "tmp-dvkf"
 _PART = "part-"
+# The digest of nothing, the only one whose object has no bytes.
+_EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
 # Unfinished downloads, and files of versions that named them otherwise, are kept for so many seconds.
 _KEPT = 7 * 24 * 3600
+# An object that looks untouched is hashed again after so many seconds: disks rot.
+_TRUSTED = 7 * 24 * 3600
 
 
 def object_key(digest: str, hash_name: str = MD5) -> str:
@@ -52,6 +57,19 @@ def object_key(digest: str, hash_name: str = MD5) -> str:
         raise UnsafePathError(f"{digest!r} is not an md5 digest")
     place = f"{digest[:2]}/{digest[2:]}"
     return place if hash_name == LEGACY else f"files/md5/{place}"
+
+
+def is_plausible(digest: str, size: int, expected: int | None = None) -> bool:
+    """Tell whether an object of so many bytes can be what its name says; a power cut leaves empty ones.
+
+    Args:
+        digest: Its name.
+        size: Its bytes.
+        expected: The bytes it must have, None where that is not known.
+    """
+    if expected is not None:
+        return size == expected
+    return size > 0 or digest == _EMPTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +102,7 @@ class Cache:
         self.root = root
         self._ledger_file = ledger
         self._ledger_changed = False
+        self._noted: dict[str, int] = {}
         self._made: set[str] = set()
         self._own: OwnedFolder | None = None
         self._owning = threading.Lock()
@@ -97,18 +116,34 @@ class Cache:
 
     def exists(self, digest: str, hash_name: str = MD5) -> bool:
         """Tell whether the object is there; of a directory, only its manifest is looked for."""
-        return self.path(digest, hash_name).exists()
+        return not self.missing([digest], hash_name)
 
-    def missing(self, digests: Iterable[str], hash_name: str = MD5) -> set[str]:
-        """Return those of ``digests`` that are not in the cache."""
+    def missing(
+        self, digests: Iterable[str], hash_name: str = MD5, *, sizes: Mapping[str, int] | None = None
+    ) -> set[str]:
+        """Return those of ``digests`` that are not in the cache, or there with another size than they must have.
+
+        Args:
+            digests: The objects.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+            sizes: Bytes of those whose size is known. Of the others it is known that they are not empty.
+        """
         wanted = set(digests)
+        known = sizes or {}
         if len(wanted) < 64:
-            return {digest for digest in wanted if not self.exists(digest, hash_name)}
-        prefixes = {digest[:2] for digest in wanted}
-        base = self._folder(hash_name)
-        for prefix in prefixes:
+            for digest in list(wanted):
+                with suppress(FileNotFoundError):
+                    size = os.stat(self.path(digest, hash_name)).st_size
+                    if is_plausible(digest, size, known.get(digest)):
+                        wanted.discard(digest)
+            return wanted
+        base = str(self._folder(hash_name))
+        for prefix in {digest[:2] for digest in wanted}:
             with suppress(FileNotFoundError):
-                wanted.difference_update([prefix + name for name in os.listdir(base / prefix)])
+                there = wanted.intersection([prefix + name for name in os.listdir(f"{base}/{prefix}")])
+                wanted.difference_update(
+                    [d for d in there if is_plausible(d, _size(f"{base}/{prefix}/{d[2:]}"), known.get(d))]
+                )
         return wanted
 
     # -- what need not be hashed again -------------------------------------------------------------------------------
@@ -119,9 +154,15 @@ class Cache:
             return {}
         try:
             known = json.loads(read_description(self._ledger_file, limit=MANIFEST_LIMIT))
-            return {digest: (size, mtime, inode) for digest, (size, mtime, inode) in known.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+            oldest = time.time() - _TRUSTED
+            self._noted = {digest: row[4] for digest, row in known.items() if row[4] > oldest}
+            return {digest: tuple(known[digest][:4]) for digest in self._noted}
+        except (OSError, ValueError, TypeError, AttributeError, IndexError):
             return {}
+
+    def is_known(self, digest: str, info: os.stat_result) -> bool:
+        """Tell whether an object looks as it did when it was last hashed, which is not long ago."""
+        return self._ledger.get(digest) == appearance(info)
 
     def _note(self, digest: str, size: int, hash_name: str = MD5) -> None:
         """Remember what an object looks like that was just hashed, if to hash it again would cost more than that."""
@@ -133,14 +174,16 @@ class Cache:
             if self._ledger.get(digest) == appearance(info):
                 return
             self._ledger[digest] = appearance(age(path, info))
+            self._noted[digest] = int(time.time())
             self._ledger_changed = True
 
     def _save_ledger(self) -> None:
         if self._ledger_file is not None and self._ledger_changed:
             self._ledger_changed = False
+            rows = {digest: [*look, self._noted[digest]] for digest, look in self._ledger.items()}
             with suppress(OSError):
                 self._ledger_file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(self._ledger_file, json.dumps(self._ledger).encode(), durable=False)
+                write_atomic(self._ledger_file, json.dumps(rows).encode(), durable=False)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -229,7 +272,7 @@ class Cache:
             relpaths: Where each goes.
             mode: Permissions of new files, before the umask.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            share_blocks: Let the files share the objects' blocks, unread; the file system must be able to.
+            share_blocks: Let the files share the objects' blocks; the file system must be able to.
 
         Yields:
             Each row's number and the new file's stat, or why it is not there; in no given order.
@@ -239,11 +282,9 @@ class Cache:
             OSError: A file cannot be written.
         """
         root = str(self._folder(hash_name))
-        if share_blocks:
-            pieces = share("clone", (root, base, mode), (digests, relpaths))
-        else:
-            looks = [*map(self._ledger.get, digests)]
-            pieces = share("place", (root, base, hash_name == MD5, mode), (digests, relpaths, looks))
+        looks = [*map(self._ledger.get, digests)]
+        work = "clone" if share_blocks else "place"
+        pieces = share(work, (root, base, hash_name == MD5, mode), (digests, relpaths, looks))
         for start, results in pieces:
             for row, result in enumerate(results, start):
                 found: Stat | Failure = result
@@ -255,24 +296,21 @@ class Cache:
                             str(path), base + relpaths[row], hash_name == MD5, mode, digests[row], None
                         )
                 if isinstance(found[0], str):
-                    yield row, self._problem(found, digests[row], hash_name)
+                    yield row, self._problem(found, digests[row], hash_name, base + relpaths[row])
                 else:
-                    if not share_blocks:
-                        self._note(digests[row], found[0], hash_name)
+                    self._note(digests[row], found[0], hash_name)
                     yield row, found
         self._save_ledger()
 
-    def _problem(self, failure: Failure, digest: str, hash_name: str) -> ObjectError:
-        """Return what is wrong with an object of this cache; raise what is wrong with anything else."""
+    def _problem(self, failure: Failure, digest: str, hash_name: str, to: str = "") -> ObjectError:
+        """Return what is wrong with an object of this cache; raise what is wrong with ``to``, where it was to go."""
         kind, number, detail = failure
         path = self.path(digest, hash_name)
         if kind == "corrupt":
             return self._corrupt(digest, path, detail)
         if number == errno.ENOENT and not path.exists():
             return MissingObjectError(f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it")
-        error = OSError(number, os.strerror(number), detail)
-        raise_disk_full(error, detail)
-        raise error
+        raise _meaning(failure, detail or str(path), to or detail)
 
     def _folder(self, hash_name: str) -> Path:
         """Return the folder that holds ``aa/bbb…``."""
@@ -300,7 +338,7 @@ class Cache:
     def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
         """Store bytes; return their digest."""
         digest = digest_bytes(data) + (SUFFIX if tree else "")
-        if not self.exists(digest):
+        if self.missing([digest], sizes={digest: len(data)}):
             temporary = self.temporary(digest)
             try:
                 temporary.write_bytes(data)
@@ -349,9 +387,7 @@ class Cache:
             self._note_stored(fixed[0], [result for result in results if isinstance(result, str)])
             for row, result in enumerate(results, start):
                 if not isinstance(result, str):
-                    error = OSError(result[1], os.strerror(result[1]), result[2])
-                    raise_disk_full(error, result[2])
-                    raise error
+                    raise _meaning(result, files[row], self.root)
                 self._note(result, sizes[row])
                 yield row, result
         self._save_ledger()
@@ -398,9 +434,7 @@ class Cache:
                 elif number == errno.ENOENT and not os.path.exists(path):
                     yield digest, MissingObjectError(f"{path} is not there")
                 else:
-                    error = OSError(number, os.strerror(number), detail)
-                    raise_disk_full(error, detail)
-                    raise error
+                    raise _meaning(result, path, self.root)
         self._save_ledger()
 
     def _note_stored(self, folder: str, digests: Sequence[str]) -> None:
@@ -455,14 +489,16 @@ class Cache:
             hash_name == MD5,
             mode,
         )
-        # What others will rely on is hashed once more, unless that would take longer than to copy it.
-        known = map(self._ledger.get, digests)
-        looks = [look if look and look[0] >= LARGE else None for look in known]
+        # What others will rely on is hashed once more.
+        looks = [None] * len(digests)
         for start, results in share("transfer", fixed, (digests, looks), workers=workers):
             self._note_stored(str(folder), digests[start : start + len(results)])
             for row, result in enumerate(results, start):
                 digest = digests[row]
-                yield digest, result if isinstance(result, int) else self._problem(result, digest, hash_name)
+                if not isinstance(result, int):
+                    yield digest, self._problem(result, digest, hash_name, str(folder))
+                else:
+                    yield digest, result
 
     def adopt(
         self, temporary: str | Path, digest: str, hash_name: str = MD5, *, made_read_only: bool = False
@@ -524,6 +560,35 @@ class Cache:
                             os.unlink(entry.path)
 
 
+def _meaning(failure: Failure, file: str, place: str | Path) -> Exception:
+    """Return what a failure of the copier means.
+
+    Args:
+        failure: It.
+        file: What was read.
+        place: The store or folder that was written to.
+    """
+    _, number, detail = failure
+    if number == errno.ESTALE:
+        return OutputError(
+            f"{file} changed while it was read. Let whoever writes to it end, and run it again."
+        )
+    error = OSError(number, os.strerror(number), detail or file)
+    try:
+        raise_disk_full(error, place)
+    except DiskFullError as full:
+        return full
+    return error
+
+
+def _size(path: str) -> int:
+    """Return the bytes of a file, -1 for one that is gone."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
+
+
 def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
     """Hash many files.
 
@@ -542,7 +607,7 @@ def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[i
     for start, results in share("digest", (), (files,), sizes):
         for row, result in enumerate(results, start):
             if not isinstance(result, str):
-                raise OSError(result[1], os.strerror(result[1]), result[2])
+                raise _meaning(result, files[row], files[row])
             yield row, result
 
 

@@ -213,7 +213,8 @@ class Workspace:
         known = self._memory.load(path)
         if known:
             rows.fill_from(known)
-        absent = self._cache.missing(digest for digest in rows.digests if digest)
+        sizes = {digest: size for _, digest, size in rows.files() if digest}
+        absent = self._cache.missing(sizes, sizes=sizes)
         todo = [i for i, digest in enumerate(rows.digests) if not digest or digest in absent]
         single = not self._is_dir(path)
         base = str(self._root / path)
@@ -260,7 +261,10 @@ class Workspace:
         keep: set[str] = {output.digest or ""}
         if output.digest and output.is_dir and self._cache.exists(output.digest, output.hash_name):
             keep.update(self._cache.read_tree(output.digest, output.hash_name).digests)
-        unsaved = self._cache.missing((d for d in rows.digests if d not in keep), output.hash_name)
+        # Of text, what DVC 2.x hashed is not what it stored: sizes differ.
+        sizes = {d: size for _, d, size in rows.files() if d not in keep}
+        known = sizes if output.hash_name == MD5 else None
+        unsaved = self._cache.missing(sizes, output.hash_name, sizes=known)
         return [
             posixpath.join(output.path, relpath) if relpath else output.path
             for relpath, digest in zip(rows.relpaths, rows.digests, strict=True)
@@ -459,6 +463,8 @@ class Workspace:
                 os.rmdir(base / folder)
 
     def _save(self, output: Output, rows: Rows) -> None:
+        self._links.settle(output.hash_name)
+        rows.settle()
         self._memory.save(
             output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}", rows
         )

@@ -202,7 +202,7 @@ def test_an_unchanged_file_is_not_read_again(tracked: Repo, monkeypatch: pytest.
 
 
 def test_objects_are_hashed_again_only_when_they_were_touched(repo: Repo) -> None:
-    """Objects of 64 KiB and more are remembered by size, modification time and inode; `verify` reads them all."""
+    """Objects of 64 KiB and more are remembered by size, times and inode; a change time cannot be set back."""
     path = repo.root / "large"
     path.write_bytes(b"a" * 100_000)
     repo.add(["large"])
@@ -214,12 +214,6 @@ def test_objects_are_hashed_again_only_when_they_were_touched(repo: Repo) -> Non
     cached.chmod(0o644)
     cached.write_bytes(b"b" * 100_000)
     os.utime(cached, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-    path.unlink()
-    Repo(repo.root).checkout(["large"])
-    assert path.read_bytes() == b"b" * 100_000
-    assert not Repo(repo.root).verify()
-
-    cached.write_bytes(b"b" * 100_000)
     path.unlink()
     with pytest.raises(TransferError, match="hashes to"):
         Repo(repo.root).checkout(["large"])
