@@ -6,14 +6,14 @@ import hashlib
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
 from dvkf_prefect.data.digest import digest_file
-from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.remotes.base import READ_LIMIT, Storage
 from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.store import MD5, Cache, object_key
 from dvkf_prefect.data.tree import SUFFIX
@@ -248,6 +248,28 @@ def _share(first: Sequence[tuple[str, int]]) -> float:
 # -- moving ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many bytes objects may have, as far as it is recorded.
+
+    Attributes:
+        exact: Of some, by digest.
+        most: Of any other; None where it is not known.
+    """
+
+    exact: Mapping[str, int] = field(default_factory=dict)
+    most: int | None = None
+
+    def of(self, digest: str) -> int | None:
+        """Return the most bytes that an object may have; None where it is not known."""
+        if digest.endswith(SUFFIX):
+            return READ_LIMIT
+        return self.exact.get(digest, self.most)
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(slots=True)
 class Moved:
     """What came of moving objects.
@@ -270,6 +292,7 @@ def move(
     cache: Cache,
     remote: Remote,
     *,
+    limits: Limits = NO_LIMITS,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Moved:
@@ -281,6 +304,7 @@ def move(
         hash_name: ``md5`` or ``md5-dos2unix``.
         cache: The cache.
         remote: The remote.
+        limits: How large what is fetched may be.
         jobs: How many at once; None for what suits the remote.
         progress: Told of each that is done.
 
@@ -299,7 +323,7 @@ def move(
     partials = cache.partials()
     return _each(
         digests,
-        lambda d: _receive(cache, remote, d, hash_name, partials),
+        lambda d: _receive(cache, remote, d, hash_name, partials, limits.of(d)),
         jobs or remote.jobs,
         progress,
     )
@@ -423,7 +447,9 @@ def _send(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
     return size
 
 
-def _receive(cache: Cache, remote: Remote, digest: str, hash_name: str, partials: dict[str, Path]) -> int:
+def _receive(
+    cache: Cache, remote: Remote, digest: str, hash_name: str, partials: dict[str, Path], limit: int | None
+) -> int:
     """Receive one object; what arrived of a large one before an interruption is kept for the next run."""
     storage = remote.storage
     key = object_key(digest, hash_name)
@@ -440,13 +466,18 @@ def _receive(cache: Cache, remote: Remote, digest: str, hash_name: str, partials
     try:
         # What this process left of an attempt before is not what was hashed above.
         with open(temporary, "ab" if left is not None else "wb", buffering=0) as stream:
-            for chunk in storage.stream(key, start=start):
+            for chunk in storage.stream(key, start=start, limit=limit):
                 md5.update(chunk)
                 _write_all(stream.fileno(), chunk)
             size = stream.tell()
     except MissingObjectError:
         temporary.unlink(missing_ok=True)
         raise MissingObjectError(not_there(digest, remote)) from None
+    except CorruptObjectError:
+        temporary.unlink(missing_ok=True)
+        if start:
+            return _receive(cache, remote, digest, hash_name, {}, limit)
+        raise CorruptObjectError(_damaged(digest, remote, f"it has more than {limit} bytes")) from None
     except OSError as error:
         raise_disk_full(error, temporary)
         raise
@@ -454,7 +485,7 @@ def _receive(cache: Cache, remote: Remote, digest: str, hash_name: str, partials
     if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
         temporary.unlink(missing_ok=True)
         if start:
-            return _receive(cache, remote, digest, hash_name, {})
+            return _receive(cache, remote, digest, hash_name, {}, limit)
         raise CorruptObjectError(_damaged(digest, remote, f"its bytes hash to {found}"))
     cache.adopt(temporary, digest, hash_name)
     return size

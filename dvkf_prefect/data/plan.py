@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dvkf_prefect.data.digest import digest_bytes
-from dvkf_prefect.data.moving import Direction, Remote, move, not_there
+from dvkf_prefect.data.moving import Direction, Limits, Remote, move, not_there
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import Cache, is_plausible, object_key
 from dvkf_prefect.data.tree import SUFFIX, Tree, is_tree
@@ -84,6 +84,13 @@ class Batch:
     away: set[str] = field(default_factory=set)
     opened: list[str] = field(default_factory=list)
     looked_for: int = 0
+
+    def limits(self) -> Limits:
+        """Return how large what is fetched may be: no file of a directory is larger than all of it."""
+        exact = {digest: root.size for digest, root in self.files.items() if root.size is not None}
+        sizes = [root.size for root in self.trees.values()]
+        known = [size for size in sizes if size is not None]
+        return Limits(exact, max(known, default=0) if len(known) == len(sizes) and sizes else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from typing import Any
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.digest import digest_bytes, digest_file
 from dvkf_prefect.data.outputs import FileVersion
+from dvkf_prefect.data.remotes.base import steady
 from dvkf_prefect.data.remotes.errors import Place, public_url
 from dvkf_prefect.data.remotes.filesystems import FilesystemStorage
 from dvkf_prefect.data.remotes.options import parse_options, secrets_of
@@ -41,7 +42,6 @@ from dvkf_prefect.files import raise_disk_full
 _MARKS = {"s3": "etag", "gs": "etag", "azure": "etag", "oss": "etag", "http": "checksum", "https": "checksum"}
 _VERSIONED = ("s3", "gs", "azure")
 _JOBS = 16
-_CHUNK = 1 << 20
 
 Advance = Callable[[int, int], None]
 
@@ -225,7 +225,7 @@ class UrlSource(Source):
 
         def receive(row: int) -> tuple[str, int]:
             file = self.versions[row]
-            chunks = self._files.read_version(file.relpath, file.version_id)
+            chunks = self._files.read_version(file.relpath, file.version_id, limit=file.size)
             return receive_stream(cache, chunks, size=file.size)
 
         failures: dict[str, str] = {}
@@ -267,7 +267,7 @@ class UrlSource(Source):
         found: list[str] = []
         for file in self.versions:
             md5 = hashlib.md5(usedforsecurity=False)
-            for chunk in self._files.read_version(file.relpath, None):
+            for chunk in self._files.read_version(file.relpath, None, limit=file.size):
                 md5.update(chunk)
             found.append(md5.hexdigest())
         return found
@@ -313,17 +313,11 @@ class UrlFiles(FilesystemStorage):
                 files[key] = info
         return files
 
-    def read_version(self, relpath: str, version: str | None) -> Iterator[bytes]:
-        """Yield the bytes of a file, of one version where one is named."""
-        options = dict(self._protocol.open)
-        if version is not None and self.versioned:
-            options["version_id"] = version
-        with (
-            self._told(f"read '{relpath}'" if relpath else "read it", relpath),
-            self._fs.open(self._full(relpath), "rb", **options) as file,
-        ):
-            while chunk := file.read(_CHUNK):
-                yield chunk
+    def read_version(self, relpath: str, version: str | None, *, limit: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a file, of one version where one is named; at most ``limit``."""
+        with self._told(f"read '{relpath}'" if relpath else "read it", relpath):
+            chunks = self._bytes(self._full(relpath), 0, version if self.versioned else None)
+            yield from steady(chunks, self._place, relpath or self.url, limit=limit)
 
     def _full(self, relpath: str) -> str:
         return self._path(relpath) if relpath else self._root

@@ -62,6 +62,7 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
                 batch.hash_name,
                 plan.cache,
                 plan.remote,
+                limits=batch.limits(),
                 jobs=jobs,
                 progress=progress,
             )

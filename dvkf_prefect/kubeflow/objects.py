@@ -36,18 +36,15 @@ class Below(Storage):
         self.url = f"{storage.url.rstrip('/')}/{folder}"
         self.jobs = storage.jobs
         self._storage = storage
+        self._place = storage._place
         self._prefix = f"{folder}/"
 
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
         return self._storage.size(self._prefix + key)
 
-    def read(self, key: str) -> bytes:
-        """The whole blob."""
-        return self._storage.read(self._prefix + key)
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The blob from byte ``start`` on."""
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the blob from byte ``start`` on."""
         return self._storage.stream(self._prefix + key, start=start)
 
     def write(self, key: str, data: bytes) -> None:

@@ -38,6 +38,7 @@ class Service(Storage):
 
     def __init__(self, inner: Storage, *, lists: bool = True) -> None:
         self.name, self.url, self.jobs = inner.name, inner.url, 4
+        self._place = inner._place
         self._inner = inner
         self._lists = lists
         self.counts: Counter[str] = Counter()
@@ -52,10 +53,7 @@ class Service(Storage):
     def size(self, key: str) -> int | None:
         return self._ask("size").size(key)
 
-    def read(self, key: str) -> bytes:
-        return self._ask("get").read(key)
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
         return self._ask("get").stream(key, start=start)
 
     def write(self, key: str, data: bytes) -> None:
@@ -190,10 +188,7 @@ class Vast(Storage):
             self.counts["listed"] += 1
             yield f"{prefix}/{number:030x}", 1
 
-    def read(self, key: str) -> bytes:
-        raise AssertionError("nothing is moved where only the listing is looked at")
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
         raise AssertionError("nothing is moved where only the listing is looked at")
 
     def write(self, key: str, data: bytes) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dvkf_prefect.errors import UnsafePathError
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.errors import CorruptObjectError, UnsafePathError
+
+READ_LIMIT = 1 << 30
+"""The most bytes of what is read at once, such as a manifest: one of five million files."""
+WINDOW = 60.0
+"""Seconds of waiting after which the rate of a download is looked at."""
+SLOWEST = 1024
+"""Bytes a second that a download must bring."""
 
 
 class Storage(ABC):
@@ -28,6 +37,7 @@ class Storage(ABC):
     name: str
     url: str
     jobs: int
+    _place: Place
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, url={self.url!r})"
@@ -36,13 +46,35 @@ class Storage(ABC):
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
 
-    @abstractmethod
-    def read(self, key: str) -> bytes:
-        """The whole blob; for small ones."""
+    def read(self, key: str, *, limit: int = READ_LIMIT) -> bytes:
+        """The whole blob; for small ones.
+
+        Args:
+            key: The blob.
+            limit: The most bytes it may have.
+
+        Raises:
+            CorruptObjectError: It has more.
+        """
+        return b"".join(steady(self._stream(key, 0), self._place, key, limit=limit))
+
+    def stream(self, key: str, *, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
+        """The blob from byte ``start`` on, in chunks of at most a few MiB; nothing past its end.
+
+        Args:
+            key: The blob.
+            start: Where to begin, in bytes.
+            limit: The most bytes that the whole blob may have; None where that is not known.
+
+        Raises:
+            CorruptObjectError: It has more than ``limit`` bytes; those before were yielded.
+            RemoteUnreachableError: Less than 1 KiB/s comes for a minute.
+        """
+        return steady(self._stream(key, start), self._place, key, start=start, limit=limit)
 
     @abstractmethod
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The blob from byte ``start`` on, in chunks of a few hundred KiB to a few MiB; nothing past its end."""
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the blob from a byte on, each piece as soon as it is there."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -71,6 +103,51 @@ class Storage(ABC):
     def local_path(self, key: str) -> Path | None:
         """Where the blob lies on this machine's disk, or None for a service."""
         return None
+
+
+def steady(
+    chunks: Iterator[bytes], place: Place, key: str, *, start: int = 0, limit: int | None = None
+) -> Iterator[bytes]:
+    """Yield the chunks of a blob, as long as they are no more than expected and come at a bearable rate.
+
+    Args:
+        chunks: The blob's bytes.
+        place: How messages call the remote.
+        key: The blob.
+        start: The byte that they begin at.
+        limit: The most bytes that the whole blob may have.
+
+    Raises:
+        CorruptObjectError: There are more bytes.
+        RemoteUnreachableError: They come too slowly.
+    """
+    count, waited, lately = start, 0.0, 0
+    try:
+        while True:
+            begun = time.monotonic()
+            chunk = next(chunks, None)
+            waited += time.monotonic() - begun
+            if chunk is None:
+                return
+            count += len(chunk)
+            lately += len(chunk)
+            if limit is not None and count > limit:
+                raise CorruptObjectError(
+                    f"{place}: '{key}' has more than the {limit} bytes expected; reading it was ended. "
+                    "Push it again from where it is."
+                )
+            if waited >= WINDOW:
+                if lately < waited * SLOWEST:
+                    raise place.unreachable(
+                        f"read '{key}'",
+                        f"{lately} bytes came in {waited:.0f} s, less than {SLOWEST} a second",
+                    )
+                waited, lately = 0.0, 0
+            yield chunk
+    finally:
+        close = getattr(chunks, "close", None)
+        if close:
+            close()
 
 
 def check_key(key: str) -> str:

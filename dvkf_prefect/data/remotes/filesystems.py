@@ -104,38 +104,26 @@ class FilesystemStorage(Storage):
             return sum(map(len, self.stream(key)))
         return int(info["size"])
 
-    def read(self, key: str) -> bytes:
-        """The whole blob."""
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the blob from a byte on."""
         path = self._path(key)
-        with self._told(f"read '{key}'", key):
-            return bytes(self._fs.cat_file(path))
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The blob from byte ``start`` on, in chunks of 1 MiB."""
-        path = self._path(key)
-        if start:
+        if start and not self._protocol.read:
             size = self.size(key)
             if size is None:
                 raise self._place.missing(key)
             if start >= size:
                 return
         with self._told(f"read '{key}'", key):
-            position = start
-            if start:
-                # A web server without ranges: read to the place, below.
-                with contextlib.suppress(ValueError):
-                    for chunk in self._chunks(path, start, self._protocol.open_at):
-                        yield chunk
-                        position += len(chunk)
-                    return
-            passed = 0
-            for chunk in self._chunks(path, 0, self._protocol.open):
-                rest = chunk[max(0, position - passed) :]
-                passed += len(chunk)
-                if rest:
-                    yield rest
+            yield from self._bytes(path, start)
 
-    def _chunks(self, path: str, start: int, options: dict[str, Any]) -> Iterator[bytes]:
+    def _bytes(self, path: str, start: int, version: str | None = None) -> Iterator[bytes]:
+        """Yield a file from a byte on, each piece as soon as it is there."""
+        if self._protocol.read:
+            yield from self._protocol.read(self._fs, path, start, version)
+            return
+        options = dict(self._protocol.open_at if start else self._protocol.open)
+        if version is not None:
+            options["version_id"] = version
         with self._fs.open(path, "rb", **options) as file:
             if start:
                 file.seek(start)

@@ -76,12 +76,8 @@ class FolderStorage(Storage):
             raise self._error(error, f"look up '{key}'", key) from error
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def read(self, key: str) -> bytes:
-        """The whole blob."""
-        return b"".join(self.stream(key))
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The blob from byte ``start`` on, in chunks of 1 MiB."""
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the blob from a byte on, in chunks of 1 MiB."""
         tried = f"read '{key}'"
         try:
             file = open(open_regular(str(self._path(key))), "rb", buffering=0)  # noqa: SIM115 - closed below

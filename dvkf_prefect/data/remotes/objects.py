@@ -167,21 +167,13 @@ class ObjectStorage(Storage):
         self._bucket_seen = True
         return size
 
-    def read(self, key: str) -> bytes:
-        """The whole blob."""
-        try:
-            data = bytes(self._store.get(check_key(key)).bytes())
-        except self._faults() as error:
-            raise self._fault(error, f"read '{key}'", key) from self._place.cause(error)
-        self._bucket_seen = True
-        return data
-
-    def stream(self, key: str, *, start: int = 0) -> Iterator[bytes]:
-        """The blob from byte ``start`` on, in chunks of about 1 MiB."""
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the blob from a byte on."""
         options = {"range": {"offset": start}} if start else None
         try:
             answer = self._store.get(check_key(key), options=options)  # type: ignore[arg-type]
-            for chunk in answer.stream(min_chunk_size=_CHUNK):
+            # Pieces as they come: to gather them would hide that they come slowly.
+            for chunk in answer.stream(min_chunk_size=1):
                 if 0 < len(chunk) <= _LARGEST_CHUNK:
                     yield chunk
                 else:

@@ -8,11 +8,13 @@ import importlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote
 
+from dvkf_prefect.data.remotes import reading
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
 from dvkf_prefect.data.remotes.urls import split_url
@@ -40,9 +42,11 @@ class Protocol:
         put: Arguments of ``put_file``.
         upload: What sends a local file to a path whose folder is there, instead of ``put_file``.
         move: What renames a file onto another, instead of ``mv``.
+        read: What yields a file, or a version of it, from a byte on, instead of ``open``.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read one from elsewhere.
         space: What tells the bytes that are free where a folder is.
+        close: What returns the function that closes its connections when it is let go.
         escapes: Whether its paths are of urls, where ``?``, ``#`` and ``%`` have to be escaped.
         refuses: Characters that it would get wrong in a key.
         credentials: How messages call them.
@@ -62,8 +66,10 @@ class Protocol:
     upload: Callable[[Any, str, str], None] | None = None
     move: Callable[[Any, str, str], None] | None = None
     space: Callable[[Any, str], int] | None = None
+    read: Callable[[Any, str, int, str | None], Iterator[bytes]] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
+    close: Callable[[Any], Callable[[], None]] | None = None
     escapes: bool = False
     refuses: str = ""
     credentials: str = "the credentials of the remote's options"
@@ -85,6 +91,8 @@ class Protocol:
         filesystem = kind(**self.arguments)
         for name, value in self.settings.items():
             setattr(filesystem, name, value)
+        if self.close:
+            weakref.finalize(filesystem, self.close(filesystem))
         return filesystem
 
 
@@ -150,8 +158,7 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         {"retries": 2},
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
-        open={"block_size": 8 << 20, "cache_type": "readahead"},
-        open_at={"block_size": 8 << 20, "cache_type": "readahead"},
+        read=reading.s3,
         credentials=s3.credentials,
     )
 
@@ -291,8 +298,7 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
         atomic=True,
         lists=False,
         put={"method": str(options.get("method", "post"))},
-        # One request for the whole file, not one a block.
-        open={"block_size": 0},
+        read=reading.web,
         escapes=True,
         credentials=f"auth = {auth}" if auth else "no credentials",
         secrets=(str(password),) if password else (),
@@ -333,6 +339,8 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
         # webdav4 escapes them in some requests and not in others.
         refuses="?#%",
         folders=True,
+        read=reading.webdav,
+        close=lambda fs: fs.client.http.close,
         upload=_webdav_upload,
         move=_webdav_move,
         secrets=tuple(str(s) for s in (password, token) if s),
