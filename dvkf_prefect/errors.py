@@ -44,19 +44,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dvkf_prefect.text import printable
+from dvkf_prefect.urls import without_secrets
 
 
 class DvkfError(Exception):
     """Base of every error here; ``exit_code`` is what the command line ends with.
 
-    Messages quote names and values of repositories; in its text, control and hidden characters are escaped.
+    Messages quote names and values of repositories; in its text, control and hidden characters are escaped,
+    and what gives access by a url is cut.
     """
 
     exit_code = 255
 
     def __str__(self) -> str:
         """Return the message, safe for a terminal, a log or a page."""
-        return printable(super().__str__(), lines=True)
+        return printable(without_secrets(super().__str__()), lines=True)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class NotARepositoryError(DvkfError, FileNotFoundError):

@@ -12,6 +12,8 @@ from dvkf_prefect import __version__
 from dvkf_prefect.cli._common import Parser
 from dvkf_prefect.cli._output import own_lines, safe_output
 from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.text import printable
+from dvkf_prefect.urls import without_secrets
 
 # For each verb the module and name of its function, beside which NAME_arguments describes its command line, and what it
 # does. Only the module of the verb that is asked for is imported.
@@ -107,7 +109,8 @@ def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | 
     if getattr(args, "verbose", False):
         import traceback
 
-        traceback.print_exception(error)
+        told = "".join(traceback.format_exception(error))
+        print(printable(without_secrets(told), lines=True), file=sys.stderr)
     print(f"ERROR: {own_lines(message or str(error))}", file=sys.stderr)
     return code
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from dvkf_prefect.urls import without_secrets
+
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.transfer import Progress
@@ -19,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with 254."""
         self.print_usage(sys.stderr)
-        self.exit(254, f"ERROR: {message}\n")
+        self.exit(254, f"ERROR: {without_secrets(message)}\n")
 
     def runs(self, run: Callable[[argparse.Namespace], int]) -> None:
         """Make this a command that calls ``run``, with the options every command has."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from dvkf_prefect.text import printable
+from dvkf_prefect.urls import without_secrets
 
 _BYTES = "dvkf-bytes"
 
@@ -85,8 +86,8 @@ def shown(text: str) -> str:
 
 
 def own_lines(text: str) -> str:
-    """Return a message whose further lines are indented, so that none looks like a message of its own."""
-    return text.replace("\n", "\n  ")
+    """Return a message without secrets whose further lines are indented, so that none looks like one of its own."""
+    return without_secrets(text).replace("\n", "\n  ")
 
 
 @contextmanager

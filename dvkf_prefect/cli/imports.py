@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
 from dvkf_prefect.cli._output import own_lines, say, shown
 from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.urls import public_url, without_secrets
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.config import Config
@@ -46,7 +47,7 @@ def _tried(what: str, action: Callable[[], T]) -> T | None:
     try:
         return action()
     except DvkfError as error:
-        print(f"ERROR: {what} - {own_lines(str(error))}", file=sys.stderr)
+        print(f"ERROR: {without_secrets(what)} - {own_lines(str(error))}", file=sys.stderr)
         return None
 
 
@@ -121,7 +122,7 @@ def get(args: argparse.Namespace) -> int:
         )
         return 0
     done = _tried(
-        f"failed to get '{args.path}' from '{args.url}'",
+        f"failed to get '{args.path}' from '{public_url(args.url)}'",
         lambda: downloads.get(
             args.url,
             args.path,
@@ -152,7 +153,7 @@ def get_url(args: argparse.Namespace) -> int:
 
     config = _config_here()
     done = _tried(
-        f"failed to get '{args.url}'",
+        f"failed to get '{public_url(args.url)}'",
         lambda: downloads.get_url(
             args.url,
             args.out,
@@ -214,7 +215,7 @@ def import_repo(args: argparse.Namespace) -> int:
 
     repo = open_repo()
     done = _tried(
-        f"failed to import '{args.path}' from '{args.url}'.",
+        f"failed to import '{args.path}' from '{public_url(args.url)}'.",
         lambda: repo.import_(
             args.url,
             args.path,
@@ -254,7 +255,8 @@ def import_url(args: argparse.Namespace) -> int:
 
     repo = open_repo()
     done = _tried(
-        f"failed to import {args.url}. You could also try downloading it manually, and adding it with `dvkf add`.",
+        f"failed to import {public_url(args.url)}. You could also try downloading it manually, "
+        "and adding it with `dvkf add`.",
         lambda: repo.import_url(
             args.url,
             os.path.abspath(resolve_out(args.url, args.out)),

@@ -16,6 +16,7 @@ from dvkf_prefect.cli._output import own_lines, say, unescaped
 from dvkf_prefect.cli.tables import natural_size, plain_table
 from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, RemoteNotFoundError
 from dvkf_prefect.text import printable
+from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.browse import Listed, Node
@@ -194,7 +195,7 @@ def list_files(args: argparse.Namespace) -> int:
                     return 0
                 rows = [(entry, "") for entry in entries]
     except DvkfError as error:
-        print(f"ERROR: failed to list '{args.url}' - {own_lines(str(error))}", file=sys.stderr)
+        print(f"ERROR: failed to list '{public_url(args.url)}' - {own_lines(str(error))}", file=sys.stderr)
         return 1
     if args.quiet:
         return 0

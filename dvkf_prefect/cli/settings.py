@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.cli._common import Parser
 from dvkf_prefect.cli._output import say
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.urls import holds_secret, public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.config import Config
@@ -97,7 +98,8 @@ def remote_list(args: argparse.Namespace) -> int:
             raise ConfigError(f"remote '{name}' has no url; set one with `dvkf remote modify {name} url URL`")
         mark = "\t(default)" if name == default else ""
         # DVC prints blanks for tabs.
-        say(f"{name}\t{options['url']}{mark}".expandtabs())
+        url = str(options["url"])
+        say(f"{name}\t{public_url(url) if holds_secret(url) else url}{mark}".expandtabs())
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from dvkf_prefect.data import ini
 from dvkf_prefect.errors import ConfigError, RemoteNotFoundError
 from dvkf_prefect.files import write_atomic
+from dvkf_prefect.urls import public_url
 
 LEVELS = ("system", "global", "repo", "local")
 LINK_TYPES = ("reflink", "hardlink", "symlink", "copy")
@@ -269,7 +270,11 @@ class Config:
         if new != old:
             data = ini.rewrite(path, _flat(before), new)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, data)
+            # Keys and passwords go there.
+            private = level == "local"
+            if private and path.is_file() and not path.is_symlink():
+                path.chmod(0o600)
+            write_atomic(path, data, mode=0o600 if private else 0o666)
         self._load(check_above)
 
 
@@ -455,7 +460,7 @@ def _typed(
                 continue
             raise ConfigError(
                 f"{_origin(sources, *where, option)}: unknown option '{option}' in [{title}]"
-                + (f" of {options['url']}" if where[0] == "remote" else "")
+                + (f" of {public_url(str(options['url']))}" if where[0] == "remote" else "")
             )
         try:
             typed[option] = _value(known[option], value)

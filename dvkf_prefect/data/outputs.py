@@ -21,6 +21,7 @@ from dvkf_prefect.data.schema import find_wrong
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import OutputOverlapError, ParseError, UnsafePathError
+from dvkf_prefect.urls import holds_secret, public_url
 
 # Digests with a letter after a first part that is no number of any base: YAML takes them for what they are. A name that
 # starts with a letter, and is no word of YAML's, is a text too.
@@ -88,7 +89,9 @@ class Origin:
         return bool(self.fs_config.get("version_aware")) or any(file.version_id for file in self.versions)
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.repo['url']})" if self.repo else self.path
+        if self.repo:
+            return f"{self.path} ({public_url(str(self.repo['url']))})"
+        return public_url(self.path) if holds_secret(self.path) else self.path
 
 
 @dataclass(frozen=True, slots=True)
