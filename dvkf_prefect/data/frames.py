@@ -16,14 +16,23 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from dvkf_prefect.data.digest import digest_file
+from dvkf_prefect.data.frame_check import (
+    LossError,
+    check_shape,
+    columns_to_read,
+    compare,
+    expected,
+    write_json,
+)
 from dvkf_prefect.data.listing import Entry, plain_path
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.view import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputChangedError, OutputError, ParseError
-from dvkf_prefect.files import raise_disk_full
+from dvkf_prefect.files import raise_disk_full, temporary_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +55,8 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zi
 # What readers and decompressors say of bytes that are something else; of the system's own faults OSError has a number.
 _UNREADABLE = (ValueError, KeyError, EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 _BINARY = ("parquet", "feather")
+# What writers say of values that a format cannot hold.
+_UNWRITABLE = (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError)
 
 
 def read_frame(
@@ -94,9 +105,13 @@ def write_frame(
     file_format: str | None = None,
     index: bool = False,
     options: Mapping[str, Any] | None = None,
+    read_options: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> DataVersion:
     """Write a table to a file of the workspace, and track it; the same table is the same bytes each time.
+
+    What was written is read back before it is tracked: a table that the format cannot hold is refused. With ``options``
+    of the writer and no ``read_options`` this check is left out.
 
     Args:
         repo: The repository: open, or a folder in it.
@@ -105,6 +120,7 @@ def write_frame(
         file_format: One of `FORMATS`; None goes by the name.
         index: Write the frame's index too.
         options: More arguments of pandas' writer: ``{"float_format": "%.6g"}``.
+        read_options: How the table will be read, as `read_frame`'s ``options``: ``{"dtype": {"zip": "str"}}``.
         force: Replace a file whose content is nowhere else.
 
     Returns:
@@ -112,7 +128,7 @@ def write_frame(
 
     Raises:
         OutputChangedError: The file's content is in no cache and would be lost; nothing was touched.
-        OutputError: The path cannot be tracked; what was there is there still.
+        OutputError: The path cannot be tracked, or the format cannot hold the table; what was there is there still.
         ConfigError: The format needs a package that is not installed.
         DiskFullError: There is no room; what was there is there still.
 
@@ -134,16 +150,26 @@ def write_frame(
     if old is not None and not kept and not force:
         raise OutputChangedError([relpath])
     dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dest.with_name(f".dvkf-tmp-{os.getpid()}-{dest.name}")
+    temporary = temporary_beside(dest)
     try:
         with open(temporary, "wb") as raw, _compressed(raw, compression) as stream:
             _write(frame, stream, kind, index, options or {}, compression)
+        if not options or read_options is not None:
+            _read_back(frame, temporary, kind, compression, index, read_options or {})
         os.replace(temporary, dest)
     except OSError as error:
         raise_disk_full(error, dest)
         raise
     except ImportError as error:
         raise _needs(relpath, kind, error) from error
+    except (LossError, *_UNWRITABLE) as error:
+        if options and not isinstance(error, LossError):
+            # An argument that the writer does not know, for instance.
+            raise
+        raise OutputError(
+            f"'{relpath}': {kind} cannot hold this table: {error}. Convert the column, write parquet, "
+            "or say by read_options how it will be read."
+        ) from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -304,10 +330,14 @@ def _read(
         return cast("pd.DataFrame", read(file, columns=wanted, **given))
     given.setdefault("compression", compression)
     if kind in ("json", "jsonl"):
+        given.setdefault("precise_float", True)
         frame: pd.DataFrame = pd.read_json(file, lines=kind == "jsonl", **given)
     else:
         if kind == "tsv":
             given.setdefault("sep", "\t")
+        # From pandas 3.1 on that is so by itself.
+        if "engine" not in given and tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
+            given.setdefault("float_precision", "round_trip")
         frame = pd.read_csv(file, usecols=wanted, **given)
     return frame if wanted is None else frame[wanted]
 
@@ -321,6 +351,8 @@ def _write(
     compression: str | None,
 ) -> None:
     given: dict[str, Any] = dict(options)
+    if not options:
+        check_shape(frame, kind, index)
     if kind == "parquet":
         frame.to_parquet(stream, index=index, **given)
         return
@@ -330,11 +362,45 @@ def _write(
     given["compression"] = "zstd" if compression == "zstd" else None
     if kind in ("json", "jsonl"):
         rows = frame.reset_index() if index else frame
+        if not options:
+            write_json(rows, stream, lines=kind == "jsonl")
+            return
         rows.to_json(stream, orient="records", lines=kind == "jsonl", **given)
         return
     if kind == "tsv":
         given.setdefault("sep", "\t")
     frame.to_csv(stream, index=index, **given)
+
+
+def _read_back(
+    frame: pd.DataFrame,
+    file: Path,
+    kind: str,
+    compression: str | None,
+    index: bool,
+    options: Mapping[str, Any],
+) -> None:
+    """Read what was written, and compare.
+
+    Raises:
+        LossError: Another table is read.
+    """
+    wanted = expected(frame, kind, index)
+    names = None if options else columns_to_read(wanted, kind)
+    with open(file, "rb") as stream:
+        try:
+            if names is not None and len(names) < len(wanted.columns):
+                if not names and not index:
+                    return
+                wanted = wanted[names]
+                got = _read(stream, kind, compression, names, options)
+            else:
+                got = _read(stream, kind, compression, None, options)
+        except _UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise LossError(f"it cannot be read back ({error})") from error
+    compare(wanted, got)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -149,7 +149,13 @@ def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVe
 
 @task(task_run_name="write {path}", cache_policy=NO_CACHE)
 def write_data(
-    repository: DataRepository, frame: pd.DataFrame, path: str, *, force: bool = False
+    repository: DataRepository,
+    frame: pd.DataFrame,
+    path: str,
+    *,
+    index: bool = False,
+    read_options: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> DataVersion:
     """Write a table to a file of the workspace and track it; the same table is the same version each time.
 
@@ -158,6 +164,8 @@ def write_data(
         frame: The table.
         path: The file, relative to the repository; its name says the format, see ``data.frames``. One in a tracked
             directory becomes a part of that.
+        index: Write the frame's index too.
+        read_options: How the table will be read, where that is not plainly: ``{"dtype": {"zip": "str"}}``.
         force: Replace a file whose content is in no cache.
 
     Returns:
@@ -165,7 +173,7 @@ def write_data(
 
     Raises:
         OutputChangedError: Content would be lost, and ``force`` was not given.
-        OutputError: The path cannot be tracked, or its name says no format.
+        OutputError: The path cannot be tracked, its name says no format, or the format cannot hold the table.
 
     Example:
         ``write_data(DataRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
@@ -173,7 +181,7 @@ def write_data(
     from dvkf_prefect.data.frames import write_frame
 
     repo = repository.open()
-    version = write_frame(repo, frame, path, force=force)
+    version = write_frame(repo, frame, path, index=index, read_options=read_options, force=force)
     run_logger().info("wrote %d rows: %s", len(frame), version)
     _publish_versions(repository, repo, (version,))
     return version
