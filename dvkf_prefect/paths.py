@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dvkf_prefect.errors import UnsafePathError
@@ -42,6 +43,18 @@ def is_reserved(path: str) -> bool:
         if plain in _RESERVED:
             return True
     return False
+
+
+def find_reserved(relpaths: Sequence[str]) -> str | None:
+    """Return the first path with a component that names a folder of git or DVC, or None.
+
+    The joined text is searched first, which spares a look at each of many paths.
+    """
+    joined = "\0".join(relpaths)
+    lowered = joined.lower()
+    if joined.isascii() and not any(name in lowered for name in _RESERVED):
+        return None
+    return next((path for path in relpaths if is_reserved(path)), None)
 
 
 def check_relative(path: str, source: str) -> None:
@@ -95,25 +108,102 @@ def check_parents(root: Path, path: str) -> None:
     Raises:
         UnsafePathError: A parent folder is a link to a place outside ``root`` or inside a folder of git or DVC.
     """
-    parent = os.path.dirname(path)
-    if not parent:
-        return
     place = str(root)
-    for part in parent.split("/"):
+    for part in path.split("/")[:-1]:
         place = f"{place}/{part}"
         try:
             mode = os.lstat(place).st_mode
         except OSError:
             return
-        if not stat.S_ISLNK(mode):
+        if stat.S_ISLNK(mode):
+            _check_link(root, place, path)
+
+
+def check_target(root: Path, path: str) -> None:
+    """Refuse a path that a verb would write or delete through a link.
+
+    Args:
+        root: The repository's root.
+        path: Posix path of an output, relative to ``root``.
+
+    Raises:
+        UnsafePathError: The path is reserved, a parent folder leads out of ``root``, or the path itself is a link to
+            a folder.
+    """
+    check_output(path, "the repository")
+    check_parents(root, path)
+    place = root / path
+    if place.is_symlink() and place.is_dir():
+        raise UnsafePathError(
+            f"unsafe output: '{path}' is a link to the folder {os.readlink(place)}. Replace the link by a folder."
+        )
+
+
+def check_own_folder(*folders: Path) -> None:
+    """Refuse folders of our own state that are links, or hold links: a clone's git tree may bring them.
+
+    Args:
+        folders: Each a folder that verbs write to without asking; it need not exist.
+
+    Raises:
+        UnsafePathError: What is written there would land elsewhere.
+    """
+    for folder in folders:
+        try:
+            if not stat.S_ISLNK(os.lstat(folder).st_mode):
+                with os.scandir(folder) as entries:
+                    link = next((entry.path for entry in entries if entry.is_symlink()), None)
+            else:
+                link = str(folder)
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        real, base = os.path.realpath(place), os.path.realpath(root)
-        if real != base and not real.startswith(base.rstrip("/") + "/"):
-            raise UnsafePathError(
-                f"unsafe path: '{path}' leaves {root} through the link '{os.path.relpath(place, root)}'. "
-                "Replace the link by a folder."
-            )
-        if is_reserved(os.path.relpath(real, base)):
-            raise UnsafePathError(
-                f"unsafe path: '{path}' leads into a folder of git or DVC. Remove the link."
-            )
+        if link is not None:
+            raise UnsafePathError(f"unsafe state: {link} is a link to {os.readlink(link)}. Remove the link.")
+
+
+def make_folders(base: str, relpaths: Iterable[str]) -> None:
+    """Make a folder and those that files below it need; a link in place of one of them is refused.
+
+    Args:
+        base: The folder; links above it are followed.
+        relpaths: Files that will be written below it.
+
+    Raises:
+        UnsafePathError: A link stands where a folder must be; what is behind it is not touched.
+        OSError: A folder cannot be made.
+    """
+    os.makedirs(base, exist_ok=True)
+    made: set[str] = {""}
+    for relpath in relpaths:
+        folder = relpath.rpartition("/")[0]
+        if folder in made:
+            continue
+        start = 0
+        while start >= 0:
+            start = folder.find("/", start + 1)
+            part = folder if start < 0 else folder[:start]
+            if part not in made:
+                _make_folder(f"{base}/{part}")
+                made.add(part)
+
+
+def _make_folder(place: str) -> None:
+    try:
+        os.mkdir(place)
+    except FileExistsError:
+        mode = os.lstat(place).st_mode
+        if stat.S_ISLNK(mode):
+            raise UnsafePathError(f"unsafe path: {place} is a link. Replace it by a folder.") from None
+        if not stat.S_ISDIR(mode):
+            raise
+
+
+def _check_link(root: Path, place: str, path: str) -> None:
+    real, base = os.path.realpath(place), os.path.realpath(root)
+    if real != base and not real.startswith(base.rstrip("/") + "/"):
+        raise UnsafePathError(
+            f"unsafe path: '{path}' leaves {root} through the link '{os.path.relpath(place, root)}'. "
+            "Replace the link by a folder."
+        )
+    if is_reserved(os.path.relpath(real, base)):
+        raise UnsafePathError(f"unsafe path: '{path}' leads into a folder of git or DVC. Remove the link.")

@@ -15,9 +15,10 @@ from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.scratch import put_in_place, scratch_beside, scratch_folder
 from dvkf_prefect.data.sources import open_source
-from dvkf_prefect.data.store import MD5, Cache, Stored, make_folders, object_key
+from dvkf_prefect.data.store import MD5, Cache, Stored, object_key
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import CorruptObjectError, ObjectError, OutputError, OutputNotFoundError
+from dvkf_prefect.paths import make_folders
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress

@@ -52,6 +52,7 @@ from dvkf_prefect.errors import (
     OutputNotFoundError,
 )
 from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -233,6 +234,8 @@ def _repo_settings(
 
 def _new_output(repo: Repo, out: str, force: bool) -> Output:
     path = repo.relpath(out)
+    if path:
+        check_target(repo.root, path)
     if not path or path.split("/")[0] in (".dvc", ".git"):
         raise OutputError(f"'{path or '.'}' cannot be an import: it holds the repository itself")
     if describes_outputs(posixpath.basename(path)):

@@ -25,6 +25,8 @@ from dvkf_prefect.files import read_description
 from dvkf_prefect.leftovers import share_with_helpers, unshare
 
 _MAX_PID = 1 << 31
+# A link in place of a lock would lead to a file of the user, and a fifo would block.
+_LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Paths, absolute; or how they are found out, which is only done while somebody runs stages.
 Paths = Iterable[str] | Callable[[], Iterable[str]]
@@ -218,7 +220,7 @@ class _Flock:
 
     @classmethod
     def take(cls, path: Path) -> _Flock | None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, _LOCK_FLAGS | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -278,7 +280,7 @@ class _Link:
     def _drop_leftover(path: Path) -> bool:
         """Remove a lock file of the other kind that nobody holds; DVC would wait for it for ever."""
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(path, _LOCK_FLAGS)
         except FileNotFoundError:
             return True
         try:

@@ -21,6 +21,7 @@ from dvkf_prefect.data.schema import find_wrong
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import OutputOverlapError, ParseError, UnsafePathError
+from dvkf_prefect.paths import check_output
 from dvkf_prefect.urls import holds_secret, public_url
 
 # Digests with a letter after a first part that is no number of any base: YAML takes them for what they are. A name that
@@ -316,6 +317,7 @@ def inside_root(path: str, source: str) -> str:
     plain = posixpath.normpath(path)
     if plain.startswith(("/", "../")) or plain in ("..", ".") or "://" in path:
         raise UnsafePathError(f"{source}: the output '{path}' lies outside the repository; move it inside")
+    check_output(plain, source)
     return plain
 
 

@@ -39,6 +39,7 @@ from dvkf_prefect.errors import (
     OutputNotFoundError,
 )
 from dvkf_prefect.files import raise_disk_full, read_description, write_atomic
+from dvkf_prefect.paths import check_parents, check_target
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -111,6 +112,7 @@ def remove(
         if outs:
             repo.workspace.remove(output.path, found[output.path])
         elif output.cached and os.path.lexists(path):
+            check_parents(repo.root, output.path)
             _unprotect(repo, path)
         if repo.git and (output.cached or (output.origin and output.origin.repo)):
             gitignore.unignore(path)
@@ -230,6 +232,7 @@ def unprotect(repo: Repo, targets: Sequence[str], *, progress: Progress | None =
             raise OutputError(f"'{target}' belongs to the repository itself; name data of the workspace")
         if not os.path.lexists(repo.root / target):
             raise OutputNotFoundError(f"can't unprotect '{target}': there is no such file or directory")
+        check_parents(repo.root, target)
     changed: list[str] = []
     for target in targets:
         advance = starting(progress, f"unprotect {target}")
@@ -262,7 +265,9 @@ def _unprotect(repo: Repo, place: Path) -> list[tuple[Path, int]]:
 
 def _files(place: Path) -> Iterator[Path]:
     if place.is_symlink() or not place.is_dir():
-        yield place
+        # What a link to a folder leads to is not the repository's.
+        if not place.is_dir():
+            yield place
         return
     for folder, folders, names in os.walk(place):
         folders[:] = [name for name in folders if name not in (".dvc", ".git")]
@@ -321,6 +326,8 @@ def move(repo: Repo, source: str, target: str, *, progress: Progress | None = No
     follows = posixpath.basename(output.source) == posixpath.basename(source) + ".dvc"
     file = target + ".dvc" if follows else output.source
     moved = replace(output, path=target, source=file)
+    check_target(repo.root, source)
+    check_target(repo.root, target)
     _check_place(repo, output, moved, tracked)
     old, new = repo.root / source, repo.root / target
     if not os.path.lexists(new.parent):

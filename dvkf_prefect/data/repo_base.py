@@ -22,6 +22,7 @@ from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
 from dvkf_prefect.files import write_atomic
+from dvkf_prefect.paths import check_own_folder
 
 _IGNORE_TEXT = """\
 # Add patterns of files dvc should ignore, which could improve
@@ -43,6 +44,7 @@ class RepoBase:
     def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | Config | None = None) -> None:
         self.root = root
         self.dvc_dir = root / ".dvc"
+        check_own_folder(self.dvc_dir / "tmp", self.tmp_dir)
         self.config = config if isinstance(config, Config) else Config(self.dvc_dir, overlay=config)
         kind = Cache
         if self.config.get("cache", "shared") == "group":

@@ -32,6 +32,7 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.files import MANIFEST_LIMIT, is_temporary, raise_disk_full, read_description, write_atomic
 from dvkf_prefect.leftovers import OwnedFolder, claim
+from dvkf_prefect.paths import check_own_folder, make_folders
 
 MD5 = "md5"
 LEGACY = "md5-dos2unix"
@@ -526,6 +527,7 @@ class Cache:
         """Return this cache's folder for files that are not whole yet; it is removed with the process."""
         with self._owning:
             if self._own is None or not os.path.isdir(self._own.path):
+                check_own_folder(self.root / _TEMPORARY)
                 self._own = OwnedFolder(self.root / _TEMPORARY)
             return self._own.path
 
@@ -609,17 +611,6 @@ def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[i
             if not isinstance(result, str):
                 raise _meaning(result, files[row], files[row])
             yield row, result
-
-
-def make_folders(base: str, relpaths: Iterable[str]) -> None:
-    """Make a folder and those that files below it need."""
-    os.makedirs(base, exist_ok=True)
-    made: set[str] = {""}
-    for relpath in relpaths:
-        folder = relpath.rpartition("/")[0]
-        if folder not in made:
-            os.makedirs(f"{base}/{folder}", exist_ok=True)
-            made.add(folder)
 
 
 def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

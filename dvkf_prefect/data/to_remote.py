@@ -22,6 +22,7 @@ from dvkf_prefect.data.sources import open_source
 from dvkf_prefect.data.store import Stored
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError
 from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -92,6 +93,8 @@ def _new_output(repo: Repo, out: str | os.PathLike[str], *, must_be_free: bool) 
         OutputError: It may not be there, or is something else already.
     """
     path = repo.relpath(out)
+    if path:
+        check_target(repo.root, path)
     if not path or path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(path)):
         raise OutputError(f"'{path or '.'}' cannot be tracked; name a data file or a directory with --out")
     if must_be_free and os.path.lexists(repo.root / path):

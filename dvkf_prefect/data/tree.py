@@ -14,6 +14,7 @@ from json.encoder import encode_basestring_ascii
 
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.errors import ParseError, UnsafePathError
+from dvkf_prefect.paths import find_reserved
 
 SUFFIX = ".dir"
 
@@ -83,6 +84,10 @@ class Tree:
         ):
             for path in relpaths:
                 check_relpath(path, name)
+        if (reserved := find_reserved(relpaths)) is not None:
+            raise UnsafePathError(
+                f"{name}: the path {reserved!r} lies in a folder of git or DVC; nothing was written"
+            )
         tree = cls(relpaths, digests)
         return tree if relpaths == sorted(relpaths) else cls.from_pairs(zip(relpaths, digests, strict=True))
 

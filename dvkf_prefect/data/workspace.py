@@ -20,11 +20,12 @@ from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.links import Links, aside_name
 from dvkf_prefect.data.outputs import Output
-from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files, make_folders
+from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import ObjectError, OutputError, TransferError
 from dvkf_prefect.files import is_temporary
 from dvkf_prefect.leftovers import discard, sweep_files
+from dvkf_prefect.paths import check_output, check_parents, check_target, make_folders
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
@@ -206,6 +207,7 @@ class Workspace:
             DiskFullError: There is no room; what was stored stays, and the next call goes on from there.
         """
         started = time.time_ns()
+        check_target(self._root, path)
         rows = self._scan(path)
         self.sweep()
         if rows is None:
@@ -291,6 +293,7 @@ class Workspace:
             raise OutputError(
                 f"{output.path}: nothing was recorded for it yet; run `dvkf commit` or `dvkf repro`"
             )
+        check_target(self._root, output.path)
         target = self._root / output.path
         if found.digest == digest and found.isexec == output.isexec:
             return 0
@@ -431,6 +434,7 @@ class Workspace:
         """
         if found.rows is None or found.digest != output.digest:
             return 0
+        check_target(self._root, output.path)
         base = str(self._root / output.path)
         rows = found.rows
         chosen = [i for i, executable in enumerate(rows.execs) if not executable or not self._links.shares]
@@ -442,8 +446,10 @@ class Workspace:
 
     def remove(self, path: str, found: Found) -> None:
         """Remove the tracked files at a path; ignored files in it stay."""
+        check_output(path, "the repository")
+        check_parents(self._root, path)
         target = self._root / path
-        if found.nfiles is None:
+        if found.nfiles is None or target.is_symlink():
             target.unlink(missing_ok=True)
         elif found.rows:
             self._remove_files(target, found.rows.relpaths)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from dvkf_prefect.data.moving import Remote, move
 from dvkf_prefect.data.remotes.base import Storage
-from dvkf_prefect.data.store import MD5, Cache, make_folders, object_key
+from dvkf_prefect.data.store import MD5, Cache, object_key
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.paths import make_folders
 from dvkf_prefect.pipeline.bundle import RENEW_AFTER
 
 # Outputs that stay out of the cache (``cache: false``) are not objects of the remote: a collection would not know of

@@ -19,6 +19,7 @@ from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.paths import check_output
 from dvkf_prefect.pipeline.lock import lock_file, read_lock
 from dvkf_prefect.pipeline.params import DEFAULT_FILE
 from dvkf_prefect.pipeline.template import OUT_KEYS, Instance, Place, Resolver, Source, check_document
@@ -438,6 +439,7 @@ class _Reader:
             path = self._file(wdir, name, places[name])
             if not path:
                 raise self._source.wrong(places[name], f"the output '{name}' is the repository itself")
+            check_output(path, self._source.path)
             remote = flags.pop("remote", None)
             if remote is not None and not isinstance(remote, str):
                 raise self._source.wrong(

@@ -37,7 +37,7 @@ def repo(tmp_path: Path) -> Repo:
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     repo = Repo.init(root)
     (root / "f").write_text("1\n")
-    repo.add("f")
+    repo.add(["f"])
     (root / "dvc.yaml").write_text(_STAGE)
     (root / "params.yaml").write_text("i: 1\n")
     return repo
