@@ -232,12 +232,14 @@ class _Browser:
 
     def _make(self, folder: str, *, isout: bool) -> None:
         """Make a folder known, and those it lies in."""
-        if folder in self._tracked:
-            return
-        self._tracked[folder] = {}
-        above, _, name = folder.rpartition("/")
-        self._make(above, isout=isout)
-        self._tracked[above].setdefault(name, _Tracked(True, isout=isout))
+        missing = []
+        while folder not in self._tracked:
+            self._tracked[folder] = {}
+            missing.append(folder)
+            folder = folder.rpartition("/")[0]
+        for folder in reversed(missing):
+            above, _, name = folder.rpartition("/")
+            self._tracked[above].setdefault(name, _Tracked(True, isout=isout))
 
     def _open(self, path: str) -> Output | None:
         """Fill in the output that a path is or lies in; return it when its files are not known."""

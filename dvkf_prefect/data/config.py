@@ -89,6 +89,7 @@ _PATHS = {
     },
     "machine": {"startup_script", "setup_script"},
 }  # fmt: skip
+_CHAIN = 20  # remotes that name one another
 _URL = re.compile(r"\w+://")
 # Options of most remotes, of which nobody needs to ask who set them.
 _HARMLESS = frozenset(("url", "region", "profile", "endpointurl", "jobs", "verify", "type", "user", "port"))
@@ -209,7 +210,7 @@ class Config:
         name: str | None = self.get("core", "remote")
         return name
 
-    def remote(self, name: str | None) -> tuple[str, dict[str, str]]:
+    def remote(self, name: str | None, *, _seen: tuple[str, ...] = ()) -> tuple[str, dict[str, str]]:
         """Return a remote's name and options; a ``remote://other/sub`` url is resolved.
 
         Raises:
@@ -238,7 +239,11 @@ class Config:
             base, _, rest = options["url"].removeprefix("remote://").partition("/")
             if base.lower() == name:
                 raise ConfigError(f"remote '{name}' refers to itself")
-            _, inherited = self.remote(base)
+            if base.lower() in (seen := (*_seen, name)) or len(seen) > _CHAIN:
+                raise ConfigError(
+                    f"remotes refer to each other: {' -> '.join((*seen, base.lower()))}. Give one a url."
+                )
+            _, inherited = self.remote(base, _seen=seen)
             url = inherited["url"].rstrip("/") + ("/" + rest if rest else "")
             options = {**inherited, **options, "url": url}
         return name, options

@@ -23,6 +23,7 @@ _MAX_BITS = MAX_DIGITS * 3
 _WEIGHT = 64  # characters of a text that count as one more value
 _TRACED = 1 << 20  # the largest document in which a line is looked up
 _DEEP = re.compile(rb"(?:[-?:][ \t]+){%d}|^[ \t]{%d}" % (MAX_DEPTH // 4, MAX_DEPTH // 2), re.MULTILINE)
+_NUL = re.compile(rb"\0|\\(?:0|x00|u0000|U00000000)", re.IGNORECASE)
 _ALIAS = re.compile(rb"(?:^|[\s\[{,])\*[^\s*]", re.MULTILINE)
 _ANCHOR = re.compile(rb"(?:^|[\s\[{,])&[^\s&]", re.MULTILINE)
 
@@ -42,7 +43,9 @@ def load(data: bytes, name: str) -> Any:
 
     try:
         _check_shape(data, name)
-        return _reader().load(data)
+        value = _reader().load(data)
+        check_nul(value, data, name)
+        return value
     except ParseError:
         raise
     except MarkedYAMLError as error:
@@ -170,6 +173,31 @@ def check_value(value: Any, name: str) -> None:
     raise ParseError(name, f"nested more than {MAX_DEPTH} deep. Write it flatter.")
 
 
+def check_nul(value: Any, data: bytes, name: str) -> None:
+    """Refuse texts with a NUL: no path, command or option can hold one.
+
+    Args:
+        value: What was read.
+        data: What it was read from, in which a NUL is rarely even written.
+        name: The file's name for messages.
+
+    Raises:
+        ParseError: There is one.
+    """
+    if not _NUL.search(data):
+        return
+    level = [value]
+    while level:
+        if any(isinstance(item, str) and "\0" in item for item in level):
+            raise ParseError(name, "a text holds a NUL. Take it out.")
+        level = [
+            below
+            for item in level
+            for below in ([*item, *item.values()] if isinstance(item, dict) else item)
+            if isinstance(item, (dict, list, tuple, set))
+        ]
+
+
 def _check_text(text: str, name: str) -> None:
     try:
         text.encode()
@@ -261,6 +289,8 @@ def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
             place = marks.item(step) if isinstance(node, list) else marks.key(step)
             node = node[step]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            break
+        if place is None:  # of a mapping under a tag
             break
         line = place[0] + 1
     return line

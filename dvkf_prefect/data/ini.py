@@ -172,8 +172,12 @@ def _lower(section: Any) -> None:
 
 def _text_of(path: Path) -> str:
     try:
-        return read_description(path).decode()
+        text = read_description(path).decode()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(f"{path}, line {line}: a NUL in a setting. Take it out.")
+    return text

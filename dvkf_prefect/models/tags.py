@@ -50,6 +50,9 @@ _FORMAT = (
     "%(objecttype)%00%(refname:strip=2)%00%(type)%00%(object)%00%(taggername)%00%(taggeremail:trim)%00"
     "%(taggerdate:raw)%00%(contents:signature)%00%(contents)%00"
 )
+# What a clock can show in every zone: from year 1 to 9999.
+_LONGEST = 1000  # characters of a tag's name
+_FIRST, _LAST = -62_135_510_400, 253_402_214_400
 _FIELDS = _FORMAT.count("%00")
 
 
@@ -174,7 +177,7 @@ def parse_tag_name(tag: str) -> TagName | None:
         >>> parse_tag_name("vision=net#prod!#4")
         TagName(action='unassign', model='vision:net', version=None, stage='prod', counter=4)
     """
-    match = _TAG_RE.fullmatch(tag)
+    match = _TAG_RE.fullmatch(tag) if len(tag) <= _LONGEST else None
     if not match:
         return None
     action: Action = "deprecate"
@@ -204,8 +207,13 @@ def read_tags(git: Git) -> list[TagEvent]:
 
 def _time(raw: str) -> datetime:
     seconds, _, zone = raw.partition(" ")
-    offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5])) if zone else timedelta()
-    return datetime.fromtimestamp(int(seconds), timezone(-offset if zone.startswith("-") else offset))
+    # Git keeps whatever zone and time a tag was given; what no clock can show is shown as the nearest.
+    offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5])) if zone[1:5].isdecimal() else timedelta()
+    if offset >= timedelta(hours=24):
+        offset = timedelta()
+    moment = timezone(-offset if zone.startswith("-") else offset)
+    known = int(seconds[:20]) if seconds.removeprefix("-").isdecimal() else 0
+    return datetime.fromtimestamp(max(_FIRST, min(known, _LAST)), moment)
 
 
 def split_message(message: str) -> tuple[str, dict[str, str]]:

@@ -61,6 +61,7 @@ def load_values(data: bytes, name: str) -> dict[Any, Any]:
         documents.check_value(values, name)
     else:
         values = documents.load(data, name)
+    documents.check_nul(values, data, name)
     if not values:
         return {}
     if not isinstance(values, dict):

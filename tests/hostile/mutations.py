@@ -79,11 +79,14 @@ TEXTS: dict[str, bytes] = {
 }
 ODD: list[Any] = [
     None, True, 0, -1, 10**18, 10**400, 0.5, float("nan"), float("inf"), "", " ", ".", "..", "/", "/etc/passwd", "../x",
-    "a\0b", "é", "a\nb", "\u202e\x1b[2J".replace("\x1b", "\x85"), "²", "a.²", "9" * 5000, "-1", "${", "${}", "${a}", "${m}",
+    "a\0b", "é", "a\nb", "\u202e\x1b[2J".replace("\x1b", "\x85"), "²", "a.²", "9" * 5000, "-1", "${", "${}",
+    "${a}", "${m}",
     "${m.a.b}", "${p}", "${item}", "x" * 300, "a/" * 3000 + "b", "%s", "{}", "~", "remote://store/x", "remote://b/x",
-    "s3://a\0b", "http://[", "ssh://h:x/", "file:///x", "--option", "1" * 32, "1" * 31 + ".dir", MD5 + ".dir", MD5.upper(),
+    "s3://a\0b", "http://[", "ssh://h:x/", "file:///x", "--option", "1" * 32, "1" * 31 + ".dir", MD5 + ".dir",
+    MD5.upper(),
     [], {}, [[]], [{}], {"": None}, [None], {"a": {"b": {"c": []}}}, datetime.date(2001, 1, 1),
-    datetime.datetime(2001, 1, 1, 1, 1), b"bytes", {1: 2}, {None: 1}, {"path": "x"}, ["x"], "dvc.yaml", ".dvc/config", ".git",
+    datetime.datetime(2001, 1, 1, 1, 1), b"bytes", {1: 2}, {None: 1}, {"path": "x"}, ["x"], "dvc.yaml",
+    ".dvc/config", ".git",
     {"a.b": 1}, [1, [2, [3]]], 1e300, "1e5", "yes", "*", "[", "a:b", "x@y", "#", "\\", "|", "NaN",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Faults in every file that a cloned repository may hold: each verb ends in an error that says where, never in a fault of ours."""
+"""Faults in every file that a cloned repository may hold: each verb says what is wrong, without a traceback."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _SPEC.loader.exec_module(mutations)
 SEEDS = int(os.environ.get("DVKF_FUZZ_SEEDS", "150"))
 FIRST = int(os.environ.get("DVKF_FUZZ_FIRST", "0"))
 VERBS = [
-    "status", "status -c", "diff HEAD", "list . -R", "list . -R --show-hash --size", "repro --dry", "checkout", "data status",
+    "status", "status -c", "diff HEAD", "list . -R", "list . -R --show-hash --size", "repro --dry", "checkout",
+    "data status",
     "gc -w --dry -f", "metrics show", "metrics diff", "params diff HEAD", "plots show --json", "plots diff --json HEAD",
     "dag", "dag --outs", "stage list --all", "push", "fetch", "du .", "model list", "check-ignore x", "remote list",
-    "config -l", "update --no-download i.dvc", "verify", "freeze s", "remove x.dvc", "move x.dvc y.dvc", "commit -f x.dvc",
+    "config -l", "update --no-download i.dvc", "verify", "freeze s", "remove x.dvc", "move x.dvc y.dvc",
+    "commit -f x.dvc",
     "unprotect x", "cache dir", "cache migrate --dry", "version", "add new", "pull --allow-missing",
 ]  # fmt: skip
 
