@@ -117,6 +117,8 @@ def sweep(parent: str | Path, prefix: str = "") -> None:
 
 def sweep_files(folder: str | Path) -> None:
     """Remove what `files.temporary_beside` named and nobody holds; the caller holds the lock of whoever makes them."""
+    if os.path.realpath(folder) != os.path.abspath(folder):
+        return  # reached through a link: it may be anybody's
     for entry in _entries(folder):
         if is_temporary(entry.name):
             discard(entry.path)

@@ -25,6 +25,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+_load("faults_world")
 _load("processes")
 _load("remote_contract")
 servers = _load("servers")

@@ -67,7 +67,7 @@ def checkout(
                     tracked += _parts(repo, output, selection.parts[output.path], borrowed)
                 except MissingObjectError as error:
                     failures[f"{output.path}/"] = str(error)
-        repo.workspace.sweep(tracked)
+        repo.workspace.sweep(output.path for output in tracked)
         work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
         repo.workspace.sweep()
         inside = {id(o) for o in tracked[len(whole) :]}

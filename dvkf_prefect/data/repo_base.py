@@ -22,6 +22,7 @@ from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
 from dvkf_prefect.files import write_atomic
+from dvkf_prefect.leftovers import sweep_files
 from dvkf_prefect.paths import check_own_folder
 
 _IGNORE_TEXT = """\
@@ -58,6 +59,7 @@ class RepoBase:
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
         self.ignore = Ignore(root)
         self._marked = False
+        self._swept = False
         self._lock = RepoLock(
             self.dvc_dir / "tmp" / "lock", hardlink=bool(self.config.get("core", "hardlink_lock"))
         )
@@ -162,11 +164,21 @@ class RepoBase:
 
         with self._lock.hold(timeout, write=written), neighbours.working(self.cache.root, timeout):
             self._mark()
+            self._sweep()
             try:
                 yield
             finally:
                 # The cache may have been made meanwhile.
                 self._mark()
+
+    def _sweep(self) -> None:
+        """Remove what killed runs left where any verb writes; the lock is held."""
+        if not self._swept:
+            self._swept = True
+            self.cache.sweep()
+            self.workspace.sweep(["."])
+            for folder in (self.dvc_dir, self.tmp_dir, self.tmp_dir / "memory"):
+                sweep_files(folder)
 
     def _mark(self) -> None:
         if not self._marked:

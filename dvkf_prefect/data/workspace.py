@@ -7,7 +7,7 @@ import posixpath
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -86,6 +86,7 @@ class Workspace:
         self._ignore = ignore
         self._links = Links(cache, memory, link_types, probe or root)
         self._leftovers: list[str] = []
+        self._swept: set[str] = set()
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ class Workspace:
         started = time.time_ns()
         check_target(self._root, path)
         rows = self._scan(path)
-        self.sweep()
+        self.sweep([path])
         if rows is None:
             raise OutputError(f"{path}: there is no such file or directory")
         known = self._memory.load(path)
@@ -294,6 +295,7 @@ class Workspace:
                 f"{output.path}: nothing was recorded for it yet; run `dvkf commit` or `dvkf repro`"
             )
         check_target(self._root, output.path)
+        self.sweep([output.path])
         target = self._root / output.path
         if found.digest == digest and found.isexec == output.isexec:
             return 0
@@ -475,9 +477,14 @@ class Workspace:
             output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}", rows
         )
 
-    def sweep(self, outputs: Sequence[Output] = ()) -> None:
-        """Remove what killed runs left beside outputs, and in those that were looked at; the caller holds the lock."""
-        for folder in {os.path.dirname(output.path) for output in outputs}:
+    def sweep(self, paths: Iterable[str] = ()) -> None:
+        """Remove what killed runs left beside paths, and in outputs that were looked at; the caller holds the lock.
+
+        Args:
+            paths: Outputs, or files that describe them.
+        """
+        for folder in {os.path.dirname(path) for path in paths} - self._swept:
+            self._swept.add(folder)
             sweep_files(self._root / folder)
         for leftover in self._leftovers:
             discard(leftover)
