@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,40 @@ def _load(name: str) -> ModuleType:
 _load("faults_world")
 _load("processes")
 _load("remote_contract")
+_load("reaper")
 servers = _load("servers")
+
+_REAPER = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let what the tests start end with this process, even by SIGKILL; see `reaper`."""
+    mark = f"PYTEST_RUN_{secrets.token_hex(8)}"
+    reading, writing = os.pipe()
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), str(os.getpid()), mark]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_RUN_")}
+    pid = os.posix_spawn(
+        command[0], command, environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0), (os.POSIX_SPAWN_CLOSE, writing)],
+        setsid=True,
+    )  # fmt: skip
+    assert pid
+    os.close(reading)
+    config.stash[_REAPER] = writing
+    os.environ[mark] = "1"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Name the folder to remove when the run is killed."""
+    folder = session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    os.write(session.config.stash[_REAPER], f"{folder}\n".encode(errors="surrogateescape"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say that the run came to its end, so that its folders stay to be looked at."""
+    os.write(config.stash[_REAPER], b"end\n")
+    os.close(config.stash[_REAPER])
+
 
 _FOREIGN = ("AWS_", "AZURE_", "DVC_", "DVKF_", "GIT_", "GOOGLE_", "KFP_", "PREFECT_")
 

@@ -18,7 +18,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(check: Callable[[], T], timeout: float = 60.0) -> T:
+def wait_until(check: Callable[[], T], timeout: float = 180.0) -> T:
     """Ask until the answer is true, and return it."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

@@ -85,7 +85,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def seaweedfs(folder: Path, *, timeout: float = 90) -> Iterator[S3Server]:
+def seaweedfs(folder: Path, *, timeout: float = 300) -> Iterator[S3Server]:
     """Run `weed server` with its S3 gateway, its data below ``folder``, until the context ends."""
     weed = shutil.which("weed")
     if weed is None:
@@ -118,7 +118,7 @@ def seaweedfs(folder: Path, *, timeout: float = 90) -> Iterator[S3Server]:
         assert process.stdin is not None
         process.stdin.close()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -130,7 +130,7 @@ def _wait_until_writable(
     """SeaweedFS answers before it can store: it is ready once a bucket takes an object."""
     while True:
         try:
-            with urllib.request.urlopen(server.endpoint + "/healthz", timeout=2):
+            with urllib.request.urlopen(server.endpoint + "/healthz", timeout=30):
                 break
         except (OSError, urllib.error.URLError) as error:
             _check_alive(process, log, deadline, error)
@@ -186,7 +186,7 @@ class PrefectServer:
             "PREFECT_CLI_COLORS": "false",
             "PYTHONWARNINGS": "default",
         }
-        self.http = httpx.Client(base_url=self.api, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=self.api, timeout=120, trust_env=False)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{command[1]}.log").open("wb") as log:
@@ -201,26 +201,40 @@ class PrefectServer:
             cwd=self.folder / "tree",
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def get(self, path: str) -> Any:
-        answer = self.http.get(path)
-        answer.raise_for_status()
-        return answer.json()
+        return self._ask("GET", path)
 
     def post(self, path: str, document: object) -> Any:
-        answer = self.http.post(path, json=document)
-        answer.raise_for_status()
-        return answer.json()
+        return self._ask("POST", path, json=document)
+
+    def _ask(self, method: str, path: str, timeout: float = 120, **content: Any) -> Any:
+        """Ask as Prefect's own client does: again, while the server is too busy to answer."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                answer = self.http.request(method, path, **content)
+                if answer.status_code not in (429, 502, 503) or time.monotonic() > deadline:
+                    answer.raise_for_status()
+                    return answer.json()
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
+                # Nothing was asked yet.
+                if time.monotonic() > deadline:
+                    raise
+            except httpx.TransportError:
+                if time.monotonic() > deadline or not (method == "GET" or path.endswith("/filter")):
+                    raise
+            time.sleep(0.5)
 
     def logs(self) -> str:
         return "\n".join(f"== {path.name}\n{path.read_text()[-8000:]}" for path in self.folder.glob("*.log"))
 
-    def wait_until_up(self, process: subprocess.Popen[bytes], timeout: float = 120) -> None:
+    def wait_until_up(self, process: subprocess.Popen[bytes], timeout: float = 300) -> None:
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -231,7 +245,7 @@ class PrefectServer:
             assert process.poll() is None and time.monotonic() < deadline, self.logs()
             time.sleep(0.25)
 
-    def run_deployment(self, name: str, parameters: dict[str, Any], timeout: float = 180) -> Any:
+    def run_deployment(self, name: str, parameters: dict[str, Any], timeout: float = 400) -> Any:
         """Run a deployment by the worker and return the flow run as it ended."""
         deployment = self.get(f"/deployments/name/{name}")
         run = self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
@@ -360,7 +374,7 @@ def sshd_command() -> str | None:
 
 
 @contextlib.contextmanager
-def ssh_server(folder: Path, *, timeout: float = 30) -> Iterator[SshServer]:
+def ssh_server(folder: Path, *, timeout: float = 120) -> Iterator[SshServer]:
     """Run sshd on a free port with keys and a configuration of its own, until the context ends."""
     command = sshd_command()
     if command is None:
@@ -388,7 +402,7 @@ def ssh_server(folder: Path, *, timeout: float = 30) -> Iterator[SshServer]:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                socket.create_connection(("127.0.0.1", port), timeout=30).close()
                 break
             except OSError as error:
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -399,7 +413,7 @@ def ssh_server(folder: Path, *, timeout: float = 30) -> Iterator[SshServer]:
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(20)
+        process.wait(60)
 
 
 @contextlib.contextmanager

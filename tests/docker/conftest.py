@@ -54,7 +54,7 @@ def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         engine = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     os.environ["DOCKER_HOST"] = f"unix://{socket}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while subprocess.run(["docker", "info"], capture_output=True).returncode:
             if engine.poll() is not None or time.monotonic() > deadline:
                 pytest.skip(f"dockerd does not run here: {(folder / 'log').read_text()[-300:]}")
@@ -63,7 +63,7 @@ def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     finally:
         del os.environ["DOCKER_HOST"]
         engine.terminate()
-        engine.wait(60)
+        engine.wait(120)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def serving(tmp_path: Path, models: dict[str, tuple[Path, str]]) -> Iterator[Ser
         serving.stop(endpoint.model)
 
 
-def _gone(process: ProcessId, timeout: float = 20) -> bool:
+def _gone(process: ProcessId, timeout: float = 120) -> bool:
     deadline = time.monotonic() + timeout
     while process.alive:
         if time.monotonic() > deadline:
@@ -300,7 +300,7 @@ def test_what_outlives_a_killed_parent(serving: Serving, detached: bool) -> None
         endpoint = serving.get("m")
         assert endpoint is not None and endpoint.pid == pid and endpoint.detached is detached
         parent.send_signal(signal.SIGKILL)
-        parent.wait(20)
+        parent.wait(120)
         if detached:
             assert endpoint.predict([[0, 0]]) == [1]
             # Another process takes over from it.

