@@ -22,8 +22,9 @@ from dvkf_prefect.pipeline.runner import LocalRunner, Runner
 class KubeflowPipelines(Block):
     """Runs the stages of a dvc.yaml: on a Kubeflow cluster, on Kubeflow Pipelines' local runner, or as plain processes.
 
-    Wherever a stage runs, it runs in a clean folder that holds just its dependencies, and its outputs have the same
-    digests. On a cluster the data goes between pods and the remote; what the stages wrote comes to the worker only
+    Plain processes run in the workspace, as `dvc` runs them, or in clean folders (`hermetic`). On Kubeflow a stage
+    gets the files that git tracks, and of the data what it declares. Its outputs have the same digests wherever it
+    runs. On a cluster the data goes between pods and the remote; what the stages wrote comes to the worker only
     where `fetch` says so.
 
     Example:
@@ -51,6 +52,11 @@ class KubeflowPipelines(Block):
         default="kubeflow-local",
         description="kubeflow: on a cluster, all stages as one pipeline. kubeflow-local: KFP compiles each stage and "
         "its local runner runs it. local: plain processes.",
+    )
+    hermetic: bool = Field(
+        default=False,
+        description="Whether plain processes run each stage in a clean folder with just what it declares; otherwise "
+        "stages run in the workspace. A stage's `meta: {dvkf: {hermetic: true}}` asks for it alone.",
     )
     jobs: int = Field(
         default=2, ge=1, description="How many stages that do not need each other run at the same time."
@@ -206,7 +212,7 @@ class KubeflowPipelines(Block):
             ``KubeflowPipelines(backend="local").runner(repo)``
         """
         if self.backend == "local":
-            return LocalRunner()
+            return LocalRunner(in_place=not self.hermetic)
         if self.backend == "kubeflow":
             return KfpClusterRunner(
                 repo, self.settings(), fetch=self.fetch, run_key=run_key, on_event=on_event

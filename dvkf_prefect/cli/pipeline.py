@@ -45,6 +45,10 @@ def repro_arguments(parser: Parser) -> None:
         (("--glob",), "names of stages are patterns"),
         (("--no-commit",), "do not store outputs in the cache"),
         (("--no-run-cache",), "run even what an equal run is known of"),
+        (
+            ("--hermetic",),
+            "run each stage in a clean folder with just what it declares, not in the workspace",
+        ),
     ):
         parser.add_argument(*flags, action="store_true", help=text)
     parser.add_argument(
@@ -63,7 +67,13 @@ def repro_arguments(parser: Parser) -> None:
         dest="on_error",
         help="when a stage fails, go on as if it had not",
     )
-    parser.add_argument("-j", "--jobs", type=positive, default=2, metavar="<number>", help="stages at once")
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=positive,
+        metavar="<number>",
+        help="stages at once (default: 1 in the workspace, else 2)",
+    )
     parser.add_argument(
         "--runner",
         choices=("local", "kubeflow"),
@@ -102,7 +112,8 @@ def repro(args: argparse.Namespace) -> int:
         _end(args.quiet, any(decision.action != "skip" for decision in decisions))
         return 0
     screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, echoes=args.runner == "local")
-    with _runner(repo, args.runner) as runner:
+    jobs = args.jobs or (2 if args.hermetic or args.runner != "local" else 1)
+    with _runner(repo, args.runner, in_place=not args.hermetic) as runner:
         result = stages.repro(
             repo,
             targets,
@@ -111,7 +122,7 @@ def repro(args: argparse.Namespace) -> int:
             rules=rules,
             on_error=args.on_error,
             commit=not args.no_commit,
-            jobs=1 if args.interactive else args.jobs,
+            jobs=1 if args.interactive else jobs,
             raise_failures=False,
             confirm=_confirm if args.interactive or repo.config.get("core", "interactive") else None,
             on_event=screen.tell,
@@ -137,7 +148,7 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
     return 255 if result.failed else 0
 
 
-def _runner(repo: Repo, name: str) -> Runner:
+def _runner(repo: Repo, name: str, *, in_place: bool = True) -> Runner:
     if name == "kubeflow":
         from dvkf_prefect.kubeflow.settings import ClusterSettings
 
@@ -151,7 +162,7 @@ def _runner(repo: Repo, name: str) -> Runner:
         return KfpLocalRunner(repo.tmp_dir / "kubeflow")
     from dvkf_prefect.pipeline.runner import LocalRunner
 
-    return LocalRunner()
+    return LocalRunner(in_place=in_place)
 
 
 def _confirm(stage: Stage) -> bool:

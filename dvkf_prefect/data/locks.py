@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.errors import LockedError
-from dvkf_prefect.files import read_description
+from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.leftovers import share_with_helpers, unshare
 
 _MAX_PID = 1 << 31
@@ -171,6 +172,12 @@ def live_stages(file: Path) -> list[Blocker]:
     Raises:
         LockedError: It does not say.
     """
+    entries = _noted(file)
+    alive = {pid: pid != os.getpid() and is_alive(pid) for pid in {entry.pid for entry in entries}}
+    return [entry for entry in entries if alive[entry.pid]]
+
+
+def _noted(file: Path) -> list[Blocker]:
     try:
         if not (data := read_description(file)):
             return []
@@ -186,14 +193,48 @@ def live_stages(file: Path) -> list[Blocker]:
             for entry in entries
         ):
             raise ValueError
+        return entries
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise LockedError(
             f"{file} does not say who runs stages; remove it when no dvc runs in this repository"
         ) from None
-    alive = {pid: pid != os.getpid() and is_alive(pid) for pid in {entry.pid for entry in entries}}
-    return [entry for entry in entries if alive[entry.pid]]
+
+
+def note_stages(file: Path, *, read: Iterable[str], write: Iterable[str], anew: bool) -> None:
+    """Write what this process's stages read and write; notes of processes that are gone are dropped.
+
+    Args:
+        file: DVC's ``rwlock`` file; the caller holds the lock that goes with it.
+        read: Absolute paths.
+        write: Absolute paths.
+        anew: Whether these take the place of what this process noted before.
+
+    Raises:
+        LockedError: The file does not say who runs stages.
+    """
+    live = live_stages(file)
+    own = {"pid": os.getpid(), "cmd": " ".join(sys.argv)}
+    reads: dict[str, list[dict[str, Any]]] = {}
+    writes: dict[str, dict[str, Any]] = {}
+    for blocker in [*live, *(() if anew else _own_notes(file))]:
+        info = {"pid": blocker.pid, "cmd": blocker.command}
+        if blocker.mode == "write":
+            writes[blocker.path] = info
+        else:
+            reads.setdefault(blocker.path, []).append(info)
+    for path in read:
+        if own not in reads.setdefault(path, []):
+            reads[path].append(own)
+    writes.update(dict.fromkeys(write, own))
+    if not (reads or writes) and not file.exists():
+        return
+    write_atomic(file, json.dumps({"read": reads, "write": writes}).encode(), durable=False)
+
+
+def _own_notes(file: Path) -> list[Blocker]:
+    return [entry for entry in _noted(file) if entry.pid == os.getpid()]
 
 
 def _overlap(a: str, b: str) -> bool:

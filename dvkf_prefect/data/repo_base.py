@@ -15,7 +15,7 @@ from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
-from dvkf_prefect.data.locks import RepoLock
+from dvkf_prefect.data.locks import RepoLock, note_stages
 from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, matching
 from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
 from dvkf_prefect.data.store import Cache
@@ -183,6 +183,28 @@ class RepoBase:
     def _mark(self) -> None:
         if not self._marked:
             self._marked = neighbours.mark(self)
+
+    def note_stages(
+        self, *, read: Sequence[str], write: Sequence[str], anew: bool = False, timeout: float = _LOCK_WAIT
+    ) -> None:
+        """Note what stages of this process read and write while their commands run, where DVC notes it.
+
+        Args:
+            read: Absolute paths.
+            write: Absolute paths.
+            anew: Whether these take the place of what was noted before; otherwise nobody else may be using them.
+            timeout: How long to wait for others, seconds.
+
+        Raises:
+            LockedError: Another process runs a stage on the same paths.
+        """
+        others = {} if anew else {"read": read, "write": write}
+        file = self.dvc_dir / "tmp" / "rwlock"
+        with (
+            self._lock.hold(timeout, **others),
+            RepoLock(file.with_name("rwlock.lock")).hold(timeout),
+        ):
+            note_stages(file, read=read, write=write, anew=anew)
 
     # -- what is tracked ---------------------------------------------------------------------------------------------
 

@@ -233,8 +233,7 @@ class _Host:
         self._reader.join(self._grace + _MARGIN)
         if self._reader.is_alive():
             # It does not answer; its leash takes its children along.
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._reader.join(30)
 
     def _read(self) -> None:

@@ -77,8 +77,10 @@ class _Host:
             for child in self._children.values():
                 if child.deadline is not None:
                     # Again and again: the first may have come before KFP had started its step.
-                    late = child.deadline <= time.monotonic()
-                    _signal(child.pid, signal.SIGKILL if late else signal.SIGTERM)
+                    if child.deadline <= time.monotonic():
+                        child.leash.hang_up()
+                    else:
+                        _signal(child.pid, signal.SIGTERM)
 
     def _patience(self) -> float | None:
         return _REMINDER if any(c.deadline is not None for c in self._children.values()) else None

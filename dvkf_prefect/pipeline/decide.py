@@ -154,7 +154,10 @@ def _known_run(
     dry: bool,
 ) -> Entry | None:
     """Return a run with the same inputs whose outputs can all be had, or None."""
-    only_outputs = all(reason.kind == "output" for reason in reasons)
+    # What lies at a persistent output is where the next run goes on.
+    only_outputs = all(reason.kind == "output" for reason in reasons) and not any(
+        out.persist and snapshot.look(out.path).digest for out in stage.outs
+    )
     if entry is not None and only_outputs and _can_have(snapshot, stage, entry, pull=rules.pull, dry=dry):
         return entry
     if not inputs.known or not rules.run_cache:

@@ -1,9 +1,9 @@
 """Child processes that die with their parent, however it dies.
 
-A child gets its own session and holds one end of a socket pair whose other end only the parent has. A
-watcher in the child's process group reads it: when the parent closes it, or is gone (SIGKILL included), the
-watcher kills the whole group. Unlike ``PR_SET_PDEATHSIG`` this does not depend on the thread that started
-the child, and it reaches grandchildren.
+A child gets its own session and holds one end of a socket pair whose other end only the parent has. Two watchers
+above the child read it: when the parent closes it, or is gone (SIGKILL included), they kill the child and all its
+descendants, in whatever session. Unlike ``PR_SET_PDEATHSIG`` this does not depend on the thread that started the
+child. See `dvkf_prefect.pipeline._watcher`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Leash:
         return self._child.fileno()
 
     def follow(self) -> None:
-        """In the child, once it leads its own session: let its group die with the parent."""
+        """In the child, once it leads its own session: turn it into a guard, and return in a process below it.
+
+        The guard ends as that process does, hands signals on to it, and dies with the parent, all descendants first.
+        """
         self._parent.close()
         _watcher.watch(self._child.fileno())
         self._child.close()
@@ -67,17 +70,22 @@ class Leash:
         self._child.close()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Kill what is left of the child's group and wait until it is killed.
+        """Kill what is left of the child and its descendants, and wait until it is killed.
 
         Args:
-            timeout: Seconds to wait for the group's end.
+            timeout: Seconds to wait for their end.
         """
         self._child.close()
+        self.hang_up()
         with suppress(OSError):
-            self._parent.shutdown(socket.SHUT_WR)
             self._parent.settimeout(timeout)
             self._parent.recv(1)
         self._parent.close()
+
+    def hang_up(self) -> None:
+        """Have the child and its descendants killed, without waiting for it."""
+        with suppress(OSError):
+            self._parent.shutdown(socket.SHUT_WR)
 
     def _drop(self) -> None:
         self._parent.close()
@@ -93,7 +101,7 @@ os.register_at_fork(after_in_child=_drop_inherited)
 
 
 class LeashedProcess(subprocess.Popen[bytes]):
-    """A `subprocess.Popen` whose process group ends with it, and with this process."""
+    """A `subprocess.Popen` whose descendants end with this process."""
 
     def __init__(
         self,
@@ -125,17 +133,21 @@ class LeashedProcess(subprocess.Popen[bytes]):
         self._leash.hold()
 
     def poll(self) -> int | None:
-        """Like `subprocess.Popen.poll`; when the program has ended, so has the rest of its group."""
+        """Like `subprocess.Popen.poll`; when the program has ended, so has the rest of its session."""
         code = super().poll()
         if code is not None:
             self._release()
         return code
 
     def wait(self, timeout: float | None = None) -> int:
-        """Like `subprocess.Popen.wait`; when it returns, the rest of the group has been killed too."""
+        """Like `subprocess.Popen.wait`; when it returns, the rest of the session has been killed too."""
         code = super().wait(timeout)
         self._release()
         return code
+
+    def kill(self) -> None:
+        """Kill the program and all its descendants."""
+        self._release()
 
     def _release(self) -> None:
         leash, self._leash = self._leash, None
@@ -153,7 +165,7 @@ def spawn(
     stderr: int | IO[bytes] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> LeashedProcess:
-    """Start a program in its own session; it and all of its process group die with this process.
+    """Start a program in its own session; it and all its descendants die with this process.
 
     Args:
         argv: The program, found by PATH, and its arguments. One that cannot be executed ends with exit code
@@ -166,8 +178,8 @@ def spawn(
         pass_fds: Further file descriptors it inherits.
 
     Returns:
-        The process. Processes it leaves behind in its group are killed when its end is noticed by ``wait``
-        or ``poll``.
+        The process; its number is that of a guard, which hands signals on. What the program leaves behind in its
+        session is killed when it ends. Daemons that made a session of their own are left, if it ended well.
 
     Example:
         >>> import subprocess
@@ -179,8 +191,8 @@ def spawn(
     )
 
 
-def end(process: subprocess.Popen[bytes], grace: float = 5.0) -> int:
-    """Stop a program that `spawn` started, and its whole process group.
+def end(process: LeashedProcess, grace: float = 5.0) -> int:
+    """Stop a program that `spawn` started, and all its descendants.
 
     Args:
         process: What `spawn` returned.
@@ -190,11 +202,9 @@ def end(process: subprocess.Popen[bytes], grace: float = 5.0) -> int:
         Its exit code; negative for the signal that ended it.
     """
     if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         try:
             return process.wait(grace)
         except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
     return process.wait()

@@ -1,11 +1,13 @@
-"""Between the repository and a stage's run: what goes into the clean folder, and where its outputs end up."""
+"""Between the repository and a stage's run: what the run needs, and where its outputs end up."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dvkf_prefect.data import gitignore
 from dvkf_prefect.data.digest import Memory
@@ -13,7 +15,14 @@ from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.store import LEGACY, MD5, Cache, Stored
 from dvkf_prefect.data.workspace import Workspace
-from dvkf_prefect.errors import DvkfError, OutputInGitError, OutputNotFoundError, StageError
+from dvkf_prefect.errors import (
+    DvkfError,
+    MissingObjectError,
+    OutputInGitError,
+    OutputNotFoundError,
+    StageError,
+    TransferError,
+)
 from dvkf_prefect.files import read_description
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, stored_of, write_entry
 from dvkf_prefect.pipeline.runcache import RunCache, can_save
@@ -23,7 +32,13 @@ from dvkf_prefect.pipeline.stages import Stage, StageOutput
 
 
 def make_spec(
-    repo: Repo, snapshot: Snapshot, stage: Stage, inputs: Inputs, *, commit: bool = True
+    repo: Repo,
+    snapshot: Snapshot,
+    stage: Stage,
+    inputs: Inputs,
+    *,
+    commit: bool = True,
+    in_place: bool = False,
 ) -> StepSpec:
     """Return what a stage's run needs.
 
@@ -33,11 +48,54 @@ def make_spec(
         stage: The stage.
         inputs: What it reads; what is not known yet gets an empty digest.
         commit: False keeps all that it writes out of the repository's cache.
+        in_place: Whether it runs in the workspace.
 
     Raises:
         OutputInGitError: Git tracks one of its outputs.
     """
     _check_git(repo, stage)
+    if in_place:
+        return StepSpec(
+            stage=stage.address,
+            cmd=stage.cmd,
+            cache_dir=str(repo.cache.root),
+            wdir=stage.wdir,
+            deps=_dependencies(snapshot, stage, inputs),
+            params=_parameters(stage, inputs),
+            outs=tuple(
+                StepOutput(out.path, out.cached and commit, out.kind, persist=out.persist)
+                for out in stage.outs
+            ),
+            workspace=str(repo.root),
+            in_place=True,
+            cache_config=_cache_config(repo),
+        )
+    outs = []
+    for out in stage.outs:
+        previous, isexec = None, False
+        if out.persist and snapshot.look(out.path).digest:
+            stored = repo.workspace.take(out.path)
+            previous, isexec = stored.digest, stored.isexec
+        elif out.persist and out.cached and snapshot.away is not None:  # nobody brought it here
+            kept = snapshot.outputs.get(out.path)
+            if kept is not None and kept.digest and kept.hash_name == MD5:
+                previous, isexec = kept.digest, kept.isexec
+        outs.append(
+            StepOutput(out.path, out.cached and commit, out.kind, previous, isexec, persist=out.persist)
+        )
+    return StepSpec(
+        stage=stage.address,
+        cmd=stage.cmd,
+        cache_dir=str(repo.cache.root),
+        wdir=stage.wdir,
+        deps=_dependencies(snapshot, stage, inputs),
+        params=_parameters(stage, inputs),
+        outs=tuple(outs),
+        workspace=str(repo.root),
+    )
+
+
+def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[StepDependency, ...]:
     items = {item["path"]: item for item in inputs.items}
     deps = {}
     for dep in stage.deps:
@@ -50,30 +108,95 @@ def make_spec(
         # The digest of a DVC 2.x entry is not that of the bytes; it is only kept while the workspace still has it.
         stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
         deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)
-    outs = []
+    return tuple(deps.values())
+
+
+def _parameters(stage: Stage, inputs: Inputs) -> dict[str, Mapping[str, Any]]:
+    return {
+        stage.params_path(file): inputs.params[file] if keys else {"": inputs.params[file]}
+        for file, keys in stage.params.items()
+    }
+
+
+def _cache_config(repo: Repo) -> dict[str, str]:
+    """Return the settings that tell where outputs go and how they are linked; none of them is a secret."""
+    settings = {"dir": str(repo.cache.root)}
+    for name in ("type", "shared"):
+        if value := repo.config.get("cache", name):
+            settings[name] = str(value)
+    return settings
+
+
+def bring_inputs(snapshot: Snapshot, stage: Stage) -> None:
+    """Check out what a stage reads and is tracked, but not in the workspace.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+
+    Raises:
+        StageError: The cache lacks it.
+    """
+    repo = snapshot.repo
+    absent: dict[str, Output] = {}
+    for dep in stage.deps:
+        if dep.external or snapshot.look(dep.path).digest is not None:
+            continue
+        output = snapshot.tracked(dep.path)
+        if output is not None and output.digest and not (repo.root / output.path).exists():
+            absent[output.path] = output
+    if not absent:
+        return
+    with repo.lock(write=list(absent)):
+        for output in absent.values():
+            try:
+                repo.workspace.put(output, repo.workspace.look(output.path, hash_name=output.hash_name))
+            except (TransferError, MissingObjectError) as error:
+                raise StageError(
+                    f"stage '{stage.address}': its dependency '{output.path}' is neither in the workspace nor whole "
+                    f"in the cache. Bring it with `dvkf pull`. ({error})"
+                ) from error
+    snapshot.forget(absent)
+
+
+def keep_changed(snapshot: Snapshot, stage: Stage) -> None:
+    """Store outputs that were changed by hand, which a stage's run is about to remove, so that they can be had again.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+    """
+    repo = snapshot.repo
     for out in stage.outs:
-        previous, isexec = None, False
-        if out.persist and snapshot.look(out.path).digest:
-            stored = repo.workspace.take(out.path)
-            previous, isexec = stored.digest, stored.isexec
-        elif out.persist and out.cached and snapshot.away is not None:  # nobody brought it here
-            kept = snapshot.outputs.get(out.path)
-            if kept is not None and kept.digest and kept.hash_name == MD5:
-                previous, isexec = kept.digest, kept.isexec
-        outs.append(StepOutput(out.path, out.cached and commit, out.kind, previous, isexec))
-    return StepSpec(
-        stage=stage.address,
-        cmd=stage.cmd,
-        cache_dir=str(repo.cache.root),
-        wdir=stage.wdir,
-        deps=tuple(deps.values()),
-        params={
-            stage.params_path(file): inputs.params[file] if keys else {"": inputs.params[file]}
-            for file, keys in stage.params.items()
-        },
-        outs=tuple(outs),
-        workspace=str(repo.root),
-    )
+        if out.persist:
+            continue
+        found = snapshot.look(out.path)
+        if found.digest is None:
+            continue
+        recorded = snapshot.outputs.get(out.path) or Output(out.path, None)
+        if repo.workspace.lost_by(replace(recorded, digest=None), found):
+            repo.workspace.take(out.path)
+
+
+def settle_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent]) -> list[Item]:
+    """Keep the outputs of a run in the workspace out of git.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        contents: What the run wrote.
+
+    Returns:
+        The outputs as an entry holds them.
+    """
+    by_path = {content.path: content for content in contents}
+    items = []
+    for out in stage.outs:
+        content = by_path[out.path]
+        _ignore(repo, out)
+        stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
+        items.append(item_of(out.name, stored))
+    return items
 
 
 def pull_runs(repo: Repo) -> None:
@@ -107,10 +230,7 @@ def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
     for dep in stage.deps:
         if dep.external or snapshot.look(dep.path).digest is not None:
             continue
-        above = dep.path
-        while above and above not in snapshot.outputs:
-            above = posixpath.dirname(above)
-        output = snapshot.outputs.get(above)
+        output = snapshot.tracked(dep.path)
         if output is None or not output.digest:
             continue
         if not snapshot.is_cached(output.digest, output.hash_name):

@@ -22,17 +22,20 @@ from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide, selected
 from dvkf_prefect.pipeline.events import ReproResult, StageEvent
 from dvkf_prefect.pipeline.lock import make_entry
 from dvkf_prefect.pipeline.record import (
+    bring_inputs,
     check_inputs,
     contents_of,
+    keep_changed,
     make_spec,
     pull_inputs,
     pull_runs,
     put_outputs,
     record,
     refer_outputs,
+    settle_outputs,
     take_outputs,
 )
-from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
+from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun, runs_in_place
 from dvkf_prefect.pipeline.snapshot import Snapshot
 from dvkf_prefect.pipeline.sources import (
     SourceEvent,
@@ -44,6 +47,7 @@ from dvkf_prefect.pipeline.sources import (
 )
 from dvkf_prefect.pipeline.spec import StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
+from dvkf_prefect.pipeline.stages_lock import StagesLock
 from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
 from dvkf_prefect.pipeline.why import Decision, reasons_for
 
@@ -263,6 +267,7 @@ class _Repro:
         self._together: set[str] = set()
         self._ended_along: set[str] = set()
         self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
+        self._stages_lock = StagesLock(repo)
         self.errors: dict[str, DvkfError] = {}
 
     def run(self, targets: Sequence[str]) -> ReproResult:
@@ -309,6 +314,7 @@ class _Repro:
                 run.cancel()
             if self._pool is not None:
                 self._pool.shutdown(wait=True)
+            self._stages_lock.drop_all()
         return self._result()
 
     def _result(self) -> ReproResult:
@@ -481,9 +487,21 @@ class _Repro:
     def _start(self, stage: Stage, choice: Choice) -> None:
         self._ask(stage)
         check_inputs(stage, choice.inputs)
-        spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
-        self._say(StageEvent(stage.address, "start", choice.decision.reasons))
-        run = self._runner.start(spec)
+        in_place = runs_in_place(self._runner, stage)
+        if in_place:
+            bring_inputs(self._snapshot, stage)
+            self._stages_lock.add(stage)
+        try:
+            if in_place:
+                keep_changed(self._snapshot, stage)
+            spec = make_spec(
+                self._repo, self._snapshot, stage, choice.inputs, commit=self._commit, in_place=in_place
+            )
+            self._say(StageEvent(stage.address, "start", choice.decision.reasons))
+            run = self._runner.start(spec)
+        except BaseException:
+            self._stages_lock.drop(stage)
+            raise
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor
 
@@ -531,17 +549,44 @@ class _Repro:
 
     def _end(self, future: Future[StepResult]) -> None:
         stage, choice, _ = self._running.pop(future)
+        in_place = runs_in_place(self._runner, stage)
         try:
             result = future.result()
-            self._finish(stage, choice, result.outs, side_dir=result.side_dir)
+            if in_place and not result.restored:
+                self._finish_in_place(stage, choice, result.outs)
+            else:
+                self._finish(stage, choice, result.outs, side_dir=result.side_dir)
         except StageFailedError as error:
-            self._fail(stage, choice, hint_at_undeclared(self._repo, stage, error))
+            hinted = error if in_place else hint_at_undeclared(self._repo, stage, error)
+            self._fail(stage, choice, hinted)
         except DvkfError as error:
             self._fail(stage, choice, error)
         else:
             reasons, tail = choice.decision.reasons, result.log_tail
             self._say(StageEvent(stage.address, "done", reasons, result.seconds, log_tail=tail))
             self._done(stage, changed=True)
+        finally:
+            if in_place:
+                self._snapshot.forget_all()
+                self._stages_lock.drop(stage)
+
+    def _finish_in_place(self, stage: Stage, choice: Choice, contents: Sequence[StepContent]) -> None:
+        """Record a run whose outputs are in the workspace; what it read is recorded as it is now, as DVC does."""
+        self._snapshot.forget_all()
+        with self._repo.lock(write=[out.path for out in stage.outs]):
+            outs = settle_outputs(self._repo, stage, contents)
+            known = self._snapshot.entry(stage)
+            inputs = self._snapshot.inputs(stage, known)
+            check_inputs(stage, inputs)
+            entry = make_entry(stage, inputs.items, inputs.params, outs)
+            record(
+                self._repo,
+                stage,
+                entry,
+                before=self._followers(stage),
+                save_run=self._commit,
+                known=known,
+            )
 
     def _finish(
         self, stage: Stage, choice: Choice, contents: Sequence[StepContent], *, side_dir: str = ""

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
-from dvkf_prefect.errors import RunnerError, StageCancelledError
+from dvkf_prefect.errors import ParseError, RunnerError, StageCancelledError
 from dvkf_prefect.pipeline import leash
+from dvkf_prefect.pipeline.commands import PYTHONPATH_VARIABLE
 from dvkf_prefect.pipeline.spec import StepResult, StepSpec
+from dvkf_prefect.pipeline.stages import Stage
 
 
 class StageRun(Protocol):
@@ -92,11 +94,42 @@ class BatchRunner(Runner, Protocol):
         """
 
 
+def runs_in_place(runner: Runner, stage: Stage) -> bool:
+    """Tell whether a runner runs a stage in the workspace: where it does so, unless the stage says otherwise.
+
+    Args:
+        runner: The runner; one that says nothing gives each stage a clean folder.
+        stage: The stage; ``meta: {dvkf: {hermetic: true}}`` asks for a clean folder.
+    """
+    return bool(getattr(runner, "in_place", False)) and not is_hermetic(stage)
+
+
+def is_hermetic(stage: Stage) -> bool:
+    """Tell whether a stage asks for a clean folder.
+
+    Args:
+        stage: The stage.
+
+    Raises:
+        ParseError: ``meta.dvkf`` says something that is not known.
+    """
+    values = stage.meta.get("dvkf") if isinstance(stage.meta, Mapping) else None
+    if values is None:
+        return False
+    if not isinstance(values, Mapping) or not set(values) <= {"hermetic"}:
+        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf': only `hermetic` is known")
+    hermetic = values.get("hermetic", False)
+    if not isinstance(hermetic, bool):
+        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf.hermetic': use true or false")
+    return hermetic
+
+
 class LocalRunner:
     """Runs each stage in a child process of its own session, which dies with this process.
 
     Args:
         echo: Let the stages' output through to this process's own.
+        in_place: Whether stages run in the workspace, as DVC runs them; False gives each a clean folder.
 
     Example:
         >>> import tempfile
@@ -109,8 +142,9 @@ class LocalRunner:
 
     name = "local"
 
-    def __init__(self, *, echo: bool = True) -> None:
+    def __init__(self, *, echo: bool = True, in_place: bool = True) -> None:
         self._echo = echo
+        self.in_place = in_place
         self._folder = tempfile.TemporaryDirectory(prefix="dvkf-")
         self._runs: list[_ProcessRun] = []
         self._lock = threading.Lock()
@@ -179,7 +213,8 @@ class _ProcessRun:
 def _environment() -> dict[str, str]:
     """Return the child's environment: where this package was found, it must be found again."""
     package = str(Path(__file__).resolve().parents[2])
-    found = [package] if package in sys.path and "site-packages" not in package else []
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([*found, *([inherited] if inherited else [])])
-    return {**os.environ, **({"PYTHONPATH": path} if path else {})}
+    if package not in sys.path or "site-packages" in package:
+        return dict(os.environ)
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([package, *([inherited] if inherited else [])])
+    return {**os.environ, "PYTHONPATH": path, PYTHONPATH_VARIABLE: inherited}

@@ -128,6 +128,20 @@ class Snapshot:
             for file in [f for f in self._params if _overlap(f, path)]:
                 del self._params[file]
 
+    def forget_all(self) -> None:
+        """Look again at everything: a command ran that may have written anywhere."""
+        self._found.clear()
+        self._below.clear()
+        self._params.clear()
+
+    def tracked(self, path: str) -> Output | None:
+        """Return the output that a path is, or lies in."""
+        while path:
+            if path in self.outputs:
+                return self.outputs[path]
+            path = posixpath.dirname(path)
+        return None
+
     def is_cached(self, digest: str, hash_name: str = MD5) -> bool:
         """Tell whether all of a content is in the cache."""
         key = f"{hash_name}:{digest}"
@@ -177,6 +191,8 @@ class Snapshot:
         while above:
             output = self.outputs.get(above)
             if output is not None and output.digest and output.hash_name == MD5:
+                if above != path and (self.repo.root / above).exists():
+                    return None  # the directory is here, without this part of it
                 stored = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
                 return stored if above == path else self._part(stored, above, path)
             above = posixpath.dirname(above)

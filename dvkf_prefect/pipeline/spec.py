@@ -43,6 +43,7 @@ class StepOutput:
         kind: ``out``, ``metric`` or ``plot``.
         previous: The digest of the content that a persistent output has when the command starts.
         isexec: Whether that content is an executable file.
+        persist: Whether the output is kept where it is when the command starts, and when it fails.
     """
 
     path: str
@@ -50,6 +51,7 @@ class StepOutput:
     kind: str = "out"
     previous: str | None = None
     isexec: bool = False
+    persist: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,9 @@ class StepSpec:
         env: Further environment variables.
         known: A run to take the outputs of, instead of running the commands, should the dependencies turn out to be
             what it read. Only for runners that start stages before all that they read is known.
+        in_place: Whether the commands run in the workspace itself, as DVC runs them.
+        cache_config: The settings of the cache that the outputs of such a run go into.
+        sources: A folder whose files are in a clean folder, too, under what is declared; None for none.
     """
 
     stage: str
@@ -117,6 +122,9 @@ class StepSpec:
     log: str | None = None
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     known: StepKnown | None = None
+    in_place: bool = False
+    cache_config: Mapping[str, str] = field(default_factory=dict)
+    sources: str | None = None
 
     def to_json(self) -> str:
         """Return it as JSON."""

@@ -11,15 +11,10 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
 import sys
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.data.ignore import Ignore
@@ -34,17 +29,25 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
-from dvkf_prefect.files import write_atomic
-from dvkf_prefect.pipeline import leash
+from dvkf_prefect.files import temporary_beside, write_atomic
+from dvkf_prefect.paths import check_parents
+from dvkf_prefect.pipeline.commands import Commands, clean_log
 from dvkf_prefect.pipeline.params import render_params
 from dvkf_prefect.pipeline.spec import WORK, StepContent, StepDependency, StepOutput, StepResult, StepSpec
 
-__all__ = ["Objects", "StepContent", "StepDependency", "StepOutput", "StepResult", "StepSpec", "run_step"]
+# In a stage's folder: its outputs are being moved into the store, and no longer whole.
+_STORED = "stored"
 
-_TAIL_BYTES = 16_384
-_TAIL_LINES = 60
-_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_SHELL_FLAGS = {"zsh": ["--no-rcs"], "bash": ["--noprofile", "--norc"]}
+__all__ = [
+    "Objects",
+    "StepContent",
+    "StepDependency",
+    "StepOutput",
+    "StepResult",
+    "StepSpec",
+    "clean_log",
+    "run_step",
+]
 
 
 class Objects(Protocol):
@@ -67,10 +70,10 @@ class Objects(Protocol):
 
 
 def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
-    """Run a stage's commands in a folder that holds exactly what the stage declares.
+    """Run a stage's commands: in a folder that holds exactly what the stage declares, or in the workspace.
 
     The outputs are hashed and stored, files before manifests. When a command writes less or more than its
-    outputs, the folder is kept and the message names it.
+    outputs in a folder of its own, that folder is kept and the message names it.
 
     Args:
         spec: What to run.
@@ -86,6 +89,10 @@ def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
         > echo hello > x
         'b1946ac92492d2347c6235b4d2611184'
     """
+    if spec.in_place:
+        from dvkf_prefect.pipeline.inplace import run_in_place
+
+        return run_in_place(spec)
     return _Step(spec, objects or Cache(Path(spec.cache_dir))).run()
 
 
@@ -99,8 +106,8 @@ class _Step:
         self._folder = self._home / f"{self._slug}-{os.getpid()}"
         self._root = self._folder / WORK
         self._side = self._folder / "side"
-        self._tail: deque[bytes] = deque()
-        self._seconds = 0.0
+        self._commands = Commands(spec, self._root)
+        self._regained: set[str] = set()
         self._before: dict[str, tuple[int, int, int, int]] = {}
 
     def run(self) -> StepResult:
@@ -108,8 +115,9 @@ class _Step:
         try:
             self._prepare()
             self._before = {path: _look(entry.stat()) for path, entry in _walk(self._root, set())}
-            self._execute()
+            self._commands.run()
             self._check()
+            (self._folder / _STORED).touch()
             outs = tuple(self._store(out) for out in self._spec.outs)
             keep = self._side.exists()
             shutil.rmtree(self._root, ignore_errors=True)
@@ -127,14 +135,15 @@ class _Step:
         except OSError as error:
             return self._result(error=StageError.__name__, message=f"stage '{self._spec.stage}': {error}")
         finally:
+            self._keep_persistent(self._folder)
             if not keep:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _result(self, **values: object) -> StepResult:
         return StepResult(
             self._spec.stage,
-            seconds=round(self._seconds, 3),
-            log_tail=clean_log(b"".join(self._tail)),
+            seconds=round(self._commands.seconds, 3),
+            log_tail=self._commands.log_tail,
             **values,  # type: ignore[arg-type]
         )
 
@@ -166,7 +175,9 @@ class _Step:
         for out in spec.outs:
             target = self._root / out.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            if out.previous:
+            if out.path in self._regained:
+                _copy(Path(self._spec.workspace or "") / out.path, target)
+            elif out.previous:
                 self._objects.export(out.previous, target, isexec=out.isexec)
 
     def _sweep(self) -> None:
@@ -174,8 +185,30 @@ class _Step:
         self._home.mkdir(parents=True, exist_ok=True)
         for entry in self._home.iterdir():
             slug, _, pid = entry.name.rpartition("-")
+            if slug == self._slug and pid != str(os.getpid()) and not _alive(pid):
+                self._keep_persistent(entry)
             if slug == self._slug and (pid == str(os.getpid()) or not _alive(pid)):
                 shutil.rmtree(entry, ignore_errors=True)
+
+    def _keep_persistent(self, folder: Path) -> None:
+        """Bring what a run that failed or was killed left at persistent outputs to where the next one goes on."""
+        workspace, left = self._spec.workspace, folder / WORK
+        if workspace is None or not left.exists() or (folder / _STORED).exists():
+            return
+        for out in self._spec.outs:
+            source, target = left / out.path, Path(workspace) / out.path
+            if not out.persist or source.is_symlink() or not source.exists():
+                continue
+            check_parents(Path(workspace), out.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_beside(target)
+            _copy(source, temporary)
+            if target.is_symlink() or target.is_file():
+                target.unlink()
+            elif target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            self._regained.add(out.path)
 
     def _place(self, dep: StepDependency) -> None:
         target = self._root / dep.path
@@ -210,65 +243,6 @@ class _Step:
             f"stage '{self._spec.stage}': its dependency '{dep.path}' is neither in the cache nor in the "
             f"workspace with the content it had ({dep.digest}); run it again"
         )
-
-    # -- the commands --------------------------------------------------------------------------------------------
-
-    def _execute(self) -> None:
-        spec = self._spec
-        shell = os.environ.get("SHELL") or "/bin/sh"
-        flags = _SHELL_FLAGS.get(Path(shell).name, [])
-        env = {**os.environ, **spec.env, "DVC_ROOT": str(self._root), "DVC_STAGE": spec.stage}
-        log = open(spec.log, "wb", buffering=0) if spec.log else None  # noqa: SIM115 (closed below)
-        start = time.monotonic()
-        try:
-            for command in spec.cmd:
-                self._say(f"> {command}\n".encode(), log, tail=False)
-                process = leash.spawn(
-                    [shell, *flags, "-c", command],
-                    env=env,
-                    cwd=self._root / spec.wdir,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                )
-                reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
-                reader.start()
-                try:
-                    # No bound: a training may take days. It is ended by whoever started the step.
-                    code = process.wait()
-                finally:
-                    leash.end(process)
-                    reader.join(5)
-                    if process.stdout and not reader.is_alive():
-                        process.stdout.close()
-                if code:
-                    raise StageFailedError(spec.stage, command, code, clean_log(b"".join(self._tail)))
-        finally:
-            self._seconds = time.monotonic() - start
-            if log:
-                log.close()
-
-    def _read(self, stream: IO[bytes], log: IO[bytes] | None) -> None:
-        fd = stream.fileno()
-        while chunk := os.read(fd, 65_536):
-            self._say(chunk, log)
-
-    def _say(self, chunk: bytes, log: IO[bytes] | None, *, tail: bool = True) -> None:
-        if log:
-            log.write(chunk)
-        with suppress(
-            OSError, ValueError
-        ):  # a reader of our own output that went away is no failure of the stage
-            binary = getattr(sys.stdout, "buffer", None)
-            if binary:
-                binary.write(chunk)
-            else:
-                sys.stdout.write(chunk.decode(errors="replace"))
-            sys.stdout.flush()
-        if tail:
-            self._tail.append(chunk)
-            size = sum(map(len, self._tail))
-            while len(self._tail) > 1 and size - len(self._tail[0]) >= _TAIL_BYTES:
-                size -= len(self._tail.popleft())
 
     # -- after -------------------------------------------------------------------------------------------------
 
@@ -356,6 +330,14 @@ def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stor
     return Stored(objects.add_bytes(tree.to_bytes(), tree=True), size, len(pairs))
 
 
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        shutil.copy(source, target)
+        target.chmod(target.stat().st_mode | stat.S_IWUSR)
+
+
 def _take(objects: Objects, path: Path) -> str:
     # A link, or a file with a second name, must not become the object itself.
     info = path.lstat()
@@ -395,13 +377,6 @@ def _names(paths: Iterable[str]) -> str:
     listed = sorted(paths)
     more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
     return ", ".join(f"'{path}'" for path in listed[:10]) + more
-
-
-def clean_log(data: bytes) -> str:
-    """Return the end of a log as plain text: no terminal codes, of a progress bar its last state."""
-    text = _TERMINAL_CODES.sub("", data[-2 * _TAIL_BYTES :].decode(errors="replace"))
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return "\n".join(lines[-_TAIL_LINES:])[-_TAIL_BYTES:]
 
 
 def _cancel(number: int, frame: object) -> None:

@@ -235,7 +235,9 @@ class StageCall:
         if isinstance(error, StageFailedError):
             if error.status in _NO_COMMAND:
                 return False
-            return self._stage is None or hint_at_undeclared(self._tasks.repo, self._stage, error) is error
+            if self._stage is None or self.spec.in_place:
+                return True
+            return hint_at_undeclared(self._tasks.repo, self._stage, error) is error
         return isinstance(error, _PASSING)
 
     # -- what Prefect keeps ------------------------------------------------------------------------------------------

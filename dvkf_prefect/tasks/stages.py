@@ -105,6 +105,11 @@ class StageTasks:
         """What a person calls it."""
         return self.inner.name
 
+    @property
+    def in_place(self) -> bool:
+        """Whether stages run in the workspace."""
+        return bool(getattr(self.inner, "in_place", False))
+
     def __enter__(self) -> StageTasks:
         return self
 

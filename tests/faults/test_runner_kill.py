@@ -41,10 +41,12 @@ def family_in(path: Path) -> list[int]:
 
 
 def ancestors(pid: int, count: int) -> list[int]:
-    chain = []
-    for _ in range(count):
+    """Return the processes above one, without the watchers between them."""
+    chain: list[int] = []
+    while len(chain) < count:
         pid = int(stat(pid)[1])
-        chain.append(pid)
+        if "dvkf-watcher" not in Path(f"/proc/{pid}/comm").read_text():
+            chain.append(pid)
     return chain
 
 

@@ -30,8 +30,8 @@ class Project:
     def read(self, name: str) -> str:
         return (self.root / name).read_text()
 
-    def repro(self, *targets: str, **options):
-        with LocalRunner(echo=False) as runner:
+    def repro(self, *targets: str, in_place: bool = True, **options):
+        with LocalRunner(echo=False, in_place=in_place) as runner:
             return repro(self.repo, targets, runner=runner, **options)
 
 

@@ -1,4 +1,4 @@
-"""What a stage reads and does not declare is not there when it runs, on this machine as in a pod, and is named."""
+"""In a clean folder, what a stage reads and does not declare is not there when it runs, and is named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fails(project: Project, cmd: str, deps: tuple[str, ...]) -> str:
     listed = "".join(f"    - {dep}\n" for dep in deps)
     project.write("dvc.yaml", f"stages:\n  s:\n    cmd: {cmd!r}\n    deps:\n{listed}    outs: [out]\n")
     with pytest.raises(StageFailedError) as caught:
-        project.repro()
+        project.repro(in_place=False)
     return str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_in_another_folder(code: Project) -> None:
         f"stages:\n  s:\n    wdir: src\n    cmd: {sys.executable} go.py\n    deps: [go.py]\n    outs: [out]\n",
     )
     with pytest.raises(StageFailedError, match=r"'data/rows\.csv' is in the repository"):
-        code.repro()
+        code.repro(in_place=False)
 
 
 def test_what_is_missing_altogether_is_not_blamed_on_the_stage(code: Project) -> None:

@@ -204,7 +204,7 @@ def test_a_failing_stage_stops_only_what_needs_it(project):
     assert project.repro().ran == ("bad", "after", "last")
 
 
-def test_what_a_stage_needs_but_does_not_declare_is_named(project):
+def test_what_a_stage_needs_but_does_not_declare_is_named_in_a_clean_folder(project):
     project.write("src/lib.py", "X = 1\n")
     project.write("src/run.py", "import lib\nopen('o', 'w')\n")
     text = "stages:\n  a:\n    cmd: {python} src/run.py\n    deps: [{deps}]\n    outs: [o]\n"
@@ -212,12 +212,12 @@ def test_what_a_stage_needs_but_does_not_declare_is_named(project):
     with pytest.raises(
         StageFailedError, match=r"'src/run\.py' is in the repository but not in the deps of 'a'"
     ):
-        project.repro()
+        project.repro(in_place=False)
     project.write("dvc.yaml", text.format(python=sys.executable, deps="src/run.py"))
     with pytest.raises(StageFailedError, match=r"No module named 'lib'"):
-        project.repro()
+        project.repro(in_place=False)
     project.write("dvc.yaml", text.format(python=sys.executable, deps="src"))
-    project.repro()
+    project.repro(in_place=False)
 
 
 def test_a_dataset_is_known_by_its_version(project):
@@ -236,20 +236,20 @@ def test_a_dataset_is_known_by_its_version(project):
     assert project.repro().ran == ("s",)
 
 
-def test_less_or_more_than_the_outputs(project):
+def test_less_or_more_than_the_outputs_in_a_clean_folder(project):
     project.write("in", "1\n")
     project.write("keep", "mine\n")
     text = "stages:\n  a:\n    cmd: {cmd}\n    deps: [in]\n    outs: [a]\n"
     before = [*(p.name for p in project.root.iterdir()), "dvc.yaml"]
     project.write("dvc.yaml", text.format(cmd="'true'"))
     with pytest.raises(StageOutputError, match="did not write 'a'"):
-        project.repro()
+        project.repro(in_place=False)
     project.write("dvc.yaml", text.format(cmd="echo > a; echo > keep; echo > b/c 2>/dev/null || echo > b"))
     with pytest.raises(StageWriteError, match="none of its outputs: 'b', 'keep'"):
-        project.repro()
+        project.repro(in_place=False)
     project.write("dvc.yaml", text.format(cmd="echo > a; echo 2 >> in"))
     with pytest.raises(StageWriteError, match="only depends on: 'in'"):
-        project.repro()
+        project.repro(in_place=False)
     assert sorted(p.name for p in project.root.iterdir()) == sorted(before)
     assert (project.read("in"), project.read("keep")) == ("1\n", "mine\n")
     assert not (project.root / "dvc.lock").exists()
@@ -414,10 +414,12 @@ from dvkf_prefect.pipeline.runner import LocalRunner
 with LocalRunner(echo=False) as runner:
     repro(Repo.open(sys.argv[1]), runner=runner)
 """
+KILLED_APART = KILLED.replace("echo=False", "echo=False, in_place=False")
 
 
+@pytest.mark.parametrize("code", [KILLED, KILLED_APART], ids=["in place", "clean folder"])
 @pytest.mark.parametrize("moment", ["a", "b", "c"])
-def test_sigkill_leaves_no_process_and_the_next_run_completes(project, tmp_path, moment):
+def test_sigkill_leaves_no_process_and_the_next_run_completes(project, tmp_path, moment, code):
     pids = tmp_path / "pids"
     slow = f"if [ ! -e {tmp_path}/killed ]; then echo $$ >> {pids}; sleep 300; fi; "
     text = "stages:\n"
@@ -427,7 +429,7 @@ def test_sigkill_leaves_no_process_and_the_next_run_completes(project, tmp_path,
         text += f"    deps: [{dep}]\n    outs: [{name}]\n"
     project.write("dvc.yaml", text)
     project.write("in", "1\n")
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(project.root)])
+    process = subprocess.Popen([sys.executable, "-c", code, str(project.root)])
     try:
         (pid,) = pids_in(pids, 1)
     finally:
@@ -436,12 +438,12 @@ def test_sigkill_leaves_no_process_and_the_next_run_completes(project, tmp_path,
     wait_until(lambda: not alive(pid))
     (tmp_path / "killed").touch()
     done = "abc"[: "abc".index(moment)]
-    result = project.repro()
+    result = project.repro(in_place=code == KILLED)
     assert result.skipped == tuple(done)
     assert result.ran == tuple("abc"[len(done) :])
     assert project.read("c") == "1\na\nb\nc\n"
     assert not project.repo.status()
-    assert not list((project.root / ".dvc/cache/dvkf-steps").iterdir())
+    assert not list((project.root / ".dvc/cache").glob("dvkf-steps/*"))
 
 
 def test_sigkill_at_any_moment(project, tmp_path):

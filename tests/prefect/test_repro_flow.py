@@ -206,7 +206,7 @@ def test_a_command_that_failed_is_tried_again(pipeline: Pipeline) -> None:
 )
 def test_what_no_try_can_mend_is_tried_once(pipeline: Pipeline, cmd: str, error: type[Exception]) -> None:
     (pipeline.root / "code.txt").write_text("not declared\n")
-    pipeline.write(f"s:\n  cmd: {cmd}\n  deps: [in]\n  outs: [out]\n")
+    pipeline.write(f"s:\n  cmd: {cmd}\n  deps: [in]\n  outs: [out]\n  meta: {{dvkf: {{hermetic: true}}}}\n")
     with pytest.raises(error):
         pipeline.run(retries=3)
     assert pipeline.count("tries") == 1
