@@ -77,7 +77,11 @@ def content(root: Path) -> dict[str, bytes]:
     found = {}
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and not name.startswith((".git/", ".dvc/tmp/")) and "__pycache__" not in name:
+        if (
+            path.is_file()
+            and not name.startswith((".git/", ".dvc/tmp/", ".dvc/cache/tmp-dvkf/"))
+            and "__pycache__" not in name
+        ):
             found[name] = path.read_bytes()
     return found
 
