@@ -101,7 +101,7 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
         props=props,
         folder=repo.relpath(os.getcwd()),
     )
-    out = Path(args.out or repo.config.get("plots", "out_dir") or "dvc_plots").absolute()
+    out = _folder(args, repo)
     if args.json:
         write_images(plots, out)
         _print_json(_report(plots, out, split=args.split))
@@ -118,6 +118,27 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
         print("No plots were loaded, visualization file will not be created.", file=sys.stderr)
         return 0
     return _write(args, repo, plots, out)
+
+
+def _folder(args: argparse.Namespace, repo: Repo) -> Path:
+    """Return where pages and pictures go; a repository cannot lead that out of itself."""
+    from dvkf_prefect.errors import UnsafePathError
+    from dvkf_prefect.paths import check_output, check_parents
+    from dvkf_prefect.pipeline.plots import refuse_link
+
+    if args.out:
+        return Path(args.out).absolute()
+    own = repo.config.read("repo").get("plots", {}).get("out_dir")
+    name = repo.config.get("plots", "out_dir") or "dvc_plots"
+    out = Path(name).absolute()
+    place = os.path.relpath(out, repo.root)
+    if name == own or name == "dvc_plots":
+        if place.startswith("../") or place in (".", ".."):
+            raise UnsafePathError(f"unsafe folder: plots.out_dir '{name}' leads out of {repo.root}. Use -o.")
+        check_output(place, "plots.out_dir")
+        check_parents(repo.root, place)
+        refuse_link(out)
+    return out
 
 
 def _write(args: argparse.Namespace, repo: Repo, plots: Sequence[Plot], out: Path) -> int:

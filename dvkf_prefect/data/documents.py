@@ -66,13 +66,18 @@ def _check_shape(data: bytes, name: str) -> None:
     """Refuse a document that is too deep, too large, or that aliases make so, before anything is built of it."""
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         data = data.decode("utf-16", errors="replace").encode()
-    _check_count(data, name, b"\n", b",")
+    check_count(data, name, b"\n", b",")
     brackets = data.count(b"[") + data.count(b"{")
     if brackets > MAX_DEPTH // 2 or _DEEP.search(data) or (_ANCHOR.search(data) and _ALIAS.search(data)):
         _check_events(data, name)
 
 
-def _check_count(data: bytes, name: str, *marks: bytes) -> None:
+def check_count(data: bytes, name: str, *marks: bytes) -> None:
+    """Refuse data with more values than can be held, counted by what stands between them.
+
+    Raises:
+        ParseError: They are more than `MAX_VALUES`.
+    """
     if sum(map(data.count, marks)) > MAX_VALUES:
         raise ParseError(name, f"more than {MAX_VALUES:,} values, the most allowed here. Split it.")
 
@@ -128,7 +133,7 @@ def load_json(data: bytes, name: str, *, limit: int | None = None) -> Any:
     """
     try:
         if limit is None:
-            _check_count(data, name, b",", b"[")
+            check_count(data, name, b",", b"[")
         value = json.loads(data)
     except ParseError:
         raise

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dvkf_prefect.data import documents
 from dvkf_prefect.errors import ParseError
 from dvkf_prefect.pipeline.metrics import load_values
 
@@ -65,11 +66,15 @@ def parse(data: bytes, name: str, *, header: bool = True) -> Any:
     except UnicodeDecodeError as error:
         raise ParseError(name, f"not UTF-8: {error}") from error
     delimiter = "\t" if suffix == ".tsv" else ","
+    documents.check_count(data, name, b"\n", delimiter.encode())
     names = None
-    if not header:
-        first = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
-        names = [str(i) for i in range(len(first))]
-    return list(csv.DictReader(io.StringIO(text), delimiter=delimiter, fieldnames=names))
+    try:
+        if not header:
+            first = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+            names = [str(i) for i in range(len(first))]
+        return list(csv.DictReader(io.StringIO(text), delimiter=delimiter, fieldnames=names))
+    except csv.Error as error:
+        raise ParseError(name, f"not a table: {error}") from error
 
 
 def sources(name: str, props: Mapping[str, Any]) -> list[str]:

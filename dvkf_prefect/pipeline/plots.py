@@ -21,11 +21,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from dvkf_prefect.data import documents
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.view import View
-from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError, UnsafePathError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.pipeline.metrics import read_bounded
 from dvkf_prefect.pipeline.plot_data import IMAGES, parse, points_of, sources
 from dvkf_prefect.pipeline.stages import load_stages, read_sections
 
@@ -139,11 +141,12 @@ class Plot:
             return {}, {}
         try:
             # Filling a template changes rows; they may be asked for again.
+            _check_template(self.props.get("template"), str(self.props.get("template_dir", "")))
             rows = [dict(row) for row in self.points]
             renderer = render.VegaRenderer(rows, self.name, **self.props)
             filled = renderer.get_partial_filled_template() if split else (renderer.get_filled_template(), {})
-        except _extra("dvc_render.exceptions", "dvc-render").DvcRenderError as error:
-            raise ConfigError(f"the plot '{self.name}': {error}") from error
+        except Exception as error:
+            raise ConfigError(f"the plot '{self.name}': {error or type(error).__name__}") from error
         return filled[0], filled[1]
 
 
@@ -154,6 +157,27 @@ def _extra(module: str, package: str) -> Any:
         raise ConfigError(
             f"plots need {package}; install it with `pip install 'dvkf-prefect[plots]'`"
         ) from error
+
+
+def _check_template(template: object, folder: str) -> None:
+    """Refuse a template that is no regular file: a fifo would be waited for, a device read without end.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if not isinstance(template, str):
+        return
+    for place in (
+        template,
+        f"{template}.json",
+        os.path.join(folder, template),
+        os.path.join(folder, f"{template}.json"),
+    ):
+        if os.path.exists(place) and not os.path.isdir(place):
+            try:
+                documents.load_json(read_description(place), place)
+            except DvkfError as error:
+                raise ConfigError(f"the template '{template}': {error}") from error
 
 
 def templates() -> dict[str, dict[str, Any]]:
@@ -334,7 +358,7 @@ class _Reader:
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
         with self._view.open(self._view.entry(self._place(name))) as file:
-            return file.read()
+            return read_bounded(file, name)
 
     def _expand(self, name: str) -> list[str]:
         """Return the files of a folder, or the file itself."""
@@ -452,11 +476,28 @@ def _url(image: Image) -> str:
 
 
 def write_images(plots: Sequence[Plot], folder: Path) -> None:
-    """Write the pictures of image plots into a folder."""
+    """Write the pictures of image plots into a folder.
+
+    Raises:
+        UnsafePathError: The folder is a link.
+    """
+    refuse_link(folder)
     for plot in plots:
         for image in plot.images:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / image.file_name(), image.data)
+
+
+def refuse_link(folder: Path) -> None:
+    """Refuse a folder that a repository made a link: what is drawn would be written wherever that leads.
+
+    Raises:
+        UnsafePathError: It is a link.
+    """
+    if folder.is_symlink():
+        raise UnsafePathError(
+            f"unsafe folder: '{folder}' is a link. Replace it by a folder, or choose one with -o."
+        )
 
 
 def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None) -> None:
@@ -478,8 +519,9 @@ def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None
     scripts = f"<script>{_library()}</script>" if shown else ""
     pictures = sorted((plot for plot in plots if plot.images), key=lambda plot: _image_order(plot.name))
     shown += [_image_div(plot) for plot in pictures]
-    for name, text in (("scripts", scripts), ("plot_divs", "\n".join(shown)), ("refresh_tag", "")):
-        page = page.replace("{" + name + "}", text)
+    parts = {"scripts": scripts, "plot_divs": "\n".join(shown), "refresh_tag": ""}
+    # At once: what is filled in is not looked through again.
+    page = re.sub(r"\{(scripts|plot_divs|refresh_tag)\}", lambda match: parts[match[1]], page)
     write_atomic(file, page.encode())
 
 
@@ -514,7 +556,10 @@ def _library() -> str:
 
 def _vega_div(number: int, plot: Plot) -> str:
     # Nothing in the data may end the script that it stands in.
-    spec = json.dumps(plot.spec()).replace("<", "\\u003c")
+    filled = plot.spec()
+    # Options of the page itself, HTML among them, that a template may carry.
+    filled.pop("usermeta", None)
+    spec = json.dumps(filled).replace("<", "\\u003c")
     name = f"plot_{number}"
     return (
         f'<div id="{name}" title="{html.escape(plot.name)}"></div>\n'
