@@ -35,7 +35,9 @@ def _is_texts(value: Any) -> bool:
 
 _TEXT = (_is(str), "text")
 _FLAG = (_is(bool), "true or false")
-_COUNT = (lambda value: type(value) is int and value >= 0, "a whole number from 0 on")
+# No file system holds more; beyond it arrays of sizes overflow.
+MAX_SIZE = (1 << 63) - 1
+_COUNT = (lambda value: type(value) is int and 0 <= value <= MAX_SIZE, "a whole number from 0 to 2^63 - 1")
 _MAPPING = (_is(dict), "a mapping")
 _ANY = (lambda value: True, "")
 _SUM = (_is_checksum, "a checksum")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.revisions import RepoFiles
+from dvkf_prefect.data.schema import MAX_SIZE
 from dvkf_prefect.data.store import MD5, Stored
 from dvkf_prefect.errors import ParseError
 from dvkf_prefect.files import read_description, write_atomic
@@ -67,6 +68,8 @@ def _parse(data: bytes, path: str) -> dict[str, Entry]:
     if not isinstance(stages, dict):
         raise wrong(["stages"], "`stages` is a mapping of names to what their last run read and wrote")
     for name, entry in stages.items():
+        if not isinstance(name, str):
+            raise wrong(["stages", name], f"a stage's name is a text, not {name!r}")
         if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), (str, list)):
             raise wrong(["stages", name], f"the entry of stage '{name}' is a mapping with `cmd`")
         for key in ("deps", "outs"):
@@ -78,11 +81,23 @@ def _parse(data: bytes, path: str) -> dict[str, Entry]:
                     raise wrong(["stages", name, key, i], f"an item of `{key}` is a mapping with `path`")
                 md5 = item.get("md5")
                 if md5 is not None and not (
-                    isinstance(md5, str) and len(md5.removesuffix(".dir")) == 32 and md5[:32].isalnum()
+                    isinstance(md5, str)
+                    and len(md5.removesuffix(".dir")) == 32
+                    and md5[:32].isalnum()
+                    and md5.isascii()
                 ):
                     raise wrong(["stages", name, key, i, "md5"], "`md5` is 32 hexadecimal digits")
+                for count in ("size", "nfiles"):
+                    number = item.get(count)
+                    if number is not None and not (type(number) is int and 0 <= number <= MAX_SIZE):
+                        raise wrong(
+                            ["stages", name, key, i, count], f"`{count}` is a whole number from 0 to 2^63 - 1"
+                        )
         params = entry.get("params", {})
-        if not isinstance(params, dict) or not all(isinstance(v, dict) for v in params.values()):
+        if not isinstance(params, dict) or not all(
+            isinstance(file, str) and isinstance(values, dict) and all(isinstance(key, str) for key in values)
+            for file, values in params.items()
+        ):
             raise wrong(["stages", name, "params"], "`params` is a mapping of files to their values")
     return stages
 
