@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.urls import public_url, without_secrets
 
 _TIMEOUT = 120.0
+# Seconds another git process may hold a lock of the repository, as it does for a moment to commit.
+_LOCK_WAIT = 60.0
+# How often a commit is tried whose files another program took out of the index again.
+_ATTEMPTS = 20
+_LOCKED = r"(?s)Unable to create '([^']*\.lock)': File exists|cannot lock ref .* is at [0-9a-f]+ but expected"
 # What git may be asked to speak when a file names the url: no remote helpers, which run commands (`ext::`, `fd::`).
 _PROTOCOLS = ("file", "git", "http", "https", "ssh")
 _HELPER = r"([A-Za-z0-9][A-Za-z0-9+.-]*)::"
@@ -113,11 +121,46 @@ class Git:
     ) -> bytes:
         """Run one git command and return its output as it is.
 
+        Where another process holds a lock that git needs, it waits for that one.
+
         Raises:
-            GitError: It ended with an error, or is not installed.
+            GitError: It ended with an error, or is not installed; or a lock stayed for too long.
         """
+        if args[0] == "add":
+            with self._turn():
+                return self._run_waiting(args, stdin, env)
+        return self._run_waiting(args, stdin, env)
+
+    def _run_waiting(
+        self, args: Sequence[str], stdin: bytes | None = None, env: Mapping[str, str] | None = None
+    ) -> bytes:
+        deadline = time.monotonic() + _LOCK_WAIT
+        pause = 0.02
+        while True:
+            done = self._run_once(args, stdin, env)
+            if not done.returncode:
+                return done.stdout
+            said = without_secrets(done.stderr.decode(errors="replace").strip())
+            locked = re.search(_LOCKED, said)
+            if not locked:
+                break
+            if time.monotonic() > deadline:
+                raise GitError(
+                    f"`git {args[0]}` in {self.root} waited {_LOCK_WAIT:.0f} s for another git process: "
+                    f"{locked[1] or 'a branch'} is locked. If none runs, remove that file."
+                )
+            from random import random  # takes a while to import
+
+            # Several that wait for one lock do not come back at the same moment.
+            time.sleep(pause * (0.5 + random()))  # noqa: S311
+            pause = min(pause * 1.5, 1.0)
+        raise GitError(f"`git {' '.join(args[:2])}` in {self.root}: {said or f'exit code {done.returncode}'}")
+
+    def _run_once(
+        self, args: Sequence[str], stdin: bytes | None, env: Mapping[str, str] | None
+    ) -> subprocess.CompletedProcess[bytes]:
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 ["git", "-C", str(self.root), *(FOREIGN if self.foreign else ()), *args],
                 input=stdin,
                 stdin=subprocess.DEVNULL if stdin is None else None,
@@ -132,11 +175,6 @@ class Git:
             raise GitError(f"`git {args[0]}` in {self.root}: {error}") from error
         except subprocess.TimeoutExpired as error:
             raise GitError(f"`git {args[0]}` in {self.root} gave no answer in {_TIMEOUT:.0f} s") from error
-        if done.returncode:
-            said = without_secrets(done.stderr.decode(errors="replace").strip())
-            said = said or f"exit code {done.returncode}"
-            raise GitError(f"`git {' '.join(args[:2])}` in {self.root}: {said}")
-        return done.stdout
 
     def head(self) -> str | None:
         """Return the commit that is checked out, or None before the first one."""
@@ -197,8 +235,56 @@ class Git:
         Raises:
             GitError: Git refused, for want of an identity for instance.
         """
-        self.run("add", "--", *paths)
-        if not self.run("diff", "--cached", "--name-only", "--", *paths):
-            return None
-        self.run("commit", "--quiet", "--file", "-", "--", *paths, stdin=message.encode())
-        return self.head()
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                with self._turn():
+                    self._run_waiting(("add", "--", *paths))
+                    if not self._run_waiting(("diff", "--cached", "--name-only", "--", *paths)):
+                        return None
+                    self._run_waiting(
+                        ("commit", "--quiet", "--file", "-", "--", *paths), stdin=message.encode()
+                    )
+                    return self.head()
+            except GitError as error:
+                # A commit by another program reads the index before it locks it, and may drop what was just added.
+                if not left or "did not match any file(s) known to git" not in str(error):
+                    raise
+        return None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep this package's other processes from changing the index meanwhile.
+
+        Raises:
+            GitError: One of them took too long.
+        """
+        folder = self.root / ".git"
+        if not folder.is_dir():
+            folder = self.root / self._run_waiting(("rev-parse", "--git-dir")).decode().rstrip("\n")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(folder / "dvkf-index.lock", flags, 0o666)
+        except OSError:
+            yield  # a folder that cannot be written to, as git will say
+            return
+        try:
+            deadline = time.monotonic() + _LOCK_WAIT
+            while not _is_taken(descriptor):
+                if time.monotonic() > deadline:
+                    raise GitError(
+                        f"another dvkf process has been committing in {self.root} for {_LOCK_WAIT:.0f} s. Try again."
+                    )
+                time.sleep(0.02)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _is_taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # locks do not work here; git's own are left
+    return True

@@ -20,12 +20,10 @@ from dvkf_prefect.data.locks import RepoLock
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     ConfigError,
+    DvkfError,
     ModelDigestError,
     ModelError,
     ModelNotFoundError,
-    ObjectError,
-    ParseError,
-    RemoteError,
 )
 from dvkf_prefect.files import read_description
 from dvkf_prefect.models import tags
@@ -465,7 +463,7 @@ class ModelRegistry:
         event = version.event
         content: ModelContent | None = None
         # What others tagged may lack what we ask of a registration; it is shown all the same.
-        with suppress(ModelError, ParseError, ObjectError, RemoteError, ConfigError):
+        with suppress(DvkfError, OSError, ValueError):
             content = self._contents.read(history.name, version.rev)
         return ModelVersion(
             name=history.name,
@@ -507,7 +505,8 @@ class ModelRegistry:
         """Make a tag with the model's next number; another clone's or gto's may be faster, then the one after."""
         for _ in range(_ATTEMPTS):
             history = self._model(self._read(), name)
-            counter = max((event.counter or 0 for event in history.events), default=0) + 1
+            counters = (event.counter or 0 for event in history.events)
+            counter = max((known for known in counters if known < tags.COUNTERS), default=0) + 1
             tag = tags.tag_name(action, name, stage=stage, counter=counter)
             if self._tag(history, tag, rev, text, trailers):
                 return

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Literal, NamedTuple
@@ -50,10 +51,13 @@ _FORMAT = (
     "%(objecttype)%00%(refname:strip=2)%00%(type)%00%(object)%00%(taggername)%00%(taggeremail:trim)%00"
     "%(taggerdate:raw)%00%(contents:signature)%00%(contents)%00"
 )
-# What a clock can show in every zone: from year 1 to 9999.
-_LONGEST = 1000  # characters of a tag's name
-_FIRST, _LAST = -62_135_510_400, 253_402_214_400
 _FIELDS = _FORMAT.count("%00")
+# Longer names are none that gto or this writes; their numbers could be longer than Python reads.
+_LONGEST = 1000
+# A day before the end of the year 9999, which every zone can show; what claims to be younger, or older than 1970, counts as oldest.
+_LATEST = 253_402_214_400
+# The highest counter that a new tag counts on from: a pushed tag must not use up the numbers.
+COUNTERS = 10**15
 
 
 @dataclass(frozen=True)
@@ -190,30 +194,48 @@ def parse_tag_name(tag: str) -> TagName | None:
 
 
 def read_tags(git: Git) -> list[TagEvent]:
-    """Read every registry tag, oldest first; of the same second, by name, as GTO reads them."""
-    listed = git.run_bytes("for-each-ref", f"--format={_FORMAT}", "refs/tags").decode(errors="replace")
+    """Read every registry tag, oldest first; of the same second, by name, as GTO reads them.
+
+    Tags that cannot be read are passed over: one of them must not take the others away.
+    """
+    try:
+        events = _read(git, "refs/tags")
+    except GitError:
+        # One broken tag ends git's whole listing, so each is asked for.
+        events = []
+        for name in git.run("for-each-ref", "--format=%(refname:strip=2)", "refs/tags").splitlines():
+            if parse_tag_name(name):
+                with suppress(GitError):
+                    events += _read(git, f"refs/tags/{name}")
+    return sorted(events, key=lambda event: (event.created, event.tag))
+
+
+def _read(git: Git, refs: str) -> list[TagEvent]:
+    listed = git.run_bytes("for-each-ref", f"--format={_FORMAT}", "--", refs).decode(errors="replace")
     # Each record is followed by a newline, which so begins the next one's first field.
     fields = listed.split("\0")
     events = []
-    for start in range(0, len(fields) - 1, _FIELDS):
+    for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
         kind, tag, target, rev, author, email, date, signature, message = fields[start : start + _FIELDS]
         parsed = parse_tag_name(tag)
         if kind.strip() != "tag" or target != "commit" or not parsed:
             continue
-        text, trailers = split_message(message.removesuffix(signature))
+        text, trailers = split_message(message.removesuffix(signature) if signature else message)
         events.append(TagEvent(*parsed, rev, _time(date), author, email, text, trailers, tag))
-    return sorted(events, key=lambda event: (event.created, event.tag))
+    return events
 
 
 def _time(raw: str) -> datetime:
-    seconds, _, zone = raw.partition(" ")
-    # Git keeps whatever zone and time a tag was given; what no clock can show is shown as the nearest.
-    offset = timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5])) if zone[1:5].isdecimal() else timedelta()
-    if offset >= timedelta(hours=24):
-        offset = timedelta()
-    moment = timezone(-offset if zone.startswith("-") else offset)
-    known = int(seconds[:20]) if seconds.removeprefix("-").isdecimal() else 0
-    return datetime.fromtimestamp(max(_FIRST, min(known, _LAST)), moment)
+    """Return the moment that git gives for a tag, whatever was written there; 1970 where it says none."""
+    match = re.fullmatch(r"(\d{1,18})(?: ([+-])(\d\d)(\d\d))?", raw, re.ASCII)
+    if not match or int(match[1]) > _LATEST:
+        return datetime.fromtimestamp(0, timezone.utc)
+    offset = timedelta(hours=int(match[3] or 0), minutes=int(match[4] or 0))
+    if match[2] == "-":
+        offset = -offset
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(int(match[1]), timezone(offset))
+    return datetime.fromtimestamp(int(match[1]), timezone.utc)
 
 
 def split_message(message: str) -> tuple[str, dict[str, str]]:
@@ -259,7 +281,7 @@ def create_tag(git: Git, name: str, rev: str, message: str, *, after: Iterable[T
         GitError: Git refused, for want of an identity for instance.
     """
     newest = max((int(event.created.timestamp()) for event in after), default=0)
-    moment = max(int(time.time()), newest + 1)
+    moment = min(max(int(time.time()), newest + 1), _LATEST)
     zone = time.strftime("%z", time.localtime(moment))
     try:
         git.run(
