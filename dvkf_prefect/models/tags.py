@@ -54,7 +54,8 @@ _FORMAT = (
 _FIELDS = _FORMAT.count("%00")
 # Longer names are none that gto or this writes; their numbers could be longer than Python reads.
 _LONGEST = 1000
-# A day before the end of the year 9999, which every zone can show; what claims to be younger, or older than 1970, counts as oldest.
+# A day before the end of the year 9999, which every zone can show; what claims to be younger, or older than 1970,
+# counts as oldest.
 _LATEST = 253_402_214_400
 # The highest counter that a new tag counts on from: a pushed tag must not use up the numbers.
 COUNTERS = 10**15
