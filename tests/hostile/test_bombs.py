@@ -21,6 +21,8 @@ from dvkf_prefect.data.patterns import PatternError, compile_pattern, is_simple
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import DvkfError, ParseError
 from dvkf_prefect.pipeline.params import load_values, select
+from dvkf_prefect.pipeline.template import interpolation
+from dvkf_prefect.pipeline.template.source import Source
 
 MEMORY = 2 << 30
 
@@ -249,3 +251,29 @@ def test_lines_that_are_no_patterns_are_told_with_their_file(
     (repository / "f").write_text("1")
     assert main(["add", "f"]) == 1
     assert ".dvcignore" in capsys.readouterr().err
+
+
+EXPRESSION = re.compile(r"(?<!\\)\$\{(.*?)\}")
+_PART = r"[^.\[\]]+"
+SYNTAX = re.compile(rf"{_PART}(?:\s*(?:\.{_PART}|\[{_PART}\]))*\s*")
+
+
+def test_expressions_are_found_as_by_the_rule_of_the_format() -> None:
+    """DVC's own expressions, which take quadratic and cubic time, against those that do not."""
+    source = random.Random(3)
+    for _ in range(20_000):
+        text = "".join(source.choice("$${{}}\\ \na") for _ in range(source.randint(0, 12)))
+        assert [match.span() for match in EXPRESSION.finditer(text)] == list(interpolation._expressions(text))
+        inner = "".join(source.choice("a.[] \n") for _ in range(source.randint(0, 9)))
+        assert bool(SYNTAX.fullmatch(inner)) is bool(interpolation._SYNTAX.fullmatch(inner))
+
+
+@pytest.mark.parametrize(
+    "text", ["}" + "${" * 500_000 + "\n}", "${a" + " " * 100_000 + "[}", "${a" + "[0] " * 100_000 + "!}"]
+)
+def test_expressions_that_never_end_are_read_at_once(text: str) -> None:
+    source = Source(b"", "dvc.yaml")
+    try:
+        interpolation.compile_value(text, source, ("stages",))
+    except ParseError as error:
+        assert len(str(error)) < 1000

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from dvkf_prefect.pipeline.template.source import MAX_TEXT, Place, Source
 
-_EXPRESSION = re.compile(r"(?<!\\)\$\{(.*?)\}")
 _WORD = r"[^.\[\]]+"
-_SYNTAX = re.compile(rf"{_WORD}(?:\s*(?:\.{_WORD}|\[{_WORD}\]))*\s*")
+# White space belongs to one part only: a text could otherwise be tried in very many ways.
+_SYNTAX = re.compile(rf"{_WORD}(?:\.{_WORD}|\[{_WORD}\]\s*)*")
+_SHOWN = 200  # characters of a wrong expression in a message
 _PLAIN = (int, float, str, bytes, bool)
 
 
@@ -178,19 +179,19 @@ def compile_value(value: Any, source: Source, place: Place) -> Any:
 def _compile_text(text: str, source: Source, place: Place) -> Any:
     parts: list[str | Reference] = []
     end = 0
-    for match in _EXPRESSION.finditer(text):
-        inner = match[1]
+    for start, after in _expressions(text):
+        whole, inner = text[start:after], text[start + 2 : after - 1]
         if not _SYNTAX.fullmatch(inner):
             raise source.wrong(
                 place,
-                f"`{match[0]}`: an expression is a name and what it is walked through by, such as "
+                f"`{whole[:_SHOWN]}`: an expression is a name and what it is walked through by, such as "
                 "`${train.layers[0].size}`; write `\\${` where the shell is to see it",
             )
-        if match.start() > end:
-            parts.append(text[end : match.start()].replace("\\${", "${"))
+        if start > end:
+            parts.append(text[end:start].replace("\\${", "${"))
         path = inner.replace("[", ".").replace("]", "").split(".")
-        parts.append(Reference(match[0], tuple(word.strip() for word in path), place))
-        end = match.end()
+        parts.append(Reference(whole, tuple(word.strip() for word in path), place))
+        end = after
     if not parts:
         return text.replace("\\${", "${")
     if end < len(text):
@@ -198,10 +199,25 @@ def _compile_text(text: str, source: Source, place: Place) -> Any:
     return _Text(tuple(parts))
 
 
+def _expressions(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where each ``${…}`` begins and ends; one does not go over a line's end, nor begin behind a backslash."""
+    place = brace = line = 0
+    while (start := text.find("${", place)) >= 0:
+        place = start + 2
+        # Each character is looked for once, however often `${` stands there.
+        if brace < place and (brace := text.find("}", place)) < 0:
+            return
+        if line < place and (line := text.find("\n", place)) < 0:
+            line = len(text)
+        if brace < line and text[start - 1 : start] != "\\":
+            yield start, brace + 1
+            place = brace + 1
+
+
 def is_interpolated(value: Any) -> bool:
     """Tell whether a value has a ``${…}`` in it anywhere."""
     if isinstance(value, str):
-        return _EXPRESSION.search(value) is not None
+        return next(_expressions(value), None) is not None
     if isinstance(value, dict):
         return any(is_interpolated(k) or is_interpolated(v) for k, v in value.items())
     return isinstance(value, list) and any(map(is_interpolated, value))
