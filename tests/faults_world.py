@@ -155,6 +155,9 @@ class World:
             again = run(repo, env, *DVKF, *verb.command, ok=False)
             if again.returncode:
                 problems.append(f"{verb.name} again: {again.returncode} {again.stderr[-600:]}")
+        else:
+            # Done, perhaps not tidied up: any other verb that writes does that.
+            run(repo, env, *DVKF, "checkout", "-q", ok=False)
         problems += self.check(where)
         if not problems:
             said = run(repo, env, *DVKF, "status", ok=False)

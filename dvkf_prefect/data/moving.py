@@ -89,6 +89,11 @@ class Remote:
             absent.difference_update(there)
         return absent
 
+    def sweep(self) -> None:
+        """Remove what transfers to a folder left whose process is gone."""
+        if isinstance(self.storage, FolderStorage):
+            self.storage.sweep()
+
     @property
     def is_folder(self) -> bool:
         """Whether its objects are files of this machine, of which sizes cost little."""
@@ -346,7 +351,6 @@ def _beside(
     folder = storage.local_path(first).parent.parent
     results: Iterator[tuple[str, int | ObjectError]]
     if direction == "push":
-        storage.sweep()
         storage.make_folders(f"{folder}/{prefix}" for prefix in _folders(digests))
         results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary(), workers=jobs)
     else:

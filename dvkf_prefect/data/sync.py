@@ -215,7 +215,8 @@ def _each_remote(
         place = repo.remote(name)
         with_runs = place.name == shares_runs
         with repo.lock():
-            repo.cache.sweep()
+            if direction == "push":
+                place.sweep()
             try:
                 act(group, place, with_runs)
                 if with_runs:
