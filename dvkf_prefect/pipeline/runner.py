@@ -13,10 +13,14 @@ from types import TracebackType
 from typing import Protocol, runtime_checkable
 
 from dvkf_prefect.errors import ParseError, RunnerError, StageCancelledError
+from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline import leash
 from dvkf_prefect.pipeline.commands import PYTHONPATH_VARIABLE
 from dvkf_prefect.pipeline.spec import StepResult, StepSpec
 from dvkf_prefect.pipeline.stages import Stage
+
+# Folders of runs that were killed are told by it, and go with the next run.
+_PREFIX = "dvkf-stages-"
 
 
 class StageRun(Protocol):
@@ -145,14 +149,16 @@ class LocalRunner:
     def __init__(self, *, echo: bool = True, in_place: bool = True) -> None:
         self._echo = echo
         self.in_place = in_place
-        self._folder = tempfile.TemporaryDirectory(prefix="dvkf-")
+        sweep(tempfile.gettempdir(), _PREFIX)
+        self._folder = OwnedFolder(tempfile.gettempdir(), _PREFIX)
+        self._folder.path.chmod(0o700)
         self._runs: list[_ProcessRun] = []
         self._lock = threading.Lock()
 
     def start(self, spec: StepSpec) -> StageRun:
         """Start a stage and return at once."""
         with self._lock:
-            place = Path(self._folder.name) / str(len(self._runs))
+            place = self._folder.path / str(len(self._runs))
             place.mkdir()
             run = _ProcessRun(spec, place, self, echo=self._echo)
             self._runs.append(run)
@@ -162,7 +168,7 @@ class LocalRunner:
         """End what still runs."""
         for run in self._runs:
             run.cancel()
-        self._folder.cleanup()
+        self._folder.release()
 
     def __enter__(self) -> LocalRunner:
         return self

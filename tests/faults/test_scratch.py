@@ -106,3 +106,17 @@ def test_a_clone_is_for_its_user_only(source: Repo, tmp_path: Path) -> None:
 
     with scratch_folder("dvkf-clone-") as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_folders_of_killed_runs_of_stages_go_with_the_next(source: Repo, tmp_path: Path) -> None:
+    from dvkf_prefect.pipeline.runner import LocalRunner
+
+    killed = "import os, signal; from dvkf_prefect.pipeline.runner import LocalRunner as R; r = R()"
+    died = subprocess.run(
+        [sys.executable, "-c", f"{killed}; os.kill(os.getpid(), signal.SIGKILL)"], check=False
+    )
+    assert died.returncode == -9
+    assert len(left(tmp_path)) == 1
+    with LocalRunner():
+        assert len(left(tmp_path)) == 1
+    assert left(tmp_path) == []

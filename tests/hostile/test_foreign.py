@@ -10,6 +10,9 @@ import pytest
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.external import open_external
+from dvkf_prefect.data.remotes import open_storage
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.protocols import protocol_of
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.trust import is_trusted
 from dvkf_prefect.errors import ConfigError
@@ -253,3 +256,32 @@ def test_trust_is_by_whole_parts_of_a_url(monkeypatch: pytest.MonkeyPatch) -> No
         "/srv/minevil",
     ):
         assert not is_trusted(source), source
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://-oProxyCommand=x/d",
+        "ssh://host;touch x/d",
+        "ssh://host`touch x`/d",
+        "ssh://$(touch x)@host/d",
+        "ssh://-x@host/d",
+        "ssh://a b@host/d",
+    ],
+)
+def test_the_host_of_an_ssh_remote_is_a_plain_name(url: str) -> None:
+    """The user's own ssh configuration may run a command with the host's name in it."""
+    with pytest.raises(ConfigError, match="not a plain name"):
+        open_storage(url, name="store")
+
+
+def test_the_user_of_an_ssh_remote_is_a_plain_name() -> None:
+    with pytest.raises(ConfigError, match="the user"):
+        open_storage("ssh://host/d", {"user": "a;b"}, name="store")
+    for url in (
+        "ssh://me@host.example:22/d",
+        "ssh://10.0.0.1/d",
+        "ssh://[::1]/d",
+        "ssh://first.last@my_host/d",
+    ):
+        assert protocol_of(url, {}, Place("store", url)).arguments["host"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import getpass
 import importlib
+import re
 import shlex
 import subprocess
 import sys
@@ -207,6 +208,12 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "skip_instance_cache": True,
     }
     user = options.get("user") or parts.username
+    # The user's ssh configuration may put both into a command line (`ProxyCommand`, `Match exec`).
+    for name, said in (("host", parts.hostname), ("user", user)):
+        if said and not re.fullmatch(_PLAIN_NAME, str(said)):
+            raise ConfigError(
+                f"remote '{place.name}': the {name} {str(said)!r} of its url is not a plain name"
+            )
     password = options.get("password") or (unquote(parts.password) if parts.password else None)
     if not password and options.get("ask_password"):
         password = _ask(place, "ask_password", f"password of {user or 'you'} at {parts.hostname}")
@@ -238,6 +245,10 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
         credentials=f"the password or keys of user '{user or getpass.getuser()}'",
         secrets=tuple(str(s) for s in (password, passphrase) if s),
     )
+
+
+# No option and nothing that a shell would read; addresses of IPv6 and names of Windows domains have signs too.
+_PLAIN_NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.:%@+-]*\$?|::[0-9A-Fa-f:.%]*"
 
 
 def _ssh_space(fs: Any, folder: str) -> int:
