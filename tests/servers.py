@@ -183,6 +183,7 @@ class PrefectServer:
             "PREFECT_API_URL": self.api,
             "PREFECT_SERVER_UI_API_URL": self.api,
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
             "PREFECT_CLI_COLORS": "false",
             "PYTHONWARNINGS": "default",
         }

@@ -89,6 +89,41 @@ def test_deployments_run_on_a_worker(server: PrefectServer, project: Repo) -> No
         end(worker, grace=20)
 
 
+def test_a_schedule_fires(server: PrefectServer, project: Repo) -> None:
+    """The server's scheduler makes runs of an interval, and the worker runs them."""
+    server.run(sys.executable, "blocks/local.py", str(project.root))
+    server.run("prefect", "work-pool", "create", "local", "--type", "process")
+    server.run("prefect", "--no-prompt", "deploy", "--name", "repro")
+    repro = server.get("/deployments/name/repro/repro")
+    every = {"schedule": {"interval": 5.0, "timezone": "UTC"}, "active": True}
+    (made,) = server.post(f"/deployments/{repro['id']}/schedules", [every])
+    worker = server.start(
+        "prefect", "worker", "start", "--pool", "local", "--type", "process", "--name", "test"
+    )
+    try:
+        deadline = time.monotonic() + 400
+        while True:
+            found = server.post(
+                "/flow_runs/filter",
+                {
+                    "deployments": {"id": {"any_": [repro["id"]]}},
+                    "sort": "EXPECTED_START_TIME_ASC",
+                    "limit": 5,
+                },
+            )
+            ended = [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+            if ended:
+                break
+            assert time.monotonic() < deadline, server.logs()
+            time.sleep(0.5)
+        assert ended[0]["state_type"] == "COMPLETED", server.logs()
+        assert ended[0]["auto_scheduled"] and ended[0]["created_by"]["type"] == "SCHEDULE"
+        assert ended[0]["created_by"]["id"] == made["id"]
+        assert not Repo.open(project.root).status()
+    finally:
+        end(worker, grace=20)
+
+
 def test_a_cancelled_run_leaves_no_process(server: PrefectServer, project: Repo, tmp_path: Path) -> None:
     """A person cancels the run in the UI; the worker ends its process, and the stage's command ends with it."""
     pid_file = tmp_path / "pid"
