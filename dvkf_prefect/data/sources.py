@@ -289,8 +289,11 @@ class UrlFiles(FilesystemStorage):
     def info(self, relpath: str) -> dict[str, Any] | None:
         """Return what the service says of a file or a directory; None where there is neither."""
         try:
-            with self._told(f"look up '{relpath}'" if relpath else "look it up", relpath):
-                found: dict[str, Any] = self._fs.info(self._full(relpath))
+            found: dict[str, Any] = self._ask(
+                f"look up '{relpath}'" if relpath else "look it up",
+                relpath,
+                lambda: self._fs.info(self._full(relpath)),
+            )
         except MissingObjectError:
             return None
         return found
@@ -302,8 +305,9 @@ class UrlFiles(FilesystemStorage):
 
     def find(self) -> dict[str, dict[str, Any]]:
         """Return what the service says of each file below the root, by its path from there."""
-        with self._told("list it", ""):
-            found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)
+        found: dict[str, dict[str, Any]] = self._ask(
+            "list it", "", lambda: self._fs.find(self._root, detail=True)
+        )
         root = self._root.strip("/")
         files: dict[str, dict[str, Any]] = {}
         for path, info in found.items():
@@ -315,9 +319,10 @@ class UrlFiles(FilesystemStorage):
 
     def read_version(self, relpath: str, version: str | None, *, limit: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of a file, of one version where one is named; at most ``limit``."""
-        with self._told(f"read '{relpath}'" if relpath else "read it", relpath):
-            chunks = self._bytes(self._full(relpath), 0, version if self.versioned else None)
-            yield from steady(chunks, self._place, relpath or self.url, limit=limit)
+        tried = f"read '{relpath}'" if relpath else "read it"
+        named = version if self.versioned else None
+        chunks = self._resumed(self._full(relpath), 0, tried, relpath, named)
+        yield from steady(chunks, self._place, relpath or self.url, limit=limit)
 
     def _full(self, relpath: str) -> str:
         return self._path(relpath) if relpath else self._root

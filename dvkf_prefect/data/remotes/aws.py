@@ -141,7 +141,7 @@ def s3fs_arguments(options: Options, place: Place) -> S3Arguments:
     config = {
         "connect_timeout": options.get("connect_timeout", _CONNECT_TIMEOUT),
         "read_timeout": options.get("read_timeout", _READ_TIMEOUT),
-        "retries": {"mode": "standard", "total_max_attempts": 3},
+        "retries": {"mode": "standard", "total_max_attempts": 1},
         "max_pool_connections": 64,
     }
     style = scoped.get("s3", {}).get("addressing_style")

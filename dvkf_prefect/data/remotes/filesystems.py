@@ -7,21 +7,27 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after
 from dvkf_prefect.data.remotes.protocols import Protocol
 from dvkf_prefect.errors import DvkfError, MissingObjectError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+T = TypeVar("T")
+
 _CHUNK = 1 << 20
+# Folders that a listing looks into at most, and how deep.
+_MOST_FOLDERS = 1_000_000
+_DEEPEST = 200
 _TEMPORARY = ".dvkf-tmp-"
 # Classes of the libraries below fsspec, by name, so that none has to be imported to be told apart.
 _UNREACHABLE = {
@@ -35,6 +41,22 @@ _UNREACHABLE = {
     "ReadTimeoutError",
     "ServerTimeoutError",
     "TransportError",
+}
+_CUT = {
+    "ClientPayloadError",
+    "ConnectionResetError",
+    "IncompleteReadError",
+    "ReadError",
+    "RemoteProtocolError",
+    "ResponseStreamingError",
+    "ServerDisconnectedError",
+}
+_STALLED = {
+    "ConnectTimeoutError",
+    "ReadTimeout",
+    "ReadTimeoutError",
+    "ServerTimeoutError",
+    "SocketTimeoutError",
 }
 _LOST = {"ConnectionLost", "DisconnectError", "SFTPConnectionLost", "SFTPNoConnection"}
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "PermissionDenied", "HostKeyNotVerifiable"}
@@ -75,10 +97,10 @@ class FilesystemStorage(Storage):
         self._protocol = protocol
         self._place = place
         self._root = protocol.root
+        self._gate = Gate(refused=protocol.refused)
         self._connecting = threading.Lock()
         self._connected: AbstractFileSystem | None = None
-        with self._told("connect", None):
-            assert self._fs
+        self._ask("connect", None, lambda: self._fs)
         self._made: set[str] = set()
 
     @property
@@ -93,8 +115,7 @@ class FilesystemStorage(Storage):
         """Bytes of the blob, or None when there is none."""
         path = self._path(key)
         try:
-            with self._told(f"look up '{key}'", key):
-                info = self._fs.info(path)
+            info = self._ask(f"look up '{key}'", key, lambda: self._fs.info(path))
         except MissingObjectError:
             return None
         if info.get("type") != "file":
@@ -113,8 +134,29 @@ class FilesystemStorage(Storage):
                 raise self._place.missing(key)
             if start >= size:
                 return
-        with self._told(f"read '{key}'", key):
-            yield from self._bytes(path, start)
+        yield from self._resumed(path, start, f"read '{key}'", key)
+
+    def _resumed(
+        self, path: str, start: int, tried: str, key: str, version: str | None = None
+    ) -> Iterator[bytes]:
+        """Yield a file from a byte on; a connection that is cut is taken up where it was."""
+        position = start
+        patience = Patience(self._gate)
+        while True:
+            self._gate.wait()
+            before = position
+            try:
+                for chunk in self._bytes(path, position, version):
+                    position += len(chunk)
+                    yield chunk
+                return
+            except Exception as error:
+                if isinstance(error, DvkfError):
+                    raise
+                if position > before:
+                    patience.reset()
+                if not patience.again(self._trouble(error)):
+                    raise self._fault(error, tried, key) from self._place.cause(error)
 
     def _bytes(self, path: str, start: int, version: str | None = None) -> Iterator[bytes]:
         """Yield a file from a byte on, each piece as soon as it is there."""
@@ -143,11 +185,15 @@ class FilesystemStorage(Storage):
         # A source that cannot be opened is the caller's file, not a fault of the remote.
         with open(source, "rb", buffering=0):
             local = os.fspath(source)
-        with self._told(f"store '{key}'", None):
-            if self._protocol.atomic:
-                self._put(local, path)
-            else:
-                self._put_and_rename(local, path)
+        put = self._put if self._protocol.atomic else self._put_and_rename
+        self._ask(f"store '{key}'", None, lambda: put(local, path))
+        if self._protocol.atomic and self._protocol.lists:
+            # A service that kept less than it was sent has said that all is well.
+            sent, stored = os.path.getsize(local), self.size(key)
+            if stored != sent:
+                raise self._place.failed(
+                    f"store '{key}'", f"it has {stored} bytes of it, where {sent} were sent"
+                )
 
     def _put(self, local: str, path: str) -> None:
         if self._protocol.upload:
@@ -217,8 +263,9 @@ class FilesystemStorage(Storage):
 
     def _find(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
-            with self._told(tried, start):
-                found: dict[str, dict[str, Any]] = self._fs.find(start, detail=True)
+            found: dict[str, dict[str, Any]] = self._ask(
+                tried, start, lambda: self._fs.find(start, detail=True)
+            )
         except MissingObjectError:
             return
         yield from found.items()
@@ -228,8 +275,9 @@ class FilesystemStorage(Storage):
 
         def entries(folder: str) -> Iterable[dict[str, Any]]:
             try:
-                with self._told(tried, folder):
-                    found: list[dict[str, Any]] = self._fs.ls(folder, detail=True)
+                found: list[dict[str, Any]] = self._ask(
+                    tried, folder, lambda: self._fs.ls(folder, detail=True)
+                )
             except MissingObjectError:
                 # Never there, or removed by another process since it was seen.
                 return ()
@@ -238,11 +286,19 @@ class FilesystemStorage(Storage):
         pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="list")
         try:
             running = {pool.submit(entries, start)}
+            seen = {start.strip("/")}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for listed in done:
                     for info in listed.result():
                         if info["type"] == "directory":
+                            # A server may say that a folder holds itself, or one more each time it is asked.
+                            name = info["name"].strip("/")
+                            if name in seen:
+                                continue
+                            seen.add(name)
+                            if len(seen) > _MOST_FOLDERS or name.count("/") > _DEEPEST:
+                                raise self._place.failed(tried, f"the folders have no end ({name[:200]})")
                             running.add(pool.submit(entries, info["name"]))
                         else:
                             yield info["name"], info
@@ -253,8 +309,8 @@ class FilesystemStorage(Storage):
         """Remove blobs; those that are not there are passed over."""
         for key in keys:
             path = self._path(key)
-            with contextlib.suppress(MissingObjectError), self._told(f"delete '{key}'", key):
-                self._fs.rm_file(path)
+            with contextlib.suppress(MissingObjectError):
+                self._ask(f"delete '{key}'", key, lambda: self._fs.rm_file(path))  # noqa: B023
 
     def _path(self, key: str) -> str:
         check_key(key)
@@ -266,6 +322,30 @@ class FilesystemStorage(Storage):
         if self._protocol.escapes:
             key = key.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
         return f"{self._root}/{key}" if self._root else key
+
+    def _ask(self, tried: str, key: str | None, action: Callable[[], T]) -> T:
+        """Do a request, again as long as that makes sense; tell what it raises as one of ours."""
+        with self._told(tried, key):
+            return self._gate.run(action, self._trouble)
+
+    def _trouble(self, error: Exception) -> Trouble | None:
+        """Tell whether a request that failed may be sent again."""
+        if isinstance(error, DvkfError) or self._protocol.kind in ("LocalFileSystem", "MemoryFileSystem"):
+            return None
+        chain = list(_chain(error))
+        status = next((found for item in chain if (found := _status_of(item))), None)
+        if status in (429, 503):
+            headers = filter(None, map(_header_of, chain))
+            return Trouble("busy", retry_after(next(headers, None)))
+        if any("SlowDown" in str(item) for item in chain):
+            return Trouble("busy")
+        names = {kind.__name__ for item in chain for kind in type(item).__mro__}
+        text = " ".join(map(str, chain))
+        if "ConnectionRefusedError" in names or "Connection refused" in text or "Connect call failed" in text:
+            return Trouble("refused")
+        if status in (408, 500, 502, 504) or names & _CUT:
+            return Trouble("failed")
+        return Trouble("stalled") if names & _STALLED else None
 
     @contextlib.contextmanager
     def _told(self, tried: str, key: str | None) -> Iterator[None]:
@@ -322,6 +402,20 @@ def _status_of(error: BaseException) -> int | None:
             status = getattr(holder, name, None)
             if isinstance(status, int):
                 return int(status)
+    return None
+
+
+def _header_of(error: BaseException) -> str | None:
+    """The ``Retry-After`` of the answer that an error of any of the libraries carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+    else:
+        headers = getattr(error, "headers", None) or getattr(response, "headers", None)
+    for name in ("Retry-After", "retry-after"):
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            if found := headers.get(name):
+                return str(found)
     return None
 
 

@@ -11,17 +11,20 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.data.remotes.patience import REFUSED, Gate, Patience, Trouble, retry_after
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
 
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
     Store = AzureStore | GCSStore | MemoryStore | S3Store
 
-_CHUNK = 1 << 20
+T = TypeVar("T")
+
 _LARGEST_CHUNK = 8 << 20
 _PART = 8 << 20
 _PART_LIMIT = 9_000  # S3 takes 10,000 parts an object.
@@ -41,15 +45,19 @@ _PAGE = 1_000
 _PAGES_IN_RANGE = 8
 _LISTED_AT_ONCE = 16
 _HASHED = re.compile("([0-9a-f]{2})/([0-9a-f]{2})")
+# `Gate` asks again: obstore would not wait as long as a service says.
+_NO_RETRIES: RetryConfig = {"max_retries": 0}
+# Of an upload in parts each part is sent again by itself.
 _RETRIES: RetryConfig = {
     "max_retries": 6,
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=100),
-        "max_backoff": timedelta(seconds=3),
-        "base": 2,
-    },
-    "retry_timeout": timedelta(seconds=30),
+    "backoff": {"init_backoff": timedelta(seconds=1), "max_backoff": timedelta(seconds=10), "base": 2},
+    "retry_timeout": timedelta(seconds=60),
 }
+# A key that is asked for only to hear whether the service is still busy.
+_PROBE = "dvkf-probe"
+_MD5 = re.compile('"?([0-9a-f]{32})"?')
+# So many keys no remote has; a listing that goes on longer has no end.
+_MOST_KEYS = 100_000_000
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>(?:\s*<Message>([^<]*)</Message>)?")
 _NO_BUCKET = (
@@ -83,19 +91,20 @@ def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> Obje
         raise ConfigError(f"remote '{place.name}': {place.url} names no bucket")
     credentials, endpoint = "no credentials", ""
     store: Store
+    make: Callable[[RetryConfig], Store]
     try:
         if parts.scheme == "s3":
             from dvkf_prefect.data.remotes.aws import obstore_arguments
 
             s3 = obstore_arguments(bucket or "", options, place)
             credentials, endpoint = s3.credentials, s3.endpoint
-            store = stores.S3Store(bucket, prefix=prefix, retry_config=_RETRIES, **s3.arguments)
+            make = partial(_make, stores.S3Store, bucket, prefix, s3.arguments)
         elif parts.scheme == "gs":
             from dvkf_prefect.data.remotes.clouds import gs_arguments
 
             arguments, credentials = gs_arguments(options, place)
             endpoint = str(options.get("endpointurl") or "https://storage.googleapis.com")
-            store = stores.GCSStore(bucket, prefix=prefix, retry_config=_RETRIES, **arguments)
+            make = partial(_make, stores.GCSStore, bucket, prefix, arguments)
         elif parts.scheme == "azure":
             from dvkf_prefect.data.remotes.clouds import azure_arguments
 
@@ -103,20 +112,40 @@ def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> Obje
             hidden = tuple(str(arguments[name]) for name in ("account_key", "sas_key") if name in arguments)
             place = replace(place, secrets=(*place.secrets, *hidden))
             endpoint = str(arguments.get("endpoint") or "https://blob.core.windows.net")
-            store = stores.AzureStore(bucket, prefix=prefix, retry_config=_RETRIES, **arguments)
+            make = partial(_make, stores.AzureStore, bucket, prefix, arguments)
         else:
             from dvkf_prefect.data.remotes.clouds import memory_store
 
-            store = memory_store(f"{parts.netloc}/{prefix or ''}")
+            memory = memory_store(f"{parts.netloc}/{prefix or ''}")
+
+            def make(retries: RetryConfig) -> Store:
+                return memory
+
+        store, patient = make(_NO_RETRIES), make(_RETRIES)
     except (BaseError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"remote '{place.name}': {place.clean(_first_line(str(error)))}") from place.cause(
             error
         )
+    timeout = options.get("connect_timeout") or options.get("connection_timeout")
     return ObjectStorage(
-        store, place, jobs=jobs, bucket=bucket or "", endpoint=endpoint, credentials=credentials
+        store,
+        place,
+        jobs=jobs,
+        bucket=bucket or "",
+        endpoint=endpoint,
+        credentials=credentials,
+        patient=patient,
+        refused=float(timeout) if isinstance(timeout, (int, float)) else REFUSED,
     )
+
+
+def _make(
+    kind: Any, bucket: str | None, prefix: str | None, arguments: dict[str, Any], retries: RetryConfig
+) -> Store:
+    made: Store = kind(bucket, prefix=prefix, retry_config=retries, **arguments)
+    return made
 
 
 class ObjectStorage(Storage):
@@ -129,6 +158,8 @@ class ObjectStorage(Storage):
         bucket: The bucket's or container's name, for messages.
         endpoint: The service's address, for messages.
         credentials: What the requests are signed with, for messages.
+        patient: The same store, which asks again by itself; for uploads in parts.
+        refused: Seconds for which a service that takes no connections is tried again.
 
     Example:
         >>> from dvkf_prefect.data.remotes import open_storage
@@ -139,12 +170,25 @@ class ObjectStorage(Storage):
     """
 
     def __init__(
-        self, store: Store, place: Place, *, jobs: int, bucket: str, endpoint: str, credentials: str
+        self,
+        store: Store,
+        place: Place,
+        *,
+        jobs: int,
+        bucket: str,
+        endpoint: str,
+        credentials: str,
+        patient: Store | None = None,
+        refused: float = REFUSED,
     ) -> None:
         self.name = place.name
         self.url = place.url
         self.jobs = jobs
         self._store = store
+        self._patient = patient or store
+        self._gate = Gate(refused=refused)
+        # Whether the service's marks of what it stored are digests; not so where it encrypts by default.
+        self._marks = True
         self._place = place
         self._bucket = bucket
         self._endpoint = endpoint
@@ -158,7 +202,7 @@ class ObjectStorage(Storage):
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
         try:
-            size: int = self._store.head(check_key(key))["size"]
+            size: int = self._ask(lambda: self._store.head(check_key(key)))["size"]
         except self._faults() as error:
             fault = self._head_fault(error, key)
             if isinstance(fault, FileNotFoundError):
@@ -169,30 +213,50 @@ class ObjectStorage(Storage):
 
     def _stream(self, key: str, start: int) -> Iterator[bytes]:
         """Yield the blob from a byte on."""
-        options = {"range": {"offset": start}} if start else None
-        try:
-            answer = self._store.get(check_key(key), options=options)  # type: ignore[arg-type]
-            # Pieces as they come: to gather them would hide that they come slowly.
-            for chunk in answer.stream(min_chunk_size=1):
-                if 0 < len(chunk) <= _LARGEST_CHUNK:
-                    yield chunk
-                else:
+        position = start
+        patience = Patience(self._gate)
+        while True:
+            options = {"range": {"offset": position}} if position else None
+            before = position
+            try:
+                answer = self._ask(lambda: self._store.get(check_key(key), options=options))  # type: ignore[arg-type] # noqa: B023
+                # Pieces as they come: to gather them would hide that they come slowly.
+                for chunk in answer.stream(min_chunk_size=1):
                     # Memory hands out the whole blob as one.
-                    for place in range(0, len(chunk), _CHUNK):
-                        yield chunk[place : place + _CHUNK]
-        except self._faults() as error:
-            if start and _past_end(str(error)):
-                return
-            raise self._fault(error, f"read '{key}'", key) from self._place.cause(error)
+                    for place in range(0, len(chunk), _LARGEST_CHUNK):
+                        piece = chunk[place : place + _LARGEST_CHUNK]
+                        position += len(piece)
+                        yield piece
+                break
+            except self._faults() as error:
+                if position and _past_end(str(error)):
+                    break
+                # A connection that was cut: the rest is asked for.
+                if position > before:
+                    patience.reset()
+                if position == start or not patience.again(self._trouble(error)):
+                    raise self._fault(error, f"read '{key}'", key) from self._place.cause(error)
         self._bucket_seen = True
 
     def write(self, key: str, data: bytes) -> None:
         """Store a small blob."""
+        self._put_small(key, data, "write")
+
+    def _put_small(self, key: str, data: bytes, verb: str) -> None:
+        """Store a blob by one request, and compare what the service says it stored."""
         try:
-            self._store.put(check_key(key), data)
+            mark = self._ask(lambda: self._store.put(check_key(key), data, use_multipart=False))["e_tag"]
         except self._faults() as error:
-            raise self._fault(error, f"write '{key}'", None) from self._place.cause(error)
+            raise self._fault(error, f"{verb} '{key}'", None) from self._place.cause(error)
         self._bucket_seen = True
+        found = _MD5.fullmatch(mark or "") if self._marks and self.url.startswith("s3:") else None
+        if found and found[1] != digest_bytes(data):
+            if self.read(key, limit=len(data)) != data:
+                raise self._place.failed(
+                    f"{verb} '{key}'", "what it stored is not what was sent; it was not taken as stored"
+                )
+            # Right all the same: its marks are not digests.
+            self._marks = False
 
     def upload(self, key: str, source: Path) -> None:
         """Store a file as a blob; a large one in parts, four at once."""
@@ -200,12 +264,22 @@ class ObjectStorage(Storage):
         with open(source, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
         part = max(_PART, -(-size // _PART_LIMIT))
-        with self._large if size > part else contextlib.nullcontext():
+        if size <= part:
+            self._put_small(key, Path(source).read_bytes(), "store")
+            return
+        with self._large:
             try:
-                self._store.put(check_key(key), Path(source), chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+                self._ask(
+                    lambda: self._patient.put(
+                        check_key(key), Path(source), chunk_size=part, max_concurrency=_PARTS_AT_ONCE
+                    )
+                )
             except self._faults() as error:
                 raise self._fault(error, f"store '{key}'", None) from self._place.cause(error)
         self._bucket_seen = True
+        stored = self.size(key)
+        if stored != size:
+            raise self._place.failed(f"store '{key}'", f"it has {stored} bytes of it, where {size} were sent")
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Every ``(key, bytes)`` under the folder ``prefix``.
@@ -217,7 +291,7 @@ class ObjectStorage(Storage):
         if prefix:
             check_key(prefix)
         try:
-            pages = self._store.list(prefix or None, chunk_size=_PAGE)
+            pages = self._pages(prefix)
             first = next(pages, ())
             for item in first:
                 yield item["path"], item["size"]
@@ -234,18 +308,55 @@ class ObjectStorage(Storage):
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
         """Every ``(key, bytes, last change)`` under a folder, page after page."""
         try:
-            for page in self._store.list(prefix.strip("/") or None, chunk_size=_PAGE):
+            for page in self._pages(prefix.strip("/")):
                 for item in page:
                     yield item["path"], item["size"], item["last_modified"].timestamp()
         except self._faults() as error:
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
+
+    def _pages(self, prefix: str, after: str | None = None) -> Iterator[Sequence[ObjectMeta]]:
+        """Yield what a listing shows, page by page; one that fails on its way begins again where it was.
+
+        Raises:
+            RemoteError: It shows the same page twice, or more than there can be.
+        """
+        count = 0
+        marker: tuple[str, str] | None = None
+        patience = Patience(self._gate)
+        while True:
+            skip = count
+            before = count
+            self._gate.wait()
+            try:
+                for number, listed in enumerate(
+                    self._store.list(prefix or None, offset=after, chunk_size=_PAGE), start=1
+                ):
+                    page = listed[skip:]
+                    skip = max(0, skip - len(listed))
+                    if not page:
+                        continue
+                    ends = page[0]["path"], page[-1]["path"]
+                    count += len(page)
+                    if ends == marker or count > _MOST_KEYS:
+                        raise self._place.failed(f"list '{prefix}'", "the listing has no end")
+                    # Pages that come round again meet the one kept here, whatever their number is.
+                    if not number & (number - 1):
+                        marker = ends
+                    yield page
+                return
+            except self._faults() as error:
+                if count > before:
+                    patience.reset()
+                    marker = None
+                if not patience.again(self._trouble(error)):
+                    raise
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; those that are not there are passed over."""
         keys = iter(keys)
         while batch := [check_key(key) for key in islice(keys, _PAGE)]:
             try:
-                self._store.delete(batch)
+                self._ask(lambda: self._store.delete(batch))
             except FileNotFoundError:
                 # Some services stop at the first that is not there.
                 for key in batch:
@@ -255,7 +366,7 @@ class ObjectStorage(Storage):
 
     def _delete_one(self, key: str) -> None:
         try:
-            self._store.delete(key)
+            self._ask(lambda: self._store.delete(key))
         except FileNotFoundError:
             return
         except self._faults() as error:
@@ -287,7 +398,7 @@ class ObjectStorage(Storage):
 
         def collect(after: str, last: str | None) -> Iterable[tuple[str, int]]:
             found: list[tuple[str, int]] = []
-            for page in self._store.list(prefix or None, offset=after, chunk_size=_PAGE) if after else pages:
+            for page in self._pages(prefix, after) if after else pages:
                 for item in page:
                     path = item["path"]
                     if last is not None and path > last:
@@ -308,6 +419,50 @@ class ObjectStorage(Storage):
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def _ask(self, action: Callable[[], T]) -> T:
+        """Do a request, again as long as that makes sense."""
+        return self._gate.run(action, self._trouble)
+
+    def _trouble(self, error: Exception) -> Trouble | None:
+        """Tell whether a request that failed may be sent again."""
+        if not isinstance(error, self._faults()) or not self._endpoint:
+            return None
+        text = str(error)
+        found = _STATUS.findall(text)
+        status = int(found[-1]) if found else 0
+        if status in (429, 503):
+            return Trouble("busy", self._gate.ask(self._retry_after))
+        if status >= 500 or status == 408:
+            return Trouble("failed")
+        if status:
+            return None
+        if "Connection refused" in text or "ConnectionRefused" in text:
+            return Trouble("refused")
+        if "TimedOut" in text or "timed out" in text:
+            return Trouble("stalled")
+        return Trouble("failed") if "HTTP error" in text or "error sending request" in text else None
+
+    def _retry_after(self) -> float | None:
+        """Return for how long the service asks to wait: obstore does not tell, so one request of our own does."""
+        import urllib.error
+        import urllib.request
+
+        import obstore
+
+        url = self._endpoint
+        with contextlib.suppress(Exception):
+            sign: Any = obstore.sign
+            url = str(sign(self._store, "HEAD", _PROBE, timedelta(minutes=1)))
+        try:
+            request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the remote's own address
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                return retry_after(answer.headers.get("Retry-After"))
+        except urllib.error.HTTPError as error:
+            with error:
+                return retry_after(error.headers.get("Retry-After"))
+        except (OSError, ValueError):
+            return None
+
     @staticmethod
     def _faults() -> tuple[type[Exception], ...]:
         from obstore.exceptions import BaseError
@@ -322,7 +477,7 @@ class ObjectStorage(Storage):
         if known or not isinstance(fault, (FileNotFoundError, PermissionError)):
             return fault
         try:
-            self._store.get(key, options={"range": (0, 1)}).bytes()
+            self._ask(lambda: self._store.get(key, options={"range": (0, 1)}).bytes())
         except self._faults() as reason:
             fault = self._fault(reason, f"look up '{key}'", key)
         if isinstance(fault, FileNotFoundError):

@@ -10,14 +10,15 @@ import shlex
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from dvkf_prefect.data.remotes import reading
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.data.remotes.patience import REFUSED
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
 
@@ -36,6 +37,7 @@ class Protocol:
         kind: The class's name.
         arguments: Its constructor's.
         root: The remote's root in the filesystem's own paths.
+        refused: Seconds for which a service that takes no connections is tried again.
         settings: Attributes that it gets when it is made.
         atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
         lists: Whether it can list.
@@ -60,6 +62,7 @@ class Protocol:
     root: str
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
+    refused: float = REFUSED
     atomic: bool = False
     lists: bool = True
     folders: bool = False
@@ -106,7 +109,9 @@ def protocol_of(url: str, options: Options, place: Place) -> Protocol:
     parts = split_url(url)
     make = _PROTOCOLS.get(parts.scheme)
     if make is not None:
-        return make(parts, options, place)
+        made = make(parts, options, place)
+        patience = options.get("connect_timeout") or options.get("timeout")
+        return replace(made, refused=float(patience)) if isinstance(patience, (int, float)) else made
     if parts.scheme == "gdrive":
         raise ConfigError(
             f"remote '{place.name}': Google Drive is not served here; copy the remote to another with dvc"
@@ -155,8 +160,8 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "s3fs",
         _bucket_root(parts),
         s3.arguments,
-        # Above botocore's own, which would make a server that stalls a wait of minutes.
-        {"retries": 2},
+        # `Gate` asks again: neither s3fs nor botocore would wait as long as a service says.
+        {"retries": 1},
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
         read=reading.s3,
@@ -278,6 +283,7 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
             sock_read=float(options.get("read_timeout") or _TIMEOUT),
         ),
     }
+    login: dict[str, str] = {}
     if auth == "digest":
         raise ConfigError(f"remote '{place.name}', option 'auth': digest is not served; use basic or custom")
     if auth == "custom":
@@ -285,12 +291,12 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
             raise ConfigError(
                 f"remote '{place.name}', option 'auth': custom needs 'custom_auth_header' and 'password'"
             )
-        client["headers"] = {str(options["custom_auth_header"]): str(password)}
+        login = {str(options["custom_auth_header"]): str(password)}
     elif auth == "basic" or password:
         if not user or not password:
             raise ConfigError(f"remote '{place.name}', option 'auth': basic needs 'user' and 'password'")
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        client["headers"] = {"Authorization": f"Basic {login}"}
+        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        login = {"Authorization": f"Basic {encoded}"}
     arguments: dict[str, Any] = {"client_kwargs": client, "skip_instance_cache": True}
     verify = options.get("ssl_verify")
     if verify is False:
@@ -300,6 +306,8 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
 
         arguments["ssl"] = ssl.create_default_context(cafile=verify)
     host = parts.netloc.rpartition("@")[2]
+    if login:
+        client["middlewares"] = (_Login(f"{parts.scheme}://{host}", login),)
     return Protocol(
         "fsspec.implementations.http",
         "HTTPFileSystem",
@@ -314,6 +322,39 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
         credentials=f"auth = {auth}" if auth else "no credentials",
         secrets=(str(password),) if password else (),
     )
+
+
+@dataclass(frozen=True)
+class _Login:
+    """Adds headers to requests to one server, and to no other that it leads on to.
+
+    It is a middleware of aiohttp; `add` is a hook of httpx.
+
+    Args:
+        server: The server, by scheme and host.
+        headers: The headers.
+    """
+
+    server: str
+    headers: Mapping[str, str] = field(repr=False)
+
+    async def __call__(self, request: Any, handler: Any) -> Any:
+        """Add them, and pass the request on."""
+        self.add(request)
+        return await handler(request)
+
+    def add(self, request: Any) -> None:
+        """Add them, where the request goes to the server; take them away, where it goes on to another."""
+        ours = _origin(str(request.url)) == _origin(self.server)
+        for name, value in self.headers.items():
+            request.headers.pop(name, None)
+            if ours:
+                request.headers[name] = value
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
@@ -332,12 +373,16 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "verify": options.get("ssl_verify", True),
         "skip_instance_cache": True,
     }
+    login: dict[str, str] = {}
     if token:
-        arguments["headers"] = {"Authorization": f"Bearer {token}"}
+        login = {"Authorization": f"Bearer {token}"}
     elif options.get("custom_auth_header"):
-        arguments["headers"] = {str(options["custom_auth_header"]): str(password or "")}
+        login = {str(options["custom_auth_header"]): str(password or "")}
     elif user:
         arguments["auth"] = (str(user), str(password or ""))
+    if login:
+        server = f"{scheme}://{parts.netloc.rpartition('@')[2]}"
+        arguments["event_hooks"] = {"request": [_Login(server, login).add]}
     if options.get("cert_path"):
         key = options.get("key_path")
         arguments["cert"] = (options["cert_path"], key) if key else options["cert_path"]

@@ -249,6 +249,12 @@ def shown(value: Any) -> Any:
     """Something that can be compared with what another call made."""
     if isinstance(value, dict):
         return {name: shown(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shown(inner) for inner in value]
+    # What adds a login to requests.
+    login = getattr(value, "__self__", value)
+    if hasattr(login, "server"):
+        return [login.server, dict(login.headers)]
     if callable(value):
         found = value()
         return shown({name: found[name] for name in ("access_key_id", "secret_access_key", "token")})

@@ -1,0 +1,158 @@
+"""Asking a busy or restarting service again: as late as it says, and with all threads of a remote together."""
+
+from __future__ import annotations
+
+import email.utils
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+REFUSED = 40.0
+"""Seconds for which a service that takes no connections is tried again: as long as a restart takes."""
+LONGEST = 120.0
+"""Seconds that a service may ask to wait at once; it is asked again after them whatever it said."""
+BUSY = 600.0
+"""Seconds of waiting in all that a busy service gets."""
+UNTOLD = (3.0, 6.0, 12.0, 24.0)
+"""Seconds to wait for a busy service that does not say how long."""
+_QUICK = (0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
+_STALLS = 2
+
+Kind = Literal["busy", "refused", "failed", "stalled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a request may be sent again.
+
+    Attributes:
+        kind: ``busy``: too many requests; ``refused``: no connection; ``failed``: an error of the service or a cut
+            connection; ``stalled``: nothing came in time.
+        after: Seconds to wait, where the service says so.
+    """
+
+    kind: Kind
+    after: float | None = None
+
+
+def retry_after(text: str | None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header means: a number, or a date.
+
+    Example:
+        >>> retry_after("3"), retry_after("soon")
+        (3.0, None)
+    """
+    if not text:
+        return None
+    with suppress(ValueError):
+        return max(0.0, float(text)) if float(text) < 1e9 else LONGEST
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    return None
+
+
+class Gate:
+    """What all requests to a remote pass; closed for all of them while its service asks to wait.
+
+    Args:
+        refused: Seconds for which a service that takes no connections is tried again.
+    """
+
+    def __init__(self, *, refused: float = REFUSED) -> None:
+        self.refused = refused
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def run(self, action: Callable[[], T], trouble: Callable[[Exception], Trouble | None]) -> T:
+        """Do a request, again as long as that makes sense.
+
+        Args:
+            action: The request.
+            trouble: Tells what an error of it means; None for one that stays.
+        """
+        patience = Patience(self)
+        while True:
+            self.wait()
+            try:
+                return action()
+            except Exception as error:
+                if not patience.again(trouble(error)):
+                    raise
+
+    def wait(self) -> None:
+        """Wait until requests may be sent."""
+        while (left := self._until - time.monotonic()) > 0:
+            time.sleep(left)
+
+    def close(self, seconds: float) -> None:
+        """Let no request through for some seconds."""
+        with self._lock:
+            self._until = max(self._until, time.monotonic() + seconds)
+
+    def ask(self, question: Callable[[], float | None]) -> float | None:
+        """Return how long the service asks to wait; one thread puts the question, the others get its answer."""
+        seen = self._until
+        with self._lock:
+            left = self._until - time.monotonic()
+            if left > 0 and self._until != seen:
+                return left
+            after = question()
+            if after is not None:
+                self._until = max(self._until, time.monotonic() + min(after, LONGEST))
+            return after
+
+
+class Patience:
+    """How often one request was sent in vain, and whether it is sent again.
+
+    Args:
+        gate: The remote's.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, since there was progress."""
+        self._counts = {"busy": 0, "refused": 0, "failed": 0, "stalled": 0}
+        self._waited = 0.0
+        self._refused_since: float | None = None
+
+    def again(self, trouble: Trouble | None) -> bool:
+        """Wait, and tell whether the request is to be sent again."""
+        if trouble is None:
+            return False
+        count = self._counts[trouble.kind]
+        self._counts[trouble.kind] += 1
+        if trouble.kind == "busy":
+            return self._wait_for_busy(count, trouble.after)
+        if trouble.kind == "refused":
+            now = time.monotonic()
+            self._refused_since = self._refused_since or now
+            left = self._refused_since + self._gate.refused - now
+            if left <= 0:
+                return False
+            time.sleep(min(_QUICK[min(count, len(_QUICK) - 1)], left))
+            return True
+        if count >= (len(_QUICK) if trouble.kind == "failed" else _STALLS):
+            return False
+        time.sleep(_QUICK[count])
+        return True
+
+    def _wait_for_busy(self, count: int, after: float | None) -> bool:
+        if after is None:
+            if count >= len(UNTOLD):
+                return False
+            after = UNTOLD[count]
+        after = min(after, LONGEST)
+        self._waited += max(after, 0.1)
+        if self._waited > BUSY:
+            return False
+        self._gate.close(max(after, 0.1))
+        return True
