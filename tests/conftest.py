@@ -80,6 +80,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         "XDG_CONFIG_HOME": str(home / ".config"),
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),
         "DVC_NO_ANALYTICS": "1",
+        # Dead addresses are not waited for.
+        "DVKF_CONNECT_SECONDS": "1",
         "DO_NOT_TRACK": "1",
         "PREFECT_HOME": str(home / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -24,7 +24,7 @@ from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
-from dvkf_prefect.data.remotes.patience import REFUSED, Gate, Patience, Trouble, retry_after
+from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after, seconds_refused
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
 
@@ -137,7 +137,7 @@ def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> Obje
         endpoint=endpoint,
         credentials=credentials,
         patient=patient,
-        refused=float(timeout) if isinstance(timeout, (int, float)) else REFUSED,
+        refused=seconds_refused(timeout),
     )
 
 
@@ -179,7 +179,7 @@ class ObjectStorage(Storage):
         endpoint: str,
         credentials: str,
         patient: Store | None = None,
-        refused: float = REFUSED,
+        refused: float | None = None,
     ) -> None:
         self.name = place.name
         self.url = place.url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -56,6 +57,20 @@ def retry_after(text: str | None) -> float | None:
     return None
 
 
+def seconds_refused(option: object = None) -> float:
+    """Return for how long a service that takes no connections is tried again, in seconds.
+
+    Args:
+        option: The remote's time-out for a connection, where its options have one. Otherwise the environment variable
+            ``DVKF_CONNECT_SECONDS`` decides, and without it `REFUSED`.
+    """
+    if isinstance(option, (int, float)) and option > 0:
+        return float(option)
+    with suppress(ValueError):
+        return float(os.environ.get("DVKF_CONNECT_SECONDS", REFUSED))
+    return REFUSED
+
+
 class Gate:
     """What all requests to a remote pass; closed for all of them while its service asks to wait.
 
@@ -63,8 +78,8 @@ class Gate:
         refused: Seconds for which a service that takes no connections is tried again.
     """
 
-    def __init__(self, *, refused: float = REFUSED) -> None:
-        self.refused = refused
+    def __init__(self, *, refused: float | None = None) -> None:
+        self.refused = seconds_refused() if refused is None else refused
         self._until = 0.0
         self._lock = threading.Lock()
 

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from dvkf_prefect.data.remotes import reading
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
-from dvkf_prefect.data.remotes.patience import REFUSED
+from dvkf_prefect.data.remotes.patience import seconds_refused
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
 
@@ -62,7 +62,7 @@ class Protocol:
     root: str
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
-    refused: float = REFUSED
+    refused: float | None = None
     atomic: bool = False
     lists: bool = True
     folders: bool = False
@@ -111,7 +111,7 @@ def protocol_of(url: str, options: Options, place: Place) -> Protocol:
     if make is not None:
         made = make(parts, options, place)
         patience = options.get("connect_timeout") or options.get("timeout")
-        return replace(made, refused=float(patience)) if isinstance(patience, (int, float)) else made
+        return replace(made, refused=seconds_refused(patience))
     if parts.scheme == "gdrive":
         raise ConfigError(
             f"remote '{place.name}': Google Drive is not served here; copy the remote to another with dvc"

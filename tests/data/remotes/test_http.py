@@ -8,11 +8,12 @@ import pytest
 from remote_contract import make_file
 from servers import WebServer
 
-from dvkf_prefect.data.remotes import open_storage
+from dvkf_prefect.data.remotes import open_storage, patience
 from dvkf_prefect.errors import MissingObjectError, RemoteDeniedError, RemoteError, RemoteUnreachableError
 
 
-def test_web_server_that_refuses_and_that_fails(web: WebServer) -> None:
+def test_web_server_that_refuses_and_that_fails(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "UNTOLD", (0.01,))
     storage = open_storage(f"{web.url}/data", name="web")
     for status, error in ((401, RemoteDeniedError), (404, MissingObjectError), (503, RemoteUnreachableError)):
         web.handler.status = status

@@ -147,7 +147,8 @@ def test_a_body_that_is_cut_off_is_read_on(busy: type[Busy], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_service_that_restarts_is_waited_for(kind: str) -> None:
+def test_a_service_that_restarts_is_waited_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVKF_CONNECT_SECONDS")
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
@@ -220,6 +221,7 @@ def test_the_header(text: str | None, seconds: float | None) -> None:
 def test_a_service_that_always_asks_for_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     now = [0.0]
+    monkeypatch.delenv("DVKF_CONNECT_SECONDS")
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
