@@ -25,13 +25,28 @@ def parse_params(data: bytes, name: str) -> dict[str, Any]:
         name: The file's name.
 
     Returns:
-        Its values. Tuples of a Python file become lists, as they do in dvc.lock.
+        Its values. Tuples of a Python file become lists, as they do in dvc.lock. Dates, sets and the like stay as they
+        are: only what a stage tracks has to be fit for dvc.lock, see `check_params`.
 
     Raises:
-        ParseError: It does not parse, is no mapping, or holds a value that dvc.lock cannot hold.
+        ParseError: It does not parse, or is no mapping.
     """
     values = load_values(data, name)
-    return {str(key): _plain(value, name, str(key)) for key, value in values.items()}
+    return {str(key): _listed(value) for key, value in values.items()}
+
+
+def check_params(values: Mapping[str, Any], name: str) -> None:
+    """Refuse values that dvc.lock cannot hold.
+
+    Args:
+        values: Values by key.
+        name: The file's name.
+
+    Raises:
+        ParseError: One is neither text, number, truth or null, nor a list or mapping of these.
+    """
+    for key, value in values.items():
+        _check(value, name, str(key))
 
 
 @lru_cache(maxsize=64)
@@ -84,13 +99,21 @@ def _parse_toml(data: bytes, name: str) -> Any:
     return values
 
 
-def _plain(value: Any, name: str, key: str) -> Any:
+def _listed(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v, name, f"{key}.{k}") for k, v in value.items()}
+        return {key: _listed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v, name, f"{key}.{i}") for i, v in enumerate(value)]
+        return [_listed(item) for item in value]
+    return value
+
+
+def _check(value: Any, name: str, key: str) -> None:
+    if isinstance(value, (dict, list)):
+        for inner, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check(item, name, f"{key}.{inner}")
+        return
     if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+        return
     raise ParseError(
         name,
         f"the parameter '{key}' is a {type(value).__name__}, which dvc.lock cannot hold; "

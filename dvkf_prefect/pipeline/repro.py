@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     DvkfError,
+    ParseError,
     StageCancelledError,
     StageFailedError,
     StageNotFoundError,
@@ -36,7 +37,7 @@ from dvkf_prefect.pipeline.record import (
     take_outputs,
 )
 from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun, runs_in_place
-from dvkf_prefect.pipeline.snapshot import Snapshot
+from dvkf_prefect.pipeline.snapshot import Inputs, Snapshot
 from dvkf_prefect.pipeline.sources import (
     SourceEvent,
     add_users,
@@ -340,7 +341,13 @@ class _Repro:
             if self.errors and self._on_error == "fail":
                 return
             stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
-            choice = self._decide(stage)
+            try:
+                choice = self._decide(stage)
+            except ParseError as error:  # what it reads cannot be told; others need not read that
+                decision = Decision(stage.address, "run", (), stage.cmd)
+                self._decisions[stage.address] = decision
+                self._fail(stage, Choice(decision, Inputs({}, (), {})), error)
+                continue
             self._decisions[stage.address] = choice.decision
             try:
                 if choice.decision.action == "run":

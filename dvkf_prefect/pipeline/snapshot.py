@@ -19,7 +19,7 @@ from dvkf_prefect.data.workspace import Found
 from dvkf_prefect.errors import MissingObjectError
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, read_lock, stored_of
-from dvkf_prefect.pipeline.params import parse_params, select
+from dvkf_prefect.pipeline.params import check_params, parse_params, select
 from dvkf_prefect.pipeline.stages import Dependency, Stage, load_stages
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ class Snapshot:
                 missing.append(file)
                 continue
             params[file] = select(values, keys)
+            check_params(params[file], stage.params_path(file))
             missing += [f"{file}:{key}" for key in keys if key not in params[file]]
         return Inputs(deps, tuple(items), params, tuple(missing), datasets)
 

@@ -16,6 +16,7 @@ from dvkf_prefect.errors import (
     MissingObjectError,
     OutputInGitError,
     OutputNotFoundError,
+    ParseError,
     StageError,
     StageFailedError,
     StageNotFoundError,
@@ -474,3 +475,28 @@ def test_a_reason_prints_well():
     )
     assert str(Reason("command", "cmd", ["a", "b"], ("a",))) == "command changed: a && b → a"
     assert str(Reason("output", "m", "0" * 32, None, "is missing")) == "output 'm' is missing"
+
+
+UNTRACKED = {
+    "p.py": "A = 1\nTAGS = {'x', 'y'}\nMAGIC = b'PK'\nPAIR = (1, {2})\n",
+    "p.yaml": "A: 1\nreleased: 2023-01-01\nat: 2023-01-01 10:00:00\nnone: .nan\n",
+    "p.toml": "A = 1\nreleased = 2023-01-01\nat = 10:00:00\n[table]\nlist = [2023-01-01]\n",
+}
+
+
+@pytest.mark.parametrize("file", UNTRACKED)
+def test_values_that_no_stage_tracks_may_be_anything(project, file):
+    project.write(file, UNTRACKED[file])
+    stage = "{cmd: echo > %s, params: [%s: [%s]], outs: [%s]}"
+    key = {"p.py": "TAGS", "p.yaml": "released", "p.toml": "table"}[file]
+    tracked, other = stage % ("a", file, "A", "a"), stage % ("b", file, key, "b")
+    project.write("dvc.yaml", f"stages:\n  a: {tracked}\n")
+    assert project.repro().ran == ("a",)
+    assert project.repro().skipped == ("a",)
+    assert stage_status(project.repo) == {}
+    # One that a stage does track fails that stage, and no other.
+    project.write("dvc.yaml", f"stages:\n  b: {other}\n  a: {tracked}\n")
+    result = project.repro(raise_failures=False)
+    assert (result.failed, result.skipped) == (("b",), ("a",))
+    with pytest.raises(ParseError, match=r"which dvc\.lock cannot hold"):
+        project.repro()

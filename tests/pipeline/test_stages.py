@@ -11,7 +11,7 @@ from dvkf_prefect.errors import ParseError, StageGraphError, StageNotFoundError,
 from dvkf_prefect.pipeline.artifacts import ArtifactDecl, read_artifacts
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.lock import put_entry, read_lock
-from dvkf_prefect.pipeline.params import flatten, parse_params, render_params, select
+from dvkf_prefect.pipeline.params import check_params, flatten, parse_params, render_params, select
 from dvkf_prefect.pipeline.stages import Dependency, load_stages, read_outputs
 
 
@@ -243,8 +243,10 @@ def test_parameter_files():
         parse_params(b"a = ", "p.toml")
     with pytest.raises(ParseError, match="a parameter file is a mapping"):
         parse_params(b"- a\n", "p.yaml")
+    values = parse_params(b"a: {b: 2020-01-01}\nc: 1\n", "p.yaml")
+    check_params({"c": values["c"]}, "p.yaml")
     with pytest.raises(ParseError, match=r"the parameter 'a.b' is a date, which dvc.lock cannot hold"):
-        parse_params(b"a: {b: 2020-01-01}\n", "p.yaml")
+        check_params(values, "p.yaml")
 
 
 def test_selecting_flattening_and_rendering():
