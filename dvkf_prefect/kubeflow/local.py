@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dvkf_prefect.data.git import Git
 from dvkf_prefect.errors import RunnerError, StageCancelledError
 from dvkf_prefect.kubeflow.compile import task_names
 from dvkf_prefect.pipeline import leash
@@ -153,6 +154,7 @@ class KfpLocalRunner:
             cache_dir=os.path.abspath(spec.cache_dir),
             workspace=spec.workspace and os.path.abspath(spec.workspace),
             log=os.path.abspath(spec.log or folder / "stage.log"),
+            sources=_sources(spec),
         )
         return host.start(spec, folder)
 
@@ -262,6 +264,13 @@ class _Host:
 
     def _problem(self) -> str:
         return f"the process that runs KFP's local runner {_outcome(self._process.wait())}{_tail(self._log)}"
+
+
+def _sources(spec: StepSpec) -> str | None:
+    """Return where the files are that git tracks, as they are in the workspace now; None for one without git."""
+    if spec.workspace is None or Git.find(Path(spec.workspace)) is None:
+        return None
+    return os.path.abspath(spec.workspace)
 
 
 def _outcome(code: int) -> str:

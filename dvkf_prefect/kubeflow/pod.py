@@ -263,7 +263,7 @@ class _Pod:
         if self._about.bundle:
             source = self._folder / "source"
             unpack_bundle(self._remote.storage, self._about.bundle, source)
-            step = replace(step, workspace=str(source))
+            step = replace(step, workspace=str(source), sources=str(source))
         self._objects.prepare(
             [*(dep.digest for dep in step.deps), *(out.previous for out in step.outs if out.previous)]
         )

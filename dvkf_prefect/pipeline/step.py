@@ -7,16 +7,18 @@ writes a `StepResult` to the second; it ends with 0 whenever it could write one.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import shutil
 import signal
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from dvkf_prefect.data.digest import digest_file
+from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.store import Cache, Stored, walk_files
 from dvkf_prefect.data.tree import Tree, check_relpath, is_tree
@@ -108,6 +110,7 @@ class _Step:
         self._side = self._folder / "side"
         self._commands = Commands(spec, self._root)
         self._regained: set[str] = set()
+        self._sources: set[str] = set()
         self._before: dict[str, tuple[int, int, int, int]] = {}
 
     def run(self) -> StepResult:
@@ -160,6 +163,8 @@ class _Step:
             check_relpath(path, f"stage '{spec.stage}'")
         self._sweep()
         (self._root / spec.wdir).mkdir(parents=True)
+        if spec.sources is not None:
+            self._place_sources(Path(spec.sources))
         placed: set[str] = set()
         for dep in sorted(spec.deps, key=lambda dep: dep.path):
             if not any(dep.path.startswith(parent + "/") for parent in placed):
@@ -168,7 +173,7 @@ class _Step:
                 placed.add(dep.path)
         paths = {dep.path for dep in spec.deps}
         for file, values in spec.params.items():
-            if file not in paths:
+            if file not in paths and file not in self._sources:
                 target = self._root / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(render_params(file, values))
@@ -209,6 +214,20 @@ class _Step:
                 shutil.rmtree(target)
             temporary.rename(target)
             self._regained.add(out.path)
+
+    def _place_sources(self, folder: Path) -> None:
+        """Copy the files that git tracks, as they are now, but for what the stage declares: that comes by digest."""
+        declared = {dep.path for dep in self._spec.deps} | {out.path for out in self._spec.outs}
+        for path in _source_files(folder):
+            if path.startswith(".dvc/") or posixpath.basename(path) == "dvc.lock":
+                continue
+            if any(above in declared for above in (path, *map(str, PurePosixPath(path).parents))):
+                continue
+            source, target = folder / path, self._root / path
+            if source.is_symlink() or source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target, follow_symlinks=False)
+                self._sources.add(path)
 
     def _place(self, dep: StepDependency) -> None:
         target = self._root / dep.path
@@ -288,6 +307,9 @@ class _Step:
 
     def _differs(self, path: str, place: str) -> bool:
         """Tell whether a file that was there before has other bytes now; touching one is allowed."""
+        if path in self._sources:
+            original = Path(str(self._spec.sources)) / path
+            return not original.exists() or digest_file(place) != digest_file(original)
         if Path(place).is_symlink():
             return True
         for dep in self._spec.deps:
@@ -328,6 +350,20 @@ def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stor
             pairs.append((relpath, _take(objects, Path(entry.path))))
     tree = Tree.from_pairs(pairs)
     return Stored(objects.add_bytes(tree.to_bytes(), tree=True), size, len(pairs))
+
+
+def _source_files(folder: Path) -> Iterator[str]:
+    """Yield the files that git tracks below a folder; of one that is not in git, such as an unpacked bundle, all."""
+    git = Git.find(folder)
+    if git is None:
+        yield from (path for path, _ in _walk(folder, set()))
+        return
+    prefix = folder.resolve().relative_to(git.root.resolve()).as_posix()
+    start = "" if prefix == "." else f"{prefix}/"
+    listed = git.run("ls-files", "-z", "--", f":(top,literal){start}" if start else ":(top)")
+    for path in listed.split("\0"):
+        if path.startswith(start) and path:
+            yield path[len(start) :]
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -270,3 +273,42 @@ def test_a_relative_cache_belongs_to_the_caller(step, tmp_path, monkeypatch):
         digest = runner.start(spec).wait(120).outs[0].digest
     assert Cache(tmp_path / "cache").exists(digest)
     assert not (tmp_path / "kfp" / "cache").exists()
+
+
+def test_a_stage_has_the_sources_that_git_tracks_and_of_the_data_what_it_declares(runner, step, tmp_path):
+    root = tmp_path / "repo"
+    (root / "lib").mkdir(parents=True)
+    for name, text in {
+        "run.py": "from lib.mod import N\nprint(N, open('params.yaml').read())\n",
+        "lib/__init__.py": "",
+        "lib/mod.py": "N = 1\n",
+        "params.yaml": "a: 1\nb: 2  # not declared\n",
+        "data.csv": "not in git\n",
+        "out": "an older one\n",
+    }.items():
+        (root / name).write_text(text)
+    for args in (["init", "-q"], ["add", "run.py", "lib", "params.yaml", "out"], ["commit", "-qm", "one"]):
+        subprocess.run(["git", *args], cwd=root, check=True)
+    (root / "lib/mod.py").write_text("N = 3\n")  # as it is now, committed or not
+    cache = Cache(tmp_path / "cache")
+    spec = replace(
+        step(
+            f"test ! -e data.csv && test ! -e out && {sys.executable} run.py > out", outs=[StepOutput("out")]
+        ),
+        workspace=str(root),
+        params={"params.yaml": {"a": 1}},
+    )
+    (out,) = runner.start(spec).wait(120).outs
+    assert cache.read_bytes(out.digest).decode().split() == [
+        "3",
+        "a:",
+        "1",
+        "b:",
+        "2",
+        "#",
+        "not",
+        "declared",
+    ]
+    with pytest.raises(StageWriteError, match=r"only depends on: 'lib/mod\.py'"):
+        runner.start(replace(spec, cmd=("echo > lib/mod.py; echo > out",))).wait(120)
+    assert (root / "lib/mod.py").read_text() == "N = 3\n"
