@@ -1,11 +1,12 @@
 """SIGKILL of what runs a pipeline, of the runner or of a stage's command, at random moments, 30 times in all.
 
 After each: no process of it is left, dvc.lock names only what the cache has, and the next run completes. Seeds are
-printed; ``KILL_SEED=…`` in the environment takes another one.
+printed; ``KILL_SEED=…`` in the environment takes another one, ``KILL_TIMES=…`` kills so many times as often.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.tree import is_tree
 
 _SEED = int(os.environ.get("KILL_SEED", "20"))
+_TIMES = int(os.environ.get("KILL_TIMES", "1"))
 _MARK = "DVKF_KILLED_RUN"
 _DVC = Path(sys.executable).with_name("dvc")
 
@@ -104,13 +106,20 @@ class Project:
     killed: list[str] = field(default_factory=list)
     _lock: bytes = b""
 
+    @property
+    def temporary(self) -> Path:
+        """Where its processes make temporary files."""
+        folder = self.root.with_name("temporary")
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def write(self, text: str) -> None:
         (self.root / "in").write_text(text)
 
     def start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, str(self.script), str(self.root), self.backend],
-            env={**os.environ, **self.environment, _MARK: str(self.root)},
+            env={**os.environ, **self.environment, _MARK: str(self.root), "TMPDIR": str(self.temporary)},
             cwd=self.script.parent,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -131,7 +140,9 @@ class Project:
         """Return the processes that are meant and live now."""
         if who == "caller":
             return [caller]
-        live = {pid: argv for pid, argv in self.processes().items() if "_watcher" not in " ".join(argv[:5])}
+        live = {pid: argv for pid, argv in self.processes().items() if "_watcher" not in " ".join(argv[:6])}
+        if who == "watcher":
+            return [pid for pid in self.processes() if _read(Path(f"/proc/{pid}/comm")) == b"dvkf-watcher\n"]
         if who == "command":
             return [
                 pid for pid, argv in live.items() if any(a.startswith(": stage-command") for a in argv[1:6])
@@ -226,7 +237,10 @@ class Project:
         for path in (repo.cache.root / "files" / "md5").rglob("*"):
             if path.is_file():
                 assert digest_file(path) == (path.parent.name + path.name).removesuffix(".dir")
-        assert not list((repo.cache.root / "dvkf-steps").iterdir())
+        assert not list(repo.cache.root.glob("dvkf-steps/*"))
+        assert not list(self.temporary.glob("dvkf-*"))
+        rwlock = _read(self.root / ".dvc/tmp/rwlock")
+        assert not any(json.loads(rwlock or "{}").values())
         for command in (["status", "-q"], ["repro", "--dry"]):
             done = subprocess.run([_DVC, *command], cwd=self.root, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
@@ -264,7 +278,7 @@ def kill_all(project: Project, plan: list[str], capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("backend", "plan"),
     [
-        ("local", ["caller"] * 5 + ["runner"] * 4 + ["command"] * 4),
+        ("local", (["caller"] * 4 + ["runner"] * 3 + ["command"] * 3 + ["watcher"] * 3) * _TIMES),
         ("kubeflow-local", ["caller"] * 4 + ["runner"] * 4 + ["command"] * 4),
     ],
 )
