@@ -86,7 +86,7 @@ class Endpoint:
         """Predict by the V1 protocol.
 
         Args:
-            instances: Rows, shape ``[rows, features]``, as lists of numbers or a numpy array.
+            instances: Rows, shape ``[rows, features]``, as lists, a numpy array or a pandas frame. NaN is sent as null.
             timeout: Seconds to wait for the answer.
 
         Returns:
@@ -99,7 +99,7 @@ class Endpoint:
         Example:
             ``endpoint.predict([[0.0, 16.0, 3.0]])``
         """
-        rows = instances.tolist() if hasattr(instances, "tolist") else list(instances)
+        rows = _rows(instances)
         path = f"/v1/models/{quote(self.model, safe='')}:predict"
         answer = self._call("POST", path, {"instances": rows}, timeout)
         predictions: list[Any] = answer["predictions"]
@@ -138,8 +138,11 @@ class Endpoint:
     def _call(self, method: str, path: str, document: object, timeout: float) -> dict[str, Any]:
         import httpx
 
-        content = None if document is None else json.dumps(document, default=_number).encode()
-        headers = {} if content is None else {"content-type": "application/json"}
+        content = None if document is None else _json(document)
+        # On one machine compressing takes longer than sending.
+        headers = {"accept-encoding": "identity"}
+        if content is not None:
+            headers["content-type"] = "application/json"
         # Plain HTTP needs no certificates, and loading the machine's takes longer than the request.
         no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
@@ -160,6 +163,40 @@ class Endpoint:
                 raise PredictionError(f"{self.model} {self.version} refused the request: {said}")
             raise ServingError(f"{self} failed ({response.status_code}): {said}; its log is {self.log}")
         return answer
+
+
+def _rows(instances: Any) -> list[Any]:
+    if hasattr(instances, "iloc") and hasattr(instances, "to_dict") and hasattr(instances, "columns"):
+        return list(instances.to_dict("records"))
+    return list(instances.tolist() if hasattr(instances, "tolist") else instances)
+
+
+def _json(document: object) -> bytes:
+    """Return a document as JSON, with null for NaN.
+
+    Raises:
+        PredictionError: It has infinity, or what is neither number nor text.
+    """
+    try:
+        return json.dumps(document, default=_number, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_with_nulls(document), allow_nan=False).encode()
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(each) for each in value]
+    if isinstance(value, float):
+        if value in (float("inf"), float("-inf")):
+            raise PredictionError(
+                "infinity cannot be sent as JSON; use finite numbers, or NaN for what is missing"
+            )
+        return None if value != value else float(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    return _with_nulls(_number(value))
 
 
 def _number(value: object) -> object:

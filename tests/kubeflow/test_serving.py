@@ -16,13 +16,14 @@ from pathlib import Path
 import httpx
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier
 
 from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.errors import ModelDigestError, PredictionError, ServingError
 from dvkf_prefect.kubeflow.processes import ProcessId
-from dvkf_prefect.kubeflow.serving import Endpoint, LocalServing
+from dvkf_prefect.kubeflow.serving import Endpoint, LocalServing, _json, _rows
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,18 @@ def test_deploy_ask_find_stop(serving: Serving) -> None:
     with pytest.raises(ServingError, match="does not answer"):
         endpoint.predict([[0, 0]])
     assert not list(serving.state_dir.glob("*.json"))
+
+
+def test_what_the_client_sends() -> None:
+    document = {
+        "instances": [[1.0, float("nan")], np.array([2.0, np.nan]), np.float32(0.5), (True, "a", None)]
+    }
+    assert json.loads(_json(document)) == {"instances": [[1.0, None], [2.0, None], 0.5, [True, "a", None]]}
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
+    assert _rows(table)[0] == {"a": 1, "b": "x"} and json.loads(_json(_rows(table)))[1]["b"] is None
+    for rows in ([float("inf")], np.array([-np.inf]), [object()], [float("nan"), object()]):
+        with pytest.raises(PredictionError, match="cannot be sent as JSON"):
+            _json({"instances": rows})
 
 
 def test_it_listens_on_this_machine_only(serving: Serving) -> None:
