@@ -70,36 +70,47 @@ def _parse(data: bytes, path: str) -> dict[str, Entry]:
     for name, entry in stages.items():
         if not isinstance(name, str):
             raise wrong(["stages", name], f"a stage's name is a text, not {name!r}")
-        if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), (str, list)):
-            raise wrong(["stages", name], f"the entry of stage '{name}' is a mapping with `cmd`")
-        for key in ("deps", "outs"):
-            items = entry.get(key, [])
-            if not isinstance(items, list):
-                raise wrong(["stages", name, key], f"`{key}` is a list of {{path, hash, md5}}")
-            for i, item in enumerate(items):
-                if not isinstance(item, dict) or not isinstance(item.get("path"), str):
-                    raise wrong(["stages", name, key, i], f"an item of `{key}` is a mapping with `path`")
-                md5 = item.get("md5")
-                if md5 is not None and not (
-                    isinstance(md5, str)
-                    and len(md5.removesuffix(".dir")) == 32
-                    and md5[:32].isalnum()
-                    and md5.isascii()
-                ):
-                    raise wrong(["stages", name, key, i, "md5"], "`md5` is 32 hexadecimal digits")
-                for count in ("size", "nfiles"):
-                    number = item.get(count)
-                    if number is not None and not (type(number) is int and 0 <= number <= MAX_SIZE):
-                        raise wrong(
-                            ["stages", name, key, i, count], f"`{count}` is a whole number from 0 to 2^63 - 1"
-                        )
-        params = entry.get("params", {})
-        if not isinstance(params, dict) or not all(
-            isinstance(file, str) and isinstance(values, dict) and all(isinstance(key, str) for key in values)
-            for file, values in params.items()
-        ):
-            raise wrong(["stages", name, "params"], "`params` is a mapping of files to their values")
+        if found := find_wrong(entry):
+            raise wrong(["stages", name, *found[0]], found[1])
     return stages
+
+
+def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
+    """Return the first thing in an entry that the format does not allow.
+
+    Args:
+        entry: What dvc.lock, or the run cache, says of a stage.
+
+    Returns:
+        The way to it, and what was expected there; None when all is right.
+    """
+    if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), (str, list)):
+        return [], "the entry of a stage is a mapping with `cmd`"
+    for key in ("deps", "outs"):
+        items = entry.get(key, [])
+        if not isinstance(items, list):
+            return [key], f"`{key}` is a list of {{path, hash, md5}}"
+        for i, item in enumerate(items):
+            if not isinstance(item, dict) or not isinstance(item.get("path"), str):
+                return [key, i], f"an item of `{key}` is a mapping with `path`"
+            md5 = item.get("md5")
+            if md5 is not None and not (
+                isinstance(md5, str)
+                and len(md5.removesuffix(".dir")) == 32
+                and md5[:32].isalnum()
+                and md5.isascii()
+            ):
+                return [key, i, "md5"], "`md5` is 32 hexadecimal digits"
+            for count in ("size", "nfiles"):
+                number = item.get(count)
+                if number is not None and not (type(number) is int and 0 <= number <= MAX_SIZE):
+                    return [key, i, count], f"`{count}` is a whole number from 0 to 2^63 - 1"
+    params = entry.get("params", {})
+    if not isinstance(params, dict) or not all(
+        isinstance(file, str) and isinstance(values, dict) for file, values in params.items()
+    ):
+        return ["params"], "`params` is a mapping of files to their values"
+    return None
 
 
 def item_of(name: str, stored: Stored) -> Item:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.documents import dump
 from dvkf_prefect.errors import ParseError
 from dvkf_prefect.files import read_description, write_atomic
-from dvkf_prefect.pipeline.lock import Entry
+from dvkf_prefect.pipeline.lock import Entry, find_wrong
 from dvkf_prefect.pipeline.signature import input_key, result_key
 from dvkf_prefect.pipeline.stages import Stage
 
@@ -89,10 +89,7 @@ def _read(path: Path) -> Entry | None:
         entry: Any = documents.load(read_description(path), path.name)
     except (OSError, ParseError):
         return None
-    if not isinstance(entry, dict) or "cmd" not in entry:
+    # Entries come from remotes, too: a digest of another form would be a path out of the cache.
+    if find_wrong(entry) or not all("md5" in out for out in entry.get("outs", [])):
         return None
-    outs = entry.get("outs", [])
-    ok = isinstance(outs, list) and all(
-        isinstance(out, dict) and "path" in out and "md5" in out for out in outs
-    )
-    return entry if ok else None
+    return cast(Entry, entry)

@@ -12,6 +12,7 @@ from dvkf_prefect.cli import main
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import parse_tag_name
+from dvkf_prefect.pipeline.runcache import RunCache
 
 MD5 = "b026324c6904b2a9cb4b88d6d61c81d1"
 
@@ -130,3 +131,24 @@ def test_a_version_of_endless_digits_is_no_version() -> None:
     assert parse_tag_name("m@v1.0.0") is not None
     assert parse_tag_name("m@v" + "1" * 5000 + ".0.0") is None
     assert parse_tag_name("m@v1.0.0-" + "1" * 5000) is None
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        "{path: o, md5: ../../../../../../etc/passwd}", f"{{path: 1, md5: {MD5}}}", "{path: o, md5: 1}", "3",
+        "{path: o}",
+        f"{{path: o, md5: {MD5}, size: -1}}", "{{path: o, md5: {}, size: 9{}}}".format(MD5, "9" * 30),
+    ],
+)  # fmt: skip
+def test_a_run_of_the_cache_that_is_wrong_is_passed_over(tmp_path: Path, out: str) -> None:
+    """Entries come from remotes: a digest that is none would be a path to anywhere."""
+    key = "a" * 64
+    folder = tmp_path / "runs" / key[:2] / key
+    folder.mkdir(parents=True)
+    (folder / ("b" * 64)).write_text(f"cmd: echo\nouts:\n- {out}\n")
+    assert RunCache(tmp_path).find(key) is None
+    (folder / ("c" * 64)).write_text(f"cmd: echo\nouts:\n- {{path: o, md5: {MD5}, size: 2}}\n")
+    found = RunCache(tmp_path).find(key)
+    assert found is not None
+    assert found["outs"][0]["path"] == "o"
