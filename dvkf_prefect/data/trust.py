@@ -6,7 +6,7 @@ configuration of a repository that is read from (``get``, ``import``, ``list``, 
 says under ``repo`` or ``fs_config`` are the word of somebody else.
 
 The user allows an option by setting it at an own level, or all of a source by naming it in ``feature.trusted_sources``
-of the global configuration, or in ``DVKF_TRUSTED_SOURCES``. DVC passes over that setting.
+of the global configuration, or in ``DVKF_TRUSTED_SOURCES``. DVC warns of that setting and goes on.
 """
 
 from __future__ import annotations
