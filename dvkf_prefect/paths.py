@@ -139,6 +139,32 @@ def check_target(root: Path, path: str) -> None:
         )
 
 
+def check_look(root: Path, path: str) -> None:
+    """Refuse a folder that a link leads out of ``root``: to look through it might read a whole disk.
+
+    Args:
+        root: The repository's root.
+        path: Posix path of a folder, relative to ``root``.
+
+    Raises:
+        UnsafePathError: The path, or a parent folder, is a link to a place outside ``root``.
+    """
+    check_parents(root, f"{path}/")
+
+
+def find_link(folder: Path) -> Path | None:
+    """Return the first link on the way to the folders of a cache that hold objects, or None."""
+    store = folder / "files" / "md5"
+    for place in (folder, folder / "files", store, folder / "runs", folder / "tmp-dvkf"):
+        if place.is_symlink():
+            return place
+    try:
+        with os.scandir(store) as entries:
+            return next((Path(entry.path) for entry in entries if entry.is_symlink()), None)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def check_own_folder(*folders: Path) -> None:
     """Refuse folders of our own state that are links, or hold links: a clone's git tree may bring them.
 

@@ -18,6 +18,7 @@ from dvkf_prefect.errors import (
     MissingObjectError,
     ObjectError,
     OutputChangedError,
+    OutputError,
     OutputNotFoundError,
     TransferError,
 )
@@ -179,7 +180,10 @@ def _no_longer_tracked(repo: Repo) -> dict[str, Found]:
             continue
         if repo.git and repo.git.tracked([repo.git_prefix + path]):
             continue
-        found = repo.workspace.look(path)
+        try:
+            found = repo.workspace.look(path)
+        except OutputError:
+            continue  # something else took its place, which is not ours to remove
         if found.digest == digest:
             gone[path] = found
     return gone

@@ -170,7 +170,15 @@ def _stages_of(repo: Repo, file: str, names: Sequence[str] | None) -> list[str]:
 
 
 def _looked_at(repo: Repo, outputs: Sequence[Output]) -> dict[str, Found]:
-    return {output.path: repo.workspace.look(output.path, hash_name=output.hash_name) for output in outputs}
+    found = {}
+    for output in outputs:
+        place = repo.root / output.path
+        if place.is_symlink() and place.is_dir():
+            # The link alone goes; what it leads to is not ours.
+            found[output.path] = Found(output.digest or "link")
+        else:
+            found[output.path] = repo.workspace.look(output.path, hash_name=output.hash_name)
+    return found
 
 
 def _lost(repo: Repo, output: Output, found: dict[str, Found]) -> list[str]:
@@ -248,9 +256,14 @@ def unprotect(repo: Repo, targets: Sequence[str], *, progress: Progress | None =
 def _unprotect(repo: Repo, place: Path) -> list[tuple[Path, int]]:
     """Replace links by copies and make files writable; return the files that changed and their bytes."""
     shared = repo.config.get("cache", "shared") == "group"
-    changed = []
+    changed: list[tuple[Path, int]] = []
+    if place.is_symlink() and place.is_dir():
+        return changed
     for path in _files(place):
         info = os.lstat(path)
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                continue
         linked = stat.S_ISLNK(info.st_mode) or info.st_nlink > 1
         if not linked and (info.st_mode & 0o200 or not stat.S_ISREG(info.st_mode)):
             continue

@@ -23,7 +23,7 @@ from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.leftovers import sweep_files
-from dvkf_prefect.paths import check_own_folder
+from dvkf_prefect.paths import check_own_folder, find_link
 
 _IGNORE_TEXT = """\
 # Add patterns of files dvc should ignore, which could improve
@@ -45,6 +45,10 @@ class RepoBase:
     def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | Config | None = None) -> None:
         self.root = root
         self.dvc_dir = root / ".dvc"
+        if self.dvc_dir.is_symlink():
+            raise UnsafePathError(
+                f"unsafe state: {self.dvc_dir} is a link to {os.readlink(self.dvc_dir)}. Remove the link."
+            )
         check_own_folder(self.dvc_dir / "tmp", self.tmp_dir)
         self.config = config if isinstance(config, Config) else Config(self.dvc_dir, overlay=config)
         kind = Cache
@@ -57,6 +61,7 @@ class RepoBase:
             ledger=self.tmp_dir / "large-objects",
         )
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
+        self._check_cache()
         self.ignore = Ignore(root)
         self._marked = False
         self._swept = False
@@ -67,6 +72,22 @@ class RepoBase:
         self.workspace = Workspace(
             root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types), self.tmp_dir
         )
+
+    def _check_cache(self) -> None:
+        """Refuse links in the cache that git's tree brought; those that the user made are the user's choice.
+
+        Raises:
+            UnsafePathError: Git tracks one.
+        """
+        link = find_link(self.dvc_dir / "cache")
+        if (
+            link is not None
+            and self.git
+            and self.git.tracked([os.path.relpath(link, self.git.root.resolve())])
+        ):
+            raise UnsafePathError(
+                f"unsafe cache: {link} is a link to {os.readlink(link)} that git tracks. Remove the link."
+            )
 
     def __repr__(self) -> str:
         return f"Repo({str(self.root)!r})"

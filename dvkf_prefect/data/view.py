@@ -34,6 +34,7 @@ from dvkf_prefect.errors import (
     RemoteNotFoundError,
     TransferError,
 )
+from dvkf_prefect.files import temporary_beside
 
 # So many sizes are asked for one by one; for more the remote is listed.
 _ASK_EACH = 64
@@ -234,7 +235,7 @@ class View(Listing):
             versioned.fetch_versions(self.repo, rest, name, jobs=jobs)
 
     def _place(self, rows: Sequence[tuple[Entry, str]], hash_name: str, isexec: bool) -> None:
-        temporary = [f"{dest}.dvkf-tmp-{os.getpid()}-{number}" for number, (_, dest) in enumerate(rows)]
+        temporary = [str(temporary_beside(Path(dest))) for _, dest in rows]
         digests = [entry.digest or "" for entry, _ in rows]
         mode = 0o777 if isexec else 0o666
         try:
@@ -388,10 +389,10 @@ def _part(entry: Entry) -> Output:
 def _write(source: BinaryIO, dest: str, isexec: bool) -> None:
     import shutil
 
-    temporary = f"{dest}.dvkf-tmp-{os.getpid()}"
+    temporary = str(temporary_beside(Path(dest)))
     mode = 0o777 if isexec else 0o666
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(temporary, flags, mode), "wb") as stream:
             shutil.copyfileobj(source, stream, 1 << 20)
         os.replace(temporary, dest)

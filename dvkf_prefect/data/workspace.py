@@ -25,7 +25,7 @@ from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import ObjectError, OutputError, TransferError
 from dvkf_prefect.files import is_temporary
 from dvkf_prefect.leftovers import discard, sweep_files
-from dvkf_prefect.paths import check_output, check_parents, check_target, make_folders
+from dvkf_prefect.paths import check_look, check_output, check_parents, check_target, make_folders
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
@@ -138,6 +138,7 @@ class Workspace:
             return None
         rows = Rows()
         if stat.S_ISDIR(info.st_mode):
+            check_look(self._root, path)
             self._walk(path, rows)
         elif stat.S_ISREG(info.st_mode):
             rows.append("", info, "")
