@@ -89,6 +89,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._copies = 0
         self.env = environment(root / "home")
         self.template = root / "template"
         self.template.mkdir()
@@ -141,7 +142,8 @@ class World:
 
     def copy(self, verb: Verb, name: str) -> Path:
         """Return a new copy of the repository, prepared for a verb."""
-        where = self.root / name
+        self._copies += 1
+        where = self.root / f"{name}{self._copies}"
         subprocess.run(["cp", "-a", str(self.template), str(where)], check=True)
         run(where / "r", self.env, "sh", "-c", verb.prepare)
         return where

@@ -14,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dvkf_prefect import durability
 from dvkf_prefect.data._copier import look
 from dvkf_prefect.data.digest import Memory, Rows, digest_dos2unix
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
 
 _SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
+
+# Larger content is whole in the workspace before it has its name. What a power cut leaves of less is empty, and is not
+# asked about by the next checkout.
+_FLUSHED = 1 << 20
 
 # Progress of work on many files: told how many files and bytes were finished since the last call.
 Advance = Callable[[int, int], None]
@@ -266,7 +271,8 @@ class Workspace:
         if output.digest and output.is_dir and self._cache.exists(output.digest, output.hash_name):
             keep.update(self._cache.read_tree(output.digest, output.hash_name).digests)
         # Of text, what DVC 2.x hashed is not what it stored: sizes differ.
-        sizes = {d: size for _, d, size in rows.files() if d not in keep}
+        # An empty file, as a power cut leaves it, has nothing to lose.
+        sizes = {d: size for _, d, size in rows.files() if d not in keep and size}
         known = sizes if output.hash_name == MD5 else None
         unsaved = self._cache.missing(sizes, output.hash_name, sizes=known)
         return [
@@ -332,6 +338,8 @@ class Workspace:
         )
         if isinstance(placed, ObjectError):
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
+        if placed[0] > _FLUSHED and durability.is_on() and not self._links.shares:
+            durability.sync_path(temporary)
         self._links.move(str(temporary), str(target))
         rows = Rows.expected([""], [digest])
         rows.put(0, look(str(target)))  # a move is a change of it
@@ -360,6 +368,8 @@ class Workspace:
             if self._links.shares:
                 for row, relpath in enumerate(tree.relpaths):
                     rows.put(row, look(f"{aside}/{relpath}"))
+            if sum(rows.sizes) > _FLUSHED:
+                durability.sync_file_system(aside)
             with suppress(FileNotFoundError):
                 os.rmdir(target)
             os.rename(aside, target)

@@ -417,9 +417,9 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
     remote = repo.remote()
     stream = remote.storage.stream
 
-    def counting(key: str, *, start: int = 0) -> object:
+    def counting(key: str, *, start: int = 0, **kwargs: object) -> object:
         asked.append(start)
-        return stream(key, start=start)
+        return stream(key, start=start, **kwargs)  # type: ignore[arg-type]
 
     remote.storage.stream = counting  # type: ignore[method-assign,assignment]
     from dvkf_prefect.data import transfer

@@ -12,6 +12,8 @@ import time
 import pytest
 from faults_world import DVKF, VERBS, Verb, World, discard, label
 
+pytestmark = pytest.mark.timeout(7200)
+
 # How many kills of each verb; FAULTS_KILLS=10 makes 300 in all, which takes half an hour.
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
 _CONTAINED = {"add", "checkout", "push", "pull", "gc"}

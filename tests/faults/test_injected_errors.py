@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from faults_world import DVKF, VERBS, World, discard, label
 
+pytestmark = pytest.mark.timeout(7200)
+
 # How many errors; FAULTS_ERRORS=200 takes about ten minutes.
-ERRORS = int(os.environ.get("FAULTS_ERRORS", "15"))
+ERRORS = int(os.environ.get("FAULTS_ERRORS", "8"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CALLS = {
     "write": (errno.EIO, errno.ENOSPC, "short"),

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from faults_world import DVKF, VERBS, Verb, World, label, run
 
+pytestmark = pytest.mark.timeout(7200)
+
 # How many cuts; FAULTS_CUTS=100 takes a quarter of an hour.
 CUTS = int(os.environ.get("FAULTS_CUTS", "6"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
