@@ -535,7 +535,7 @@ class Cache:
         """Return what downloads of processes that have ended left unfinished, by digest."""
         self.sweep()
         found: dict[str, Path] = {}
-        if self._own is not None:
+        if self._own is not None and os.path.isdir(self._own.path):
             for name in os.listdir(self._own.path):
                 thread, _, digest = name.partition(f"-{_PART}")
                 if thread == "left":
