@@ -250,6 +250,8 @@ class Workspace:
             self._cache.add_bytes(Tree(rows.relpaths, rows.digests).to_bytes(), tree=True)
         if todo and self._links.shares:
             self._links.relink(base if single else base + "/", rows, todo)
+        # What is remembered as stored is not looked at again.
+        durability.flush()
         rows.tree = found.digest
         rows.distrust_racy(started)
         self._memory.save(path, rows)
