@@ -178,11 +178,13 @@ class TransferError(ObjectError):
     Args:
         place: The remote or folder, as a person knows it.
         failures: What went wrong, by the file of the output it belongs to.
+        only_missing: Every failure is an object that is in neither place.
     """
 
-    def __init__(self, place: str, failures: Mapping[str, str]) -> None:
+    def __init__(self, place: str, failures: Mapping[str, str], *, only_missing: bool = False) -> None:
         self.place = place
         self.failures = dict(failures)
+        self.only_missing = only_missing
         names = sorted(self.failures)
         shown = "\n".join(f"  {name}: {self.failures[name]}" for name in names[:20])
         more = f"\n  and {len(names) - 20} more" if len(names) > 20 else ""

@@ -89,13 +89,13 @@ def test_targets_are_taken_from_the_current_folder(root: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["push", "-r", "nope"], 255, "remote 'nope' doesn't exist"),
+        (["push", "-r", "nope"], 1, "remote 'nope' doesn't exist"),
         (["add", "missing"], 1, "'missing' does not exist"),
         (["checkout", "unknown"], 255, "'unknown' is not an output"),
         (["config", "nothing.known", "1"], 251, "nothing"),
         (["remote", "modify", "store", "surprise", "1"], 251, "unknown option 'surprise'"),
         (["remote", "add", "store", "elsewhere"], 251, "already exists"),
-        (["diff", "no-such-rev"], 255, "unknown git revision"),
+        (["diff", "no-such-rev"], 1, "unknown git revision"),
         (["model", "show", "digits"], 255, "digits"),
         (["repro", "nothing"], 255, "nothing"),
     ],
@@ -185,7 +185,7 @@ def test_commit_asks_or_is_told(root: Path, capsys: pytest.CaptureFixture[str]) 
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 255
+    assert done.returncode == 1
     assert "--force" in done.stderr
     assert run(capsys, "commit", "-f").startswith("data: 2 file(s)")
     subprocess.run(["dvc", "status", "-q"], check=True)

@@ -64,6 +64,26 @@ VERBS = {
 }
 
 
+# Verbs of DVC that end with 1 where others end with 255. Source: dvc/commands, ``except DvcException``.
+_FAIL_WITH_1 = frozenset(
+    {
+        "add",
+        "commit",
+        "diff",
+        "fetch",
+        "move",
+        "mv",
+        "plots",
+        "pull",
+        "push",
+        "remove",
+        "rm",
+        "get-url",
+        "import-url",
+    }
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -71,8 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind ``dvkf``; None for the process's own.
 
     Returns:
-        The exit code: 0, 1 for "something changed" where a verb says so, 251 for a wrong configuration, 252 for an
-        interruption, 253 outside a repository, 254 for a wrong command line, 255 for any other failure.
+        The exit code: 0, 1 for "something changed" or a failure where DVC's verb says so, 251 for a wrong
+        configuration, 252 for an interruption, 253 outside a repository, 254 for a wrong command line, 255 for any
+        other failure.
     """
     with safe_output():
         return _run(sys.argv[1:] if arguments is None else arguments)
@@ -91,7 +112,15 @@ def _run(arguments: Sequence[str]) -> int:
             os.chdir(args.cd)
         return run(args)
     except DvkfError as error:
-        return _fail(error, args, error.exit_code)
+        code = error.exit_code
+        # A diff of paths that nobody tracks is Python's own error there, which ends with 255.
+        if (
+            code == 255
+            and verb in _FAIL_WITH_1
+            and not (verb == "diff" and isinstance(error, FileNotFoundError))
+        ):
+            code = 1
+        return _fail(error, args, code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 255

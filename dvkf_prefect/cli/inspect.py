@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
 from dvkf_prefect.cli._output import own_lines, say, unescaped
 from dvkf_prefect.cli.tables import natural_size, plain_table
-from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, RemoteNotFoundError
+from dvkf_prefect.errors import (
+    ConfigError,
+    DvkfError,
+    MissingObjectError,
+    NotARepositoryError,
+    RemoteNotFoundError,
+)
 from dvkf_prefect.text import printable
 from dvkf_prefect.urls import public_url
 
@@ -196,7 +202,7 @@ def list_files(args: argparse.Namespace) -> int:
                 rows = [(entry, "") for entry in entries]
     except DvkfError as error:
         print(f"ERROR: failed to list '{public_url(args.url)}' - {own_lines(str(error))}", file=sys.stderr)
-        return 1
+        return 255 if isinstance(error, MissingObjectError) else 1
     if args.quiet:
         return 0
     show = _Painter()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
-from dvkf_prefect.cli._output import say
+from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.cli.data import print_checkout
+from dvkf_prefect.errors import TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -81,7 +84,8 @@ def push(args: argparse.Namespace) -> int:
             jobs=args.jobs,
         )
         return _print_plans(plans, args.quiet)
-    moved = repo.push(
+    moved = _as_dvc(
+        repo.push,
         targets,
         choice=choice,
         remote=args.remote,
@@ -90,9 +94,29 @@ def push(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         progress=progress_bar(args.quiet),
     )
-    if not args.quiet:
+    if moved is not None and not args.quiet:
         _print_transfer(moved, "pushed")
     return 0
+
+
+def _as_dvc(verb: Callable[..., Transfer], targets: Sequence[str], **options: Any) -> Transfer | None:
+    """Run a transfer; objects that are in neither place are a warning, as with DVC, once all others arrived.
+
+    Args:
+        verb: A transfer of the repository.
+        targets: Its targets.
+        options: Its options.
+
+    Returns:
+        The transfer; None where something was missing.
+    """
+    try:
+        return verb(targets, **options)
+    except TransferError as error:
+        if not error.only_missing:
+            raise
+        print(f"WARNING: {own_lines(str(error))}", file=sys.stderr)
+        return None
 
 
 def fetch_arguments(parser: Parser) -> None:
@@ -117,7 +141,8 @@ def fetch(args: argparse.Namespace) -> int:
     targets = targets_of(repo, args.targets)
     if args.dry:
         return _plan_fetch(repo, targets, args)
-    moved = repo.fetch(
+    moved = _as_dvc(
+        repo.fetch,
         targets,
         choice=choice_of(args),
         remote=args.remote,
@@ -125,7 +150,7 @@ def fetch(args: argparse.Namespace) -> int:
         jobs=args.jobs,
         progress=progress_bar(args.quiet),
     )
-    if not args.quiet:
+    if moved is not None and not args.quiet:
         _print_transfer(moved, "fetched")
     return 0
 

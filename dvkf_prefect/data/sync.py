@@ -267,5 +267,6 @@ def _ended(result: _Result) -> Transfer:
     if result.fatal:
         raise result.fatal
     if result.failures:
-        raise TransferError(" and ".join(result.places), result.failures)
+        missing = result.missing.issuperset(result.failures)
+        raise TransferError(" and ".join(result.places), result.failures, only_missing=missing)
     return result.done or Transfer("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,3 +238,36 @@ def test_dvc_says_the_same_of_the_remote(
         ours(clone, "status", "-c", "--json", *args)
         mine = json.loads(capsys.readouterr().out)
         assert mine == json.loads(run(clone, "dvc", "status", "-c", "--json", *args))
+
+
+@pytest.mark.parametrize("verb", ["push", "fetch", "pull"])
+def test_what_is_in_neither_place_ends_as_with_dvc(tmp_path: Path, verb: str) -> None:
+    """All else arrives; push and fetch warn, pull fails; what is missing is named."""
+    codes, arrived = [], []
+    for tool in ("dvc", "dvkf"):
+        root = tmp_path / tool / "repo"
+        root.mkdir(parents=True)
+        subprocess.run(["git", "init", "-q", str(root)], check=True)
+        repo = Repo.init(root)
+        (root / ".dvc" / "config").write_text(
+            f"[core]\n    remote = store\n['remote \"store\"']\n    url = {root.parent / 'store'}\n"
+        )
+        repo = Repo(root)
+        for name in ("a", "b"):
+            (root / name).write_text(name)
+        lost, kept = (version.digest for version in repo.add(["a", "b"]))
+        if verb != "push":
+            repo.push(["b"])
+            repo.cache.path(kept).unlink()
+        repo.cache.path(lost).unlink()
+        (root / "a").unlink()
+        (root / "b").unlink()
+        command = ["dvc"] if tool == "dvc" else [sys.executable, "-m", "dvkf_prefect.cli"]
+        done = subprocess.run([*command, verb], cwd=root, capture_output=True, text=True, check=False)
+        codes.append(done.returncode)
+        if tool == "dvkf":
+            assert "a: " in done.stderr
+        place = root.parent / "store" if verb == "push" else root / ".dvc" / "cache"
+        arrived.append(sorted(p.name for p in (place / "files").rglob("*") if p.is_file()))
+    assert codes[0] == codes[1]
+    assert arrived[0] == arrived[1] == [kept[2:]]
