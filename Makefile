@@ -1,6 +1,6 @@
 # Everything here sets itself up: git, python3, make and the package index are all it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test check bench clean
+.PHONY: help demo ui test long check bench clean
 # Imports are only quick when Python may keep its compiled files.
 unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
@@ -40,6 +40,10 @@ ui: .venv/demo.stamp ## the Prefect UI over what the demo did, on PORT
 
 test: .venv/test.stamp ## the tests
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest $(ARGS)
+
+long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full length (an hour or more; root for some)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" DVKF_ZOO_PARTS=24 DVKF_FUZZ_SEEDS=300 FAULTS_CUTS=100 FAULTS_ERRORS=200 FAULTS_KILLS=10 \
+		KILL_TIMES=16 ROUNDS=100 .venv/bin/python -m pytest --timeout 7200 tests/hostile tests/faults $(ARGS)
 
 check: .venv/test.stamp ## lint, types, layers, documents
 	@.venv/bin/ruff check .

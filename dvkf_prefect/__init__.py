@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         write_data,
     )
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "DataRemote",

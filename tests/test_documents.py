@@ -101,9 +101,24 @@ def test_the_changelog_has_this_version() -> None:
     assert f"\n## {dvkf_prefect.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_every_promise_names_code_and_tests_that_are_there() -> None:
+    """A row of SECURITY.md names modules of the package, then tests with their folder or beside the one before."""
+    rows = re.findall(
+        r"^\| (?!promise|---)(.+) \| (.+) \| (.+) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 15
+    for promise, where, tests in rows:
+        for module in re.findall(r"`([\w/.]+)`", where):
+            assert (ROOT / "dvkf_prefect" / module).exists(), (promise, module)
+        folder = ROOT
+        for test in re.findall(r"`([\w/]+\.py)`", tests):
+            folder = (ROOT / test).parent if "/" in test else folder
+            assert (folder / Path(test).name).is_file(), (promise, test)
+
+
 def test_make_targets_are_described() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "ui", "test", "check", "bench"):
+    for target in ("demo", "ui", "test", "long", "check", "bench"):
         assert re.search(rf"^{target}:.* ## \w", makefile, re.MULTILINE), target
 
 

@@ -18,7 +18,7 @@ assert _SPEC is not None and _SPEC.loader is not None
 mutations = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(mutations)
 
-SEEDS = int(os.environ.get("DVKF_FUZZ_SEEDS", "150"))
+SEEDS = int(os.environ.get("DVKF_FUZZ_SEEDS", "40"))
 FIRST = int(os.environ.get("DVKF_FUZZ_FIRST", "0"))
 VERBS = [
     "status", "status -c", "diff HEAD", "list . -R", "list . -R --show-hash --size", "repro --dry", "checkout",
