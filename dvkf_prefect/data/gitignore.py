@@ -3,10 +3,108 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git import FOREIGN, Git, environment
 from dvkf_prefect.files import read_description, write_atomic
+
+# Bytes of paths asked about at once: less than a pipe holds, so that neither side waits for the other.
+_ASKED = 32_768
+
+
+class GitIgnored:
+    """Paths that git's ignore files leave out, whether git tracks them or not; each path is asked about once.
+
+    Args:
+        root: The repository's root.
+        git: The work tree it lies in; None for none, which leaves out nothing.
+
+    Source of the choice: DVC 3.x, ``collect_files`` in dvc/repo/index.py.
+    """
+
+    def __init__(self, root: Path, git: Git | None) -> None:
+        self._root = root
+        self._git = git
+        self._known: dict[str, bool] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def asking(self) -> Iterator[Callable[[Sequence[str]], set[str]]]:
+        """Give a function that returns which of some paths are left out; one git process answers all calls.
+
+        The paths are relative to the root, those of folders with a slash at the end.
+        """
+        try:
+            yield self._left_out
+        finally:
+            self._close()
+
+    def forget(self) -> None:
+        """Ask again: ignore files may have changed."""
+        self._known.clear()
+
+    def _left_out(self, paths: Sequence[str]) -> set[str]:
+        if self._git is None:
+            return set()
+        asked = [path for path in paths if path not in self._known]
+        while asked:
+            size = count = 0
+            for path in asked:
+                size += len(os.fsencode(path)) + 3
+                if count and size > _ASKED:
+                    break
+                count += 1
+            self._known.update(zip(asked, self._ask(asked[:count]), strict=False))
+            asked = asked[count:]
+        return {path for path in paths if self._known[path]}
+
+    def _ask(self, paths: list[str]) -> list[bool]:
+        """Return for each path whether it is left out; of a git that does not answer, none is."""
+        process = self._process = self._process or self._start()
+        if process is None or process.stdin is None or process.stdout is None:
+            return [False] * len(paths)
+        try:
+            process.stdin.write(b"".join(b"./%s\0" % os.fsencode(path) for path in paths))
+            process.stdin.flush()
+        except BrokenPipeError:
+            return [False] * len(paths)
+        # For each path: the ignore file, the line, the pattern, the path.
+        fields: list[bytes] = []
+        rest = b""
+        while len(fields) < 4 * len(paths):
+            data = os.read(process.stdout.fileno(), 65_536)
+            if not data:
+                return [False] * len(paths)
+            *whole, rest = (rest + data).split(b"\0")
+            fields += whole
+        return [bool(pattern) and not pattern.startswith(b"!") for pattern in fields[2::4]]
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        options = FOREIGN if self._git and self._git.foreign else ()
+        ask = ("check-ignore", "-z", "-v", "-n", "--stdin", "--no-index")
+        try:
+            return subprocess.Popen(
+                ["git", "-C", str(self._root), *options, *ask],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+                bufsize=0,
+            )
+        except FileNotFoundError:
+            return None
+
+    def _close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            if process.stdin:
+                process.stdin.close()
+            if process.stdout:
+                process.stdout.close()
+            process.wait()
 
 
 def pattern_for(name: str) -> str:

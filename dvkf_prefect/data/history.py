@@ -66,7 +66,7 @@ def workspace_described(repo: Repo) -> Iterator[Described]:
         return {output.path for output in known[path].outputs}
 
     known: dict[str, Described] = {}
-    files = WorkspaceFiles(repo.root, repo.ignore.matches, paths_of)
+    files = WorkspaceFiles(repo.root, repo.ignore.matches, paths_of, repo.git_ignored)
     files.find()
     yield from known.values()
 

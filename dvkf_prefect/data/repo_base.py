@@ -13,6 +13,7 @@ from dvkf_prefect.data import neighbours, outputs
 from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.gitignore import GitIgnored
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.locks import RepoLock, note_stages
@@ -63,6 +64,7 @@ class RepoBase:
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
         self._check_cache()
         self.ignore = Ignore(root)
+        self.git_ignored = GitIgnored(root, self.git)
         self._marked = False
         self._swept = False
         self._lock = RepoLock(
@@ -186,6 +188,7 @@ class RepoBase:
         with self._lock.hold(timeout, write=written), neighbours.working(self.cache.root, timeout):
             self._mark()
             self._sweep()
+            self.git_ignored.forget()
             try:
                 yield
             finally:
@@ -265,6 +268,7 @@ class RepoBase:
                 self.root,
                 self.ignore.matches,
                 lambda path: {o.path for o in outputs.read_outputs(self.files(), path)},
+                self.git_ignored,
             )
         if self.git is None:
             raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
@@ -293,7 +297,7 @@ class RepoBase:
                 known[path] = outputs.read_outputs(files, path)
                 return {output.path for output in known[path]}
 
-            files = WorkspaceFiles(self.root, self.ignore.matches, paths_of)
+            files = WorkspaceFiles(self.root, self.ignore.matches, paths_of, self.git_ignored)
             found = [output for path in files.find() for output in known[path]]
         else:
             from dvkf_prefect.data.history import outputs_of

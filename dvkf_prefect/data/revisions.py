@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.gitignore import GitIgnored
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.files import read_description
 
@@ -48,16 +49,22 @@ class WorkspaceFiles:
         root: The repository's root.
         skip: Told a folder's path relative to the root, says whether to stay out of it.
         outputs_of: Gives the output paths that a file describes, so that data folders are not walked.
+        git_ignored: Paths that git leaves out; DVC finds nothing there.
     """
 
     rev = None
 
     def __init__(
-        self, root: Path, skip: Callable[[str], bool], outputs_of: Callable[[str], set[str]]
+        self,
+        root: Path,
+        skip: Callable[[str], bool],
+        outputs_of: Callable[[str], set[str]],
+        git_ignored: GitIgnored,
     ) -> None:
         self._root = root
         self._skip = skip
         self._outputs_of = outputs_of
+        self._git_ignored = git_ignored
 
     def read(self, path: str) -> bytes:
         """Return a file's bytes."""
@@ -68,29 +75,37 @@ class WorkspaceFiles:
         return (self._root / path).is_file()
 
     def find(self) -> list[str]:
-        """Return every `.dvc` file and dvc.yaml, sorted; folders that are outputs are not entered."""
+        """Return every `.dvc` file and dvc.yaml, sorted; folders that are outputs or git-ignored are not entered."""
         found: list[str] = []
         data: set[str] = set()
         level = [""]
         # Level by level: an output is described beside it or above it, before its folder would be entered.
-        while level:
-            folders: list[str] = []
-            here: list[str] = []
-            for prefix in level:
-                if prefix.rstrip("/") in data:
-                    continue
-                with os.scandir(self._root / prefix) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(f"{prefix}{entry.name}/")
-                        elif describes_outputs(entry.name):
-                            here.append(prefix + entry.name)
-            for path in sorted(here):
-                if not self._skip(path):
-                    found.append(path)
-                    data |= self._outputs_of(path)
-            level = [f for f in folders if f[:-1] not in data and not self._skip(f)]
+        with self._git_ignored.asking() as git_ignored:
+            while level:
+                folders, here = self._scan(level, data)
+                left_out = git_ignored([*here, *folders])
+                for path in sorted(here):
+                    if path not in left_out:
+                        found.append(path)
+                        data |= self._outputs_of(path)
+                level = [f for f in folders if f[:-1] not in data and f not in left_out]
         return sorted(found)
+
+    def _scan(self, level: list[str], data: set[str]) -> tuple[list[str], list[str]]:
+        """Return the folders in some folders, and the files there that describe outputs."""
+        folders: list[str] = []
+        here: list[str] = []
+        for prefix in level:
+            if prefix.rstrip("/") in data:
+                continue
+            with os.scandir(self._root / prefix) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{prefix}{entry.name}/")
+                    elif describes_outputs(entry.name):
+                        here.append(prefix + entry.name)
+        skip = self._skip
+        return [f for f in folders if f[:-1] not in data and not skip(f)], [f for f in here if not skip(f)]
 
 
 class RevisionFiles:
