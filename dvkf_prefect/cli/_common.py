@@ -55,6 +55,21 @@ def open_repo() -> Repo:
     return Repo.open()
 
 
+def print_git_hint(repo: Repo) -> None:
+    """Print the command that adds what a verb wrote to git, to be pasted where it was typed, as DVC does."""
+    if not repo.unstaged:
+        return
+    from shlex import quote
+
+    from dvkf_prefect.cli._output import shown
+
+    names = sorted(os.path.relpath(repo.root / name) for name in repo.unstaged)
+    print(
+        f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(shown(quote(name)) for name in names)}"
+    )
+    print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
+
+
 def targets_of(repo: Repo, targets: Sequence[str]) -> list[str]:
     """Turn what was typed, relative to the current folder, into targets relative to the root; stage names stay."""
     typed = []

@@ -9,8 +9,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
-from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
-from dvkf_prefect.cli._output import own_lines, say, shown
+from dvkf_prefect.cli._common import (
+    Parser,
+    open_repo,
+    positive,
+    print_git_hint,
+    progress_bar,
+    readable,
+    targets_of,
+)
+from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import DvkfError, OutputError
 
 if TYPE_CHECKING:
@@ -61,15 +69,8 @@ def add(args: argparse.Namespace) -> int:
     if not args.quiet:
         for version in versions:
             say(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
-        if repo.git and not repo.config.get("core", "autostage"):
-            files = sorted({v.path + ".dvc" for v in versions} | {_beside(v.path) for v in versions})
-            print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(map(shown, files))}")
+        print_git_hint(repo)
     return 0
-
-
-def _beside(path: str) -> str:
-    folder = os.path.dirname(path)
-    return f"{folder}/.gitignore" if folder else ".gitignore"
 
 
 def commit_arguments(parser: Parser) -> None:

@@ -8,8 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
-from dvkf_prefect.cli._output import own_lines, say, shown
+from dvkf_prefect.cli._common import (
+    Parser,
+    open_repo,
+    positive,
+    print_git_hint,
+    progress_bar,
+    readable,
+    targets_of,
+)
+from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.urls import public_url, without_secrets
 
@@ -314,9 +322,5 @@ def _told(args: argparse.Namespace, repo: Repo, done: Sequence[Import], *, execu
             say(f"'{item.source}' didn't change, skipping")
         elif executed:
             say(f"Importing '{item.origin}' -> '{item.path}'")
-    changed = [item for item in done if item.changed]
-    if changed and repo.git and not repo.config.get("core", "autostage"):
-        files = {item.source for item in changed}
-        files |= {os.path.join(os.path.dirname(item.path), ".gitignore") for item in changed}
-        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(map(shown, sorted(files)))}")
+    print_git_hint(repo)
     return 0

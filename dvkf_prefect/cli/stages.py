@@ -6,16 +6,15 @@ import argparse
 import os
 import posixpath
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import Parser, open_repo, targets_of
+from dvkf_prefect.cli._common import Parser, open_repo, print_git_hint, targets_of
 from dvkf_prefect.cli._output import say
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.errors import DvkfError, ParseError, StageNotFoundError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.outputs import Output
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.pipeline.stage_edit import NewStage
     from dvkf_prefect.pipeline.stages import Stage
@@ -74,9 +73,8 @@ def stage_add(args: argparse.Namespace) -> int:
         from dvkf_prefect.cli.pipeline import run_one
 
         return run_one(repo, added.stage.address, quiet=args.quiet)
-    if not args.quiet and repo.git is not None and not repo.config.get("core", "autostage"):
-        names = " ".join(sorted(os.path.relpath(repo.root / file) for file in added.written))
-        print(f"\nTo track the changes with git, run:\n\n\tgit add {names}")
+    if not args.quiet:
+        print_git_hint(repo)
     return 0
 
 
@@ -137,17 +135,18 @@ def stage_list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | Output]:
+def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
     from dvkf_prefect.data.outputs import read_outputs
     from dvkf_prefect.pipeline.stages import load_stages
 
     files = repo.files()
 
-    def read(path: str, *, strict: bool = False) -> list[Stage | Output]:
+    def read(path: str, *, strict: bool = False) -> list[Stage | str]:
         try:
             if posixpath.basename(path) == PIPELINE_FILE:
                 return list(load_stages(files, path))
-            return list(read_outputs(files, path))
+            read_outputs(files, path)  # refuses a file with a fault
+            return [path]
         except ParseError:
             if args.fail or strict:
                 raise
@@ -177,28 +176,46 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | Output]:
             yield from (graph.stages[address] for address in choose(repo, graph, [target]))
 
 
-def _stage_row(repo: Repo, item: Stage | Output) -> tuple[str, str]:
+def _stage_row(repo: Repo, item: Stage | str) -> tuple[str, str]:
     from dvkf_prefect.pipeline.stages import Stage
 
     if not isinstance(item, Stage):
-        return os.path.relpath(repo.root / item.source), _short(f"Outputs {posixpath.basename(item.path)}")
+        return os.path.relpath(repo.root / item), _short(_described_data(repo, item))
     file = os.path.relpath(repo.root / item.file)
     name = item.name if file == PIPELINE_FILE else f"{file}:{item.name}"
     described = next((line.strip() for line in item.desc.splitlines() if line), "")
     return name, _short(described or _description(item))
 
 
-def _description(stage: Stage) -> str:
-    def names(paths: Iterable[str]) -> str:
-        return ", ".join(paths)
+def _described_data(repo: Repo, file: str) -> str:
+    """Return the description of a `.dvc` file, its paths as it writes them."""
+    from dvkf_prefect.data import documents
 
-    read = [*(dep.name for dep in stage.deps), *stage.params]
-    if not stage.outs:
-        return f"Depends on {names(read)}" if read else "No outputs or dependencies"
-    plain = [out.name for out in stage.outs if out.kind == "out"]
-    reports = [out.name for out in stage.outs if out.kind != "out"]
+    document = documents.load(repo.files().read(file), file) or {}
+    desc = str(document.get("desc") or "")
+    if described := next((line.strip() for line in desc.splitlines() if line), ""):
+        return described
+    outs = document.get("outs") or []
+    return _sentence(
+        [dep["path"] for dep in document.get("deps") or [] if "path" in dep],
+        [out["path"] for out in outs if not (out.get("metric") or out.get("plot"))],
+        [out["path"] for out in outs if out.get("metric") or out.get("plot")],
+    )
+
+
+def _description(stage: Stage) -> str:
+    return _sentence(
+        [*(dep.name for dep in stage.deps), *stage.params],
+        [out.name for out in stage.outs if out.kind == "out"],
+        [out.name for out in stage.outs if out.kind != "out"],
+    )
+
+
+def _sentence(read: Sequence[str], outs: Sequence[str], reports: Sequence[str]) -> str:
+    if not outs and not reports:
+        return f"Depends on {', '.join(read)}" if read else "No outputs or dependencies"
     return "; ".join(
-        f"{verb} {names(paths)}" for verb, paths in (("Outputs", plain), ("Reports", reports)) if paths
+        f"{verb} {', '.join(paths)}" for verb, paths in (("Outputs", outs), ("Reports", reports)) if paths
     )
 
 

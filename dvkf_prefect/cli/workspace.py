@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar
-from dvkf_prefect.cli._output import say, shown
+from dvkf_prefect.cli._common import Parser, open_repo, positive, print_git_hint, progress_bar
+from dvkf_prefect.cli._output import say
 from dvkf_prefect.cli.settings import config_here, find, level_arguments
 from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, OutputError
 
@@ -92,14 +92,7 @@ def _print_files(files: Sequence[str], repo: Repo, *, dry_run: bool) -> None:
         return
     for file in files:
         say(f"Updating {'lock' if file.endswith('.lock') else 'DVC'} file '{file}'")
-    _print_hint(files, repo)
-
-
-def _print_hint(files: Sequence[str], repo: Repo) -> None:
-    """Say what is to be added to git, as DVC does."""
-    if repo.git and not repo.config.get("core", "autostage"):
-        print(f"\nTo track the changes with git, run:\n\n\tgit add {' '.join(map(shown, files))}")
-        print("\nTo enable auto staging, run:\n\n\tdvkf config core.autostage true")
+    print_git_hint(repo)
 
 
 @contextmanager
@@ -176,13 +169,9 @@ def move(args: argparse.Namespace) -> int:
     """Run ``dvkf move``."""
     repo = open_repo()
     with _as_dvc():
-        moved = repo.move(
-            os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet)
-        )
+        repo.move(os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet))
     if not args.quiet:
-        folders = dict.fromkeys(os.path.dirname(path) for path in (moved.path, moved.new_path))
-        files = dict.fromkeys([moved.file, moved.new_file])
-        _print_hint([*files, *(os.path.join(folder, ".gitignore") for folder in folders)], repo)
+        print_git_hint(repo)
     return 0
 
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dvkf_prefect.errors import GitError
@@ -220,6 +220,31 @@ class Git:
             return []
         listed = self.run_bytes("ls-files", "-z", "--full-name", "--", *(f":(top,literal){p}" for p in paths))
         return [os.fsdecode(path) for path in listed.split(b"\0") if path]
+
+    def stage(self, paths: Sequence[str]) -> None:
+        """Add files to the index, and take those out that are gone; what git ignores is left alone, as DVC does.
+
+        Args:
+            paths: Absolute.
+
+        Raises:
+            GitError: Git refused.
+        """
+        text = b"".join(os.fsencode(path) + b"\0" for path in dict.fromkeys(paths))
+        ignored: set[str] = set()
+        with suppress(GitError):  # its exit code for "none of them"
+            found = self.run_bytes("check-ignore", "-z", "--stdin", "--no-index", stdin=text)
+            ignored = set(os.fsdecode(found).split("\0"))
+        wanted = [
+            path
+            for path in dict.fromkeys(paths)
+            if path not in ignored and (os.path.lexists(path) or self._tracks(path))
+        ]
+        if wanted:
+            self.run("add", "--", *wanted, env={"GIT_LITERAL_PATHSPECS": "1"})
+
+    def _tracks(self, path: str) -> bool:
+        return bool(self.run("ls-files", "-z", "--", path, env={"GIT_LITERAL_PATHSPECS": "1"}))
 
     def is_ignored(self, path: str) -> bool:
         """Tell whether git's ignore files leave ``path`` out."""

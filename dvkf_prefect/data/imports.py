@@ -310,10 +310,10 @@ def _write_import(
 
 def _keep_out_of_git(repo: Repo, output: Output) -> None:
     if repo.git:
-        gitignore.ignore(repo.root / output.path)
-        if repo.config.get("core", "autostage"):
-            beside = posixpath.join(posixpath.dirname(output.path), ".gitignore")
-            repo.git.run("add", "--", str(repo.root / output.source), str(repo.root / beside))
+        files = [output.source]
+        if gitignore.ignore(repo.root / output.path):
+            files.append(posixpath.join(posixpath.dirname(output.path), ".gitignore"))
+        repo.stage(files)
 
 
 def _send(

@@ -242,8 +242,7 @@ def _rewrite(repo: Repo, now: Mapping[str, str], migration: Migration) -> Migrat
             new = write_document(old, file, document)
         write_atomic(repo.root / file, new)
         files.append(file)
-    if repo.git and files and repo.config.get("core", "autostage"):
-        repo.git.run("add", "--", *(str(repo.root / file) for file in files))
+    repo.stage(files)
     return replace(migration, files=tuple(files), left=tuple(dict.fromkeys(left)))
 
 

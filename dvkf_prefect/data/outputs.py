@@ -381,6 +381,21 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
         out[key] = value
 
 
+def is_parametrized(definition: Any) -> bool:
+    """Tell whether a stage's definition in a dvc.yaml is filled with values before it is used."""
+    if isinstance(definition, Mapping) and {"foreach", "matrix", "vars"} & set(definition):
+        return True
+    return _has_parameter(definition)
+
+
+def _has_parameter(value: Any) -> bool:
+    if isinstance(value, str):
+        return "${" in value
+    if isinstance(value, Mapping):
+        return any(_has_parameter(part) for pair in value.items() for part in pair)
+    return isinstance(value, list) and any(map(_has_parameter, value))
+
+
 def write_document(old: bytes | None, path: str, document: Mapping[str, Any]) -> bytes:
     """Return a `.dvc` file that says what ``document`` says, with the old one's comments and order.
 

@@ -22,6 +22,7 @@ from dvkf_prefect.data.outputs import (
     Output,
     check_overlap,
     document_md5,
+    is_parametrized,
     matching,
     read_outputs,
     with_content,
@@ -152,7 +153,7 @@ def _stages_of(repo: Repo, file: str, names: Sequence[str] | None) -> list[str]:
 
     Raises:
         OutputNotFoundError: It has no such stage.
-        OutputError: The stage is one of those that a `foreach` or a `matrix` makes.
+        OutputError: The stage comes from a `foreach`, a `matrix` or a template.
     """
     document = documents.load(read_description(repo.root / file, name=file), file)
     known: Any = document.get("stages") if isinstance(document, dict) else None
@@ -166,6 +167,8 @@ def _stages_of(repo: Repo, file: str, names: Sequence[str] | None) -> list[str]:
             )
         if name not in known:
             raise OutputNotFoundError(f"there is no stage '{name}' in {file}{_meant(repo, file, name)}")
+        if is_parametrized(entry):
+            raise OutputError(f"cannot remove a parametrized stage: '{name}'. Edit {file} to remove it.")
     return list(known if names is None else names)
 
 
@@ -345,8 +348,9 @@ def move(repo: Repo, source: str, target: str, *, progress: Progress | None = No
     old, new = repo.root / source, repo.root / target
     if not os.path.lexists(new.parent):
         new.parent.mkdir(parents=True)
-    if repo.git and output.cached:
-        gitignore.ignore(new)
+    changed = [file, output.source]
+    if repo.git and output.cached and gitignore.ignore(new):
+        changed.append(posixpath.join(posixpath.dirname(target), ".gitignore"))
     stored: Stored | None = None
     if os.path.lexists(old):
         os.rename(old, new)
@@ -357,20 +361,9 @@ def move(repo: Repo, source: str, target: str, *, progress: Progress | None = No
     write_atomic(repo.root / file, document)
     if follows and file != output.source:
         (repo.root / output.source).unlink()
-    if repo.git and output.cached and target != source:
-        gitignore.unignore(old)
-    if repo.git and repo.config.get("core", "autostage"):
-        names = {
-            file,
-            output.source,
-            *(posixpath.join(posixpath.dirname(p), ".gitignore") for p in (source, target)),
-        }
-        there = [
-            name
-            for name in names
-            if (repo.root / name).exists() or repo.git.tracked([repo.git_prefix + name])
-        ]
-        repo.git.run("add", "--", *sorted(str(repo.root / name) for name in there))
+    if repo.git and output.cached and target != source and gitignore.unignore(old):
+        changed.append(posixpath.join(posixpath.dirname(source), ".gitignore"))
+    repo.stage(changed)
     return Move(source, target, output.source, file)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,8 @@ class RepoBase:
             ledger=self.tmp_dir / "large-objects",
         )
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
+        # Files written since, relative to the root, that git was not told of.
+        self.unstaged: set[str] = set()
         self._check_cache()
         self.ignore = Ignore(root)
         self.git_ignored = GitIgnored(root, self.git)
@@ -229,6 +231,24 @@ class RepoBase:
             RepoLock(file.with_name("rwlock.lock")).hold(timeout),
         ):
             note_stages(file, read=read, write=write, anew=anew)
+
+    # -- what git is told ----------------------------------------------------------------------------------------------
+
+    def stage(self, names: Iterable[str]) -> None:
+        """Have git stage files where ``core.autostage`` asks for it; `unstaged` remembers them otherwise.
+
+        Args:
+            names: Files that were written or removed, relative to the root.
+
+        Raises:
+            GitError: Git refused.
+        """
+        if self.git is None:
+            return
+        if self.config.get("core", "autostage"):
+            self.git.stage([str(self.root / name) for name in names])
+        else:
+            self.unstaged.update(names)
 
     # -- what is tracked ---------------------------------------------------------------------------------------------
 

@@ -123,6 +123,5 @@ def _record(repo: Repo, output: Output, stored: Stored) -> DataVersion:
         staged.append((repo.root / output.path).with_name(".gitignore"))
     old = read_description(file) if file.exists() else None
     write_atomic(file, write_dvc_file(old, output.source, output.path, stored))
-    if repo.git and repo.config.get("core", "autostage"):
-        repo.git.run("add", "--", *(str(path) for path in staged))
+    repo.stage(path.relative_to(repo.root).as_posix() for path in staged)
     return repo.version_of(with_content(output, stored))

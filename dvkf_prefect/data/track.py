@@ -59,8 +59,7 @@ def add(
             tracked = [merged if o.path == around.path else o for o in tracked]
         staged += _record(repo, output, stored, size_known)
         versions.append(repo.version_of(with_content(output, stored)))
-    if repo.git and repo.config.get("core", "autostage"):
-        repo.git.run("add", "--", *(str(repo.root / name) for name in staged))
+    repo.stage(staged)
     return versions
 
 

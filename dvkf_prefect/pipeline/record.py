@@ -497,9 +497,5 @@ def record(
     if repr(entry) == repr(known):  # 1 is equal to 1.0, but not written so
         return
     write_entry(repo.root / lock, stage.name, entry, before=before)
-    if repo.git is not None and repo.config.get("core", "autostage"):
-        written = [lock]
-        written += [
-            posixpath.join(posixpath.dirname(out.path), ".gitignore") for out in stage.outs if out.cached
-        ]
-        repo.git.run("add", "--", *(str(repo.root / name) for name in written if (repo.root / name).exists()))
+    ignored = [posixpath.join(posixpath.dirname(out.path), ".gitignore") for out in stage.outs if out.cached]
+    repo.stage([lock, *ignored])

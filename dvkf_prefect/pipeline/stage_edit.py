@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dvkf_prefect.data import documents, gitignore
-from dvkf_prefect.data.outputs import check_overlap, read_outputs, write_document
+from dvkf_prefect.data.outputs import check_overlap, is_parametrized, read_outputs, write_document
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.errors import (
@@ -126,8 +126,7 @@ def add_stage(repo: Repo, stage: NewStage, *, folder: str = "", force: bool = Fa
         if new != old:
             write_atomic(path, new)
         written = [file, *_keep_out_of_git(repo, added, [out.name for out in stage.outs])]
-        if repo.git is not None and repo.config.get("core", "autostage"):
-            repo.git.run("add", "--", *(str(repo.root / name) for name in written))
+        repo.stage(written)
     return AddedStage(added, tuple(written))
 
 
@@ -153,8 +152,7 @@ def freeze(repo: Repo, target: str, *, frozen: bool = True) -> str:
             if target.endswith(".dvc")
             else _freeze_stage(repo, target, frozen)
         )
-        if repo.git is not None and repo.config.get("core", "autostage"):
-            repo.git.run("add", "--", str(repo.root / file))
+        repo.stage([file])
     return file
 
 
@@ -187,7 +185,7 @@ def _freeze_stage(repo: Repo, target: str, frozen: bool) -> str:
     old = read_description(path)
     document: Any = copy.deepcopy(documents.load(old, file))
     definition = document["stages"].get(name)
-    if not isinstance(definition, dict) or is_template(definition):
+    if not isinstance(definition, dict) or is_parametrized(definition):
         raise StageError(
             f"stage '{name}' of '{file}' comes from a template; write `frozen: {str(frozen).lower()}` into it"
         )
@@ -196,17 +194,6 @@ def _freeze_stage(repo: Repo, target: str, frozen: bool) -> str:
     if new != old:
         write_atomic(path, new)
     return file
-
-
-def is_template(definition: Any) -> bool:
-    """Tell whether a stage's definition is filled with values before it is used."""
-    if isinstance(definition, str):
-        return "${" in definition
-    if isinstance(definition, Mapping):
-        return bool({"foreach", "matrix"} & set(definition)) or any(
-            is_template(part) for pair in definition.items() for part in pair
-        )
-    return isinstance(definition, list) and any(map(is_template, definition))
 
 
 def definition_of(stage: Stage, *, frozen: bool | None = None) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def test_the_command_line_counts_from_the_folder_it_is_called_in(
     assert main(["remove", "../d.dvc", "--dry", "--outs"]) == 0
     assert capsys.readouterr().out == "would remove d.dvc\nwould delete d\n"
     assert main(["mv", "../a", "../b"]) == 0
-    assert "git add a.dvc b.dvc .gitignore\n" in capsys.readouterr().out
+    assert "git add ../.gitignore ../a.dvc ../b.dvc\n" in capsys.readouterr().out
     assert main(["rm", "../b.dvc"]) == 0
     assert (repo.root / "b").exists() and not (repo.root / "b.dvc").exists()
     assert main(["rm", "../b.dvc"]) == 1

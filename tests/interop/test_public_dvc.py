@@ -1,0 +1,152 @@
+"""Shapes that public repositories have, each given to us and to the real `dvc`: the same answer, the same files."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import Done, Dvc, dvkf, git
+
+_GIVEN = re.compile(r"(?m)^\s*git add .*$|.*auto staging.*")
+
+
+class Twins:
+    """Two copies of one repository, one for each tool."""
+
+    def __init__(self, root: Path, dvc: Dvc, start: Callable[[Path], None]) -> None:
+        self.root = root
+        self._dvc = dvc
+        first = root / "dvc" / "repo"
+        first.mkdir(parents=True)
+        git(first, "init", "-q")
+        dvc(first, "init", "-q").ok()
+        start(first)
+        git(first, "add", "-A")
+        git(first, "commit", "-q", "-m", "start")
+        shutil.copytree(root / "dvc", root / "dvkf", symlinks=True)
+
+    def run(self, *words: str, sub: str = "", code: int | None = None) -> tuple[Done, Done]:
+        """Run a command with both; return how it ended with ours and with theirs."""
+        ours = dvkf(self.root / "dvkf" / "repo" / sub, *words)
+        theirs = self._dvc(self.root / "dvc" / "repo" / sub, *words)
+        assert ours.code == theirs.code == (theirs.code if code is None else code), (ours, theirs)
+        return ours, theirs
+
+    def files(self, name: str) -> list[bytes]:
+        """Return what a file holds in both."""
+        return [(self.root / tool / "repo" / name).read_bytes() for tool in ("dvkf", "dvc")]
+
+    def git(self, *words: str) -> list[str]:
+        """Return what git says in both."""
+        return [git(self.root / tool / "repo", *words) for tool in ("dvkf", "dvc")]
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file in both."""
+        for tool in ("dvkf", "dvc"):
+            (self.root / tool / "repo" / name).write_text(text)
+
+
+@pytest.fixture
+def twins(tmp_path: Path, dvc: Dvc) -> Callable[[Callable[[Path], None]], Twins]:
+    """Return a function that makes twins of the repository that a function writes."""
+    return lambda start: Twins(tmp_path, dvc, start)
+
+
+def written(text: str, **files: str) -> Callable[[Path], None]:
+    """Return a function that writes a dvc.yaml and other files."""
+
+    def start(folder: Path) -> None:
+        (folder / "dvc.yaml").write_text(text)
+        for name, content in files.items():
+            (folder / name.replace("__", ".")).write_text(content)
+
+    return start
+
+
+def equal(pair: list) -> object:
+    """Return what both have."""
+    assert pair[0] == pair[1]
+    return pair[0]
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_with_parameters_is_not_removed(twins) -> None:
+    both = twins(
+        written(
+            "stages:\n  t:\n    cmd: echo ${n} > o\n    outs: [o]\n  v:\n    vars: [{q: 1}]\n    cmd: echo\n"
+            "  l:\n    cmd: [echo, 'echo ${n}']\n  plain:\n    cmd: echo\n    outs: [p]\n",
+            params__yaml="n: 1\n",
+        )
+    )
+    for name in ("t", "v", "l"):
+        ours, theirs = both.run("remove", name, code=1)
+        assert f"cannot remove a parametrized stage: '{name}'" in ours.err and "parametrized" in theirs.err
+    assert equal(both.git("diff", "--", "dvc.yaml")) == ""
+    both.run("remove", "plain", code=0)
+    assert b"plain" not in equal(both.files("dvc.yaml"))
+    both.run("stage", "add", "-q", "-f", "-n", "t", "-o", "o", "true", code=0)
+    equal(both.files("dvc.yaml"))
+
+
+def test_staging_leaves_out_what_git_ignores(twins) -> None:
+    def start(folder: Path) -> None:
+        (folder / "big/s").mkdir(parents=True)
+        (folder / "big/s/.gitignore").write_text("/p\n")
+        (folder / ".gitignore").write_text("big/\n")
+        (folder / "dvc.yaml").write_text(
+            "stages:\n  a:\n    cmd: mkdir -p big/s/p && echo 1 > big/s/p/q\n    outs: [big/s/p]\n"
+            "  b:\n    cmd: cp big/s/p/q b\n    deps: [big/s/p]\n    outs: [b]\n"
+        )
+        with open(folder / ".dvc/config", "a") as file:
+            file.write("[core]\n    autostage = true\n")
+
+    both = twins(start)
+    both.run("repro", code=0)
+    assert equal(both.git("status", "--short")) == "M  .gitignore\nA  dvc.lock\n"
+    both.write("star*", "1\n")
+    both.write("starred", "1\n")
+    both.run("add", "-q", "star*", code=0)
+    assert "A  star*.dvc" in equal(both.git("status", "--short"))
+
+
+def test_outputs_are_listed_as_they_are_written(twins) -> None:
+    def start(folder: Path) -> None:
+        (folder / "data").mkdir()
+        out = "- md5: b026324c6904b2a9cb4b88d6d61c81d1\n  size: 2\n  hash: md5\n  path: "
+        (folder / "data/a.dvc").write_text(f"wdir: ..\nouts:\n{out}data/a\n")
+        (folder / "data/b.dvc").write_text(f"outs:\n{out}b\n{out}./c\n")
+        (folder / "data/d.dvc").write_text(f"desc: of it\nouts:\n{out}d\n")
+
+    both = twins(start)
+    for words in (("--all",), ("data/a.dvc", "data/b.dvc"), ("-R", "data"), ("--all", "--name-only")):
+        ours, theirs = both.run("stage", "list", *words, code=0)
+        # Files of one folder come as the file system has them.
+        rows = [sorted(line.split() for line in done.out.splitlines()) for done in (ours, theirs)]
+        assert rows[0] == rows[1]
+    assert "data/a.dvc  Outputs data/a" in both.run("stage", "list", "data/a.dvc")[0].out
+
+
+def test_the_command_for_git_can_be_pasted(twins) -> None:
+    both = twins(written("stages: {}\n"))
+    (both.root / "dvc/repo/sub dir").mkdir()
+    (both.root / "dvkf/repo/sub dir").mkdir()
+    both.write("my file.csv", "1\n")
+    both.write("sub dir/it's", "1\n")
+    for sub, words in (
+        ("", ("add", "my file.csv")),
+        ("", ("add", "my file.csv")),
+        ("sub dir", ("add", "it's")),
+        ("", ("move", "my file.csv", "z.csv")),
+        ("sub dir", ("stage", "add", "-n", "s", "-o", "o o", "true")),
+    ):
+        hints = []
+        for done in both.run(*words, sub=sub, code=0):
+            found = _GIVEN.findall(done.out)
+            assert len(found) == 2, done
+            hints.append([sorted(re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+", line)) for line in found])
+        assert hints[0] == hints[1]
