@@ -172,6 +172,8 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
         for source, deps in changed_sources(repo, imported).items():
             name = _path_from_here(repo, source)
             report[name] = [{"changed deps": deps}, *report.get(name, ())]
+    for source in data.edited:
+        report.setdefault(_path_from_here(repo, source), []).append("changed checksum")
     if args.quiet:
         return 1 if report else 0
     if args.json:

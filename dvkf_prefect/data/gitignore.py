@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dvkf_prefect.data.git import FOREIGN, Git, environment
+from dvkf_prefect.errors import OutputError
 from dvkf_prefect.files import read_description, write_atomic
 
 # Bytes of paths asked about at once: less than a pipe holds, so that neither side waits for the other.
@@ -45,6 +46,18 @@ class GitIgnored:
     def forget(self) -> None:
         """Ask again: ignore files may have changed."""
         self._known.clear()
+
+    def check(self, path: str) -> None:
+        """Refuse a `.dvc` file that would not be found again.
+
+        Raises:
+            OutputError: Git leaves it out.
+        """
+        with self.asking() as left_out:
+            if left_out([path]):
+                raise OutputError(
+                    f"bad DVC file name '{path}' is git-ignored. Name another place, or change the .gitignore file."
+                )
 
     def _left_out(self, paths: Sequence[str]) -> set[str]:
         if self._git is None:

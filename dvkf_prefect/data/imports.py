@@ -241,6 +241,7 @@ def _new_output(repo: Repo, out: str, force: bool) -> Output:
     if describes_outputs(posixpath.basename(path)):
         raise OutputError(f"'{path}' is the name of a DVC file; name a data file or a directory")
     output = Output(path, None, source=path + ".dvc")
+    repo.git_ignored.check(output.source)
     place = repo.root / path
     check_free(place, force)
     file = repo.root / output.source

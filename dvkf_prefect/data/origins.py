@@ -319,6 +319,7 @@ def changed_sources(repo: Repo, outputs: Sequence[Output]) -> dict[str, dict[str
     """Tell which imports have newer content where they come from, asking each repository once and cloning none.
 
     As DVC, only imports from repositories and by version are asked for; of the others, those that are not frozen.
+    A service that does not answer has its imports told as deleted.
 
     Args:
         repo: The repository.
@@ -330,7 +331,6 @@ def changed_sources(repo: Repo, outputs: Sequence[Output]) -> dict[str, dict[str
 
     Raises:
         GitError: A repository does not answer.
-        RemoteError: A service does not answer.
     """
     changed: dict[str, dict[str, str]] = {}
     asked: dict[tuple[str, str | None], list[tuple[Output, Origin]]] = {}
@@ -367,6 +367,11 @@ def _source_state(repo: Repo, output: Output, origin: Origin) -> str | None:
             repo.config, origin.path, folder=repo.root / origin.folder, fs_config=aware(repo, origin)
         )
     except OutputNotFoundError:
+        return "deleted"
+    except RemoteError as error:  # as in DVC, all else is told
+        import logging
+
+        logging.getLogger(__name__).warning("'%s' cannot be looked at: %s", output.source, error)
         return "deleted"
     old = dependency(repo, output)
     if url_dep(origin.path, found.facts(), origin.fs_config) == {**old, "hash": MD5}:

@@ -114,6 +114,7 @@ class Output:
         stage: The stage's name where the source is a dvc.yaml.
         origin: Where it was imported from, if it was.
         versions: Its files on a remote that keeps versions, where it was pushed to one.
+        edited: Whether its `.dvc` file was edited after DVC signed it: the file's own md5 does not fit.
     """
 
     path: str
@@ -130,6 +131,7 @@ class Output:
     stage: str | None = None
     origin: Origin | None = field(default=None, compare=False, repr=False)
     versions: tuple[FileVersion, ...] = field(default=(), compare=False, repr=False)
+    edited: bool = field(default=False, compare=False, repr=False)
 
     @property
     def is_dir(self) -> bool:
@@ -236,6 +238,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
     folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), document.get("wdir") or "."))
     outs = document.get("outs") or []
     origin = _origin(document, folder) if len(outs) == 1 else None
+    edited = _is_edited(document)
     outputs = []
     for out in outs:
         files = tuple(_version(entry) for entry in out.get("files") or ())
@@ -262,6 +265,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
                 source=path,
                 origin=origin,
                 versions=files,
+                edited=edited,
             )
         )
     return outputs
@@ -459,6 +463,21 @@ def document_md5(document: Mapping[str, Any]) -> str:
     if values.get("wdir") == ".":
         del values["wdir"]
     return digest_bytes(json.dumps(signed(values), sort_keys=True).encode())
+
+
+def _is_edited(document: Mapping[str, Any]) -> bool:
+    """Tell whether the md5 of an import does not fit; what `add` writes has none.
+
+    Source: dvc/stage/__init__.py, ``changed_stage``; what is left at its default is not signed.
+    """
+    deps, outs = document.get("deps") or [], document.get("outs") or []
+    if len(deps) != 1 or len(outs) != 1:
+        return bool(document.get("md5"))
+    signed = {key: value for key, value in document.items() if value}
+    signed["outs"] = [
+        {k: v for k, v in out.items() if not (k in ("cache", "push") and v is True)} for out in outs
+    ]
+    return document.get("md5") != document_md5({key: value for key, value in signed.items() if value})
 
 
 def check_overlap(outputs: list[Output]) -> None:

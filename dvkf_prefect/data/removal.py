@@ -382,6 +382,7 @@ def _check_place(repo: Repo, output: Output, moved: Output, tracked: Sequence[Ou
     for path in {moved.path, moved.source} - {output.source}:
         if os.path.lexists(repo.root / path):
             raise OutputError(f"'{path}' exists already; move it away, or name another place")
+    repo.git_ignored.check(moved.source)
     if repo.git and repo.git.tracked([repo.git_prefix + moved.path]):
         raise OutputInGitError(
             f"'{moved.path}' is tracked by git; stop that first: `git rm -r --cached '{moved.path}'`"

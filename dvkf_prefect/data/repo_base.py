@@ -328,10 +328,12 @@ class RepoBase:
         check_overlap(found)
         if not targets:
             return found
+        from dvkf_prefect.data.targets import names_stage
+
         picked: dict[str, Output] = {}
         for target in targets:
             matched = list(matching(found, target))
-            if not matched:
+            if not matched and not names_stage(self.files(rev), target):
                 inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
                 hint = f"; it is inside the output '{inside}': name that" if inside else ""
                 raise OutputNotFoundError(

@@ -39,11 +39,13 @@ class Status:
         changes: One for each.
         outputs: How many outputs were looked at.
         imports: Those of them that were imported from elsewhere, where they may have changed too.
+        edited: The `.dvc` files whose own md5 does not fit them.
     """
 
     changes: tuple[Change, ...]
     outputs: int
     imports: tuple[Output, ...] = ()
+    edited: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -57,7 +59,12 @@ def status(repo: Repo, targets: Sequence[str]) -> Status:
         for output in tracked
         if (state := _state(repo, output)) is not None
     ]
-    return Status(tuple(changes), len(tracked), tuple(output for output in tracked if output.origin))
+    return Status(
+        tuple(changes),
+        len(tracked),
+        tuple(output for output in tracked if output.origin),
+        tuple(dict.fromkeys(output.source for output in tracked if output.edited)),
+    )
 
 
 def _state(repo: Repo, output: Output) -> str | None:

@@ -192,6 +192,8 @@ class _Picker:
                     names = ", ".join(f"'{target}'" for target in self._targets)
                     raise OutputNotFoundError(f"nothing that is tracked in {self._repo.root} matches {names}")
                 continue
+            if names_stage(self._repo.files(), target):
+                continue  # a stage without outputs
             where = f"{self._repo.root}" + (" in any commit looked at" if self._choice.history else "")
             hint = ""
             if (self._repo.root / target).is_dir() and not self._choice.recursive:
@@ -228,6 +230,27 @@ def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(name[skip:], pattern[1:]) for skip in range(len(name) + 1))
     return bool(name) and fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
+
+
+def names_stage(files: RepoFiles, target: str) -> bool:
+    """Tell whether a target means a stage, or a dvc.yaml, which may have no outputs.
+
+    Args:
+        files: The revision to look in.
+        target: A stage of the dvc.yaml at the root, ``dvc.yaml:stage``, or a dvc.yaml.
+
+    Raises:
+        ParseError: The dvc.yaml does not say what its format allows.
+    """
+    plain = posixpath.normpath(target)
+    if posixpath.basename(plain) == PIPELINE_FILE:
+        return files.exists(plain)
+    file, colon, name = plain.rpartition(":")
+    file = file if colon and file else PIPELINE_FILE
+    if posixpath.basename(file) != PIPELINE_FILE or not files.exists(file):
+        return False
+    stages = importlib.import_module(_STAGES).load_stages(files, file)
+    return any(stage.name == name or stage.name.startswith(name + "@") for stage in stages)
 
 
 # -- what outputs are made from ----------------------------------------------------------------------------------------

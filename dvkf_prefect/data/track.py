@@ -115,6 +115,7 @@ def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
                 f"'{path}' overlaps the output '{output.path}' ({output.source}); "
                 "add that one again, or remove its tracking first"
             )
+    repo.git_ignored.check(path + ".dvc")
     if repo.git:
         in_git = repo.git.tracked([repo.git_prefix + path])
         if in_git:

@@ -232,12 +232,13 @@ class Snapshot:
         except FileNotFoundError:
             return None if self.away is None else self.away.storage.size(object_key(digest))
 
-    def inputs(self, stage: Stage, entry: Entry | None) -> Inputs:
+    def inputs(self, stage: Stage, entry: Entry | None, *, on_disk: bool = False) -> Inputs:
         """Return what a stage would read now.
 
         Args:
             stage: The stage.
             entry: Its last run.
+            on_disk: Whether only what lies in the workspace counts, not what could be brought there.
 
         Raises:
             ParseError: A parameter file does not parse.
@@ -255,7 +256,7 @@ class Snapshot:
                     items.append({"path": dep.name, "dataset": dict(lock)})
                 continue
             old = recorded.get(dep.name)
-            stored = self._same_as_legacy(dep, old) or (None if dep.external else self.content(dep.path))
+            stored = self._same_as_legacy(dep, old) or self._read(dep, on_disk)
             deps[dep.name] = stored
             if stored is not None and stored is not UNKNOWN:
                 legacy = old is not None and old.get("hash") != MD5 and old.get("md5") == stored.digest
@@ -271,6 +272,14 @@ class Snapshot:
             check_params(params[file], stage.params_path(file))
             missing += [f"{file}:{key}" for key in keys if key not in params[file]]
         return Inputs(deps, tuple(items), params, tuple(missing), datasets)
+
+    def _read(self, dep: Dependency, on_disk: bool) -> Stored | None:
+        if dep.external:
+            return None
+        if not on_disk:
+            return self.content(dep.path)
+        found = self.look(dep.path)
+        return None if found.digest is None else found.stored()
 
     def _dataset(self, name: str) -> Mapping[str, Any] | None:
         """Return what dvc.lock has of a dataset; one of any dvc.yaml, as in DVC."""

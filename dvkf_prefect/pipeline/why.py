@@ -270,7 +270,7 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
             continue  # a `.dvc` file or its output, which `data` is about
     for stage in snapshot.graph.order(wanted if targets else None, alone=True):
         entry = snapshot.entry(stage)
-        inputs = snapshot.inputs(stage, entry)
+        inputs = snapshot.inputs(stage, entry, on_disk=True)
         groups: list[Any] = []
         if not stage.frozen and not (stage.runs_always and not stage.always_changed):
             deps = _changed_deps(stage, entry, inputs)

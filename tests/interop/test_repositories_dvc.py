@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from commands import Dvc, dvkf, git
 
+from dvkf_prefect.data import documents
+from dvkf_prefect.data.outputs import document_md5
 from dvkf_prefect.data.repo import Repo
 
 BROKEN = "no: [yaml"
@@ -30,7 +32,7 @@ def lay(root: Path, files: dict[str, str]) -> None:
         (root / name).write_text(text)
 
 
-def same(dvc: Dvc, root: Path, *arguments: str) -> object:
+def same(dvc: Dvc, root: Path, *arguments: str) -> Any:
     """Return what both print as JSON."""
     theirs, ours = dvc(root, *arguments), dvkf(root, *arguments)
     assert ours.code == theirs.code, f"{ours}\n{theirs}"
@@ -81,7 +83,6 @@ def test_what_git_ignores_is_not_looked_into(dvc: Dvc, root: Path, name: str) ->
         git(root, "config", "core.excludesFile", str(root.parent / "excludes"))
     status = same(dvc, root, "status", "--json")
     same(dvc, root, "data", "status", "--json")
-    assert isinstance(status, dict)
     assert 0 < len(status) < 2 * len(folders) + 2
 
 
@@ -90,3 +91,85 @@ def test_a_broken_file_that_git_ignores_does_not_matter(dvc: Dvc, root: Path) ->
     assert same(dvc, root, "status", "--json") == {"x.dvc": [{"changed outs": {"x": "not in cache"}}]}
     shutil.rmtree(root / ".git")
     assert dvkf(root, "status").code != 0
+
+
+def test_data_is_not_tracked_where_git_ignores_its_dvc_file(dvc: Dvc, root: Path) -> None:
+    lay(root, {"env/data": "1\n", ".gitignore": "env/\n", "top": "2\n"})
+    for tool in (dvc, dvkf):
+        assert "git-ignored" in tool(root, "add", "env/data").err
+        assert not (root / "env/data.dvc").exists()
+    dvkf(root, "add", "top").ok()
+    for arguments in (("move", "top", "env/top"), ("import-url", str(root / "top"), "env/other")):
+        assert "git-ignored" in dvkf(root, *arguments).err
+    assert (root / "top").exists()
+
+
+def test_a_dependency_that_is_gone_is_told_as_deleted_also_where_something_makes_it(
+    dvc: Dvc, root: Path
+) -> None:
+    stages = (
+        "stages:\n  one:\n    cmd: mkdir one && cp in.csv one/x\n    deps: [in.csv]\n    outs: [one]\n"
+        "  two:\n    cmd: cp one/x two.csv\n    deps: [one/x, in/f]\n    outs: [two.csv]\n"
+    )
+    lay(root, {"in.csv": "1\n", "in/f": "1\n", "dvc.yaml": stages})
+    dvkf(root, "add", "in.csv", "in").ok()
+    dvkf(root, "repro").ok()
+    assert same(dvc, root, "status", "--json") == {}
+    for name in ("in.csv", "two.csv"):
+        (root / name).unlink()
+    shutil.rmtree(root / "one")
+    shutil.rmtree(root / "in")
+    status = same(dvc, root, "status", "--json")
+    assert status["one"][0] == {"changed deps": {"in.csv": "deleted"}}
+    assert status["two"][0] == {"changed deps": {"one/x": "deleted", "in/f": "deleted"}}
+    same(dvc, root, "status", "--json", "two")
+
+
+def test_stages_without_outputs_are_targets(dvc: Dvc, root: Path, tmp_path: Path) -> None:
+    stage = "stages:\n  check:\n    cmd: test -s in.txt\n    deps: [in.txt]\n"
+    lay(root, {"in.txt": "1\n", "dvc.yaml": stage, "sub/dvc.yaml": stage, "sub/in.txt": "1\n"})
+    dvkf(root, "remote", "add", "-d", "store", str(tmp_path / "store")).ok()
+    dvkf(root, "repro", "-R", ".").ok()
+    lay(root, {"in.txt": "2\n", "sub/in.txt": "2\n"})
+    changed = [{"changed deps": {"in.txt": "modified"}}]
+    assert same(dvc, root, "status", "--json", "check") == {"check": changed}
+    for target in ("sub/dvc.yaml:check", "sub/dvc.yaml", "dvc.yaml"):
+        same(dvc, root, "status", "--json", target)
+    for verb in ("push", "fetch", "pull", "checkout", "freeze", "unfreeze"):
+        for tool in (dvc, dvkf):
+            tool(root, verb, "check").ok()
+    dvkf(root, "commit", "-f", "check").ok()
+    assert same(dvc, root, "status", "--json", "check") == {}
+    assert dvkf(root, "status", "none").code == dvc(root, "status", "none").code != 0
+
+
+def test_an_import_whose_source_does_not_answer_hides_nothing(dvc: Dvc, root: Path) -> None:
+    dep = "deps:\n- path: http://127.0.0.1:9/f\n  etag: abc\n" + OUT.format("f")
+    lay(root, {"f.dvc": dep, "x.dvc": OUT.format("x")})
+    document = {**documents.load((root / "f.dvc").read_bytes(), "f.dvc")}
+    (root / "f.dvc").write_text(f"md5: {document_md5(document)}\n{dep}")
+    status = same(dvc, root, "status", "--json")
+    assert status["f.dvc"][0] == {"changed deps": {"http://127.0.0.1:9/f": "deleted"}}
+    assert "x.dvc" in status
+
+
+SIGNED = {
+    "edited": "md5: a0000000000000000000000000000000\n{dep}{out}",
+    "not signed": "{dep}{out}",
+    "with defaults": "md5: {md5}\nfrozen: false\ndesc: x\nwdir: .\n{dep}{out}  cache: true\n  push: true\n",
+    "a changed option": "md5: {md5}\n{dep}{out}  cache: false\n",
+    "frozen": "md5: {md5}\nfrozen: true\n{dep}{out}  desc: x\n",
+    "no import": "{out}",
+    "no import with an md5": "md5: a0000000000000000000000000000000\n{out}",
+}
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_a_file_whose_md5_does_not_fit_is_told(dvc: Dvc, root: Path, name: str, tmp_path: Path) -> None:
+    lay(tmp_path, {"source": "1\n"})
+    dvkf(root, "import-url", str(tmp_path / "source"), "f").ok()
+    document = {**documents.load((root / "f.dvc").read_bytes(), "f.dvc")}
+    dep = documents.dump({"deps": document["deps"]}).decode()
+    out = documents.dump({"outs": document["outs"]}).decode()
+    (root / "f.dvc").write_text(SIGNED[name].format(dep=dep, out=out, md5=document["md5"]))
+    same(dvc, root, "status", "--json")
