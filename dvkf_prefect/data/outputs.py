@@ -238,7 +238,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
     folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), document.get("wdir") or "."))
     outs = document.get("outs") or []
     origin = _origin(document, folder) if len(outs) == 1 else None
-    edited = _is_edited(document)
+    edited = _is_edited(document, folder)
     outputs = []
     for out in outs:
         files = tuple(_version(entry) for entry in out.get("files") or ())
@@ -465,7 +465,7 @@ def document_md5(document: Mapping[str, Any]) -> str:
     return digest_bytes(json.dumps(signed(values), sort_keys=True).encode())
 
 
-def _is_edited(document: Mapping[str, Any]) -> bool:
+def _is_edited(document: Mapping[str, Any], folder: str) -> bool:
     """Tell whether the md5 of an import does not fit; what `add` writes has none.
 
     Source: dvc/stage/__init__.py, ``changed_stage``; what is left at its default is not signed.
@@ -477,7 +477,11 @@ def _is_edited(document: Mapping[str, Any]) -> bool:
     signed["outs"] = [
         {k: v for k, v in out.items() if not (k in ("cache", "push") and v is True)} for out in outs
     ]
-    return document.get("md5") != document_md5({key: value for key, value in signed.items() if value})
+    place = deps[0]["path"]
+    outside = "://" in place or posixpath.normpath(posixpath.join(folder, place)).startswith(("/", "../"))
+    if outside and not deps[0].get("repo"):  # DVC 3 signs these with its hash, whoever wrote the file
+        signed["deps"] = [{"hash": MD5, **deps[0]}]
+    return bool(document.get("md5") != document_md5(signed))
 
 
 def check_overlap(outputs: list[Output]) -> None:
