@@ -149,7 +149,13 @@ def test_an_option_means_the_same(project, kfp, settings, change, targets, optio
     with KfpClusterRunner(project.repo, settings, fetch=True) as runner:
         there = repro(project.repo, targets, runner=runner, raise_failures=False, **options)
     assert told(there) == told(here)
-    assert content(project) == content(twin)
+    # In the workspace the outputs go before a stage runs; a cluster leaves the last ones until it ends well.
+    failed = tuple(f"{name}/" for name in here.failed)
+    there_now, here_now = (
+        {path: data for path, data in content(each).items() if not path.startswith(failed)}
+        for each in (project, twin)
+    )
+    assert there_now == here_now
 
 
 def test_a_part_of_a_directory_that_another_stage_writes(project, kfp, settings) -> None:

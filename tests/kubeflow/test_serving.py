@@ -257,7 +257,9 @@ def test_a_takeover_cut_short_is_finished_by_the_next(serving: Serving) -> None:
     assert not stale.alive
 
 
-def test_a_request_in_flight_is_answered(serving: Serving, tmp_path: Path) -> None:
+def test_a_request_in_flight_is_answered(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "slow_model.py").write_text(
         "import time\n"
         "class Slow:\n"
@@ -267,12 +269,10 @@ def test_a_request_in_flight_is_answered(serving: Serving, tmp_path: Path) -> No
     )
     script = "import joblib, slow_model; joblib.dump(slow_model.Slow(), 'slow.joblib')"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    here = Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        endpoint = serving.deploy("m", "v1.0.0", Path("slow.joblib"), digest_file(tmp_path / "slow.joblib"))
-    finally:
-        os.chdir(here)
+    # Modules come from where the user says, never from the current folder.
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    endpoint = serving.deploy("m", "v1.0.0", Path("slow.joblib"), digest_file(tmp_path / "slow.joblib"))
     answers: list[object] = []
     thread = threading.Thread(target=lambda: answers.append(endpoint.predict([[0]])))
     thread.start()
