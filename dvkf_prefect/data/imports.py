@@ -241,7 +241,6 @@ def _new_output(repo: Repo, out: str, force: bool) -> Output:
     if describes_outputs(posixpath.basename(path)):
         raise OutputError(f"'{path}' is the name of a DVC file; name a data file or a directory")
     output = Output(path, None, source=path + ".dvc")
-    repo.git_ignored.check(output.source)
     place = repo.root / path
     check_free(place, force)
     file = repo.root / output.source
@@ -254,6 +253,7 @@ def _new_output(repo: Repo, out: str, force: bool) -> Output:
             f"'{path}' is tracked by git ({len(in_git)} file(s)); stop that first: `git rm -r --cached '{path}'`"
         )
     check_overlap(sorted([*_others(repo, output.source), output], key=lambda o: o.path))
+    repo.git_ignored.check(output.source)
     return output
 
 

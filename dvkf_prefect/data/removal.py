@@ -382,12 +382,12 @@ def _check_place(repo: Repo, output: Output, moved: Output, tracked: Sequence[Ou
     for path in {moved.path, moved.source} - {output.source}:
         if os.path.lexists(repo.root / path):
             raise OutputError(f"'{path}' exists already; move it away, or name another place")
-    repo.git_ignored.check(moved.source)
     if repo.git and repo.git.tracked([repo.git_prefix + moved.path]):
         raise OutputInGitError(
             f"'{moved.path}' is tracked by git; stop that first: `git rm -r --cached '{moved.path}'`"
         )
     check_overlap(sorted([moved, *(o for o in tracked if o.path != output.path)], key=lambda o: o.path))
+    repo.git_ignored.check(moved.source)
 
 
 def _moved_document(repo: Repo, output: Output, moved: Output, stored: Stored | None) -> bytes:

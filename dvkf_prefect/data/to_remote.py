@@ -103,10 +103,10 @@ def _new_output(repo: Repo, out: str | os.PathLike[str], *, must_be_free: bool) 
     output = next((o for o in tracked if o.path == path), None)
     if output is None:
         output = Output(path, None, source=path + ".dvc")
-        repo.git_ignored.check(output.source)
         if (repo.root / output.source).exists():
             raise OutputError(f"'{output.source}' exists already and describes something else")
         check_overlap(sorted([*tracked, output], key=lambda o: o.path))
+        repo.git_ignored.check(output.source)
     elif output.stage or output.origin:
         what = f"an output of stage '{output.stage}'" if output.stage else "an import"
         raise OutputError(f"'{path}' is {what} ({output.source}); `dvkf remove` that first")
