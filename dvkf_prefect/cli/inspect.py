@@ -9,6 +9,7 @@ import posixpath
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
@@ -191,11 +192,15 @@ def list_files(args: argparse.Namespace) -> int:
         with _source(args) as (repo, path):
             if args.tree:
                 top = tree_of(repo, path, tracked_only=args.dvc_only, depth=args.level)
+                if args.path:
+                    top = replace(top, listed=top.listed._replace(path=args.path))
                 rows = list(_tree_rows(top))
             else:
                 entries = list_files(
                     repo, path, recursive=args.recursive, tracked_only=args.dvc_only, depth=args.level
                 )
+                if not path and args.rev is None:
+                    entries = _from_here(repo, entries)
                 if args.json:
                     print(json.dumps([entry.as_dict() for entry in entries]))
                     return 0
@@ -223,6 +228,20 @@ def list_files(args: argparse.Namespace) -> int:
     if table:
         print(plain_table(table, right=args.size, painted=True), file=unescaped(sys.stdout))
     return 0
+
+
+def _from_here(repo: ExternalRepo, entries: list[Listed]) -> list[Listed]:
+    """Return files of a repository named from the current folder, where that lies below its root, as DVC does."""
+    here = os.path.realpath(os.getcwd())
+    root = str(repo.root)
+    if not here.startswith(root + os.sep):
+        return entries
+    named: list[Listed] = []
+    for entry in entries:
+        folder, _, name = entry.path.rpartition("/")
+        around = os.path.relpath(os.path.join(root, folder), here)
+        named.append(entry if name == "." else entry._replace(path=posixpath.normpath(f"{around}/{name}")))
+    return sorted(named)
 
 
 def _tree_rows(node: Node, prefix: str = "", tail: str = "") -> Iterator[tuple[Listed, str]]:

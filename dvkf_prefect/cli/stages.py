@@ -141,6 +141,11 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
 
     files = repo.files()
 
+    def find() -> list[str]:
+        from dvkf_prefect.data.history import workspace_described
+
+        return sorted(described.path for described in workspace_described(repo))
+
     def read(path: str, *, strict: bool = False) -> list[Stage | str]:
         try:
             if posixpath.basename(path) == PIPELINE_FILE:
@@ -155,7 +160,7 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
             raise StageNotFoundError(f"'{path}' does not exist") from None
 
     if args.all:
-        for path in files.find():
+        for path in find():
             yield from read(path)
         return
     from dvkf_prefect.pipeline.choose import choose
@@ -164,7 +169,7 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
         (target,) = targets_of(repo, [typed])
         if args.recursive and os.path.isdir(typed):
             folder = repo.relpath(os.path.abspath(typed))
-            for path in files.find():
+            for path in find():
                 if not folder or path.startswith(folder + "/"):
                     yield from read(path)
         elif target.endswith(".dvc") or posixpath.basename(target) == PIPELINE_FILE:

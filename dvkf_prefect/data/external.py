@@ -201,7 +201,7 @@ def open_external(
         raise NotARepositoryError(f"{public_url(url)} is neither a folder nor a git url")
     with scratch_folder("dvkf-clone-") as scratch:
         path = scratch / "repository"
-        commit = clones.snapshot(str(folder or url), rev, path, timeout=_TIMEOUT)
+        commit = clones.snapshot(str(_cloned(folder) or url), rev, path, timeout=_TIMEOUT)
         base: Overlay = {"cache": {"dir": str(cache_dir or scratch / "cache")}}
         doubtful: Overlay = {}
         lender: Path | None = None
@@ -227,6 +227,14 @@ def open_external(
         opened._borrow(lender)
         with neighbours.working(lender, _LOCK_WAIT):
             yield opened
+
+
+def _cloned(folder: Path | None) -> Path | None:
+    """Return what git can clone of a folder: the work tree that it lies in, or itself where it is bare."""
+    if folder is None or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
+        return folder
+    git = Git.find(folder)
+    return git.root if git else folder
 
 
 def local_folder(url: str) -> Path | None:

@@ -45,12 +45,14 @@ class Described:
         path: The `.dvc` file or dvc.yaml.
         outputs: What it tracks.
         error: Why it could not be read; then there are no outputs.
+        lock_error: A fault of its dvc.lock, of which the outputs are taken all the same.
     """
 
     rev: str | None
     path: str
     outputs: tuple[Output, ...] = ()
     error: DvkfError | None = None
+    lock_error: ParseError | None = None
 
     @property
     def place(self) -> str:
@@ -174,8 +176,8 @@ def outputs_of(git: Git, commit: str, prefix: str = "") -> list[Output]:
     found: list[Output] = []
     with History(git, prefix) as history:
         for described in history.walk([commit]):
-            if described.error:
-                raise described.error
+            if error := described.error or described.lock_error:
+                raise error
             found += described.outputs
     return found
 
@@ -306,7 +308,8 @@ def _describe(files: RepoFiles, path: str) -> Described:
         # A dvc.yaml may say more than is understood here; what its stages wrote stands in dvc.lock alone.
         if posixpath.basename(path) == PIPELINE_FILE:
             with suppress(DvkfError, OSError):
-                return Described(files.rev, path, tuple(_locked(files, path)))
+                fault = error if error.file == _lock_of(path) else None
+                return Described(files.rev, path, tuple(_locked(files, path)), lock_error=fault)
         return Described(files.rev, path, error=error)
     except DvkfError as error:
         return Described(files.rev, path, error=error)

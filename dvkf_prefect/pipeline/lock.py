@@ -63,7 +63,7 @@ def _parse(data: bytes, path: str) -> dict[str, Entry]:
         return ParseError(path, expected, line=documents.line_of(data, place) or 1)
 
     if not isinstance(document, dict) or document.get("schema") != "2.0":
-        raise wrong(["schema"], "a dvc.lock begins with `schema: '2.0'`; write it anew with `dvkf repro`")
+        raise wrong(["schema"], "a dvc.lock begins with `schema: '2.0'`. Remove it and run `dvkf repro`.")
     stages = document.get("stages", {})
     if not isinstance(stages, dict):
         raise wrong(["stages"], "`stages` is a mapping of names to what their last run read and wrote")

@@ -155,13 +155,18 @@ def load_stages(files: RepoFiles, path: str) -> list[Stage]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ParseError: It does not say what the format allows, or a template in it cannot be resolved; names line, key
-            and what was expected.
+        ParseError: It, or its dvc.lock, does not say what the format allows, or a template in it cannot be resolved;
+            names line, key and what was expected.
         UnsafePathError: A path leads out of the repository.
         ConfigError: A setting of ``parsing`` is none that there is.
     """
     with _LOCK:
-        return list(_open(files, path).stages())
+        stages = list(_open(files, path).stages())
+    if stages:
+        read_lock(
+            files, lock_file(path)
+        )  # as in DVC, stages are read with a lock that is right or not at all
+    return stages
 
 
 def read_sections(files: RepoFiles, path: str) -> Sections:

@@ -150,3 +150,61 @@ def test_the_command_for_git_can_be_pasted(twins) -> None:
             assert len(found) == 2, done
             hints.append([sorted(re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+", line)) for line in found])
         assert hints[0] == hints[1]
+
+
+# -- listing from below ------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_listed_from_the_current_folder(twins, dvc: Dvc) -> None:
+    def start(folder: Path) -> None:
+        (folder / "data/in").mkdir(parents=True)
+        (folder / "sub/deep").mkdir(parents=True)
+        (folder / "data/in/a").write_text("1\n")
+        (folder / "sub/deep/z").touch()
+        dvc(folder, "add", "-q", "data").ok()
+
+    both = twins(start)
+    for sub in ("sub", "sub/deep"):
+        for words in (
+            ["."],
+            ["-R", "."],
+            ["-R", "-L", "1", ".."],
+            ["--json", "-R", "--dvc-only", "."],
+            ["-L", "0", "-R", "."],
+            ["-R", ".", "--rev", "HEAD"],
+        ):
+            ours, theirs = both.run("ls", *words, sub=sub, code=0)
+            assert ours.out == theirs.out, words
+    for words in (["-R", "..", "../data"], ["-T", "..", "../data"], ["-T", ".", "deep"], ["..", "deep/z"]):
+        ours, theirs = both.run("ls", *words, sub="sub", code=0)
+        assert ours.out == theirs.out, words
+
+
+# -- what DVC 1.x left -------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_without_schema_is_invalid_in_commits_too(twins, dvc: Dvc) -> None:
+    def start(folder: Path) -> None:
+        (folder / "params.yaml").write_text("p: 1\n")
+        (folder / "m.json").write_text('{"m": 1}\n')
+        (folder / "dvc.yaml").write_text(
+            "stages:\n  s:\n    cmd: echo 1 > o\n    params: [p]\n    outs: [o]\n    metrics: [m.json: {cache: false}]\n"
+        )
+        (folder / "x").write_text("2\n")
+        dvc(folder, "add", "-q", "x").ok()
+        (folder / "dvc.lock").write_text(
+            "s:\n  cmd: echo 1 > o\n  outs:\n  - path: o\n    md5: b026324c6904b2a9cb4b88d6d61c81d1\n"
+        )
+
+    both = twins(start)
+    both.git("commit", "-q", "--allow-empty", "-m", "second")
+    for words, code in (
+        (("params", "diff", "--json", "HEAD~1"), 0),
+        (("metrics", "diff", "--json", "HEAD~1"), 0),
+        (("stage", "list"), 255),
+        (("stage", "list", "--all"), 0),
+        (("diff", "--json", "HEAD~1", "HEAD"), 1),
+        (("repro", "--dry"), 255),
+    ):
+        ours, theirs = both.run(*words, code=code)
+        assert ours.out.split() == theirs.out.split(), words
