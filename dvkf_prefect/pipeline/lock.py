@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,21 @@ Item = dict[str, Any]
 Entry = dict[str, Any]
 _HEAD = "schema: '2.0'\nstages:\n"
 _BLOCK = re.compile(r"^  ([^ \n].*)$", re.MULTILINE)
+# Lines that DVC writes, which it would write again as they are. Others may be too, but it takes parsing to tell.
+_WORD = (
+    r"(?!(?i:true|false|null|yes|no|on|off|y|n|\.inf|\.nan)[:\n ])(?:[A-Za-z/]|\.[A-Za-z/.])[\w./=@%+,~-]*"
+)
+_NUMBER = r"(?=[-0-9.]{1,15}\n)-?(?:0|[1-9][0-9]*)(?:\.0|\.[0-9]*[1-9])?"
+_VALUE = rf"(?:{_WORD}|{_NUMBER}|true|false)"
+_MD5 = r"(?=[0-9]*[a-f])(?![0-9]+e[0-9]+\b)[0-9a-f]{32}(?:\.dir)?"
+_SURE = re.compile(
+    r"schema: '2\.0'\nstages:\n(?:(?![^\n]{81})(?:"
+    rf"  [A-Za-z_][\w@-]*:\n|    (?:deps|outs|params):\n|    cmd: {_WORD}(?: [!-\"$-~][!-~]*(?<!:))*\n"
+    rf"|    - path: {_WORD}\n|      (?:hash: md5|md5: {_MD5}|(?:size|nfiles): (?:0|[1-9][0-9]*)|isexec: true)\n"
+    rf"|      {_WORD}:\n|        {_WORD}: {_VALUE}\n"
+    r"))*",
+    re.ASCII,
+)
 _PLAIN = re.compile(r"[A-Za-z_][\w@-]*")
 _ANCHOR = re.compile(r"[&*]id\d+\b")
 
@@ -178,7 +193,30 @@ def put_entry(
     old: bytes, name: str, entry: Entry, *, before: Container[str] = (), file: str = "dvc.lock"
 ) -> bytes:
     """Return a dvc.lock's bytes with one stage's entry put in; see `write_entry`."""
-    return _splice(old.decode(), name, entry, before) or _rewrite(old, name, entry, before, file)
+    text = old.decode()
+    spliced = _splice(text, name, entry, before)
+    if spliced is None:
+        return _rewrite(old, name, entry, before, file)
+    if not old or _SURE.fullmatch(text) or all(map(_is_stable, _blocks(text))):
+        return spliced
+    # DVC writes the whole file anew: long texts folded, quotes that are not needed dropped.
+    return _rewrite(old, name, entry, before, file)
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Yield the text of each stage's entry."""
+    starts = [found.start() for found in _BLOCK.finditer(text, len(_HEAD))]
+    return (text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True))
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_stable(block: str) -> bool:
+    """Tell whether DVC would write an entry again as it is."""
+    text = _HEAD + block
+    if _SURE.fullmatch(text):
+        return True
+    data = text.encode()
+    return documents.dump(documents.load_editable(data, "dvc.lock")) == data
 
 
 def _rewrite(old: bytes, name: str, entry: Entry, before: Container[str], file: str) -> bytes:

@@ -473,7 +473,6 @@ def record(
     *,
     before: Container[str] = (),
     save_run: bool = True,
-    known: Entry | None = None,
 ) -> None:
     """Remember a run in the run cache, then in dvc.lock.
 
@@ -483,7 +482,6 @@ def record(
         entry: Its run; its outputs are in the cache and in the workspace.
         before: See `dvkf_prefect.pipeline.lock.write_entry`.
         save_run: False leaves the run cache as it is.
-        known: What dvc.lock has of the stage; it is not written again where it is the same.
 
     Raises:
         DiskFullError: There is no room.
@@ -494,8 +492,6 @@ def record(
                 repo.workspace.take(out.path)
         RunCache(repo.cache.root).save(entry)
     lock = lock_file(stage.file)
-    if repr(entry) == repr(known):  # 1 is equal to 1.0, but not written so
-        return
     write_entry(repo.root / lock, stage.name, entry, before=before)
     ignored = [posixpath.join(posixpath.dirname(out.path), ".gitignore") for out in stage.outs if out.cached]
     repo.stage([lock, *ignored])

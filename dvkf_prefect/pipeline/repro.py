@@ -592,7 +592,6 @@ class _Repro:
                 entry,
                 before=self._followers(stage),
                 save_run=self._commit,
-                known=known,
             )
 
     def _finish(
@@ -614,7 +613,6 @@ class _Repro:
                     entry,
                     before=self._followers(stage),
                     save_run=self._commit,
-                    known=self._snapshot.entry(stage),
                 )
             finally:
                 if side_dir:

@@ -188,7 +188,8 @@ def test_a_lock_without_schema_is_invalid_in_commits_too(twins, dvc: Dvc) -> Non
         (folder / "params.yaml").write_text("p: 1\n")
         (folder / "m.json").write_text('{"m": 1}\n')
         (folder / "dvc.yaml").write_text(
-            "stages:\n  s:\n    cmd: echo 1 > o\n    params: [p]\n    outs: [o]\n    metrics: [m.json: {cache: false}]\n"
+            "stages:\n  s:\n    cmd: echo 1 > o\n    params: [p]\n    outs: [o]\n"
+            "    metrics: [m.json: {cache: false}]\n"
         )
         (folder / "x").write_text("2\n")
         dvc(folder, "add", "-q", "x").ok()
@@ -208,3 +209,77 @@ def test_a_lock_without_schema_is_invalid_in_commits_too(twins, dvc: Dvc) -> Non
     ):
         ours, theirs = both.run(*words, code=code)
         assert ours.out.split() == theirs.out.split(), words
+
+
+_GONE = """\
+  gone:
+    cmd: python some_script_with_a_long_name.py --dataset one input-file.txt output-file-of-it.txt
+    params:
+        params.yaml:
+            a: 0.10
+            b: 1e-3
+            c: "no"
+            d: ~
+    outs:
+    - path: "q.txt"
+      md5: 8b340a3b035f34cb1fe2148f9fcd40c9
+      size: 73
+"""
+
+
+@pytest.mark.parametrize("more", [_GONE, _GONE.replace("\n", " # why\n", 1), "  gone: {cmd: x}\n", ""])
+def test_a_run_writes_all_of_the_lock_anew(twins, dvc: Dvc, more: str) -> None:
+    text = (
+        "stages:\n  a:\n    cmd: echo {} > a\n    outs: [a]\n  b:\n    cmd: cp a b\n    deps: [a]\n    outs: [b]\n"
+        "  c:\n    cmd: echo c\n    always_changed: true\n"
+    )
+
+    def start(folder: Path) -> None:
+        (folder / "dvc.yaml").write_text(text.format(1))
+        dvc(folder, "repro", "-q").ok()
+        with open(folder / "dvc.lock", "a") as file:
+            file.write(more)
+
+    both = twins(start)
+    both.run("repro", "-q", "c", code=0)
+    equal(both.files("dvc.lock"))
+    both.write("dvc.yaml", text.format(2))
+    both.run("repro", "-q", code=0)
+    equal(both.files("dvc.lock"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["echo", "echo 'a' > \"b\" && x {} [] $HOME", "'a: b'", "a" * 50 + " b" * 30, "no", "a\\tb", "a 'b:c' d"],
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1",
+        "0.5",
+        "0.123456789012345678",
+        "1e-3",
+        "'1'",
+        "text",
+        "no",
+        "null",
+        "Null",
+        "_1",
+        ".5",
+        "007",
+        "x: 1",
+    ],
+)
+def test_a_lock_taken_for_stable_is_written_alike(value: str, command: str) -> None:
+    from dvkf_prefect.data import documents
+    from dvkf_prefect.pipeline.lock import put_entry
+
+    old = (
+        "schema: '2.0'\nstages:\n  a:\n    cmd: echo\n    params:\n      params.yaml:\n"
+        f"        k: {value if ':' not in value else 'z'}\n" + (f"        {value}\n" if ":" in value else "")
+    ).encode()
+    old = old.replace(b"echo", command.encode())
+    new = put_entry(old, "b", {"cmd": "true"})
+    whole = documents.load_editable(old, "dvc.lock")
+    whole["stages"]["b"] = {"cmd": "true"}
+    assert new == documents.dump(whole)
