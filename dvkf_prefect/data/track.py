@@ -27,7 +27,10 @@ def add(
 ) -> list[DataVersion]:
     """Do `Repo.add`; the caller holds the lock."""
     tracked = repo.outputs()
-    paths = [_check_new(repo, repo.relpath(target), tracked) for target in targets]
+    paths = [repo.relpath(target) for target in targets]
+    with repo.git_ignored.asking() as git_ignored:  # all at once; each is refused below
+        git_ignored([path + ".dvc" for path in paths])
+    paths = [_check_new(repo, path, tracked) for path in paths]
     versions: list[DataVersion] = []
     staged: list[str] = []
     for path in paths:
