@@ -443,8 +443,8 @@ def test_a_download_that_broke_off_is_begun_anew_by_the_same_process(
     stream = remote.storage.stream
     from dvkf_prefect.data import transfer
 
-    def broken(key: str, *, start: int = 0) -> Iterator[bytes]:
-        yield next(iter(stream(key, start=start)))[:1000]
+    def broken(key: str, *, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
+        yield next(iter(stream(key, start=start, limit=limit)))[:1000]
         raise RemoteUnreachableError("the line is cut")
 
     with monkeypatch.context() as patch:
