@@ -157,6 +157,7 @@ class Workspace:
 
         def listed(prefix: str, place: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
             """List one folder, sorted by name, a folder by its name and a slash: the order of whole paths."""
+            nonlocal quiet
             found: list[tuple[str, os.DirEntry[str], bool]] = []
             with os.scandir(place) as entries:
                 for entry in entries:
@@ -168,11 +169,14 @@ class Workspace:
                         self._leftovers.append(entry.path)
                         continue
                     if name[0] == "." and name in _SPECIAL:
-                        if name == IGNORE_FILE:
+                        if name == IGNORE_FILE and not self._ignore.matches(f"{path}/{key}"):
                             raise OutputError(
                                 f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
                                 "move its patterns to one above it"
                             )
+                        if name == IGNORE_FILE and quiet:  # it leaves itself out, and holds from here on
+                            quiet = False
+                            found = [row for row in found if not self._ignore.matches(f"{path}/{row[0]}")]
                         if name == ".dvc" and prefix and is_folder:
                             return iter(())  # a repository inside this one: its data is its own
                         continue

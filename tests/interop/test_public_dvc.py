@@ -283,3 +283,26 @@ def test_a_lock_taken_for_stable_is_written_alike(value: str, command: str) -> N
     whole = documents.load_editable(old, "dvc.lock")
     whole["stages"]["b"] = {"cmd": "true"}
     assert new == documents.dump(whole)
+
+
+@pytest.mark.parametrize("place", ["data", "data/d"])
+@pytest.mark.parametrize("patterns", ["*\n!*.pth\n!*/\n", ".dvcignore\n*.txt\n"])
+def test_an_ignore_file_that_leaves_itself_out_is_obeyed(twins, place: str, patterns: str) -> None:
+    def start(folder: Path) -> None:
+        (folder / "data/d/e").mkdir(parents=True)
+        (folder / ".gitignore").write_text("/data\n")
+        for name in (
+            "data/b.txt",
+            "data/d/.a.txt",
+            "data/d/a.pth",
+            "data/d/b.txt",
+            "data/d/e/c.txt",
+            "data/d/e/c.pth",
+        ):
+            (folder / name).write_text(name)
+        (folder / place / ".dvcignore").write_text(patterns)
+
+    both = twins(start)
+    both.run("add", "-q", "data", code=0)
+    equal(both.files("data.dvc"))
+    both.run("status", "-q", code=0)
