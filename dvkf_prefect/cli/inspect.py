@@ -153,8 +153,9 @@ def _source_arguments(parser: Parser) -> None:
 
 
 @contextmanager
-def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str]]:
-    """Open the repository that is asked about; yield it and the path in it."""
+def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str, str]]:
+    """Open the innermost repository that is asked about; yield it, the path in it, and where it lies."""
+    from dvkf_prefect.data.contents import repository_of
     from dvkf_prefect.data.external import open_external
 
     config = dict(args.remote_config or ()) or None
@@ -165,7 +166,8 @@ def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str]]:
         here = os.path.realpath(os.getcwd())
         if path and args.rev is None and posixpath.commonpath([here, repo.root]) == str(repo.root):
             path = os.path.join(here, path)
-        yield repo, repo.relpath(path) if path else ""
+        inner, rest = repository_of(repo, repo.relpath(path) if path else "")
+        yield inner, rest, "" if inner is repo else repo.relpath(inner.root)
 
 
 def list_files_arguments(parser: Parser) -> None:
@@ -189,7 +191,7 @@ def list_files(args: argparse.Namespace) -> int:
     if args.level is not None and args.level < 0:
         raise ConfigError("--level is at least 0")
     try:
-        with _source(args) as (repo, path):
+        with _source(args) as (repo, path, _):
             if args.tree:
                 top = tree_of(repo, path, tracked_only=args.dvc_only, depth=args.level)
                 if args.path:
@@ -199,7 +201,7 @@ def list_files(args: argparse.Namespace) -> int:
                 entries = list_files(
                     repo, path, recursive=args.recursive, tracked_only=args.dvc_only, depth=args.level
                 )
-                if not path and args.rev is None:
+                if not args.path and args.rev is None:
                     entries = _from_here(repo, entries)
                 if args.json:
                     print(json.dumps([entry.as_dict() for entry in entries]))
@@ -284,10 +286,14 @@ def du(args: argparse.Namespace) -> int:
     """Run ``dvkf du``."""
     from dvkf_prefect.data.browse import disk_usage
 
-    with _source(args) as (repo, path):
+    with _source(args) as (repo, path, place):
         rows = disk_usage(repo, path, summarize=args.summarize, depth=args.max_depth)
     if not args.quiet:
-        print(plain_table([(natural_size(row.size), row.path) for row in rows]))
+        print(
+            plain_table(
+                [(natural_size(row.size), posixpath.join(place, row.path).rstrip("/")) for row in rows]
+            )
+        )
     return 0
 
 

@@ -70,7 +70,7 @@ def bring(
         TransferError: Some objects could not be had; all others are in the cache.
         UnsafePathError: The path leaves the repository.
     """
-    source, path = _repository_of(source, _plain(path))
+    source, path = repository_of(source, _plain(path))
     tracked = source.outputs()
     around = next((o for o in tracked if o.cached and (path + "/").startswith(o.path + "/")), None)
     if around is not None:
@@ -92,7 +92,7 @@ def check_there(source: ExternalRepo, path: str) -> None:
     Raises:
         OutputNotFoundError: It has not.
     """
-    source, path = _repository_of(source, _plain(path))
+    source, path = repository_of(source, _plain(path))
     if not (source.root / path).exists() and not any(
         (path + "/").startswith(o.path + "/") or o.path.startswith(path + "/") for o in source.outputs()
     ):
@@ -113,7 +113,7 @@ def find_tracked(source: ExternalRepo, path: str, cache: Cache) -> tuple[Externa
     Raises:
         OutputNotFoundError: It is not tracked.
     """
-    source, path = _repository_of(source, _plain(path))
+    source, path = repository_of(source, _plain(path))
     around = next((o for o in source.outputs() if (path + "/").startswith(o.path + "/")), None)
     if around is None or around.digest is None:
         raise OutputNotFoundError(f"'{path}' is not tracked in {source.url}")
@@ -129,7 +129,7 @@ def _plain(path: str) -> str:
     return "" if plain == "." else plain
 
 
-def _repository_of(source: ExternalRepo, path: str) -> tuple[ExternalRepo, str]:
+def repository_of(source: ExternalRepo, path: str) -> tuple[ExternalRepo, str]:
     """Return the innermost repository that holds a path, and the path in it."""
     parts = path.split("/")
     for count in range(len(parts), 0, -1):

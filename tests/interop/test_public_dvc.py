@@ -306,3 +306,25 @@ def test_an_ignore_file_that_leaves_itself_out_is_obeyed(twins, place: str, patt
     both.run("add", "-q", "data", code=0)
     equal(both.files("data.dvc"))
     both.run("status", "-q", code=0)
+
+
+def test_a_project_below_the_top_of_a_git_repository_is_listed(tmp_path: Path, dvc: Dvc) -> None:
+    mono = tmp_path / "mono"
+    (mono / "proj/data").mkdir(parents=True)
+    git(mono, "init", "-q")
+    dvc(mono / "proj", "init", "-q", "--subdir").ok()
+    (mono / "proj/data/x").write_text("x\n")
+    (mono / "proj/plain.txt").write_text("plain\n")
+    dvc(mono / "proj", "add", "-q", "data").ok()
+    git(mono, "add", "-A")
+    git(mono, "commit", "-q", "-m", "start")
+    for words in (
+        ["mono", "proj"],
+        ["mono", "proj/data"],
+        ["-R", "mono", "proj", "--dvc-only"],
+        ["mono", "proj/data/x"],
+    ):
+        for rev in ([], ["--rev", "HEAD"]):
+            ours, theirs = dvkf(tmp_path, "list", *words, *rev).ok(), dvc(tmp_path, "list", *words, *rev).ok()
+            assert ours.out == theirs.out, words
+    assert dvkf(tmp_path, "du", "mono", "proj").ok().out.split()[-1] == "proj"
