@@ -89,7 +89,7 @@ def test_a_dataset_has_a_timeline(ui: PrefectServer, page: Page) -> None:
 
 
 def test_a_model_has_a_timeline_that_says_who_is_in_production(ui: PrefectServer, page: Page) -> None:
-    page.goto(address(ui, "/artifacts/key/model-quickstart-digits"))
+    page.goto(address(ui, "/artifacts/key/model-quickstart--digits"))
     expect(page.get_by_text("prod is v0.0.1").first).to_be_visible(timeout=60_000)
     expect(page.get_by_text("roll back prod of digits").first).to_be_visible()
 
