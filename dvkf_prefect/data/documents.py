@@ -198,8 +198,8 @@ def check_nul(value: Any, data: bytes, name: str) -> None:
         level = [
             below
             for item in level
-            for below in ([*item, *item.values()] if isinstance(item, dict) else item)
             if isinstance(item, (dict, list, tuple, set))
+            for below in ([*item, *item.values()] if isinstance(item, dict) else item)
         ]
 
 

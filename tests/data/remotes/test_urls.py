@@ -32,8 +32,8 @@ def raw(s3: S3Server, bucket: str) -> Keys:
     )
 
     def keys() -> set[str]:
-        found = client.list_objects_v2(Bucket=bucket.removeprefix("s3://")).get("Contents", [])
-        return {item["Key"] for item in found}
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"))
+        return {item["Key"] for page in pages for item in page.get("Contents", [])}
 
     return keys
 
