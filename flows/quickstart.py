@@ -42,6 +42,7 @@ from dvkf_prefect import (
     repro_pipeline,
     rollback_model,
 )
+from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, ServingError
@@ -368,7 +369,8 @@ def tell(summary: dict[str, Any]) -> None:
         f"the repository:                   {os.path.relpath(DEMO / 'repo')} (git, dvc and dvkf all work in it)"
     )
     print("see the runs and the timelines:   make ui, then open http://127.0.0.1:4200")
-    print(f"                                  e.g. http://127.0.0.1:4200/artifacts/key/model-{LABEL}-{MODEL}")
+    key = artifact_key("model", LABEL, MODEL)
+    print(f"                                  e.g. http://127.0.0.1:4200/artifacts/key/{key}")
     print(
         f"took {time.monotonic() - report.started:.0f} s; all of it as JSON: {os.path.relpath(DEMO / 'summary.json')}"
     )
