@@ -41,7 +41,7 @@ meaning, the class is that too, so ``except FileNotFoundError`` works as a reade
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dvkf_prefect.text import printable
 from dvkf_prefect.urls import without_secrets
@@ -178,17 +178,22 @@ class TransferError(ObjectError):
     Args:
         place: The remote or folder, as a person knows it.
         failures: What went wrong, by the file of the output it belongs to.
-        only_missing: Every failure is an object that is in neither place.
+        missing: The files whose content is in neither place; others failed for another reason.
     """
 
-    def __init__(self, place: str, failures: Mapping[str, str], *, only_missing: bool = False) -> None:
+    def __init__(self, place: str, failures: Mapping[str, str], *, missing: Iterable[str] = ()) -> None:
         self.place = place
         self.failures = dict(failures)
-        self.only_missing = only_missing
+        self.missing = frozenset(missing).intersection(self.failures)
         names = sorted(self.failures)
         shown = "\n".join(f"  {name}: {self.failures[name]}" for name in names[:20])
         more = f"\n  and {len(names) - 20} more" if len(names) > 20 else ""
         super().__init__(f"{len(names)} file(s) failed at {place}; all others arrived:\n{shown}{more}")
+
+    @property
+    def only_missing(self) -> bool:
+        """Whether every failure is content that is in neither place."""
+        return len(self.missing) == len(self.failures)
 
 
 class StageError(DvkfError):

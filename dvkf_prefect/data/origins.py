@@ -6,7 +6,7 @@ import json
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -24,6 +24,7 @@ from dvkf_prefect.data.trust import check_options
 from dvkf_prefect.data.workspace import Found, starting
 from dvkf_prefect.errors import (
     ConfigError,
+    DvkfError,
     GitError,
     NotARepositoryError,
     OutputChangedError,
@@ -143,15 +144,17 @@ def fetch_imports(
             continue
         key = json.dumps(origin.repo, sort_keys=True, default=str) if origin.repo else output.source
         groups.setdefault(key, []).append((output, origin))
-    failures: dict[str, str] = {}
+    failed = _Failures()
 
     def arrived(output: Output, origin: Origin, stored: Stored) -> None:
         if output.digest is None:
             _remember(repo, output, origin, stored)
         elif stored.digest != output.digest:
-            failures[output.path] = (
+            failed.add(
+                output.path,
                 f"{origin} holds {stored.digest} now, not {output.digest} as it was imported; "
-                f"`dvkf update {output.source}` takes what is there"
+                f"`dvkf update {output.source}` takes what is there",
+                missing=True,
             )
             return
         counts[0] += stored.nfiles or 1
@@ -170,14 +173,39 @@ def fetch_imports(
                     )
                     arrived(output, origin, bring_source(found, cache, jobs, progress))
                 continue
-            _fetch_group(repo, group, cache, jobs, progress, arrived, failures)
-        except TransferError as error:
-            failures.update({output.path: "; ".join(error.failures.values()) for output, _ in group})
-        except (GitError, NotARepositoryError, OutputNotFoundError, RemoteError, ConfigError) as error:
-            failures.update({output.path: str(error) for output, _ in group})
-    if failures:
-        raise TransferError("where it was imported from", failures)
+            _fetch_group(repo, group, cache, jobs, progress, arrived, failed)
+        except (
+            TransferError,
+            OutputNotFoundError,
+            GitError,
+            NotARepositoryError,
+            RemoteError,
+            ConfigError,
+        ) as error:
+            for output, _ in group:
+                failed.add_error(output.path, error)
+    if failed.reasons:
+        raise TransferError("where it was imported from", failed.reasons, missing=failed.missing)
     return Transfer("imports", *counts)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """What went wrong, by the output's path, and which of the content is just not there."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+
+    def add(self, path: str, reason: str, *, missing: bool) -> None:
+        self.reasons[path] = reason
+        if missing:
+            self.missing.add(path)
+
+    def add_error(self, path: str, error: DvkfError) -> None:
+        if isinstance(error, TransferError):
+            self.add(path, "; ".join(error.failures.values()), missing=error.only_missing)
+        else:
+            self.add(path, str(error), missing=isinstance(error, OutputNotFoundError))
 
 
 def _fetch_group(
@@ -187,7 +215,7 @@ def _fetch_group(
     jobs: int | None,
     progress: Progress | None,
     arrived: Callable[[Output, Origin, Stored], None],
-    failures: dict[str, str],
+    failed: _Failures,
 ) -> None:
     """Bring imports from one revision of one repository."""
     values = group[0][1].repo or {}
@@ -198,11 +226,10 @@ def _fetch_group(
                 if output.hash_name == MD5:
                     content = contents.modern(content, cache)
             except TransferError as error:
-                failures.update(
-                    {posixpath.join(output.path, name): why for name, why in error.failures.items()}
-                )
+                for name, why in error.failures.items():
+                    failed.add(posixpath.join(output.path, name), why, missing=name in error.missing)
             except (OutputNotFoundError, ConfigError) as error:
-                failures[output.path] = str(error)
+                failed.add_error(output.path, error)
             else:
                 arrived(output, origin, content.stored)
 

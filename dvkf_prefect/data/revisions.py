@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -11,7 +12,7 @@ from typing import Protocol
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.gitignore import GitIgnored
 from dvkf_prefect.errors import GitError
-from dvkf_prefect.files import read_description
+from dvkf_prefect.files import is_temporary, read_description
 
 PIPELINE_FILE = "dvc.yaml"
 
@@ -98,8 +99,11 @@ class WorkspaceFiles:
         for prefix in level:
             if prefix.rstrip("/") in data:
                 continue
-            with os.scandir(self._root / prefix) as entries:
+            # Another process may remove a folder meanwhile; it then holds nothing.
+            with suppress(FileNotFoundError), os.scandir(self._root / prefix) as entries:
                 for entry in entries:
+                    if entry.name[0] == "." and is_temporary(entry.name):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(f"{prefix}{entry.name}/")
                     elif describes_outputs(entry.name):

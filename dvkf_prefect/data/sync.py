@@ -168,7 +168,7 @@ def fetch(
                 fetch_all(repo, elsewhere, remote, lambda _: Transfer(""), jobs=jobs, progress=progress)
             )
         except TransferError as error:
-            result.fail(error.place, error.failures, set(error.failures))
+            result.fail(error.place, error.failures, set(error.missing))
     if rest or not elsewhere or run_cache:
         _each_remote(repo, rest, remote, "fetch", run_cache, result, receive, jobs, progress)
     if allow_missing:
@@ -267,6 +267,5 @@ def _ended(result: _Result) -> Transfer:
     if result.fatal:
         raise result.fatal
     if result.failures:
-        missing = result.missing.issuperset(result.failures)
-        raise TransferError(" and ".join(result.places), result.failures, only_missing=missing)
+        raise TransferError(" and ".join(result.places), result.failures, missing=result.missing)
     return result.done or Transfer("")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dvkf_prefect.data import documents
+from dvkf_prefect.data.gitignore import GitIgnored
 from dvkf_prefect.data.outputs import (
     FileVersion,
     document_md5,
@@ -20,6 +21,7 @@ from dvkf_prefect.data.outputs import (
     write_document,
     write_dvc_file,
 )
+from dvkf_prefect.data.revisions import WorkspaceFiles
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import ParseError, UnsafePathError
@@ -404,3 +406,18 @@ def test_what_is_read_without_a_parser_is_what_the_parser_reads(
 def test_what_add_writes_is_read_without_a_parser() -> None:
     for stored in (Stored(A, 3), Stored(A + ".dir", 3, 2)):
         assert read_plain(write_dvc_file(None, "data.dvc", "data", stored)) is not None
+
+
+def test_folders_that_vanish_and_temporary_ones_describe_nothing(tmp_path: Path) -> None:
+    for folder in ("gone", "kept", ".0123456789abcdef.dvkf-tmp"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.dvc").write_text("outs:\n- path: x\n")
+
+    def skip(path: str) -> bool:
+        # Another process moves the folder away after it was listed and before it is entered.
+        if path == "gone/":
+            (tmp_path / "gone").rename(tmp_path.with_name(tmp_path.name + "-gone"))
+        return False
+
+    files = WorkspaceFiles(tmp_path, skip, lambda path: set(), GitIgnored(tmp_path, None))
+    assert files.find() == ["kept/x.dvc"]

@@ -188,7 +188,7 @@ def test_a_dvc_file_cannot_bring_settings_that_run_commands(
         f"frozen: true\ndeps:\n- path: d\n  repo:\n    url: {url}\n    rev_lock: main\n    {key}: {named}\n"
         + OUTS.format("i")
     )
-    assert main(["pull"]) == 255
+    assert main(["pull"]) == 1
     assert "bearer_token_command" in capfd.readouterr().err
     main(["update", "i.dvc"])
     assert not mark.exists()
