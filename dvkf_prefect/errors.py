@@ -6,6 +6,7 @@ meaning, the class is that too, so ``except FileNotFoundError`` works as a reade
     DvkfError
     ├── NotARepositoryError      no `.dvc` folder here or above            (FileNotFoundError)
     ├── GitError                 git refused, or a revision does not exist
+    │   └── GitTimeoutError      git gave no answer
     ├── ConfigError              `.dvc/config` or an option is wrong       (ValueError)
     │   └── RemoteNotFoundError  no remote of that name                    (LookupError)
     ├── ParseError               a `.dvc`, dvc.yaml, dvc.lock or manifest does not parse (ValueError)
@@ -72,6 +73,10 @@ class NotARepositoryError(DvkfError, FileNotFoundError):
 
 class GitError(DvkfError):
     """Git refused a command, or a revision does not exist."""
+
+
+class GitTimeoutError(GitError):
+    """Git gave no answer in time; it was ended."""
 
 
 class ConfigError(DvkfError, ValueError):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dvkf_prefect.data import git_process
 from dvkf_prefect.data.git import FOREIGN, check_revision, check_url, environment
 from dvkf_prefect.errors import GitError, LockedError
 from dvkf_prefect.urls import public_url, without_secrets
 
 # Where the origin stood when the clone was last brought up to date; what is beyond it was made here.
 _FETCHED = "refs/dvkf/fetched"
+_FILTERS = r"^filter\..*\.(smudge|clean|process|required)$"
 
 
 def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
@@ -172,7 +173,7 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
             timeout=timeout,
         )
         # A commit that no branch holds is found through the borrowed objects.
-        run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout)
+        _checkout_plain(path, commit, timeout)
         return commit
     run_git(parent, "init", "--quiet", "--template=", "--", str(path), timeout=timeout)
     run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
@@ -189,8 +190,26 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
         heads = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
         run_git(path, "fetch", "--quiet", "--end-of-options", "origin", *heads, timeout=timeout)
         commit = _find(path, rev, timeout, url)
-    run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout)
+    _checkout_plain(path, commit, timeout)
     return commit
+
+
+def _checkout_plain(path: Path, commit: str, timeout: float) -> None:
+    """Check out what a commit of somebody else holds, byte by byte as `dvc` reads it.
+
+    Its attributes choose among the user's filters and conversions, so none of them applies. Git LFS is the exception:
+    the files are not in the commit itself.
+    """
+    attributes = path / ".git" / "info" / "attributes"
+    attributes.parent.mkdir(exist_ok=True)
+    attributes.write_text("* -text -ident -working-tree-encoding\n")
+    options: list[str] = []
+    with suppress(GitError):  # there is no filter
+        listed = run_git(path, "config", "--null", "--name-only", "--get-regexp", _FILTERS, timeout=timeout)
+        for name in filter(None, listed.split("\0")):
+            if not name.startswith("filter.lfs."):
+                options += ["-c", f"{name}={'false' if name.endswith('.required') else ''}"]
+    run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout, settings=options)
 
 
 def tip(url: str, rev: str | None, *, timeout: float) -> str | None:
@@ -239,7 +258,9 @@ def _check_refspec(rev: str) -> str:
     return rev
 
 
-def run_git(path: Path, *arguments: str, timeout: float, hooks: bool = False) -> str:
+def run_git(
+    path: Path, *arguments: str, timeout: float, hooks: bool = False, settings: Sequence[str] = ()
+) -> str:
     """Run git, which never asks for anything, and return what it prints.
 
     Args:
@@ -247,31 +268,19 @@ def run_git(path: Path, *arguments: str, timeout: float, hooks: bool = False) ->
         *arguments: The command.
         timeout: Seconds it may take.
         hooks: Let the user's own hooks run.
+        settings: Options of git itself.
 
     Raises:
-        GitError: It failed, is not installed, or took too long.
+        GitError: It failed, or is not installed.
+        GitTimeoutError: It took too long.
     """
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(path), *(() if hooks else FOREIGN), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            env=environment(),
-            check=False,
-        )
-    except ValueError as error:
-        raise GitError(f"`git {arguments[0]}` in {path}: {error}") from error
-    except FileNotFoundError as error:
-        raise GitError("the git command is not installed or not on PATH") from error
-    except subprocess.TimeoutExpired as error:
-        raise GitError(f"`git {arguments[0]}` in {path} did not end within {timeout:.0f} s") from error
+    options = (*(() if hooks else FOREIGN), *settings)
+    done = git_process.run(arguments, path, options=options, timeout=timeout, env=environment())
     if done.returncode:
-        said = without_secrets(done.stderr.strip()) or f"exit code {done.returncode}"
+        said = done.stderr.decode(errors="replace").strip()
+        said = without_secrets(said) or f"exit code {done.returncode}"
         raise GitError(f"`git {arguments[0]}` in {path}: {said}")
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()
 
 
 @contextmanager

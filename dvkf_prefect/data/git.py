@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from dvkf_prefect.errors import GitError
+from dvkf_prefect.data import git_process
+from dvkf_prefect.errors import GitError, GitTimeoutError
 from dvkf_prefect.urls import public_url, without_secrets
 
 _TIMEOUT = 120.0
@@ -125,6 +125,8 @@ class Git:
 
         Raises:
             GitError: It ended with an error, or is not installed; or a lock stayed for too long.
+            GitTimeoutError: It gave no answer in time.
+            ParseError: It waits for a file that is not a regular one.
         """
         if args[0] == "add":
             with self._turn():
@@ -137,7 +139,14 @@ class Git:
         deadline = time.monotonic() + _LOCK_WAIT
         pause = 0.02
         while True:
-            done = self._run_once(args, stdin, env)
+            done = git_process.run(
+                args,
+                self.root,
+                options=FOREIGN if self.foreign else (),
+                stdin=stdin,
+                timeout=_TIMEOUT,
+                env=environment(env),
+            )
             if not done.returncode:
                 return done.stdout
             said = without_secrets(done.stderr.decode(errors="replace").strip())
@@ -156,30 +165,12 @@ class Git:
             pause = min(pause * 1.5, 1.0)
         raise GitError(f"`git {' '.join(args[:2])}` in {self.root}: {said or f'exit code {done.returncode}'}")
 
-    def _run_once(
-        self, args: Sequence[str], stdin: bytes | None, env: Mapping[str, str] | None
-    ) -> subprocess.CompletedProcess[bytes]:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(self.root), *(FOREIGN if self.foreign else ()), *args],
-                input=stdin,
-                stdin=subprocess.DEVNULL if stdin is None else None,
-                capture_output=True,
-                timeout=_TIMEOUT,
-                env=environment(env),
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise GitError("the git command is not installed or not on PATH") from error
-        except ValueError as error:
-            raise GitError(f"`git {args[0]}` in {self.root}: {error}") from error
-        except subprocess.TimeoutExpired as error:
-            raise GitError(f"`git {args[0]}` in {self.root} gave no answer in {_TIMEOUT:.0f} s") from error
-
     def head(self) -> str | None:
         """Return the commit that is checked out, or None before the first one."""
         try:
             return self.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        except GitTimeoutError:
+            raise
         except GitError:
             return None
 
@@ -192,6 +183,8 @@ class Git:
         check_revision(rev)
         try:
             return self.run("rev-parse", "--verify", "--quiet", "--end-of-options", rev + "^{commit}")
+        except GitTimeoutError:
+            raise
         except GitError:
             raise GitError(f"unknown git revision '{rev}' in {self.root}") from None
 
@@ -232,9 +225,13 @@ class Git:
         """
         text = b"".join(os.fsencode(path) + b"\0" for path in dict.fromkeys(paths))
         ignored: set[str] = set()
-        with suppress(GitError):  # its exit code for "none of them"
+        try:
             found = self.run_bytes("check-ignore", "-z", "--stdin", "--no-index", stdin=text)
             ignored = set(os.fsdecode(found).split("\0"))
+        except GitTimeoutError:
+            raise
+        except GitError:
+            pass  # its exit code for "none of them"
         wanted = [
             path
             for path in dict.fromkeys(paths)
@@ -250,6 +247,8 @@ class Git:
         """Tell whether git's ignore files leave ``path`` out."""
         try:
             self.run("check-ignore", "--quiet", "--no-index", "--", path)
+        except GitTimeoutError:
+            raise
         except GitError:
             return False
         return True

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dvkf_prefect.data import git_process
 from dvkf_prefect.data.git import FOREIGN, Git, environment
-from dvkf_prefect.errors import OutputError
+from dvkf_prefect.errors import GitError, OutputError
 from dvkf_prefect.files import read_description, write_atomic
 
 # Bytes of paths asked about at once: less than a pipe holds, so that neither side waits for the other.
@@ -30,7 +30,7 @@ class GitIgnored:
         self._root = root
         self._git = git
         self._known: dict[str, bool] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: git_process.Server | None = None
 
     @contextmanager
     def asking(self) -> Iterator[Callable[[Sequence[str]], set[str]]]:
@@ -77,47 +77,35 @@ class GitIgnored:
     def _ask(self, paths: list[str]) -> list[bool]:
         """Return for each path whether it is left out; of a git that does not answer, none is."""
         process = self._process = self._process or self._start()
-        if process is None or process.stdin is None or process.stdout is None:
+        if process is None:
             return [False] * len(paths)
         try:
-            process.stdin.write(b"".join(b"./%s\0" % os.fsencode(path) for path in paths))
-            process.stdin.flush()
+            process.ask(b"".join(b"./%s\0" % os.fsencode(path) for path in paths))
         except BrokenPipeError:
             return [False] * len(paths)
         # For each path: the ignore file, the line, the pattern, the path.
         fields: list[bytes] = []
         rest = b""
         while len(fields) < 4 * len(paths):
-            data = os.read(process.stdout.fileno(), 65_536)
+            data = process.read_some()
             if not data:
                 return [False] * len(paths)
             *whole, rest = (rest + data).split(b"\0")
             fields += whole
         return [bool(pattern) and not pattern.startswith(b"!") for pattern in fields[2::4]]
 
-    def _start(self) -> subprocess.Popen[bytes] | None:
+    def _start(self) -> git_process.Server | None:
         options = FOREIGN if self._git and self._git.foreign else ()
         ask = ("check-ignore", "-z", "-v", "-n", "--stdin", "--no-index")
         try:
-            return subprocess.Popen(
-                ["git", "-C", str(self._root), *options, *ask],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment(),
-                bufsize=0,
-            )
-        except FileNotFoundError:
+            return git_process.start(ask, self._root, options=options, env=environment())
+        except GitError:
             return None
 
     def _close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            if process.stdin:
-                process.stdin.close()
-            if process.stdout:
-                process.stdout.close()
-            process.wait()
+            process.close()
 
 
 def pattern_for(name: str) -> str:

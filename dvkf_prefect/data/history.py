@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import subprocess
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data import documents
+from dvkf_prefect.data import documents, git_process
 from dvkf_prefect.data.git import FOREIGN, environment
 from dvkf_prefect.data.outputs import Output, read_outputs
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles, WorkspaceFiles, describes_outputs
 from dvkf_prefect.data.store import LEGACY, MD5
-from dvkf_prefect.errors import DvkfError, GitError, ParseError
+from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -112,6 +111,8 @@ class History:
             try:
                 top = self._top(commit)
                 described = self.describing(top) if top else ()
+            except GitTimeoutError:
+                raise
             except GitError as error:
                 yield Described(commit, self._prefix or ".", error=error)
                 continue
@@ -226,25 +227,14 @@ class _Objects:
     def __init__(self, git: Git) -> None:
         self._git = git
         self._folders: OrderedDict[str, tuple[dict[str, str], dict[str, str]]] = OrderedDict()
-        try:
-            self._process = subprocess.Popen(
-                ["git", "-C", str(git.root), *(FOREIGN if git.foreign else ()), "cat-file", "--batch"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment(),
-            )
-        except FileNotFoundError as error:
-            raise GitError("the git command is not installed or not on PATH") from error
+        options = FOREIGN if git.foreign else ()
+        self._process = git_process.start(
+            ("cat-file", "--batch"), git.root, options=options, env=environment()
+        )
 
     def close(self) -> None:
         """End the process."""
-        if self._process.stdin:
-            with suppress(OSError):
-                self._process.stdin.close()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._process.wait()
+        self._process.close()
 
     def read(self, name: str, kind: str) -> bytes:
         """Return an object's bytes.
@@ -252,12 +242,9 @@ class _Objects:
         Raises:
             GitError: It is not there, or something else than was expected.
         """
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin and stdout
         try:
-            stdin.write(name.encode() + b"\n")
-            stdin.flush()
-            head = stdout.readline().split()
+            self._process.ask(name.encode() + b"\n")
+            head = self._process.read_line().split()
         except OSError:
             head = []
         if len(head) != 3 or not head[2].isdigit():
@@ -265,7 +252,7 @@ class _Objects:
                 f"{kind} {name} is not in {self._git.root}; in a clone that was cut short `git fetch --unshallow` "
                 "brings it"
             )
-        data = stdout.read(int(head[2]) + 1)[:-1]
+        data = self._process.read(int(head[2]) + 1)[:-1]
         if head[1] != kind.encode():
             raise GitError(f"{name} in {self._git.root} is a {head[1].decode()}, not a {kind}")
         return data

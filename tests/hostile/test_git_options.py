@@ -152,6 +152,48 @@ def test_no_hook_filter_or_monitor_of_a_source_runs(repo: Repo, tmp_path: Path) 
     assert not mark.exists()
 
 
+def test_the_attributes_of_a_source_choose_no_filter_of_the_user(
+    repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git ran the user's own filters on files of others, and gave them other bytes than `dvc` gets."""
+    mark = tmp_path / "RAN"
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        f'[core]\n autocrlf = true\n[filter "one"]\n smudge = "touch {mark}; cat"\n clean = cat\n required = true\n'
+        f'[filter "two"]\n process = "touch {mark}"\n required = true\n'
+        '[filter "lfs"]\n smudge = "sed s/pointer/content/"\n clean = cat\n'
+    )
+    source = tmp_path / "source"
+    source.mkdir()
+    git(source, "init", "-q", "-b", "main")
+    Repo.init(source)
+    files = {
+        "a.one": b"one\n",
+        "a.two": b"two\n",
+        "a.ident": b"$Id$\n",
+        "a.crlf": b"x\n",
+        "a.big": b"pointer\n",
+    }
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    git(source, "add", "-A")
+    (source / ".gitattributes").write_text(
+        "*.one filter=one\n*.two filter=two\n*.ident ident\n*.crlf text eol=crlf\n*.big filter=lfs\n"
+    )
+    git(source, "add", ".gitattributes")
+    git(source, "commit", "-q", "-m", "first")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    for number, url in enumerate((str(source), f"file://{source}")):
+        for name, data in files.items():
+            for more in ([], ["--rev", "main"]):
+                place = f"{number}-{len(more)}-{name}"
+                assert main(["get", url, name, "-o", place, *more]) == 0
+                # The files of Git LFS are not in the commit, but beside it.
+                expected = data.replace(b"pointer", b"content") if more else data
+                assert (repo.root / place).read_bytes() == expected, place
+    assert not mark.exists()
+
+
 def test_ordinary_names_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
     for rev in ("main", "v1.0", "feature/a-b", "HEAD~1", "name@v1.0.0", "a1b2c3d"):
         assert check_revision(rev) == rev

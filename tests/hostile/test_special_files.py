@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from dvkf_prefect.cli import main
+from dvkf_prefect.data import clones, git_process
+from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.history import History
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import ParseError
+from dvkf_prefect.errors import GitTimeoutError, ParseError
 from dvkf_prefect.files import read_description
 
 # A hang is an error of the kind, a slow machine is not.
@@ -88,3 +92,81 @@ def test_reading_ends_at_the_limit(tmp_path: Path) -> None:
 
 def test_a_growing_file_of_no_stated_size_is_read_whole() -> None:
     assert read_description("/proc/self/status").startswith(b"Name:")
+
+
+_ASKING = ("status", "list . -R", "gc -w -f", "data status", "add new")
+
+
+@pytest.mark.parametrize(
+    ("name", "verbs"),
+    [
+        (".gitignore", _ASKING),
+        ("sub/.gitignore", _ASKING),
+        (".git/info/exclude", _ASKING),
+        (".git/config", _ASKING),
+        (".gitattributes", ("data status",)),
+    ],
+)
+def test_git_does_not_wait_for_a_special_file(
+    repo: Repo,
+    name: str,
+    verbs: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Git opened a fifo among its ignore files and waited for it for two minutes at each call."""
+    (repo.root / "sub").mkdir()
+    (repo.root / "sub" / "g").write_text("2\n")
+    repo.add(["sub/g"])
+    (repo.root / "dvc.yaml").unlink()
+    (repo.root / "new").write_text("3\n")
+    place = repo.root / name
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    monkeypatch.chdir(repo.root)
+    monkeypatch.setattr(git_process, "_SUSPICIOUS", 0.2)
+    capsys.readouterr()
+    for verb in verbs:
+        assert main(verb.split()) != 0, verb
+        assert f"{place}: not a regular file, and git waits for it. Replace it" in capsys.readouterr().err, (
+            verb
+        )
+    for verb in ("check-ignore f", "doctor", "diff"):
+        main(verb.split())
+    assert not (repo.root / "new.dvc").exists()
+    assert not _git_processes(repo.root)
+
+
+def _git_processes(root: Path) -> list[str]:
+    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in lines.splitlines() if line.startswith("git ") and f" {root} " in line]
+
+
+def test_a_git_that_gives_no_answer_is_ended(
+    tmp_path: Path, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all processes that it started, which may hold its output open."""
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nsleep 987 & echo $! >> $0.pids\nsleep 987\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("dvkf_prefect.data.git._TIMEOUT", 0.5)
+    monkeypatch.setattr(git_process, "_SUSPICIOUS", 0.2)
+    monkeypatch.setattr(git_process, "ANSWER", 0.5)
+    git = Git(repo.root)
+    for ask in (
+        git.head,
+        lambda: git.is_ignored("f"),
+        lambda: git.resolve("main"),
+        lambda: git.tracked(["f"]),
+    ):
+        with pytest.raises(GitTimeoutError, match=r"gave no answer in 0 s and was ended\. Run it yourself"):
+            ask()
+    with pytest.raises(GitTimeoutError, match="gave no answer"):
+        clones.run_git(repo.root, "fetch", "origin", timeout=0.5)
+    with pytest.raises(GitTimeoutError, match="cat-file"), History(git) as history:
+        list(history.walk(["0" * 40]))
+    for pid in Path(f"{fake}.pids").read_text().split():
+        state = Path(f"/proc/{pid}/stat")
+        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", pid

@@ -1,0 +1,268 @@
+"""Git processes that end: each has a time limit, and one that waits for a special file is ended with its name.
+
+Git opens its ignore, attribute and configuration files as they are. A fifo in place of one of them keeps it waiting
+for ever. A process that gives no answer for a moment is therefore looked into.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError
+from dvkf_prefect.files import read_description
+
+ANSWER = 60.0
+"""Seconds that a git process gets for one answer from the files of this machine."""
+# Seconds without an answer after which its files are looked at.
+_SUSPICIOUS = 2.0
+# Seconds that such a look may take.
+_LOOK = 3.0
+# Files of a work tree that git reads by itself, whatever the command.
+_READ_BY_GIT = frozenset((".gitignore", ".gitattributes", ".gitmodules", ".mailmap"))
+# These commands talk to the user's terminal, by way of ssh, a hook, a filter or a signing program.
+_TALKING = frozenset(("add", "commit", "tag", "fetch", "clone", "ls-remote", "push"))
+
+
+def run(
+    arguments: Sequence[str],
+    root: Path,
+    *,
+    options: Sequence[str] = (),
+    stdin: bytes | None = None,
+    timeout: float,
+    env: Mapping[str, str],
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one git command to its end.
+
+    Args:
+        arguments: The command and what it is given.
+        root: The work tree.
+        options: Options of git itself.
+        stdin: What it reads; nothing by default.
+        timeout: Seconds it may take.
+        env: Its environment.
+
+    Raises:
+        GitError: Git is not installed, or cannot be given this.
+        GitTimeoutError: It took too long.
+        ParseError: It waits for a file that is not a regular one.
+    """
+    apart = arguments[0] not in _TALKING or not _has_terminal()
+    try:
+        process = subprocess.Popen(
+            ["git", "-C", str(root), *options, *arguments],
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            start_new_session=apart,
+        )
+    except FileNotFoundError as error:
+        raise GitError("the git command is not installed or not on PATH") from error
+    except ValueError as error:
+        raise GitError(f"`git {arguments[0]}` in {root}: {error}") from error
+    deadline = time.monotonic() + timeout
+    wait = min(_SUSPICIOUS, timeout)
+    try:
+        while True:
+            try:
+                out, said = process.communicate(stdin, timeout=wait)
+                return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+            except subprocess.TimeoutExpired:
+                refuse_special_files(root)
+                wait = deadline - time.monotonic()
+                if wait <= 0:
+                    raise _silent(arguments[0], root, timeout) from None
+    except BaseException:
+        end(process, group=apart)
+        raise
+
+
+def start(arguments: Sequence[str], root: Path, *, options: Sequence[str], env: Mapping[str, str]) -> Server:
+    """Start a git command that answers questions.
+
+    Args:
+        arguments: The command and what it is given.
+        root: The work tree.
+        options: Options of git itself.
+        env: Its environment.
+
+    Raises:
+        GitError: Git is not installed.
+    """
+    try:
+        process = subprocess.Popen(
+            ["git", "-C", str(root), *options, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise GitError("the git command is not installed or not on PATH") from error
+    return Server(process, arguments[0], root)
+
+
+class Server:
+    """A git process that answers one question after the other.
+
+    Args:
+        process: The process, with pipes.
+        command: Its command, for messages.
+        root: The work tree.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], command: str, root: Path) -> None:
+        assert process.stdin and process.stdout
+        self._process = process
+        self._command = command
+        self._root = root
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._poll = select.poll()
+        self._poll.register(self._stdout, select.POLLIN)
+
+    def ask(self, question: bytes) -> None:
+        """Send a question of less than a pipe holds; nothing of the last answer is left to read.
+
+        Raises:
+            BrokenPipeError: The process has ended.
+        """
+        self._stdin.write(question)
+        self._stdin.flush()
+
+    def wait(self) -> None:
+        """Wait until there is something to read, or the process has ended.
+
+        Raises:
+            GitTimeoutError: Nothing came for too long; the process was ended.
+            ParseError: It waits for a file that is not a regular one; the process was ended.
+        """
+        if self._poll.poll(_SUSPICIOUS * 1000):
+            return
+        try:
+            refuse_special_files(self._root)
+            if not self._poll.poll((ANSWER - _SUSPICIOUS) * 1000):
+                raise _silent(self._command, self._root, ANSWER)
+        except BaseException:
+            end(self._process, group=True)
+            raise
+
+    def read_some(self) -> bytes:
+        """Return what is there of an answer, at least a byte; nothing when the process has ended."""
+        self.wait()
+        return os.read(self._stdout.fileno(), 65_536)
+
+    def read_line(self) -> bytes:
+        """Return the first line of an answer."""
+        self.wait()
+        return self._stdout.readline()
+
+    def read(self, size: int) -> bytes:
+        """Return so many more bytes of an answer."""
+        return self._stdout.read(size)
+
+    def close(self) -> None:
+        """End the process, which has nothing more to read."""
+        with suppress(OSError):
+            self._stdin.close()
+        self._stdout.close()
+        try:
+            self._process.wait(_SUSPICIOUS)
+        except subprocess.TimeoutExpired:
+            end(self._process, group=True)
+
+
+def end(process: subprocess.Popen[bytes], *, group: bool) -> None:
+    """Kill a process, with all of its session where it has one of its own."""
+    with suppress(ProcessLookupError, PermissionError):
+        if group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    # One that hangs in a dead disk ends when the disk comes back.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_SUSPICIOUS)
+
+
+def refuse_special_files(root: Path) -> None:
+    """Look for a fifo or a device in place of a file that git reads, for a few seconds.
+
+    Raises:
+        ParseError: There is one.
+    """
+    deadline = time.monotonic() + _LOOK
+    for file in _read_by_git(root):
+        with suppress(OSError):
+            if _blocks(file):
+                raise ParseError(file, "not a regular file, and git waits for it. Replace it by a file.")
+        if time.monotonic() > deadline:
+            return
+
+
+def _blocks(file: str) -> bool:
+    mode = os.stat(file).st_mode
+    if stat.S_ISCHR(mode):
+        return not os.path.samefile(file, os.devnull)
+    return stat.S_ISFIFO(mode) or stat.S_ISBLK(mode)
+
+
+def _read_by_git(root: Path) -> Iterator[str]:
+    """Yield what git may read, level by level: what lies in its own folders, and its files in the work tree."""
+    top = next((str(folder) for folder in (root, *root.parents) if (folder / ".git").exists()), str(root))
+    for folder in _git_folders(top):
+        yield from (file for file, _ in _walk(folder, skip="objects"))
+    yield from (file for file, name in _walk(top, skip=".git") if name in _READ_BY_GIT)
+
+
+def _git_folders(top: str) -> Iterator[str]:
+    folder = f"{top}/.git"
+    with suppress(OSError, DvkfError):
+        if os.path.isfile(folder):
+            text = read_description(folder).decode(errors="surrogateescape")
+            folder = os.path.join(top, text.removeprefix("gitdir:").strip())
+        yield folder
+        text = read_description(f"{folder}/commondir").decode(errors="surrogateescape")
+        yield os.path.join(folder, text.strip())
+
+
+def _walk(top: str, *, skip: str) -> Iterator[tuple[str, str]]:
+    """Yield path and name of all but folders, the nearest first; one folder at the top is not entered."""
+    level = [top]
+    while level:
+        below: list[str] = []
+        for folder in level:
+            with suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        yield entry.path, entry.name
+                    elif entry.name != skip or folder != top:
+                        below.append(entry.path)
+        level = below
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _silent(command: str, root: Path, timeout: float) -> GitTimeoutError:
+    return GitTimeoutError(
+        f"`git {command}` in {root} gave no answer in {timeout:.0f} s and was ended. "
+        "Run it yourself to see what it waits for."
+    )
