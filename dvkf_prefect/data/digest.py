@@ -243,10 +243,10 @@ class Memory:
     _VERSION = 1
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def _file(self, key: str) -> Path:
-        return self._folder / digest_bytes(os.fsencode(key))
+        return self.folder / digest_bytes(os.fsencode(key))
 
     def load(self, key: str) -> Rows | None:
         """Return what is known of the folder ``key`` (relative to the repository), or None."""
@@ -302,7 +302,7 @@ class Memory:
             "crc": zlib.crc32(body),
         }
         with suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(self._file(key), json.dumps(meta).encode() + b"\n" + body, durable=False)
 
     def forget(self, key: str) -> None:

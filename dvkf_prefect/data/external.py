@@ -51,11 +51,16 @@ class BorrowedCache(Cache):
         return lent if lent.exists() else own
 
     def missing(
-        self, digests: Iterable[str], hash_name: str = MD5, *, sizes: Mapping[str, int] | None = None
+        self,
+        digests: Iterable[str],
+        hash_name: str = MD5,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        look: bool = True,
     ) -> set[str]:
         """Return those of ``digests`` that neither has."""
-        own = Cache(self.root).missing(digests, hash_name, sizes=sizes)
-        return self._lender.missing(own, hash_name, sizes=sizes)
+        own = Cache(self.root).missing(digests, hash_name, sizes=sizes, look=look)
+        return self._lender.missing(own, hash_name, sizes=sizes, look=look)
 
     def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
         """Take a damaged object of its own out of the way; one of the lender's stays."""

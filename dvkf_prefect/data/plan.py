@@ -356,7 +356,8 @@ def plan_push(
         unsent.update(away.intersection(batch.files))
         selected.update(batch.files)
         todo = unsent & selected if partial else unsent
-        batch.absent = cache.missing(todo, batch.hash_name)
+        # What is sent is hashed on the way.
+        batch.absent = cache.missing(todo, batch.hash_name, look=False)
         plan.fail(
             batch,
             {

@@ -120,7 +120,12 @@ class Cache:
         return not self.missing([digest], hash_name)
 
     def missing(
-        self, digests: Iterable[str], hash_name: str = MD5, *, sizes: Mapping[str, int] | None = None
+        self,
+        digests: Iterable[str],
+        hash_name: str = MD5,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        look: bool = True,
     ) -> set[str]:
         """Return those of ``digests`` that are not in the cache, or there with another size than they must have.
 
@@ -128,6 +133,7 @@ class Cache:
             digests: The objects.
             hash_name: ``md5`` or ``md5-dos2unix``.
             sizes: Bytes of those whose size is known. Of the others it is known that they are not empty.
+            look: Compare sizes; not needed where each object is hashed next.
         """
         wanted = set(digests)
         known = sizes or {}
@@ -135,16 +141,17 @@ class Cache:
             for digest in list(wanted):
                 with suppress(FileNotFoundError):
                     size = os.stat(self.path(digest, hash_name)).st_size
-                    if is_plausible(digest, size, known.get(digest)):
+                    if not look or is_plausible(digest, size, known.get(digest)):
                         wanted.discard(digest)
             return wanted
         base = str(self._folder(hash_name))
         for prefix in {digest[:2] for digest in wanted}:
             with suppress(FileNotFoundError):
                 there = wanted.intersection([prefix + name for name in os.listdir(f"{base}/{prefix}")])
-                wanted.difference_update(
-                    [d for d in there if is_plausible(d, _size(f"{base}/{prefix}/{d[2:]}"), known.get(d))]
-                )
+                if look:
+                    folder = f"{base}/{prefix}/"
+                    there = {d for d in there if is_plausible(d, _size(folder + d[2:]), known.get(d))}
+                wanted -= there
         return wanted
 
     # -- what need not be hashed again -------------------------------------------------------------------------------

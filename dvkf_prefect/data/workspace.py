@@ -8,7 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -23,7 +23,14 @@ from dvkf_prefect.data.links import Links, aside_name
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files
 from dvkf_prefect.data.tree import Tree, is_tree
-from dvkf_prefect.errors import ObjectError, OutputError, TransferError
+from dvkf_prefect.data.written import Written
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    MissingObjectError,
+    ObjectError,
+    OutputError,
+    TransferError,
+)
 from dvkf_prefect.files import is_temporary
 from dvkf_prefect.leftovers import discard, sweep_files
 from dvkf_prefect.paths import check_look, check_output, check_parents, check_target, make_folders
@@ -33,9 +40,8 @@ if TYPE_CHECKING:
 
 _SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
 
-# Larger content is whole in the workspace before it has its name. What a power cut leaves of less is empty, and is not
-# asked about by the next checkout.
-_FLUSHED = 1 << 20
+# Of outputs up to so many bytes a power cut leaves files that are whole or empty, and those lose nothing.
+_AT_ONCE = 1 << 20
 
 # Progress of work on many files: told how many files and bytes were finished since the last call.
 Advance = Callable[[int, int], None]
@@ -90,6 +96,7 @@ class Workspace:
         self._memory = memory
         self._ignore = ignore
         self._links = Links(cache, memory, link_types, probe or root)
+        self._written = Written(self._memory.folder / "written.json")
         self._leftovers: list[str] = []
         self._swept: set[str] = set()
 
@@ -273,9 +280,10 @@ class Workspace:
         if found.rows is None or found.digest in (None, output.digest):
             return []
         rows = found.rows
-        keep: set[str] = {output.digest or ""}
+        recorded = {"": output.digest or ""}
         if output.digest and output.is_dir and self._cache.exists(output.digest, output.hash_name):
-            keep.update(self._cache.read_tree(output.digest, output.hash_name).digests)
+            recorded.update(self._cache.read_tree(output.digest, output.hash_name).items())
+        keep = set(recorded.values())
         # Of text, what DVC 2.x hashed is not what it stored: sizes differ.
         # An empty file, as a power cut leaves it, has nothing to lose.
         sizes = {d: size for _, d, size in rows.files() if d not in keep and size}
@@ -284,8 +292,13 @@ class Workspace:
         return [
             posixpath.join(output.path, relpath) if relpath else output.path
             for relpath, digest in zip(rows.relpaths, rows.digests, strict=True)
-            if digest in unsaved
+            if digest in unsaved and not self._is_cut(output, relpath, recorded.get(relpath))
         ]
+
+    def _is_cut(self, output: Output, relpath: str, digest: str | None) -> bool:
+        """Return whether a power cut left but a part of what a checkout wrote."""
+        file = self._root / output.path / relpath
+        return bool(digest) and self._written.is_cut(file, self._cache.path(digest or "", output.hash_name))
 
     def put(self, output: Output, found: Found, *, advance: Advance | None = None) -> int:
         """Make an output's path hold what the output records; return the number of files written or removed.
@@ -312,15 +325,22 @@ class Workspace:
         target = self._root / output.path
         if found.digest == digest and found.isexec == output.isexec:
             return 0
-        if not is_tree(digest):
-            return self._put_file(output, target, found, advance)
-        tree = self._cache.read_tree(digest, output.hash_name)
+        brief = self._links.shares or (output.size or _AT_ONCE + 1) <= _AT_ONCE
+        with nullcontext() if brief else self._written.writing():
+            if not is_tree(digest):
+                return self._put_file(output, target, found, advance)
+            return self._put_tree(output, target, found, advance)
+
+    def _put_tree(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
+        tree = self._cache.read_tree(output.digest or "", output.hash_name)
         if found.rows is not None and found.nfiles is None:
             target.unlink()
             found = Found(None)
+        # Each object is hashed as it is copied: to look at them before tells no more.
+        if found.digest is None and not self._cache.missing(tree.digests, output.hash_name, look=False):
+            with suppress(CorruptObjectError, MissingObjectError):
+                return self._put_new(output, tree, target, advance)
         absent = self._cache.missing(tree.digests, output.hash_name)
-        if found.digest is None and not absent:
-            return self._put_new(output, tree, target, advance)
         return self._put_changes(output, tree, target, found, absent, advance)
 
     def _put_file(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
@@ -344,8 +364,6 @@ class Workspace:
         )
         if isinstance(placed, ObjectError):
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
-        if placed[0] > _FLUSHED and durability.is_on() and not self._links.shares:
-            durability.sync_path(temporary)
         self._links.move(str(temporary), str(target))
         rows = Rows.expected([""], [digest])
         rows.put(0, look(str(target)))  # a move is a change of it
@@ -374,8 +392,6 @@ class Workspace:
             if self._links.shares:
                 for row, relpath in enumerate(tree.relpaths):
                     rows.put(row, look(f"{aside}/{relpath}"))
-            if sum(rows.sizes) > _FLUSHED:
-                durability.sync_file_system(aside)
             with suppress(FileNotFoundError):
                 os.rmdir(target)
             os.rename(aside, target)

@@ -11,7 +11,7 @@ import pytest
 from dvkf_prefect import durability
 from dvkf_prefect.data import _copier
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import OutputError, TransferError
+from dvkf_prefect.errors import OutputChangedError, OutputError, TransferError
 
 
 def make(repo: Repo, count: int = 20) -> Repo:
@@ -241,3 +241,49 @@ def test_leftovers_in_a_tracked_folder_are_no_data(repo: Repo) -> None:
     assert not left.exists()
     assert not beside.exists()
     assert repo.version("data").digest == digest
+
+
+@pytest.mark.parametrize("path", ["data/big", "big"])
+def test_what_a_power_cut_left_of_a_checkout_is_replaced(repo: Repo, path: str) -> None:
+    """A file that was shortened by its user is not."""
+    content = bytes(range(256)) * 8192
+    for name in ("data/big", "data/small", "big"):
+        (repo.root / name).parent.mkdir(exist_ok=True)
+        (repo.root / name).write_bytes(content if name.endswith("big") else b"small")
+    repo.add(["data", "big"])
+    repo.push()
+    (repo.root / "data").rename(repo.root / "aside")
+    (repo.root / "big").unlink()
+    repo.checkout()
+    file = repo.root / path
+    written = file.stat()
+    os.truncate(file, 70_000)
+    with pytest.raises(OutputChangedError):
+        repo.checkout()
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    repo.checkout()
+    assert file.read_bytes() == content
+    file.write_bytes(b"x" + content[1:70_000])
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    with pytest.raises(OutputChangedError):
+        repo.checkout()
+
+
+def test_a_checkout_ends_without_waiting_for_the_disk(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(repo)
+    repo.add(["data"])
+    (repo.root / "data").rename(repo.root / "aside")
+    monkeypatch.setattr(durability, "_sync_file_system", lambda fd: pytest.fail("flushed"))
+    repo.checkout()
+    assert (repo.root / "data/sub/7").read_text() == "content 7"
+
+
+def test_a_damaged_object_of_a_new_folder_is_named_and_all_others_arrive(repo: Repo) -> None:
+    make(repo, 100)
+    repo.add(["data"])
+    (repo.root / "data").rename(repo.root / "aside")
+    empty(objects(repo.cache.root)[0])
+    with pytest.raises(TransferError, match="not in the cache"):
+        repo.checkout()
+    assert len(list((repo.root / "data/sub").iterdir())) >= 99
+    assert [path for path in repo.root.iterdir() if path.name.startswith(".data") or "tmp" in path.name] == []

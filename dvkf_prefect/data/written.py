@@ -1,0 +1,74 @@
+"""Periods in which checkouts wrote, to recognise a file that a power cut shortened.
+
+A checkout does not wait for the disk: its content is in the cache. After a power cut a file may hold a part of that
+content. Such a file has a time of change within such a period; one that a user shortened has a later one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dvkf_prefect.files import read_description, write_atomic
+
+_KEPT = 16
+# A period without an end, as a power cut or a kill leaves it.
+_LONGEST = 600 * 10**9
+_BLOCK = 1 << 16
+# When it began and ended, ns since the epoch.
+_Period = tuple[int, int | None]
+
+
+class Written:
+    """The last periods in which one repository's checkouts wrote.
+
+    Args:
+        file: Where they are kept; its folder is made on the first write.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Record a period; its beginning is on the disk before anything is written in it."""
+        periods = self._load()[1 - _KEPT :]
+        # File systems keep times by the tick of their clock, which may be some milliseconds behind.
+        begun = time.time_ns() - 10**8
+        self._save([*periods, (begun, None)], durable=True)
+        try:
+            yield
+        finally:
+            self._save([*periods, (begun, time.time_ns())], durable=False)
+
+    def is_cut(self, file: str | Path, content: str | Path) -> bool:
+        """Return whether a file holds but a part of some content, and was last changed by a checkout.
+
+        Args:
+            file: The file in the workspace.
+            content: The whole content.
+        """
+        with suppress(OSError), open(file, "rb") as left, open(content, "rb") as whole:
+            changed = Path(file).stat().st_mtime_ns
+            if not any(begun <= changed <= (ended or begun + _LONGEST) for begun, ended in self._load()):
+                return False
+            while block := left.read(_BLOCK):
+                if whole.read(len(block)) != block:
+                    return False
+            return bool(whole.read(1))
+        return False
+
+    def _load(self) -> list[_Period]:
+        try:
+            periods = json.loads(read_description(self._file))
+            return [(int(begun), ended if ended is None else int(ended)) for begun, ended in periods]
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def _save(self, periods: list[_Period], *, durable: bool) -> None:
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._file, json.dumps(periods).encode(), durable=durable)
