@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data import versioned
-from dvkf_prefect.data.digest import digest_bytes
+from dvkf_prefect.data.digest import digest_bytes, digest_file
 from dvkf_prefect.data.external import ExternalRepo
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.outputs import Output
@@ -71,16 +71,10 @@ def bring(
         UnsafePathError: The path leaves the repository.
     """
     source, path = repository_of(source, _plain(path))
-    tracked = source.outputs()
-    around = next((o for o in tracked if o.cached and (path + "/").startswith(o.path + "/")), None)
+    around, inside = _outputs_at(source, path)
     if around is not None:
         return _bring_tracked(source, around, path, cache, jobs, progress)
-    inside = [o for o in tracked if o.cached and o.digest and (not path or o.path.startswith(path + "/"))]
     place = source.root / path
-    if not place.exists() and not inside:
-        raise OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of {source.url}")
-    if place.exists():
-        _check_inside(source, place)
     if place.is_file():
         return Content(Stored(cache.add_file(place), place.stat().st_size))
     return _bring_mixed(source, path, inside, cache, jobs, progress)
@@ -120,6 +114,67 @@ def find_tracked(source: ExternalRepo, path: str, cache: Cache) -> tuple[Externa
     if around.path == path:
         return source, around, around.digest
     return source, around, _part(source, around, path, cache)[0]
+
+
+def digest_of(source: ExternalRepo, path: str, cache: Cache) -> tuple[str, str]:
+    """Return the digest that `bring` would give a path, and its hash name, without bringing data.
+
+    Manifests are read where the digest rests on what they list. The digest of a folder that holds outputs of DVC 2.x
+    is one of its own: it tells two contents apart, and is no object's name.
+
+    Args:
+        source: The repository.
+        path: As for `bring`.
+        cache: Where manifests that must be read are kept.
+
+    Raises:
+        OutputNotFoundError: There is no such path, or nothing is recorded of it.
+        MissingObjectError: A manifest is nowhere.
+        UnsafePathError: The path leaves the repository.
+    """
+    source, path = repository_of(source, _plain(path))
+    around, inside = _outputs_at(source, path)
+    if around is not None:
+        if around.digest is None:
+            raise OutputNotFoundError(f"'{around.path}' has no recorded content in {source.url}")
+        if around.path == path:
+            return around.digest, around.hash_name
+        return _part(source, around, path, cache)[0], around.hash_name
+    place = source.root / path
+    if place.is_file():
+        return digest_file(place), MD5
+    rows: list[tuple[str, str]] = []
+    for output in inside:
+        prefix = output.path[len(path) + 1 :] if path else output.path
+        if output.is_dir:
+            tree = _manifest(source, output, cache)
+            rows += [(f"{prefix}/{relpath}", digest) for relpath, digest in tree.items()]
+        else:
+            rows.append((prefix, output.digest or ""))
+    found = _plain_files(source, path, {output.path for output in inside})
+    rows += [(relpath, digest_file(source.root / path / relpath)) for relpath in found]
+    legacy = any(output.hash_name == LEGACY for output in inside)
+    return Tree.from_pairs(rows).digest, LEGACY if legacy else MD5
+
+
+def _outputs_at(source: ExternalRepo, path: str) -> tuple[Output | None, list[Output]]:
+    """Return the output that a path is or lies in, and those that lie below it.
+
+    Raises:
+        OutputNotFoundError: Nothing is at the path.
+        UnsafePathError: It leaves the repository.
+    """
+    tracked = source.outputs()
+    around = next((o for o in tracked if o.cached and (path + "/").startswith(o.path + "/")), None)
+    if around is not None:
+        return around, []
+    inside = [o for o in tracked if o.cached and o.digest and (not path or o.path.startswith(path + "/"))]
+    place = source.root / path
+    if not place.exists() and not inside:
+        raise OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of {source.url}")
+    if place.exists():
+        _check_inside(source, place)
+    return None, inside
 
 
 def _plain(path: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import contents, documents, gitignore
 from dvkf_prefect.data.downloads import check_free, get, resolve_out
+from dvkf_prefect.data.external import ExternalRepo
 from dvkf_prefect.data.origins import (
     aware,
     bring_source,
@@ -22,6 +23,7 @@ from dvkf_prefect.data.origins import (
     dependency,
     fetch_imports,
     from_source,
+    is_same,
     open_origin,
     place_imports,
     put,
@@ -46,6 +48,7 @@ from dvkf_prefect.data.transfer import push as push_objects
 from dvkf_prefect.data.workspace import Found
 from dvkf_prefect.errors import (
     ConfigError,
+    DvkfError,
     OutputChangedError,
     OutputError,
     OutputInGitError,
@@ -429,8 +432,9 @@ def _update_repo(
     with open_origin(repo.root, values, None) as source:
         dep = repo_dep(origin.path, {**values, "rev_lock": source.at})
         found = repo.workspace.look(output.path, hash_name=output.hash_name)
-        same = dep["repo"] == dict(old) and output.digest is not None and found.digest == output.digest
-        if same:
+        if values == dict(old) and _is_as_locked(repo, output, origin, source):
+            dep = repo_dep(origin.path, old)
+        if dep["repo"] == dict(old) and output.digest is not None and found.digest == output.digest:
             return Import(output.path, output.source, str(origin), output.digest, changed=False)
         _check_kept(repo, output, found)
         stored: Stored | None = None
@@ -442,6 +446,18 @@ def _update_repo(
             )
             stored = replace(content.stored, isexec=False)
     return _rewrite(repo, output, origin, dep, stored, found, progress)
+
+
+def _is_as_locked(repo: Repo, output: Output, origin: Origin, source: ExternalRepo) -> bool:
+    """Tell whether the commit that an import names still holds the path's content, and can still be had."""
+    values = origin.repo or {}
+    if output.digest is None or not values.get("rev_lock") or not is_same(repo, output, origin, source):
+        return False
+    try:
+        with open_origin(repo.root, values, values["rev_lock"]):
+            return True
+    except DvkfError:
+        return False
 
 
 def _update_url(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import clones, contents, documents, versioned
 from dvkf_prefect.data.digest import digest_bytes
-from dvkf_prefect.data.external import ExternalRepo, local_folder, open_external
+from dvkf_prefect.data.external import BorrowedCache, ExternalRepo, local_folder, open_external
 from dvkf_prefect.data.outputs import Origin, Output
 from dvkf_prefect.data.remotes.errors import public_url
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.sources import Facts, Source, open_source
 from dvkf_prefect.data.store import MD5, Cache, Stored
 from dvkf_prefect.data.transfer import Transfer
@@ -343,9 +344,10 @@ def place_imports(
 
 
 def changed_sources(repo: Repo, outputs: Sequence[Output]) -> dict[str, dict[str, str]]:
-    """Tell which imports have newer content where they come from, asking each repository once and cloning none.
+    """Tell which imports have other content where they come from, asking each repository once.
 
     As DVC, only imports from repositories and by version are asked for; of the others, those that are not frozen.
+    A repository is cloned only if its branch has moved on. An import whose path kept its content is up to date.
     A service that does not answer has its imports told as deleted.
 
     Args:
@@ -374,13 +376,49 @@ def changed_sources(repo: Repo, outputs: Sequence[Output]) -> dict[str, dict[str
                 changed[output.source] = {str(origin): state}
     from concurrent.futures import ThreadPoolExecutor  # takes a while to import
 
+    moved: dict[str, list[tuple[Output, Origin]]] = {}
     with ThreadPoolExecutor(max(1, min(8, len(asked)))) as pool:
         tips = pool.map(lambda key: _tip(repo.root, *key), asked)
         for group, tip in zip(asked.values(), tips, strict=True):
             for output, origin in group:
-                if tip is not None and tip != (origin.repo or {}).get("rev_lock"):
+                values = origin.repo or {}
+                if tip is not None and tip != values.get("rev_lock"):
+                    key = json.dumps({**values, "rev_lock": tip}, sort_keys=True, default=str)
+                    moved.setdefault(key, []).append((output, origin))
+        for group, others in zip(
+            moved.values(), pool.map(partial(_others, repo), moved.values()), strict=True
+        ):
+            for output, origin in group:
+                if output.path in others:
                     changed[output.source] = {str(origin): "update available"}
     return dict(sorted(changed.items()))
+
+
+def _others(repo: Repo, group: Sequence[tuple[Output, Origin]]) -> set[str]:
+    """Return the paths of those imports of one repository whose content is another one now, or not known."""
+    try:
+        with open_origin(repo.root, group[0][1].repo or {}, None) as source:
+            return {output.path for output, origin in group if not is_same(repo, output, origin, source)}
+    except DvkfError:
+        return {output.path for output, _ in group}
+
+
+def is_same(repo: Repo, output: Output, origin: Origin, source: ExternalRepo) -> bool:
+    """Tell whether an import's path holds in an opened repository what it held when it was imported.
+
+    Where the recorded digest cannot tell, the repository is opened at the import's commit too.
+    """
+    values = origin.repo or {}
+    with scratch_folder("dvkf-look-") as folder:
+        cache = BorrowedCache(folder, repo.cache.root)
+        try:
+            now = contents.digest_of(source, origin.path, cache)
+            if output.digest is not None and now[1] == MD5 == output.hash_name:
+                return now[0] == output.digest
+            with open_origin(repo.root, values, values.get("rev_lock")) as old:
+                return now == contents.digest_of(old, origin.path, cache)
+        except DvkfError:
+            return False
 
 
 def _tip(root: Path, url: str, rev: str | None) -> str | None:

@@ -306,6 +306,72 @@ def test_an_update_keeps_what_was_changed_by_hand(source: Repo, repo: Repo) -> N
         repo.update(["nothing.dvc"])
 
 
+def test_an_import_whose_path_kept_its_content_is_up_to_date(
+    source: Repo, repo: Repo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay(source.root, {"mixed/code.py": "m", "mixed/part/x": "x", "old": "1"})
+    source.add(["mixed/part"])
+    old = "c4ca4238a0b923820dcc509a6f75849b"
+    legacy = source.cache.path(old, "md5-dos2unix")
+    legacy.parent.mkdir(parents=True)
+    legacy.write_text("1")
+    lay(source.root, {"old.dvc": f"outs:\n- md5: {old}\n  size: 1\n  path: old\n", ".gitignore": "/old\n"})
+    first = commit(source.root)
+    url = str(source.root)
+    paths = ("data", "data/sub", "data/a", "one", "code.py", "mixed", "old")
+    for number, path in enumerate(paths):
+        repo.import_(url, path, f"i{number}")
+    repo.import_(url, "one", "later", no_download=True)
+    repo.import_(url, "code.py", "at-branch", rev="main")
+    commit(repo.root)
+    names = {f"i{number}.dvc": path for number, path in enumerate(paths)}
+    names |= {"later.dvc": "one", "at-branch.dvc": "code.py"}
+    # What changes in the source, and the imports that it concerns.
+    table: list[tuple[dict[str, str], list[str], set[str]]] = [
+        ({"other.txt": "o", "other.dvc.md": "o"}, [], set()),
+        ({"code.py": "code2", "mixed/part/y": "y"}, ["mixed/part"], {"code.py", "mixed"}),
+        ({"data/a": "a2", "one": "2"}, ["data", "one"], {"data", "data/a", "one"}),
+    ]
+    for files, tracked, concerned in table:
+        git(source.root, "reset", "-q", "--hard", first)
+        source.checkout(force=True)
+        lay(source.root, files)
+        source.add(tracked) if tracked else None
+        commit(source.root)
+        said = changed_sources(repo, repo.outputs())
+        assert said == {
+            name: {f"{path} ({url})": "update available"} for name, path in names.items() if path in concerned
+        }
+    unchanged = sorted(name for name, path in names.items() if path not in ("data", "data/a", "one"))
+    assert not [done for done in repo.update(unchanged) if done.changed]
+    assert not git(repo.root, "status", "--porcelain")
+    # What is gone here comes back; its commit stays.
+    (repo.root / "i4").unlink()
+    (done,) = repo.update(["i4.dvc"])
+    assert done.changed and (repo.root / "i4").read_text() == "code"
+    assert not git(repo.root, "status", "--porcelain")
+    # Another branch is the user's word.
+    git(source.root, "branch", "next")
+    (done,) = repo.update(["i4.dvc"], rev="next")
+    assert done.changed and "rev: next" in (repo.root / "i4.dvc").read_text()
+    # A commit that is gone is replaced, since nothing could be fetched from it any more.
+    last = git(source.root, "rev-parse", "HEAD")
+    for command in (
+        ["checkout", "-q", "--orphan", "anew"],
+        ["branch", "-qD", "main", "next"],
+        ["commit", "-qm", "n"],
+    ):
+        git(source.root, *command)
+    git(source.root, "reflog", "expire", "--expire=now", "--all")
+    git(source.root, "gc", "-q", "--prune=now")
+    assert not changed_sources(repo, [o for o in repo.outputs() if o.path == "i1"])
+    (done,) = repo.update(["i1.dvc"])
+    assert done.changed and git(source.root, "rev-parse", "HEAD") in (repo.root / "i1.dvc").read_text()
+    assert last not in (repo.root / "i1.dvc").read_text()
+    capsys.readouterr()
+    assert main(["status", "--json", "i1.dvc"]) == 0 and capsys.readouterr().out == "{}\n"
+
+
 def test_an_update_without_data_and_a_pull_of_it(source: Repo, repo: Repo) -> None:
     repo.import_(str(source.root), "data")
     lay(source.root, {"data/a": "new"})
