@@ -115,6 +115,20 @@ def sweep(parent: str | Path, prefix: str = "") -> None:
         pass
 
 
+def sweep_old(parent: str | Path, age: float) -> None:
+    """Remove folders that nobody holds and nothing was made in for long, whatever their names.
+
+    Args:
+        parent: Where they are; it need not be there, and holds nothing but folders of ours.
+        age: Seconds.
+    """
+    oldest = time.time() - age
+    for entry in _entries(parent):
+        with suppress(OSError):
+            if entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                discard(entry.path)
+
+
 def sweep_files(folder: str | Path) -> None:
     """Remove what `files.temporary_beside` named and nobody holds; the caller holds the lock of whoever makes them."""
     if os.path.realpath(folder) != os.path.abspath(folder):

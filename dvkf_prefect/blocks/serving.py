@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.errors import ModelError, ServingError
 from dvkf_prefect.kubeflow.serving import Endpoint, LocalServing
 from dvkf_prefect.settings import DvkfSettings
@@ -91,8 +91,8 @@ class ModelServer(Block):
             raise ModelError(f"{version} has no file that could be served")
         self.folder.mkdir(parents=True, exist_ok=True)
         # A server that is ready has loaded its model, and never reads the files again.
-        with TemporaryDirectory(dir=self.folder, prefix="model-") as folder:
-            files = registry.materialise(version, Path(folder) / Path(version.path).name)
+        with scratch_folder("model-", self.folder) as folder:
+            files = registry.materialise(version, folder / "files" / Path(version.path).name)
             return self.serving().deploy(
                 version.name,
                 version.version,

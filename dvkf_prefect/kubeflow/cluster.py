@@ -9,8 +9,8 @@ not found again; the next start is a new one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +29,11 @@ from dvkf_prefect.kubeflow.objects import uncached
 from dvkf_prefect.kubeflow.pods import Pods
 from dvkf_prefect.kubeflow.settings import ClusterSettings
 from dvkf_prefect.kubeflow.watch import TaskEvent, Watch
+from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline.spec import StepResult, StepSpec
+
+# Folders for what stays out of the cache, of runs whose starter is gone.
+_PREFIX = "side-"
 
 __all__ = ["ClusterSettings", "KfpClusterRun", "KfpClusterRunner", "TaskEvent"]
 
@@ -94,7 +98,7 @@ class KfpClusterRun:
         if not digests:
             return result
         # Whoever takes them removes the folder that they are in.
-        side = Cache(Path(tempfile.mkdtemp(prefix="side-", dir=self._batch.folder)) / "side")
+        side = Cache(self._batch.place_beside() / "side")
         _bring(digests, side, uncached(self._batch.remote))
         return dataclasses.replace(result, side_dir=str(side.root))
 
@@ -103,12 +107,13 @@ class _Batch:
     """A pipeline run and the stages in it."""
 
     def __init__(
-        self, watch: Watch, remote: Remote, folder: Path, note: Path, stages: int, *, fetch: bool
+        self, watch: Watch, remote: Remote, folder: OwnedFolder, note: Path, stages: int, *, fetch: bool
     ) -> None:
         self.watch = watch
         self.remote = remote
         self.fetch = fetch
-        self.folder = folder
+        self._folder = folder
+        self._places = itertools.count()
         self.waited: set[str] = set()
         self._note = note
         self._stages = stages
@@ -117,12 +122,17 @@ class _Batch:
         if not self.watch.done:
             self.watch.cancel()
 
+    def place_beside(self) -> Path:
+        """Make a folder for what stays out of the cache until it is taken."""
+        place = self._folder.path / str(next(self._places))
+        place.mkdir()
+        return place
+
     def close(self) -> None:
         """End it, unless it has ended; remember when all its results were taken."""
         self.cancel()
         self.watch.join()
-        with suppress(OSError):
-            self.folder.rmdir()  # once all that was in it was taken
+        self._folder.release(keep=True)  # what was not taken by now goes with the next run
         if len(self.waited) == self._stages:
             with suppress(OSError, ValueError):
                 known = json.loads(self._note.read_bytes())
@@ -225,9 +235,10 @@ class KfpClusterRunner:
             pods=pods if settings.ask_kubernetes else None,
             tell=self._tell,
         )
-        folder = self._folder / run.key
-        folder.mkdir(exist_ok=True)
-        batch = _Batch(watch, remote, folder, run.note, len(specs), fetch=self.fetches)
+        sweep(self._folder, _PREFIX)
+        batch = _Batch(
+            watch, remote, OwnedFolder(self._folder, _PREFIX), run.note, len(specs), fetch=self.fetches
+        )
         with self._lock:
             self._batches.append(batch)
         if self._closed.is_set():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dvkf_prefect import leftovers
 from dvkf_prefect.data.git import Git
 from dvkf_prefect.errors import RunnerError, StageCancelledError
 from dvkf_prefect.kubeflow.compile import task_names
+from dvkf_prefect.leftovers import OwnedFolder
 from dvkf_prefect.pipeline import leash
 from dvkf_prefect.pipeline.step import StepResult, StepSpec, clean_log
 
 _TAIL_BYTES = 2000
+_NAME = 80
+_STAMPED = re.compile(r"\d{8}T\d{6}\.\d{9}-")
 # Seconds that the host gets on top of its stages' grace to end by itself.
 _MARGIN = 10.0
 
@@ -35,14 +40,16 @@ class KfpLocalRun:
         folder: What KFP wrote about it: ``kfp.log``, and its pipeline root ``pipeline``.
     """
 
-    def __init__(self, stage: str, folder: Path, host: _Host, number: int) -> None:
+    def __init__(self, stage: str, owned: OwnedFolder, host: _Host, number: int) -> None:
         self.stage = stage
-        self.folder = folder
+        self.folder = owned.path
+        self._owned = owned
         self._host = host
         self._number = number
         self._ended = threading.Event()
         self._cancelled = False
         self._problem = ""
+        self._found: StepResult | None = None
 
     def __repr__(self) -> str:
         return f"<KfpLocalRun of stage {self.stage!r} in {self.folder}>"
@@ -64,7 +71,7 @@ class KfpLocalRun:
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"stage '{self.stage}' still runs after {timeout:g} s")
-        result = self._result()
+        result = self._found
         if self._cancelled and (result is None or result.failed):
             raise StageCancelledError(f"stage '{self.stage}' was stopped before its end")
         if result is None:
@@ -78,16 +85,15 @@ class KfpLocalRun:
             self._cancelled = True
             self._host.send({"cancel": self._number})
 
-    def _result(self) -> StepResult | None:
-        try:
-            return StepResult.from_json((self.folder / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-
     def _end(self, problem: str, *, cancelled: bool = False) -> None:
         self._problem = problem + _tail(self.folder / "kfp.log")
         self._cancelled = self._cancelled or cancelled
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+        with suppress(
+            OSError, ValueError, TypeError
+        ):  # a process that was killed may have written half of it
+            self._found = StepResult.from_json((self.folder / "result.json").read_text(encoding="utf-8"))
+        self._owned.release(keep=True)
         self._ended.set()
 
 
@@ -153,7 +159,7 @@ class KfpLocalRunner:
             spec,
             cache_dir=os.path.abspath(spec.cache_dir),
             workspace=spec.workspace and os.path.abspath(spec.workspace),
-            log=os.path.abspath(spec.log or folder / "stage.log"),
+            log=os.path.abspath(spec.log or folder.path / "stage.log"),
             sources=_sources(spec),
         )
         return host.start(spec, folder)
@@ -167,28 +173,26 @@ class KfpLocalRunner:
             host.close()
             self._sweep()
 
-    def _folder(self, name: str) -> Path:
+    def _folder(self, name: str) -> OwnedFolder:
         moment = time.time_ns()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(moment // 10**9))
-        folder = self.root / f"{stamp}.{moment % 10**9:09d}-{os.getpid()}-{name}"
-        folder.mkdir(parents=True)
-        return folder
+        return OwnedFolder(self.root, f"{stamp}.{moment % 10**9:09d}-{name[:_NAME]}-")
 
     def _sweep(self) -> None:
-        """Remove the folders of old runs, except those of processes that are alive and may be using them."""
+        """Remove the folders of old runs, except those that a process holds."""
         with suppress(FileNotFoundError):
-            folders = sorted((f for f in self.root.iterdir() if f.name.count("-") >= 2), reverse=True)
+            folders = sorted((f for f in self.root.iterdir() if _STAMPED.match(f.name)), reverse=True)
             for folder in folders[self._keep :]:
-                owner = folder.name.split("-")[1]
-                if owner.isdecimal() and (int(owner) == os.getpid() or not Path("/proc", owner).exists()):
-                    shutil.rmtree(folder, ignore_errors=True)
+                leftovers.discard(str(folder))
 
 
 class _Host:
     """The host process (`local_host`) and the runs it has under way."""
 
-    def __init__(self, folder: Path, grace: float) -> None:
+    def __init__(self, owned: OwnedFolder, grace: float) -> None:
         self.ended = False
+        folder = owned.path
+        self._owned = owned
         self._grace = grace
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -208,7 +212,7 @@ class _Host:
         self._reader = threading.Thread(target=self._read, name="kfp-local-host", daemon=True)
         self._reader.start()
 
-    def start(self, spec: StepSpec, folder: Path) -> KfpLocalRun:
+    def start(self, spec: StepSpec, folder: OwnedFolder) -> KfpLocalRun:
         with self._lock:
             number = next(self._numbers)
             run = KfpLocalRun(spec.stage, folder, self, number)
@@ -217,7 +221,12 @@ class _Host:
                 return run
             self._runs[number] = run
         self.send(
-            {"start": number, "spec": spec.to_json(), "folder": str(folder), "environment": dict(os.environ)}
+            {
+                "start": number,
+                "spec": spec.to_json(),
+                "folder": str(run.folder),
+                "environment": dict(os.environ),
+            }
         )
         return run
 
@@ -249,6 +258,7 @@ class _Host:
                 run._end(f"KFP's local runner {_outcome(answer['code'])}", cancelled=self._closing)
         self._process.wait()
         self._hang_up()
+        self._owned.release(keep=True)
         with self._lock:
             self.ended = True
             left = list(self._runs.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from dvkf_prefect.data.moving import Remote, move
 from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.store import MD5, Cache, object_key
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError
@@ -114,8 +114,8 @@ def renew(remote: Remote, digests: Iterable[str]) -> None:
     wanted -= beside.missing(wanted)
     if not wanted:
         return
-    with tempfile.TemporaryDirectory(prefix="dvkf-") as folder:
-        cache = Cache(Path(folder))
+    with scratch_folder("dvkf-renew-") as folder:
+        cache = Cache(folder / "cache")
 
         def bring(some: Iterable[str]) -> None:
             for error in move("fetch", sorted(cache.missing(some)), MD5, cache, beside).failed.values():

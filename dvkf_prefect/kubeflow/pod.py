@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 
 from dvkf_prefect.data.moving import Remote
 from dvkf_prefect.data.remotes import Storage, open_storage
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.errors import DvkfError, RemoteError, StageCancelledError, StageError
@@ -158,8 +158,10 @@ def run_in_pod(
     about = PodRun.from_json(run)
     remote = about.open(_secrets())
     signal.signal(signal.SIGTERM, _stop)
-    with tempfile.TemporaryDirectory(prefix="dvkf-", dir=os.environ.pop(SCRATCH_VARIABLE, None)) as folder:
-        pod = _Pod(about, remote, Path(folder))
+    place = os.environ.pop(SCRATCH_VARIABLE, None)
+    # On a disk that is mounted, what a pod that was killed left goes with the next one.
+    with scratch_folder("dvkf-pod-", Path(place) if place else None) as folder:
+        pod = _Pod(about, remote, folder)
         step, done = pod.run(spec, upstream)
         if done.failed:
             sys.exit(done.message or done.error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.data.moving import Remote, move
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.store import MD5, Cache, walk_files
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.errors import MissingObjectError, StageError
@@ -127,8 +127,8 @@ class Supply:
             for output in outputs
         ):
             return False
-        with tempfile.TemporaryDirectory(prefix="hand-", dir=self._folder) as folder:
-            cache = Cache(Path(folder))
+        with scratch_folder("hand-", self._folder) as folder:
+            cache = Cache(folder / "cache")
             place = self._repo.root / path
             if place.is_dir():
                 tree = Tree.from_pairs(
@@ -155,8 +155,8 @@ class Supply:
             whole = output.digest or ""
             if not (output.cached and is_tree(whole) and path.startswith(output.path + "/")):
                 continue
-            with tempfile.TemporaryDirectory(prefix="hand-", dir=self._folder) as folder:
-                cache = Cache(Path(folder))
+            with scratch_folder("hand-", self._folder) as folder:
+                cache = Cache(folder / "cache")
                 here = self._repo.cache.exists(whole)
                 if not here:
                     move("fetch", [whole], MD5, cache, self._remote)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import shutil
 import signal
 import stat
@@ -31,14 +30,11 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
-from dvkf_prefect.files import temporary_beside, write_atomic
-from dvkf_prefect.paths import check_parents
+from dvkf_prefect.files import write_atomic
 from dvkf_prefect.pipeline.commands import Commands, clean_log
 from dvkf_prefect.pipeline.params import render_params
-from dvkf_prefect.pipeline.spec import WORK, StepContent, StepDependency, StepOutput, StepResult, StepSpec
-
-# In a stage's folder: its outputs are being moved into the store, and no longer whole.
-_STORED = "stored"
+from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
+from dvkf_prefect.pipeline.step_folder import StepFolder, copy_writable
 
 __all__ = [
     "Objects",
@@ -95,21 +91,30 @@ def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
         from dvkf_prefect.pipeline.inplace import run_in_place
 
         return run_in_place(spec)
-    return _Step(spec, objects or Cache(Path(spec.cache_dir))).run()
+    try:
+        _check_paths(spec)
+        folder = StepFolder(spec)
+    except DvkfError as error:
+        return StepResult(spec.stage, error=type(error).__name__, message=str(error))
+    except OSError as error:
+        return StepResult(spec.stage, error=StageError.__name__, message=f"stage '{spec.stage}': {error}")
+    return _Step(spec, objects or Cache(Path(spec.cache_dir)), folder).run()
+
+
+def _check_paths(spec: StepSpec) -> None:
+    paths = [*(dep.path for dep in spec.deps), *(out.path for out in spec.outs), *spec.params]
+    for path in [*paths, spec.wdir] if spec.wdir else paths:
+        check_relpath(path, f"stage '{spec.stage}'")
 
 
 class _Step:
-    def __init__(self, spec: StepSpec, objects: Objects) -> None:
+    def __init__(self, spec: StepSpec, objects: Objects, folder: StepFolder) -> None:
         self._spec = spec
         self._objects = objects
-        self._home = Path(spec.cache_dir) / "dvkf-steps"
-        # The machine's name stands first: on a shared cache, another machine's process numbers say nothing here.
-        self._slug = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{os.uname().nodename}-{spec.stage}")
-        self._folder = self._home / f"{self._slug}-{os.getpid()}"
-        self._root = self._folder / WORK
-        self._side = self._folder / "side"
+        self._folder = folder
+        self._root = folder.root
+        self._side = folder.side
         self._commands = Commands(spec, self._root)
-        self._regained: set[str] = set()
         self._sources: set[str] = set()
         self._before: dict[str, tuple[int, int, int, int]] = {}
 
@@ -120,7 +125,7 @@ class _Step:
             self._before = {path: _look(entry.stat()) for path, entry in _walk(self._root, set())}
             self._commands.run()
             self._check()
-            (self._folder / _STORED).touch()
+            self._folder.begin_to_store()
             outs = tuple(self._store(out) for out in self._spec.outs)
             keep = self._side.exists()
             shutil.rmtree(self._root, ignore_errors=True)
@@ -138,9 +143,7 @@ class _Step:
         except OSError as error:
             return self._result(error=StageError.__name__, message=f"stage '{self._spec.stage}': {error}")
         finally:
-            self._keep_persistent(self._folder)
-            if not keep:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.release(keep=keep)
 
     def _result(self, **values: object) -> StepResult:
         return StepResult(
@@ -154,14 +157,6 @@ class _Step:
 
     def _prepare(self) -> None:
         spec = self._spec
-        for path in (
-            *(dep.path for dep in spec.deps),
-            *(out.path for out in spec.outs),
-            *spec.params,
-            *([spec.wdir] if spec.wdir else []),
-        ):
-            check_relpath(path, f"stage '{spec.stage}'")
-        self._sweep()
         (self._root / spec.wdir).mkdir(parents=True)
         if spec.sources is not None:
             self._place_sources(Path(spec.sources))
@@ -180,40 +175,10 @@ class _Step:
         for out in spec.outs:
             target = self._root / out.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            if out.path in self._regained:
-                _copy(Path(self._spec.workspace or "") / out.path, target)
+            if out.path in self._folder.regained:
+                copy_writable(Path(self._spec.workspace or "") / out.path, target)
             elif out.previous:
                 self._objects.export(out.previous, target, isexec=out.isexec)
-
-    def _sweep(self) -> None:
-        """Remove what earlier runs of this stage left: folders kept for a look, or of killed processes."""
-        self._home.mkdir(parents=True, exist_ok=True)
-        for entry in self._home.iterdir():
-            slug, _, pid = entry.name.rpartition("-")
-            if slug == self._slug and pid != str(os.getpid()) and not _alive(pid):
-                self._keep_persistent(entry)
-            if slug == self._slug and (pid == str(os.getpid()) or not _alive(pid)):
-                shutil.rmtree(entry, ignore_errors=True)
-
-    def _keep_persistent(self, folder: Path) -> None:
-        """Bring what a run that failed or was killed left at persistent outputs to where the next one goes on."""
-        workspace, left = self._spec.workspace, folder / WORK
-        if workspace is None or not left.exists() or (folder / _STORED).exists():
-            return
-        for out in self._spec.outs:
-            source, target = left / out.path, Path(workspace) / out.path
-            if not out.persist or source.is_symlink() or not source.exists():
-                continue
-            check_parents(Path(workspace), out.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = temporary_beside(target)
-            _copy(source, temporary)
-            if target.is_symlink() or target.is_file():
-                target.unlink()
-            elif target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
-            self._regained.add(out.path)
 
     def _place_sources(self, folder: Path) -> None:
         """Copy the files that git tracks, as they are now, but for what the stage declares: that comes by digest."""
@@ -366,14 +331,6 @@ def _source_files(folder: Path) -> Iterator[str]:
             yield path[len(start) :]
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, symlinks=True)
-    else:
-        shutil.copy(source, target)
-        target.chmod(target.stat().st_mode | stat.S_IWUSR)
-
-
 def _take(objects: Objects, path: Path) -> str:
     # A link, or a file with a second name, must not become the object itself.
     info = path.lstat()
@@ -394,15 +351,6 @@ def _walk(root: Path, outs: set[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     stack.append((path + "/", entry.path))
                 else:
                     yield path, entry
-
-
-def _alive(pid: str) -> bool:
-    """Tell whether a process runs; one that ended and waits for its parent does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2]
-    except OSError:
-        return False
-    return not state.startswith((b"Z", b"X"))
 
 
 def _look(info: os.stat_result) -> tuple[int, int, int, int]:

@@ -8,15 +8,12 @@ has to have the threads; it decides nothing.
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from itertools import count
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from uuid import UUID
@@ -33,6 +30,7 @@ from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import RunnerError, StageCancelledError
 from dvkf_prefect.kubeflow.watch import TaskEvent
+from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline.events import StageEvent
 from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun
 from dvkf_prefect.pipeline.snapshot import Snapshot
@@ -50,6 +48,8 @@ from dvkf_prefect.tasks._stage_run import (
 
 # More stages than this that had nothing to do get no task run; the pipeline's card tells of them.
 _MARKS = 100
+# Folders of flows that were killed are told by it, and go with the next one.
+_PREFIX = "prefect-"
 # So many stages of a cluster's pipeline are followed at the same time.
 _FOLLOWED = 64
 
@@ -93,7 +93,8 @@ class StageTasks:
         self._mirror = mirror or TaskMirror()
         self._jobs = jobs
         self._stack = ExitStack()
-        self._folder = Path(tempfile.mkdtemp(prefix="prefect-", dir=_made(repo.tmp_dir)))
+        sweep(repo.tmp_dir, _PREFIX)
+        self._folder = OwnedFolder(repo.tmp_dir, _PREFIX)
         self._numbers = count()
         self._futures: dict[str, PrefectFuture[Any]] = {}
         self._marks: list[PrefectFuture[Any]] = []
@@ -155,14 +156,14 @@ class StageTasks:
                     mark.wait(max(0.0, end - time.monotonic()))
         finally:
             self._stack.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.release()
 
     # -- task runs ---------------------------------------------------------------------------------------------------
 
     def _call(self, spec: StepSpec, *, begin: Callable[[], StageRun] | None) -> StageCall:
         log = None
         if begin is None:
-            log = self._folder / f"{next(self._numbers)}.log"
+            log = self._folder.path / f"{next(self._numbers)}.log"
             spec = dataclasses.replace(spec, log=str(log))
         call = StageCall(self, spec, self._graph.stages.get(spec.stage), log, begin)
         self._mirror.calls[spec.stage] = call
@@ -443,8 +444,3 @@ def stage_tasks(
     if isinstance(runner, BatchRunner):
         return BatchStageTasks(repo, runner, snapshot, options=options, reuse=reuse, mirror=mirror)
     return StageTasks(repo, runner, snapshot, options=options, jobs=jobs, reuse=reuse, mirror=mirror)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -24,6 +24,7 @@ from dvkf_prefect.errors import (
     StageWriteError,
 )
 from dvkf_prefect.kubeflow.local import KfpLocalRunner
+from dvkf_prefect.leftovers import OwnedFolder
 from dvkf_prefect.pipeline.runner import LocalRunner, Runner
 from dvkf_prefect.pipeline.spec import StepDependency, StepOutput, StepSpec
 
@@ -70,7 +71,7 @@ def test_a_stage_runs_through_kfp(runner, step, tmp_path):
     (written,) = run.folder.glob("pipeline/*/train/executor_output.json")
     assert out.digest in json.loads(written.with_name("outputs").read_text())["src/count.txt"]
     assert "KFP Executor" in (run.folder / "kfp.log").read_text()
-    assert sorted(p.name for p in run.folder.iterdir()) == ["kfp.log", "pipeline", "result.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == ["kfp.log", "owner", "pipeline", "result.json"]
     assert run.wait(0) == result
 
 
@@ -264,6 +265,17 @@ def test_only_the_last_runs_are_kept(step, tmp_path):
                 run.wait(120)
     left = sorted(p.name for p in root.iterdir())
     assert left == sorted([*(run.folder.name for run in runs), "mine"])
+
+
+def test_folders_of_runs_are_told_by_their_locks(tmp_path):
+    """A folder was another process's by the number in its name, whoever has that number in this container."""
+    root = tmp_path / "kfp"
+    held = OwnedFolder(root, "20200101T000000.000000000-999999999-")
+    free = root / f"20200101T000000.000000001-{os.getppid()}-name"
+    free.mkdir()
+    (free / "kfp.log").touch()
+    KfpLocalRunner(root, keep=0)._sweep()
+    assert [path.name for path in root.iterdir()] == [held.path.name]
 
 
 def test_a_relative_cache_belongs_to_the_caller(step, tmp_path, monkeypatch):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dvkf_prefect import leftovers
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import (
@@ -23,6 +26,7 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.pipeline.runner import LocalRunner
 from dvkf_prefect.pipeline.step import StepDependency, StepOutput, StepResult, StepSpec, clean_log, run_step
+from dvkf_prefect.pipeline.step_folder import StepFolder
 
 from .test_leash import alive, pids_in, wait_until
 
@@ -275,8 +279,66 @@ def test_sigkill_of_the_runners_process_leaves_nothing(make, tmp_path, cache):
         parent.wait()
     wait_until(lambda: not any(alive(pid) for pid in family))
     (left,) = steps_left(cache)
-    wait_until(lambda: not alive(int(left.rpartition("-")[2])))
+    wait_until(lambda: is_free(cache.root / "dvkf-steps" / left))
     run_step(make("true"))
+    assert steps_left(cache) == []
+
+
+def is_free(folder: Path) -> bool:
+    """Tell whether no process holds a folder, as another one would find out."""
+    with open(folder / "owner") as owner:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_the_owner_of_a_stages_folder_is_told_by_its_lock_and_not_by_a_number(make, cache, tmp_path):
+    """Leftovers were told by the process number in their names, which another container's process may have."""
+    workspace = tmp_path / "repo"
+    workspace.mkdir()
+    spec = make("cat keep; echo 2 >> keep; false", outs=[StepOutput("keep", persist=True)])
+    spec = replace(spec, workspace=str(workspace))
+    living, dead = (StepFolder(spec) for _ in range(2))
+    for folder, number in ((living, "999999999"), (dead, str(os.getppid()))):
+        # A number that says the opposite of what the lock does.
+        (folder.root).mkdir()
+        (folder.root / "keep").write_text(f"{number}\n")
+        (folder.path / number).touch()
+    kept = living.path
+    os.close(dead._owned._descriptor)  # as the end of its process does
+    dead._owned._end.detach()
+    leftovers._held.pop(dead._owned._descriptor)
+    result = run_step(spec)
+    assert not dead.path.exists() and (kept / "work/keep").exists()
+    # What the dead one had is where the run went on, and is kept again although that failed.
+    assert result.error == "StageFailedError" and result.log_tail == f"{os.getppid()}\n"
+    assert (workspace / "keep").read_text() == f"{os.getppid()}\n2\n"
+    living.release(keep=False)
+    assert steps_left(cache) == []
+
+
+def test_a_stage_of_another_repository_with_the_same_cache_leaves_its_own(make, cache, tmp_path):
+    """Checkpoints of a killed run came into the workspace of whichever repository ran a stage of that name next."""
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    spec = make("test ! -e keep; echo 1 > keep", outs=[StepOutput("keep", persist=True)])
+    for folder in (mine, other):
+        folder.mkdir()
+    left = StepFolder(replace(spec, workspace=str(other)))
+    left.root.mkdir()
+    (left.root / "keep").write_text("theirs")
+    left._owned.release(keep=True)
+    run_step(replace(spec, workspace=str(mine))).check()
+    assert steps_left(cache) == [left.path.name] and not (mine / "keep").exists()
+    os.utime(left.path, (1, 1))
+    run_step(replace(spec, workspace=str(mine))).check()
+    assert steps_left(cache) == []
+
+
+def test_a_stage_of_any_name_has_a_folder(make, cache):
+    """Names of more than 255 bytes could not be run in a folder of their own."""
+    run_step(replace(make("true"), stage="é" * 120 + "/x@" + "y" * 200)).check()
     assert steps_left(cache) == []
 
 
