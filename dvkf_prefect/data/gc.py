@@ -2,8 +2,9 @@
 
 What is kept is what DVC keeps (``dvc gc``): all that the workspace and the chosen commits track, of this repository
 and of the others named, with the files of every manifest among them. Imports from other repositories are kept too,
-which DVC lets go. The run cache (``runs/``) is never touched; objects that only it names go, as with DVC, unless
-``run_cache`` asks to keep them. Whatever is not named like an object stays.
+and so is what `.dvc` files of the workspace name that git ignores; DVC lets go of both. The run cache (``runs/``) is
+never touched; objects that only it names go, as with DVC, unless ``run_cache`` asks to keep them. Whatever is not
+named like an object stays.
 
 Where DVC loses what it cannot know, this refuses and removes nothing anywhere:
 
@@ -37,7 +38,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data import neighbours
-from dvkf_prefect.data.history import Described, History, workspace_described
+from dvkf_prefect.data.history import History, left_out_described, workspace_described
 from dvkf_prefect.data.inventory import (
     FolderInventory,
     Inventory,
@@ -399,10 +400,12 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
     """
     used = _Used()
     wanted: list[Manifest] = []
+    extra: list[Manifest] = []
     spelled: set[tuple[str, str]] = set()
     problems: list[tuple[str, DvkfError]] = []
     for each in told:
-        described: list[Described] = list(workspace_described(each.repo))
+        described = workspace_described(each.repo)
+        left_out = left_out_described(each.repo, described)
         if commits := scope.commits(each.repo):
             assert each.history
             described += each.history.walk(commits)
@@ -417,6 +420,10 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
                         # Its files stand beside it; the manifest itself may never have been stored.
                         spelled.add((output.digest, output.hash_name))
         wanted += each.manifests(described)
+        each.described += left_out
+        for item in left_out:
+            used.add(None, {key for output in item.outputs if output.cached for key in named_keys(output)})
+        extra += each.manifests(left_out)
     if problems and not skip_failed:
         place, problem = problems[0]
         raise ParseError(
@@ -425,11 +432,15 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
             "leave such data out with --skip-failed",
         ) from problem
     used.skipped += [f"Failed to collect '{place}', skipping: {problem}" for place, problem in problems]
+    known = {(manifest.digest, manifest.hash_name) for manifest in wanted}
     lost: list[str] = []
-    for manifest, tree in manifests.read(distinct(sorted(wanted, key=lambda manifest: manifest.imported))):
+    for manifest, tree in manifests.read(distinct([*sorted(wanted, key=lambda each: each.imported), *extra])):
+        name = manifest.digest, manifest.hash_name
         if isinstance(tree, Tree):
-            used.add(manifest.remote, keys_of(tree.digests, manifest.hash_name))
-        elif not manifest.imported and (manifest.digest, manifest.hash_name) not in spelled:
+            used.add(manifest.remote if name in known else None, keys_of(tree.digests, manifest.hash_name))
+        elif name not in known and isinstance(tree, MissingObjectError):
+            continue  # without it nothing tells of its files any more
+        elif not manifest.imported and name not in spelled:
             lost.append(f"'{manifest.path}': {tree}")
     if lost and not skip_failed:
         shown = "\n".join(f"  {text}" for text in sorted(lost)[:_SHOWN])

@@ -12,17 +12,19 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents, git_process
 from dvkf_prefect.data.git import FOREIGN, environment
+from dvkf_prefect.data.gitignore import GitIgnored
 from dvkf_prefect.data.outputs import Output, read_outputs
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles, WorkspaceFiles, describes_outputs
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError
+from dvkf_prefect.files import read_description
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 # Folders whose entries are kept at hand; of all others only what describes outputs is.
 _FOLDERS_KEPT = 4096
 _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
+_DIGESTS = re.compile(rb"\b[0-9a-f]{32}(?:\.dir)?(?![0-9A-Za-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +62,52 @@ class Described:
         return f"{self.path} of commit {self.rev[:7]}" if self.rev else self.path
 
 
-def workspace_described(repo: Repo) -> Iterator[Described]:
-    """Yield what each file of the workspace tracks; one that cannot be read says so instead of ending the rest."""
+def workspace_described(repo: Repo) -> list[Described]:
+    """Return what each file of the workspace tracks; one that cannot be read says so instead of ending the rest."""
+    return list(_find_described(repo, repo.git_ignored, {}).values())
 
+
+def left_out_described(repo: Repo, known: Iterable[Described]) -> list[Described]:
+    """Return what those files of the workspace track that git, and so every verb, leaves out.
+
+    Such a file may be all that tells of its data, so it stands for every digest in its text, well-formed or not.
+
+    Args:
+        repo: The repository.
+        known: What `workspace_described` returned.
+    """
+    before = {item.path: item for item in known}
+    found = _find_described(repo, GitIgnored(repo.root, None), before)
+    return [
+        replace(item, outputs=(*item.outputs, *_spelled(repo, path)))
+        for path, item in found.items()
+        if path not in before
+    ]
+
+
+def _find_described(
+    repo: Repo, git_ignored: GitIgnored, known: Mapping[str, Described]
+) -> dict[str, Described]:
     def paths_of(path: str) -> set[str]:
-        known[path] = _describe(files, path)
-        return {output.path for output in known[path].outputs}
+        item = found[path] = known.get(path) or _describe(files, path)
+        return {output.path for output in item.outputs}
 
-    known: dict[str, Described] = {}
-    files = WorkspaceFiles(repo.root, repo.ignore.matches, paths_of, repo.git_ignored)
+    found: dict[str, Described] = {}
+    files = WorkspaceFiles(repo.root, repo.ignore.matches, paths_of, git_ignored)
     files.find()
-    yield from known.values()
+    return found
+
+
+def _spelled(repo: Repo, path: str) -> tuple[Output, ...]:
+    """Return an output for every digest that the text of a file, or of its lock, holds."""
+    texts: list[bytes] = []
+    for place in (path, _lock_of(path)):
+        with suppress(OSError, DvkfError):
+            texts.append(read_description(repo.root / place))
+    digests = {match[0].decode() for text in texts for match in _DIGESTS.finditer(text)}
+    return tuple(
+        Output(path, digest, hash_name=hash_name) for digest in digests for hash_name in (MD5, LEGACY)
+    )
 
 
 class History:

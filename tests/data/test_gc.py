@@ -361,6 +361,40 @@ def test_what_only_a_lock_file_tells_is_kept(repo: Repo) -> None:
     assert key(text) in cached(repo)
 
 
+def test_what_only_git_ignored_files_tell_is_kept(repo: Repo) -> None:
+    """DVC does not look into folders that git ignores, and removes what the files there track."""
+    lay(repo.root, {"scratch/set/x": "ignored x", "scratch/one": "ignored one", "scratch/deep/two": "two"})
+    repo.add(["scratch/set", "scratch/one", "scratch/deep/two"])
+    lay(repo.root, {"scratch/notes.dvc": "broken: [", "scratch/gone.dvc": "outs: []\n"})
+    spelled = "spelled in a file that nobody reads"
+    repo.cache.add_bytes(spelled.encode())
+    lay(
+        repo.root,
+        {
+            "scratch/deep/dvc.yaml": "stages: {s: {unheard_of: x}}\n",
+            "scratch/deep/dvc.lock": f"a: {digest_bytes(spelled.encode())}\n",
+            "scratch/deep/lost.dvc": f"outs:\n- md5: {'a' * 32}.dir\n  hash: md5\n  path: lost\n",
+        },
+    )
+    shutil.rmtree(repo.root / "scratch/set")
+    (repo.root / "scratch/one").unlink()
+    lay(repo.root, {".gitignore": "scratch/\n*.local.dvc\n", "x": "by name"})
+    again = Repo.open(repo.root)
+    again.add(["x"])
+    os.rename(repo.root / "x.dvc", repo.root / "x.local.dvc")
+    assert {output.path for output in again.outputs()} == {"data", "one"}
+    kept = {key(text) for text in ("ignored x", "ignored one", "two", "by name", spelled)}
+    assert again.gc(WORKSPACE, cloud=True, grace=0).objects == 4
+    assert kept <= cached(again)
+    assert key("old") not in cached(again)
+    # Once they are tracked by a name that is read, they are restored.
+    lay(repo.root, {".gitignore": ""})
+    shutil.rmtree(repo.root / "scratch/deep")
+    (repo.root / "scratch/notes.dvc").unlink()
+    Repo.open(repo.root).checkout(["scratch/set", "scratch/one"])
+    assert (repo.root / "scratch/set/x").read_text() == "ignored x"
+
+
 def test_the_run_cache_is_kept_when_asked(repo: Repo) -> None:
     text = "of a run"
     repo.cache.add_bytes(text.encode())
