@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from dvkf_prefect.errors import StageFailedError
+from dvkf_prefect.errors import StageCancelledError, StageFailedError
 from dvkf_prefect.pipeline import leash
 from dvkf_prefect.pipeline.spec import StepSpec
 
@@ -23,7 +24,44 @@ PYTHONPATH_VARIABLE = "DVKF_STAGE_PYTHONPATH"
 _TAIL_BYTES = 16_384
 _TAIL_LINES = 60
 _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_INTERRUPTED = "the stage was interrupted before its end"
 _SHELL_FLAGS = {"zsh": ["--no-rcs"], "bash": ["--noprofile", "--norc"]}
+
+
+class Interrupts:
+    """Ctrl-C in a process that runs one stage: its command gets it, as with DVC in a terminal, and may end well.
+
+    Attributes:
+        came: Whether one came.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._process: leash.LeashedProcess | None = None
+
+    def listen(self) -> None:
+        """Hand interrupts of this process on from now on; one that ignores them goes on doing so."""
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._take)
+
+    def hand_to(self, process: leash.LeashedProcess | None) -> None:
+        """Name the command that runs now; it gets what came before it was there.
+
+        Args:
+            process: The command, or None for none.
+        """
+        self._process = process
+        if process is not None and self.came:
+            process.send_signal(signal.SIGINT)
+
+    def _take(self, number: int, frame: object) -> None:
+        self.came = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+
+
+interrupts = Interrupts()
+"""Those of this process."""
 
 
 class Commands:
@@ -53,6 +91,7 @@ class Commands:
 
         Raises:
             StageFailedError: One ended with an error; those after it were not run.
+            StageCancelledError: One was interrupted; if it was the last and ended well all the same, all is well.
         """
         shell = os.environ.get("SHELL") or "/bin/sh"
         argv = [shell, *_flags(shell), "-c"]
@@ -61,8 +100,12 @@ class Commands:
         start = time.monotonic()
         try:
             for command in self._spec.cmd:
+                if interrupts.came:
+                    raise StageCancelledError(_INTERRUPTED)
                 self._say(f"> {command}\n".encode(), log, tail=False)
                 code = self._run([*argv, command], environment, log)
+                if code and interrupts.came:
+                    raise StageCancelledError(_INTERRUPTED)
                 if code:
                     raise StageFailedError(self._spec.stage, command, code, self.log_tail)
         finally:
@@ -78,12 +121,14 @@ class Commands:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        interrupts.hand_to(process)
         reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
         reader.start()
         try:
             # No bound: a training may take days. It is ended by whoever started the step.
             return process.wait()
         finally:
+            interrupts.hand_to(None)
             leash.end(process)
             reader.join(5)
             if process.stdout and not reader.is_alive():

@@ -36,7 +36,7 @@ from dvkf_prefect.pipeline.record import (
     settle_outputs,
     take_outputs,
 )
-from dvkf_prefect.pipeline.runner import BatchRunner, Runner, StageRun, runs_in_place
+from dvkf_prefect.pipeline.runner import BatchRunner, Interruptible, Runner, StageRun, runs_in_place
 from dvkf_prefect.pipeline.snapshot import Inputs, Snapshot
 from dvkf_prefect.pipeline.sources import (
     SourceEvent,
@@ -310,6 +310,9 @@ class _Repro:
                 for future in wait(self._running, return_when=FIRST_COMPLETED).done:
                     self._end(future)
                 self._advance()
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
         finally:
             for _, _, run in self._running.values():
                 run.cancel()
@@ -317,6 +320,19 @@ class _Repro:
                 self._pool.shutdown(wait=True)
             self._stages_lock.drop_all()
         return self._result()
+
+    def _interrupt(self) -> None:
+        """Let commands end as they do on Ctrl-C; what ends well is recorded. A second Ctrl-C stops them."""
+        runs = {future: run for future, (_, _, run) in self._running.items()}
+        for run in runs.values():
+            if isinstance(run, Interruptible):
+                run.interrupt()
+            else:
+                run.cancel()
+        from concurrent.futures import as_completed
+
+        for future in as_completed(runs):
+            self._end(future)
 
     def _result(self) -> ReproResult:
         if self._late and not self.errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,14 @@ class StageRun(Protocol):
 
     def cancel(self) -> None:
         """Stop it and all that it started; `wait` then raises `StageCancelledError`."""
+
+
+@runtime_checkable
+class Interruptible(StageRun, Protocol):
+    """A stage whose command can get Ctrl-C, as in a terminal."""
+
+    def interrupt(self) -> None:
+        """Hand it on and return at once; `wait` returns the result should the command end well all the same."""
 
 
 class Runner(Protocol):
@@ -134,6 +143,7 @@ class LocalRunner:
     Args:
         echo: Let the stages' output through to this process's own.
         in_place: Whether stages run in the workspace, as DVC runs them; False gives each a clean folder.
+        patience: Seconds that an interrupted command has to end by itself, before SIGTERM and then SIGKILL.
 
     Example:
         >>> import tempfile
@@ -146,8 +156,9 @@ class LocalRunner:
 
     name = "local"
 
-    def __init__(self, *, echo: bool = True, in_place: bool = True) -> None:
+    def __init__(self, *, echo: bool = True, in_place: bool = True, patience: float = 30.0) -> None:
         self._echo = echo
+        self._patience = patience
         self.in_place = in_place
         sweep(tempfile.gettempdir(), _PREFIX)
         self._folder = OwnedFolder(tempfile.gettempdir(), _PREFIX)
@@ -160,7 +171,7 @@ class LocalRunner:
         with self._lock:
             place = self._folder.path / str(len(self._runs))
             place.mkdir()
-            run = _ProcessRun(spec, place, self, echo=self._echo)
+            run = _ProcessRun(spec, place, self, echo=self._echo, patience=self._patience)
             self._runs.append(run)
         return run
 
@@ -180,7 +191,11 @@ class LocalRunner:
 
 
 class _ProcessRun:
-    def __init__(self, spec: StepSpec, place: Path, runner: LocalRunner, *, echo: bool) -> None:
+    def __init__(
+        self, spec: StepSpec, place: Path, runner: LocalRunner, *, echo: bool, patience: float
+    ) -> None:
+        self._patience = patience
+        self._timer: threading.Timer | None = None
         self._runner = runner  # its folder, which holds the result, goes when nobody has it
         self._stage = spec.stage
         self._result = place / "result.json"
@@ -200,6 +215,8 @@ class _ProcessRun:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"stage '{self._stage}' still runs after {timeout:.0f} s") from None
+        if self._timer is not None:
+            self._timer.cancel()
         if self._result.exists():
             result = StepResult.from_json(self._result.read_bytes())
             result.check()
@@ -214,6 +231,15 @@ class _ProcessRun:
         if self._process.poll() is None:
             self._cancelled = True
             leash.end(self._process)
+
+    def interrupt(self) -> None:
+        """Hand Ctrl-C on; the command may end well all the same. Does not wait for it."""
+        if self._process.poll() is None and self._timer is None:
+            self._cancelled = True
+            self._process.send_signal(signal.SIGINT)
+            self._timer = threading.Timer(self._patience, self.cancel)
+            self._timer.daemon = True
+            self._timer.start()
 
 
 def _environment() -> dict[str, str]:

@@ -31,7 +31,7 @@ from dvkf_prefect.errors import (
     StageWriteError,
 )
 from dvkf_prefect.files import write_atomic
-from dvkf_prefect.pipeline.commands import Commands, clean_log
+from dvkf_prefect.pipeline.commands import Commands, clean_log, interrupts
 from dvkf_prefect.pipeline.params import render_params
 from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
 from dvkf_prefect.pipeline.step_folder import StepFolder, copy_writable
@@ -370,6 +370,7 @@ def _cancel(number: int, frame: object) -> None:
 def main(arguments: list[str]) -> int:
     """Run the step of a JSON file and write its result to another."""
     signal.signal(signal.SIGTERM, _cancel)
+    interrupts.listen()
     spec_file, result_file = map(Path, arguments)
     result = run_step(StepSpec.from_json(spec_file.read_bytes()))
     write_atomic(result_file, result.to_json().encode())
