@@ -1,56 +1,32 @@
 """The repository's locks, shared with DVC: a running `dvc` blocks us and we block it.
 
 Source: DVC takes ``flock(LOCK_EX | LOCK_NB)`` on ``.dvc/tmp/lock`` and writes its pid into it; with core.hardlink_lock
-the lock is a hard link instead, see `_Link`. While the command of a stage runs it gives that lock up and notes in
-``.dvc/tmp/rwlock`` which paths it reads and writes, under the lock:
-``{"read": {path: [{pid, cmd}]}, "write": {path: {pid, cmd}}}``.
+the lock is a hard link instead, see `_Link`. While the command of a stage runs it gives that lock up and notes which
+paths it reads and writes, see `stage_notes`.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dvkf_prefect.data.digest import digest_bytes
+from dvkf_prefect.data.stage_notes import Blocker, live_stages
 from dvkf_prefect.errors import LockedError
-from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.files import read_description
 from dvkf_prefect.leftovers import share_with_helpers, unshare
 
-_MAX_PID = 1 << 31
 # A link in place of a lock would lead to a file of the user, and a fifo would block.
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 # Paths, absolute; or how they are found out, which is only done while somebody runs stages.
 Paths = Iterable[str] | Callable[[], Iterable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """A process that runs the command of a stage.
-
-    Attributes:
-        path: What it reads or writes, absolute, or a url.
-        mode: ``read`` or ``write``.
-        pid: Its number.
-        command: Its command line.
-    """
-
-    path: str
-    mode: str
-    pid: int
-    command: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} ({self.command}) {self.mode}s {self.path}"
 
 
 class _Held(Protocol):
@@ -163,94 +139,9 @@ class RepoLock:
         ]
 
 
-def live_stages(file: Path) -> list[Blocker]:
-    """Return what commands of stages that run now read and write, those of this process left out.
-
-    Args:
-        file: DVC's ``rwlock`` file.
-
-    Raises:
-        LockedError: It does not say.
-    """
-    entries = _noted(file)
-    alive = {pid: pid != os.getpid() and is_alive(pid) for pid in {entry.pid for entry in entries}}
-    return [entry for entry in entries if alive[entry.pid]]
-
-
-def _noted(file: Path) -> list[Blocker]:
-    try:
-        if not (data := read_description(file)):
-            return []
-        modes: dict[str, dict[str, Any]] = json.loads(data)
-        entries = [
-            Blocker(path, mode, info["pid"], info["cmd"])
-            for mode in ("write", "read")
-            for path, infos in modes.get(mode, {}).items()
-            for info in (infos if isinstance(infos, list) else [infos])
-        ]
-        if not all(
-            type(entry.pid) is int and 0 < entry.pid < _MAX_PID and isinstance(entry.command, str)
-            for entry in entries
-        ):
-            raise ValueError
-        return entries
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise LockedError(
-            f"{file} does not say who runs stages; remove it when no dvc runs in this repository"
-        ) from None
-
-
-def note_stages(file: Path, *, read: Iterable[str], write: Iterable[str], anew: bool) -> None:
-    """Write what this process's stages read and write; notes of processes that are gone are dropped.
-
-    Args:
-        file: DVC's ``rwlock`` file; the caller holds the lock that goes with it.
-        read: Absolute paths.
-        write: Absolute paths.
-        anew: Whether these take the place of what this process noted before.
-
-    Raises:
-        LockedError: The file does not say who runs stages.
-    """
-    live = live_stages(file)
-    own = {"pid": os.getpid(), "cmd": " ".join(sys.argv)}
-    reads: dict[str, list[dict[str, Any]]] = {}
-    writes: dict[str, dict[str, Any]] = {}
-    for blocker in [*live, *(() if anew else _own_notes(file))]:
-        info = {"pid": blocker.pid, "cmd": blocker.command}
-        if blocker.mode == "write":
-            writes[blocker.path] = info
-        else:
-            reads.setdefault(blocker.path, []).append(info)
-    for path in read:
-        if own not in reads.setdefault(path, []):
-            reads[path].append(own)
-    writes.update(dict.fromkeys(write, own))
-    if not (reads or writes) and not file.exists():
-        return
-    write_atomic(file, json.dumps({"read": reads, "write": writes}).encode(), durable=False)
-
-
-def _own_notes(file: Path) -> list[Blocker]:
-    return [entry for entry in _noted(file) if entry.pid == os.getpid()]
-
-
 def _overlap(a: str, b: str) -> bool:
     a, b = a.rstrip("/"), b.rstrip("/")
     return a == b or a.startswith(b + "/") or b.startswith(a + "/")
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process of this machine is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class _Flock:

@@ -16,9 +16,10 @@ from dvkf_prefect.data.git import Git
 from dvkf_prefect.data.gitignore import GitIgnored
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
-from dvkf_prefect.data.locks import RepoLock, note_stages
+from dvkf_prefect.data.locks import RepoLock
 from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, matching
 from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
+from dvkf_prefect.data.stage_notes import note_stages
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.workspace import Workspace
 from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
