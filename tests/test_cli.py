@@ -83,7 +83,7 @@ def test_targets_are_taken_from_the_current_folder(root: Path, capsys: pytest.Ca
     assert run(capsys, "add", "x").startswith("sub/x: 1 file(s)")
     assert cli.main(["add", "-q", "../data"]) == 0
     assert cli.main(["push", "-q", "x.dvc"]) == 0
-    assert sum(p.is_file() for p in (root.parent / "store").rglob("*")) == 1
+    assert sum(p.is_file() for p in (root.parent / "store/files").rglob("*")) == 1
 
 
 @pytest.mark.parametrize(

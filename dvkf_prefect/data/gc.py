@@ -12,6 +12,8 @@ Where DVC loses what it cannot know, this refuses and removes nothing anywhere:
   others use. Their repositories must be named, or ``assume_unshared`` must say that there are none.
 - A manifest in use that is neither in a cache nor on a remote does not tell its files. DVC removes them after a
   question, with ``-f`` without one.
+- A remote on which another project left its mark (see `remote_users`) holds what that one relies on. The same choices
+  are there.
 - A remote that holds objects unknown to every repository told of is used by somebody else, whose objects DVC removes.
   See `ownership` for what "known" means; ``assume_unshared`` says that there is nobody else.
 
@@ -37,7 +39,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data import neighbours
+from dvkf_prefect.data import neighbours, remote_users
 from dvkf_prefect.data.history import History, left_out_described, workspace_described
 from dvkf_prefect.data.inventory import (
     FolderInventory,
@@ -55,11 +57,9 @@ from dvkf_prefect.errors import (
     ConfigError,
     DvkfError,
     MissingObjectError,
-    ObjectError,
     ParseError,
     RemoteError,
 )
-from dvkf_prefect.text import printable
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.git import Git
@@ -296,7 +296,7 @@ def collect_garbage(
         for each in sorted(repos, key=lambda each: each.root):
             stack.enter_context(each.lock())
         if not assume_unshared:
-            _check_neighbours(repo, repos)
+            neighbours.check(repo, repos)
         if not dry_run:
             stack.enter_context(neighbours.collecting(repo.cache.root, _WAIT))
         told = []
@@ -327,10 +327,13 @@ def collect_garbage(
         for place in places:
             if place.remote and place.sizes and not assume_unshared:
                 _check_owner(place, told, manifests, Notes(repo, f"{place.name} {place.remote.url}"))
+                remote_users.check(place.remote, repos)
         if not dry_run:
             repo.cache.sweep()
             for place in places:
                 _look_again(place, manifests, repo)
+                if place.remote and place.sizes and not assume_unshared:
+                    remote_users.check(place.remote, repos)
                 _remove(place, repo, jobs)
         removed = [row for place in places for row in _report(place, dry_run)]
         for place in places:
@@ -358,30 +361,6 @@ def _open(repo: Repo, projects: Sequence[str | os.PathLike[str]]) -> list[Repo]:
         other = Repo.open(path)
         repos.setdefault(other.root.resolve(), other)
     return list(repos.values())
-
-
-def _check_neighbours(repo: Repo, repos: Sequence[Repo]) -> None:
-    """Refuse a cache that repositories use which are not named.
-
-    Raises:
-        ObjectError: There are such, or there may be.
-    """
-    root = repo.cache.root
-    users = neighbours.others(root, repos)
-    advice = "nothing was removed. Name the repositories with -p"
-    if users:
-        shown = ", ".join(printable(user) for user in users[:_SHOWN])
-        more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
-        raise ObjectError(
-            f"the cache {root} is used by {len(users)} other repositor{'y' if len(users) == 1 else 'ies'} "
-            f"({shown}{more}); {advice}. If one is gone for good, remove its mark in {root / neighbours.USERS}; "
-            "if nobody else uses the cache, pass --assume-unshared."
-        )
-    if len(repos) == 1 and not neighbours.is_inside(repo):
-        raise ObjectError(
-            f"the cache {root} lies outside the repository, so other repositories may use it; {advice}, or, if "
-            "nobody else uses it, pass --assume-unshared."
-        )
 
 
 def _remote_place(repo: Repo, name: str | None, grace: float | None) -> _Place:
@@ -524,13 +503,15 @@ def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: N
     place.proven = not foreign
     if place.proven:
         return
+    users = remote_users.others(place.remote, [each.repo for each in told])
+    marked = f" (marks are there of: {remote_users.shown(users)})" if users else ""
     trees = sum(1 for key in foreign if key.endswith(SUFFIX))
     examples = ", ".join(identity(key)[0] for key in sorted(foreign, key=_manifests_first)[:3])
     examples += ", …" if len(foreign) > 3 else ""
     raise RemoteError(
         f"{place.remote} holds {len(foreign)} object(s), {trees} of them directory manifests, that neither the "
         f"history nor the cache of {'this repository' if len(told) == 1 else 'these repositories'} knows "
-        f"({examples}). Somebody else keeps data there, so nothing of it can be proven unused; nothing was "
+        f"({examples}). Somebody else keeps data there{marked}, so nothing of it can be proven unused; nothing was "
         "removed. Name the other repositories with -p, bring commits that are elsewhere with `git fetch --all "
         "--tags`, or, if nobody else uses this remote, pass --assume-unshared."
     )

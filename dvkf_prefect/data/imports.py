@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data import contents, documents, gitignore
+from dvkf_prefect.data import contents, documents, gitignore, remote_users
 from dvkf_prefect.data.downloads import check_free, get, resolve_out
 from dvkf_prefect.data.external import ExternalRepo
 from dvkf_prefect.data.origins import (
@@ -325,6 +325,7 @@ def _send(
 ) -> Stored:
     """Bring files to a remote by way of this machine's disk, a few at a time, past the cache."""
     place = repo.remote(remote)
+    remote_users.mark(repo, place)
     digests = [""] * len(found.relpaths)
     total = 0
     repo.tmp_dir.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,15 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.errors import DvkfError, LockedError
+from dvkf_prefect.errors import DvkfError, LockedError, ObjectError
 from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.text import printable
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo_base import RepoBase
@@ -34,6 +35,7 @@ _IDENTITY = "cache-user"
 _NAME = re.compile("[0-9a-f]{32}")
 _LIMIT = 1 << 16
 _PAUSE = 0.02
+_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -245,7 +247,7 @@ def mark(repo: RepoBase) -> bool:
     if not os.path.isdir(root / "files" / "md5"):
         return False
     with suppress(OSError, DvkfError):
-        file = root / USERS / (_identity(repo) or _make_identity(repo))
+        file = root / USERS / identity(repo)
         if file.parent.is_symlink():
             return True
         known = _read(file)
@@ -271,7 +273,7 @@ def others(root: Path, repos: Iterable[RepoBase]) -> list[User]:
         repos: The repositories that are known.
     """
     roots = {str(repo.root) for repo in repos}
-    identities = {identity for repo in repos if (identity := _identity(repo))}
+    identities = {known for repo in repos if (known := _identity(repo))}
     host = os.uname().nodename
     found: list[User] = []
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -290,10 +292,39 @@ def others(root: Path, repos: Iterable[RepoBase]) -> list[User]:
     return found
 
 
+def check(repo: RepoBase, repos: Sequence[RepoBase]) -> None:
+    """Refuse a cache that repositories use which are not named.
+
+    Raises:
+        ObjectError: There are such, or there may be.
+    """
+    root = repo.cache.root
+    users = others(root, repos)
+    advice = "nothing was removed. Name the repositories with -p"
+    if users:
+        shown = ", ".join(printable(user) for user in users[:_SHOWN])
+        more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
+        raise ObjectError(
+            f"the cache {root} is used by {len(users)} other repositor{'y' if len(users) == 1 else 'ies'} "
+            f"({shown}{more}); {advice}. If one is gone for good, remove its mark in {root / USERS}; "
+            "if nobody else uses the cache, pass --assume-unshared."
+        )
+    if len(repos) == 1 and not is_inside(repo):
+        raise ObjectError(
+            f"the cache {root} lies outside the repository, so other repositories may use it; {advice}, or, if "
+            "nobody else uses it, pass --assume-unshared."
+        )
+
+
 def _names(path: str, identity: str) -> bool:
     with suppress(OSError, DvkfError):
         return read_description(Path(path, ".dvc", "tmp", "dvkf", _IDENTITY)).decode().strip() == identity
     return False
+
+
+def identity(repo: RepoBase) -> str:
+    """Return the random name by which a repository is known, made on the first call."""
+    return _identity(repo) or _make_identity(repo)
 
 
 def _identity(repo: RepoBase) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dvkf_prefect.data import remote_users
 from dvkf_prefect.data.moving import Direction, Progress, Remote
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.plan import Plan, plan_fetch, plan_push
@@ -134,6 +135,8 @@ def push(
         made = plan_push(
             group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep, jobs=jobs
         )
+        if group or extra:
+            remote_users.mark(repo, place)
         result.add(execute(made, jobs=jobs, progress=progress))
         result.fail(str(place), made.failures, made.missing)
 

@@ -97,8 +97,9 @@ def test_requests_of_push_and_pull(s3: servers.S3Server, wire: Wire, tmp_path: P
     wire.taken()
     repo.push()
     first = wire.taken()
-    assert first["PUT"] == 302
-    assert first.total() <= 302 + 2 * 4
+    # The objects, and once the mark of the project.
+    assert first["PUT"] == 302 + 1
+    assert first.total() <= 303 + 2 * 4
     # Nothing new: a question for each manifest.
     repo.push()
     assert 2 <= wire.taken().total() <= 2 * 3

@@ -298,7 +298,7 @@ def test_materialise_from_cache_and_remote(project: Project, tmp_path: Path) -> 
 
     # A damaged remote gives nothing.
     shutil.rmtree(repo.cache.root)
-    (stored,) = [p for p in remote.rglob("*") if p.is_file()]
+    (stored,) = [p for p in (remote / "files").rglob("*") if p.is_file()]
     stored.chmod(0o644)
     stored.write_text("damaged")
     with pytest.raises(ModelDigestError, match="no good copy of"):

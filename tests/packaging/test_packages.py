@@ -206,7 +206,7 @@ def _use(clean: Installed) -> None:
     clean.run("dvkf", "add", "data.csv")
     clean.run("dvkf", "remote", "add", "--default", "store", str(clean.folder / "store"))
     clean.run("dvkf", "push")
-    assert len([path for path in (clean.folder / "store").rglob("*") if path.is_file()]) == 1
+    assert len([path for path in (clean.folder / "store/files").rglob("*") if path.is_file()]) == 1
     (clean.repo / "dvc.yaml").write_text(
         "stages:\n  copy:\n    cmd: cp data.csv out.csv\n    deps: [data.csv]\n    outs: [out.csv]\n"
         "plots:\n  - data.csv:\n      x: x\n      y: y\n"
