@@ -261,6 +261,8 @@ class _Screen:
                 self._forget(name)
                 if event.log_tail and not self._echoes:
                     self._say(*event.log_tail.rstrip("\n").split("\n"))
+                for warning in event.warnings:
+                    say(f"WARNING: {warning}", stream=sys.stderr, flush=True)
                 progress = f" ({event.ended} of {event.total} stages)" if event.total > 1 else ""
                 self._say(f"Stage '{name}' done in {event.seconds:.1f} s{progress}{self._others()}")
             case _:

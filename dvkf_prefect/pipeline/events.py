@@ -22,6 +22,7 @@ class StageEvent:
         frozen: Whether it is frozen.
         ended: How many stages were done with, this one among them, but for ``start``.
         total: How many there are.
+        warnings: What it read or wrote and did not declare, as far as it was seen.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class StageEvent:
     frozen: bool = False
     ended: int = 0
     total: int = 0
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         why = "; ".join(map(str, self.reasons)) or "nothing changed"

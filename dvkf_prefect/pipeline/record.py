@@ -39,6 +39,7 @@ def make_spec(
     *,
     commit: bool = True,
     in_place: bool = False,
+    lenient: bool = False,
 ) -> StepSpec:
     """Return what a stage's run needs.
 
@@ -49,6 +50,7 @@ def make_spec(
         inputs: What it reads; what is not known yet gets an empty digest.
         commit: False keeps all that it writes out of the repository's cache.
         in_place: Whether it runs in the workspace.
+        lenient: Whether it may write more than its outputs elsewhere.
 
     Raises:
         OutputInGitError: Git tracks one of its outputs.
@@ -92,6 +94,7 @@ def make_spec(
         params=_parameters(stage, inputs),
         outs=tuple(outs),
         workspace=str(repo.root),
+        lenient=lenient,
     )
 
 

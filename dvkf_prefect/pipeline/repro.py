@@ -36,7 +36,14 @@ from dvkf_prefect.pipeline.record import (
     settle_outputs,
     take_outputs,
 )
-from dvkf_prefect.pipeline.runner import BatchRunner, Interruptible, Runner, StageRun, runs_in_place
+from dvkf_prefect.pipeline.runner import (
+    BatchRunner,
+    Interruptible,
+    Runner,
+    StageRun,
+    is_lenient,
+    runs_in_place,
+)
 from dvkf_prefect.pipeline.snapshot import Inputs, Snapshot
 from dvkf_prefect.pipeline.sources import (
     SourceEvent,
@@ -431,7 +438,10 @@ class _Repro:
     def _member(self, stage: Stage, choice: Choice, waits_for: frozenset[str]) -> Member:
         self._ask(stage)
         check_inputs(stage, choice.inputs, ahead=bool(waits_for))
-        spec = make_spec(self._repo, self._snapshot, stage, choice.inputs, commit=self._commit)
+        lenient = is_lenient(self._runner, stage)
+        spec = make_spec(
+            self._repo, self._snapshot, stage, choice.inputs, commit=self._commit, lenient=lenient
+        )
         if waits_for and not (self._rules.force or self._rules.force_downstream):
             spec = with_known(spec, stage, choice, self._snapshot.entry(stage))
         return Member(stage, choice, spec, waits_for)
@@ -456,7 +466,8 @@ class _Repro:
         if isinstance(outcome, StepResult) and not outcome.restored:
             reasons = member.choice.decision.reasons
             tail, address = outcome.log_tail, member.stage.address
-            self._say(StageEvent(address, "done", reasons, outcome.seconds, log_tail=tail))
+            warnings = outcome.warnings
+            self._say(StageEvent(address, "done", reasons, outcome.seconds, log_tail=tail, warnings=warnings))
 
     def _record_batch(self, batch: Batch, members: Mapping[str, Member]) -> None:
         again = []
@@ -518,7 +529,13 @@ class _Repro:
             if in_place:
                 keep_changed(self._snapshot, stage)
             spec = make_spec(
-                self._repo, self._snapshot, stage, choice.inputs, commit=self._commit, in_place=in_place
+                self._repo,
+                self._snapshot,
+                stage,
+                choice.inputs,
+                commit=self._commit,
+                in_place=in_place,
+                lenient=is_lenient(self._runner, stage),
             )
             self._say(StageEvent(stage.address, "start", choice.decision.reasons))
             run = self._runner.start(spec)
@@ -586,7 +603,11 @@ class _Repro:
             self._fail(stage, choice, error)
         else:
             reasons, tail = choice.decision.reasons, result.log_tail
-            self._say(StageEvent(stage.address, "done", reasons, result.seconds, log_tail=tail))
+            self._say(
+                StageEvent(
+                    stage.address, "done", reasons, result.seconds, log_tail=tail, warnings=result.warnings
+                )
+            )
             self._done(stage, changed=True)
         finally:
             if in_place:

@@ -137,6 +137,16 @@ def is_hermetic(stage: Stage) -> bool:
     return hermetic
 
 
+def is_lenient(runner: Runner, stage: Stage) -> bool:
+    """Tell whether a stage in a folder of its own may write more than its outputs: unless a clean folder was asked for.
+
+    Args:
+        runner: The runner.
+        stage: The stage.
+    """
+    return not (getattr(runner, "hermetic", False) or is_hermetic(stage))
+
+
 class LocalRunner:
     """Runs each stage in a child process of its own session, which dies with this process.
 
@@ -160,6 +170,7 @@ class LocalRunner:
         self._echo = echo
         self._patience = patience
         self.in_place = in_place
+        self.hermetic = not in_place
         sweep(tempfile.gettempdir(), _PREFIX)
         self._folder = OwnedFolder(tempfile.gettempdir(), _PREFIX)
         self._folder.path.chmod(0o700)

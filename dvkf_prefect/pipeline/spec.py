@@ -109,6 +109,7 @@ class StepSpec:
         in_place: Whether the commands run in the workspace itself, as DVC runs them.
         cache_config: The settings of the cache that the outputs of such a run go into.
         sources: A folder whose files are in a clean folder, too, under what is declared; None for none.
+        lenient: Whether a run in a clean folder may write more than its outputs, which is then lost.
     """
 
     stage: str
@@ -125,6 +126,7 @@ class StepSpec:
     in_place: bool = False
     cache_config: Mapping[str, str] = field(default_factory=dict)
     sources: str | None = None
+    lenient: bool = False
 
     def to_json(self) -> str:
         """Return it as JSON."""
@@ -168,6 +170,7 @@ class StepResult:
         dirty: The source files that were not as in that commit.
         run: The id of the run that the stage was a task of, where there is one.
         restored: Whether no command ran, since the outputs were known: `StepSpec.known`.
+        warnings: What was read or written and not declared, as far as it was seen.
     """
 
     stage: str
@@ -184,6 +187,7 @@ class StepResult:
     dirty: tuple[str, ...] = ()
     run: str = ""
     restored: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -224,6 +228,7 @@ class StepResult:
         values["outs"] = tuple(StepContent(**out) for out in values.get("outs", ()))
         values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
         values["dirty"] = tuple(values.get("dirty", ()))
+        values["warnings"] = tuple(values.get("warnings", ()))
         return cls(**values)
 
 

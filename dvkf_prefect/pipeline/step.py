@@ -122,14 +122,16 @@ class _Step:
         keep = False
         try:
             self._prepare()
-            self._before = {path: _look(entry.stat()) for path, entry in _walk(self._root, set())}
+            self._before = {
+                path: _look(entry.stat(follow_symlinks=False)) for path, entry in _walk(self._root, set())
+            }
             self._commands.run()
-            self._check()
+            warnings = self._check()
             self._folder.begin_to_store()
             outs = tuple(self._store(out) for out in self._spec.outs)
             keep = self._side.exists()
             shutil.rmtree(self._root, ignore_errors=True)
-            return self._result(outs=outs, side_dir=str(self._side) if keep else "")
+            return self._result(outs=outs, side_dir=str(self._side) if keep else "", warnings=warnings)
         except StageFailedError as error:
             return self._result(
                 error=StageFailedError.__name__,
@@ -230,8 +232,8 @@ class _Step:
 
     # -- after -------------------------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        """Refuse a run that wrote less or more than its outputs.
+    def _check(self) -> tuple[str, ...]:
+        """Refuse a run that wrote less than its outputs or, unless it may, more; return what to warn of.
 
         Raises:
             StageOutputError: An output is missing.
@@ -259,6 +261,23 @@ class _Step:
             raise StageOutputError(
                 f"stage '{self._spec.stage}' ended well but did not write {_names(missing)}{other}.{kept}"
             )
+        if self._spec.lenient:
+            return tuple(
+                f"stage '{self._spec.stage}' {what}: {_names(paths)}. {lost}"
+                for what, paths, lost in (
+                    (
+                        "changed what it only depends on",
+                        changed,
+                        "The changes are lost; write to an output instead.",
+                    ),
+                    (
+                        "wrote files that are none of its outputs",
+                        written,
+                        "They are lost; add them to `outs`.",
+                    ),
+                )
+                if paths
+            )
         if changed:
             raise StageWriteError(
                 f"stage '{self._spec.stage}' changed what it only depends on: {_names(changed)}. "
@@ -269,11 +288,14 @@ class _Step:
                 f"stage '{self._spec.stage}' wrote files that are none of its outputs: {_names(written)}. "
                 f"Nothing of it was kept; add them to `outs`, or to .dvcignore.{kept}"
             )
+        return ()
 
     def _differs(self, path: str, place: str) -> bool:
         """Tell whether a file that was there before has other bytes now; touching one is allowed."""
         if path in self._sources:
             original = Path(str(self._spec.sources)) / path
+            if original.is_symlink() or Path(place).is_symlink():
+                return not original.is_symlink() or _target(original) != _target(Path(place))
             return not original.exists() or digest_file(place) != digest_file(original)
         if Path(place).is_symlink():
             return True
@@ -351,6 +373,10 @@ def _walk(root: Path, outs: set[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     stack.append((path + "/", entry.path))
                 else:
                     yield path, entry
+
+
+def _target(link: Path) -> str | None:
+    return os.readlink(link) if link.is_symlink() else None
 
 
 def _look(info: os.stat_result) -> tuple[int, int, int, int]:

@@ -91,6 +91,8 @@ def run_stages(
 
         def tell(event: StageEvent) -> None:
             logger.log(logging.ERROR if event.kind == "fail" else logging.INFO, "%s", event)
+            for warning in event.warnings:
+                logger.warning("%s", runner.mask(warning))
             if event.kind == "start":
                 # Now: when it has ended, the workspace may be another one.
                 paths = {dep.name: dep.path for dep in runner.snapshot.graph.stages[event.stage].deps}

@@ -111,6 +111,11 @@ class StageTasks:
         """Whether stages run in the workspace."""
         return bool(getattr(self.inner, "in_place", False))
 
+    @property
+    def hermetic(self) -> bool:
+        """Whether stages may write nothing but their outputs."""
+        return bool(getattr(self.inner, "hermetic", False))
+
     def __enter__(self) -> StageTasks:
         return self
 
