@@ -86,7 +86,7 @@ for path in source.iterdir():
     "train.py": """\
 import json, pathlib, sys
 import helper
-pathlib.Path("mlruns/0").mkdir(parents=True)
+pathlib.Path("mlruns/0").mkdir(parents=True, exist_ok=True)
 for name in ("mlruns/0/meta.yaml", "nohup.out", "src/helper.py", "src/notes.txt"):
     with open(name, "a") as file:
         file.write("# more\\n")
