@@ -36,7 +36,7 @@ _counter = 0
 # Process numbers repeat in containers that share a disk.
 _token = os.urandom(6).hex()
 
-# ("error", errno, the file) or ("corrupt", 0, the digest that was found)
+# ("error", errno, the file), ("corrupt", 0, the digest that was found) or ("large", its bytes, "")
 Failure = tuple[str, int, str]
 # bytes, mtime ns, ctime ns, inode, whether the owner may execute it
 Stat = tuple[int, int, int, int, bool]
@@ -394,6 +394,7 @@ def transfer(
     mode: int,
     digests: Sequence[str],
     looks: Sequence[Look | None],
+    limits: Sequence[int | None],
 ) -> list[int | Failure]:
     """Copy objects from one store's folder to another's.
 
@@ -406,17 +407,18 @@ def transfer(
         mode: Permissions of new files.
         digests: What to copy; ``.dir`` may stand behind.
         looks: Of each what it looked like when it was last hashed, None where it must be.
+        limits: The most bytes that each may have, None where that is not known.
 
     Returns:
         For each its bytes, or why it was not copied: an object that is not what its name says is ``corrupt``.
     """
     results: list[int | Failure] = []
-    for digest, known in zip(digests, looks, strict=True):
+    for digest, known, limit in zip(digests, looks, limits, strict=True):
         place = f"{digest[:2]}/{digest[2:]}"
         try:
             results.append(
                 _transfer_one(
-                    f"{source}/{place}", f"{target}/{place}", temporary, verify, mode, digest, known
+                    f"{source}/{place}", f"{target}/{place}", temporary, verify, mode, digest, known, limit
                 )
             )
         except OSError as error:
@@ -432,9 +434,10 @@ def _transfer_one(
     mode: int,
     digest: str,
     known: Look | None,
+    limit: int | None,
 ) -> int | Failure:
     path = _temporary(folder)
-    copied = place_one(source, path, verify, mode, digest, known)
+    copied = place_one(source, path, verify, mode, digest, known, limit)
     if isinstance(copied[0], str):
         return copied
     try:
@@ -495,8 +498,9 @@ def place_one(
     mode: int,
     digest: str,
     known: Look | None,
+    limit: int | None = None,
 ) -> Stat | Failure:
-    """Copy one object to a new file.
+    """Copy one object to a new file, unless it has more bytes than it may have.
 
     Raises:
         OSError: It cannot be read, or the file not be written; what was written of it is gone.
@@ -505,6 +509,8 @@ def place_one(
     try:
         info = os.fstat(reading)
         size = info.st_size
+        if limit is not None and size > limit:
+            return "large", size, ""
         verify = verify and appearance(info) != known
         whole = size <= (_WHOLE if verify else NOTED)
         data = _read_all(reading, size) if whole else b""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,8 @@ Direction = Literal["push", "fetch"]
 _ASK_EACH = 64
 # What listing a page costs, in questions for one object; and how many keys a service puts on a page.
 _LISTING = 4
+# How many times the keys that the first page promises are listed.
+_SURPLUS = 4
 _PAGE = 1_000
 # Questions that one thread asks in a row.
 _IN_A_ROW = 32
@@ -172,6 +176,8 @@ class Remote:
         folders = _folders(wanted)
         base = "files/md5" if hash_name == MD5 else ""
         listed = 1.0  # pages of one folder
+        pages = 0.0
+        among = set(wanted)
         if base and self._by_pages():
             # The first page shows how many there are: keys come in order, and digests are spread evenly.
             keys = self._keys(base, exact=exact)
@@ -179,9 +185,10 @@ class Remote:
             everything = len(first) / _share(first) / _PAGE
             if len(first) < _PAGE or everything * _LISTING <= min(len(wanted), len(folders) * _LISTING):
                 yield dict(first)
-                yield dict(keys)
+                # A listing that goes on for ever is left for questions.
+                yield self._among(among, keys, everything)
                 return
-            listed = max(1.0, everything / 256)
+            listed = pages = max(1.0, everything / 256)
             if len(folders) * listed * _LISTING >= len(wanted):
                 return
         elif len(folders) * _LISTING >= len(wanted):
@@ -198,7 +205,7 @@ class Remote:
             folders = folders[1:]
 
         def look(folder: str) -> dict[str, int]:
-            return dict(self._folder(folder, hash_name, exact=exact))
+            return self._among(among, self._folder(folder, hash_name, exact=exact), pages)
 
         if jobs == 1 or len(folders) < 2:
             yield from map(look, folders)
@@ -207,6 +214,28 @@ class Remote:
 
         with ThreadPoolExecutor(min(jobs, len(folders)), thread_name_prefix="dvkf-list") as pool:
             yield from pool.map(look, folders)
+
+    def _among(
+        self, wanted: AbstractSet[str], listed: Iterable[tuple[str, int]], pages: float
+    ) -> dict[str, int]:
+        """Return what is wanted of a listing; so it takes no more memory than that, whatever the remote holds.
+
+        Args:
+            wanted: Digests.
+            listed: The listing.
+            pages: How many pages it is expected to have; 0 where that is not known.
+
+        Raises:
+            RemoteError: It goes on and on.
+        """
+        found: dict[str, int] = {}
+        most = (pages * _SURPLUS + 100) * _PAGE if pages else math.inf
+        for number, (digest, size) in enumerate(listed):
+            if digest in wanted:
+                found[digest] = size
+            if number > most:
+                raise RemoteError(f"{self} shows more than {number} objects, many more than it can have")
+        return found
 
     def _by_pages(self) -> bool:
         """Tell whether a listing can be left after its first page: an object store's, not a filesystem's."""
@@ -320,7 +349,9 @@ def move(
     if not digests:
         return Moved()
     if isinstance(remote.storage, FolderStorage):
-        return _beside(direction, list(digests), hash_name, cache, remote, remote.storage, jobs, progress)
+        return _beside(
+            direction, list(digests), hash_name, cache, remote, remote.storage, limits, jobs, progress
+        )
     if direction == "push":
         return _each(
             digests, lambda d: _send(cache, remote.storage, d, hash_name), jobs or remote.jobs, progress
@@ -341,6 +372,7 @@ def _beside(
     cache: Cache,
     remote: Remote,
     storage: FolderStorage,
+    limits: Limits,
     jobs: int | None,
     progress: Progress | None,
 ) -> Moved:
@@ -354,7 +386,8 @@ def _beside(
         storage.make_folders(f"{folder}/{prefix}" for prefix in _folders(digests))
         results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary(), workers=jobs)
     else:
-        results = cache.copy_from(folder, digests, hash_name, workers=jobs)
+        most = [limits.of(digest) for digest in digests]
+        results = cache.copy_from(folder, digests, hash_name, limits=most, workers=jobs)
     try:
         for digest, result in results:
             if isinstance(result, int):

@@ -305,9 +305,11 @@ class UrlFiles(FilesystemStorage):
 
     def find(self) -> dict[str, dict[str, Any]]:
         """Return what the service says of each file below the root, by its path from there."""
-        found: dict[str, dict[str, Any]] = self._ask(
-            "list it", "", lambda: self._fs.find(self._root, detail=True)
-        )
+        found: dict[str, dict[str, Any]]
+        if self._protocol.pages and not self.versioned:
+            found = dict(self._paged(self._protocol.pages, self._root, "list it"))
+        else:
+            found = self._ask("list it", "", lambda: self._fs.find(self._root, detail=True))
         root = self._root.strip("/")
         files: dict[str, dict[str, Any]] = {}
         for path, info in found.items():

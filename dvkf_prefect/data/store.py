@@ -401,7 +401,13 @@ class Cache:
         self._save_ledger()
 
     def copy_from(
-        self, folder: str | Path, digests: Sequence[str], hash_name: str = MD5, *, workers: int | None = None
+        self,
+        folder: str | Path,
+        digests: Sequence[str],
+        hash_name: str = MD5,
+        *,
+        limits: Sequence[int | None] | None = None,
+        workers: int | None = None,
     ) -> Iterator[tuple[str, int | ObjectError]]:
         """Copy objects in from another store's folder, each hashed on the way.
 
@@ -409,6 +415,7 @@ class Cache:
             folder: The folder that holds ``aa/bbb…``.
             digests: What to copy.
             hash_name: ``md5`` or ``md5-dos2unix``.
+            limits: The most bytes that each may have, None where that is not known.
             workers: How many processes; None for as many as suit the machine.
 
         Yields:
@@ -422,7 +429,8 @@ class Cache:
         fixed = (str(folder), target, temporary, hash_name == MD5, 0o444)
         # Nothing is known of objects elsewhere: each is hashed.
         looks = [None] * len(digests)
-        for start, results in share("transfer", fixed, (digests, looks), workers=workers):
+        columns = (digests, looks, looks if limits is None else limits)
+        for start, results in share("transfer", fixed, columns, workers=workers):
             self._note_stored(target, digests[start : start + len(results)])
             for row, result in enumerate(results, start):
                 digest = digests[row]
@@ -439,6 +447,9 @@ class Cache:
                             f"{path} hashes to {detail}, not to its name; it was not taken in"
                         ),
                     )
+                elif kind == "large":
+                    said = f"{path} has {number} bytes, more than recorded; it was not taken in"
+                    yield digest, CorruptObjectError(said)
                 elif number == errno.ENOENT and not os.path.exists(path):
                     yield digest, MissingObjectError(f"{path} is not there")
                 else:
@@ -499,7 +510,7 @@ class Cache:
         )
         # What others will rely on is hashed once more.
         looks = [None] * len(digests)
-        for start, results in share("transfer", fixed, (digests, looks), workers=workers):
+        for start, results in share("transfer", fixed, (digests, looks, looks), workers=workers):
             self._note_stored(str(folder), digests[start : start + len(results)])
             for row, result in enumerate(results, start):
                 digest = digests[row]

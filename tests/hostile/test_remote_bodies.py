@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import os
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import ClassVar
 
 import pytest
 
-from dvkf_prefect.data.remotes import Storage, base, open_storage
+from dvkf_prefect.data.remotes import Storage, base, filesystems, open_storage, patience
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import CorruptObjectError, RemoteError, RemoteUnreachableError, TransferError
 
@@ -228,3 +229,65 @@ def test_an_object_larger_than_its_directory_is_not_taken(tmp_path: Path) -> Non
             path.unlink()
     with pytest.raises(TransferError, match=r"more than 3 bytes"):
         repo.fetch()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_folder_holds_no_more_than_is_recorded(tmp_path: Path, kind: str) -> None:
+    """A file of some TB without content filled the disk, and was hashed to its end."""
+    root = tmp_path / "repo"
+    root.mkdir()
+    repo = Repo.init(root, no_scm=True)
+    with repo.config.edit() as sections:
+        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
+        sections["core"]["remote"] = "store"
+    repo = Repo.open(root)
+    (root / "d").mkdir()
+    for name in ("one", "two"):
+        (root / "d" / name).write_text(name)
+    target = "d/one" if kind == "file" else "d"
+    repo.add([target])
+    repo.push()
+    digest = repo.version(target).digest or ""
+    if kind == "directory":
+        digest = repo.cache.read_tree(digest).digests[0]
+    stored = tmp_path / "store/files/md5" / digest[:2] / digest[2:]
+    stored.chmod(0o644)
+    os.truncate(stored, 1 << 40)
+    for path in repo.cache.root.rglob("*"):
+        if path.is_file() and path.suffix != ".dir":
+            path.unlink()
+    with pytest.raises(TransferError, match=r"has 1099511627776 bytes, more than recorded"):
+        repo.fetch()
+    assert not (repo.cache.root / "files/md5" / digest[:2] / digest[2:]).exists()
+
+
+@pytest.mark.parametrize("kind", ["s3 by obstore", "s3 by s3fs", "webdav", "http"])
+def test_a_server_that_takes_nothing_is_given_up(
+    liar: type[Liar], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through s3fs a file was not even sent: its library waited for a `100 Continue`, for ever."""
+    monkeypatch.setattr(filesystems, "WINDOW", 1.0)
+    monkeypatch.setattr(filesystems, "SLOWEST_UPLOAD", 1 << 30)
+    monkeypatch.setattr(patience, "_STALLS", 0)
+    monkeypatch.setattr(patience, "_QUICK", (0.1,))
+    over = threading.Event()
+    asked: list[str | None] = []
+
+    def wait(handler: Liar) -> None:
+        asked.append(handler.headers["Expect"])
+        over.wait(60)
+        handler.close_connection = True
+
+    liar.behaviour = wait
+    for command in ("PUT", "POST", "PROPFIND", "MKCOL", "OPTIONS"):
+        setattr(liar, f"do_{command}", liar.do_GET)
+    liar.handle_expect_100 = lambda handler: bool(liar.do_GET(handler))  # type: ignore[method-assign]
+    place, options = options_of(kind, liar.url)  # type: ignore[attr-defined]
+    options["timeout" if kind == "webdav" else "read_timeout"] = "1"
+    (tmp_path / "file").write_bytes(b"x" * 5_000_000)
+    try:
+        with pytest.raises(RemoteUnreachableError):
+            open_storage(place, options, name="store").upload("a", tmp_path / "file")
+    finally:
+        over.set()
+    assert asked and not any(asked)

@@ -117,7 +117,11 @@ def s3fs_arguments(options: Options, place: Place) -> S3Arguments:
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     _check(options, place)
+    from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
+
     session = _configured(AioSession(profile=_text(options, "profile")), options)
+    # aiohttp would wait for ever for the server's word to go on; without the header there is nothing to wait for.
+    session.unregister("before-call.s3", add_expect_header)
     scoped = _scoped_config(session, place)
     extra: dict[str, Any] = {}
     for option, header in (

@@ -16,6 +16,8 @@ WINDOW = 60.0
 """Seconds of waiting after which the rate of a download is looked at."""
 SLOWEST = 1024
 """Bytes a second that a download must bring."""
+SLOWEST_UPLOAD = 4096
+"""Bytes a second that an upload must take, beside `WINDOW`."""
 
 
 class Storage(ABC):

@@ -13,10 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dvkf_prefect.data.remotes.base import Storage, check_key
+from dvkf_prefect.data.remotes.base import SLOWEST_UPLOAD, WINDOW, Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.pages import Watch
 from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after
-from dvkf_prefect.data.remotes.protocols import Protocol
+from dvkf_prefect.data.remotes.protocols import Pages, Protocol
 from dvkf_prefect.errors import DvkfError, MissingObjectError
 
 if TYPE_CHECKING:
@@ -198,6 +199,12 @@ class FilesystemStorage(Storage):
     def _put(self, local: str, path: str) -> None:
         if self._protocol.upload:
             self._protocol.upload(self._fs, local, path)
+        elif self._fs.async_impl:
+            from fsspec.asyn import sync
+
+            # aiohttp has no time-out for a server that takes nothing of what it is sent.
+            longest = WINDOW + os.path.getsize(local) / SLOWEST_UPLOAD
+            sync(self._fs.loop, self._fs._put_file, local, path, timeout=longest, **self._protocol.put)
         else:
             self._fs.put_file(local, path, **self._protocol.put)
 
@@ -262,6 +269,9 @@ class FilesystemStorage(Storage):
                 yield key, info
 
     def _find(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        if self._protocol.pages:
+            yield from self._paged(self._protocol.pages, start, tried)
+            return
         try:
             found: dict[str, dict[str, Any]] = self._ask(
                 tried, start, lambda: self._fs.find(start, detail=True)
@@ -269,6 +279,22 @@ class FilesystemStorage(Storage):
         except MissingObjectError:
             return
         yield from found.items()
+
+    def _paged(self, pages: Pages, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """As `_find`, page by page, so that a listing without end fills no memory."""
+        watch = Watch(self._place, start)
+        token: str | None = None
+        while True:
+            asked = token
+            try:
+                page, token = self._ask(tried, start, lambda: pages(self._fs, start, asked))  # noqa: B023
+            except MissingObjectError:
+                return
+            watch.see(page[0]["name"] if page else None, page[-1]["name"] if page else None, len(page))
+            for info in page:
+                yield info["name"], info
+            if token is None:
+                return
 
     def _walk(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """As `_find`, several folders at once: each is a question of its own."""

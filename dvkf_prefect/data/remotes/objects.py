@@ -24,9 +24,10 @@ from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
+from dvkf_prefect.data.remotes.pages import CLOCK, Watch
 from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after, seconds_refused
 from dvkf_prefect.data.remotes.urls import split_url
-from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.errors import ConfigError, DvkfError
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -56,8 +57,6 @@ _RETRIES: RetryConfig = {
 # A key that is asked for only to hear whether the service is still busy.
 _PROBE = "dvkf-probe"
 _MD5 = re.compile('"?([0-9a-f]{32})"?')
-# So many keys no remote has; a listing that goes on longer has no end.
-_MOST_KEYS = 100_000_000
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>(?:\s*<Message>([^<]*)</Message>)?")
 _NO_BUCKET = (
@@ -302,6 +301,8 @@ class ObjectStorage(Storage):
             for page in pages:
                 for item in page:
                     yield item["path"], item["size"]
+        except DvkfError:
+            raise
         except self._faults() as error:
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
@@ -311,6 +312,8 @@ class ObjectStorage(Storage):
             for page in self._pages(prefix.strip("/")):
                 for item in page:
                     yield item["path"], item["size"], item["last_modified"].timestamp()
+        except DvkfError:
+            raise
         except self._faults() as error:
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
@@ -321,33 +324,29 @@ class ObjectStorage(Storage):
             RemoteError: It shows the same page twice, or more than there can be.
         """
         count = 0
-        marker: tuple[str, str] | None = None
+        watch = Watch(self._place, prefix)
         patience = Patience(self._gate)
         while True:
             skip = count
             before = count
             self._gate.wait()
             try:
-                for number, listed in enumerate(
-                    self._store.list(prefix or None, offset=after, chunk_size=_PAGE), start=1
-                ):
+                stream = self._store.list(prefix or None, offset=after, chunk_size=_PAGE)
+                while (listed := CLOCK.next(stream, self._place, f"list '{prefix}'")) is not None:
                     page = listed[skip:]
                     skip = max(0, skip - len(listed))
                     if not page:
                         continue
-                    ends = page[0]["path"], page[-1]["path"]
                     count += len(page)
-                    if ends == marker or count > _MOST_KEYS:
-                        raise self._place.failed(f"list '{prefix}'", "the listing has no end")
-                    # Pages that come round again meet the one kept here, whatever their number is.
-                    if not number & (number - 1):
-                        marker = ends
+                    watch.see(page[0]["path"], page[-1]["path"], len(page))
                     yield page
                 return
+            except DvkfError:
+                raise
             except self._faults() as error:
                 if count > before:
                     patience.reset()
-                    marker = None
+                    watch.restart()
                 if not patience.again(self._trouble(error)):
                     raise
 

@@ -14,7 +14,9 @@ from typing import Literal, TypeVar
 T = TypeVar("T")
 
 REFUSED = 40.0
-"""Seconds for which a service that takes no connections is tried again: as long as a restart takes."""
+"""Seconds for which a service that has answered before is tried again when it takes no connections: a restart."""
+NEVER_ANSWERED = 10.0
+"""Seconds for one that has not: more likely its address is wrong."""
 LONGEST = 120.0
 """Seconds that a service may ask to wait at once; it is asked again after them whatever it said."""
 BUSY = 600.0
@@ -57,29 +59,31 @@ def retry_after(text: str | None) -> float | None:
     return None
 
 
-def seconds_refused(option: object = None) -> float:
-    """Return for how long a service that takes no connections is tried again, in seconds.
+def seconds_refused(option: object = None) -> float | None:
+    """Return for how long a service that takes no connections is tried again, in seconds; None where nothing says so.
 
     Args:
         option: The remote's time-out for a connection, where its options have one. Otherwise the environment variable
-            ``DVKF_CONNECT_SECONDS`` decides, and without it `REFUSED`.
+            ``DVKF_CONNECT_SECONDS`` decides.
     """
     if isinstance(option, (int, float)) and option > 0:
         return float(option)
-    with suppress(ValueError):
-        return float(os.environ.get("DVKF_CONNECT_SECONDS", REFUSED))
-    return REFUSED
+    with suppress(KeyError, ValueError):
+        return float(os.environ["DVKF_CONNECT_SECONDS"])
+    return None
 
 
 class Gate:
     """What all requests to a remote pass; closed for all of them while its service asks to wait.
 
     Args:
-        refused: Seconds for which a service that takes no connections is tried again.
+        refused: Seconds for which a service that takes no connections is tried again; None for `REFUSED` when it has
+            answered before, and for `NEVER_ANSWERED` when it has not.
     """
 
     def __init__(self, *, refused: float | None = None) -> None:
-        self.refused = seconds_refused() if refused is None else refused
+        self._refused = seconds_refused() if refused is None else refused
+        self._answered = False
         self._until = 0.0
         self._lock = threading.Lock()
 
@@ -94,10 +98,22 @@ class Gate:
         while True:
             self.wait()
             try:
-                return action()
+                result = action()
             except Exception as error:
-                if not patience.again(trouble(error)):
+                met = trouble(error)
+                self._answered |= met is None or met.kind in ("busy", "failed")
+                if not patience.again(met):
                     raise
+            else:
+                self._answered = True
+                return result
+
+    @property
+    def refused(self) -> float:
+        """Seconds for which the service is tried again now when it takes no connections."""
+        if self._refused is not None:
+            return self._refused
+        return REFUSED if self._answered else NEVER_ANSWERED
 
     def wait(self) -> None:
         """Wait until requests may be sent."""

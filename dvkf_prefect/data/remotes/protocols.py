@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _TIMEOUT = 60.0
+# A filesystem, a folder and what leads to a page; its files and what leads to the next.
+Pages = Callable[[Any, str, "str | None"], tuple[list[dict[str, Any]], "str | None"]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Protocol:
         put: Arguments of ``put_file``.
         upload: What sends a local file to a path whose folder is there, instead of ``put_file``.
         move: What renames a file onto another, instead of ``mv``.
+        pages: What returns one page of a listing and what leads to the next, instead of ``find``.
         read: What yields a file, or a version of it, from a byte on, instead of ``open``.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read one from elsewhere.
@@ -70,6 +73,7 @@ class Protocol:
     upload: Callable[[Any, str, str], None] | None = None
     move: Callable[[Any, str, str], None] | None = None
     space: Callable[[Any, str], int] | None = None
+    pages: Pages | None = None
     read: Callable[[Any, str, int, str | None], Iterator[bytes]] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +168,7 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         {"retries": 1},
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
+        pages=reading.s3_pages,
         read=reading.s3,
         credentials=s3.credentials,
     )

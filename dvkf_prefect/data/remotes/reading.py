@@ -35,6 +35,28 @@ def s3(fs: Any, path: str, start: int, version: str | None) -> Iterator[bytes]:
         fs.loop.call_soon_threadsafe(body.close)
 
 
+def s3_pages(fs: Any, path: str, token: str | None) -> tuple[list[dict[str, Any]], str | None]:
+    """Return one page of the objects of S3 below a folder, as s3fs tells of them, and what leads to the next."""
+    from fsspec.asyn import sync
+
+    bucket, key, _ = fs.split_path(path)
+    arguments = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
+    if token is not None:
+        arguments["ContinuationToken"] = token
+
+    async def ask() -> Any:
+        return await fs._call_s3("list_objects_v2", **arguments)
+
+    answer = sync(fs.loop, ask)
+    found = [
+        {**item, "name": f"{bucket}/{item['Key']}", "size": item["Size"], "type": "file"}
+        for item in answer.get("Contents", ())
+        if not item["Key"].endswith("/")
+    ]
+    following = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+    return found, following
+
+
 def web(fs: Any, path: str, start: int, version: str | None) -> Iterator[bytes]:
     """Yield a file of a web server from a byte on; one that knows no ranges sends what comes before, too."""
     from fsspec.asyn import sync
