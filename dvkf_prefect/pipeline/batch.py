@@ -73,7 +73,9 @@ def known_run(stage: Stage, choice: Choice, entry: Entry | None) -> StepKnown | 
     ):
         return None
     items = [*entry.get("deps", ()), *entry.get("outs", ())]
-    if any(item.get("hash") != MD5 or not item.get("md5") for item in items):
+    if any(dep.external for dep in stage.deps) or any(
+        item.get("hash") != MD5 or not item.get("md5") for item in items
+    ):
         return None
     recorded = {item["path"]: item["md5"] for item in entry.get("deps", ())}
     outs = {item["path"] for item in entry.get("outs", ())}

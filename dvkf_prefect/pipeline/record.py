@@ -29,6 +29,7 @@ from dvkf_prefect.pipeline.runcache import RunCache, can_save
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
 from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepSpec
 from dvkf_prefect.pipeline.stages import Stage, StageOutput
+from dvkf_prefect.urls import without_secrets
 
 
 def make_spec(
@@ -72,6 +73,12 @@ def make_spec(
             in_place=True,
             cache_config=_cache_config(repo),
         )
+    for dep in stage.deps:
+        if dep.external and not ("://" in dep.name or dep.name.startswith("/")):
+            raise StageError(
+                f"stage '{stage.address}' runs in a folder of its own, where '{dep.name}' does not lead out of the "
+                "repository. Give an absolute path, or run it in the workspace."
+            )
     outs = []
     for out in stage.outs:
         previous, isexec = None, False
@@ -102,8 +109,8 @@ def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[Ste
     items = {item["path"]: item for item in inputs.items}
     deps = {}
     for dep in stage.deps:
-        if dep.dataset is not None:
-            continue  # the command gets it by itself, by the version in dvc.lock
+        if dep.external:
+            continue  # the command gets it by itself, a dataset by the version in dvc.lock
         item = items.get(dep.name)
         if item is None:
             deps[dep.path] = StepDependency(dep.path, "")
@@ -259,11 +266,6 @@ def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
                 f"stage '{stage.address}' depends on the dataset '{dep.name}', whose version is not in dvc.lock; "
                 f"run `dvc dataset update {dep.dataset}`"
             )
-        if dep.external and dep.dataset is None:
-            raise StageError(
-                f"stage '{stage.address}' depends on '{dep.name}', which lies outside the repository: a step "
-                "gets its dependencies by digest; bring it in with `dvc import-url` and depend on the copy"
-            )
     unknown = [name for name, stored in inputs.deps.items() if stored is UNKNOWN]
     if unknown and not ahead:
         raise StageError(
@@ -271,7 +273,7 @@ def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
             "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
             "brought here (fetch)"
         )
-    missing = [name for name, stored in inputs.deps.items() if stored is None]
+    missing = [without_secrets(name) for name, stored in inputs.deps.items() if stored is None]
     if missing:
         raise StageError(
             f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
+    ConfigError,
     DvkfError,
     ParseError,
+    RemoteError,
     StageCancelledError,
     StageFailedError,
     StageNotFoundError,
@@ -100,7 +102,7 @@ def plan(
         >>> for decision in plan(Repo.open("path/to/repository")):
         ...     print(decision)
     """
-    snapshot = Snapshot(repo)
+    snapshot = Snapshot(repo, only_looks=True)
     rules = rules or Rules(force=force)
     decisions = []
     forced: set[str] = set()
@@ -366,7 +368,8 @@ class _Repro:
             stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
             try:
                 choice = self._decide(stage)
-            except ParseError as error:  # what it reads cannot be told; others need not read that
+            except (ParseError, RemoteError, ConfigError) as error:
+                # What it reads cannot be told; others need not read that.
                 decision = Decision(stage.address, "run", (), stage.cmd)
                 self._decisions[stage.address] = decision
                 self._fail(stage, Choice(decision, Inputs({}, (), {})), error)

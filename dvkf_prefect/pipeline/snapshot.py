@@ -6,7 +6,8 @@ import copy
 import posixpath
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.outputs import Output, check_overlap
@@ -16,7 +17,7 @@ from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.store import LEGACY, MD5, Stored, object_key
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.data.workspace import Found
-from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.errors import MissingObjectError, RemoteError
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, read_lock, stored_of
 from dvkf_prefect.pipeline.params import check_params, parse_params, select
@@ -65,6 +66,7 @@ class Snapshot:
     Args:
         repo: The repository.
         away: Where outputs are that nobody brings here, for manifests and sizes.
+        only_looks: Whether nothing will be recorded, so that what lies outside need not be read if its size differs.
 
     Attributes:
         graph: Its stages.
@@ -78,6 +80,7 @@ class Snapshot:
 
     repo: Repo
     away: Remote | None = None
+    only_looks: bool = False
     graph: Graph = field(init=False)
     outputs: dict[str, Output] = field(init=False)
     _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
@@ -89,16 +92,32 @@ class Snapshot:
     _below: dict[str, set[str]] = field(default_factory=dict)
     _pipelines: list[str] = field(default_factory=list)
     _datasets: dict[str, Mapping[str, Any] | None] | None = None
+    _outside: dict[str, tuple[Stored | None, Item | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.files = self.repo.files()
         sources = self.files.find()
         self._pipelines = [path for path in sources if posixpath.basename(path) == PIPELINE_FILE]
-        stages = [stage for path in self._pipelines for stage in load_stages(self.files, path)]
+        stages = [
+            self._with_own_paths(stage) for path in self._pipelines for stage in load_stages(self.files, path)
+        ]
         tracked = [output for path in sources for output in read_any_outputs(self.files, path)]
         self.graph = Graph(stages, [output for output in tracked if output.stage is None])
         check_overlap(tracked)
         self.outputs = {output.path: output for output in tracked}
+
+    def _with_own_paths(self, stage: Stage) -> Stage:
+        """Return a stage whose absolute dependencies in the repository are such as all others, as DVC has them."""
+        root = f"{self.repo.root}/"
+        if not any(dep.external and dep.name.startswith("/") for dep in stage.deps):
+            return stage
+        deps = [
+            Dependency(inner := path.removeprefix(root), posixpath.relpath(inner, stage.wdir or "."))
+            if dep.external and (path := posixpath.normpath(dep.name)).startswith(root)
+            else dep
+            for dep in stage.deps
+        ]
+        return replace(stage, deps=tuple(deps))
 
     # -- what was recorded -----------------------------------------------------------------------------------------
 
@@ -131,6 +150,7 @@ class Snapshot:
     def forget_all(self) -> None:
         """Look again at everything: a command ran that may have written anywhere."""
         self._found.clear()
+        self._outside.clear()
         self._below.clear()
         self._params.clear()
 
@@ -256,6 +276,10 @@ class Snapshot:
                     items.append({"path": dep.name, "dataset": dict(lock)})
                 continue
             old = recorded.get(dep.name)
+            if dep.external:
+                deps[dep.name], item = self._read_outside(stage, dep, old)
+                items += [item] if item is not None else []
+                continue
             stored = self._same_as_legacy(dep, old) or self._read(dep, on_disk)
             deps[dep.name] = stored
             if stored is not None and stored is not UNKNOWN:
@@ -274,12 +298,34 @@ class Snapshot:
         return Inputs(deps, tuple(items), params, tuple(missing), datasets)
 
     def _read(self, dep: Dependency, on_disk: bool) -> Stored | None:
-        if dep.external:
-            return None
         if not on_disk:
             return self.content(dep.path)
         found = self.look(dep.path)
         return None if found.digest is None else found.stored()
+
+    def _read_outside(
+        self, stage: Stage, dep: Dependency, recorded: Item | None
+    ) -> tuple[Stored | None, Item | None]:
+        from dvkf_prefect.pipeline import outside
+
+        place = outside.place_of(self.repo, stage, dep)
+        if place not in self._outside:
+            if self.only_looks and outside.exists_outside(self.repo, stage, dep):
+                with suppress(OSError):
+                    if outside.differs_at_a_look(self.repo, stage, dep, recorded):
+                        return Stored("other", 0), None
+            try:
+                self._outside[place] = outside.read_outside(self.repo, stage, dep)
+            except RemoteError as error:
+                if not self.only_looks:
+                    raise
+                import logging
+
+                # All else can still be told.
+                logging.getLogger(__name__).warning("a dependency cannot be looked at: %s", error)
+                self._outside[place] = None, None
+        stored, item = self._outside[place]
+        return stored, None if item is None else {**item, "path": dep.name}
 
     def _dataset(self, name: str) -> Mapping[str, Any] | None:
         """Return what dvc.lock has of a dataset; one of any dvc.yaml, as in DVC."""
@@ -292,7 +338,7 @@ class Snapshot:
 
     def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Stored | None:
         """Return the recorded content of DVC 2.x, if it is still what lies there."""
-        if old is None or not old.get("md5") or old.get("hash") == MD5 or dep.external:
+        if old is None or not old.get("md5") or old.get("hash") == MD5:
             return None
         return stored_of(old) if self.look(dep.path, LEGACY).digest == old["md5"] else None
 

@@ -35,7 +35,7 @@ class Dependency:
     Attributes:
         path: Posix, relative to the repository's root; as written where it lies outside.
         name: As written in dvc.yaml, relative to the stage's working directory.
-        external: Whether it is an absolute path or a url.
+        external: Whether it is an absolute path, a url, or leads out of the repository.
     """
 
     path: str
@@ -428,6 +428,8 @@ class _Reader:
 
     def _dependency(self, wdir: str, name: Any, place: Place) -> Dependency:
         if isinstance(name, str) and (name.startswith("/") or "://" in name):
+            return Dependency(name, name, external=True)
+        if isinstance(name, str) and posixpath.normpath(posixpath.join(wdir, name)).split("/")[0] == "..":
             return Dependency(name, name, external=True)
         return Dependency(self._file(wdir, name, place), name)
 

@@ -12,8 +12,10 @@ from dvkf_prefect.data.status import Status
 from dvkf_prefect.data.store import LEGACY, MD5
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.pipeline.lock import Entry
+from dvkf_prefect.pipeline.outside import mark_of, place_of
 from dvkf_prefect.pipeline.snapshot import UNKNOWN, Inputs, Snapshot
 from dvkf_prefect.pipeline.stages import Stage
+from dvkf_prefect.urls import without_secrets
 
 Kind = Literal["new", "dependency", "parameter", "command", "output", "always", "forced"]
 Action = Literal["run", "skip", "restore"]
@@ -51,14 +53,15 @@ class Reason:
             case "command":
                 return f"command changed: {_show(self.old)} → {_show(self.new)}"
             case _:
-                what = f"{self.kind} '{self.name}'"
+                what = f"{self.kind} '{without_secrets(self.name)}'"
                 return (
                     f"{what} {self.note}" if self.note else f"{what}: {_show(self.old)} → {_show(self.new)}"
                 )
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it: ``kind``, ``name``, ``old``, ``new``, and ``text`` for people."""
-        return {"kind": self.kind, "name": self.name, "old": self.old, "new": self.new, "text": str(self)}
+        name = without_secrets(self.name)
+        return {"kind": self.kind, "name": name, "old": self.old, "new": self.new, "text": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,12 @@ class Decision:
         lines = [head, "", "| why | what | old | new |", "|---|---|---|---|"]
         for reason in self.reasons:
             told = reason.note or ("" if reason.new is None and reason.old is None else _show(reason.new))
-            cells = (reason.kind, reason.name, "" if reason.old is None else _show(reason.old), told)
+            cells = (
+                reason.kind,
+                without_secrets(reason.name),
+                "" if reason.old is None else _show(reason.old),
+                told,
+            )
             lines.append(f"| {' | '.join(map(_escape, cells))} |")
         return "\n".join(lines)
 
@@ -142,7 +150,7 @@ def reasons_for(snapshot: Snapshot, stage: Stage, entry: Entry | None, inputs: I
 
 
 def _input_reasons(stage: Stage, entry: Entry, inputs: Inputs) -> Iterable[Reason]:
-    recorded = {item["path"]: item.get("md5") for item in entry.get("deps", ())}
+    recorded = {item["path"]: mark_of(item) for item in entry.get("deps", ())}
     for name, stored in inputs.deps.items():
         old = recorded.get(name)
         if stored is UNKNOWN:
@@ -223,7 +231,7 @@ def stage_status(repo: Repo, stages: Sequence[str] = ()) -> dict[str, tuple[Reas
     Example:
         >>> stage_status(Repo.open("path/to/repository"), ["train"])
     """
-    snapshot = Snapshot(repo)
+    snapshot = Snapshot(repo, only_looks=True)
     wanted = {address for target in stages for address in snapshot.graph.find(target)} or None
     return _status(snapshot, snapshot.graph.order(wanted, alone=True))
 
@@ -251,7 +259,7 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
         By `.dvc` file or stage: ``{"changed deps": …}``, ``{"changed outs": …}``, ``"changed command"``,
         ``"always changed"``.
     """
-    snapshot = Snapshot(repo)
+    snapshot = Snapshot(repo, only_looks=True)
     report: dict[str, list[Any]] = {}
     outs: dict[str, dict[str, str]] = {}
     for change in data.changes:
@@ -273,7 +281,7 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
         inputs = snapshot.inputs(stage, entry, on_disk=True)
         groups: list[Any] = []
         if not stage.frozen and not (stage.runs_always and not stage.always_changed):
-            deps = _changed_deps(stage, entry, inputs)
+            deps = _changed_deps(repo, stage, entry, inputs)
             if deps:
                 groups.append({"changed deps": deps})
         if stage.address in outs:
@@ -288,9 +296,12 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
     return report
 
 
-def _changed_deps(stage: Stage, entry: Entry | None, inputs: Inputs) -> dict[str, Any]:
+def _changed_deps(repo: Repo, stage: Stage, entry: Entry | None, inputs: Inputs) -> dict[str, Any]:
     changed: dict[str, Any] = {}
-    paths = {dep.name: dep.path for dep in stage.deps}
+    paths = {
+        dep.name: without_secrets(place_of(repo, stage, dep)) if dep.external else dep.path
+        for dep in stage.deps
+    }
     old_params = (entry or {}).get("params", {})
     for reason in _input_reasons(stage, entry or {}, inputs):
         if reason.kind == "dependency" and reason.name in inputs.datasets:

@@ -266,9 +266,13 @@ def test_what_cannot_be_run_is_said_before_it_runs(project):
     project.write("params.yaml", "x: 1\n")
     with pytest.raises(StageError, match=r"the parameters params\.yaml:y do not exist"):
         project.repro()
-    project.write("dvc.yaml", "stages:\n  a:\n    cmd: cp in a\n    deps: [/etc/hosts]\n    outs: [a]\n")
-    with pytest.raises(StageError, match="'/etc/hosts', which lies outside the repository"):
+    project.write("dvc.yaml", "stages:\n  a:\n    cmd: cp in a\n    deps: [/no/such]\n    outs: [a]\n")
+    with pytest.raises(StageError, match="dependencies /no/such do not exist"):
         project.repro()
+    project.write("dvc.yaml", "stages:\n  a:\n    cmd: cp in a\n    deps: [../in]\n    outs: [a]\n")
+    (project.root.parent / "in").touch()
+    with pytest.raises(StageError, match=r"'\.\./in' does not lead out of the repository"):
+        project.repro(in_place=False)
     project.write("dvc.yaml", "stages:\n  a:\n    cmd: echo > a\n    outs: [a]\n")
     project.write("a", "tracked\n")
     subprocess.run(["git", "add", "a"], cwd=project.root, check=True)
