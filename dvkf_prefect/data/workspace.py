@@ -95,10 +95,19 @@ class Workspace:
         self._cache = cache
         self._memory = memory
         self._ignore = ignore
+        self._link_types = link_types
         self._links = Links(cache, memory, link_types, probe or root)
         self._written = Written(self._memory.folder / "written.json")
         self._leftovers: list[str] = []
         self._swept: set[str] = set()
+
+    def links_into(self, folder: Path) -> Links:
+        """Return what links objects into another folder than the workspace, by the same settings.
+
+        Args:
+            folder: The folder; link types may be tried out there.
+        """
+        return Links(self._cache, self._memory, self._link_types, folder)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ def make_spec(
     commit: bool = True,
     in_place: bool = False,
     lenient: bool = False,
+    linked: bool = False,
 ) -> StepSpec:
     """Return what a stage's run needs.
 
@@ -52,6 +53,7 @@ def make_spec(
         commit: False keeps all that it writes out of the repository's cache.
         in_place: Whether it runs in the workspace.
         lenient: Whether it may write more than its outputs elsewhere.
+        linked: Whether it runs where it can link to the cache.
 
     Raises:
         OutputInGitError: Git tracks one of its outputs.
@@ -102,6 +104,7 @@ def make_spec(
         outs=tuple(outs),
         workspace=str(repo.root),
         lenient=lenient,
+        cache_config=_cache_config(repo) if linked else {},
     )
 
 

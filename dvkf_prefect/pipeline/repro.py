@@ -539,6 +539,7 @@ class _Repro:
                 commit=self._commit,
                 in_place=in_place,
                 lenient=is_lenient(self._runner, stage),
+                linked=True,
             )
             self._say(StageEvent(stage.address, "start", choice.decision.reasons))
             run = self._runner.start(spec)

@@ -107,7 +107,8 @@ class StepSpec:
         known: A run to take the outputs of, instead of running the commands, should the dependencies turn out to be
             what it read. Only for runners that start stages before all that they read is known.
         in_place: Whether the commands run in the workspace itself, as DVC runs them.
-        cache_config: The settings of the cache that the outputs of such a run go into.
+        cache_config: The settings of the cache that the outputs of such a run go into, and that data is linked from;
+            empty where it is copied.
         sources: A folder whose files are in a clean folder, too, under what is declared; None for none.
         lenient: Whether a run in a clean folder may write more than its outputs, which is then lost.
     """

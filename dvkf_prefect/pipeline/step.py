@@ -35,6 +35,7 @@ from dvkf_prefect.pipeline.commands import Commands, clean_log, interrupts
 from dvkf_prefect.pipeline.params import render_params
 from dvkf_prefect.pipeline.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
 from dvkf_prefect.pipeline.step_folder import StepFolder, copy_writable
+from dvkf_prefect.pipeline.step_links import StepLinks
 
 __all__ = [
     "Objects",
@@ -116,16 +117,20 @@ class _Step:
         self._side = folder.side
         self._commands = Commands(spec, self._root)
         self._sources: set[str] = set()
+        self._links: StepLinks | None = None
+        self._lost: tuple[str, ...] = ()
         self._before: dict[str, tuple[int, int, int, int]] = {}
 
     def run(self) -> StepResult:
         keep = False
         try:
             self._prepare()
-            self._before = {
-                path: _look(entry.stat(follow_symlinks=False)) for path, entry in _walk(self._root, set())
-            }
-            self._commands.run()
+            self._before = {path: self._look_at(path, entry) for path, entry in _walk(self._root, set())}
+            try:
+                self._commands.run()
+            finally:
+                if self._links is not None:
+                    self._lost = self._links.mend()
             warnings = self._check()
             self._folder.begin_to_store()
             outs = tuple(self._store(out) for out in self._spec.outs)
@@ -162,12 +167,16 @@ class _Step:
         (self._root / spec.wdir).mkdir(parents=True)
         if spec.sources is not None:
             self._place_sources(Path(spec.sources))
+        if spec.cache_config and spec.workspace is not None:
+            self._links = StepLinks(Path(spec.workspace), spec.cache_config, self._root)
         placed: set[str] = set()
         for dep in sorted(spec.deps, key=lambda dep: dep.path):
             if not any(dep.path.startswith(parent + "/") for parent in placed):
                 self._place(dep)
             if is_tree(dep.digest):
                 placed.add(dep.path)
+        if self._links is not None:
+            self._links.settle()
         paths = {dep.path for dep in spec.deps}
         for file, values in spec.params.items():
             if file not in paths and file not in self._sources:
@@ -199,6 +208,9 @@ class _Step:
     def _place(self, dep: StepDependency) -> None:
         target = self._root / dep.path
         target.parent.mkdir(parents=True, exist_ok=True)
+        if self._links is not None and self._objects.exists(dep.digest):
+            self._links.place(dep.digest, dep.path, isexec=dep.isexec)
+            return
         if self._objects.exists(dep.digest) or self._spec.workspace is None:
             self._objects.export(dep.digest, target, isexec=dep.isexec)
             return
@@ -251,11 +263,18 @@ class _Step:
             if known is None:
                 if not (path.endswith(".pyc") or "__pycache__/" in path or ignore.matches(path)):
                     written.append(path)
-            elif _look(entry.stat(follow_symlinks=False)) != known and self._differs(path, entry.path):
+            elif (self._look_at(path, entry) != known or self._is_damaged(path)) and self._differs(
+                path, entry.path
+            ):
                 changed.append(path)
         inside = tuple(out + "/" for out in outs)
         changed += [p for p in self._before if p not in seen and p not in outs and not p.startswith(inside)]
         kept = f" The folder is kept for a look: {self._root}"
+        if self._lost:
+            raise StageWriteError(
+                f"stage '{self._spec.stage}' wrote to data that is linked to the cache: {_names(self._lost)}. The "
+                f"objects were moved aside; `dvkf fetch` brings good ones. Write to an output instead.{kept}"
+            )
         if missing:
             other = f"; it wrote {_names(written)} instead" if written else ""
             raise StageOutputError(
@@ -290,8 +309,20 @@ class _Step:
             )
         return ()
 
+    def _is_damaged(self, path: str) -> bool:
+        return self._links is not None and self._links.digest_of(path) in self._links.damaged
+
+    def _look_at(self, path: str, entry: os.DirEntry[str]) -> tuple[int, int, int, int]:
+        linked = self._links is not None and self._links.digest_of(path) is not None
+        try:
+            return _look(entry.stat(follow_symlinks=linked))
+        except FileNotFoundError:
+            return (0, 0, 0, 0)  # what it leads to was removed
+
     def _differs(self, path: str, place: str) -> bool:
         """Tell whether a file that was there before has other bytes now; touching one is allowed."""
+        if self._links is not None and (digest := self._links.digest_of(path)) is not None:
+            return digest in self._links.damaged or not os.path.exists(place) or digest_file(place) != digest
         if path in self._sources:
             original = Path(str(self._spec.sources)) / path
             if original.is_symlink() or Path(place).is_symlink():

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from dvkf_prefect.errors import StageFailedError
+from dvkf_prefect.data.digest import digest_bytes, digest_file
+from dvkf_prefect.errors import StageFailedError, StageWriteError
 
 from .conftest import Project
 
@@ -81,3 +82,47 @@ def test_in_another_folder(code: Project) -> None:
 def test_what_is_missing_altogether_is_not_blamed_on_the_stage(code: Project) -> None:
     said = fails(code, "cat data/none.csv > out", ("main.py",))
     assert "sees only what it declares" not in said
+
+
+@pytest.mark.parametrize("kind", ["copy", "hardlink", "symlink"])
+def test_data_is_linked_as_the_settings_say_and_whoever_writes_to_it_damages_nothing(
+    project: Project, kind: str
+) -> None:
+    """All data was copied into clean folders, whatever cache.type says."""
+    project.write("data/a", "1\n")
+    project.write("data/b", "2\n")
+    project.write("one", "3\n")
+    project.repo.add(["data", "one"])
+    # The workspace keeps copies of its own; what is linked from now on is the stage's alone.
+    with open(project.root / ".dvc/config", "a") as config:
+        config.write(f"[cache]\n    type = {kind}\n")
+    look = (
+        "import os; "
+        "open('out', 'w').write(str([(os.path.islink(p), os.stat(p).st_ino) for p in ('data/a', 'one')]))"
+    )
+    project.write("look.py", look)
+    text = "stages:\n  s:\n    cmd: {cmd}\n    deps: [data, one, look.py]\n    outs: [out]\n"
+    project.write("dvc.yaml", text.format(cmd=f"{sys.executable} look.py"))
+    project.repro(in_place=False)
+    objects = [project.repo.cache.path(digest_bytes(data)) for data in (b"1\n", b"3\n")]
+    same = [(kind == "symlink", path.stat().st_ino) for path in objects]
+    assert (project.read("out") == str(same)) == (kind != "copy")
+
+    for failing in ("", "; false"):
+        cmd = f"chmod u+w data/a one; echo x >> data/a; echo y > one; cp one out{failing}"
+        project.write("dvc.yaml", text.format(cmd=cmd))
+        expected = StageFailedError if failing else StageWriteError
+        with pytest.raises(expected, match="false" if failing else "'data/a', 'one'"):
+            project.repro(in_place=False)
+        for digest in (digest_bytes(b"1\n"), digest_bytes(b"2\n"), digest_bytes(b"3\n")):
+            assert digest_file(project.repo.cache.path(digest)) == digest
+        assert project.read("data/a") == "1\n" and project.read("one") == "3\n"
+        assert not project.repo.status()
+
+    # Where nobody else has the content, the object is at least not taken for what it was.
+    if kind != "copy":
+        (project.root / "one").unlink()
+        with pytest.raises(StageWriteError, match="wrote to data that is linked to the cache: 'one'"):
+            project.write("dvc.yaml", text.format(cmd="chmod u+w one; echo y > one; cp one out"))
+            project.repro(in_place=False)
+        assert not objects[1].exists()
