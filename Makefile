@@ -9,6 +9,8 @@ export DVC_NO_ANALYTICS = 1
 
 PORT ?= 4200
 PYTHON ?= python3
+# One process a core, up to four; PARALLEL= runs the tests one after the other.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
 INSTALL = .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
 
 help: ## say what there is
@@ -39,7 +41,7 @@ ui: .venv/demo.stamp ## the Prefect UI over what the demo did, on PORT
 		.venv/bin/prefect server start --host 127.0.0.1 --port $(PORT)
 
 test: .venv/test.stamp ## the tests
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest $(ARGS)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full length (an hour or more; root for some)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" DVKF_ZOO_PARTS=24 DVKF_FUZZ_SEEDS=300 FAULTS_CUTS=100 FAULTS_ERRORS=200 FAULTS_KILLS=10 \

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -62,6 +62,28 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Say that the run came to its end, so that its folders stay to be looked at."""
     os.write(config.stash[_REAPER], b"end\n")
     os.close(config.stash[_REAPER])
+
+
+# What these set up is dear or one of its kind on a machine: one process runs all tests of a folder.
+_TOGETHER = ("docker", "packaging", "ui")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what belongs together when several processes share the tests."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in _TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(folder))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape lone surrogates in captured output: they cannot be sent from one process to another."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 _FOREIGN = ("AWS_", "AZURE_", "DVC_", "DVKF_", "GIT_", "GOOGLE_", "KFP_", "PREFECT_")
