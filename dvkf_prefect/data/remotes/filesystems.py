@@ -102,6 +102,8 @@ class FilesystemStorage(Storage):
         self._connecting = threading.Lock()
         self._connected: AbstractFileSystem | None = None
         self._ask("connect", None, lambda: self._fs)
+        # Few filesystems connect when they are made, so nobody has answered yet.
+        self._gate = Gate(refused=protocol.refused)
         self._made: set[str] = set()
 
     @property

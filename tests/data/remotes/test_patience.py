@@ -183,6 +183,20 @@ def test_how_long_a_dead_address_is_tried_is_an_option(kind: str) -> None:
         storage.read("a")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_address_where_nobody_ever_answered_is_given_up_soon(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVKF_CONNECT_SECONDS")
+    monkeypatch.setattr(patience, "NEVER_ANSWERED", 0.2)
+    monkeypatch.setattr(patience, "REFUSED", 3600.0)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    with pytest.raises(RemoteUnreachableError):
+        open_kind(kind, f"http://127.0.0.1:{port}").read("a")
+
+
 def test_what_is_stored_is_compared_with_what_was_sent(busy: type[Busy]) -> None:
     """The fake says another digest than that of the bytes, and gives other bytes back."""
     busy.seconds = 0.0
