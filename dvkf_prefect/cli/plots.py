@@ -14,6 +14,7 @@ from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.errors import ConfigError
     from dvkf_prefect.pipeline.plots import Plot
 
 _PROPS = ("template", "x", "y", "x_label", "y_label", "title", "header")
@@ -77,7 +78,7 @@ def plots_diff(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> int:
-    from dvkf_prefect.pipeline.plots import WORKSPACE, read_plots, write_images
+    from dvkf_prefect.pipeline.plots import WORKSPACE, drawable, read_plots, write_images
 
     targets = args.targets or []
     if args.show_vega:
@@ -102,22 +103,29 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
         folder=repo.relpath(os.getcwd()),
     )
     out = _folder(args, repo)
+    everything = plots
+    plots, bad = drawable(plots)
+    if bad and not any(plot.points or plot.images for plot in plots):
+        raise bad[0][1]
+    code = bad[0][1].exit_code if bad else 0
     if args.json:
         write_images(plots, out)
-        _print_json(_report(plots, out, split=args.split))
-        return 0
-    for plot in plots:
+        _print_json(_report(plots, out, bad, split=args.split))
+        return code
+    for _, fault in bad:
+        say(f"WARNING: {fault}", stream=sys.stderr)
+    for plot in everything:
         for rev, file, error in plot.errors:
             say(f"WARNING: {file or plot.name} of '{rev}' cannot be drawn: {error}", stream=sys.stderr)
     if args.show_vega:
         spec = next((plot.spec() for plot in plots if plot.kind == "vega"), None)
         if spec is not None:
             _print_json(spec)
-        return 0
+        return code
     if not plots:
         print("No plots were loaded, visualization file will not be created.", file=sys.stderr)
         return 0
-    return _write(args, repo, plots, out)
+    return _write(args, repo, plots, out) or code
 
 
 def _folder(args: argparse.Namespace, repo: Repo) -> Path:
@@ -162,7 +170,9 @@ def _write(args: argparse.Namespace, repo: Repo, plots: Sequence[Plot], out: Pat
     return 0
 
 
-def _report(plots: Sequence[Plot], out: Path, *, split: bool) -> dict[str, Any]:
+def _report(
+    plots: Sequence[Plot], out: Path, bad: Sequence[tuple[Plot, ConfigError]], *, split: bool
+) -> dict[str, Any]:
     report: dict[str, Any] = {}
     errors = [
         {
@@ -174,6 +184,11 @@ def _report(plots: Sequence[Plot], out: Path, *, split: bool) -> dict[str, Any]:
         }
         for plot in plots
         for rev, file, error in plot.errors
+    ]
+    errors += [
+        {"name": plot.name, "rev": rev, "type": type(fault).__name__, "msg": str(fault)}
+        for plot, fault in bad
+        for rev in plot.revisions()
     ]
     if errors:
         report["errors"] = errors

@@ -17,6 +17,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,10 @@ class Plot:
         Raises:
             ConfigError: Its template is not there or does not fit, or the extra ``plots`` is not installed.
         """
+        return dict(self._whole)
+
+    @cached_property
+    def _whole(self) -> dict[str, Any]:
         return self._filled(split=False)[0]
 
     def as_dict(self, *, split: bool = False, out: Path | None = None) -> list[dict[str, Any]]:
@@ -130,9 +135,12 @@ class Plot:
         Raises:
             ConfigError: The template does not fit, or the extra ``plots`` is not installed.
         """
-        picture: bytes = _extra("vl_convert", "vl-convert-python").vegalite_to_png(
-            self.spec(), vl_version=_VEGA_LITE, scale=scale, allowed_base_urls=[]
-        )
+        convert = _extra("vl_convert", "vl-convert-python").vegalite_to_png
+        spec = self.spec()
+        try:
+            picture: bytes = convert(spec, vl_version=_VEGA_LITE, scale=scale, allowed_base_urls=[])
+        except ValueError as error:
+            raise ConfigError(f"the plot '{self.name}' cannot be drawn: {error}") from error
         return picture
 
     def _filled(self, *, split: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -475,6 +483,26 @@ def _url(image: Image) -> str:
     return f"data:image;base64,{base64.b64encode(image.data).decode()}"
 
 
+def drawable(plots: Sequence[Plot]) -> tuple[list[Plot], list[tuple[Plot, ConfigError]]]:
+    """Return the plots that can be drawn, and the others with why their templates do not fit.
+
+    Raises:
+        ConfigError: The extra ``plots`` is not installed.
+    """
+    good: list[Plot] = []
+    bad: list[tuple[Plot, ConfigError]] = []
+    for plot in plots:
+        if plot.kind == "vega" and plot.points:
+            _extra("dvc_render", "dvc-render")
+            try:
+                plot.spec()
+            except ConfigError as error:
+                bad.append((plot, error))
+                continue
+        good.append(plot)
+    return good, bad
+
+
 def write_images(plots: Sequence[Plot], folder: Path) -> None:
     """Write the pictures of image plots into a folder.
 
@@ -526,7 +554,7 @@ def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None
 
 
 def write_pngs(plots: Sequence[Plot], folder: Path, *, scale: float = 1.0) -> list[Path]:
-    """Write a picture of each plot that has points; return the files.
+    """Write a picture of each plot that has points; return the files. One that cannot be drawn ends it last.
 
     Args:
         plots: The plots.
@@ -537,12 +565,19 @@ def write_pngs(plots: Sequence[Plot], folder: Path, *, scale: float = 1.0) -> li
         ConfigError: A template does not fit, or the extra ``plots`` is not installed.
     """
     written = []
+    failed: ConfigError | None = None
     for plot in plots:
         if plot.kind == "vega" and plot.points:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', plot.name)}.png"
-            write_atomic(file, plot.png(scale=scale))
-            written.append(file)
+            try:
+                write_atomic(file, plot.png(scale=scale))
+            except ConfigError as error:
+                failed = failed or error
+            else:
+                written.append(file)
+    if failed:
+        raise failed
     return written
 
 

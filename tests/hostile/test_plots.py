@@ -95,6 +95,32 @@ def test_a_template_that_is_a_fifo_is_refused(repository: Path, capsys: pytest.C
     assert "t.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("template", ["nowhere", "broken.json", "without.json", "fifo.json"])
+def test_a_bad_template_takes_no_other_plot_away(
+    repository: Path, capsys: pytest.CaptureFixture[str], template: str
+) -> None:
+    (repository / "broken.json").write_text("{ no")
+    (repository / "without.json").write_text("{}")
+    os.mkfifo(repository / "fifo.json")
+    (repository / "c.csv").write_text("step,loss\n0,1\n")
+    (repository / "bad.csv").write_text("step\n")
+    (repository / "dvc.yaml").write_text(
+        f"plots:\n- tmpl: {{template: {template}, x: step, y: {{c.csv: loss}}}}\n- c.csv: {{x: step, y: loss}}\n"
+        "- gone.csv: {x: step}\n- bad.csv: {x: step, y: nope}\n"
+    )
+    assert main(["plots", "show"]) == 251
+    said = capsys.readouterr().err
+    assert "WARNING: the plot 'tmpl': " in said and "gone.csv of 'workspace'" in said
+    page = (repository / "dvc_plots" / "index.html").read_text()
+    assert page.count('title="c.csv"') == 1 and "tmpl" not in page
+    assert main(["plots", "show", "--json"]) == 251
+    report = json.loads(capsys.readouterr().out)
+    assert report["data"]["c.csv"] and "tmpl" not in report["data"]
+    assert [error["name"] for error in report["errors"] if "tmpl" in error["name"]] == ["tmpl"]
+    assert main(["plots", "show", "--png"]) == 251
+    assert [file.name for file in (repository / "dvc_plots").glob("*.png")] == ["c.csv.png"]
+
+
 @pytest.mark.parametrize(
     "data", [b"a,b\n" + b'"' + b"x" * 200_000 + b'",1\n', b"a\n" + b"1\n" * 1_100_000, b"a\n\xff\n"]
 )
