@@ -261,7 +261,7 @@ class _Screen:
                 self._forget(name)
                 if event.log_tail and not self._echoes:
                     self._say(*event.log_tail.rstrip("\n").split("\n"))
-                for warning in event.warnings:
+                for warning in () if self._quiet else event.warnings:
                     say(f"WARNING: {warning}", stream=sys.stderr, flush=True)
                 progress = f" ({event.ended} of {event.total} stages)" if event.total > 1 else ""
                 self._say(f"Stage '{name}' done in {event.seconds:.1f} s{progress}{self._others()}")

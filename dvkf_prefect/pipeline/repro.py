@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import shutil
+import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -58,7 +59,7 @@ from dvkf_prefect.pipeline.sources import (
 from dvkf_prefect.pipeline.spec import StepContent, StepResult
 from dvkf_prefect.pipeline.stages import Stage
 from dvkf_prefect.pipeline.stages_lock import StagesLock
-from dvkf_prefect.pipeline.undeclared import hint_at_undeclared
+from dvkf_prefect.pipeline.undeclared import hint_at_undeclared, warn_of_undeclared
 from dvkf_prefect.pipeline.why import Decision, reasons_for
 
 if TYPE_CHECKING:
@@ -277,6 +278,9 @@ class _Repro:
         self._together: set[str] = set()
         self._ended_along: set[str] = set()
         self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
+        self._started: dict[str, int] = {}
+        # Stages that ran beside others, whose writes cannot be told apart.
+        self._crowded: set[str] = set()
         self._stages_lock = StagesLock(repo)
         self.errors: dict[str, DvkfError] = {}
 
@@ -542,6 +546,11 @@ class _Repro:
                 linked=True,
             )
             self._say(StageEvent(stage.address, "start", choice.decision.reasons))
+            self._started[stage.address] = time.time_ns()
+            if self._running:
+                self._crowded.update(
+                    {stage.address}, (other.address for other, _, _ in self._running.values())
+                )
             run = self._runner.start(spec)
         except BaseException:
             self._stages_lock.drop(stage)
@@ -596,6 +605,15 @@ class _Repro:
         in_place = runs_in_place(self._runner, stage)
         try:
             result = future.result()
+            if in_place:
+                warnings = warn_of_undeclared(
+                    self._repo,
+                    stage,
+                    outputs=self._snapshot.outputs,
+                    since=self._started[stage.address],
+                    alone=stage.address not in self._crowded,
+                )
+                result = replace(result, warnings=(*result.warnings, *warnings))
             if in_place and not result.restored:
                 self._finish_in_place(stage, choice, result.outs)
             else:
