@@ -146,13 +146,13 @@ class Links:
                 self._fresh[digest] = info if info.st_size else age(source, info)
                 i = rows.get(digest)
                 if i is not None and _same(known, i, info):
-                    if self.kind == "hardlink" and known.ctimes[i] != info.st_ctime_ns:
-                        linked[digest] = source
-                    elif known.ctimes[i] != info.st_ctime_ns:
-                        paths[digest] = source
+                    if known.ctimes[i] != info.st_ctime_ns:
+                        elsewhere = self.kind == "hardlink" and known.digests[i] != _count(info)
+                        (linked if elsewhere else paths)[digest] = source
                 elif info.st_size and not self._cache.is_known(digest, info):
                     paths[digest] = source
-        # A link made or removed elsewhere moves the change time too: all is read only where that is soon done.
+        # A link made or removed elsewhere moves the change time too: all is read only where that is soon done. Where
+        # there are as many links as before, it was something else that moved it.
         if sum(self._fresh[digest].st_size for digest in linked) <= _RECHECKED:
             paths.update(linked)
         todo = list(paths) if hash_name == MD5 else []
@@ -179,7 +179,7 @@ class Links:
         merged = Rows()
         for digest in sorted([*infos, *rows.keys() - infos.keys()]):
             if digest in infos:
-                merged.append(digest, infos[digest], digest)
+                merged.append(digest, infos[digest], _count(infos[digest]))
             else:
                 merged.copy_row(known, rows[digest])
         self._memory.save(_MEMORY_KEY, merged)
@@ -239,6 +239,11 @@ def aside_name(relpath: str) -> str:
     """Return the name beside a file under which its successor is made."""
     folder, slash, _ = relpath.rpartition("/")
     return f"{folder}{slash}{temporary_name()}"
+
+
+def _count(info: os.stat_result) -> str:
+    """Return the number of a file's links as the memory keeps it, in the form of a digest."""
+    return f"{info.st_nlink:032x}"
 
 
 def _same(rows: Rows, i: int, info: os.stat_result) -> bool:

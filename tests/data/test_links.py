@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from dvkf_prefect.cli import main
 from dvkf_prefect.data import crew
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import OutputError, TransferError
+from dvkf_prefect.errors import DvkfError, OutputError, TransferError
 
 FILES = {
     "a.txt": b"a",
@@ -118,6 +119,35 @@ def test_what_was_put_in_place_is_not_read_again(
         repo.checkout()
         assert not repo.status()
     assert read == []
+
+
+def test_a_large_object_is_read_where_its_links_do_not_explain_its_change_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written through a link with its old time put back, it was linked again for a week."""
+    monkeypatch.setattr("dvkf_prefect.data.links._RECHECKED", -1)
+    repo = make(tmp_path / "repo", "hardlink")
+    repo.add(["data"])
+    repo.checkout(relink=True)
+    stored = object_of(repo, "a.txt")
+    data, before = stored.read_bytes(), stored.stat()
+    stored.chmod(0o644)
+    stored.write_bytes(b"#" * len(data))
+    os.utime(stored, ns=(before.st_atime_ns, before.st_mtime_ns))
+    stored.chmod(0o444)
+    assert stored.stat().st_nlink == before.st_nlink
+    with pytest.raises(DvkfError, match="changed in the cache by writing to a file that is linked"):
+        repo.checkout(relink=True, force=True)
+    # One more link elsewhere explains it.
+    other = object_of(repo, "large.bin")
+    read: list[str] = []
+    monkeypatch.setattr(
+        "dvkf_prefect.data.links.digest_files", lambda paths, sizes: read.extend(map(str, paths)) or iter(())
+    )
+    os.link(other, tmp_path / "elsewhere")
+    with suppress(DvkfError):
+        repo.checkout(relink=True)
+    assert str(other) not in read
 
 
 def test_a_link_that_is_there_already_leaves_nothing_beside_it(tmp_path: Path) -> None:
