@@ -333,6 +333,24 @@ def test_import_from_s3_and_by_version(buckets: str, pair: tuple[Path, Path]) ->
     assert repo.push(["vd.dvc"]).files == 0
 
 
+def test_stages_that_read_from_s3(buckets: str, pair: tuple[Path, Path], capsys, monkeypatch) -> None:
+    """Both record what the service says of a file, and of a folder, unread."""
+    theirs, ours = pair
+    for root in pair:
+        (root / "dvc.yaml").write_text(
+            "stages:\n  a: {cmd: echo > a, deps: ['remote://bucket/f', 'remote://bucket/d'], outs: [a]}\n"
+        )
+    run(theirs, "dvc", "repro", "-q")
+    monkeypatch.chdir(ours)
+    assert main(["repro", "-q"]) == 0
+    assert (ours / "dvc.lock").read_bytes() == (theirs / "dvc.lock").read_bytes()
+    assert run(ours, "dvc", "status", "--json").strip() == "{}"
+    put(ours, "d/x", "x2")
+    capsys.readouterr()
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(run(ours, "dvc", "status", "--json"))
+
+
 def test_what_dvc_pushed_by_version_is_fetched_and_never_written(
     buckets: str, pair: tuple[Path, Path]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.pages import Watch
 from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after
 from dvkf_prefect.data.remotes.protocols import Pages, Protocol
+from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.errors import DvkfError, MissingObjectError
 
 if TYPE_CHECKING:
@@ -177,10 +177,10 @@ class FilesystemStorage(Storage):
 
     def write(self, key: str, data: bytes) -> None:
         """Store a small blob."""
-        with tempfile.NamedTemporaryFile(prefix="dvkf-") as file:
-            file.write(data)
-            file.flush()
-            self.upload(key, Path(file.name))
+        with scratch_folder("dvkf-blob-") as folder:
+            source = folder / "blob"
+            source.write_bytes(data)
+            self.upload(key, source)
 
     def upload(self, key: str, source: Path) -> None:
         """Store a file as a blob."""
