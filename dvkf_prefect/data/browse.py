@@ -343,18 +343,28 @@ class _Browser:
             )
         seen: set[str] = set()
         if there and stat.S_ISDIR(there.st_mode):
-            with os.scandir(f"{self._root}/{path}") as entries:
-                for entry in entries:
-                    if is_temporary(entry.name):
-                        continue
-                    isdir = entry.is_dir(follow_symlinks=False)
-                    full = _join(path, entry.name)
-                    if not self._repo.ignore.matches(full + "/" if isdir else full):
-                        seen.add(entry.name)
-                        yield self._there(entry.name, self._stat(entry), tracked.get(entry.name))
+            for entry in self._entries(path):
+                isdir = entry.is_dir(follow_symlinks=False)
+                full = _join(path, entry.name)
+                if self._repo.ignore.matches(full + "/" if isdir else full):
+                    continue
+                try:
+                    info = self._stat(entry)
+                except FileNotFoundError:
+                    continue  # removed since it was listed
+                seen.add(entry.name)
+                yield self._there(entry.name, info, tracked.get(entry.name))
         for name, what in tracked.items():
             if name not in seen:
                 yield self._recorded(name, what)
+
+    def _entries(self, path: str) -> list[os.DirEntry[str]]:
+        """List a folder of the workspace; one that was removed meanwhile holds nothing."""
+        try:
+            with os.scandir(f"{self._root}/{path}") as entries:
+                return [entry for entry in entries if not is_temporary(entry.name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def _stat(self, entry: os.DirEntry[str]) -> os.stat_result:
         """Return a file's stat; of a link its own, with the size of what it leads to."""

@@ -263,7 +263,10 @@ def _unprotect(repo: Repo, place: Path) -> list[tuple[Path, int]]:
     if place.is_symlink() and place.is_dir():
         return changed
     for path in _files(place):
-        info = os.lstat(path)
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            continue  # another process removed it since it was listed
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(path).st_mode):
                 continue

@@ -86,9 +86,15 @@ class WorkspaceFiles:
                 folders, here = self._scan(level, data)
                 left_out = git_ignored([*here, *folders])
                 for path in sorted(here):
-                    if path not in left_out:
-                        found.append(path)
+                    if path in left_out:
+                        continue
+                    try:
                         data |= self._outputs_of(path)
+                    except FileNotFoundError:
+                        if os.path.lexists(self._root / path):
+                            raise  # a link that leads nowhere, or what it needs is missing
+                        continue  # another process removed it since it was listed
+                    found.append(path)
                 level = [f for f in folders if f[:-1] not in data and f not in left_out]
         return sorted(found)
 

@@ -133,7 +133,11 @@ def run_outputs(cache: Cache) -> list[Output]:
     """Return the outputs that the cache's run cache names; entries that cannot be read are passed over."""
     found: dict[tuple[str, str], Output] = {}
     for key in _local(cache):
-        for item in _outs(read_description(cache.root / key), key) or ():
+        try:
+            data = read_description(cache.root / key)
+        except FileNotFoundError:
+            continue  # another process collected it since it was listed
+        for item in _outs(data, key) or ():
             digest = item["md5"]
             hash_name = MD5 if item.get("hash") == MD5 else LEGACY
             output = Output(

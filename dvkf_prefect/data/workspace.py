@@ -175,7 +175,13 @@ class Workspace:
             """List one folder, sorted by name, a folder by its name and a slash: the order of whole paths."""
             nonlocal quiet
             found: list[tuple[str, os.DirEntry[str], bool]] = []
-            with os.scandir(place) as entries:
+            try:
+                scan = os.scandir(place)
+            except (FileNotFoundError, NotADirectoryError):
+                if not prefix:
+                    raise
+                return iter(())  # another process removed it since it was listed
+            with scan as entries:
                 for entry in entries:
                     name = entry.name
                     is_folder = entry.is_dir(follow_symlinks=False)
@@ -212,8 +218,11 @@ class Workspace:
                 if is_folder:
                     deeper = listed(key, entry.path)
                     break
+                try:
+                    infos.append(entry.stat())
+                except FileNotFoundError:
+                    continue  # removed since it was listed
                 rows.relpaths.append(key)
-                infos.append(entry.stat())
             rows.extend_stats(infos)
             if deeper is None:
                 stack.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,12 +38,18 @@ class RunCache:
         """
         folder = self._folder / key[:2] / key
         try:
-            found = sorted(os.scandir(folder), key=lambda entry: entry.stat().st_mtime_ns, reverse=True)
+            entries = list(os.scandir(folder))
         except FileNotFoundError:
             return None
-        for entry in found:
-            run = _read(Path(entry.path))
-            if run is not None and not entry.name.startswith("."):
+        found: list[tuple[int, str]] = []
+        for entry in entries:
+            # A collection may remove it meanwhile.
+            with suppress(FileNotFoundError):
+                if not entry.name.startswith("."):
+                    found.append((entry.stat().st_mtime_ns, entry.path))
+        for _, path in sorted(found, reverse=True):
+            run = _read(Path(path))
+            if run is not None:
                 return run
         return None
 
