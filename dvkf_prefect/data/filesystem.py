@@ -83,7 +83,8 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
     Listing needs no data: it goes by git's objects and by manifests. A file is brought into the cache when it is read,
     verified; a large one that is not there is read piece by piece, as it is asked for. ``get`` and ``cat`` of many
     files bring them several at once. Files that describe what is tracked (``.dvc``, dvc.yaml) are left out of listings,
-    as DVC does, unless ``dvcfiles=True``.
+    as DVC does, unless ``dvcfiles=True``. A repository inside the repository is listed and read by its own paths; from
+    above it is not listed.
 
     Without a revision it shows the workspace as it is, and from the cache what is tracked but not there; of a git url,
     the default branch. Names of revisions mean what they mean when the filesystem is made; those in a path, of a folder
@@ -134,6 +135,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         self._opening = threading.RLock()
         self._here: ExternalRepo | None = None
         self._views: dict[str | None, View] = {}
+        self._projects: dict[tuple[str | None, str], View] = {}
         self._stack = ExitStack()
         weakref.finalize(self, self._stack.close)
         if local_folder(self.repo) is not None:
@@ -173,24 +175,43 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
                 if here is not None:
                     self._views[rev] = View(here, rev, label=label)
                 else:
-                    cache_dir = Path(self._cache_dir).absolute() if self._cache_dir else None
-                    opening = open_external(self.repo, rev, cache_dir=cache_dir, **self._settings)
-                    opened = self._stack.enter_context(opening)
+                    opened = self._clone(rev)
                     self._views[rev] = View(opened, opened.at, label=label)
             return self._views[rev]
 
     def _locate(self, path: str) -> tuple[View, str, str]:
         """Return the view that a path is of, the path in it, and what stands before the paths of that view."""
         plain = plain_path(self._strip_protocol(path))
-        if not plain.startswith("@"):
-            return self.view(), plain, ""
-        head, _, rest = plain.partition("/")
         own = self.view()
+        if not plain.startswith("@"):
+            return self._innermost(own, plain, "")
+        head, _, rest = plain.partition("/")
         try:
             own.entry(head)
         except OutputNotFoundError:
-            return self.view(unquote(head[1:])), rest, head + "/"
-        return own, plain, ""
+            return self._innermost(self.view(unquote(head[1:])), rest, head + "/")
+        return self._innermost(own, plain, "")
+
+    def _innermost(self, view: View, path: str, prefix: str) -> tuple[View, str, str]:
+        """Return the same of the repository inside a view's repository that a path lies in, if it lies in one."""
+        project = view.project_at(path)
+        if not project:
+            return view, path, prefix
+        with self._opening:
+            key = (view.commit, project)
+            if key not in self._projects:
+                repo = view.repo
+                if not (repo.root / project / ".dvc").is_dir():  # a revision may have what the folder has not
+                    repo = self._clone(view.commit)
+                assert isinstance(repo, ExternalRepo)
+                self._projects[key] = View(repo.below(project), view.commit, label=self.label)
+            return self._projects[key], path[len(project) + 1 :], f"{prefix}{project}/"
+
+    def _clone(self, rev: str | None) -> ExternalRepo:
+        """Return a clone at a revision, which goes away with the filesystem."""
+        cache_dir = Path(self._cache_dir).absolute() if self._cache_dir else None
+        opening = open_external(self.repo, rev, cache_dir=cache_dir, **self._settings)
+        return self._stack.enter_context(opening)
 
     # -- listing -----------------------------------------------------------------------------------------------------
 
@@ -395,6 +416,9 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         with self._opening:
             here = self._here
             self._views = {rev: view for rev, view in self._views.items() if here and rev is not None}
+            self._projects = {
+                key: view for key, view in self._projects.items() if here and key[0] is not None
+            }
             if here is not None:
                 self._here = None
         super().invalidate_cache(path)

@@ -163,7 +163,7 @@ class Ignore:
         except UnicodeDecodeError as error:
             raise ParseError(name, f"an ignore file is UTF-8 text ({error})") from None
 
-    def _is_repo(self, folder: str) -> bool:
+    def is_repo(self, folder: str) -> bool:
         """Tell whether a folder is a repository of its own, which is no part of this one."""
         known = self._repos.get(folder)
         if known is None:
@@ -174,7 +174,7 @@ class Ignore:
         """Tell whether rules leave out a path, or a folder that it lies in."""
         if self._is_inside(rules, os.path.dirname(path)):
             return True
-        return rules.find(path, folder)[0] or (folder and self._is_repo(path))
+        return rules.find(path, folder)[0] or (folder and self.is_repo(path))
 
     def _is_inside(self, rules: _Rules, folder: str) -> bool:
         known = rules.inside.get(folder)
@@ -202,7 +202,7 @@ class Ignore:
         if not rules.only_defaults:
             return self._says(rules, path, folder=folder)
         # Nothing but the defaults: their patterns need no expression.
-        if name == ".git" or (folder and (name in _FOLDERS or self._is_repo(path))):
+        if name == ".git" or (folder and (name in _FOLDERS or self.is_repo(path))):
             return True
         inside = rules.inside.get(parent)
         if inside is None:
@@ -226,7 +226,7 @@ class Ignore:
         for end in range(1, len(parts) + 1):
             here = "/".join(parts[:end])
             is_folder = folder or end < len(parts)
-            if is_folder and self._is_repo(here):
+            if is_folder and self.is_repo(here):
                 return Verdict(True, (f"in sub_repo:{parts[end - 1]}",))
             ignored, group = rules.find(here, is_folder)
             if ignored or end == len(parts):

@@ -112,11 +112,17 @@ class _GitFiles:
         paths: Their paths.
         blobs: For each its mode, its object and its bytes.
         links: What each link leads to.
+        projects: The folders that are repositories of their own.
     """
 
     paths: _Paths
     blobs: list[tuple[str, str, int | None]]
     links: dict[str, str]
+    projects: tuple[str, ...] = ()
+
+    def is_above(self, path: str) -> bool:
+        """Tell whether a folder holds a repository of its own."""
+        return any(project.startswith(path + "/") for project in self.projects)
 
 
 class Listing(ABC):
@@ -151,6 +157,19 @@ class Listing(ABC):
         Raises:
             MissingObjectError: It is nowhere.
         """
+
+    def project_at(self, path: str) -> str:
+        """Return the innermost folder on a path that is a repository of its own; empty where there is none.
+
+        Its files are no part of this listing.
+        """
+        known = self._git.projects
+        folder = path
+        while folder:
+            if folder in known or (self.commit is None and self.repo.ignore.is_repo(folder)):
+                return folder
+            folder = posixpath.dirname(folder)
+        return ""
 
     def entry(self, path: str) -> Entry:
         """Return what is at a path.
@@ -258,19 +277,20 @@ class Listing(ABC):
         arguments = ("ls-tree", "-r", "-l", "-z", "--full-tree", self.commit)
         listed = git.run_bytes(*arguments, *(("--", prefix) if prefix else ()))
         found: list[tuple[str, tuple[str, str, int | None]]] = []
-        repos: set[str] = set()
+        projects: set[str] = set()
         for line in listed.split(b"\0"):
             head, _, name = line.partition(b"\t")
             if not head:
                 continue
             mode, kind, blob, size = head.decode().split()
             path = os.fsdecode(name)[len(prefix) :]
-            if path.endswith("/.dvc/config"):
-                repos.add(path.removesuffix(".dvc/config"))
+            if "/.dvc/" in path:
+                projects.add(path.rpartition("/.dvc/")[0])
             if kind == "blob" and path.partition("/")[0] not in _HIDDEN:
                 found.append((path, (mode, blob, int(size) if size.isdigit() else None)))
-        if repos:
-            found = [row for row in found if not row[0].startswith(tuple(repos))]
+        if projects:
+            inner = tuple(f"{project}/" for project in projects)
+            found = [row for row in found if not row[0].startswith(inner)]
         found.sort(key=lambda row: row[0])
         links = [Entry(path, blob=blob) for path, (mode, blob, _) in found if mode == _LINK]
         texts = {entry.path: os.fsdecode(data) for entry, data in self._blobs(links)}
@@ -278,7 +298,8 @@ class Listing(ABC):
             path: posixpath.normpath(posixpath.join(posixpath.dirname(path), text))
             for path, text in texts.items()
         }
-        return _GitFiles(_Paths([row[0] for row in found]), [row[1] for row in found], targets)
+        paths = _Paths([row[0] for row in found])
+        return _GitFiles(paths, [row[1] for row in found], targets, tuple(sorted(projects)))
 
     def _real(self, path: str) -> str | None:
         """Return where a path leads by the links of a commit; None where that is nowhere in it."""
@@ -302,10 +323,16 @@ class Listing(ABC):
         if row is not None:
             mode, blob, size = self._git.blobs[row]
             return Entry(path, size=size, blob=blob, isexec=mode == _PROGRAM)
-        return Entry(path, is_dir=True) if not path or self._git.paths.has_below(path) else None
+        below = not path or self._git.paths.has_below(path) or self._git.is_above(path)
+        return Entry(path, is_dir=True) if below else None
 
     def _level_in_git(self, path: str) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
+        start = f"{path}/" if path else ""
+        for project in self._git.projects:
+            name, slash, _ = project[len(start) :].partition("/")
+            if slash and project.startswith(start):
+                found[name] = Entry(start + name, is_dir=True)
         for name, row in self._git.paths.level(path):
             below = f"{path}/{name}" if path else name
             if row is None:
@@ -378,7 +405,8 @@ class Listing(ABC):
                     info = item.stat()
                     is_dir = stat.S_ISDIR(info.st_mode)
                     hidden = (not path and item.name in _HIDDEN) or is_temporary(item.name)
-                    if hidden or (not quiet and self.repo.ignore.matches(below + "/" if is_dir else below)):
+                    looked_at = is_dir or not quiet  # a folder may be a repository of its own
+                    if hidden or (looked_at and self.repo.ignore.matches(below + "/" if is_dir else below)):
                         continue
                     entry = _disk_entry(below, item.path, info, is_link=is_dir and item.is_symlink())
                     if entry is not None:

@@ -810,3 +810,63 @@ class TestConformance(AbstractFixtures, AbstractGetTests):
     @pytest.fixture
     def fs_10_files_with_hashed_names(self, fs: DvkfFileSystem) -> str:
         return self._tracked(fs, self._10_files_with_hashed_names)
+
+
+def test_a_project_below_the_top_of_git_is_read_by_its_paths(tmp_path: Path) -> None:
+    """As DVC's filesystem: by name it is all there, from above nothing of it is listed."""
+    mono = tmp_path / "mono"
+    write(
+        mono, {"other/code.py": b"code", "README": b"r", "team/proj/plain": b"p", "team/proj/data/x": b"x1"}
+    )
+    run(mono, "git", "init", "-q")
+    project = Repo.init(mono / "team/proj", subdir=True)
+    with project.config.edit() as sections:
+        sections["remote"]["own"] = {"url": str(tmp_path / "store")}
+        sections["core"]["remote"] = "own"
+    project = Repo(mono / "team/proj")
+    for text, tag in ((b"x1", "v1"), (b"x2", "v2")):
+        write(mono, {"team/proj/data/x": text})
+        project.add(["data"])
+        project.push()
+        run(mono, "git", "add", "-A")
+        run(mono, "git", "commit", "-qm", tag)
+        run(mono, "git", "tag", tag)
+    run(mono, "git", "clone", "-q", "--bare", str(mono), str(tmp_path / "bare.git"))
+    shutil.rmtree(project.cache.root)
+    asked = [
+        (str(mono), None, b"x2"),
+        (str(mono), "v1", b"x1"),
+        (str(mono), "v2", b"x2"),
+        ((tmp_path / "bare.git").as_uri(), "v1", b"x1"),
+    ]
+
+    def check(repo: str, rev: str | None, text: bytes) -> None:
+        fs = fsspec.filesystem("dvkf", repo=repo, rev=rev, skip_instance_cache=True)
+        assert fs.cat("team/proj/data/x") == text and fs.cat("team/proj/plain") == b"p"
+        assert [name for name in fs.ls("team/proj", detail=False) if "/." not in name] == [
+            "team/proj/data",
+            "team/proj/plain",
+        ]
+        assert fs.find("team/proj/data") == fs.glob("team/proj/data/*") == ["team/proj/data/x"]
+        info = fs.info("team/proj/data/x")
+        assert (info["name"], info["isdvc"]) == ("team/proj/data/x", True)
+        assert fs.info("team/proj")["type"] == "directory" and fs.isdir("team")
+        assert fs.du("team/proj/data") == 2 and not fs.exists("team/proj/nothing")
+        fs.get("team/proj", str(tmp_path / f"got-{rev}"), recursive=True)
+        assert (tmp_path / f"got-{rev}/data/x").read_bytes() == text
+        assert sorted(fs.ls("", detail=False)) == ["README", "other", "team"]
+        assert fs.ls("team") == [] and sorted(fs.find("")) == ["README", "other/code.py"]
+
+    for repo, rev, text in asked:
+        check(repo, rev, text)
+        shutil.rmtree(tmp_path / f"got-{rev}")
+    fs = fsspec.filesystem("dvkf", repo=str(mono))
+    assert fs.cat("@v1/team/proj/data/x") == b"x1" and fs.ls("@v1/team/proj/data", detail=False) == [
+        "@v1/team/proj/data/x"
+    ]
+    # A revision holds the project where the folder no longer does.
+    run(mono, "git", "rm", "-qr", "team")
+    shutil.rmtree(mono / "team")
+    run(mono, "git", "commit", "-qm", "gone")
+    check(str(mono), "v1", b"x1")
+    assert not fsspec.filesystem("dvkf", repo=str(mono), skip_instance_cache=True).exists("team/proj/data/x")
