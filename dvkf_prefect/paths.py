@@ -6,6 +6,8 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from dvkf_prefect.errors import UnsafePathError
@@ -150,6 +152,16 @@ def check_look(root: Path, path: str) -> None:
         UnsafePathError: The path, or a parent folder, is a link to a place outside ``root``.
     """
     check_parents(root, f"{path}/")
+
+
+@cache
+def unreal_devices() -> frozenset[int]:
+    """Return the devices whose files the kernel makes up: reading one may never end."""
+    found = set()
+    for place in ("/proc", "/sys"):
+        with suppress(OSError):
+            found.add(os.stat(place).st_dev)
+    return frozenset(found)
 
 
 def find_link(folder: Path) -> Path | None:

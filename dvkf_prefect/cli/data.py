@@ -230,7 +230,7 @@ def _reasons(repo: Repo, targets: Sequence[str]) -> dict[str, str]:
 
 
 def _path_from_here(repo: Repo, path: str) -> str:
-    return os.path.relpath(repo.root / path)
+    return path if path.startswith("/") else os.path.relpath(repo.root / path)
 
 
 def _print_report(report: dict[str, list[Any]], reasons: dict[str, str]) -> None:

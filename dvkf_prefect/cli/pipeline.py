@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.cli._common import Parser, open_repo, positive, targets_of
+from dvkf_prefect.cli._common import Parser, open_repo, positive, print_git_hint, targets_of
 from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.errors import DvkfError
     from dvkf_prefect.pipeline.repro import ReproResult, StageEvent
     from dvkf_prefect.pipeline.runner import Runner
     from dvkf_prefect.pipeline.sources import SourceEvent
@@ -106,11 +107,20 @@ def repro(args: argparse.Namespace) -> int:
         allow_missing=args.allow_missing,
     )
     if args.dry:
-        decisions = stages.plan(repo, targets, scope=scope, rules=rules)
-        for decision in decisions if not args.quiet else ():
-            _print_decision(decision, _name(repo, decision.stage))
-        _end(args.quiet, any(decision.action != "skip" for decision in decisions))
-        return 0
+        from dvkf_prefect.pipeline.plan import rehearse
+
+        screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, dry=True)
+        rehearsed = rehearse(
+            repo,
+            targets,
+            scope=scope,
+            rules=rules,
+            on_error=args.on_error,
+            on_decision=screen.tell_decision,
+            on_failure=screen.tell_failure,
+            on_source=screen.tell_source,
+        )
+        return screen.end(rehearsed)
     screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, echoes=args.runner == "local")
     jobs = args.jobs or (2 if args.hermetic or args.runner != "local" else 1)
     with _runner(repo, args.runner, in_place=not args.hermetic) as runner:
@@ -145,6 +155,8 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
             raise_failures=False,
             on_event=screen.tell,
         )
+    if not (result.failed or quiet):
+        print_git_hint(repo)
     return 255 if result.failed else 0
 
 
@@ -185,19 +197,6 @@ def _because(reasons: Sequence[Reason]) -> str:
     return f"  because {'; '.join(map(str, reasons))}"
 
 
-def _print_decision(decision: Decision, name: str) -> None:
-    if decision.action == "run":
-        say(f"Running stage '{name}':")
-        for command in decision.commands:
-            say(f"> {command}")
-        say(_because(decision.reasons))
-    elif decision.action == "restore":
-        say(f"Stage '{name}' is cached - skipping run, checking out outputs")
-        say(_because(decision.reasons))
-    else:
-        say(f"Stage '{name}' didn't change, skipping")
-
-
 def _end(quiet: bool, changed: bool) -> None:
     if not quiet:
         print(
@@ -210,11 +209,15 @@ def _end(quiet: bool, changed: bool) -> None:
 class _Screen:
     """Tells a person what is done, in DVC's words, with the reasons for it."""
 
-    def __init__(self, repo: Repo, *, quiet: bool, on_error: str, echoes: bool = True) -> None:
+    def __init__(
+        self, repo: Repo, *, quiet: bool, on_error: str, echoes: bool = True, dry: bool = False
+    ) -> None:
         self._repo = repo
         self._echoes = echoes  # whether stages print for themselves
         self._quiet = quiet
         self._on_error = on_error
+        self._dry = dry
+        self._changed = False
         self._ran = False
         self._running: list[str] = []
 
@@ -226,14 +229,38 @@ class _Screen:
 
     def tell_source(self, event: SourceEvent) -> None:
         """Tell of a `.dvc` file."""
+        self._changed |= event.action != "skip"
+        would = "would be " if self._dry else ""
+        if event.action == "update":
+            self._say(f"Importing '{event.origin}' -> '{os.path.relpath(self._repo.root / event.path)}'")
+            return
         said = {
             "skip": " didn't change, skipping",
-            "record": ": recorded what changed",
-            "checkout": ": checked out",
-            "pull": ": pulled",
-            "update": ": updated from its source",
+            "record": ": what changed would be recorded" if self._dry else ": recorded what changed",
+            "checkout": f": {would}checked out",
+            "pull": f": {would}pulled",
         }
         self._say(f"'{os.path.relpath(self._repo.root / event.source)}'{said[event.action]}")
+
+    def tell_decision(self, stage: Stage, decision: Decision) -> None:
+        """Tell what would be done with a stage."""
+        from dvkf_prefect.pipeline.events import StageEvent
+
+        name = _name(self._repo, stage.address)
+        if decision.action == "run":
+            self._say(
+                f"Running stage '{name}':",
+                *(f"> {command}" for command in stage.cmd),
+                _because(decision.reasons),
+            )
+        else:
+            self.tell(StageEvent(stage.address, decision.action, decision.reasons, frozen=stage.frozen))
+
+    def tell_failure(self, stage: Stage, error: DvkfError) -> None:
+        """Tell of a stage that would fail."""
+        from dvkf_prefect.pipeline.events import StageEvent
+
+        self.tell(StageEvent(stage.address, "fail", message=str(error)))
 
     def tell(self, event: StageEvent) -> None:
         """Tell of a stage."""
@@ -292,9 +319,10 @@ class _Screen:
             segment = "stages: " if len(result.failed) > 1 else ""
             say(f"ERROR: failed to reproduce {segment}{names}", stream=sys.stderr)
             return 255
-        _end(
-            self._quiet, any(d.action != "skip" or d.reasons for d in result.decisions) and not result.failed
-        )
+        if not self._quiet:
+            print_git_hint(self._repo)
+        changed = self._changed or any(d.action != "skip" or d.reasons for d in result.decisions)
+        _end(self._quiet, changed and not result.failed)
         return 0
 
 

@@ -22,7 +22,7 @@ class Change:
         path: The output, relative to the root.
         source: The file that describes it.
         stage: The stage it belongs to, if any.
-        state: ``new``, ``deleted``, ``modified`` or ``not in cache``, as DVC says it.
+        state: ``deleted``, ``modified`` or ``not in cache``, as DVC says it.
     """
 
     path: str
@@ -68,13 +68,11 @@ def status(repo: Repo, targets: Sequence[str]) -> Status:
 
 
 def _state(repo: Repo, output: Output) -> str | None:
-    found = repo.workspace.look(output.path, hash_name=output.hash_name)
+    found = repo.workspace.look(output.path, hash_name=output.hash_name, lenient=True)
     if output.digest and output.cached and not _in_cache(repo, output, found):
         return "not in cache"
     if found.digest is None:
         return "deleted"
-    if output.digest is None:
-        return "new"
     return None if found.digest == output.digest else "modified"
 
 

@@ -652,6 +652,13 @@ def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                 yield relpath, entry
 
 
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one."""
+    with suppress(OSError):  # a link to itself
+        return entry.is_dir()
+    return False
+
+
 def check_entry(entry: os.DirEntry[str]) -> None:
     """Refuse what a manifest cannot hold.
 
@@ -665,11 +672,12 @@ def check_entry(entry: os.DirEntry[str]) -> None:
             raise OutputError(
                 f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename the file"
             ) from None
-    if entry.is_file():
-        return
+    with suppress(OSError):  # a link to itself
+        if entry.is_file():
+            return
     if not entry.is_symlink():
         kind = "not a regular file"
-    elif entry.is_dir():
+    elif leads_to_folder(entry):
         kind = "a link to a directory; replace it by the directory, or leave it out with .dvcignore"
     else:
         kind = "a link that leads nowhere; remove it, or leave it out with .dvcignore"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import shutil
@@ -21,7 +22,7 @@ from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
 from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.links import Links, aside_name
 from dvkf_prefect.data.outputs import Output
-from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files
+from dvkf_prefect.data.store import MD5, Cache, Stored, check_entry, digest_files, leads_to_folder
 from dvkf_prefect.data.tree import Tree, is_tree
 from dvkf_prefect.data.written import Written
 from dvkf_prefect.errors import (
@@ -33,7 +34,14 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.files import is_temporary
 from dvkf_prefect.leftovers import discard, sweep_files
-from dvkf_prefect.paths import check_look, check_output, check_parents, check_target, make_folders
+from dvkf_prefect.paths import (
+    check_look,
+    check_output,
+    check_parents,
+    check_target,
+    make_folders,
+    unreal_devices,
+)
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer import Progress
@@ -111,17 +119,19 @@ class Workspace:
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
-    def look(self, path: str, *, hash_name: str = MD5) -> Found:
+    def look(self, path: str, *, hash_name: str = MD5, lenient: bool = False) -> Found:
         """Return what lies at a path now; only files that look changed since the last look are read.
 
         Args:
             path: Posix, relative to the root.
             hash_name: ``md5``, or ``md5-dos2unix`` to compare with an output of DVC 2.x.
+            lenient: Only compare, as DVC does: a link that leads nowhere is nothing, and links to directories below a
+                directory are passed over.
 
         Raises:
             OutputError: Something there cannot be tracked; names it.
         """
-        rows = self._scan(path)
+        rows = self._scan(path, lenient=lenient)
         if rows is None:
             return Found(None)
         read_ns = time.time_ns()
@@ -148,26 +158,28 @@ class Workspace:
     def _is_dir(self, path: str) -> bool:
         return (self._root / path).is_dir()
 
-    def _scan(self, path: str) -> Rows | None:
+    def _scan(self, path: str, *, lenient: bool = False) -> Rows | None:
         """List the files at a path without reading them; None when nothing is there."""
         base = self._root / path
         try:
             info = base.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            if base.is_symlink():
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            if base.is_symlink() and not lenient:
                 raise OutputError(f"{path}: a link that leads nowhere; remove it") from None
             return None
         rows = Rows()
         if stat.S_ISDIR(info.st_mode):
             check_look(self._root, path)
-            self._walk(path, rows)
-        elif stat.S_ISREG(info.st_mode):
+            self._walk(path, rows, lenient=lenient)
+        elif stat.S_ISREG(info.st_mode) and info.st_dev not in unreal_devices():
             rows.append("", info, "")
         else:
             raise OutputError(f"{path}: not a regular file")
         return rows
 
-    def _walk(self, path: str, rows: Rows) -> None:
+    def _walk(self, path: str, rows: Rows, *, lenient: bool = False) -> None:
         """Add the files below a folder that its ignore files do not leave out, in the order of a manifest."""
         quiet = self._ignore.quiet_below(path)
 
@@ -205,6 +217,8 @@ class Workspace:
                     if not quiet and self._ignore.matches(f"{path}/{key}"):
                         continue
                     if not is_folder and not (name.isascii() and entry.is_file(follow_symlinks=False)):
+                        if lenient and leads_to_folder(entry):
+                            continue
                         check_entry(entry)
                     found.append((key, entry, is_folder))
             found.sort(key=itemgetter(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,13 @@ def selected(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[S
 
 
 def decide(
-    snapshot: Snapshot, stage: Stage, rules: Rules, *, forced: bool = False, dry: bool = True
+    snapshot: Snapshot,
+    stage: Stage,
+    rules: Rules,
+    *,
+    forced: bool = False,
+    dry: bool = True,
+    on_disk: bool = False,
 ) -> Choice:
     """Decide on one stage; those that it needs were decided on.
 
@@ -118,9 +124,10 @@ def decide(
         rules: How to decide.
         forced: Run it, whatever has changed.
         dry: Only ask the remote; otherwise what a decision rests on is brought.
+        on_disk: What it reads has to lie in the workspace, see `Snapshot.inputs`.
     """
     entry = snapshot.entry(stage)
-    inputs = snapshot.inputs(stage, entry)
+    inputs = snapshot.inputs(stage, entry, on_disk=on_disk)
     reasons = reasons_for(snapshot, stage, entry, inputs)
     forced = forced or rules.force
 
@@ -148,7 +155,7 @@ def _known_run(
     stage: Stage,
     entry: Entry | None,
     inputs: Inputs,
-    reasons: Iterable[Reason],
+    reasons: Sequence[Reason],
     rules: Rules,
     *,
     dry: bool,
@@ -158,7 +165,12 @@ def _known_run(
     only_outputs = all(reason.kind == "output" for reason in reasons) and not any(
         out.persist and snapshot.look(out.path).digest for out in stage.outs
     )
-    if entry is not None and only_outputs and _can_have(snapshot, stage, entry, pull=rules.pull, dry=dry):
+    if (
+        entry is not None
+        and only_outputs
+        and _is_known(stage, entry, reasons, rules)
+        and _can_have(snapshot, stage, entry, pull=rules.pull, dry=dry)
+    ):
         return entry
     if not inputs.known or not rules.run_cache:
         return None
@@ -169,6 +181,16 @@ def _known_run(
     if run is None or not _can_have(snapshot, stage, run, pull=rules.pull, dry=dry):
         return None
     return run
+
+
+def _is_known(stage: Stage, entry: Entry, reasons: Sequence[Reason], rules: Rules) -> bool:
+    """Tell whether the last run's outputs may come from the cache: as DVC, only what reads something has known runs.
+
+    What lies in the workspace as it was recorded is taken in again whatever the stage reads.
+    """
+    if can_restore(stage, entry) or (rules.pull and all(map(_is_absence, reasons))):
+        return True
+    return all(reason.note == "is not in the cache" for reason in reasons)
 
 
 def _can_have(snapshot: Snapshot, stage: Stage, entry: Entry, *, pull: bool, dry: bool) -> bool:

@@ -276,12 +276,32 @@ def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
             "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
             "brought here (fetch)"
         )
+    check_readable(stage, inputs)
     missing = [without_secrets(name) for name, stored in inputs.deps.items() if stored is None]
     if missing:
         raise StageError(
             f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
             "they were; write them, or bring them with `dvkf pull`"
         )
+    check_params_there(stage, inputs)
+
+
+def check_readable(stage: Stage, inputs: Inputs) -> None:
+    """Refuse a stage that reads what no manifest can hold.
+
+    Raises:
+        StageError: It does.
+    """
+    for name, said in inputs.wrong.items():
+        raise StageError(f"stage '{stage.address}': its dependency '{name}' cannot be read: {said}")
+
+
+def check_params_there(stage: Stage, inputs: Inputs) -> None:
+    """Refuse a stage whose parameters are not all there.
+
+    Raises:
+        StageError: They are not.
+    """
     if inputs.missing_params:
         raise StageError(
             f"stage '{stage.address}': the parameters {', '.join(inputs.missing_params)} do not exist; add them, "

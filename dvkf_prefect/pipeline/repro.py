@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Literal
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
-    ConfigError,
     DvkfError,
-    ParseError,
-    RemoteError,
     StageCancelledError,
     StageFailedError,
     StageNotFoundError,
 )
 from dvkf_prefect.pipeline.batch import Batch, Member, Outcome, can_join, items_read, with_known
-from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide, selected
+from dvkf_prefect.pipeline.decide import Choice, Rules, Scope, decide
 from dvkf_prefect.pipeline.events import ReproResult, StageEvent
 from dvkf_prefect.pipeline.lock import make_entry
+from dvkf_prefect.pipeline.plan import chosen, plan
 from dvkf_prefect.pipeline.record import (
     bring_inputs,
     check_inputs,
@@ -50,7 +48,6 @@ from dvkf_prefect.pipeline.runner import (
 from dvkf_prefect.pipeline.snapshot import Inputs, Snapshot
 from dvkf_prefect.pipeline.sources import (
     SourceEvent,
-    add_users,
     is_source,
     late_sources,
     read_by,
@@ -68,55 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["OnError", "ReproResult", "StageEvent", "commit_stages", "plan", "repro"]
 
 OnError = Literal["fail", "keep-going", "ignore"]
-
-
-def plan(
-    repo: Repo,
-    targets: Sequence[str] = (),
-    *,
-    force: bool = False,
-    single_item: bool = False,
-    scope: Scope | None = None,
-    rules: Rules | None = None,
-) -> list[Decision]:
-    """Tell what `repro` would do; nothing is run or written but what a look remembers.
-
-    Args:
-        repo: The repository.
-        targets: Stages, groups of them, dvc.yaml files, folders with one, outputs or `.dvc` files, relative to the
-            root, with what they need; all stages if empty.
-        force: Run stages for which nothing changed, too.
-        single_item: Leave out what the targets need.
-        scope: What else is meant by the targets, or what not; takes the place of ``single_item``.
-        rules: How to decide; takes the place of ``force``.
-
-    Returns:
-        A decision for each stage, in the order of the graph. A stage after one that runs is said to run, too; it
-        will be skipped if what it reads comes out the same.
-
-    Raises:
-        StageNotFoundError: A target is none of them.
-        StageGraphError: The stages do not form a graph.
-        ParseError: A file does not say what its format allows.
-
-    Example:
-        >>> for decision in plan(Repo.open("path/to/repository")):
-        ...     print(decision)
-    """
-    snapshot = Snapshot(repo, only_looks=True)
-    rules = rules or Rules(force=force)
-    decisions = []
-    forced: set[str] = set()
-    for stage in _stages(snapshot, targets, scope or Scope(single_item=single_item)):
-        choice = decide(
-            snapshot, stage, rules, forced=not forced.isdisjoint(snapshot.graph.needs(stage.address))
-        )
-        decisions.append(choice.decision)
-        if choice.decision.action != "skip":
-            snapshot.plan(stage, choice.entry if choice.decision.action == "restore" else None)
-            if rules.force_downstream:
-                forced.add(stage.address)
-    return decisions
 
 
 def repro(
@@ -227,17 +175,6 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
     return recorded
 
 
-def _stages(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
-    """Return the stages that targets mean; of `.dvc` files those that read them, where it goes downstream."""
-    named = [target for target in targets if not is_source(target)]
-    if len(named) < len(targets):
-        if scope.downstream or scope.pipeline:
-            named += add_users(snapshot, [target for target in targets if is_source(target)])
-        if not named:
-            return []
-    return selected(snapshot, named, scope)
-
-
 class _Repro:
     """One call of `repro`; the scheduling and all writing happen in the caller's thread."""
 
@@ -289,7 +226,7 @@ class _Repro:
         if self._rules.pull and self._rules.run_cache:
             pull_runs(self._repo)
         self._snapshot = Snapshot(self._repo, self._repo.remote() if self._by_reference else None)
-        stages = _stages(self._snapshot, targets, self._scope)
+        stages = chosen(self._snapshot, targets, self._scope)
         self._order = [stage.address for stage in stages]
         self._place = {address: i for i, address in enumerate(self._order)}
         # What is new to a dvc.lock goes in in the graph's order, as DVC has it, whoever ends first.
@@ -372,8 +309,7 @@ class _Repro:
             stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
             try:
                 choice = self._decide(stage)
-            except (ParseError, RemoteError, ConfigError) as error:
-                # What it reads cannot be told; others need not read that.
+            except DvkfError as error:  # what it reads cannot be told; others need not read that
                 decision = Decision(stage.address, "run", (), stage.cmd)
                 self._decisions[stage.address] = decision
                 self._fail(stage, Choice(decision, Inputs({}, (), {})), error)
@@ -527,8 +463,8 @@ class _Repro:
 
     def _start(self, stage: Stage, choice: Choice) -> None:
         self._ask(stage)
-        check_inputs(stage, choice.inputs)
         in_place = runs_in_place(self._runner, stage)
+        check_inputs(stage, choice.inputs)
         if in_place:
             bring_inputs(self._snapshot, stage)
             self._stages_lock.add(stage)
@@ -587,9 +523,15 @@ class _Repro:
                 self._forced.add(user)
 
     def _record_frozen(self, stage: Stage, choice: Choice) -> None:
-        """A frozen stage never runs: outputs that are gone come back, what else differs is recorded as it is."""
-        if choice.entry is not None and not any(
-            self._snapshot.look(out.path).digest for out in stage.outs if out.cached
+        """Record what differs of a frozen stage, which never runs.
+
+        Outputs that are gone are a failure, as in DVC; they come back only where data may come from the remote.
+        """
+        may_come = self._rules.pull or self._by_reference
+        if (
+            may_come
+            and choice.entry is not None
+            and not any(self._snapshot.look(out.path).digest for out in stage.outs if out.cached)
         ):
             self._finish(stage, choice, contents_of(stage, choice.entry))
             return

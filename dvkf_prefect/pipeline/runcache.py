@@ -79,7 +79,7 @@ def can_restore(stage: Stage, entry: Entry) -> bool:
         not stage.runs_always
         and (stage.deps or stage.params)
         and stage.outs
-        and not any(dep.external for dep in stage.deps)
+        and not any("://" in dep.name for dep in stage.deps)
         and all(item.get("md5") for item in entry.get("deps", []))
         and all(entry.get("params", {}).values())
         and not any(out.persist for out in stage.outs)

@@ -17,7 +17,7 @@ from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.store import LEGACY, MD5, Stored, object_key
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.data.workspace import Found
-from dvkf_prefect.errors import MissingObjectError, RemoteError
+from dvkf_prefect.errors import MissingObjectError, OutputError, RemoteError, UnsafePathError
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, read_lock, stored_of
 from dvkf_prefect.pipeline.params import check_params, parse_params, select
@@ -41,6 +41,7 @@ class Inputs:
         missing_params: ``file`` or ``file:key`` of what is declared and not there.
         datasets: The datasets it reads, by name as written: as dvc.lock has them, None for one whose version is not
             known: it was never updated, or is declared anew, or nowhere.
+        wrong: Why dependencies are not to be had that are there, by name as written.
     """
 
     deps: Mapping[str, Stored | None]
@@ -48,6 +49,7 @@ class Inputs:
     params: Mapping[str, Mapping[str, Any]]
     missing_params: tuple[str, ...] = ()
     datasets: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    wrong: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def known(self) -> bool:
@@ -130,10 +132,14 @@ class Snapshot:
     # -- what is there ---------------------------------------------------------------------------------------------
 
     def look(self, path: str, hash_name: str = MD5) -> Found:
-        """Return what lies at a path."""
+        """Return what lies at a path, as a comparison needs it, see `Workspace.look`.
+
+        Raises:
+            OutputError: Something there cannot be tracked.
+        """
         key = (path, hash_name)
         if key not in self._found:
-            self._found[key] = self.repo.workspace.look(path, hash_name=hash_name)
+            self._found[key] = self.repo.workspace.look(path, hash_name=hash_name, lenient=True)
             for folder in _folders(path):
                 self._below.setdefault(folder, set()).add(path)
         return self._found[key]
@@ -186,6 +192,14 @@ class Snapshot:
             while folder:
                 self._planned_folders[folder] = None
                 folder = posixpath.dirname(folder)
+
+    def expect(self, output: Output) -> None:
+        """Note that what a `.dvc` file records will lie in the workspace."""
+        if output.digest:
+            self._planned[output.path] = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
+
+    def _is_expected(self, path: str) -> bool:
+        return bool(self._planned) and any(above in self._planned for above in (path, *_folders(path)))
 
     def ahead(self) -> Snapshot:
         """Return the same for a look ahead: what is planned here is planned there, but not the other way round."""
@@ -258,7 +272,7 @@ class Snapshot:
         Args:
             stage: The stage.
             entry: Its last run.
-            on_disk: Whether only what lies in the workspace counts, not what could be brought there.
+            on_disk: Whether only what lies in the workspace counts, or is expected there, not what could be brought.
 
         Raises:
             ParseError: A parameter file does not parse.
@@ -267,9 +281,8 @@ class Snapshot:
         deps: dict[str, Stored | None] = {}
         datasets: dict[str, Mapping[str, Any] | None] = {}
         items: list[Item] = []
+        wrong: dict[str, str] = {}
         for dep in stage.deps:
-            if dep.name in deps or dep.name in datasets:
-                continue
             if dep.dataset is not None:
                 datasets[dep.name] = lock = self._dataset(dep.dataset)
                 if lock is not None:
@@ -280,7 +293,10 @@ class Snapshot:
                 deps[dep.name], item = self._read_outside(stage, dep, old)
                 items += [item] if item is not None else []
                 continue
-            stored = self._same_as_legacy(dep, old) or self._read(dep, on_disk)
+            try:
+                stored = self._same_as_legacy(dep, old) or self._read(dep, on_disk)
+            except (OutputError, UnsafePathError) as error:
+                stored, wrong[dep.name] = None, str(error)
             deps[dep.name] = stored
             if stored is not None and stored is not UNKNOWN:
                 legacy = old is not None and old.get("hash") != MD5 and old.get("md5") == stored.digest
@@ -295,10 +311,10 @@ class Snapshot:
             params[file] = select(values, keys)
             check_params(params[file], stage.params_path(file))
             missing += [f"{file}:{key}" for key in keys if key not in params[file]]
-        return Inputs(deps, tuple(items), params, tuple(missing), datasets)
+        return Inputs(deps, tuple(items), params, tuple(missing), datasets, wrong)
 
     def _read(self, dep: Dependency, on_disk: bool) -> Stored | None:
-        if not on_disk:
+        if not on_disk or self._is_expected(dep.path):
             return self.content(dep.path)
         found = self.look(dep.path)
         return None if found.digest is None else found.stored()

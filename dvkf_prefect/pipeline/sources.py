@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.pipeline.decide import Rules
 from dvkf_prefect.pipeline.graph import followed
 from dvkf_prefect.pipeline.snapshot import Snapshot
 from dvkf_prefect.pipeline.stages import Stage
+
+Action = Literal["skip", "record", "checkout", "pull", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +24,14 @@ class SourceEvent:
     Attributes:
         source: The file, relative to the root.
         action: ``skip``, ``record`` new content, ``checkout``, ``pull``, or ``update`` of an import.
+        path: The output, relative to the root.
+        origin: Where an import comes from, as a person reads it.
     """
 
     source: str
-    action: Literal["skip", "record", "checkout", "pull", "update"]
+    action: Action
+    path: str = ""
+    origin: str = ""
 
 
 def is_source(target: str) -> bool:
@@ -97,6 +104,7 @@ def settle(
     rules: Rules,
     tell: Callable[[SourceEvent], None],
     late: Collection[str] = (),
+    dry: bool = False,
 ) -> None:
     """Do with `.dvc` files what DVC's repro does: those that stages read, and those that are named.
 
@@ -107,6 +115,7 @@ def settle(
         rules: Whether data may come from the remote, and whether it may be missing.
         tell: Told of each.
         late: Outputs to pass over, see `late_sources`.
+        dry: Only tell; what would be brought is noted as expected.
 
     Raises:
         StageNotFoundError: There is no such `.dvc` file.
@@ -121,15 +130,18 @@ def settle(
         above = {output.path[:i] for i, letter in enumerate(output.path) if letter == "/"}
         if output.path not in named and output.path not in read | folders and not above & read:
             continue
-        event = SourceEvent(output.source, _settle_one(snapshot, output, rules))
-        tell(event)
-        if event.action != "skip":
+        action = _judge(snapshot, output, rules)
+        if not dry:
+            _act(snapshot.repo, output, action)
+        tell(SourceEvent(output.source, action, output.path, str(output.origin or "")))
+        if dry and action in ("checkout", "pull"):
+            snapshot.expect(output)
+        elif action != "skip":
             snapshot.forget([output.path])
 
 
-def _settle_one(
-    snapshot: Snapshot, output: Output, rules: Rules
-) -> Literal["skip", "record", "checkout", "pull", "update"]:
+def _judge(snapshot: Snapshot, output: Output, rules: Rules) -> Action:
+    """Return what is to be done with a `.dvc` file."""
     repo = snapshot.repo
     found = snapshot.look(output.path, output.hash_name)
     changed = found.digest is not None and found.digest != output.digest
@@ -138,19 +150,27 @@ def _settle_one(
 
         # It holds what its source holds; what was changed by hand and is nowhere else is not overwritten.
         if changed or changed_sources(repo, [output]):
-            repo.update([output.source])
             return "update"
     if not output.digest or found.digest == output.digest:
         return "skip"
     if changed:
-        repo.commit([output.path])
         return "record"
     if rules.allow_missing:
         return "skip"
     if snapshot.is_cached(output.digest, output.hash_name):
-        repo.checkout([output.path])
         return "checkout"
-    if rules.pull:
-        repo.pull([output.path])
-        return "pull"
-    return "skip"
+    return "pull" if rules.pull else "skip"
+
+
+def _act(repo: Repo, output: Output, action: Action) -> None:
+    match action:
+        case "update":
+            repo.update([output.source])
+        case "record":
+            repo.commit([output.path])
+        case "checkout":
+            repo.checkout([output.path])
+        case "pull":
+            repo.pull([output.path])
+        case _:
+            pass

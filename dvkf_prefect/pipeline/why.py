@@ -156,7 +156,8 @@ def _input_reasons(stage: Stage, entry: Entry, inputs: Inputs) -> Iterable[Reaso
         if stored is UNKNOWN:
             yield Reason("dependency", name, old, None, "will be written anew")
         elif stored is None:
-            yield Reason("dependency", name, old, None, "is missing")
+            said = inputs.wrong.get(name)
+            yield Reason("dependency", name, old, None, f"cannot be read: {said}" if said else "is missing")
         elif old != stored.digest:
             yield Reason("dependency", name, old, stored.digest)
     for name, lock in inputs.datasets.items():
@@ -311,7 +312,8 @@ def _changed_deps(repo: Repo, stage: Stage, entry: Entry | None, inputs: Inputs)
             continue
         if reason.kind == "dependency":
             # DVC calls one that was never read modified, too.
-            changed[paths[reason.name]] = "deleted" if reason.new is None else "modified"
+            gone = reason.new is None and reason.name not in inputs.wrong
+            changed[paths[reason.name]] = "deleted" if gone else "modified"
             continue
         file, colon, key = reason.name.partition(":")
         path = stage.params_path(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -92,6 +93,42 @@ def test_reading_ends_at_the_limit(tmp_path: Path) -> None:
 
 def test_a_growing_file_of_no_stated_size_is_read_whole() -> None:
     assert read_description("/proc/self/status").startswith(b"Name:")
+
+
+def test_no_dependency_makes_a_look_go_on_for_ever(repo: Repo, tmp_path: Path) -> None:
+    """What the kernel makes up, most of a disk, a pipe and a link to itself: each is told, and each fails its stage."""
+    deps = {
+        "kernel": "/proc/kcore",
+        "messages": "/proc/kmsg",
+        "linked": "to-kernel",
+        "zero": "/dev/zero",
+        "disk": "/",
+        "top": "/usr",
+        "above": "..",
+        "pipe": "pipe",
+        "loop": "loop",
+        "inside": "folder",
+    }
+    os.mkfifo(repo.root / "pipe")
+    (repo.root / "loop").symlink_to("loop")
+    (repo.root / "to-kernel").symlink_to("/proc/kcore")
+    (repo.root / "folder").mkdir()
+    (repo.root / "folder/loop").symlink_to("loop")
+    stages = "".join(
+        f"  {name}:\n    cmd: touch o-{name}\n    deps: [{dep}]\n    outs: [o-{name}]\n"
+        for name, dep in deps.items()
+    )
+    (repo.root / "dvc.yaml").write_text(f"stages:\n{stages}  good:\n    cmd: touch good\n    outs: [good]\n")
+    said = _dvkf(repo.root, "status", "--json")
+    assert said.returncode == 0, said
+    report = json.loads(said.stdout)
+    assert all("changed deps" in report[name][0] for name in deps), report
+    own = ("linked", "pipe", "loop", "inside")  # to run what reads the whole disk is the user's choice
+    done = _dvkf(repo.root, "repro", "-k", *own, "good")
+    assert done.returncode == 255 and (repo.root / "good").exists()
+    assert not [name for name in own if (repo.root / f"o-{name}").exists()]
+    assert all(f"stage '{name}'" in done.stderr for name in own), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 _ASKING = ("status", "list . -R", "gc -w -f", "data status", "add new")

@@ -140,7 +140,7 @@ def test_a_wrong_file_is_told_by_line(what):
 
 
 @pytest.mark.parametrize(
-    "key", ["outs: [/etc/x]", "wdir: ../..", "params: [../p.yaml: [a]]", "outs: ['s3://b/k']"]
+    "key", ["outs: [../x]", "outs: [/etc/x]", "wdir: ../..", "params: [../p.yaml: [a]]", "outs: ['s3://b/k']"]
 )
 def test_paths_stay_in_the_repository(key):
     with pytest.raises(UnsafePathError, match=r"dvc\.yaml, line 4: '.*' leads out of the repository"):
