@@ -101,6 +101,13 @@ def warn_of_undeclared(
     """
     if os.environ.get(VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
         return ()
+    try:
+        return tuple(_told(repo, stage, outputs=outputs, since=since, alone=alone))
+    except (DvkfError, OSError, ValueError):
+        return ()  # a warning is never a failure
+
+
+def _told(repo: Repo, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool) -> list[str]:
     told = []
     if reads := _reads(repo, stage, since):
         told.append(
@@ -112,7 +119,7 @@ def warn_of_undeclared(
             f"stage '{stage.address}' wrote what it does not declare: {_listed(writes)}. "
             "Add it to `outs`, or to .gitignore."
         )
-    return tuple(told)
+    return told
 
 
 def _declared(stage: Stage) -> set[str]:

@@ -8,9 +8,12 @@ import sys
 import pytest
 
 from dvkf_prefect.cli import main
+from dvkf_prefect.errors import GitError
 from dvkf_prefect.pipeline.events import StageEvent
 from dvkf_prefect.pipeline.repro import repro
 from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.pipeline.snapshot import Snapshot
+from dvkf_prefect.pipeline.undeclared import warn_of_undeclared
 
 from .conftest import Project
 
@@ -108,3 +111,13 @@ def test_files_that_no_module_is_made_of_are_no_failure(stage: Project) -> None:
         "dvc.yaml", "stages:\n  a: {cmd: 'cat src/lib/inner.py > a', deps: [src/lib/inner.py], outs: [a]}\n"
     )
     assert warned(stage) == {"a": ()}
+
+
+def test_a_look_that_fails_is_no_failure(stage: Project, monkeypatch) -> None:
+    def fail(*_: object) -> bool:
+        raise GitError("git is broken")
+
+    repo = stage.repo
+    (wanted,) = (each for name, each in Snapshot(repo).graph.stages.items() if name == "a")
+    monkeypatch.setattr("dvkf_prefect.data.ignore.Ignore.matches", fail)
+    assert warn_of_undeclared(repo, wanted, outputs=(), since=0, alone=True) == ()
