@@ -5,6 +5,7 @@ Source of the behaviour: DVC 3.x, ``dvc remove``, ``dvc move`` and ``dvc unprote
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import shutil
@@ -32,6 +33,7 @@ from dvkf_prefect.data.revisions import PIPELINE_FILE, describes_outputs
 from dvkf_prefect.data.store import Stored
 from dvkf_prefect.data.workspace import Found, starting
 from dvkf_prefect.errors import (
+    DvkfError,
     GitError,
     MissingObjectError,
     OutputChangedError,
@@ -45,6 +47,9 @@ from dvkf_prefect.paths import check_parents, check_target
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.transfer import Progress
+
+# What a move is about to do, as long as it is not done; in the folder for the state of a repository.
+_MOVING = "moving"
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +344,12 @@ def move(repo: Repo, source: str, target: str, *, progress: Progress | None = No
         raise OutputError(
             f"'{source}' is an output of a stage ({output.source}); move it in its dvc.yaml, and `dvkf repro`"
         )
-    if (repo.root / target).is_dir():
+    note = repo.tmp_dir / _MOVING
+    begun = None if os.path.lexists(repo.root / source) else _begun(note, source, target)
+    asked = target
+    if begun is not None:
+        target = begun
+    elif (repo.root / target).is_dir():
         target = posixpath.join(target, posixpath.basename(source))
     # A .dvc file that is called like its output goes with it.
     follows = posixpath.basename(output.source) == posixpath.basename(source) + ".dvc"
@@ -347,35 +357,52 @@ def move(repo: Repo, source: str, target: str, *, progress: Progress | None = No
     moved = replace(output, path=target, source=file)
     check_target(repo.root, source)
     check_target(repo.root, target)
-    _check_place(repo, output, moved, tracked)
+    _check_place(repo, output, moved, tracked, begun=begun is not None)
     old, new = repo.root / source, repo.root / target
     if not os.path.lexists(new.parent):
         new.parent.mkdir(parents=True)
     changed = [file, output.source]
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(note, json.dumps([source, asked, target]).encode())
     if repo.git and output.cached and gitignore.ignore(new):
         changed.append(posixpath.join(posixpath.dirname(target), ".gitignore"))
     stored: Stored | None = None
     if os.path.lexists(old):
         os.rename(old, new)
+    if os.path.lexists(new):
         stored = repo.workspace.take(target, advance=starting(progress, f"move {source}"))
         if progress:
             progress.finish()
     document = _moved_document(repo, output, moved, stored)
     write_atomic(repo.root / file, document)
-    if follows and file != output.source:
-        (repo.root / output.source).unlink()
     if repo.git and output.cached and target != source and gitignore.unignore(old):
         changed.append(posixpath.join(posixpath.dirname(source), ".gitignore"))
+    if follows and file != output.source:
+        # Last: as long as it is there, the same call goes on from wherever this one was killed.
+        (repo.root / output.source).unlink()
+    note.unlink(missing_ok=True)
     repo.stage(changed)
     return Move(source, target, output.source, file)
+
+
+def _begun(note: Path, source: str, asked: str) -> str | None:
+    """Return where a killed run was moving an output to, when it was asked for the same; None otherwise."""
+    try:
+        begun = json.loads(read_description(note))
+    except (OSError, ValueError, RecursionError, DvkfError):
+        return None
+    places = (asked, posixpath.join(asked, posixpath.basename(source)))
+    return next((place for place in places if begun == [source, asked, place]), None)
 
 
 def _has_command(repo: Repo, file: str) -> bool:
     return bool(documents.load(read_description(repo.root / file, name=file), file).get("cmd"))
 
 
-def _check_place(repo: Repo, output: Output, moved: Output, tracked: Sequence[Output]) -> None:
-    """Refuse a place that is taken.
+def _check_place(
+    repo: Repo, output: Output, moved: Output, tracked: Sequence[Output], *, begun: bool = False
+) -> None:
+    """Refuse a place that is taken, unless by what a killed run had moved there already.
 
     Raises:
         OutputError: Something is there, or may not be there.
@@ -383,13 +410,14 @@ def _check_place(repo: Repo, output: Output, moved: Output, tracked: Sequence[Ou
     if moved.path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(moved.path)):
         raise OutputError(f"'{moved.path}' cannot be tracked; name another place")
     for path in {moved.path, moved.source} - {output.source}:
-        if os.path.lexists(repo.root / path):
+        if not begun and os.path.lexists(repo.root / path):
             raise OutputError(f"'{path}' exists already; move it away, or name another place")
     if repo.git and repo.git.tracked([repo.git_prefix + moved.path]):
         raise OutputInGitError(
             f"'{moved.path}' is tracked by git; stop that first: `git rm -r --cached '{moved.path}'`"
         )
-    check_overlap(sorted([moved, *(o for o in tracked if o.path != output.path)], key=lambda o: o.path))
+    gone = {output.path, moved.path} if begun else {output.path}
+    check_overlap(sorted([moved, *(o for o in tracked if o.path not in gone)], key=lambda o: o.path))
     repo.git_ignored.check(moved.source)
 
 

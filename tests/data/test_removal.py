@@ -248,3 +248,51 @@ def test_the_command_line_counts_from_the_folder_it_is_called_in(
     assert main(["rm", "../b.dvc"]) == 0
     assert (repo.root / "b").exists() and not (repo.root / "b.dvc").exists()
     assert main(["rm", "../b.dvc"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("step", ["take", "write", "unignore", "unlink"])
+def test_a_move_goes_on_from_where_it_was_killed(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch, kind: str, step: str
+) -> None:
+    """A folder that it had moved is not taken for one to move into."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    from dvkf_prefect.data import removal
+    from dvkf_prefect.data.workspace import Workspace
+
+    data = repo.root / "moved" / "x" if kind == "folder" else repo.root / "moved"
+    data.parent.mkdir(exist_ok=True)
+    data.write_text("changed later")
+    repo.add(["moved"])
+    data.chmod(0o644)
+    data.write_text("changed")
+    with monkeypatch.context() as patch:
+        if step == "take":
+            patch.setattr(Workspace, "take", kill)
+        elif step == "write":
+            write = removal.write_atomic
+            patch.setattr(removal, "write_atomic", lambda p, d: kill() if p.suffix == ".dvc" else write(p, d))
+        elif step == "unignore":
+            patch.setattr(gitignore, "unignore", kill)
+        else:
+            patch.setattr(Path, "unlink", kill)
+        with pytest.raises(Killed):
+            repo.move("moved", "new")
+    again = Repo.open(repo.root)
+    moved = again.move("moved", "new")
+    assert (moved.new_path, moved.new_file) == ("new", "new.dvc")
+    place = repo.root / "new" / "x" if kind == "folder" else repo.root / "new"
+    assert place.read_text() == "changed"
+    assert not (repo.root / "moved").exists()
+    assert not (repo.root / "moved.dvc").exists()
+    assert not again.status(["new"])
+    assert "/moved" not in (repo.root / ".gitignore").read_text().split()
+    # Done, the same call means what it says: there is nothing to move, or a folder to move into.
+    with pytest.raises(OutputNotFoundError):
+        again.move("moved", "new")
