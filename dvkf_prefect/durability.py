@@ -14,6 +14,9 @@ from pathlib import Path
 VARIABLE = "DVKF_DURABLE"
 # Up to so many files each is brought to the disk by itself; of more, all that its file system holds.
 EACH = 8
+# What a store holds since less than so many seconds may not be on its disk: who stored it may have been killed before
+# it flushed. Kernels write all back within a minute.
+YOUNG = 600
 # What file systems answer that cannot flush a folder, or at all.
 _CANNOT = frozenset(
     (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)

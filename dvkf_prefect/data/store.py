@@ -137,21 +137,28 @@ class Cache:
         """
         wanted = set(digests)
         known = sizes or {}
+        young: list[str] = []
+        since = time.time() - durability.YOUNG
+
+        def is_there(path: str, digest: str) -> bool:
+            try:
+                info = os.stat(path)
+            except FileNotFoundError:
+                return False
+            if info.st_ctime > since:
+                young.append(path)
+            return is_plausible(digest, info.st_size, known.get(digest))
+
         if len(wanted) < 64:
-            for digest in list(wanted):
+            wanted = {d for d in wanted if not is_there(str(self.path(d, hash_name)), d)}
+        else:
+            base = str(self._folder(hash_name))
+            for prefix in {digest[:2] for digest in wanted}:
                 with suppress(FileNotFoundError):
-                    size = os.stat(self.path(digest, hash_name)).st_size
-                    if not look or is_plausible(digest, size, known.get(digest)):
-                        wanted.discard(digest)
-            return wanted
-        base = str(self._folder(hash_name))
-        for prefix in {digest[:2] for digest in wanted}:
-            with suppress(FileNotFoundError):
-                there = wanted.intersection([prefix + name for name in os.listdir(f"{base}/{prefix}")])
-                if look:
-                    folder = f"{base}/{prefix}/"
-                    there = {d for d in there if is_plausible(d, _size(folder + d[2:]), known.get(d))}
-                wanted -= there
+                    there = wanted.intersection([prefix + name for name in os.listdir(f"{base}/{prefix}")])
+                    wanted.difference_update([d for d in there if is_there(f"{base}/{prefix}/{d[2:]}", d)])
+        # Found here, and so named without being stored again.
+        durability.note(self.root, young)
         return wanted
 
     # -- what need not be hashed again -------------------------------------------------------------------------------
@@ -599,14 +606,6 @@ def _meaning(failure: Failure, file: str, place: str | Path) -> Exception:
     except DiskFullError as full:
         return full
     return error
-
-
-def _size(path: str) -> int:
-    """Return the bytes of a file, -1 for one that is gone."""
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return -1
 
 
 def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:

@@ -60,6 +60,37 @@ def test_objects_are_flushed_before_a_file_names_them(
     assert not durability._noted
 
 
+@pytest.mark.parametrize("count", [2, 20, 100])
+def test_what_a_killed_run_stored_is_flushed_by_the_run_that_names_it(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Nothing is stored again, and the killed run had flushed nothing."""
+    make(repo, count)
+    with monkeypatch.context() as patch:
+        patch.setattr(durability, "flush", lambda: None)
+        repo.add(["data"])
+    (repo.root / "data.dvc").unlink()
+    durability._noted.clear()
+    flushed: list[str] = []
+
+    def seen(what: str) -> None:
+        if not (repo.root / "data.dvc").exists():
+            flushed.append(what)
+
+    monkeypatch.setattr(durability, "sync_path", lambda path: seen(str(path)))
+    monkeypatch.setattr(durability, "_sync_file_system", lambda fd: seen("all"))
+    Repo.open(repo.root).add(["data"])
+    stored = {str(path) for path in objects(repo.cache.root)}
+    assert "all" in flushed or stored <= set(flushed)
+    # Old objects are on the disk.
+    flushed.clear()
+    (repo.root / "data.dvc").unlink()
+    monkeypatch.setattr(durability, "YOUNG", -600)
+    Repo.open(repo.root).add(["data"])
+    assert "all" not in flushed
+    assert not stored & set(flushed)
+
+
 def test_it_can_be_turned_off(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVKF_DURABLE", "no")
     make(repo)
@@ -100,7 +131,7 @@ def test_a_remote_has_the_files_on_disk_before_the_manifest(
     real = durability.flush
 
     def seen() -> None:
-        if durability._noted:
+        if durability._noted and objects(store):
             there.append([path.suffix for path in objects(store)])
         real()
 
