@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_until
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data import clones, git_process
@@ -205,5 +206,4 @@ def test_a_git_that_gives_no_answer_is_ended(
     with pytest.raises(GitTimeoutError, match="cat-file"), History(git) as history:
         list(history.walk(["0" * 40]))
     for pid in Path(f"{fake}.pids").read_text().split():
-        state = Path(f"/proc/{pid}/stat")
-        assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z", pid
+        wait_until(lambda pid=pid: not alive(int(pid)))
