@@ -84,7 +84,7 @@ def push(args: argparse.Namespace) -> int:
             jobs=args.jobs,
         )
         return _print_plans(plans, args.quiet)
-    moved = _as_dvc(
+    moved = _warn_of_missing(
         repo.push,
         targets,
         choice=choice,
@@ -99,7 +99,9 @@ def push(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_dvc(verb: Callable[..., Transfer], targets: Sequence[str], **options: Any) -> Transfer | None:
+def _warn_of_missing(
+    verb: Callable[..., Transfer], targets: Sequence[str], **options: Any
+) -> Transfer | None:
     """Run a transfer; objects that are in neither place are a warning, as with DVC, once all others arrived.
 
     Args:
@@ -141,7 +143,7 @@ def fetch(args: argparse.Namespace) -> int:
     targets = targets_of(repo, args.targets)
     if args.dry:
         return _plan_fetch(repo, targets, args)
-    moved = _as_dvc(
+    moved = _warn_of_missing(
         repo.fetch,
         targets,
         choice=choice_of(args),

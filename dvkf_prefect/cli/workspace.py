@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, print_git_hint, progress_bar
 from dvkf_prefect.cli._output import say
 from dvkf_prefect.cli.settings import config_here, find, level_arguments
-from dvkf_prefect.errors import ConfigError, DvkfError, NotARepositoryError, OutputError
+from dvkf_prefect.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.outputs import DataVersion
@@ -95,18 +94,6 @@ def _print_files(files: Sequence[str], repo: Repo, *, dry_run: bool) -> None:
     print_git_hint(repo)
 
 
-@contextmanager
-def _as_dvc() -> Iterator[None]:
-    """These verbs of DVC end with 1 for whatever goes wrong."""
-    try:
-        yield
-    except (ConfigError, NotARepositoryError):
-        raise
-    except DvkfError as error:
-        error.exit_code = 1
-        raise
-
-
 def remove_arguments(parser: Parser) -> None:
     """Describe ``dvkf remove``."""
     parser.add_argument("targets", nargs="+", metavar="TARGET", help="a .dvc file, or a stage")
@@ -120,10 +107,7 @@ def remove_arguments(parser: Parser) -> None:
 def remove(args: argparse.Namespace) -> int:
     """Run ``dvkf remove``."""
     repo = open_repo()
-    with _as_dvc():
-        removal = repo.remove(
-            _described(repo, args.targets), outs=args.outs, force=args.force, dry_run=args.dry
-        )
+    removal = repo.remove(_described(repo, args.targets), outs=args.outs, force=args.force, dry_run=args.dry)
     if args.dry and not args.quiet:
         for name in (*(file for file in removal.files if file.endswith(".dvc")), *removal.stages):
             say(f"would remove {name}")
@@ -168,8 +152,7 @@ def move_arguments(parser: Parser) -> None:
 def move(args: argparse.Namespace) -> int:
     """Run ``dvkf move``."""
     repo = open_repo()
-    with _as_dvc():
-        repo.move(os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet))
+    repo.move(os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet))
     if not args.quiet:
         print_git_hint(repo)
     return 0
@@ -201,32 +184,31 @@ def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.to_remote import expand, place_for
 
-    with _as_dvc():
-        if wrong := _wrong_together(args):
-            raise OutputError(wrong)
-        # Files that are not links of a kind have nothing to be made anew.
-        repo = Repo.open(config=None if args.relink else {"cache": {"type": "reflink,copy"}})
-        progress = progress_bar(args.quiet)
-        if not (args.out or args.to_remote):
-            targets = expand(args.targets) if args.glob else args.targets
-            paths = [os.path.abspath(target) for target in targets]
-            return repo, repo.add(paths, no_commit=args.no_commit, progress=progress)
-        (source,) = args.targets
-        out = place_for(source, args.out)
-        place = os.path.abspath(out) if out else None
-        if "://" not in source:
-            source = os.path.abspath(source)
-        if not args.to_remote:
-            return repo, [repo.add_copy(source, out=place, force=args.force, progress=progress)]
-        version = repo.add_to_remote(
-            source,
-            out=place or _beside_here(repo, source),
-            remote=args.remote,
-            jobs=args.remote_jobs,
-            force=args.force or place is None,
-            progress=progress,
-        )
-        return repo, [version]
+    if wrong := _wrong_together(args):
+        raise OutputError(wrong)
+    # Files that are not links of a kind have nothing to be made anew.
+    repo = Repo.open(config=None if args.relink else {"cache": {"type": "reflink,copy"}})
+    progress = progress_bar(args.quiet)
+    if not (args.out or args.to_remote):
+        targets = expand(args.targets) if args.glob else args.targets
+        paths = [os.path.abspath(target) for target in targets]
+        return repo, repo.add(paths, no_commit=args.no_commit, progress=progress)
+    (source,) = args.targets
+    out = place_for(source, args.out)
+    place = os.path.abspath(out) if out else None
+    if "://" not in source:
+        source = os.path.abspath(source)
+    if not args.to_remote:
+        return repo, [repo.add_copy(source, out=place, force=args.force, progress=progress)]
+    version = repo.add_to_remote(
+        source,
+        out=place or _beside_here(repo, source),
+        remote=args.remote,
+        jobs=args.remote_jobs,
+        force=args.force or place is None,
+        progress=progress,
+    )
+    return repo, [version]
 
 
 def _beside_here(repo: Repo, source: str) -> str:
