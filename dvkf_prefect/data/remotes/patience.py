@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 REFUSED = 40.0
 """Seconds for which a service that has answered before is tried again when it takes no connections: a restart."""
-NEVER_ANSWERED = 10.0
+NEVER_ANSWERED = 5.0
 """Seconds for one that has not: more likely its address is wrong."""
 LONGEST = 120.0
 """Seconds that a service may ask to wait at once; it is asked again after them whatever it said."""
