@@ -28,11 +28,6 @@ _CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("kills"))
-
-
 def _can_unshare() -> bool:
     if not shutil.which("unshare"):
         return False

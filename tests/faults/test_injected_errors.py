@@ -41,11 +41,6 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("errors"))
-
-
 def test_a_verb_that_met_an_error_is_finished_by_the_next(template: World, shim: Path) -> None:
     rng = random.Random(SEED)
     met = 0

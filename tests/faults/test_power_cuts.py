@@ -48,11 +48,6 @@ def _mount(image: Path, place: Path) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("cuts"))
-
-
 def _extents(image: Path) -> list[tuple[int, bytes]]:
     """Return what a file with holes holds, and where."""
     found: list[tuple[int, bytes]] = []
