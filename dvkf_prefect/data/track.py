@@ -77,6 +77,7 @@ def commit(repo: Repo, targets: Sequence[str], *, progress: Progress | None) -> 
                 f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
             )
         if _is_unchanged_legacy(repo, output):
+            _keep_out_of_git(repo, output)
             continue
         advance = starting(progress, f"commit {output.path}")
         stored = repo.workspace.take(output.path, advance=advance)
@@ -85,6 +86,8 @@ def commit(repo: Repo, targets: Sequence[str], *, progress: Progress | None) -> 
         if (stored.digest, stored.isexec, "md5") != (output.digest, output.isexec, output.hash_name):
             _record(repo, output, stored)
             changed.append(repo.version_of(with_content(output, stored)))
+        else:
+            _keep_out_of_git(repo, output)
     return changed
 
 
@@ -136,9 +139,14 @@ def _record(repo: Repo, output: Output, stored: Stored, size_known: bool = True)
     new = write_dvc_file(old, output.source, output.path, stored, size_known=size_known)
     if new != old:
         write_atomic(file, new)
+    return [output.source, *_keep_out_of_git(repo, output)]
+
+
+def _keep_out_of_git(repo: Repo, output: Output) -> list[str]:
+    """Name the output's data in the `.gitignore` beside it; return that file when it was changed."""
     if repo.git and gitignore.ignore(repo.root / output.path):
-        return [output.source, posixpath.join(posixpath.dirname(output.path), ".gitignore")]
-    return [output.source]
+        return [posixpath.join(posixpath.dirname(output.path), ".gitignore")]
+    return []
 
 
 def _merged(repo: Repo, output: Output, path: str) -> tuple[Stored, bool]:

@@ -58,4 +58,6 @@ def _meant(repo: Repo, graph: Graph, target: str, recursive: bool, glob: bool) -
         for other in () if colon else (beside, inside):
             with suppress(StageNotFoundError):
                 return graph.find(other)
+        if posixpath.basename(plain) == PIPELINE_FILE and (repo.root / plain).is_file():
+            return []  # it describes plots, metrics, parameters or artifacts alone
         raise
