@@ -226,7 +226,9 @@ class _Browser:
     def _take(self, output: Output) -> None:
         folder, _, name = output.path.rpartition("/")
         self._make(folder, isout=False)
-        self._tracked[folder][name] = _Tracked(output.is_dir, output.size, output.digest, True)
+        # As with dvc: 0 for what was never recorded, unknown for a record without a size.
+        size = output.size if output.digest else output.size or 0
+        self._tracked[folder][name] = _Tracked(output.is_dir, size, output.digest, True)
         if output.is_dir:
             self._closed[output.path] = output
 

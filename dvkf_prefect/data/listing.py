@@ -521,10 +521,7 @@ def _is_shown(path: str) -> bool:
 
 
 def _output_entry(output: Output) -> Entry:
-    size = (
-        output.size if output.digest else output.size or 0
-    )  # as with dvc: nothing is known, nothing is there
-    return Entry(output.path, output.is_dir, size, output.digest, output, output.isexec)
+    return Entry(output.path, output.is_dir, output.size, output.digest, output, output.isexec)
 
 
 def _merged(found: Entry | None, recorded: Entry | None) -> Entry | None:
