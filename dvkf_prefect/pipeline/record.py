@@ -191,13 +191,16 @@ def keep_changed(snapshot: Snapshot, stage: Stage) -> None:
             repo.workspace.take(out.path)
 
 
-def settle_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent]) -> list[Item]:
-    """Keep the outputs of a run in the workspace out of git.
+def settle_outputs(
+    repo: Repo, stage: Stage, contents: Sequence[StepContent], *, commit: bool = True
+) -> list[Item]:
+    """Keep the outputs of a run in the workspace out of git, and see that the cache has them still.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
         contents: What the run wrote.
+        commit: Whether the cache must have them.
 
     Returns:
         The outputs as an entry holds them.
@@ -207,6 +210,9 @@ def settle_outputs(repo: Repo, stage: Stage, contents: Sequence[StepContent]) ->
     for out in stage.outs:
         content = by_path[out.path]
         _ignore(repo, out)
+        if commit and out.cached and _absent(repo, content):
+            # A collection by the real dvc, which goes by dvc.lock alone, may have come between the run and this lock.
+            repo.workspace.take(out.path)
         stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
         items.append(item_of(out.name, stored))
     return items

@@ -582,7 +582,7 @@ class _Repro:
         """Record a run whose outputs are in the workspace; what it read is recorded as it is now, as DVC does."""
         self._snapshot.forget_all()
         with self._repo.lock(write=[out.path for out in stage.outs]):
-            outs = settle_outputs(self._repo, stage, contents)
+            outs = settle_outputs(self._repo, stage, contents, commit=self._commit)
             known = self._snapshot.entry(stage)
             inputs = self._snapshot.inputs(stage, known)
             check_inputs(stage, inputs)

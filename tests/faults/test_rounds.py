@@ -166,3 +166,28 @@ def test_rounds_of_processes_lose_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         world.round(number)
         assert not world.lost(), f"round {number} of seed {_SEED}"
     print(f"{_ROUNDS} rounds, seed {_SEED}, lost 0: {dict(sorted(world.ran.items()))}")
+
+
+def test_what_is_collected_between_a_run_and_its_record_is_stored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real dvc goes by dvc.lock alone, which does not name a run's outputs yet."""
+    from dvkf_prefect.cli import main
+    from dvkf_prefect.pipeline import repro
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "-q", "--no-scm"]) == 0
+    stage = {"cmd": "echo a > out && mkdir d && echo b > d/x", "outs": ["out", "d"]}
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"copy": stage}}))
+    settle = repro.settle_outputs
+
+    def collect(*arguments: object, **options: object) -> object:
+        for path in (tmp_path / ".dvc/cache/files/md5").glob("??/*"):
+            path.unlink()
+        return settle(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(repro, "settle_outputs", collect)
+    assert main(["repro", "-q"]) == 0
+    digests = _digests(tmp_path / "dvc.lock")
+    assert len(digests) == 2
+    assert not [what for digest in digests for what in _missing(tmp_path / ".dvc/cache", digest)]
