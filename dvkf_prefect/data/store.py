@@ -133,7 +133,8 @@ class Cache:
             digests: The objects.
             hash_name: ``md5`` or ``md5-dos2unix``.
             sizes: Bytes of those whose size is known. Of the others it is known that they are not empty.
-            look: Compare sizes; not needed where each object is hashed next.
+            look: Compare sizes, and note what a killed run may not have flushed. Not needed where each object is
+                hashed next and only its copy is named.
         """
         wanted = set(digests)
         known = sizes or {}
@@ -147,7 +148,7 @@ class Cache:
                 return False
             if info.st_ctime > since:
                 young.append(path)
-            return is_plausible(digest, info.st_size, known.get(digest))
+            return not look or is_plausible(digest, info.st_size, known.get(digest))
 
         if len(wanted) < 64:
             wanted = {d for d in wanted if not is_there(str(self.path(d, hash_name)), d)}
@@ -156,7 +157,9 @@ class Cache:
             for prefix in {digest[:2] for digest in wanted}:
                 with suppress(FileNotFoundError):
                     there = wanted.intersection([prefix + name for name in os.listdir(f"{base}/{prefix}")])
-                    wanted.difference_update([d for d in there if is_there(f"{base}/{prefix}/{d[2:]}", d)])
+                    if look:
+                        there = {d for d in there if is_there(f"{base}/{prefix}/{d[2:]}", d)}
+                    wanted -= there
         # Found here, and so named without being stored again.
         durability.note(self.root, young)
         return wanted
