@@ -104,7 +104,7 @@ def seaweedfs(folder: Path, *, timeout: float = 300) -> Iterator[S3Server]:
         "sh", "-c", _LEASH, "sh", weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
         f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-        "-volume.max=0", "-master.volumeSizeLimitMB=256",
+        "-volume.max=2000", "-master.volumeSizeLimitMB=64",
     ]  # fmt: skip
     log_path = folder / "weed.log"
     with log_path.open("wb") as log:

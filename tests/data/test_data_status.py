@@ -168,6 +168,11 @@ def test_what_cannot_be_tracked_stops_a_verb_before_it_touches_anything(
     write(repo.root, {"data/a": "changed", "data/z": "after it in the order of names"})
     spoil(repo.root / "data")
     before = snapshot(repo.root)
+    if (verb, spoil) == ("status", _folder_link):
+        # As with DVC: what else there is to say is said.
+        assert [change.path for change in repo.status().changes] == ["data"]
+        assert snapshot(repo.root) == before
+        return
     with pytest.raises(OutputError, match=names) as raised:
         repo.add(["data"]) if verb == "add" else getattr(repo, verb)()
     assert next_step in str(raised.value)

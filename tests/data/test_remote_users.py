@@ -196,10 +196,10 @@ def test_a_remote_that_takes_no_mark_takes_the_data(tmp_path: Path, monkeypatch:
             raise RemoteDeniedError("no")
         real(self, key, data)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(storage, "write", write)
-    save(repo, "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", write)
+        save(repo, "one")
     assert on_remote(repo) == 1 and not marks(repo)
-    monkeypatch.undo()
     repo.push()
     assert len(marks(repo)) == 1
     # A mark that cannot be read is somebody's.

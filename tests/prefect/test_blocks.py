@@ -75,7 +75,7 @@ def test_url_with_password_is_refused_without_repeating_it(make: Any) -> None:
 def test_remote_of_a_block_is_the_default_one(repo: Repo, tmp_path: Path) -> None:
     block = DataRepository(path=str(repo.root), remote=DataRemote(url=str(tmp_path / "other")))
     assert block.open().push().files == 4
-    assert sum(path.is_file() for path in (tmp_path / "other").rglob("*")) == 4
+    assert sum(path.is_file() for path in (tmp_path / "other/files").rglob("*")) == 4
     assert not (tmp_path / "store").exists()
 
 
