@@ -1,6 +1,6 @@
 """Repositories that share one cache: a mark of each, and no collection while another works.
 
-A mark is a small file in ``dvkf-users`` of the cache, named by a random identity that the repository keeps in
+A mark is a small file in ``users-dvkf`` of the cache, named by a random identity that the repository keeps in
 ``.dvc/tmp``, so that a repository that was moved is known again. Every verb that writes leaves one in a cache outside
 its own `.dvc` folder. DVC leaves none.
 
@@ -30,7 +30,7 @@ from dvkf_prefect.text import printable
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo_base import RepoBase
 
-USERS = "dvkf-users"
+USERS = "users-dvkf"
 _IDENTITY = "cache-user"
 _NAME = re.compile("[0-9a-f]{32}")
 _LIMIT = 1 << 16

@@ -1,7 +1,7 @@
 """Projects that push to one remote: a mark of each, so that no collection removes what another of them relies on.
 
 Equal content is stored once, so a project may rely on objects that another put there, and every one of which that
-other one knows. Its mark tells. It is a small file in ``dvkf-users`` of the remote, where DVC does not look, and DVC
+other one knows. Its mark tells. It is a small file in ``users-dvkf`` of the remote, where DVC does not look, and DVC
 leaves none.
 
 Clones of one project share its mark: they have an origin or a first commit in common, with the same place in the git

@@ -181,7 +181,7 @@ def test_a_cache_that_others_use_proves_nothing(tmp_path: Path, repo: Repo) -> N
     first.fetch()
     save(second, {"theirs/x": "x"})
     # DVC leaves no mark of the repository that uses the cache too.
-    shutil.rmtree(tmp_path / "cache" / "dvkf-users")
+    shutil.rmtree(tmp_path / "cache" / "users-dvkf")
     third = make(tmp_path / "third")
     with pytest.raises(RemoteError, match="Somebody else"):
         first.gc(WORKSPACE, cloud=True, projects=[third.root])

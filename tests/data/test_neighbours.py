@@ -133,7 +133,7 @@ def test_no_mark_is_left_in_a_folder_that_is_no_cache(tmp_path: Path) -> None:
 def test_a_link_in_place_of_the_marks_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "cache" / "files" / "md5").mkdir(parents=True)
-    (tmp_path / "cache" / "dvkf-users").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "cache" / "users-dvkf").symlink_to(tmp_path / "elsewhere")
     save(make(tmp_path / "repo", tmp_path / "cache"), "a")
     assert not list((tmp_path / "elsewhere").iterdir())
 

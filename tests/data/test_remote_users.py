@@ -54,7 +54,7 @@ def on_remote(repo: Repo) -> int:
 
 
 def marks(repo: Repo) -> list[str]:
-    return sorted(repo.remote().storage.keys("dvkf-users"))
+    return sorted(repo.remote().storage.keys("users-dvkf"))
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -91,7 +91,7 @@ def test_what_another_project_relies_on_is_not_removed(pair: tuple[Repo, Repo], 
     assert on_remote(first) == 1
     # One that is gone for good is forgotten by hand.
     save(first, "newest content")
-    with pytest.raises(RemoteError, match=r"remove its mark \('dvkf-users/[0-9a-f]{32}'\)"):
+    with pytest.raises(RemoteError, match=r"remove its mark \('users-dvkf/[0-9a-f]{32}'\)"):
         first.gc(WORKSPACE, cloud=True, grace=0)
     first.remote().storage.delete([user.key for user in remote_users.others(first.remote(), [first])])
     assert first.gc(WORKSPACE, cloud=True, grace=0).objects == 2
@@ -142,7 +142,7 @@ def test_clones_of_a_project_are_the_project(tmp_path: Path) -> None:
         clone.push()
     # The two share one, and so do the whole ones.
     assert len(marks(repo)) == 3
-    for path in (tmp_path / "store/dvkf-users").iterdir():
+    for path in (tmp_path / "store/users-dvkf").iterdir():
         assert "word" not in path.read_text()
         told = json.loads(path.read_text())
         path.unlink()
@@ -192,7 +192,7 @@ def test_a_remote_that_takes_no_mark_takes_the_data(tmp_path: Path, monkeypatch:
     real = storage.write
 
     def write(self: object, key: str, data: bytes) -> None:
-        if key.startswith("dvkf-users"):
+        if key.startswith("users-dvkf"):
             raise RemoteDeniedError("no")
         real(self, key, data)  # type: ignore[arg-type]
 
@@ -205,12 +205,12 @@ def test_a_remote_that_takes_no_mark_takes_the_data(tmp_path: Path, monkeypatch:
     # A mark that cannot be read is somebody's.
     save(repo, "two")
     for text in ("[]", "{", json.dumps({"keys": 3}), "[" * 50_000):
-        repo.remote().storage.write(f"dvkf-users/{'0' * 32}", text.encode())
+        repo.remote().storage.write(f"users-dvkf/{'0' * 32}", text.encode())
         with pytest.raises(RemoteError, match=r"1 other project .*unknown project"):
             repo.gc(WORKSPACE, cloud=True, grace=0)
     # What nobody named so is nobody's.
-    repo.remote().storage.write("dvkf-users/README", b"x")
-    repo.remote().storage.delete([f"dvkf-users/{'0' * 32}"])
+    repo.remote().storage.write("users-dvkf/README", b"x")
+    repo.remote().storage.delete([f"users-dvkf/{'0' * 32}"])
     assert repo.gc(WORKSPACE, cloud=True, grace=0).objects == 2
 
 
