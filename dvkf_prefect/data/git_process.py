@@ -56,19 +56,15 @@ def run(
         ParseError: It waits for a file that is not a regular one.
     """
     apart = arguments[0] not in _TALKING or not _has_terminal()
-    try:
-        process = subprocess.Popen(
-            ["git", "-C", str(root), *options, *arguments],
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            start_new_session=apart,
-        )
-    except FileNotFoundError as error:
-        raise GitError("the git command is not installed or not on PATH") from error
-    except ValueError as error:
-        raise GitError(f"`git {arguments[0]}` in {root}: {error}") from error
+    process = _start(
+        arguments,
+        root,
+        options,
+        env,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        apart=apart,
+    )
     deadline = time.monotonic() + timeout
     wait = min(_SUSPICIOUS, timeout)
     try:
@@ -98,18 +94,34 @@ def start(arguments: Sequence[str], root: Path, *, options: Sequence[str], env: 
     Raises:
         GitError: Git is not installed.
     """
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    process = _start(arguments, root, options, env, stdin=pipe, stderr=null, apart=True)
+    return Server(process, arguments[0], root)
+
+
+def _start(
+    arguments: Sequence[str],
+    root: Path,
+    options: Sequence[str],
+    env: Mapping[str, str] | None,
+    *,
+    stdin: int,
+    stderr: int,
+    apart: bool,
+) -> subprocess.Popen[bytes]:
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             ["git", "-C", str(root), *options, *arguments],
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             env=env,
-            start_new_session=True,
+            start_new_session=apart,
         )
     except FileNotFoundError as error:
         raise GitError("the git command is not installed or not on PATH") from error
-    return Server(process, arguments[0], root)
+    except ValueError as error:
+        raise GitError(f"`git {arguments[0]}` in {root}: {error}") from error
 
 
 class Server:

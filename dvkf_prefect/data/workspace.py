@@ -321,16 +321,15 @@ class Workspace:
         sizes = {d: size for _, d, size in rows.files() if d not in keep and size}
         known = sizes if output.hash_name == MD5 else None
         unsaved = self._cache.missing(sizes, output.hash_name, sizes=known)
+        lost = [name for name, digest in zip(rows.relpaths, rows.digests, strict=True) if digest in unsaved]
+        cut = self._written.cut(
+            (name, self._root / output.path / name, self._cache.path(recorded[name], output.hash_name))
+            for name in lost
+            if recorded.get(name)
+        )
         return [
-            posixpath.join(output.path, relpath) if relpath else output.path
-            for relpath, digest in zip(rows.relpaths, rows.digests, strict=True)
-            if digest in unsaved and not self._is_cut(output, relpath, recorded.get(relpath))
+            posixpath.join(output.path, name) if name else output.path for name in lost if name not in cut
         ]
-
-    def _is_cut(self, output: Output, relpath: str, digest: str | None) -> bool:
-        """Return whether a power cut left but a part of what a checkout wrote."""
-        file = self._root / output.path / relpath
-        return bool(digest) and self._written.is_cut(file, self._cache.path(digest or "", output.hash_name))
 
     def put(self, output: Output, found: Found, *, advance: Advance | None = None) -> int:
         """Make an output's path hold what the output records; return the number of files written or removed.

@@ -7,8 +7,9 @@ content. Such a file has a time of change within such a period; one that a user 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,22 +45,16 @@ class Written:
         finally:
             self._save([*periods, (begun, time.time_ns())], durable=False)
 
-    def is_cut(self, file: str | Path, content: str | Path) -> bool:
-        """Return whether a file holds but a part of some content, and was last changed by a checkout.
+    def cut(self, files: Iterable[tuple[str, str | Path, str | Path]]) -> set[str]:
+        """Return the names of files that hold but a part of their content, and were last changed by a checkout.
 
         Args:
-            file: The file in the workspace.
-            content: The whole content.
+            files: Each a name, the file in the workspace, and the place of its whole content.
         """
-        with suppress(OSError), open(file, "rb") as left, open(content, "rb") as whole:
-            changed = Path(file).stat().st_mtime_ns
-            if not any(begun <= changed <= (ended or begun + _LONGEST) for begun, ended in self._load()):
-                return False
-            while block := left.read(_BLOCK):
-                if whole.read(len(block)) != block:
-                    return False
-            return bool(whole.read(1))
-        return False
+        periods = self._load()
+        return (
+            {name for name, file, content in files if _is_cut(file, content, periods)} if periods else set()
+        )
 
     def _load(self) -> list[_Period]:
         try:
@@ -72,3 +67,15 @@ class Written:
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._file, json.dumps(periods).encode(), durable=durable)
+
+
+def _is_cut(file: str | Path, content: str | Path, periods: Sequence[_Period]) -> bool:
+    with suppress(OSError), open(file, "rb") as left, open(content, "rb") as whole:
+        changed = os.fstat(left.fileno()).st_mtime_ns
+        if not any(begun <= changed <= (ended or begun + _LONGEST) for begun, ended in periods):
+            return False
+        while block := left.read(_BLOCK):
+            if whole.read(len(block)) != block:
+                return False
+        return bool(whole.read(1))
+    return False

@@ -172,5 +172,3 @@ def _act(repo: Repo, output: Output, action: Action) -> None:
             repo.checkout([output.path])
         case "pull":
             repo.pull([output.path])
-        case _:
-            pass

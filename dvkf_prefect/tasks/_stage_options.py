@@ -49,7 +49,7 @@ class StageOptions:
 
 
 class _WrongError(Exception):
-    pass
+    """A value that an option cannot have."""
 
 
 def _count(value: Any) -> int:
