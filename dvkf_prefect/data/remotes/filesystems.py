@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from dvkf_prefect.data.remotes.base import SLOWEST_UPLOAD, WINDOW, Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
@@ -202,11 +202,22 @@ class FilesystemStorage(Storage):
         if self._protocol.upload:
             self._protocol.upload(self._fs, local, path)
         elif self._fs.async_impl:
+            import asyncio
+
             from fsspec.asyn import sync
 
             # aiohttp has no time-out for a server that takes nothing of what it is sent.
             longest = WINDOW + os.path.getsize(local) / SLOWEST_UPLOAD
-            sync(self._fs.loop, self._fs._put_file, local, path, timeout=longest, **self._protocol.put)
+
+            async def bounded(source: str | IO[bytes]) -> None:
+                # A time limit of `sync` would leave the upload running, and its file open.
+                await asyncio.wait_for(self._fs._put_file(source, path, **self._protocol.put), longest)
+
+            if self._protocol.puts_open_files:
+                with open(local, "rb") as file:
+                    sync(self._fs.loop, bounded, file)
+            else:
+                sync(self._fs.loop, bounded, local)
         else:
             self._fs.put_file(local, path, **self._protocol.put)
 

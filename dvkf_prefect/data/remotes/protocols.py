@@ -45,6 +45,7 @@ class Protocol:
         lists: Whether it can list.
         folders: Whether it lists one folder a question, so that several at once are faster.
         put: Arguments of ``put_file``.
+        puts_open_files: Whether ``put_file`` is given an open file, as it would not close one of its own.
         upload: What sends a local file to a path whose folder is there, instead of ``put_file``.
         move: What renames a file onto another, instead of ``mv``.
         pages: What returns one page of a listing and what leads to the next, instead of ``find``.
@@ -70,6 +71,7 @@ class Protocol:
     lists: bool = True
     folders: bool = False
     put: dict[str, Any] = field(default_factory=dict)
+    puts_open_files: bool = False
     upload: Callable[[Any, str, str], None] | None = None
     move: Callable[[Any, str, str], None] | None = None
     space: Callable[[Any, str], int] | None = None
@@ -262,14 +264,16 @@ _PLAIN_NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.:%@+-]*\$?|::[0-9A-Fa-f:.%]*"
 
 
 def _ssh_space(fs: Any, folder: str) -> int:
+    import asyncio
+
     from fsspec.asyn import sync
 
     async def ask() -> int:
         async with fs._pool.get() as channel:
-            found = await channel.statvfs(folder)
+            found = await asyncio.wait_for(channel.statvfs(folder), _TIMEOUT)
             return int(found.bavail * found.frsize)
 
-    return int(sync(fs.loop, ask, timeout=_TIMEOUT))
+    return int(sync(fs.loop, ask))
 
 
 def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
@@ -322,6 +326,7 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
         atomic=True,
         lists=False,
         put={"method": str(options.get("method", "post"))},
+        puts_open_files=True,
         read=reading.web,
         escapes=True,
         credentials=f"auth = {auth}" if auth else "no credentials",
