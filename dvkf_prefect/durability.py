@@ -17,6 +17,8 @@ EACH = 8
 # What a store holds since less than so many seconds may not be on its disk: who stored it may have been killed before
 # it flushed. Kernels write all back within a minute.
 YOUNG = 600
+# After so many files their disk begins to take them, while more are stored; the flush at the end waits for the rest.
+AHEAD = 4096
 # What file systems answer that cannot flush a folder, or at all.
 _CANNOT = frozenset(
     (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
@@ -24,6 +26,9 @@ _CANNOT = frozenset(
 _lock = threading.Lock()
 # For each folder that holds objects, those that were stored since the last flush; None for too many to tell.
 _noted: dict[str, list[str] | None] = {}
+_ahead = threading.Thread()
+_stored = 0
+_failures: list[OSError] = []
 
 
 def is_on() -> bool:
@@ -49,6 +54,33 @@ def note(root: str | Path, paths: list[str]) -> None:
             _noted[os.fspath(root)] = None
 
 
+def begin(root: str | Path, count: int) -> None:
+    """Let the disk of a folder begin to take what it holds when enough was stored, without waiting for it.
+
+    Args:
+        root: The folder.
+        count: Files that were stored in it now.
+    """
+    global _ahead, _stored
+    if not is_on():
+        return
+    with _lock:
+        _stored += count
+        if _stored < AHEAD or _ahead.is_alive():
+            return
+        _stored = 0
+        _ahead = threading.Thread(target=_begin, args=(os.fspath(root),), name="dvkf-disk", daemon=True)
+        _ahead.start()
+
+
+def _begin(root: str) -> None:
+    try:
+        _flush_one(root, None, set())
+    except OSError as error:
+        # The system tells of it once only.
+        _failures.append(error)
+
+
 def flush() -> None:
     """Bring all files that were noted to their disks; those noted stay noted when it fails.
 
@@ -57,7 +89,13 @@ def flush() -> None:
     """
     if not _noted:
         return
+    global _stored
     with _lock:
+        _stored = 0
+        if _ahead.is_alive():
+            _ahead.join()
+        if _failures:
+            raise _failures.pop()
         done: set[int] = set()
         while _noted:
             root, paths = next(iter(_noted.items()))

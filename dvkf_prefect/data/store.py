@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +39,7 @@ from dvkf_prefect.paths import check_own_folder, make_folders
 MD5 = "md5"
 LEGACY = "md5-dos2unix"
 _HEX = frozenset("0123456789abcdef")
+_DIGESTS = re.compile(r"(?:[0-9a-f]{32}(?:\.dir)?\n)*")
 _TEMPORARY = "tmp-dvkf"
 _PART = "part-"
 # The digest of nothing, the only one whose object has no bytes.
@@ -71,6 +74,46 @@ def is_plausible(digest: str, size: int, expected: int | None = None) -> bool:
     if expected is not None:
         return size == expected
     return size > 0 or digest == _EMPTY
+
+
+def _seen(folder: str, digests: Sequence[str], sizes: Mapping[str, int] | None, young: list[str]) -> set[str]:
+    """Return those of some objects that are in a folder, with the size they must have.
+
+    Args:
+        folder: The folder ``aa`` of digests that begin so.
+        digests: The objects.
+        sizes: Bytes of those whose size is known; None to compare no sizes.
+        young: Gets the paths of those that changed less than `durability.YOUNG` seconds ago.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return set()
+    since = time.time() - durability.YOUNG
+    found = set()
+    try:
+        # A path from the folder on is looked up in two thirds of the time.
+        for digest in digests:
+            try:
+                info = os.stat(digest[2:], dir_fd=descriptor)
+            except FileNotFoundError:
+                continue
+            if info[stat.ST_CTIME] > since:
+                young.append(f"{folder}/{digest[2:]}")
+            if sizes is None or is_plausible(digest, info[stat.ST_SIZE], sizes.get(digest)):
+                found.add(digest)
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def _listed(folder: str, digests: Sequence[str]) -> set[str]:
+    """Return those of some objects that a folder lists."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return set()
+    return {digests[0][:2] + name for name in names}.intersection(digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,29 +180,21 @@ class Cache:
                 hashed next and only its copy is named.
         """
         wanted = set(digests)
-        known = sizes or {}
+        if not _DIGESTS.fullmatch("".join([f"{digest}\n" for digest in wanted])):
+            # Raises for the one that is none.
+            for digest in wanted:
+                object_key(digest)
         young: list[str] = []
-        since = time.time() - durability.YOUNG
-
-        def is_there(path: str, digest: str) -> bool:
-            try:
-                info = os.stat(path)
-            except FileNotFoundError:
-                return False
-            if info.st_ctime > since:
-                young.append(path)
-            return not look or is_plausible(digest, info.st_size, known.get(digest))
-
-        if len(wanted) < 64:
-            wanted = {d for d in wanted if not is_there(str(self.path(d, hash_name)), d)}
-        else:
-            base = str(self._folder(hash_name))
-            for prefix in {digest[:2] for digest in wanted}:
-                with suppress(FileNotFoundError):
-                    there = wanted.intersection([prefix + name for name in os.listdir(f"{base}/{prefix}")])
-                    if look:
-                        there = {d for d in there if is_there(f"{base}/{prefix}/{d[2:]}", d)}
-                    wanted -= there
+        folders: dict[str, list[str]] = {}
+        for digest in wanted:
+            folders.setdefault(digest[:2], []).append(digest)
+        for inside in folders.values():
+            folder = str(self.path(inside[0], hash_name).parent)
+            if look or len(wanted) < 64:
+                found = _seen(folder, inside, (sizes or {}) if look else None, young)
+            else:
+                found = _listed(folder, inside)
+            wanted.difference_update(found)
         # Found here, and so named without being stored again.
         durability.note(self.root, young)
         return wanted
@@ -470,6 +505,7 @@ class Cache:
         """Note objects for the next flush; of many it is enough to know that they are many."""
         some = digests[: durability.EACH + 1]
         durability.note(folder, [f"{folder}/{digest[:2]}/{digest[2:]}" for digest in some])
+        durability.begin(folder, len(digests))
 
     def copy_in(self, source: str | Path, digest: str, hash_name: str = MD5) -> int:
         """Copy an object from another store's file, hashed on the way; return its bytes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,29 @@ def test_a_disk_that_takes_nothing_leaves_nothing_named(repo: Repo, monkeypatch:
         patch.setattr(durability, "_sync_file_system", broken)
         with pytest.raises(OSError, match="Input/output error"):
             repo.add(["data"])
+    assert not (repo.root / "data.dvc").exists()
+    repo.add(["data"])
+    assert not repo.status()
+
+
+def test_a_disk_that_fails_while_more_is_stored_leaves_nothing_named(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of a failed write once, here to the flush that runs beside the work."""
+    make(repo)
+    answers = [errno.EIO, 0, 0, 0, 0]
+    asked: list[str] = []
+
+    def broken_once(_: int) -> None:
+        asked.append(threading.current_thread().name)
+        if number := answers.pop(0):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(durability, "AHEAD", 1)
+    monkeypatch.setattr(durability, "_sync_file_system", broken_once)
+    with pytest.raises(OSError, match="Input/output error"):
+        repo.add(["data"])
+    assert asked[0] == "dvkf-disk"
     assert not (repo.root / "data.dvc").exists()
     repo.add(["data"])
     assert not repo.status()

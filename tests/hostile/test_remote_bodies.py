@@ -289,7 +289,9 @@ def test_a_server_that_takes_nothing_is_given_up(
         with pytest.raises(RemoteUnreachableError):
             open_storage(place, options, name="store").upload("a", tmp_path / "file")
         # The upload itself has ended too, and with it the use of its file.
-        assert str(tmp_path / "file") not in {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+        assert str(tmp_path / "file") not in {
+            os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()
+        }
     finally:
         over.set()
     assert asked and not any(asked)
