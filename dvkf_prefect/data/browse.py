@@ -331,6 +331,7 @@ class _Browser:
 
         Raises:
             MissingObjectError: The folder is not in the workspace, and its files are not known.
+            ParseError: Its manifest cannot be read.
         """
         unknown = self._open(path)
         tracked = self._tracked.get(path, {})
@@ -339,6 +340,8 @@ class _Browser:
         if there and at and at.isdir != stat.S_ISDIR(there.st_mode):
             tracked = {}
         if unknown and there is None:
+            if refusal := self._members.refusal(unknown):
+                raise refusal
             raise MissingObjectError(
                 f"the files of '{unknown.path}' are not known: {unknown.digest} is neither in the cache nor on a "
                 "remote; push it from where it is"

@@ -15,7 +15,7 @@ from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.data.store import MD5, Cache
-from dvkf_prefect.data.trust import own_options
+from dvkf_prefect.data.trust import is_trusted, own_options
 from dvkf_prefect.errors import ConfigError, CorruptObjectError, GitError, NotARepositoryError
 from dvkf_prefect.files import read_description
 
@@ -37,6 +37,8 @@ class BorrowedCache(Cache):
         root: Its own folder.
         lender: The other one's folder.
     """
+
+    foreign = True
 
     def __init__(self, root: Path, lender: Path) -> None:
         super().__init__(root)
@@ -264,6 +266,7 @@ def _opened(
     )
     opened = ExternalRepo(root, config=config)
     opened.url = url
+    opened.cache.foreign = not is_trusted(source or url)
     if opened.git is not None:
         opened.git.foreign = True
     return opened

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.store import MD5, object_key
 from dvkf_prefect.data.tree import SUFFIX, Tree
-from dvkf_prefect.errors import CorruptObjectError, DvkfError, MissingObjectError, RemoteError
+from dvkf_prefect.errors import CorruptObjectError, DvkfError, MissingObjectError, ParseError, RemoteError
 from dvkf_prefect.files import MANIFEST_LIMIT, read_description
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ def _fetch(item: tuple[Manifest, DvkfError], places: Sequence[Remote | DvkfError
             said.append(str(error))
         except DvkfError as error:
             said.append(str(error))
-    return problem if isinstance(problem, RemoteError) else MissingObjectError(", ".join(said))
+            if isinstance(error, ParseError) and not isinstance(problem, RemoteError):
+                problem = error
+    # One that is there and cannot be read is not missing.
+    return problem if isinstance(problem, (RemoteError, ParseError)) else MissingObjectError(", ".join(said))
 
 
 def read_manifest(cache: Cache, digest: str, hash_name: str = MD5) -> Tree:
@@ -139,14 +142,15 @@ def read_manifest(cache: Cache, digest: str, hash_name: str = MD5) -> Tree:
         CorruptObjectError: Its bytes do not hash to its name.
         ParseError: It is not a manifest.
     """
+    own = cache.is_own(digest, hash_name)
     try:
         data = read_description(cache.path(digest, hash_name), limit=MANIFEST_LIMIT)
     except FileNotFoundError:
         raise MissingObjectError(f"{digest} is not in the cache") from None
-    return parse_manifest(data, digest, hash_name, "the cache")
+    return parse_manifest(data, digest, hash_name, "the cache", own=own)
 
 
-def parse_manifest(data: bytes, digest: str, hash_name: str, place: str) -> Tree:
+def parse_manifest(data: bytes, digest: str, hash_name: str, place: str, *, own: bool = False) -> Tree:
     """Read a manifest from its bytes, verified.
 
     Raises:
@@ -155,4 +159,4 @@ def parse_manifest(data: bytes, digest: str, hash_name: str, place: str) -> Tree
     """
     if hash_name == MD5 and digest_bytes(data) != digest.removesuffix(SUFFIX):
         raise CorruptObjectError(f"{digest} is damaged in {place}")
-    return Tree.from_bytes(data, digest)
+    return Tree.from_bytes(data, digest, own=own)

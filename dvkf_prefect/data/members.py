@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.tree import Tree, is_tree
+from dvkf_prefect.errors import ParseError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.outputs import Output
@@ -23,6 +24,7 @@ class Members:
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._known: dict[tuple[str, str], Tree | None] = {}
+        self._refused: dict[tuple[str, str], ParseError] = {}
 
     def tell(self, found: Found, hash_name: str) -> None:
         """Take over what was seen of a directory in the workspace, which spares reading its manifest."""
@@ -46,12 +48,19 @@ class Members:
             wanted.append(Manifest(key[1], key[0], output.path, self._repo, output.remote))
         if wanted:
             for manifest, tree in Manifests([self._repo]).read(wanted):
-                self._known[manifest.hash_name, manifest.digest] = tree if isinstance(tree, Tree) else None
+                key = (manifest.hash_name, manifest.digest)
+                self._known[key] = tree if isinstance(tree, Tree) else None
+                if isinstance(tree, ParseError):
+                    self._refused[key] = tree
 
     def of(self, output: Output) -> Tree | None:
         """Return the files of a directory, or None where nobody knows them or it is a file."""
         self.learn([output])
         return self.known(output.digest or "", output.hash_name)
+
+    def refusal(self, output: Output) -> ParseError | None:
+        """Return why the manifest of a directory is there and cannot be read; None where that is not so."""
+        return self._refused.get((output.hash_name, output.digest or ""))
 
     def known(self, digest: str, hash_name: str) -> Tree | None:
         """Return the files of a directory that was learnt of."""

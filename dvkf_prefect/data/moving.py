@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol
 
+from dvkf_prefect.data import manifest_rows
 from dvkf_prefect.data.digest import digest_file
-from dvkf_prefect.data.remotes.base import READ_LIMIT, Storage
+from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.store import MD5, Cache, object_key
 from dvkf_prefect.data.tree import SUFFIX
@@ -43,6 +44,8 @@ _PAGE = 1_000
 _IN_A_ROW = 32
 # Up to this many bytes an object is sent from memory.
 _SMALL = 1 << 20
+# When so many objects failed, no more are tried.
+MOST_FAILED = 100_000
 
 
 class Progress(Protocol):
@@ -297,7 +300,7 @@ class Limits:
     def of(self, digest: str) -> int | None:
         """Return the most bytes that an object may have; None where it is not known."""
         if digest.endswith(SUFFIX):
-            return READ_LIMIT
+            return manifest_rows.file_limit()
         return self.exact.get(digest, self.most)
 
 
@@ -317,6 +320,11 @@ class Moved:
     files: int = 0
     size: int = 0
     failed: dict[str, DvkfError] = field(default_factory=dict)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many failed that no more are tried; to tell of one takes a kilobyte of memory."""
+        return len(self.failed) >= MOST_FAILED
 
 
 def move(
@@ -397,15 +405,24 @@ def _beside(
                 moved.failed[digest] = result
             elif isinstance(result, MissingObjectError):
                 moved.failed[digest] = MissingObjectError(not_there(digest, remote))
+            elif digest.endswith(SUFFIX) and _is_over(storage, object_key(digest, hash_name)):
+                moved.failed[digest] = manifest_rows.too_large(f"{remote}: {digest}")
             else:
                 moved.failed[digest] = CorruptObjectError(_damaged(digest, remote, str(result)))
             if progress:
                 progress.advance(1, result if isinstance(result, int) else 0)
+            if moved.is_hopeless:
+                break
     except DvkfError:
         raise
     except OSError as error:
         raise storage.fault(error, f"{direction} objects") from error
     return moved
+
+
+def _is_over(storage: FolderStorage, key: str) -> bool:
+    """Tell whether a manifest has more bytes than are read of one."""
+    return (storage.size(key) or 0) > manifest_rows.file_limit()
 
 
 def _each(
@@ -421,7 +438,7 @@ def _each(
     fatal: list[BaseException] = []
 
     def work() -> None:
-        while not fatal:
+        while not (fatal or moved.is_hopeless):
             with lock:
                 digest = next(rest, None)
             if digest is None:
@@ -514,6 +531,8 @@ def _receive(
         temporary.unlink(missing_ok=True)
         if start:
             return _receive(cache, remote, digest, hash_name, {}, limit)
+        if digest.endswith(SUFFIX):
+            raise manifest_rows.too_large(f"{remote}: {digest}") from None
         raise CorruptObjectError(_damaged(digest, remote, f"it has more than {limit} bytes")) from None
     except OSError as error:
         raise_disk_full(error, temporary)

@@ -7,10 +7,11 @@ of them cost no more than their digests.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from dvkf_prefect.data import manifest_rows
 from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.moving import Direction, Limits, Remote, move, not_there
 from dvkf_prefect.data.outputs import Output
@@ -470,6 +471,7 @@ def plan_fetch(
         jobs: How many requests at once.
 
     Raises:
+        ObjectError: There is too much to fetch at once.
         OutputNotFoundError: There is nothing at a part of an output.
         RemoteError: The remote cannot be used.
     """
@@ -481,6 +483,7 @@ def plan_fetch(
     for batch in plan.batches:
         failed = _bring_manifests(plan, batch, keep=not check, jobs=jobs)
         wanted: set[str] = set(batch.files)
+        looked = 0
         for digest in sorted(batch.trees):
             if digest in failed:
                 continue
@@ -492,6 +495,9 @@ def plan_fetch(
                 continue
             batch.opened.append(digest)
             wanted.update(found.choose(root, tree))
+            if len(wanted) > looked + manifest_rows.most_objects():
+                looked = len(wanted)
+                _check_number(cache.missing(wanted, batch.hash_name, look=False))
         sizes = {digest: root.size for digest, root in batch.files.items() if root.size is not None}
         absent = cache.missing(wanted, batch.hash_name, sizes=sizes)
         batch.looked_for = len(wanted)
@@ -506,6 +512,19 @@ def plan_fetch(
         batch.digests = sorted(absent)
     found.check()
     return plan
+
+
+def _check_number(absent: Collection[str]) -> None:
+    """Refuse to fetch so much at once that the memory for it is no longer small.
+
+    Raises:
+        ObjectError: There is more.
+    """
+    if len(absent) > manifest_rows.most_objects():
+        raise ObjectError(
+            f"{len(absent):,} objects or more are to be fetched, and {manifest_rows.most_objects():,} is the most at "
+            f"once. Fetch some of the outputs at a time, or allow more: {manifest_rows.more()}"
+        )
 
 
 def _bring_manifests(plan: Plan, batch: Batch, *, keep: bool, jobs: int | None) -> dict[str, DvkfError | str]:

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dvkf_prefect import durability
+from dvkf_prefect.data import manifest_rows
 from dvkf_prefect.data._copier import NOTED, Failure, Look, Stat, appearance, place_one
 from dvkf_prefect.data.crew import share
 from dvkf_prefect.data.digest import age, digest_bytes, digest_file
@@ -141,6 +142,9 @@ class Cache:
         ledger: A file that remembers what objects of some size looked like when they were last hashed, so that they
             are not hashed each time they are used; None for none.
     """
+
+    foreign = False
+    """Somebody else's: no manifest in it may take much memory."""
 
     def __init__(self, root: Path, *, ledger: Path | None = None) -> None:
         self.root = root
@@ -267,7 +271,27 @@ class Cache:
             CorruptObjectError: Its bytes do not hash to its name.
             ParseError: It is not a manifest.
         """
-        return Tree.from_bytes(self.read_bytes(digest, hash_name), digest)
+        own = self.is_own(digest, hash_name)
+        return Tree.from_bytes(self.read_bytes(digest, hash_name), digest, own=own)
+
+    def is_own(self, digest: str, hash_name: str = MD5) -> bool:
+        """Tell whether a manifest may take any memory: it was not brought by somebody else's repository.
+
+        Raises:
+            ParseError: It is larger than such a one may be.
+        """
+        path = self.path(digest, hash_name)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return not self.foreign
+        if size <= manifest_rows.file_limit():
+            return not self.foreign
+        from dvkf_prefect.data.trust import comes_with_git  # asked for large ones only
+
+        if self.foreign or comes_with_git(path):
+            raise manifest_rows.too_large(digest)
+        return True
 
     def export(self, digest: str, dest: Path, *, isexec: bool = False, hash_name: str = MD5) -> None:
         """Copy a file or a directory out of the cache, verified on the way.

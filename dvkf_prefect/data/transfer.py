@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dvkf_prefect import durability
-from dvkf_prefect.data.moving import Progress, Remote, move
+from dvkf_prefect.data.moving import MOST_FAILED, Progress, Remote, move
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.plan import Parts, Plan, plan_fetch, plan_push
 from dvkf_prefect.data.store import Cache
@@ -68,6 +68,11 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
             )
             files, size = files + moved.files, size + moved.size
             plan.fail(batch, moved.failed)
+            if moved.is_hopeless:
+                plan.failures["all others"] = (
+                    f"{MOST_FAILED:,} objects failed at {plan.remote}, so no more were tried"
+                )
+                continue
             lost = batch.absent.union(moved.failed)
             # A manifest vouches for its files.
             durability.flush()

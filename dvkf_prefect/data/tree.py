@@ -5,18 +5,20 @@ Source of the format: DVC's ``.dir`` objects, a JSON list of ``{"md5", "relpath"
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from json.encoder import encode_basestring_ascii
 
+from dvkf_prefect.data import manifest_rows
 from dvkf_prefect.data.digest import digest_bytes
-from dvkf_prefect.errors import ParseError, UnsafePathError
+from dvkf_prefect.errors import UnsafePathError
 from dvkf_prefect.paths import find_reserved
 
 SUFFIX = ".dir"
+# So many paths are joined to be looked at.
+_AT_ONCE = 1_000
 
 
 def is_tree(digest: str) -> bool:
@@ -50,46 +52,27 @@ class Tree:
         return cls([path for path, _ in ordered], [digest for _, digest in ordered])
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> Tree:
+    def from_bytes(cls, data: bytes, name: str, *, own: bool = False) -> Tree:
         """Read a manifest.
 
         Args:
             data: Its bytes.
             name: Its digest or place, for messages.
+            own: It is the user's, so that it may take any memory.
 
         Raises:
-            ParseError: It is not a manifest.
+            ParseError: It is not a manifest, or takes too much memory.
             UnsafePathError: A path in it would leave the directory.
         """
-        try:
-            entries = json.loads(data)
-            relpaths = [entry["relpath"] for entry in entries]
-            digests = [entry["md5"] for entry in entries]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ParseError(name, f"a manifest is a JSON list of md5 and relpath ({error})") from error
-        for path, digest in zip(relpaths, digests, strict=True):
-            if (
-                not isinstance(path, str)
-                or not isinstance(digest, str)
-                or len(digest) != 32
-                or not (digest.isalnum() and digest.isascii())
-            ):
-                raise ParseError(name, f"entry {path!r}: md5 and relpath must be a digest and a path")
-        # One look at the joined text spares a look at each path of a manifest in order.
-        joined = "\0" + "\0".join(relpaths) + "\0"
-        _check_text(joined, len(relpaths), name)
-        if any(
-            mark in joined
-            for mark in ("/../", "\0../", "/..\0", "\0..\0", "\0/", "//", "/./", "\0./", "/\0", "\0\0")
-        ):
-            for path in relpaths:
-                check_relpath(path, name)
-        if (reserved := find_reserved(relpaths)) is not None:
-            raise UnsafePathError(
-                f"{name}: the path {reserved!r} lies in a folder of git or DVC; nothing was written"
-            )
+        relpaths, digests = manifest_rows.read(data, name, limited=not own)
+        for start in range(0, len(relpaths), _AT_ONCE):
+            _check_paths(relpaths[start : start + _AT_ONCE], name)
         tree = cls(relpaths, digests)
-        return tree if relpaths == sorted(relpaths) else cls.from_pairs(zip(relpaths, digests, strict=True))
+        if relpaths != sorted(relpaths):
+            tree = cls.from_pairs(zip(relpaths, digests, strict=True))
+        if not own:
+            manifest_rows.take(tree, tree.relpaths, name)
+        return tree
 
     def to_bytes(self) -> bytes:
         """Return the manifest as DVC writes it."""
@@ -113,6 +96,22 @@ class Tree:
         """Return the part at or below ``prefix``, with paths still relative to the whole directory."""
         inside = prefix + "/"
         return Tree.from_pairs((p, d) for p, d in self.items() if p == prefix or p.startswith(inside))
+
+
+def _check_paths(relpaths: list[str], name: str) -> None:
+    """Refuse paths that a manifest may not have; one look at the joined text spares a look at each."""
+    joined = "\0" + "\0".join(relpaths) + "\0"
+    _check_text(joined, len(relpaths), name)
+    if any(
+        mark in joined
+        for mark in ("/../", "\0../", "/..\0", "\0..\0", "\0/", "//", "/./", "\0./", "/\0", "\0\0")
+    ):
+        for path in relpaths:
+            check_relpath(path, name)
+    if (reserved := find_reserved(relpaths)) is not None:
+        raise UnsafePathError(
+            f"{name}: the path {reserved!r} lies in a folder of git or DVC; nothing was written"
+        )
 
 
 def _check_text(joined: str, count: int, name: str) -> None:

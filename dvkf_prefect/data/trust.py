@@ -161,11 +161,11 @@ def _reason(option: str, value: Any, foreign: bool) -> str | None:
 
 def _own_levels(config: Config) -> tuple[str, ...]:
     local = config.files.get("local")
-    own = local is not None and config.at_rest and not _comes_with_git(local)
+    own = local is not None and config.at_rest and not comes_with_git(local)
     return ("system", "global", "given", "local") if own else ("system", "global", "given")
 
 
-def _comes_with_git(path: Path) -> bool:
+def comes_with_git(path: Path) -> bool:
     """Tell whether a file is, or is reached through, something that git tracks."""
     folder = Path(os.path.realpath(path.parent.parent))
     if os.path.realpath(path) != str(folder / path.parent.name / path.name):

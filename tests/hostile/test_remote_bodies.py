@@ -18,7 +18,13 @@ import pytest
 
 from dvkf_prefect.data.remotes import Storage, base, filesystems, open_storage, patience
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import CorruptObjectError, RemoteError, RemoteUnreachableError, TransferError
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    ParseError,
+    RemoteError,
+    RemoteUnreachableError,
+    TransferError,
+)
 
 S3 = {"region": "us-east-1", "access_key_id": "key", "secret_access_key": "s3cr3t-key"}
 KINDS = ["s3 by obstore", "s3 by s3fs", "http", "webdav", "azure", "gs"]
@@ -114,6 +120,8 @@ def test_a_body_without_end_is_ended(liar: type[Liar], kind: str) -> None:
     with pytest.raises(CorruptObjectError, match="more than the 5000000 bytes"):
         for _ in storage.stream("a", limit=5_000_000):
             pass
+    with pytest.raises(ParseError, match=r"remote 'store'.*DVKF_MANIFEST_MB"):
+        storage.read("a")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 

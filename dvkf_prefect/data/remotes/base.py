@@ -7,11 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dvkf_prefect.data import manifest_rows
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.errors import CorruptObjectError, UnsafePathError
 
-READ_LIMIT = 1 << 30
-"""The most bytes of what is read at once, such as a manifest: one of five million files."""
 WINDOW = 60.0
 """Seconds of waiting after which the rate of a download is looked at."""
 SLOWEST = 1024
@@ -48,17 +47,23 @@ class Storage(ABC):
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
 
-    def read(self, key: str, *, limit: int = READ_LIMIT) -> bytes:
+    def read(self, key: str, *, limit: int | None = None) -> bytes:
         """The whole blob; for small ones.
 
         Args:
             key: The blob.
-            limit: The most bytes it may have.
+            limit: The most bytes it may have; None for what a manifest may have.
 
         Raises:
             CorruptObjectError: It has more.
+            ParseError: It has more than a manifest may have.
         """
-        return b"".join(steady(self._stream(key, 0), self._place, key, limit=limit))
+        if limit is not None:
+            return b"".join(steady(self._stream(key, 0), self._place, key, limit=limit))
+        try:
+            return self.read(key, limit=manifest_rows.file_limit())
+        except CorruptObjectError:
+            raise manifest_rows.too_large(f"{self._place}: '{key}'") from None
 
     def stream(self, key: str, *, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
         """The blob from byte ``start`` on, in chunks of at most a few MiB; nothing past its end.
