@@ -86,6 +86,7 @@ class Gate:
         self._answered = False
         self._until = 0.0
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
 
     def run(self, action: Callable[[], T], trouble: Callable[[Exception], Trouble | None]) -> T:
         """Do a request, again as long as that makes sense.
@@ -116,7 +117,9 @@ class Gate:
         return REFUSED if self._answered else NEVER_ANSWERED
 
     def wait(self) -> None:
-        """Wait until requests may be sent."""
+        """Wait until requests may be sent: also for the answer of a service that is asked how long that takes."""
+        with self._asking:
+            pass
         while (left := self._until - time.monotonic()) > 0:
             time.sleep(left)
 
@@ -127,14 +130,14 @@ class Gate:
 
     def ask(self, question: Callable[[], float | None]) -> float | None:
         """Return how long the service asks to wait; one thread puts the question, the others get its answer."""
-        seen = self._until
-        with self._lock:
+        with self._asking:
+            # What was on its way when the gate closed says nothing new.
             left = self._until - time.monotonic()
-            if left > 0 and self._until != seen:
+            if left > 0:
                 return left
             after = question()
             if after is not None:
-                self._until = max(self._until, time.monotonic() + min(after, LONGEST))
+                self.close(min(after, LONGEST))
             return after
 
 
