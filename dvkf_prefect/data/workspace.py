@@ -8,7 +8,7 @@ import posixpath
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -50,6 +50,8 @@ _SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
 
 # Of outputs up to so many bytes a power cut leaves files that are whole or empty, and those lose nothing.
 _AT_ONCE = 1 << 20
+# So often a folder is listed again from which files go away while they are read.
+_LOOKS = 5
 
 # Progress of work on many files: told how many files and bytes were finished since the last call.
 Advance = Callable[[int, int], None]
@@ -131,15 +133,34 @@ class Workspace:
         Raises:
             OutputError: Something there cannot be tracked; names it.
         """
-        rows = self._scan(path, lenient=lenient)
-        if rows is None:
-            return Found(None)
-        read_ns = time.time_ns()
         key = path if hash_name == MD5 else f"{hash_name}:{path}"
         known = self._memory.load(key)
-        missing = rows.fill_from(known) if known else list(range(len(rows)))
-        if not known:
-            rows.digests = [""] * len(rows)
+        since = known
+        for _ in range(_LOOKS):
+            rows = self._scan(path, lenient=lenient)
+            if rows is None:
+                return Found(None)
+            read_ns = time.time_ns()
+            missing = rows.fill_from(since) if since else list(range(len(rows)))
+            if not since:
+                rows.digests = [""] * len(rows)
+            try:
+                self._digest(path, rows, missing, hash_name)
+                break
+            except FileNotFoundError:
+                since = rows  # removed since it was listed: what was hashed so far need not be again
+        else:
+            raise OutputError(
+                f"{path}: files go away while they are read. Let whoever removes them end, and run it again."
+            )
+        found = _summary(rows, single=not self._is_dir(path))
+        if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
+            rows.tree = found.digest
+            rows.distrust_racy(read_ns)
+            self._memory.save(key, rows)
+        return found
+
+    def _digest(self, path: str, rows: Rows, missing: Sequence[int], hash_name: str) -> None:
         base = str(self._root / path)
         files = [f"{base}/{rows.relpaths[i]}" if rows.relpaths[i] else base for i in missing]
         if hash_name == MD5:
@@ -148,12 +169,6 @@ class Workspace:
         else:
             for i, file in zip(missing, files, strict=True):
                 rows.digests[i] = digest_dos2unix(file)
-        found = _summary(rows, single=not self._is_dir(path))
-        if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
-            rows.tree = found.digest
-            rows.distrust_racy(read_ns)
-            self._memory.save(key, rows)
-        return found
 
     def _is_dir(self, path: str) -> bool:
         return (self._root / path).is_dir()
@@ -283,10 +298,15 @@ class Workspace:
                 rows.digests[todo[n]] = digest
                 if advance:
                     advance(1, rows.sizes[todo[n]])
-        except BaseException:
+        except BaseException as error:
             # What was hashed so far need not be hashed again by the run that goes on.
             rows.distrust_racy(started)
             self._memory.save(path, rows)
+            if isinstance(error, FileNotFoundError) and error.filename in files:
+                raise OutputError(
+                    f"{error.filename} went away while it was read; nothing was recorded. Let whoever removes it end, "
+                    "and run it again."
+                ) from None
             raise
         found = _summary(rows, single=single)
         if found.nfiles is not None and keep_manifest and not self._cache.exists(found.digest or ""):

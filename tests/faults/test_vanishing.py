@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dvkf_prefect import cli
+from dvkf_prefect.data import store
 
 # The share of what is listed that is removed, each in a try of its own; VANISHING=1 takes three minutes.
 SHARE = float(os.environ.get("VANISHING", "0.05"))
@@ -155,3 +156,64 @@ def test_what_vanishes_while_it_is_looked_at_is_not_there(
         elif code and not err and not out:
             problems.append(f"{victim}: {code} without a word")
     assert not problems, f"{verb}: {len(problems)} of {len(victims)}\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("verb", ["status", "diff", "data status"])
+def test_what_vanishes_before_it_is_hashed_is_not_there(
+    template: Path,
+    tmp_path: Path,
+    verb: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    where = _removed_before_hashing(template, tmp_path, monkeypatch, often=1)
+    assert cli.main(verb.split()) == 0
+    out, err = capfd.readouterr()
+    assert not err
+    assert "d" in out and not (where / "r/d/s/x").exists()
+
+
+def test_a_folder_that_never_rests_is_named(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _removed_before_hashing(template, tmp_path, monkeypatch, often=99)
+    assert cli.main(["status"]) != 0
+    assert "d: files go away while they are read" in capfd.readouterr().err
+
+
+def test_what_vanishes_while_it_is_added_is_named(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As `dvc`: a file that the user sees added was there to the end."""
+    where = _removed_before_hashing(template, tmp_path, monkeypatch, often=1)
+    before = (where / "r/d.dvc").read_text()
+    assert cli.main(["add", "d"]) == 1
+    assert "d/s/x went away while it was read; nothing was recorded" in capfd.readouterr().err
+    assert (where / "r/d.dvc").read_text() == before
+    assert cli.main(["add", "-q", "d"]) == 0
+    assert (where / "r/d.dvc").read_text() != before
+
+
+def _removed_before_hashing(template: Path, tmp_path: Path, patch: pytest.MonkeyPatch, *, often: int) -> Path:
+    """Remove a file between the scan of a folder and the hashing, and bring it back `often` less one times."""
+    where = tmp_path / "w"
+    shutil.copytree(template, where, symlinks=True)
+    patch.chdir(where / "r")
+    victim = where / "r/d/s/x"
+    left = [often]
+    share = store.share
+
+    def removing(*args: Any, **kwargs: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            victim.unlink()
+            try:
+                yield from share(*args, **kwargs)
+            finally:
+                if left[0]:
+                    victim.write_text("again")
+        else:
+            yield from share(*args, **kwargs)
+
+    patch.setattr(store, "share", removing)
+    return where
