@@ -91,7 +91,7 @@ def commit(args: argparse.Namespace) -> int:
                 raise OutputError(f"{names} changed; use --force to record it without being asked")
             if input(f"{names} changed. Record the new content? [y/n] ").strip().lower() not in ("y", "yes"):
                 return 255
-    versions = repo.commit(targets, progress=progress_bar(args.quiet))
+    versions = repo.commit(targets, sources=args.force, progress=progress_bar(args.quiet))
     from dvkf_prefect.pipeline.repro import commit_stages
 
     stages = commit_stages(repo, targets)
@@ -172,6 +172,8 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
         for source, deps in changed_sources(repo, imported).items():
             name = _path_from_here(repo, source)
             report[name] = [{"changed deps": deps}, *report.get(name, ())]
+    for source in data.always:
+        report.setdefault(_path_from_here(repo, source), []).insert(0, "always changed")
     for source in data.edited:
         report.setdefault(_path_from_here(repo, source), []).append("changed checksum")
     if args.quiet:

@@ -103,6 +103,12 @@ class DataStatus:
         return {name: group for name, group in groups.items() if group}
 
 
+def _by_path(outputs: Sequence[Output]) -> list[Output]:
+    """Return one output of each path: the last that has content, as DVC."""
+    ordered = sorted(outputs, key=lambda output: output.digest is not None)
+    return list({output.path: output for output in ordered}.values())
+
+
 def data_status(
     repo: Repo,
     targets: Sequence[str] = (),
@@ -117,7 +123,7 @@ def data_status(
     """Do `Repo.data_status`."""
     members = Members(repo)
     wanted = PathFilter(targets)
-    recorded = wanted.of(repo.outputs())
+    recorded = wanted.of(_by_path(repo.outputs(overlap="any")))
     present: list[tuple[Output, str]] = []
     for output in recorded:
         found = repo.workspace.look(output.path, hash_name=output.hash_name)
@@ -125,7 +131,7 @@ def data_status(
             present.append((output, found.digest))
             members.tell(found, output.hash_name)
     has_commit = bool(repo.git and repo.git.head())
-    committed = wanted.of(repo.outputs(rev=head)) if has_commit else []
+    committed = wanted.of(_by_path(repo.outputs(rev=head, overlap="any"))) if has_commit else []
     if granular:
         members.learn([*recorded, *committed])
     index = state_of(members, ((o, o.digest) for o in recorded), wanted, granular=granular)

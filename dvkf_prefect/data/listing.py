@@ -434,7 +434,7 @@ class Listing(ABC):
     def _read_outputs(self) -> tuple[_Paths, dict[str, Output]]:
         found: list[Output] = []
         if self.commit is None:
-            found = self.repo.outputs()
+            found = self.repo.outputs(overlap="any")
         elif self.repo.git is not None:
             found = outputs_of(self.repo.git, self.commit, self.repo.git_prefix)
         known = {output.path: output for output in found if output.cached and output.digest}

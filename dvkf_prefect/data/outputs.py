@@ -115,6 +115,7 @@ class Output:
         origin: Where it was imported from, if it was.
         versions: Its files on a remote that keeps versions, where it was pushed to one.
         edited: Whether its `.dvc` file was edited after DVC signed it: the file's own md5 does not fit.
+        always_changed: Whether its `.dvc` file says that it always changes.
     """
 
     path: str
@@ -132,6 +133,7 @@ class Output:
     origin: Origin | None = field(default=None, compare=False, repr=False)
     versions: tuple[FileVersion, ...] = field(default=(), compare=False, repr=False)
     edited: bool = field(default=False, compare=False, repr=False)
+    always_changed: bool = field(default=False, compare=False, repr=False)
 
     @property
     def is_dir(self) -> bool:
@@ -266,6 +268,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
                 origin=origin,
                 versions=files,
                 edited=edited,
+                always_changed=document.get("always_changed", False),
             )
         )
     return outputs
@@ -326,16 +329,25 @@ def inside_root(path: str, source: str) -> str:
 
 
 def write_dvc_file(
-    old: bytes | None, path: str, output_path: str, stored: Stored, *, size_known: bool = True
+    old: bytes | None,
+    path: str,
+    output_path: str,
+    stored: Stored,
+    *,
+    size_known: bool = True,
+    hash_name: str = MD5,
+    deps: Sequence[Mapping[str, Any]] | None = None,
 ) -> bytes:
     """Return a `.dvc` file that records new content of one output.
 
     Args:
-        old: The file as it is, kept but for what changes; None for a new one.
+        old: The file as it is, kept but for what changes and for keys that DVC leaves out; None for a new one.
         path: The file's name for messages.
         output_path: The output, relative to the repository's root.
         stored: The new content.
         size_known: Whether its size is; otherwise none is recorded.
+        hash_name: ``md5``, or ``md5-dos2unix`` for content that DVC 2.x recorded and that did not change.
+        deps: What its dependencies are now; None leaves them.
 
     Raises:
         ParseError: The old file is wrong.
@@ -343,18 +355,63 @@ def write_dvc_file(
     document: Any = documents.load_editable(old, path) if old else None
     if not document:
         document = {"outs": [{"path": posixpath.basename(output_path)}]}
-    wdir = document.get("wdir", ".")
+    wdir = document.get("wdir") or "."
     folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), wdir))
     for out in document["outs"]:
         if posixpath.normpath(posixpath.join(folder, out["path"])) == output_path:
-            _record(out, stored, size_known)
-    # DVC signs only imports with an md5 of their own; a plain one from an old version is dropped as DVC does.
-    if "deps" not in document:
-        document.pop("md5", None)
+            _record(out, stored, size_known, hash_name)
+    _settle(document, deps)
     return documents.dump(document)
 
 
-def _record(out: Any, stored: Stored, size_known: bool) -> None:
+def tidy_dvc_file(old: bytes, path: str, deps: Sequence[Mapping[str, Any]] | None) -> bytes:
+    """Return a `.dvc` file without outputs as DVC writes it again.
+
+    Args:
+        old: The file as it is.
+        path: The file's name for messages.
+        deps: What its dependencies are now; None leaves them.
+    """
+    document: Any = documents.load_editable(old, path) or {}
+    _settle(document, deps)
+    return documents.dump(document)
+
+
+def _settle(document: Any, deps: Sequence[Mapping[str, Any]] | None) -> None:
+    if deps is not None:
+        _bring_to(document["deps"], deps)
+    _tidy(document)
+    # DVC signs only imports with an md5 of their own; a plain one from an old version is dropped as DVC does.
+    if not document.get("deps"):
+        document.pop("md5", None)
+    elif deps is not None:
+        if len(deps) == 1 and len(document.get("outs") or ()) == 1:
+            document["md5"] = document_md5(document)
+        else:
+            document.pop("md5", None)
+
+
+_DEFAULTS: Mapping[str, Any] = {"cache": True, "persist": False, "push": True, "isexec": False}
+
+
+def _tidy(document: Any) -> None:
+    """Leave out what DVC leaves out when it writes a file: defaults, empty values and old names."""
+    if document.pop("locked", False):
+        document["frozen"] = True
+    for key in ("wdir", "frozen", "always_changed", "desc", "meta", "outs", "deps"):
+        if key in document and (not document[key] or (key == "wdir" and document[key] == ".")):
+            del document[key]
+    for out in document.get("outs") or ():
+        for key in [key for key, value in _DEFAULTS.items() if out.get(key) is value]:
+            del out[key]
+        for key in ("desc", "type", "labels", "meta", "remote", "checksum", "files", "cloud"):
+            if key in out and not out[key]:
+                del out[key]
+        if "://" not in out["path"] and posixpath.normpath(out["path"]) != out["path"]:
+            out["path"] = posixpath.normpath(out["path"])
+
+
+def _record(out: Any, stored: Stored, size_known: bool, hash_name: str = MD5) -> None:
     """Put the content's keys into an output: of a new file before `path`, else new ones last, as DVC does."""
     values: dict[str, Any] = {"md5": stored.digest}
     if size_known:
@@ -363,7 +420,8 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
         values["nfiles"] = stored.nfiles
     if stored.isexec:
         values["isexec"] = True
-    values["hash"] = "md5"
+    if hash_name == MD5:
+        values["hash"] = "md5"
     # What a remote holds of the old content says nothing of new content; of the same, it stays.
     if out.get("files"):
         if (
@@ -373,7 +431,18 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
             return
     elif out.get("cloud") and _checksum(out, "md5") == stored.digest:
         values["cloud"] = out["cloud"]
-    for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "cloud", "etag", "version_id"):
+    for key in (
+        "md5",
+        "size",
+        "nfiles",
+        "isexec",
+        "hash",
+        "files",
+        "cloud",
+        "etag",
+        "checksum",
+        "version_id",
+    ):
         if key not in values:
             out.pop(key, None)
     if not hasattr(out, "insert"):  # of a new file
@@ -382,7 +451,8 @@ def _record(out: Any, stored: Stored, size_known: bool) -> None:
         out.update({**values, **others})
         return
     for key, value in values.items():
-        out[key] = value
+        if key not in out or out[key] != value:
+            out[key] = value
 
 
 def is_parametrized(definition: Any) -> bool:
@@ -484,8 +554,12 @@ def _is_edited(document: Mapping[str, Any], folder: str) -> bool:
     return bool(document.get("md5") != document_md5(signed))
 
 
-def check_overlap(outputs: list[Output]) -> None:
+def check_overlap(outputs: Sequence[Output], *, same: bool = False) -> None:
     """Refuse outputs that claim one path or lie inside each other.
+
+    Args:
+        outputs: The outputs, in one order for all calls.
+        same: Allow `.dvc` files that record the same content of one path: none of them can change another's.
 
     Raises:
         OutputOverlapError: Two do; names both and where they are described.
@@ -493,7 +567,7 @@ def check_overlap(outputs: list[Output]) -> None:
     seen: dict[str, Output] = {}
     for output in outputs:
         other = seen.get(output.path)
-        if other:
+        if other and not (same and _is_twin(output, other)):
             raise OutputOverlapError(
                 f"'{output.path}' is an output of both {_place(other)} and {_place(output)}; keep one of them"
             )
@@ -507,6 +581,11 @@ def check_overlap(outputs: list[Output]) -> None:
                     "track it as a part of that one, or move it out"
                 )
             parent = posixpath.dirname(parent)
+
+
+def _is_twin(output: Output, other: Output) -> bool:
+    plain = output.stage is None and other.stage is None and bool(output.digest)
+    return plain and (output.digest, output.hash_name) == (other.digest, other.hash_name)
 
 
 def _place(output: Output) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.migrate import Migration
     from dvkf_prefect.data.moving import Direction
     from dvkf_prefect.data.removal import Move, Removal
+    from dvkf_prefect.data.repo_base import Overlap
     from dvkf_prefect.data.sync import Plans
     from dvkf_prefect.data.targets import Choice, Selection
     from dvkf_prefect.data.transfer import Progress, Remote, Transfer
@@ -58,7 +59,12 @@ class Repo(RepoImports):
     """
 
     def select(
-        self, targets: Sequence[str] = (), choice: Choice | None = None, *, rev: str | None = None
+        self,
+        targets: Sequence[str] = (),
+        choice: Choice | None = None,
+        *,
+        rev: str | None = None,
+        overlap: Overlap = "same",
     ) -> Selection:
         """Return the outputs, and parts of them, that a person means; see `data.targets`.
 
@@ -66,6 +72,7 @@ class Repo(RepoImports):
             targets: As of `outputs`, and paths inside outputs.
             choice: What else is meant, or what not.
             rev: A git revision; None for the workspace.
+            overlap: As of `outputs`.
 
         Raises:
             OutputNotFoundError: A target is not tracked.
@@ -73,7 +80,7 @@ class Repo(RepoImports):
         """
         from dvkf_prefect.data.targets import select
 
-        return select(self, targets, choice, rev=rev)
+        return select(self, targets, choice, rev=rev, overlap=overlap)
 
     def _written(self, targets: Sequence[str], choice: Choice | None = None) -> list[str]:
         """Return the paths that a verb with these targets may write."""
@@ -174,22 +181,25 @@ class Repo(RepoImports):
         with self.lock(write=[os.fspath(out or name_of(source))]):
             return add_copy(self, source, out=out, jobs=jobs, force=force, progress=progress)
 
-    def commit(self, targets: Sequence[str] = (), *, progress: Progress | None = None) -> list[DataVersion]:
+    def commit(
+        self, targets: Sequence[str] = (), *, sources: bool = False, progress: Progress | None = None
+    ) -> list[DataVersion]:
         """Record and store the outputs of `.dvc` files as they are in the workspace now.
 
         Args:
             targets: Only these, see `outputs`.
+            sources: Record what imports come from as it is now, too, as ``dvc commit -f``; they must be there.
             progress: Told of files and bytes.
 
         Returns:
             The versions of those that changed.
 
         Raises:
-            OutputNotFoundError: An output is not on disk.
+            OutputNotFoundError: An output is not on disk, or what an import comes from does not exist.
             DiskFullError: There is no room.
         """
         with self.lock(write=lambda: self._written(targets)):
-            return track.commit(self, targets, progress=progress)
+            return track.commit(self, targets, sources=sources, progress=progress)
 
     def status(self, targets: Sequence[str] = ()) -> Status:
         """Compare the workspace with what is recorded.
@@ -401,7 +411,7 @@ class Repo(RepoImports):
 
         return sync.push(
             self,
-            self.select(targets, choice),
+            self.select(targets, choice, overlap="any"),
             remote=remote,
             run_cache=run_cache,
             deep=deep,
@@ -441,7 +451,7 @@ class Repo(RepoImports):
 
         return sync.fetch(
             self,
-            self.select(targets, choice, rev=rev),
+            self.select(targets, choice, rev=rev, overlap="any"),
             remote=remote,
             run_cache=run_cache,
             jobs=jobs,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from dvkf_prefect.data import neighbours, outputs
 from dvkf_prefect.data.config import Config
@@ -22,7 +23,13 @@ from dvkf_prefect.data.revisions import RepoFiles, RevisionFiles, WorkspaceFiles
 from dvkf_prefect.data.stage_notes import note_stages
 from dvkf_prefect.data.store import Cache
 from dvkf_prefect.data.workspace import Workspace
-from dvkf_prefect.errors import ConfigError, NotARepositoryError, OutputNotFoundError, UnsafePathError
+from dvkf_prefect.errors import (
+    ConfigError,
+    NotARepositoryError,
+    OutputError,
+    OutputNotFoundError,
+    UnsafePathError,
+)
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.leftovers import sweep_files
 from dvkf_prefect.paths import check_own_folder, find_link
@@ -33,6 +40,7 @@ _IGNORE_TEXT = """\
 # https://dvc.org/doc/user-guide/dvcignore
 """
 _LOCK_WAIT = 60.0
+Overlap = Literal["refused", "same", "any"]
 _Opened = TypeVar("_Opened", bound="RepoBase")
 
 
@@ -295,17 +303,22 @@ class RepoBase:
             raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
         return RevisionFiles(self.git, self.git.resolve(rev), self.git_prefix)
 
-    def outputs(self, targets: Sequence[str] = (), *, rev: str | None = None) -> list[Output]:
+    def outputs(
+        self, targets: Sequence[str] = (), *, rev: str | None = None, overlap: Overlap = "refused"
+    ) -> list[Output]:
         """Return what is tracked, sorted by path.
 
         Args:
             targets: Only these: output paths, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
                 relative to the root.
             rev: A git revision; None for the workspace.
+            overlap: Whether outputs may claim one path: ``refused``; ``same``, if `.dvc` files record the same content
+                of it; ``any``, for verbs that only look.
 
         Raises:
             GitError: There is no such revision.
             ParseError: A file does not say what its format allows.
+            OutputError: A .dvcignore leaves one out.
             OutputNotFoundError: A target is none of them.
             OutputOverlapError: Two outputs claim one path.
         """
@@ -320,18 +333,20 @@ class RepoBase:
 
             files = WorkspaceFiles(self.root, self.ignore.matches, paths_of, self.git_ignored)
             found = [output for path in files.find() for output in known[path]]
+            self.check_ignored(found)
         else:
             from dvkf_prefect.data.history import outputs_of
 
             commit = self.files(rev).rev
             found = outputs_of(self.git, commit, self.git_prefix) if self.git and commit else []
         found.sort(key=lambda output: output.path)
-        check_overlap(found)
+        if overlap != "any":
+            check_overlap(found, same=overlap == "same")
         if not targets:
             return found
         from dvkf_prefect.data.targets import names_stage
 
-        picked: dict[str, Output] = {}
+        picked: dict[tuple[str, str, str], Output] = {}
         for target in targets:
             matched = list(matching(found, target))
             if not matched and not names_stage(self.files(rev), target):
@@ -340,8 +355,23 @@ class RepoBase:
                 raise OutputNotFoundError(
                     f"'{target}' is not an output, a .dvc file or a stage of {self.root}{hint}"
                 )
-            picked.update({output.path: output for output in matched})
-        return [picked[path] for path in sorted(picked)]
+            picked.update({(output.path, output.source, output.stage or ""): output for output in matched})
+        return [picked[key] for key in sorted(picked)]
+
+    def check_ignored(self, found: Iterable[Output]) -> None:
+        """Refuse outputs of the workspace that a .dvcignore leaves out: they could be neither seen nor stored.
+
+        Raises:
+            OutputError: There is one.
+        """
+        for output in found:
+            path, ignore = output.path, self.ignore
+            if ignore.quiet_below(posixpath.dirname(path)):
+                continue
+            if ignore.matches(path) or (ignore.matches(path + "/") and not ignore.is_repo(path)):
+                raise OutputError(
+                    f"'{output.path}' ({output.source}) is left out by {IGNORE_FILE}; change that file to track it"
+                )
 
     def version(self, path: str, *, rev: str | None = None) -> DataVersion:
         """Return the recorded version of one output.

@@ -1,6 +1,6 @@
-"""What a `.dvc` file may say: its keys, and the kind of their values.
+"""What a `.dvc` file and an entry of dvc.lock may say: their keys, and the kind of their values.
 
-Source of the format: DVC 3.x, dvc/schema.py, and the older keys that it still reads.
+Source of the format: DVC 3.x, dvc/schema.py. It refuses a `.dvc` file of DVC 0.x with `cmd` or `metric`.
 """
 
 from __future__ import annotations
@@ -49,17 +49,16 @@ _META: _Schema = {
     "etag": _SUM, "checksum": _SUM, "size": _COUNT, "nfiles": _COUNT, "isexec": _FLAG, "version_id": _TEXT,
 }  # fmt: skip
 _TOP: _Schema = {
-    "desc": _TEXT, "md5": _SUM, "cmd": _ANY, "frozen": _FLAG, "locked": _FLAG, "deps": _LIST, "outs": _LIST,
+    "desc": _TEXT, "md5": _SUM, "frozen": _FLAG, "locked": _FLAG, "deps": _LIST, "outs": _LIST,
     "wdir": (lambda value: value is None or isinstance(value, str), "a folder relative to the .dvc file"),
-    "always_changed": _FLAG, "params": _ANY, "meta": _ANY,
+    "always_changed": _FLAG, "meta": _ANY,
 }  # fmt: skip
 _CLOUD: _Schema = {**_META, "md5": _SUM}
 _FILE: _Schema = {**_META, "md5": _SUM, "relpath": _TEXT, "cloud": _MAPPING}
 _OUT: _Schema = {
-    **_META, "md5": _MD5, "md5-dos2unix": _SUM, "hash": (lambda value: value == "md5", "md5"), "path": _TEXT,
+    **_META, "md5": _MD5, "hash": (lambda value: value == "md5", "md5"), "path": _TEXT,
     "fs_config": _MAPPING, "desc": _TEXT, "type": _TEXT, "labels": (_is_texts, "a list of texts"), "meta": _ANY,
-    "cache": _FLAG, "metric": _ANY, "plot": _ANY, "persist": _FLAG, "remote": _TEXT, "push": _FLAG, "files": _LIST,
-    "cloud": _MAPPING, "mtime": _ANY, "inode": _ANY,
+    "cache": _FLAG, "persist": _FLAG, "remote": _TEXT, "push": _FLAG, "files": _LIST, "cloud": _MAPPING,
 }  # fmt: skip
 _DEP: _Schema = {
     **_META, "md5": _SUM, "hash": _TEXT, "path": _TEXT, "persist": _FLAG, "cloud": _MAPPING, "fs_config": _MAPPING,

@@ -40,12 +40,14 @@ class Status:
         outputs: How many outputs were looked at.
         imports: Those of them that were imported from elsewhere, where they may have changed too.
         edited: The `.dvc` files whose own md5 does not fit them.
+        always: The `.dvc` files that say that they always change.
     """
 
     changes: tuple[Change, ...]
     outputs: int
     imports: tuple[Output, ...] = ()
     edited: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.changes)
@@ -53,7 +55,7 @@ class Status:
 
 def status(repo: Repo, targets: Sequence[str]) -> Status:
     """Do `Repo.status`."""
-    tracked = repo.outputs(targets)
+    tracked = repo.outputs(targets, overlap="any")
     changes = [
         Change(output.path, output.source, output.stage, state)
         for output in tracked
@@ -64,6 +66,7 @@ def status(repo: Repo, targets: Sequence[str]) -> Status:
         len(tracked),
         tuple(output for output in tracked if output.origin),
         tuple(dict.fromkeys(output.source for output in tracked if output.edited)),
+        tuple(dict.fromkeys(output.source for output in tracked if output.always_changed)),
     )
 
 

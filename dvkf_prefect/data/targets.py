@@ -16,6 +16,7 @@ from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.repo_base import Overlap
 
 # What a pipeline's stages read is known to a layer above this one, loaded when it is asked for (as `outputs.READERS`).
 _STAGES = "dvkf_prefect.pipeline.stages"
@@ -68,7 +69,12 @@ class Selection:
 
 
 def select(
-    repo: Repo, targets: Sequence[str] = (), choice: Choice | None = None, *, rev: str | None = None
+    repo: Repo,
+    targets: Sequence[str] = (),
+    choice: Choice | None = None,
+    *,
+    rev: str | None = None,
+    overlap: Overlap = "same",
 ) -> Selection:
     """Return the outputs that a person means.
 
@@ -78,6 +84,7 @@ def select(
             to the root; none for all.
         choice: What else is meant, or what not.
         rev: A git revision to look in instead of the workspace.
+        overlap: Whether outputs may claim one path, as of `Repo.outputs`.
 
     Raises:
         OutputNotFoundError: A target is none of them, in no revision looked at.
@@ -86,7 +93,7 @@ def select(
         ParseError: A file of the workspace does not say what its format allows.
     """
     choice = choice or Choice()
-    here = repo.outputs(rev=rev)
+    here = repo.outputs(rev=rev, overlap=overlap)
     picker = _Picker(repo, targets, choice)
     picker.take(here, repo.files(rev))
     if choice.history:

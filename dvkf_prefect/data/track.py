@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data import gitignore
+from dvkf_prefect.data import gitignore, legacy
+from dvkf_prefect.data.dependencies import dependencies_now
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
-from dvkf_prefect.data.outputs import DataVersion, Output, with_content, write_dvc_file
-from dvkf_prefect.data.store import MD5, Stored
+from dvkf_prefect.data.outputs import (
+    DataVersion,
+    Output,
+    read_plain,
+    tidy_dvc_file,
+    with_content,
+    write_dvc_file,
+)
+from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import starting
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
@@ -42,7 +50,11 @@ def add(
                 f"beside today's. Add the whole of it: `dvkf add {around.path}`"
             )
         same = next((o for o in tracked if o.path == path), None)
-        if same is not None and same.digest and _is_unchanged_legacy(repo, same):
+        old = legacy.unchanged(repo, path, same.digest, same.hash_name) if same else None
+        if same is not None and old is not None:
+            staged += _record(
+                repo, same, legacy.keep(repo, path, old, commit=not no_commit), hash_name=LEGACY
+            )
             versions.append(repo.version_of(same))
             continue
         advance = starting(progress, f"add {path}")
@@ -66,36 +78,56 @@ def add(
     return versions
 
 
-def commit(repo: Repo, targets: Sequence[str], *, progress: Progress | None) -> list[DataVersion]:
+def commit(
+    repo: Repo, targets: Sequence[str], *, sources: bool, progress: Progress | None
+) -> list[DataVersion]:
     """Do `Repo.commit`; the caller holds the lock."""
     changed: list[DataVersion] = []
-    for output in repo.outputs(targets):
-        if output.stage or not output.cached:
+    dependencies: dict[str, Sequence[Mapping[str, Any]] | None] = {}
+    outputs = repo.outputs(targets, overlap="same")
+    if not targets:
+        _commit_empty(repo, {output.source for output in outputs}, sources=sources)
+    for output in outputs:
+        if output.stage:
             continue
         if not os.path.lexists(repo.root / output.path):
             raise OutputNotFoundError(
                 f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
             )
-        if _is_unchanged_legacy(repo, output):
+        if sources and output.source not in dependencies:
+            dependencies[output.source] = dependencies_now(repo, output.source)
+        deps = dependencies.get(output.source)
+        hash_name = output.hash_name
+        old = legacy.unchanged(repo, output.path, output.digest, hash_name)
+        if old is not None:
+            stored = legacy.keep(repo, output.path, old, commit=output.cached)
+        elif output.cached:
+            advance = starting(progress, f"commit {output.path}")
+            stored, hash_name = repo.workspace.take(output.path, advance=advance), MD5
+            if progress:
+                progress.finish()
+        else:
+            stored, hash_name = repo.workspace.look(output.path).stored(), MD5
+        same = (stored.digest, stored.isexec, hash_name) == (output.digest, output.isexec, output.hash_name)
+        plain = same and deps is None and stored.size == output.size
+        if plain and read_plain(read_description(repo.root / output.source)):
             _keep_out_of_git(repo, output)
             continue
-        advance = starting(progress, f"commit {output.path}")
-        stored = repo.workspace.take(output.path, advance=advance)
-        if progress:
-            progress.finish()
-        if (stored.digest, stored.isexec, "md5") != (output.digest, output.isexec, output.hash_name):
-            _record(repo, output, stored)
+        _record(repo, output, stored, hash_name=hash_name, deps=deps)
+        if not same:
             changed.append(repo.version_of(with_content(output, stored)))
-        else:
-            _keep_out_of_git(repo, output)
     return changed
 
 
-def _is_unchanged_legacy(repo: Repo, output: Output) -> bool:
-    """Tell whether an output of DVC 2.x is as it was recorded: then it stays as it is, and moves when it changes."""
-    if output.hash_name == MD5 or not repo.cache.exists(output.digest or "", output.hash_name):
-        return False
-    return repo.workspace.look(output.path, hash_name=output.hash_name).digest == output.digest
+def _commit_empty(repo: Repo, known: set[str], *, sources: bool) -> None:
+    """Write `.dvc` files without outputs as DVC does."""
+    for source in repo.files().find():
+        if source.endswith(".dvc") and source not in known:
+            file = repo.root / source
+            old = read_description(file)
+            new = tidy_dvc_file(old, source, dependencies_now(repo, source) if sources else None)
+            if new != old:
+                write_atomic(file, new)
 
 
 def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
@@ -132,11 +164,21 @@ def _check_new(repo: Repo, path: str, tracked: Sequence[Output]) -> str:
     return path
 
 
-def _record(repo: Repo, output: Output, stored: Stored, size_known: bool = True) -> list[str]:
+def _record(
+    repo: Repo,
+    output: Output,
+    stored: Stored,
+    size_known: bool = True,
+    *,
+    hash_name: str = MD5,
+    deps: Sequence[Mapping[str, Any]] | None = None,
+) -> list[str]:
     """Write the output's `.dvc` file and keep its data out of git; return the files written."""
     file = repo.root / output.source
     old = read_description(file) if file.exists() else None
-    new = write_dvc_file(old, output.source, output.path, stored, size_known=size_known)
+    new = write_dvc_file(
+        old, output.source, output.path, stored, size_known=size_known, hash_name=hash_name, deps=deps
+    )
     if new != old:
         write_atomic(file, new)
     return [output.source, *_keep_out_of_git(repo, output)]
@@ -144,7 +186,7 @@ def _record(repo: Repo, output: Output, stored: Stored, size_known: bool = True)
 
 def _keep_out_of_git(repo: Repo, output: Output) -> list[str]:
     """Name the output's data in the `.gitignore` beside it; return that file when it was changed."""
-    if repo.git and gitignore.ignore(repo.root / output.path):
+    if repo.git and output.cached and gitignore.ignore(repo.root / output.path):
         return [posixpath.join(posixpath.dirname(output.path), ".gitignore")]
     return []
 

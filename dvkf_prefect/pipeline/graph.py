@@ -25,14 +25,18 @@ class Graph:
         stages: All stages of a repository, in the order of their files.
         sources: What `.dvc` files describe. A stage that reads an import which follows its source (one that is not
             frozen) needs those that write what was imported; other `.dvc` files bring no edges.
+        lenient: Take stages that no order suits or that write one path, for a verb that only looks.
 
     Raises:
         StageGraphError: Two stages write one path, one writes into the other's output, or they form a cycle.
     """
 
-    def __init__(self, stages: Sequence[Stage], sources: Iterable[Output] = ()) -> None:
+    def __init__(
+        self, stages: Sequence[Stage], sources: Iterable[Output] = (), *, lenient: bool = False
+    ) -> None:
+        self._lenient = lenient
         self.stages: dict[str, Stage] = {stage.address: stage for stage in stages}
-        self._writers = _writers(stages)
+        self._writers = _writers(stages, lenient=lenient)
         folders: dict[str, list[str]] = {}
         for path in self._writers:
             parent = posixpath.dirname(path)
@@ -48,6 +52,8 @@ class Graph:
             for path in _through(imports, read) if imports else read:
                 for out in (*_upwards(path), *(folders.get(path, ()) if path else self._writers)):
                     writer = self._writers.get(out)
+                    if writer == stage.address and lenient:
+                        continue
                     if writer == stage.address:
                         raise StageGraphError(
                             f"stage '{stage.address}' depends on '{path}' and writes '{out}': a stage cannot "
@@ -131,6 +137,8 @@ class Graph:
                     stack.pop()
                     del open_[address]
                     order[address] = None
+                elif following in open_ and self._lenient:
+                    continue
                 elif following in open_:
                     names = list(open_)
                     circle = [*names[names.index(following) :], following]
@@ -181,8 +189,10 @@ def _upwards(path: str) -> list[str]:
     return found
 
 
-def _writers(stages: Sequence[Stage]) -> Mapping[str, str]:
+def _writers(stages: Sequence[Stage], *, lenient: bool) -> Mapping[str, str]:
     writers: dict[str, str] = {}
+    if lenient:
+        return {out.path: stage.address for stage in reversed(stages) for out in reversed(stage.outs)}
     for stage in stages:
         for out in stage.outs:
             other = writers.get(out.path)

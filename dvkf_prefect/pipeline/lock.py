@@ -43,6 +43,24 @@ _SURE = re.compile(
     re.ASCII,
 )
 _PLAIN = re.compile(r"[A-Za-z_][\w@-]*")
+_TOP = ("schema", "datasets", "stages")
+_KEYS = ("cmd", "deps", "params", "outs")
+_ITEM = frozenset(
+    {
+        "path",
+        "hash",
+        "md5",
+        "etag",
+        "checksum",
+        "size",
+        "nfiles",
+        "isexec",
+        "version_id",
+        "cloud",
+        "files",
+        "dataset",
+    }
+)
 _ANCHOR = re.compile(r"[&*]id\d+\b")
 
 
@@ -71,14 +89,15 @@ def read_lock(files: RepoFiles, path: str) -> dict[str, Entry]:
 @lru_cache(maxsize=64)
 def _parse(data: bytes, path: str) -> dict[str, Entry]:
     document = documents.load(data, path)
-    if document is None:
-        return {}
 
     def wrong(place: Sequence[str | int], expected: str) -> ParseError:
         return ParseError(path, expected, line=documents.line_of(data, place) or 1)
 
     if not isinstance(document, dict) or document.get("schema") != "2.0":
         raise wrong(["schema"], "a dvc.lock begins with `schema: '2.0'`. Remove it and run `dvkf repro`.")
+    for key in document:
+        if key not in _TOP:
+            raise wrong([key], f"unknown key '{key}' in dvc.lock; known are {', '.join(_TOP)}")
     stages = document.get("stages", {})
     if not isinstance(stages, dict):
         raise wrong(["stages"], "`stages` is a mapping of names to what their last run read and wrote")
@@ -101,6 +120,9 @@ def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), (str, list)):
         return [], "the entry of a stage is a mapping with `cmd`"
+    for key in entry:
+        if key not in _KEYS:
+            return [key], f"unknown key '{key}' in the entry of a stage; known are {', '.join(_KEYS)}"
     for key in ("deps", "outs"):
         items = entry.get(key, [])
         if not isinstance(items, list):
@@ -108,6 +130,10 @@ def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
         for i, item in enumerate(items):
             if not isinstance(item, dict) or not isinstance(item.get("path"), str):
                 return [key, i], f"an item of `{key}` is a mapping with `path`"
+            unknown = item.keys() - _ITEM
+            if unknown:
+                name = min(map(str, unknown))
+                return [key, i], f"unknown key '{name}' in `{key}`; known are {', '.join(sorted(_ITEM))}"
             md5 = item.get("md5")
             if md5 is not None and not (
                 isinstance(md5, str)

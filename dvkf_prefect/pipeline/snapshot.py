@@ -69,6 +69,7 @@ class Snapshot:
         repo: The repository.
         away: Where outputs are that nobody brings here, for manifests and sizes.
         only_looks: Whether nothing will be recorded, so that what lies outside need not be read if its size differs.
+        lenient: Take outputs that claim one path and stages that no order suits, to say how each of them is.
 
     Attributes:
         graph: Its stages.
@@ -83,6 +84,7 @@ class Snapshot:
     repo: Repo
     away: Remote | None = None
     only_looks: bool = False
+    lenient: bool = False
     graph: Graph = field(init=False)
     outputs: dict[str, Output] = field(init=False)
     _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
@@ -104,8 +106,12 @@ class Snapshot:
             self._with_own_paths(stage) for path in self._pipelines for stage in load_stages(self.files, path)
         ]
         tracked = [output for path in sources for output in read_any_outputs(self.files, path)]
-        self.graph = Graph(stages, [output for output in tracked if output.stage is None])
-        check_overlap(tracked)
+        self.repo.check_ignored(tracked)
+        self.graph = Graph(
+            stages, [output for output in tracked if output.stage is None], lenient=self.lenient
+        )
+        if not self.lenient:
+            check_overlap(tracked)
         self.outputs = {output.path: output for output in tracked}
 
     def _with_own_paths(self, stage: Stage) -> Stage:

@@ -260,7 +260,7 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
         By `.dvc` file or stage: ``{"changed deps": …}``, ``{"changed outs": …}``, ``"changed command"``,
         ``"always changed"``.
     """
-    snapshot = Snapshot(repo, only_looks=True)
+    snapshot = Snapshot(repo, only_looks=True, lenient=True)
     report: dict[str, list[Any]] = {}
     outs: dict[str, dict[str, str]] = {}
     for change in data.changes:

@@ -262,6 +262,9 @@ RUNS = (
 )
 READS = (("status", "--json"), ("data", "status", "--json"), ("ls", "-R", "--json", "."))
 SENDS = (("commit", "-f"), ("push",), ("status", "-c"), ("status", "-c", "--json"))
+# Verbs whose lines are compared, and which of a run's.
+_SHOWN = ("stage", "dag", "check-ignore", "repro", "metrics", "params")
+_STEPS = ("Running stage", "> ", "Stage '", "Importing ", "Verifying ")
 SHARE = 1 if os.environ.get("DVKF_LONG") else 4
 
 
@@ -276,7 +279,9 @@ def lay(folder: Path, files: dict[str, str]) -> None:
 def told(done: Done, words: tuple[str, ...]) -> Any:
     """Return what is compared of how a verb ended: the code, and what a program would read of its output."""
     if done.code or "--json" not in words:
-        lines = done.out.split("\n") if words[0] == "stage" and not done.code else []
+        lines = done.out.split("\n") if words[0] in _SHOWN and not (done.code and words[0] == "stage") else []
+        if words[0] == "repro":
+            lines = [line for line in lines if line.startswith(_STEPS)]
         return done.code, sorted(line.strip() for line in lines)
     return done.code, sort(json.loads(done.out or "{}"))
 
