@@ -277,7 +277,8 @@ class _Screen:
                     text = f"stage: '{name}' is frozen. Its dependencies are not going to be reproduced."
                     say(f"WARNING: {text}", stream=sys.stderr, flush=True)
                 if event.frozen and event.reasons:
-                    self._say(f"Verifying outputs in frozen stage: '{name}'")
+                    if not self._dry:
+                        self._say(f"Verifying outputs in frozen stage: '{name}'")
                 else:
                     self._say(f"Stage '{name}' didn't change, skipping")
             case "restore":

@@ -176,7 +176,7 @@ def _report(
     report: dict[str, Any] = {}
     errors = [
         {
-            "name": plot.name,
+            **({} if plot.lost else {"name": plot.name}),
             "rev": rev,
             **({"source": file} if file else {}),
             "type": type(error).__name__,
@@ -192,7 +192,7 @@ def _report(
     ]
     if errors:
         report["errors"] = errors
-    data = {plot.name: plot.as_dict(split=split, out=out) for plot in plots}
+    data = {plot.name: plot.as_dict(split=split, out=out) for plot in plots if not plot.lost}
     if data:
         report["data"] = data
     return report

@@ -219,7 +219,9 @@ class _Browser:
         # What is tracked in each folder, by name; the inside of a directory is filled in when it is entered.
         self._tracked: dict[str, dict[str, _Tracked]] = {"": {}}
         self._closed: dict[str, Output] = {}
-        for output in repo.outputs(overlap="any"):
+        outputs = repo.outputs(overlap="any")
+        repo.config.check_remotes(output.remote for output in outputs)
+        for output in outputs:
             if output.cached:
                 self._take(output)
 

@@ -10,7 +10,7 @@ import copy
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,17 @@ class Config:
     def get(self, section: str, option: str, default: Any = None) -> Any:
         """Return one setting, as str, bool, int or float by its kind."""
         return self.values[section].get(option, default)
+
+    def check_remotes(self, names: Iterable[str | None]) -> None:
+        """Refuse names of remotes that no configuration has.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for name in {name.lower() for name in names if name}:
+            if name not in self.values["remote"]:
+                known = ", ".join(sorted(self.values["remote"])) or "none"
+                raise ConfigError(f"remote '{name}' doesn't exist (known: {known}); see `dvkf remote list`")
 
     def default_remote(self) -> str | None:
         """Return the default remote's name."""

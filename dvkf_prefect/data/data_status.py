@@ -124,6 +124,7 @@ def data_status(
     members = Members(repo)
     wanted = PathFilter(targets)
     recorded = wanted.of(_by_path(repo.outputs(overlap="any")))
+    repo.config.check_remotes(output.remote for output in recorded)
     present: list[tuple[Output, str]] = []
     for output in recorded:
         found = repo.workspace.look(output.path, hash_name=output.hash_name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import contents, documents, gitignore, remote_users
 from dvkf_prefect.data.downloads import check_free, get, resolve_out
+from dvkf_prefect.data.dvc_file import write_document
 from dvkf_prefect.data.external import ExternalRepo
 from dvkf_prefect.data.origins import (
     aware,
@@ -38,7 +39,6 @@ from dvkf_prefect.data.outputs import (
     matching,
     parse_dvc_file,
     with_content,
-    write_document,
 )
 from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.scratch import scratch_folder

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents
 from dvkf_prefect.data.digest import digest_dos2unix
-from dvkf_prefect.data.outputs import Output, document_md5, with_content, write_document
+from dvkf_prefect.data.dvc_file import write_document
+from dvkf_prefect.data.outputs import Output, document_md5, with_content
 from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.store import LEGACY, Cache, Stored, digest_files
 from dvkf_prefect.data.tree import SUFFIX, Tree

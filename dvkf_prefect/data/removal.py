@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import documents, gitignore
 from dvkf_prefect.data._copier import clone_one
+from dvkf_prefect.data.dvc_file import write_document
 from dvkf_prefect.data.links import aside_name
 from dvkf_prefect.data.outputs import (
     Output,
@@ -27,7 +28,6 @@ from dvkf_prefect.data.outputs import (
     matching,
     read_outputs,
     with_content,
-    write_document,
 )
 from dvkf_prefect.data.revisions import PIPELINE_FILE, describes_outputs
 from dvkf_prefect.data.store import Stored

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data import gitignore
+from dvkf_prefect.data.dvc_file import write_dvc_file
 from dvkf_prefect.data.imports import _send as send
 from dvkf_prefect.data.origins import bring_source, put
-from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, with_content, write_dvc_file
+from dvkf_prefect.data.outputs import DataVersion, Output, check_overlap, with_content
 from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.data.revisions import describes_outputs
 from dvkf_prefect.data.sources import open_source

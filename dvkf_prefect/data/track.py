@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data import gitignore, legacy
 from dvkf_prefect.data.dependencies import dependencies_now
+from dvkf_prefect.data.dvc_file import tidy_dvc_file, write_dvc_file
 from dvkf_prefect.data.ignore import NAME as IGNORE_FILE
-from dvkf_prefect.data.outputs import (
-    DataVersion,
-    Output,
-    read_plain,
-    tidy_dvc_file,
-    with_content,
-    write_dvc_file,
-)
+from dvkf_prefect.data.outputs import DataVersion, Output, read_plain, with_content
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.data.workspace import starting

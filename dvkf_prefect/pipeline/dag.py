@@ -184,7 +184,13 @@ class _Nodes:
         self._snapshot = snapshot
         stages = snapshot.graph.stages.values()
         plain = [output for output in snapshot.outputs.values() if output.stage is None]
-        items: list[Stage | Output] = [*stages, *plain]
+        described = {output.source for output in plain}
+        empty = [
+            Output("", None, source=source)
+            for source in snapshot.files.find()
+            if source.endswith(".dvc") and source not in described
+        ]
+        items: list[Stage | Output] = [*stages, *plain, *empty]
         # A file's stages in its order; a folder's files before those below it.
         items.sort(key=_place)
         self._items = items
@@ -261,7 +267,9 @@ class _Nodes:
 
 
 def _outputs(item: Stage | Output) -> list[str]:
-    return [item.path] if isinstance(item, Output) else [out.path for out in item.outs]
+    if isinstance(item, Output):
+        return [item.path] if item.path else []
+    return [out.path for out in item.outs]
 
 
 def _place(item: Stage | Output) -> tuple[list[str], str]:

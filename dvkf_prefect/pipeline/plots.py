@@ -84,6 +84,7 @@ class Plot:
         props: How they are drawn.
         images: The pictures of an image plot.
         errors: What could not be read or drawn: version, file ("" for the plot as a whole), why.
+        lost: Whether it stands for a whole version whose plots are not known.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Plot:
     props: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[Image, ...] = ()
     errors: tuple[tuple[str, str, Exception], ...] = ()
+    lost: bool = False
 
     def spec(self) -> dict[str, Any]:
         """Return the plot in Vega-Lite's JSON; empty when it has no points.
@@ -256,7 +258,7 @@ def read_plots(
         for name, inner, definition in _named(version.definitions):
             groups.setdefault(name, []).append((version, inner, definition))
     return [_plot(repo, name, group) for name, group in groups.items()] + [
-        Plot(version.name, "vega", errors=((version.name, "", version.error),))
+        Plot(version.name, "vega", errors=((version.name, "", version.error),), lost=True)
         for version in versions
         if version.error is not None
     ]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data import gitignore
+from dvkf_prefect.data import gitignore, legacy
 from dvkf_prefect.data.digest import Memory
 from dvkf_prefect.data.outputs import Output
 from dvkf_prefect.data.repo import Repo
@@ -192,7 +192,12 @@ def keep_changed(snapshot: Snapshot, stage: Stage) -> None:
 
 
 def settle_outputs(
-    repo: Repo, stage: Stage, contents: Sequence[StepContent], *, commit: bool = True
+    repo: Repo,
+    stage: Stage,
+    contents: Sequence[StepContent],
+    *,
+    old: Entry | None = None,
+    commit: bool = True,
 ) -> list[Item]:
     """Keep the outputs of a run in the workspace out of git, and see that the cache has them still.
 
@@ -200,6 +205,7 @@ def settle_outputs(
         repo: The repository; locked by the caller.
         stage: The stage.
         contents: What the run wrote.
+        old: What dvc.lock has of the last run.
         commit: Whether the cache must have them.
 
     Returns:
@@ -214,7 +220,7 @@ def settle_outputs(
             # A collection by the real dvc, which goes by dvc.lock alone, may have come between the run and this lock.
             repo.workspace.take(out.path)
         stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
-        items.append(item_of(out.name, stored))
+        items.append(_legacy_item(repo, out, old, commit=commit) or item_of(out.name, stored))
     return items
 
 
@@ -355,6 +361,7 @@ def put_outputs(
     contents: Sequence[StepContent],
     side_dir: str = "",
     *,
+    old: Entry | None = None,
     commit: bool = True,
 ) -> list[Item]:
     """Make the workspace hold a run's outputs.
@@ -366,6 +373,7 @@ def put_outputs(
         stage: The stage.
         contents: What the run wrote, in the order of the stage's outputs.
         side_dir: The root of the cache that holds those which stay out of the repository's; "" if all are in that.
+        old: What dvc.lock has of the last run.
         commit: False keeps all of them out of the repository's cache.
 
     Returns:
@@ -383,7 +391,7 @@ def put_outputs(
         absent = out.cached and commit and (content.hash_name != MD5 or _absent(repo, content))
         if absent:
             repo.workspace.take(out.path)
-        items.append(_settle(repo, out))
+        items.append(_settle(repo, out, old, commit=commit))
     return items
 
 
@@ -447,12 +455,13 @@ def _beside(repo: Repo, side: Path) -> Workspace:
     return Workspace(repo.root, Cache(side), Memory(repo.tmp_dir / "memory"), repo.ignore)
 
 
-def take_outputs(repo: Repo, stage: Stage, *, commit: bool = True) -> list[Item]:
+def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: bool = True) -> list[Item]:
     """Store a stage's outputs as they lie in the workspace.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
+        old: What dvc.lock has of the last run.
         commit: False only records them.
 
     Returns:
@@ -472,14 +481,34 @@ def take_outputs(repo: Repo, stage: Stage, *, commit: bool = True) -> list[Item]
             )
         if out.cached and commit:
             repo.workspace.take(out.path)
-        items.append(_settle(repo, out))
+        items.append(_settle(repo, out, old, commit=commit))
     return items
 
 
-def _settle(repo: Repo, out: StageOutput) -> Item:
+def _settle(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item:
     """Keep an output out of git; return it as it lies in the workspace."""
     _ignore(repo, out)
-    return item_of(out.name, repo.workspace.look(out.path).stored())
+    item = _legacy_item(repo, out, old, commit=commit)
+    return item or item_of(out.name, repo.workspace.look(out.path).stored())
+
+
+def _legacy_item(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item | None:
+    """Return an output that DVC 2.x recorded as it recorded it, if it is the same; None if not.
+
+    Args:
+        repo: The repository; locked by the caller.
+        out: The output, as it lies in the workspace.
+        old: What dvc.lock has of the last run.
+        commit: Whether the cache must have it.
+    """
+    for item in (old or {}).get("outs", ()):
+        if item["path"] == out.name and item.get("hash", LEGACY) == LEGACY:
+            found = legacy.unchanged(repo, out.path, item.get("md5"), LEGACY)
+            if found is not None:
+                kept = item_of(out.name, legacy.keep(repo, out.path, found, commit=commit and out.cached))
+                del kept["hash"]
+                return kept
+    return None
 
 
 def _ignore(repo: Repo, out: StageOutput) -> None:

@@ -168,7 +168,7 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
         if any(reason.kind != "always" for reason in reasons):
             check_inputs(stage, inputs)
             with repo.lock(write=[out.path for out in stage.outs]):
-                outs = take_outputs(repo, stage)
+                outs = take_outputs(repo, stage, old=entry)
                 record(repo, stage, make_entry(stage, inputs.items, inputs.params, outs))
             snapshot.forget(out.path for out in stage.outs)
             recorded.append(stage.address)
@@ -537,7 +537,7 @@ class _Repro:
             return
         check_inputs(stage, choice.inputs)
         with self._repo.lock(write=[out.path for out in stage.outs]):
-            outs = take_outputs(self._repo, stage, commit=self._commit)
+            outs = take_outputs(self._repo, stage, old=self._snapshot.entry(stage), commit=self._commit)
             entry = make_entry(stage, choice.inputs.items, choice.inputs.params, outs)
             record(self._repo, stage, entry, before=self._followers(stage), save_run=self._commit)
         self._snapshot.forget(out.path for out in stage.outs)
@@ -582,8 +582,8 @@ class _Repro:
         """Record a run whose outputs are in the workspace; what it read is recorded as it is now, as DVC does."""
         self._snapshot.forget_all()
         with self._repo.lock(write=[out.path for out in stage.outs]):
-            outs = settle_outputs(self._repo, stage, contents, commit=self._commit)
             known = self._snapshot.entry(stage)
+            outs = settle_outputs(self._repo, stage, contents, old=known, commit=self._commit)
             inputs = self._snapshot.inputs(stage, known)
             check_inputs(stage, inputs)
             entry = make_entry(stage, inputs.items, inputs.params, outs)
@@ -605,7 +605,14 @@ class _Repro:
                 if away:
                     outs = refer_outputs(self._repo, stage, contents, side_dir)
                 else:
-                    outs = put_outputs(self._repo, stage, contents, side_dir, commit=self._commit)
+                    outs = put_outputs(
+                        self._repo,
+                        stage,
+                        contents,
+                        side_dir,
+                        old=self._snapshot.entry(stage),
+                        commit=self._commit,
+                    )
                 inputs = choice.inputs
                 entry = make_entry(stage, inputs.items, inputs.params, outs)
                 record(

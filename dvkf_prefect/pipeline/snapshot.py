@@ -17,7 +17,7 @@ from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.data.store import LEGACY, MD5, Stored, object_key
 from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.data.workspace import Found
-from dvkf_prefect.errors import MissingObjectError, OutputError, RemoteError, UnsafePathError
+from dvkf_prefect.errors import MissingObjectError, OutputError, ParseError, RemoteError, UnsafePathError
 from dvkf_prefect.pipeline.graph import Graph
 from dvkf_prefect.pipeline.lock import Entry, Item, item_of, lock_file, read_lock, stored_of
 from dvkf_prefect.pipeline.params import check_params, parse_params, select
@@ -42,6 +42,7 @@ class Inputs:
         datasets: The datasets it reads, by name as written: as dvc.lock has them, None for one whose version is not
             known: it was never updated, or is declared anew, or nowhere.
         wrong: Why dependencies are not to be had that are there, by name as written.
+        storable: Whether dvc.lock can hold the parameters; only those of a look may be others.
     """
 
     deps: Mapping[str, Stored | None]
@@ -50,12 +51,14 @@ class Inputs:
     missing_params: tuple[str, ...] = ()
     datasets: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     wrong: Mapping[str, str] = field(default_factory=dict)
+    storable: bool = True
 
     @property
     def known(self) -> bool:
         """Whether all of it is known and there."""
         return (
-            not self.missing_params
+            self.storable
+            and not self.missing_params
             and all(s is not None and s is not UNKNOWN for s in self.deps.values())
             and all(lock is not None for lock in self.datasets.values())
         )
@@ -309,15 +312,21 @@ class Snapshot:
                 items.append(dict(old) if legacy and old else item_of(dep.name, stored))
         params: dict[str, dict[str, Any]] = {}
         missing: list[str] = []
+        storable = True
         for file, keys in stage.params.items():
             values = self._read_params(stage.params_path(file))
             if values is None:
                 missing.append(file)
                 continue
             params[file] = select(values, keys)
-            check_params(params[file], stage.params_path(file))
+            try:
+                check_params(params[file], stage.params_path(file))
+            except ParseError:
+                if not self.only_looks:
+                    raise
+                storable = False
             missing += [f"{file}:{key}" for key in keys if key not in params[file]]
-        return Inputs(deps, tuple(items), params, tuple(missing), datasets, wrong)
+        return Inputs(deps, tuple(items), params, tuple(missing), datasets, wrong, storable)
 
     def _read(self, dep: Dependency, on_disk: bool) -> Stored | None:
         if not on_disk or self._is_expected(dep.path):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dvkf_prefect.data import documents, gitignore
-from dvkf_prefect.data.outputs import check_overlap, is_parametrized, read_outputs, write_document
+from dvkf_prefect.data.dvc_file import write_document
+from dvkf_prefect.data.outputs import check_overlap, is_parametrized, read_outputs
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.errors import (

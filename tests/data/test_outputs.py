@@ -12,15 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dvkf_prefect.data import documents
+from dvkf_prefect.data.dvc_file import write_document, write_dvc_file
 from dvkf_prefect.data.gitignore import GitIgnored
-from dvkf_prefect.data.outputs import (
-    FileVersion,
-    document_md5,
-    parse_dvc_file,
-    read_plain,
-    write_document,
-    write_dvc_file,
-)
+from dvkf_prefect.data.outputs import FileVersion, document_md5, parse_dvc_file, read_plain
 from dvkf_prefect.data.revisions import WorkspaceFiles
 from dvkf_prefect.data.store import LEGACY, MD5, Stored
 from dvkf_prefect.data.tree import Tree

@@ -279,7 +279,8 @@ def lay(folder: Path, files: dict[str, str]) -> None:
 def told(done: Done, words: tuple[str, ...]) -> Any:
     """Return what is compared of how a verb ended: the code, and what a program would read of its output."""
     if done.code or "--json" not in words:
-        lines = done.out.split("\n") if words[0] in _SHOWN and not (done.code and words[0] == "stage") else []
+        shown = words[0] in _SHOWN and not (done.code and words[0] == "stage") and words != ("repro",)
+        lines = done.out.split("\n") if shown else []
         if words[0] == "repro":
             lines = [line for line in lines if line.startswith(_STEPS)]
         return done.code, sorted(line.strip() for line in lines)
