@@ -45,7 +45,8 @@ test: .venv/test.stamp ## the tests
 
 long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full length (an hour or more; root for some)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" DVKF_ZOO_PARTS=24 DVKF_FUZZ_SEEDS=300 FAULTS_CUTS=100 FAULTS_ERRORS=200 FAULTS_KILLS=10 \
-		KILL_TIMES=16 ROUNDS=100 VANISHING=1 DVKF_LISTED_PAGES=1000 .venv/bin/python -m pytest --timeout 7200 tests/hostile tests/faults $(ARGS)
+		KILL_TIMES=16 ROUNDS=100 VANISHING=1 DVKF_LISTED_PAGES=1000 DVKF_LONG=1 .venv/bin/python -m pytest --timeout 7200 \
+		tests/hostile tests/faults tests/interop/test_public_shapes_dvc.py $(ARGS)
 
 check: .venv/test.stamp ## lint, types, layers, documents
 	@.venv/bin/ruff check .

@@ -11,7 +11,7 @@ from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_argume
 from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
 from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.cli.data import print_checkout
-from dvkf_prefect.errors import TransferError
+from dvkf_prefect.errors import RemoteNotFoundError, TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
@@ -143,15 +143,22 @@ def fetch(args: argparse.Namespace) -> int:
     targets = targets_of(repo, args.targets)
     if args.dry:
         return _plan_fetch(repo, targets, args)
-    moved = _warn_of_missing(
-        repo.fetch,
-        targets,
-        choice=choice_of(args),
-        remote=args.remote,
-        run_cache=args.run_cache,
-        jobs=args.jobs,
-        progress=progress_bar(args.quiet),
-    )
+    try:
+        moved = _warn_of_missing(
+            repo.fetch,
+            targets,
+            choice=choice_of(args),
+            remote=args.remote,
+            run_cache=args.run_cache,
+            jobs=args.jobs,
+            progress=progress_bar(args.quiet),
+        )
+    except RemoteNotFoundError as error:
+        # As DVC: a repository without remotes has nothing to fetch from.
+        if args.remote or repo.config.default_remote():
+            raise
+        say(f"WARNING: {error}", stream=sys.stderr)
+        return 0
     if moved is not None and not args.quiet:
         _print_transfer(moved, "fetched")
     return 0

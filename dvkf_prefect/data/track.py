@@ -78,7 +78,7 @@ def commit(
     """Do `Repo.commit`; the caller holds the lock."""
     changed: list[DataVersion] = []
     dependencies: dict[str, Sequence[Mapping[str, Any]] | None] = {}
-    outputs = repo.outputs(targets, overlap="same")
+    outputs = repo.outputs(targets, overlap="any")
     if not targets:
         _commit_empty(repo, {output.source for output in outputs}, sources=sources)
     for output in outputs:

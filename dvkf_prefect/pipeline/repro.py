@@ -155,7 +155,7 @@ def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
         StageError: A dependency or parameter of a changed stage is missing.
         OutputNotFoundError: An output of a changed stage is missing.
     """
-    snapshot = Snapshot(repo)
+    snapshot = Snapshot(repo, lenient=True)
     wanted: set[str] = set()
     for target in targets:
         with suppress(StageNotFoundError):

@@ -24,6 +24,7 @@ def _load(name: str) -> None:
 _load("commands")
 _load("generators")
 _load("cases")
+_load("odd_shapes")
 
 from commands import Dvc  # noqa: E402
 
