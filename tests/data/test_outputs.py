@@ -125,8 +125,9 @@ def test_old_and_partial_outputs() -> None:
         assert parse(f"outs:\n- md5: {empty}\n  hash: md5\n  path: a\n")[0].digest is None
     assert parse(f"outs:\n- md5: {'A' * 32}\n  hash: md5\n  path: a\n")[0].digest == A
     assert parse(f"outs:\n- md5: {'1' * 32}\n  hash: md5\n  path: a\n")[0].digest == "1" * 32
-    # A stage of DVC 1 is no import, nor is what has two dependencies.
-    assert parse(f"cmd: make\ndeps:\n- path: b\nouts:\n- md5: {A}\n  path: a\n")[0].origin is None
+    # DVC 3 refuses a stage of DVC 0 in a `.dvc` file; what has two dependencies is no import.
+    with pytest.raises(ParseError, match="unknown key 'cmd'"):
+        parse(f"cmd: make\ndeps:\n- path: b\nouts:\n- md5: {A}\n  path: a\n")
     assert parse(f"deps:\n- path: b\n- path: c\nouts:\n- md5: {A}\n  path: a\n")[0].origin is None
 
 
@@ -195,7 +196,9 @@ def test_an_output_stays_inside(path: str) -> None:
 def test_nothing_changes_in_a_file_that_says_the_same() -> None:
     data = EVERYTHING.encode()
     assert write_document(data, "x.dvc", documents.load(data, "x.dvc")) == data
-    assert write_dvc_file(data, "x.dvc", "yes", Stored(A, 3, None, True)) == data
+    # As DVC, what is at its default is left out when a file is recorded anew.
+    kept = data.replace(b"always_changed: false\n", b"").replace(b"wdir: .\n", b"")
+    assert write_dvc_file(data, "x.dvc", "yes", Stored(A, 3, None, True)) == kept
 
 
 def test_new_content_drops_what_a_remote_holds_of_the_old_and_keeps_the_rest() -> None:

@@ -299,8 +299,10 @@ def test_a_folder_around_an_output_cannot_be_one(repo: Repo) -> None:
 
 def test_two_dvc_files_that_claim_one_path(tracked: Repo) -> None:
     shutil.copy(tracked.root / "data.dvc", tracked.root / "again.dvc")
+    assert not tracked.status()  # as dvc, verbs that only look take both
+    (tracked.root / "more").write_text("1\n")
     with pytest.raises(OutputOverlapError, match=r"again\.dvc.*data\.dvc"):
-        tracked.status()
+        tracked.add(["more"])
 
 
 @pytest.mark.parametrize(
