@@ -285,7 +285,7 @@ SENDS = (("commit", "-f"), ("push",), ("status", "-c"), ("status", "-c", "--json
 # Verbs whose lines are compared, and which of a run's.
 _SHOWN = ("stage", "dag", "check-ignore", "repro", "metrics", "params")
 _STEPS = ("Running stage", "> ", "Stage '", "Importing ", "Verifying ")
-SHARE = 1 if os.environ.get("DVKF_LONG") else 8
+SHARE = 1 if os.environ.get("DVKF_LONG") else 20
 
 
 def lay(folder: Path, files: dict[str, str]) -> None:
