@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines, ModelServer
-    from dvkf_prefect.data.filesystem import DvkfFileSystem
-    from dvkf_prefect.data.frame_diff import FrameDiff, diff_frames
-    from dvkf_prefect.data.frames import read_frame, write_frame
-    from dvkf_prefect.data.outputs import DataVersion
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.tables.frame_diff import FrameDiff, diff_frames
+    from dvkf_prefect.data.tables.frames import read_frame, write_frame
+    from dvkf_prefect.data.views.filesystem import DvkfFileSystem
     from dvkf_prefect.errors import DvkfError
+    from dvkf_prefect.formats.outputs import DataVersion
     from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
     from dvkf_prefect.tasks import (
         add_data,
@@ -87,18 +87,18 @@ __all__ = [
 _HOMES = {
     "DataRemote": "blocks",
     "DataRepository": "blocks",
-    "DataVersion": "data.outputs",
+    "DataVersion": "formats.outputs",
     "DvkfError": "errors",
-    "DvkfFileSystem": "data.filesystem",
-    "FrameDiff": "data.frame_diff",
+    "DvkfFileSystem": "data.views.filesystem",
+    "FrameDiff": "data.tables.frame_diff",
     "KubeflowPipelines": "blocks",
     "ModelRegistry": "models.registry",
     "ModelServer": "blocks",
     "ModelVersion": "models.registry",
     "Repo": "data.repo",
-    "diff_frames": "data.frame_diff",
-    "read_frame": "data.frames",
-    "write_frame": "data.frames",
+    "diff_frames": "data.tables.frame_diff",
+    "read_frame": "data.tables.frames",
+    "write_frame": "data.tables.frames",
 }
 
 

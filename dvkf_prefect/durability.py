@@ -103,17 +103,6 @@ def flush() -> None:
             del _noted[root]
 
 
-def sync_file_system(folder: str | Path) -> None:
-    """Bring all that the file system of a folder holds to its disk, unless it is turned off.
-
-    Raises:
-        OSError: The disk did not take it.
-    """
-    if is_on():
-        with _lock:
-            _flush_one(os.fspath(folder), None, set())
-
-
 def _flush_one(root: str, paths: list[str] | None, done: set[int]) -> None:
     if paths is not None:
         for path in paths:

@@ -7,11 +7,13 @@ import fcntl
 import os
 import secrets
 import stat
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from dvkf_prefect import durability
-from dvkf_prefect.errors import DiskFullError, ParseError
+from dvkf_prefect.errors import DiskFullError, OutputError, ParseError
 
 # Files that describe things are small; DVC's largest dvc.lock files seen in public are below 20 MB.
 DESCRIPTION_LIMIT = 64 << 20
@@ -130,3 +132,85 @@ def raise_disk_full(error: OSError, path: str | Path) -> None:
         raise DiskFullError(
             f"No space left on the disk of {path}; what is there is whole. Free some space and run it again."
         ) from error
+
+
+# A file whose last change is this close to the moment it was hashed may change again within the same clock tick
+# and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
+TICK_NS = 20_000_000
+
+COARSE_TICK_NS = 2_000_000_000
+
+
+def is_racy(mtime_ns: int, read_ns: int) -> bool:
+    """Tell whether a file of that modification time, read at that moment, could change unseen."""
+    tick = COARSE_TICK_NS if mtime_ns % 1_000_000_000 == 0 else TICK_NS
+    return mtime_ns >= read_ns - tick
+
+
+def age(path: str | Path, info: os.stat_result) -> os.stat_result:
+    """Give an object that was just made a time that has passed, so that whatever is written to it from now on shows.
+
+    Args:
+        path: The object; its content is known.
+        info: What it looks like.
+
+    Returns:
+        What it looks like then.
+    """
+    if not is_racy(info.st_mtime_ns, time.time_ns()):
+        return info
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns - COARSE_TICK_NS - 10**9))
+    return os.stat(path)
+
+
+def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield ``(relpath, entry)`` for every file below ``root``, links to files included.
+
+    Raises:
+        OutputError: A link leads nowhere or to a directory, or something is no regular file or not UTF-8.
+    """
+    stack = [("", str(root))]
+    while stack:
+        prefix, folder = stack.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_temporary(entry.name):
+                    continue
+                relpath = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((relpath + "/", entry.path))
+                    continue
+                check_entry(entry)
+                yield relpath, entry
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one."""
+    with suppress(OSError):  # a link to itself
+        return entry.is_dir()
+    return False
+
+
+def check_entry(entry: os.DirEntry[str]) -> None:
+    """Refuse what a manifest cannot hold.
+
+    Raises:
+        OutputError: A link leads nowhere or to a directory, it is no regular file, or its name is not UTF-8.
+    """
+    if not entry.name.isascii():
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise OutputError(
+                f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename the file"
+            ) from None
+    with suppress(OSError):  # a link to itself
+        if entry.is_file():
+            return
+    if not entry.is_symlink():
+        kind = "not a regular file"
+    elif leads_to_folder(entry):
+        kind = "a link to a directory; replace it by the directory, or leave it out with .dvcignore"
+    else:
+        kind = "a link that leads nowhere; remove it, or leave it out with .dvcignore"
+    raise OutputError(f"{entry.path}: {kind}")

@@ -59,6 +59,30 @@ def find_reserved(relpaths: Sequence[str]) -> str | None:
     return next((path for path in relpaths if is_reserved(path)), None)
 
 
+def is_within(path: str, folder: str) -> bool:
+    """Return whether a path is a folder or lies in it; ``""`` is the root, which holds all.
+
+    Args:
+        path: A posix path.
+        folder: Another, relative to the same root.
+
+    Example:
+        >>> is_within("data/a.csv", "data"), is_within("data", "data"), is_within("database", "data")
+        (True, True, False)
+    """
+    return not folder or path == folder or path.startswith(folder + "/")
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Return whether one of two paths is, or lies in, the other.
+
+    Example:
+        >>> overlaps("data", "data/a.csv"), overlaps("data", "database")
+        (True, False)
+    """
+    return is_within(one, other) or is_within(other, one)
+
+
 def check_relative(path: str, source: str) -> None:
     """Refuse a path that is not a plain relative one.
 

@@ -43,11 +43,12 @@ from dvkf_prefect import (
     rollback_model,
 )
 from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, ServingError
 from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
-from dvkf_prefect.pipeline import leash, metrics
+from dvkf_prefect.pipeline.report import metrics
+from dvkf_prefect.processes import leash
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / ".demo"

@@ -8,14 +8,7 @@ from typing import Any, cast
 
 from prefect import flow
 
-from dvkf_prefect import (
-    DataRepository,
-    ModelServer,
-    deploy_model,
-    predict,
-    push_commits,
-    rollback_model,
-)
+from dvkf_prefect import DataRepository, ModelServer, deploy_model, predict, push_commits, rollback_model
 
 
 @flow(name="serve")

@@ -22,7 +22,7 @@ from dvkf_prefect import (
     register_model,
     repro_pipeline,
 )
-from dvkf_prefect.pipeline.metrics import MetricChange
+from dvkf_prefect.pipeline.report.metrics import MetricChange
 
 
 def find_metric(rows: tuple[MetricChange, ...], name: str) -> float:

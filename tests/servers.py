@@ -28,7 +28,7 @@ from urllib.parse import parse_qs
 
 import httpx
 
-from dvkf_prefect.pipeline.leash import spawn
+from dvkf_prefect.processes.leash import spawn
 
 # Ends the command when standard input closes, which the kernel sees to even if the tests are killed. By SIGKILL:
 # its data is not kept, and an orderly end takes it half a minute.

@@ -10,13 +10,13 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, mod
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.kubeflow.cluster import ClusterSettings, KfpClusterRunner, TaskEvent
-from dvkf_prefect.kubeflow.compile import IMAGE
-from dvkf_prefect.kubeflow.local import KfpLocalRunner
-from dvkf_prefect.kubeflow.placement import parse_defaults
-from dvkf_prefect.kubeflow.settings import PodRemote
-from dvkf_prefect.kubeflow.watch import RUN_LIMIT, Patience
-from dvkf_prefect.pipeline.runner import LocalRunner, Runner
+from dvkf_prefect.kubeflow.cluster.runner import ClusterSettings, KfpClusterRunner, TaskEvent
+from dvkf_prefect.kubeflow.cluster.settings import PodRemote
+from dvkf_prefect.kubeflow.cluster.watch import RUN_LIMIT, Patience
+from dvkf_prefect.kubeflow.compile.compile import IMAGE
+from dvkf_prefect.kubeflow.compile.pod_settings import parse_defaults
+from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
+from dvkf_prefect.pipeline.step.runner import LocalRunner, Runner
 
 
 class KubeflowPipelines(Block):
@@ -32,7 +32,7 @@ class KubeflowPipelines(Block):
         ```python
         from dvkf_prefect import KubeflowPipelines
         from dvkf_prefect.data.repo import Repo
-        from dvkf_prefect.pipeline.repro import repro
+        from dvkf_prefect.pipeline.run.repro import repro
 
         pipelines = KubeflowPipelines.load("BLOCK_NAME")
         repo = Repo.open(".")

@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validato
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
 from dvkf_prefect.blocks.remotes import DataRemote, refuse_userinfo
-from dvkf_prefect.data.clones import clone
-from dvkf_prefect.data.git import check_revision, check_url
+from dvkf_prefect.data.git.clones import clone
+from dvkf_prefect.data.git.command import check_revision, check_url
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.settings import DvkfSettings

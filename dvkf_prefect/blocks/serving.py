@@ -9,9 +9,10 @@ from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
-from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.errors import ModelError, ServingError
-from dvkf_prefect.kubeflow.serving import Endpoint, LocalServing
+from dvkf_prefect.scratch import scratch_folder
+from dvkf_prefect.serving.endpoint import Endpoint
+from dvkf_prefect.serving.local import LocalServing
 from dvkf_prefect.settings import DvkfSettings
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dvkf_prefect.cli._common import Parser
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.targets import Choice
+    from dvkf_prefect.data.repository.selection import Choice
 
 
 def choice_arguments(parser: Parser) -> None:
@@ -30,7 +30,7 @@ def history_arguments(parser: Parser) -> None:
 
 def choice_of(args: argparse.Namespace) -> Choice:
     """Return what the options of a command line say; those that a command does not have say nothing."""
-    from dvkf_prefect.data.targets import Choice
+    from dvkf_prefect.data.repository.selection import Choice
 
     return Choice(
         all_branches=getattr(args, "all_branches", False),

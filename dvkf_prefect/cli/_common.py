@@ -12,7 +12,7 @@ from dvkf_prefect.urls import without_secrets
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.transfer import Progress
+    from dvkf_prefect.data.transfer.transfer import Progress
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,7 +88,7 @@ def progress_bar(quiet: bool) -> Progress | None:
     """Return a progress bar where there is a person to see it."""
     if quiet or not sys.stderr.isatty():
         return None
-    from dvkf_prefect.data.progress import Bar
+    from dvkf_prefect.cli._progress import Bar
 
     return Bar()
 

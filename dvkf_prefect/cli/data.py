@@ -22,9 +22,9 @@ from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import DvkfError, OutputError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.checkout import Checkout
-    from dvkf_prefect.data.diff import DiffEntry
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.verbs.checkout import Checkout
+    from dvkf_prefect.data.verbs.diff import DiffEntry
 
 
 def init_arguments(parser: Parser) -> None:
@@ -92,7 +92,7 @@ def commit(args: argparse.Namespace) -> int:
             if input(f"{names} changed. Record the new content? [y/n] ").strip().lower() not in ("y", "yes"):
                 return 255
     versions = repo.commit(targets, sources=args.force, progress=progress_bar(args.quiet))
-    from dvkf_prefect.pipeline.repro import commit_stages
+    from dvkf_prefect.pipeline.run.commit import commit_stages
 
     stages = commit_stages(repo, targets)
     if not args.quiet:
@@ -158,7 +158,7 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
     files = [] if data.outputs else repo.files().find()
     report: dict[str, list[Any]] = {}
     if data.outputs or files:
-        from dvkf_prefect.pipeline.why import status_report
+        from dvkf_prefect.pipeline.plan.why import status_report
 
         report = _from_here(repo, status_report(repo, data, targets))
     imported = [
@@ -167,7 +167,7 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
         if (origin := output.origin) and (args.check_updates or not (origin.repo or origin.frozen))
     ]
     if imported:
-        from dvkf_prefect.data.origins import changed_sources
+        from dvkf_prefect.data.imports.changes import changed_sources
 
         for source, deps in changed_sources(repo, imported).items():
             name = _path_from_here(repo, source)
@@ -222,7 +222,7 @@ def _source_from_here(repo: Repo, source: str) -> str:
 def _reasons(repo: Repo, targets: Sequence[str]) -> dict[str, str]:
     """Return what changed for each stage, from what to what; some targets may be data."""
     from dvkf_prefect.errors import StageNotFoundError
-    from dvkf_prefect.pipeline.why import stage_status
+    from dvkf_prefect.pipeline.plan.why import stage_status
 
     try:
         changed = stage_status(repo, targets)

@@ -22,9 +22,9 @@ from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.urls import public_url, without_secrets
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.config import Config
-    from dvkf_prefect.data.imports import Annotations, Import
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.repository.config import Config
+    from dvkf_prefect.data.verbs.imports import Annotations, Import
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def _import_arguments(parser: Parser) -> None:
 
 
 def _annotations(args: argparse.Namespace) -> Annotations:
-    from dvkf_prefect.data.imports import Annotations
+    from dvkf_prefect.data.verbs.imports import Annotations
 
     return Annotations(args.desc, args.type, tuple(args.labels or ()), args.meta)
 
@@ -115,11 +115,11 @@ def get_arguments(parser: Parser) -> None:
 
 def get(args: argparse.Namespace) -> int:
     """Run ``dvkf get``."""
-    from dvkf_prefect.data import downloads
+    from dvkf_prefect.data.verbs import get as getting
 
     if args.show_url:
         say(
-            downloads.storage_url(
+            getting.storage_url(
                 args.url,
                 args.path,
                 rev=args.rev,
@@ -131,7 +131,7 @@ def get(args: argparse.Namespace) -> int:
         return 0
     done = _tried(
         f"failed to get '{args.path}' from '{public_url(args.url)}'",
-        lambda: downloads.get(
+        lambda: getting.get(
             args.url,
             args.path,
             args.out,
@@ -157,12 +157,12 @@ def get_url_arguments(parser: Parser) -> None:
 
 def get_url(args: argparse.Namespace) -> int:
     """Run ``dvkf get-url``."""
-    from dvkf_prefect.data import downloads
+    from dvkf_prefect.data.verbs import get as getting
 
     config = _config_here()
     done = _tried(
         f"failed to get '{public_url(args.url)}'",
-        lambda: downloads.get_url(
+        lambda: getting.get_url(
             args.url,
             args.out,
             force=args.force,
@@ -185,10 +185,10 @@ def list_url_arguments(parser: Parser) -> None:
 
 def list_url(args: argparse.Namespace) -> int:
     """Run ``dvkf list-url``."""
-    from dvkf_prefect.data import downloads
+    from dvkf_prefect.data.verbs import get as getting
 
     sizes: dict[str, int | None] = {}
-    for path, size in downloads.list_url(args.url, fs_config=args.fs_config, config=_config_here()):
+    for path, size in getting.list_url(args.url, fs_config=args.fs_config, config=_config_here()):
         folder, slash, _ = path.partition("/")
         if slash and not args.recursive:
             sizes[folder + "/"] = None
@@ -202,7 +202,7 @@ def list_url(args: argparse.Namespace) -> int:
 
 
 def _config_here() -> Config:
-    from dvkf_prefect.data.config import Config
+    from dvkf_prefect.data.repository.config import Config
     from dvkf_prefect.errors import NotARepositoryError
 
     try:
@@ -219,7 +219,7 @@ def import_repo_arguments(parser: Parser) -> None:
 
 def import_repo(args: argparse.Namespace) -> int:
     """Run ``dvkf import``."""
-    from dvkf_prefect.data.imports import resolve_out
+    from dvkf_prefect.data.verbs.imports import resolve_out
 
     repo = open_repo()
     done = _tried(
@@ -259,7 +259,7 @@ def import_url_arguments(parser: Parser) -> None:
 
 def import_url(args: argparse.Namespace) -> int:
     """Run ``dvkf import-url``."""
-    from dvkf_prefect.data.imports import resolve_out
+    from dvkf_prefect.data.verbs.imports import resolve_out
 
     repo = open_repo()
     done = _tried(

@@ -26,10 +26,10 @@ from dvkf_prefect.text import printable
 from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.browse import Listed, Node
-    from dvkf_prefect.data.data_status import DataStatus
-    from dvkf_prefect.data.external import ExternalRepo
+    from dvkf_prefect.data.imports.external import ExternalRepo
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.verbs.data_status import DataStatus
+    from dvkf_prefect.data.verbs.ls import Listed, Node
 
 _TITLES = {
     "not_in_cache": ("Not in cache", 'use "dvkf fetch <file>..." to download files'),
@@ -155,8 +155,8 @@ def _source_arguments(parser: Parser) -> None:
 @contextmanager
 def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str, str]]:
     """Open the innermost repository that is asked about; yield it, the path in it, and where it lies."""
-    from dvkf_prefect.data.contents import repository_of
-    from dvkf_prefect.data.external import open_external
+    from dvkf_prefect.data.imports.external import open_external
+    from dvkf_prefect.data.imports.lookup import repository_of
 
     config = dict(args.remote_config or ()) or None
     with open_external(
@@ -184,7 +184,7 @@ def list_files_arguments(parser: Parser) -> None:
 
 def list_files(args: argparse.Namespace) -> int:
     """Run ``dvkf list``."""
-    from dvkf_prefect.data.browse import list_files, tree_of
+    from dvkf_prefect.data.verbs.ls import list_files, tree_of
 
     if args.tree and args.json:
         raise DvkfError("--tree and --json do not go together")
@@ -284,7 +284,7 @@ def du_arguments(parser: Parser) -> None:
 
 def du(args: argparse.Namespace) -> int:
     """Run ``dvkf du``."""
-    from dvkf_prefect.data.browse import disk_usage
+    from dvkf_prefect.data.verbs.ls import disk_usage
 
     with _source(args) as (repo, path, place):
         rows = disk_usage(repo, path, summarize=args.summarize, depth=args.max_depth)
@@ -368,7 +368,7 @@ def version_arguments(parser: Parser) -> None:
 def version(args: argparse.Namespace) -> int:
     """Run ``dvkf version``."""
     from dvkf_prefect import __version__
-    from dvkf_prefect.data.health import about
+    from dvkf_prefect.data.upkeep.doctor import about
 
     repo: Repo | None = None
     with suppress(NotARepositoryError):
@@ -388,7 +388,7 @@ def doctor(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from dvkf_prefect import __version__
-    from dvkf_prefect.data.health import Check, about, check_health
+    from dvkf_prefect.data.upkeep.doctor import Check, about, check_health
 
     repo: Repo | None = None
     checks: list[Check] = []

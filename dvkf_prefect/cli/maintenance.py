@@ -13,8 +13,8 @@ from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.gc import GarbageCollection, Scope
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.upkeep.gc import GarbageCollection, Scope
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -93,7 +93,7 @@ def gc_arguments(parser: Parser) -> None:
 
 def gc(args: argparse.Namespace) -> int:
     """Run ``dvkf gc``."""
-    from dvkf_prefect.data.gc import Scope
+    from dvkf_prefect.data.upkeep.gc import Scope
 
     scope = Scope(
         workspace=args.workspace,

@@ -14,7 +14,7 @@ from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.pipeline.metrics import MetricChange, Reading
+    from dvkf_prefect.pipeline.report.metrics import MetricChange, Reading
 
 _PRECISION = 5
 
@@ -63,7 +63,7 @@ def _diff_arguments(parser: Parser, what: str) -> None:
 
 def metrics_show(args: argparse.Namespace) -> int:
     """Run ``dvkf metrics show``."""
-    from dvkf_prefect.pipeline.metrics import read_metrics
+    from dvkf_prefect.pipeline.report.metrics import read_metrics
 
     repo = open_repo()
     found = read_metrics(
@@ -89,7 +89,7 @@ def metrics_show(args: argparse.Namespace) -> int:
 def _print_metrics(
     repo: Repo, found: Mapping[str, Reading], precision: int, *, with_revision: bool, markdown: bool
 ) -> None:
-    from dvkf_prefect.pipeline.params import flatten
+    from dvkf_prefect.formats.params import flatten
 
     rows: list[tuple[str, str, dict[str, str]]] = []
     for rev, reading in found.items():
@@ -110,7 +110,7 @@ def _print_metrics(
 
 def metrics_diff(args: argparse.Namespace) -> int:
     """Run ``dvkf metrics diff``."""
-    from dvkf_prefect.pipeline.metrics import diff_metrics
+    from dvkf_prefect.pipeline.report.metrics import diff_metrics
 
     repo = open_repo()
     rows, found = diff_metrics(repo, args.a_rev, args.b_rev, _paths(repo, args.targets), unchanged=args.all)
@@ -121,7 +121,7 @@ def metrics_diff(args: argparse.Namespace) -> int:
 
 def params_diff(args: argparse.Namespace) -> int:
     """Run ``dvkf params diff``."""
-    from dvkf_prefect.pipeline.metrics import diff_params
+    from dvkf_prefect.pipeline.report.metrics import diff_params
 
     repo = open_repo()
     rows, found = diff_params(

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, print_git_hint, targets_of
 from dvkf_prefect.cli._output import own_lines, say
-from dvkf_prefect.data.revisions import PIPELINE_FILE
+from dvkf_prefect.formats.files import PIPELINE_FILE
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.errors import DvkfError
-    from dvkf_prefect.pipeline.repro import ReproResult, StageEvent
-    from dvkf_prefect.pipeline.runner import Runner
-    from dvkf_prefect.pipeline.sources import SourceEvent
-    from dvkf_prefect.pipeline.stages import Stage
-    from dvkf_prefect.pipeline.why import Decision, Reason
+    from dvkf_prefect.formats.dvcyaml import Stage
+    from dvkf_prefect.pipeline.plan.why import Decision, Reason
+    from dvkf_prefect.pipeline.run.dvc_files import SourceEvent
+    from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
+    from dvkf_prefect.pipeline.step.runner import Runner
 
 
 def repro_arguments(parser: Parser) -> None:
@@ -86,8 +86,8 @@ def repro_arguments(parser: Parser) -> None:
 
 def repro(args: argparse.Namespace) -> int:
     """Run ``dvkf repro``."""
-    from dvkf_prefect.pipeline import repro as stages
-    from dvkf_prefect.pipeline.decide import Rules, Scope
+    from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+    from dvkf_prefect.pipeline.run import repro as stages
 
     repo = open_repo()
     whole = args.all_pipelines
@@ -107,7 +107,7 @@ def repro(args: argparse.Namespace) -> int:
         allow_missing=args.allow_missing,
     )
     if args.dry:
-        from dvkf_prefect.pipeline.plan import rehearse
+        from dvkf_prefect.pipeline.run.dry_run import rehearse
 
         screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, dry=True)
         rehearsed = rehearse(
@@ -143,7 +143,7 @@ def repro(args: argparse.Namespace) -> int:
 
 def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
     """Run one stage, as ``dvkf stage add --run`` does."""
-    from dvkf_prefect.pipeline import repro as stages
+    from dvkf_prefect.pipeline.run import repro as stages
 
     screen = _Screen(repo, quiet=quiet, on_error="fail")
     with _runner(repo, "local") as runner:
@@ -162,17 +162,17 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
 
 def _runner(repo: Repo, name: str, *, in_place: bool = True) -> Runner:
     if name == "kubeflow":
-        from dvkf_prefect.kubeflow.settings import ClusterSettings
+        from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 
         settings = ClusterSettings.from_environment()
         if settings is not None:
-            from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
+            from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 
             return KfpClusterRunner(repo, settings, fetch=True)
-        from dvkf_prefect.kubeflow.local import KfpLocalRunner
+        from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 
         return KfpLocalRunner(repo.tmp_dir / "kubeflow")
-    from dvkf_prefect.pipeline.runner import LocalRunner
+    from dvkf_prefect.pipeline.step.runner import LocalRunner
 
     return LocalRunner(in_place=in_place)
 
@@ -244,7 +244,7 @@ class _Screen:
 
     def tell_decision(self, stage: Stage, decision: Decision) -> None:
         """Tell what would be done with a stage."""
-        from dvkf_prefect.pipeline.events import StageEvent
+        from dvkf_prefect.pipeline.run.events import StageEvent
 
         name = _name(self._repo, stage.address)
         if decision.action == "run":
@@ -258,7 +258,7 @@ class _Screen:
 
     def tell_failure(self, stage: Stage, error: DvkfError) -> None:
         """Tell of a stage that would fail."""
-        from dvkf_prefect.pipeline.events import StageEvent
+        from dvkf_prefect.pipeline.run.events import StageEvent
 
         self.tell(StageEvent(stage.address, "fail", message=str(error)))
 

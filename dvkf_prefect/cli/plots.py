@@ -15,7 +15,7 @@ from dvkf_prefect.cli._output import say
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.errors import ConfigError
-    from dvkf_prefect.pipeline.plots import Plot
+    from dvkf_prefect.pipeline.report.plots import Plot
 
 _PROPS = ("template", "x", "y", "x_label", "y_label", "title", "header")
 
@@ -71,14 +71,15 @@ def plots_show(args: argparse.Namespace) -> int:
 
 def plots_diff(args: argparse.Namespace) -> int:
     """Run ``dvkf plots diff``."""
-    from dvkf_prefect.pipeline.plots import changed_versions
+    from dvkf_prefect.pipeline.report.plots import changed_versions
 
     repo = open_repo()
     return _draw(args, repo, changed_versions(repo, args.revisions))
 
 
 def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> int:
-    from dvkf_prefect.pipeline.plots import WORKSPACE, drawable, read_plots, write_images
+    from dvkf_prefect.pipeline.report.plot_files import drawable, write_images
+    from dvkf_prefect.pipeline.report.plots import WORKSPACE, read_plots
 
     targets = args.targets or []
     if args.show_vega:
@@ -132,7 +133,7 @@ def _folder(args: argparse.Namespace, repo: Repo) -> Path:
     """Return where pages and pictures go; a repository cannot lead that out of itself."""
     from dvkf_prefect.errors import UnsafePathError
     from dvkf_prefect.paths import check_output, check_parents
-    from dvkf_prefect.pipeline.plots import refuse_link
+    from dvkf_prefect.pipeline.report.plot_files import refuse_link
 
     if args.out:
         return Path(args.out).absolute()
@@ -150,7 +151,7 @@ def _folder(args: argparse.Namespace, repo: Repo) -> Path:
 
 
 def _write(args: argparse.Namespace, repo: Repo, plots: Sequence[Plot], out: Path) -> int:
-    from dvkf_prefect.pipeline.plots import write_page, write_pngs
+    from dvkf_prefect.pipeline.report.plot_files import write_page, write_pngs
 
     if args.png:
         for file in write_pngs(plots, out):
@@ -200,7 +201,7 @@ def _report(
 
 def plots_templates(args: argparse.Namespace) -> int:
     """Run ``dvkf plots templates``."""
-    from dvkf_prefect.pipeline.plots import templates
+    from dvkf_prefect.pipeline.report.plots import templates
 
     known = templates()
     if args.template is None:

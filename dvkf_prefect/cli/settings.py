@@ -16,7 +16,7 @@ from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.urls import holds_secret, public_url
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.config import Config
+    from dvkf_prefect.data.repository.config import Config
 
 _NAME = re.compile(r"(?:(?P<top>remote|db)\.)?(?P<section>[^.]*)\.(?P<option>[^.]*)")
 
@@ -65,7 +65,7 @@ def config_here() -> Config:
 
     They may be wrong: these commands set them right.
     """
-    from dvkf_prefect.data.config import Config
+    from dvkf_prefect.data.repository.config import Config
 
     here = Path.cwd()
     for folder in (here, *here.parents):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, print_git_hint, targets_of
 from dvkf_prefect.cli._output import say
-from dvkf_prefect.data.revisions import PIPELINE_FILE
 from dvkf_prefect.errors import DvkfError, ParseError, StageNotFoundError
+from dvkf_prefect.formats.files import PIPELINE_FILE
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.pipeline.stage_edit import NewStage
-    from dvkf_prefect.pipeline.stages import Stage
+    from dvkf_prefect.formats.dvcyaml import Stage
+    from dvkf_prefect.pipeline.edit import NewStage
 
 _WIDTH = 80
 
@@ -63,7 +63,7 @@ def stage_arguments(parser: Parser) -> None:
 
 def stage_add(args: argparse.Namespace) -> int:
     """Run ``dvkf stage add``."""
-    from dvkf_prefect.pipeline.stage_edit import add_stage
+    from dvkf_prefect.pipeline.edit import add_stage
 
     repo = open_repo()
     added = add_stage(repo, _new_stage(args), folder=repo.relpath(os.getcwd()), force=args.force)
@@ -79,8 +79,8 @@ def stage_add(args: argparse.Namespace) -> int:
 
 
 def _new_stage(args: argparse.Namespace) -> NewStage:
-    from dvkf_prefect.pipeline.params import DEFAULT_FILE
-    from dvkf_prefect.pipeline.stage_edit import NewOutput, NewStage
+    from dvkf_prefect.formats.params import DEFAULT_FILE
+    from dvkf_prefect.pipeline.edit import NewOutput, NewStage
 
     params: dict[str, list[str]] = {}
     for text in args.params:
@@ -136,13 +136,13 @@ def stage_list(args: argparse.Namespace) -> int:
 
 
 def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
-    from dvkf_prefect.data.outputs import read_outputs
-    from dvkf_prefect.pipeline.stages import load_stages
+    from dvkf_prefect.formats.dvcyaml import load_stages
+    from dvkf_prefect.formats.tracked import read_outputs
 
     files = repo.files()
 
     def find() -> list[str]:
-        from dvkf_prefect.data.history import workspace_described
+        from dvkf_prefect.data.repository.described import workspace_described
 
         return sorted(described.path for described in workspace_described(repo))
 
@@ -163,7 +163,7 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
         for path in find():
             yield from read(path)
         return
-    from dvkf_prefect.pipeline.choose import choose
+    from dvkf_prefect.pipeline.plan.selection import choose
 
     for typed in args.targets:
         (target,) = targets_of(repo, [typed])
@@ -175,14 +175,14 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
         elif target.endswith(".dvc") or posixpath.basename(target) == PIPELINE_FILE:
             yield from read(target, strict=True)
         else:
-            from dvkf_prefect.pipeline.snapshot import Snapshot
+            from dvkf_prefect.pipeline.plan.snapshot import Snapshot
 
             graph = Snapshot(repo).graph
             yield from (graph.stages[address] for address in choose(repo, graph, [target]))
 
 
 def _stage_row(repo: Repo, item: Stage | str) -> tuple[str, str]:
-    from dvkf_prefect.pipeline.stages import Stage
+    from dvkf_prefect.formats.dvcyaml import Stage
 
     if not isinstance(item, Stage):
         return os.path.relpath(repo.root / item), _short(_described_data(repo, item))
@@ -194,7 +194,7 @@ def _stage_row(repo: Repo, item: Stage | str) -> tuple[str, str]:
 
 def _described_data(repo: Repo, file: str) -> str:
     """Return the description of a `.dvc` file, its paths as it writes them."""
-    from dvkf_prefect.data import documents
+    from dvkf_prefect.formats import documents
 
     document = documents.load(repo.files().read(file), file) or {}
     desc = str(document.get("desc") or "")
@@ -249,7 +249,7 @@ def unfreeze(args: argparse.Namespace) -> int:
 
 
 def _freeze(args: argparse.Namespace, *, frozen: bool) -> int:
-    from dvkf_prefect.pipeline.stage_edit import freeze as set_frozen
+    from dvkf_prefect.pipeline.edit import freeze as set_frozen
 
     repo = open_repo()
     code = 0
@@ -289,7 +289,7 @@ def dag_arguments(parser: Parser) -> None:
 
 def dag(args: argparse.Namespace) -> int:
     """Run ``dvkf dag``."""
-    from dvkf_prefect.pipeline.dag import draw
+    from dvkf_prefect.pipeline.report.dag import draw
 
     repo = open_repo()
     found = draw(

@@ -15,8 +15,8 @@ from dvkf_prefect.errors import RemoteNotFoundError, TransferError
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.sync import Plans
-    from dvkf_prefect.data.transfer import Transfer
+    from dvkf_prefect.data.transfer.transfer import Transfer
+    from dvkf_prefect.data.verbs.push_fetch import Plans
 
 
 def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> None:

@@ -14,8 +14,8 @@ from dvkf_prefect.cli.settings import config_here, find, level_arguments
 from dvkf_prefect.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.outputs import DataVersion
     from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.formats.outputs import DataVersion
 
 
 def cache_arguments(parser: Parser) -> None:
@@ -182,7 +182,7 @@ def elsewhere_arguments(parser: Parser) -> None:
 def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
     """Do what ``dvkf add`` is asked for; return the repository and what was tracked."""
     from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.to_remote import expand, place_for
+    from dvkf_prefect.data.verbs.add_from import expand, place_for
 
     if wrong := _wrong_together(args):
         raise OutputError(wrong)
@@ -213,7 +213,7 @@ def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
 
 def _beside_here(repo: Repo, source: str) -> str:
     """Return where data from elsewhere is tracked when nobody says: here; data of the repository where it lies."""
-    from dvkf_prefect.data.to_remote import name_of
+    from dvkf_prefect.data.verbs.add_from import name_of
 
     if "://" not in source and os.path.realpath(source).startswith(f"{repo.root}{os.sep}"):
         return source

@@ -7,27 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data import track
-from dvkf_prefect.data.checkout import Checkout
-from dvkf_prefect.data.checkout import checkout as check_out
-from dvkf_prefect.data.outputs import DataVersion
 from dvkf_prefect.data.repo_imports import RepoImports
-from dvkf_prefect.data.status import Status
-from dvkf_prefect.data.status import status as compare_workspace
+from dvkf_prefect.data.repository.selection import written_paths
+from dvkf_prefect.data.verbs import add as adding
+from dvkf_prefect.data.verbs.checkout import Checkout
+from dvkf_prefect.data.verbs.checkout import checkout as check_out
+from dvkf_prefect.data.verbs.status import Status
+from dvkf_prefect.data.verbs.status import status as compare_workspace
 from dvkf_prefect.errors import TransferError
+from dvkf_prefect.formats.outputs import DataVersion
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.data_status import DataStatus
-    from dvkf_prefect.data.diff import Diff
-    from dvkf_prefect.data.gc import GarbageCollection, Scope
-    from dvkf_prefect.data.migrate import Migration
-    from dvkf_prefect.data.moving import Direction
-    from dvkf_prefect.data.removal import Move, Removal
-    from dvkf_prefect.data.repo_base import Overlap
-    from dvkf_prefect.data.sync import Plans
-    from dvkf_prefect.data.targets import Choice, Selection
-    from dvkf_prefect.data.transfer import Progress, Remote, Transfer
-    from dvkf_prefect.data.verify import Verification
+    from dvkf_prefect.data.progress import Direction
+    from dvkf_prefect.data.repository.repository import Overlap
+    from dvkf_prefect.data.repository.selection import Choice, Selection
+    from dvkf_prefect.data.transfer.transfer import Progress, Transfer
+    from dvkf_prefect.data.upkeep.gc import GarbageCollection, Scope
+    from dvkf_prefect.data.upkeep.migrate import Migration
+    from dvkf_prefect.data.upkeep.verify import Verification
+    from dvkf_prefect.data.verbs.data_status import DataStatus
+    from dvkf_prefect.data.verbs.diff import Diff
+    from dvkf_prefect.data.verbs.move import Move
+    from dvkf_prefect.data.verbs.push_fetch import Plans
+    from dvkf_prefect.data.verbs.remove import Removal
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,9 @@ class Repo(RepoImports):
             OutputNotFoundError: A target is not tracked.
             ParseError: A file does not say what its format allows.
         """
-        from dvkf_prefect.data.targets import select
+        from dvkf_prefect.data.repository.selection import select
 
         return select(self, targets, choice, rev=rev, overlap=overlap)
-
-    def _written(self, targets: Sequence[str], choice: Choice | None = None) -> list[str]:
-        """Return the paths that a verb with these targets may write."""
-        chosen = self.select(targets, choice) if targets else None
-        return [output.path for output in chosen.outputs] if chosen else [""]
 
     # -- verbs -------------------------------------------------------------------------------------------------------
 
@@ -117,7 +114,7 @@ class Repo(RepoImports):
             DiskFullError: There is no room.
         """
         with self.lock(write=[os.fspath(target) for target in targets]):
-            return track.add(self, targets, no_commit=no_commit, progress=progress)
+            return adding.add(self, targets, no_commit=no_commit, progress=progress)
 
     def add_to_remote(
         self,
@@ -145,7 +142,7 @@ class Repo(RepoImports):
             TransferError: Some files could not be had; nothing was tracked.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data.to_remote import add_to_remote, name_of
+        from dvkf_prefect.data.verbs.add_from import add_to_remote, name_of
 
         with self.lock(write=[os.fspath(out or name_of(source))]):
             return add_to_remote(
@@ -176,7 +173,7 @@ class Repo(RepoImports):
             TransferError: Some files could not be had; nothing was tracked.
             DiskFullError: There is no room.
         """
-        from dvkf_prefect.data.to_remote import add_copy, name_of
+        from dvkf_prefect.data.verbs.add_from import add_copy, name_of
 
         with self.lock(write=[os.fspath(out or name_of(source))]):
             return add_copy(self, source, out=out, jobs=jobs, force=force, progress=progress)
@@ -198,8 +195,8 @@ class Repo(RepoImports):
             OutputNotFoundError: An output is not on disk, or what an import comes from does not exist.
             DiskFullError: There is no room.
         """
-        with self.lock(write=lambda: self._written(targets)):
-            return track.commit(self, targets, sources=sources, progress=progress)
+        with self.lock(write=lambda: written_paths(self, targets)):
+            return adding.commit(self, targets, sources=sources, progress=progress)
 
     def status(self, targets: Sequence[str] = ()) -> Status:
         """Compare the workspace with what is recorded.
@@ -233,7 +230,7 @@ class Repo(RepoImports):
             RemoteNotFoundError: There is no remote of that name.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data.data_status import data_status
+        from dvkf_prefect.data.verbs.data_status import data_status
 
         return data_status(
             self,
@@ -272,7 +269,7 @@ class Repo(RepoImports):
             TransferError: Objects are missing from the cache or damaged; everything else was put in place.
             DiskFullError: There is no room.
         """
-        with self.lock(write=lambda: self._written(targets, choice)):
+        with self.lock(write=lambda: written_paths(self, targets, choice)):
             return check_out(
                 self,
                 targets,
@@ -299,7 +296,7 @@ class Repo(RepoImports):
             OutputError: A stage is one of those that a `foreach` or a `matrix` makes; nothing was touched.
             OutputChangedError: Files would be lost; nothing was touched.
         """
-        from dvkf_prefect.data.removal import remove
+        from dvkf_prefect.data.verbs.remove import remove
 
         with self.lock(write=lambda: remove(self, targets, dry_run=True).outputs):
             return remove(self, targets, outs=outs, force=force, dry_run=dry_run)
@@ -323,7 +320,7 @@ class Repo(RepoImports):
             OutputError: A stage writes it, or the other place is taken.
             OutputOverlapError: The other place lies in another output.
         """
-        from dvkf_prefect.data.removal import move
+        from dvkf_prefect.data.verbs.move import move
 
         paths = [self.relpath(source), self.relpath(target)]
         with self.lock(write=paths):
@@ -346,36 +343,13 @@ class Repo(RepoImports):
             MissingObjectError: A link leads to an object that the cache does not hold.
             DiskFullError: There is no room; all files are whole.
         """
-        from dvkf_prefect.data.removal import unprotect
+        from dvkf_prefect.data.verbs.unprotect import unprotect
 
         paths = [self.relpath(target) for target in targets]
         with self.lock(write=paths):
             return unprotect(self, paths, progress=progress)
 
     # -- remotes -----------------------------------------------------------------------------------------------------
-
-    def remote(self, name: str | None = None) -> Remote:
-        """Open a remote.
-
-        Args:
-            name: Its name; None for the default one.
-
-        Raises:
-            RemoteNotFoundError: There is none of that name, or no default.
-            ConfigError: Its options are wrong.
-            RemoteError: It keeps versions itself; such a one is only fetched from.
-        """
-        from dvkf_prefect.data.remotes import open_storage
-        from dvkf_prefect.data.transfer import Remote
-
-        name, options = self.config.remote(name)
-        if "true" in (options.get("version_aware"), options.get("worktree")):
-            from dvkf_prefect.data.versioned import refuse
-
-            refuse(name, options)
-        jobs = options.pop("jobs", None)
-        storage = open_storage(options.pop("url"), options, name=name)
-        return Remote(name, storage, jobs=int(jobs) if jobs else None)
 
     def push(
         self,
@@ -407,9 +381,9 @@ class Repo(RepoImports):
             TransferError: Some objects failed; all others arrived.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data import sync
+        from dvkf_prefect.data.verbs import push_fetch
 
-        return sync.push(
+        return push_fetch.push(
             self,
             self.select(targets, choice, overlap="any"),
             remote=remote,
@@ -447,9 +421,9 @@ class Repo(RepoImports):
             TransferError: Some objects are missing or damaged on the remote; all others arrived.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data import sync
+        from dvkf_prefect.data.verbs import push_fetch
 
-        return sync.fetch(
+        return push_fetch.fetch(
             self,
             self.select(targets, choice, rev=rev, overlap="any"),
             remote=remote,
@@ -476,11 +450,11 @@ class Repo(RepoImports):
             TransferError: Some objects are missing or damaged on the remote; all others arrived and were checked out.
             OutputChangedError: Files would be lost; the workspace was not touched.
         """
-        from dvkf_prefect.data import sync
+        from dvkf_prefect.data.verbs import push_fetch
 
         failure: TransferError | None = None
         try:
-            fetched = sync.fetch(
+            fetched = push_fetch.fetch(
                 self,
                 self.select(targets, choice),
                 remote=remote,
@@ -501,9 +475,9 @@ class Repo(RepoImports):
         )
         if (self.tmp_dir / "imports.json").exists():
             # Imports whose content no `.dvc` file records, fetched just now or before.
-            from dvkf_prefect.data.origins import place_imports
+            from dvkf_prefect.data.imports.pending import place_imports
 
-            with self.lock(write=lambda: self._written(targets, choice)):
+            with self.lock(write=lambda: written_paths(self, targets, choice)):
                 placed = place_imports(
                     self, self.select(targets, choice).outputs, force=force, progress=progress
                 )
@@ -540,10 +514,12 @@ class Repo(RepoImports):
             OutputNotFoundError: A target is not tracked.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data import sync
+        from dvkf_prefect.data.verbs import push_fetch
 
         selection = self.select(targets, choice, rev=rev)
-        return sync.plan(self, direction, selection, remote=remote, run_cache=run_cache, deep=deep, jobs=jobs)
+        return push_fetch.plan(
+            self, direction, selection, remote=remote, run_cache=run_cache, deep=deep, jobs=jobs
+        )
 
     def cloud_status(
         self,
@@ -571,9 +547,9 @@ class Repo(RepoImports):
             OutputNotFoundError: A target is not tracked.
             RemoteError: A remote cannot be used.
         """
-        from dvkf_prefect.data import sync
+        from dvkf_prefect.data.verbs import push_fetch
 
-        return sync.status(self, self.select(targets, choice), remote=remote, deep=deep, jobs=jobs)
+        return push_fetch.status(self, self.select(targets, choice), remote=remote, deep=deep, jobs=jobs)
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -615,7 +591,7 @@ class Repo(RepoImports):
             ParseError: A file that tracks data cannot be read; nothing was removed.
             RemoteError: The remote cannot be used, or somebody else uses it; nothing was removed.
         """
-        from dvkf_prefect.data.gc import collect_garbage
+        from dvkf_prefect.data.upkeep.gc import collect_garbage
 
         return collect_garbage(
             self,
@@ -648,7 +624,7 @@ class Repo(RepoImports):
             ParseError: A file that describes outputs does not parse.
             DiskFullError: There is no room.
         """
-        from dvkf_prefect.data.migrate import migrate
+        from dvkf_prefect.data.upkeep.migrate import migrate
 
         with self.lock(write=[""] if dvc_files else ()):
             return migrate(self, dvc_files=dvc_files, dry_run=dry_run, progress=progress)
@@ -688,7 +664,7 @@ class Repo(RepoImports):
             ParseError: A file that tracks data cannot be read.
             RemoteError: The remote cannot be used.
         """
-        from dvkf_prefect.data.verify import verify
+        from dvkf_prefect.data.upkeep.verify import verify
 
         return verify(
             self,
@@ -717,6 +693,6 @@ class Repo(RepoImports):
             GitError: There is no such revision.
             OutputNotFoundError: A target is in neither version.
         """
-        from dvkf_prefect.data.diff import diff_versions
+        from dvkf_prefect.data.verbs.diff import diff_versions
 
         return diff_versions(self, a, b, targets)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.repo_base import RepoBase
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.data.repository.selection import written_paths
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.imports import Annotations, Import
-    from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.transfer import Progress
+    from dvkf_prefect.data.transfer.transfer import Progress
+    from dvkf_prefect.data.verbs.imports import Annotations, Import
 
 
-class RepoImports(RepoBase):
+class RepoImports(Repository):
     """The verbs of `Repo` that track data with where it came from."""
 
     def import_(
@@ -57,13 +57,12 @@ class RepoImports(RepoBase):
             GitError: It cannot be cloned, or has no such revision.
             TransferError: Some objects could not be had; nothing was tracked.
         """
-        from dvkf_prefect.data.imports import Annotations, import_repo, resolve_out
+        from dvkf_prefect.data.verbs.imports import Annotations, import_repo, resolve_out
 
         place = os.fspath(out) if out else resolve_out(path, None)
-        repo = cast("Repo", self)
         with self.lock(write=[place]):
             return import_repo(
-                repo,
+                self,
                 url,
                 path,
                 out=place,
@@ -117,13 +116,12 @@ class RepoImports(RepoBase):
             TransferError: Some files could not be had; nothing was tracked.
             RemoteError: The service does not answer, or refuses.
         """
-        from dvkf_prefect.data.imports import Annotations, import_url, resolve_out
+        from dvkf_prefect.data.verbs.imports import Annotations, import_url, resolve_out
 
         place = os.fspath(out) if out else resolve_out(url, None)
-        repo = cast("Repo", self)
         with self.lock(write=[place]):
             return import_url(
-                repo,
+                self,
                 url,
                 out=place,
                 force=force,
@@ -168,12 +166,11 @@ class RepoImports(RepoBase):
             OutputChangedError: Files would be lost; nothing was touched.
             TransferError: Some files could not be had; that import is as it was.
         """
-        from dvkf_prefect.data.imports import update
+        from dvkf_prefect.data.verbs.imports import update
 
-        repo = cast("Repo", self)
-        with self.lock(write=lambda: [""] if recursive else repo._written(targets)):
+        with self.lock(write=lambda: [""] if recursive else written_paths(self, targets)):
             return update(
-                repo,
+                self,
                 targets,
                 rev=rev,
                 recursive=recursive,

@@ -11,14 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dvkf_prefect.data import outputs, transfer
-from dvkf_prefect.data.digest import digest_bytes, digest_file
-from dvkf_prefect.data.git import Git
-from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.revisions import PIPELINE_FILE, RepoFiles
-from dvkf_prefect.data.store import object_key, walk_files
-from dvkf_prefect.data.tree import SUFFIX, Tree
+from dvkf_prefect.data.transfer import transfer
 from dvkf_prefect.errors import (
     CorruptObjectError,
     MissingObjectError,
@@ -28,7 +23,15 @@ from dvkf_prefect.errors import (
     OutputChangedError,
     TransferError,
 )
-from dvkf_prefect.pipeline.artifacts import read_artifacts
+from dvkf_prefect.files import walk_files
+from dvkf_prefect.formats import tracked
+from dvkf_prefect.formats.artifacts import read_artifacts
+from dvkf_prefect.formats.digest import digest_bytes, digest_file
+from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
+from dvkf_prefect.formats.objects import object_key
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import SUFFIX, Tree
+from dvkf_prefect.paths import is_within
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class ModelContents:
             )
         path = artifacts[plain].path
         for source in _sources(files, path, file):
-            for output in outputs.read_outputs(files, source):
-                if path == output.path or path.startswith(output.path + "/"):
+            for output in tracked.read_outputs(files, source):
+                if is_within(path, output.path):
                     return self._inside(output, path, rev)
         raise ModelError(
             f"'{path}', the path of model '{name}', is no output of a stage or of `dvkf add` at commit {rev[:7]}"

@@ -14,18 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from dvkf_prefect.data import documents
-from dvkf_prefect.data.git import Git
-from dvkf_prefect.data.locks import RepoLock
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import (
-    ConfigError,
-    DvkfError,
-    ModelDigestError,
-    ModelError,
-    ModelNotFoundError,
-)
+from dvkf_prefect.data.repository.locks import RepoLock
+from dvkf_prefect.errors import ConfigError, DvkfError, ModelDigestError, ModelError, ModelNotFoundError
 from dvkf_prefect.files import read_description
+from dvkf_prefect.formats import documents
 from dvkf_prefect.models import tags
 from dvkf_prefect.models.content import ModelContent, ModelContents
 from dvkf_prefect.models.history import ROLLED_BACK, ModelHistory, Registered, gather

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Literal, NamedTuple
 
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.errors import GitError, ModelError
 
 Action = Literal["register", "deregister", "assign", "unassign", "deprecate"]

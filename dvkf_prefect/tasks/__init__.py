@@ -1,6 +1,5 @@
 """Tasks: one verb each on a repository, a pipeline or a model, with a log line and a card in Prefect's UI."""
 
-from dvkf_prefect.tasks._stage_run import StageSignature
 from dvkf_prefect.tasks.data import (
     add_data,
     checkout_data,
@@ -13,7 +12,8 @@ from dvkf_prefect.tasks.data import (
 )
 from dvkf_prefect.tasks.models import assign_model, deploy_model, predict, register_model, rollback_model
 from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline, run_stages
-from dvkf_prefect.tasks.stages import StageTasks, stage_tasks
+from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
+from dvkf_prefect.tasks.stages.task_run import StageSignature
 
 __all__ = [
     "StageSignature",

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from dvkf_prefect.cards import TreeChange
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.tree import is_tree
 from dvkf_prefect.errors import DvkfError
-from dvkf_prefect.pipeline.why import Reason
+from dvkf_prefect.formats.tree import is_tree
+from dvkf_prefect.pipeline.plan.why import Reason
 
 # The files of more directories than this are not compared for one card.
 _DIRECTORIES = 10

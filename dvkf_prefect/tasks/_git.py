@@ -7,10 +7,11 @@ from pathlib import PurePosixPath
 
 from prefect.runtime import flow_run
 
-from dvkf_prefect.data.git import Git
-from dvkf_prefect.data.outputs import DataVersion, read_outputs
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, GitError
+from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.formats.tracked import read_outputs
 
 _DOCUMENTS = ("*.dvc", "dvc.lock", "dvc.yaml", ".gitignore", ".dvcignore")
 

@@ -12,12 +12,12 @@ from prefect.tasks import Task
 
 from dvkf_prefect.blocks import DataRepository
 from dvkf_prefect.cards import data_card, diff_card, transfer_text
-from dvkf_prefect.data.clones import push
-from dvkf_prefect.data.diff import Diff
-from dvkf_prefect.data.outputs import DataVersion
+from dvkf_prefect.data.git.clones import push
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.transfer import Transfer
+from dvkf_prefect.data.transfer.transfer import Transfer
+from dvkf_prefect.data.verbs.diff import Diff
 from dvkf_prefect.errors import RemoteUnreachableError
+from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import ArtifactProgress, publish
 from dvkf_prefect.tasks._git import (
@@ -178,7 +178,7 @@ def write_data(
     Example:
         ``write_data(DataRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
     """
-    from dvkf_prefect.data.frames import write_frame
+    from dvkf_prefect.data.tables.frames import write_frame
 
     repo = repository.open()
     version = write_frame(repo, frame, path, index=index, read_options=read_options, force=force)

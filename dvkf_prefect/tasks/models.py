@@ -10,8 +10,8 @@ from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DataRepository, ModelServer
 from dvkf_prefect.cards import endpoint_card, model_card, predictions_card
-from dvkf_prefect.kubeflow.serving import Endpoint
 from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
+from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._git import run_trailers

@@ -13,17 +13,18 @@ from prefect.runtime import flow_run
 from dvkf_prefect.blocks import DataRepository, KubeflowPipelines
 from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, stage_card
 from dvkf_prefect.errors import DvkfError
-from dvkf_prefect.kubeflow.watch import TaskEvent
-from dvkf_prefect.pipeline import metrics
-from dvkf_prefect.pipeline.decide import Rules, Scope
-from dvkf_prefect.pipeline.repro import OnError, ReproResult, StageEvent, repro
-from dvkf_prefect.pipeline.runner import Runner
-from dvkf_prefect.pipeline.why import Action, Decision
+from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
+from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+from dvkf_prefect.pipeline.plan.why import Action, Decision
+from dvkf_prefect.pipeline.report import metrics
+from dvkf_prefect.pipeline.run.events import OnError, ReproResult, StageEvent
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import Runner
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._changes import changed_files
 from dvkf_prefect.tasks._logging import run_logger
-from dvkf_prefect.tasks.stages import stage_tasks
+from dvkf_prefect.tasks.stages.runner import stage_tasks
 
 # A stage that ran always gets its card; of more than this, those that were skipped are told by the pipeline's only.
 _STAGE_CARDS = 50

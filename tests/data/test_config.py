@@ -13,10 +13,10 @@ from configobj import ConfigObj, ConfigObjError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dvkf_prefect.data import ini
-from dvkf_prefect.data.config import Config
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.formats import ini
 
 BLANK = st.sampled_from(["", "", "", " ", "  ", "\t", "    "])
 WORD = st.sampled_from(["core", "Core", "cache", "remote", "url", "URL", "a.b", "a-b", "x1", "ü", "_"])
@@ -131,7 +131,7 @@ def test_a_plain_file_does_without_configobj(tmp_path: Path) -> None:
     code = f"""\
 import sys
 from pathlib import Path
-from dvkf_prefect.data.config import Config
+from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.data.repo import Repo
 print(Config(Path({str(tmp_path / ".dvc")!r})).remote(None), "configobj" in sys.modules)
 """

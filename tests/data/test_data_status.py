@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.data_status import Changes, DataStatus
-from dvkf_prefect.data.health import Check, check_health
-from dvkf_prefect.data.moving import Remote
+from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.upkeep.doctor import Check, check_health
+from dvkf_prefect.data.verbs.data_status import Changes, DataStatus
 from dvkf_prefect.errors import DvkfError, OutputError, RemoteNotFoundError
 
 

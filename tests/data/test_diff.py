@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.diff import PathFilter, State, difference
-from dvkf_prefect.data.outputs import Output
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.verbs.diff import PathFilter, State, difference
 from dvkf_prefect.errors import OutputNotFoundError
+from dvkf_prefect.formats.outputs import Output
 
 A, B, C = ("a" * 32, "b" * 32, "c" * 32)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect import durability
-from dvkf_prefect.data import _copier
+from dvkf_prefect.data.cache import _copier
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputChangedError, OutputError, TransferError
 
@@ -237,7 +237,7 @@ def test_what_was_hashed_long_ago_is_hashed_again(repo: Repo, monkeypatch: pytes
     digest = repo.version("file").digest
     info = repo.cache.path(digest).stat()
     assert Repo.open(repo.root).cache.is_known(digest, info)
-    monkeypatch.setattr("dvkf_prefect.data.store._TRUSTED", -10)
+    monkeypatch.setattr("dvkf_prefect.data.cache.cache._TRUSTED", -10)
     assert not Repo.open(repo.root).cache.is_known(digest, info)
 
 

@@ -24,11 +24,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
 from servers import S3Server
 
-from dvkf_prefect.data import lazy, view
-from dvkf_prefect.data.filesystem import DvkfFileSystem
 from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.remotes.objects import ObjectStorage
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.views import reader, streams
+from dvkf_prefect.data.views.filesystem import DvkfFileSystem
 from dvkf_prefect.errors import (
     ConfigError,
     CorruptObjectError,
@@ -167,8 +167,8 @@ def forget(root: Path) -> None:
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 10 KiB be large."""
-    monkeypatch.setattr(view, "LARGE", 4096)
-    monkeypatch.setattr(lazy, "_BLOCK", 1024)
+    monkeypatch.setattr(reader, "LARGE", 4096)
+    monkeypatch.setattr(streams, "_BLOCK", 1024)
 
 
 # -- against DVC's own -----------------------------------------------------------------------------------------------
@@ -308,13 +308,13 @@ def test_many_files_are_brought_by_one_transfer(
 ) -> None:
     forget(root)
     moves: list[int] = []
-    real = view.fetch
+    real = reader.fetch
 
     def spy(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         moves.append(len(outputs))
         return real(outputs, *args, **kwargs)
 
-    monkeypatch.setattr(view, "fetch", spy)
+    monkeypatch.setattr(reader, "fetch", spy)
     fs = DvkfFileSystem(root, "v1")
     files = {p: bytes.fromhex(f[2]) for p, f in told["v1"]["files"].items()}
     fs.get("", str(tmp_path / "got"), recursive=True)
@@ -399,7 +399,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(root: Path, monkeypatch:
 
 def test_a_cache_that_cannot_be_written_is_read_past(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget(root)
-    monkeypatch.setattr(view, "_is_writable", lambda folder: False)
+    monkeypatch.setattr(reader, "_is_writable", lambda folder: False)
     fs = DvkfFileSystem(root, "v1")
     assert fs.cat("data/train/a.csv") == b"x,y\n1,2\n3,4\n"
     assert fs.cat("big") == BIG
@@ -440,14 +440,14 @@ def test_threads_that_want_one_file_bring_it_once(root: Path, monkeypatch: pytes
     fs = DvkfFileSystem(root, "v1")
     fs.ls("data/train")
     fetched: list[str] = []
-    real = view.fetch
+    real = reader.fetch
 
     def slow(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         fetched.extend(o.path for o in outputs)
         threading.Event().wait(0.05)
         return real(outputs, *args, **kwargs)
 
-    monkeypatch.setattr(view, "fetch", slow)
+    monkeypatch.setattr(reader, "fetch", slow)
     paths = ["data/train/a.csv", "data/train/b.csv"] * 8
     with ThreadPoolExecutor(16) as pool:
         read = list(pool.map(fs.cat_file, paths))
@@ -519,7 +519,7 @@ def on_s3(tmp_path: Path, s3: S3Server) -> Path:
 
 
 def test_s3_is_read_by_ranges_and_listed_once(on_s3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view, "LARGE", 1 << 20)
+    monkeypatch.setattr(reader, "LARGE", 1 << 20)
     asked = {"size": 0, "list": 0, "stream": 0}
 
     def counted(name: str) -> Any:
@@ -595,7 +595,7 @@ def test_a_remote_that_keeps_versions_is_read_by_them(tmp_path: Path, s3: S3Serv
 def test_a_forked_process_reads_on(on_s3: Path) -> None:
     """Loaders of batches fork; the client of the parent is of no use there."""
     code = (
-        "import os, sys; from dvkf_prefect.data.filesystem import DvkfFileSystem\n"
+        "import os, sys; from dvkf_prefect.data.views.filesystem import DvkfFileSystem\n"
         f"fs = DvkfFileSystem({str(on_s3)!r}, 'HEAD'); fs.cat('many/001.txt')\n"
         "pid = os.fork()\n"
         "if not pid: print(fs.cat('many/002.txt'), flush=True); os._exit(0)\n"

@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 
 import dvkf_prefect
-from dvkf_prefect.data import lazy, view
-from dvkf_prefect.data.frame_diff import compare_frames, diff_frames
-from dvkf_prefect.data.frames import format_of, read_frame, write_frame
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.tables.frame_diff import compare_frames, diff_frames
+from dvkf_prefect.data.tables.frames import format_of, read_frame, write_frame
+from dvkf_prefect.data.views import reader, streams
 from dvkf_prefect.errors import (
     ConfigError,
     CorruptObjectError,
@@ -223,8 +223,8 @@ def test_what_cannot_be_a_table_is_told(repo: Repo, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_damaged_object_never_becomes_a_table(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view, "LARGE", 100)
-    monkeypatch.setattr(lazy, "_BLOCK", 256)
+    monkeypatch.setattr(reader, "LARGE", 100)
+    monkeypatch.setattr(streams, "_BLOCK", 256)
     version = write_frame(repo, pd.DataFrame({"n": range(1000)}), "t.csv")
     commit(repo, "v1")
     shutil.rmtree(repo.root.parent / "store")
@@ -404,7 +404,7 @@ def test_empty_tables_are_tables() -> None:
 
 def test_pandas_is_imported_by_the_first_table_only() -> None:
     code = (
-        "import sys, dvkf_prefect.data.frames, dvkf_prefect.data.frame_diff; "
+        "import sys, dvkf_prefect.data.tables.frames, dvkf_prefect.data.tables.frame_diff; "
         "print([m for m in ('pandas', 'prefect', 'fsspec', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dvkf_prefect.data.frames import read_frame, write_frame
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.tables.frames import read_frame, write_frame
 from dvkf_prefect.errors import OutputError
 
 _KINDS = ("csv", "tsv", "csv.gz", "json", "jsonl", "ndjson", "parquet", "feather")

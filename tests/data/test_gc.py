@@ -14,14 +14,15 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import gc
-from dvkf_prefect.data.digest import digest_bytes
-from dvkf_prefect.data.gc import Scope
-from dvkf_prefect.data.history import History
-from dvkf_prefect.data.inventory import FolderInventory, ServiceInventory, inventory_of, keys_of
+from dvkf_prefect.data.git.history import History
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.upkeep import gc
+from dvkf_prefect.data.upkeep.gc import Scope
+from dvkf_prefect.data.upkeep.inventory import FolderInventory, ServiceInventory, inventory_of
 from dvkf_prefect.errors import ConfigError, GitError, MissingObjectError, ParseError, RemoteError
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.objects import keys_of
 
 WORKSPACE = Scope(workspace=True)
 COMMITS = Scope(all_commits=True)

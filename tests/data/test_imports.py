@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.downloads import get, get_url, list_url
-from dvkf_prefect.data.external import open_external
-from dvkf_prefect.data.imports import changed_sources
+from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.verbs.get import get, get_url, list_url
+from dvkf_prefect.data.verbs.imports import changed_sources
 from dvkf_prefect.errors import (
     ConfigError,
     CorruptObjectError,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import crew
+from dvkf_prefect.data.cache import workers
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, OutputError, TransferError
 
@@ -103,15 +103,17 @@ def test_what_was_put_in_place_is_not_read_again(
         os.utime(path, (1, 1))
     repo.add(["data"])
     read: list[str] = []
-    monkeypatch.setattr("dvkf_prefect.data._copier._digest_one", lambda path: read.append(path) or "0" * 32)
     monkeypatch.setattr(
-        "dvkf_prefect.data.store.Cache.add_files",
+        "dvkf_prefect.data.cache._copier._digest_one", lambda path: read.append(path) or "0" * 32
+    )
+    monkeypatch.setattr(
+        "dvkf_prefect.data.cache.cache.Cache.add_files",
         lambda cache, files, sizes, **how: read.extend(files) or iter(()),
     )
     repo.add(["data"])
     assert not repo.status()
     # Of large data; of little, all whose change time moved is read.
-    monkeypatch.setattr("dvkf_prefect.data.links._RECHECKED", -1)
+    monkeypatch.setattr("dvkf_prefect.data.workspace.links._RECHECKED", -1)
     if kind != "copy":  # new copies are too young to be trusted without a look
         shutil.rmtree(repo.root / "data")
         repo.checkout()
@@ -125,7 +127,7 @@ def test_a_large_object_is_read_where_its_links_do_not_explain_its_change_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written through a link with its old time put back, it was linked again for a week."""
-    monkeypatch.setattr("dvkf_prefect.data.links._RECHECKED", -1)
+    monkeypatch.setattr("dvkf_prefect.data.workspace.links._RECHECKED", -1)
     repo = make(tmp_path / "repo", "hardlink")
     repo.add(["data"])
     repo.checkout(relink=True)
@@ -142,7 +144,8 @@ def test_a_large_object_is_read_where_its_links_do_not_explain_its_change_time(
     other = object_of(repo, "large.bin")
     read: list[str] = []
     monkeypatch.setattr(
-        "dvkf_prefect.data.links.digest_files", lambda paths, sizes: read.extend(map(str, paths)) or iter(())
+        "dvkf_prefect.data.workspace.links.digest_files",
+        lambda paths, sizes: read.extend(map(str, paths)) or iter(()),
     )
     os.link(other, tmp_path / "elsewhere")
     with suppress(DvkfError):
@@ -291,7 +294,7 @@ def test_reflinks_share_blocks_both_ways(reflink_disk: Path) -> None:
 def test_many_files_come_through_several_processes_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "_cores", lambda: 3)
+    monkeypatch.setattr(workers, "_cores", lambda: 3)
     repo = make(tmp_path / "repo", "copy")
     wanted = dict(FILES)
     for number in range(3000):
@@ -307,21 +310,21 @@ def test_many_files_come_through_several_processes_whole(
 
 
 def test_a_helper_that_dies_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = crew._start
+    start = workers._start
 
     def doomed() -> subprocess.Popen[bytes]:
         process = start()
         process.kill()
         return process
 
-    monkeypatch.setattr(crew, "_cores", lambda: 3)
-    monkeypatch.setattr(crew, "_start", doomed)
+    monkeypatch.setattr(workers, "_cores", lambda: 3)
+    monkeypatch.setattr(workers, "_start", doomed)
     files = [tmp_path / str(number) for number in range(2000)]
     for file in files:
         file.write_text(file.name)
     rows = [
         row
-        for start, found in crew.share("digest", (), ([str(f) for f in files],))
+        for start, found in workers.share("digest", (), ([str(f) for f in files],))
         for row in range(start, start + len(found))
     ]
     assert sorted(rows) == list(range(2000))

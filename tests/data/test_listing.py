@@ -10,8 +10,8 @@ import pytest
 
 from dvkf_prefect import cli
 from dvkf_prefect.cli.tables import markdown_table, natural_size, plain_table
-from dvkf_prefect.data.browse import Listed, Usage, disk_usage, list_files, tree_of
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.verbs.ls import Listed, Usage, disk_usage, list_files, tree_of
 from dvkf_prefect.errors import MissingObjectError, OutputNotFoundError
 
 

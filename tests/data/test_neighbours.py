@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data import gc, neighbours
-from dvkf_prefect.data.digest import digest_bytes
-from dvkf_prefect.data.external import open_external
-from dvkf_prefect.data.gc import Scope
-from dvkf_prefect.data.inventory import FolderInventory
+from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.tree import Tree
+from dvkf_prefect.data.repository import cache_users
+from dvkf_prefect.data.upkeep import gc
+from dvkf_prefect.data.upkeep.gc import Scope
+from dvkf_prefect.data.upkeep.inventory import FolderInventory
 from dvkf_prefect.errors import LockedError, ObjectError
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.tree import Tree
 
 WORKSPACE = Scope(workspace=True)
 
@@ -186,7 +187,7 @@ def test_a_collection_waits_for_who_works_in_the_cache(
 
 def test_a_command_waits_for_a_collection(pair: tuple[Repo, Repo]) -> None:
     root = pair[0].cache.root
-    with neighbours.working(root, 0), neighbours.collecting(root, 0):
+    with cache_users.working(root, 0), cache_users.collecting(root, 0):
         done = subprocess.run(
             [sys.executable, "-c", HOLD, str(root)], stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
@@ -195,7 +196,7 @@ def test_a_command_waits_for_a_collection(pair: tuple[Repo, Repo]) -> None:
 
         def work() -> None:
             try:
-                with neighbours.working(root, 0):
+                with cache_users.working(root, 0):
                     pass
             except LockedError as error:
                 failed.append(error)
@@ -204,7 +205,7 @@ def test_a_command_waits_for_a_collection(pair: tuple[Repo, Repo]) -> None:
         thread.start()
         thread.join()
         assert failed
-    with neighbours.working(root, 0):
+    with cache_users.working(root, 0):
         pass
 
 

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dvkf_prefect.data import documents
-from dvkf_prefect.data.dvc_file import write_document, write_dvc_file
-from dvkf_prefect.data.gitignore import GitIgnored
-from dvkf_prefect.data.outputs import FileVersion, document_md5, parse_dvc_file, read_plain
-from dvkf_prefect.data.revisions import WorkspaceFiles
-from dvkf_prefect.data.store import LEGACY, MD5, Stored
-from dvkf_prefect.data.tree import Tree
+from dvkf_prefect.data.git.gitignore import GitIgnored
+from dvkf_prefect.data.repository.files import WorkspaceFiles
 from dvkf_prefect.errors import ParseError, UnsafePathError
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvcfile import document_md5, parse_dvc_file, read_plain
+from dvkf_prefect.formats.dvcfile_edit import write_document, write_dvc_file
+from dvkf_prefect.formats.objects import LEGACY, MD5, Stored
+from dvkf_prefect.formats.outputs import FileVersion
+from dvkf_prefect.formats.tree import Tree
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
 

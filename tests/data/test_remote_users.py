@@ -13,11 +13,11 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import remote_users
-from dvkf_prefect.data.gc import Scope
-from dvkf_prefect.data.inventory import inventory_of
-from dvkf_prefect.data.remote_users import _address
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.transfer import remote_users
+from dvkf_prefect.data.transfer.remote_users import _address
+from dvkf_prefect.data.upkeep.gc import Scope
+from dvkf_prefect.data.upkeep.inventory import inventory_of
 from dvkf_prefect.errors import RemoteDeniedError, RemoteError
 
 WORKSPACE = Scope(workspace=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import gitignore
+from dvkf_prefect.data.git import gitignore
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     MissingObjectError,
@@ -263,8 +263,8 @@ def test_a_move_goes_on_from_where_it_was_killed(
     def kill(*_: object, **__: object) -> None:
         raise Killed
 
-    from dvkf_prefect.data import removal
-    from dvkf_prefect.data.workspace import Workspace
+    from dvkf_prefect.data.verbs import remove as removal
+    from dvkf_prefect.data.workspace.workspace import Workspace
 
     data = repo.root / "moved" / "x" if kind == "folder" else repo.root / "moved"
     data.parent.mkdir(exist_ok=True)

@@ -192,7 +192,7 @@ def test_an_unchanged_file_is_not_read_again(tracked: Repo, monkeypatch: pytest.
     tracked.status()
     read: list[str] = []
     monkeypatch.setattr(
-        "dvkf_prefect.data._copier._digest_one", lambda path: read.append(str(path)) or "0" * 32
+        "dvkf_prefect.data.cache._copier._digest_one", lambda path: read.append(str(path)) or "0" * 32
     )
     assert not tracked.status()
     assert read == []
@@ -424,7 +424,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(repo: Repo) -> None:
         return stream(key, start=start, **kwargs)  # type: ignore[arg-type]
 
     remote.storage.stream = counting  # type: ignore[method-assign,assignment]
-    from dvkf_prefect.data import transfer
+    from dvkf_prefect.data.transfer import transfer
 
     transfer.fetch(repo.outputs(), repo.cache, remote)
     assert asked == [1_234_567]
@@ -443,7 +443,7 @@ def test_a_download_that_broke_off_is_begun_anew_by_the_same_process(
     repo.cache.path(version.digest).unlink()
     remote = repo.remote()
     stream = remote.storage.stream
-    from dvkf_prefect.data import transfer
+    from dvkf_prefect.data.transfer import transfer
 
     def broken(key: str, *, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
         yield next(iter(stream(key, start=start, limit=limit)))[:1000]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.stage_notes import live_stages, note_stages
+from dvkf_prefect.data.repository.stage_notes import live_stages, note_stages
 from dvkf_prefect.errors import LockedError
 
 # Notes a stage under a number that another process has, as in another container, and waits.
 OTHER = """
 import os, sys
 from pathlib import Path
-from dvkf_prefect.data.stage_notes import note_stages
+from dvkf_prefect.data.repository.stage_notes import note_stages
 os.getpid = lambda: int(sys.argv[2])
 note_stages(Path(sys.argv[1]), read=["/in"], write=["/out"], anew=False)
 print("noted", flush=True)

@@ -11,22 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.outputs import Output
-from dvkf_prefect.data.plan import plan_fetch, plan_push
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.git.command import revisions_of
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.revisions import revisions_of
-from dvkf_prefect.data.store import LEGACY, MD5, Cache, object_key
-from dvkf_prefect.data.targets import Choice
-from dvkf_prefect.data.transfer import Remote, cloud_status, execute, fetch, push
-from dvkf_prefect.data.tree import Tree
-from dvkf_prefect.errors import (
-    OutputNotFoundError,
-    RemoteError,
-    RemoteUnreachableError,
-    TransferError,
-)
+from dvkf_prefect.data.repository.selection import Choice
+from dvkf_prefect.data.transfer.plan import plan_fetch, plan_push
+from dvkf_prefect.data.transfer.transfer import Remote, cloud_status, execute, fetch, push
+from dvkf_prefect.errors import OutputNotFoundError, RemoteError, RemoteUnreachableError, TransferError
+from dvkf_prefect.formats.objects import LEGACY, MD5, object_key
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import Tree
 
 
 def md5(text: str) -> str:

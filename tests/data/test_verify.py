@@ -13,10 +13,10 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import LEGACY
 from dvkf_prefect.errors import OutputNotFoundError, RemoteError
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.objects import LEGACY
 
 FILES = {"data/a": "a", "data/sub/b": "bb", "data/same": "a", "one": "one", "large": "x" * 3_000_000}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data import git as git_module
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git import command as git_module
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.models.registry import ModelRegistry
@@ -18,7 +18,7 @@ from dvkf_prefect.models.registry import ModelRegistry
 _COMMITS = """
 import sys
 from pathlib import Path
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git.command import Git
 git = Git(Path.cwd())
 for number in range(int(sys.argv[2])):
     name = f"{sys.argv[1]}-{number}.txt"

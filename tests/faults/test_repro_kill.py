@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 from processes import wait_until
 
-from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.tree import is_tree
+from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.formats.tree import is_tree
 
 _SEED = int(os.environ.get("KILL_SEED", "20"))
 _TIMES = int(os.environ.get("KILL_TIMES", "1"))
@@ -33,9 +33,9 @@ PLAIN = """\
 import sys
 from pathlib import Path
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.kubeflow.local import KfpLocalRunner
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 repo = Repo.open(sys.argv[1])
 runner = LocalRunner(echo=False) if sys.argv[2] == "local" else KfpLocalRunner(repo.tmp_dir / "kubeflow")
 with runner:
@@ -147,7 +147,7 @@ class Project:
             return [
                 pid for pid, argv in live.items() if any(a.startswith(": stage-command") for a in argv[1:6])
             ]
-        modules = ("dvkf_prefect.pipeline.step", "dvkf_prefect.kubeflow.local_host")
+        modules = ("dvkf_prefect.pipeline.step.step", "dvkf_prefect.kubeflow.local.host")
         return [pid for pid, argv in live.items() if any(module in argv for module in modules)]
 
     def check(self) -> None:

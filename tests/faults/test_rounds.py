@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.formats.digest import digest_bytes
 
 _ROUNDS = int(os.environ.get("ROUNDS", "5"))
 _SEED = int(os.environ.get("ROUNDS_SEED", "1"))
@@ -173,7 +173,7 @@ def test_what_is_collected_between_a_run_and_its_record_is_stored_again(
 ) -> None:
     """The real dvc goes by dvc.lock alone, which does not name a run's outputs yet."""
     from dvkf_prefect.cli import main
-    from dvkf_prefect.pipeline import repro
+    from dvkf_prefect.pipeline.run import repro
 
     monkeypatch.chdir(tmp_path)
     assert main(["init", "-q", "--no-scm"]) == 0

@@ -17,9 +17,9 @@ import pytest
 from processes import alive, wait_until
 
 from dvkf_prefect.errors import RunnerError
-from dvkf_prefect.kubeflow import local
-from dvkf_prefect.kubeflow.local import KfpLocalRunner
-from dvkf_prefect.pipeline.spec import StepOutput, StepSpec
+from dvkf_prefect.kubeflow.local import runner as local
+from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
+from dvkf_prefect.pipeline.step.spec import StepOutput, StepSpec
 
 LEVELS = {"executor": 1, "child": 3, "host": 4}
 # A command with a child and a grandchild; each records itself.
@@ -103,8 +103,8 @@ def test_sigkill_of_the_caller(tmp_path):
     pids = tmp_path / "pids"
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from dvkf_prefect.kubeflow.local import KfpLocalRunner
-        from dvkf_prefect.pipeline.spec import StepSpec
+        from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
+        from dvkf_prefect.pipeline.step.spec import StepSpec
         runner = KfpLocalRunner(Path({str(tmp_path)!r}, "kfp"))
         runner.start(StepSpec("train", ({FAMILY.format(pids)!r},), {str(tmp_path / "cache")!r})).wait()
     """)

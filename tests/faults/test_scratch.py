@@ -16,7 +16,7 @@ from dvkf_prefect.data.repo import Repo
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dvkf_prefect.data.scratch import put_in_place, scratch_beside, scratch_folder
+from dvkf_prefect.scratch import put_in_place, scratch_beside, scratch_folder
 with scratch_folder("dvkf-clone-") as clone, scratch_beside(Path("dest").absolute(), ".dvkf-get-") as folder:
     (clone / "repository").mkdir()
     (folder / "out").mkdir()
@@ -102,16 +102,16 @@ def test_what_was_to_be_replaced_is_put_back(source: Repo, tmp_path: Path) -> No
 
 
 def test_a_clone_is_for_its_user_only(source: Repo, tmp_path: Path) -> None:
-    from dvkf_prefect.data.scratch import scratch_folder
+    from dvkf_prefect.scratch import scratch_folder
 
     with scratch_folder("dvkf-clone-") as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_folders_of_killed_runs_of_stages_go_with_the_next(source: Repo, tmp_path: Path) -> None:
-    from dvkf_prefect.pipeline.runner import LocalRunner
+    from dvkf_prefect.pipeline.step.runner import LocalRunner
 
-    killed = "import os, signal; from dvkf_prefect.pipeline.runner import LocalRunner as R; r = R()"
+    killed = "import os, signal; from dvkf_prefect.pipeline.step.runner import LocalRunner as R; r = R()"
     died = subprocess.run(
         [sys.executable, "-c", f"{killed}; os.kill(os.getpid(), signal.SIGKILL)"], check=False
     )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dvkf_prefect import cli
-from dvkf_prefect.data import store
+from dvkf_prefect.data.cache import cache
 
 # The share of what is listed that is removed, each in a try of its own; VANISHING=1 takes three minutes.
 SHARE = float(os.environ.get("VANISHING", "0.05"))
@@ -201,7 +201,7 @@ def _removed_before_hashing(template: Path, tmp_path: Path, patch: pytest.Monkey
     patch.chdir(where / "r")
     victim = where / "r/d/s/x"
     left = [often]
-    share = store.share
+    share = cache.share
 
     def removing(*args: Any, **kwargs: Any) -> Any:
         if left[0]:
@@ -215,5 +215,5 @@ def _removed_before_hashing(template: Path, tmp_path: Path, patch: pytest.Monkey
         else:
             yield from share(*args, **kwargs)
 
-    patch.setattr(store, "share", removing)
+    patch.setattr(cache, "share", removing)
     return where

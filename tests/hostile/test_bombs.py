@@ -16,13 +16,13 @@ import pytest
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import documents
-from dvkf_prefect.data.patterns import PatternError, compile_pattern, is_simple
-from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import DvkfError, ParseError
-from dvkf_prefect.pipeline.params import load_values, select
-from dvkf_prefect.pipeline.template import interpolation
-from dvkf_prefect.pipeline.template.source import Source
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.params import load_values, select
+from dvkf_prefect.formats.patterns import PatternError, compile_pattern, is_simple
+from dvkf_prefect.formats.template import interpolation
+from dvkf_prefect.formats.template.source import Source
+from dvkf_prefect.formats.tree import Tree
 
 MEMORY = 2 << 30
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.config import Config
-from dvkf_prefect.data.external import open_external
+from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.protocols import protocol_of
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.trust import is_trusted
+from dvkf_prefect.data.repository.config import Config
+from dvkf_prefect.data.repository.trust import is_trusted
 from dvkf_prefect.errors import ConfigError
 
 WEBDAV = "[core]\n    remote = w\n['remote \"w\"']\n    url = webdavs://127.0.0.1:9/x\n"

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from dvkf_prefect.blocks.repositories import DataRepository
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import clones
-from dvkf_prefect.data.external import open_external
-from dvkf_prefect.data.filesystem import DvkfFileSystem
-from dvkf_prefect.data.git import Git, check_revision, check_url
+from dvkf_prefect.data.git import clones
+from dvkf_prefect.data.git.command import Git, check_revision, check_url
+from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.views.filesystem import DvkfFileSystem
 from dvkf_prefect.errors import DvkfError, GitError
 
 

@@ -12,7 +12,7 @@ from dvkf_prefect.cli import main
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import parse_tag_name
-from dvkf_prefect.pipeline.runcache import RunCache
+from dvkf_prefect.pipeline.plan.runcache import RunCache
 
 MD5 = "b026324c6904b2a9cb4b88d6d61c81d1"
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect import cli
-from dvkf_prefect.data import manifest_rows, moving
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import object_key
-from dvkf_prefect.data.tree import Tree
+from dvkf_prefect.data.transfer import move
 from dvkf_prefect.errors import DvkfError, ParseError, TransferError
+from dvkf_prefect.formats import manifest_rows
+from dvkf_prefect.formats.objects import object_key
+from dvkf_prefect.formats.tree import Tree
 
 MIB = 1 << 20
 
@@ -184,10 +185,10 @@ def test_when_too_much_fails_no_more_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
     """To tell of each of a million failures took a gigabyte."""
-    monkeypatch.setattr(moving, "MOST_FAILED", 10)
-    monkeypatch.setattr("dvkf_prefect.data.transfer.MOST_FAILED", 10)
+    monkeypatch.setattr(move, "MOST_FAILED", 10)
+    monkeypatch.setattr("dvkf_prefect.data.transfer.transfer.MOST_FAILED", 10)
     if not beside:
-        monkeypatch.setattr(moving, "FolderStorage", bytes)
+        monkeypatch.setattr(move, "FolderStorage", bytes)
     repo = project(tmp_path / "r", manifest([f"f{n:06}" for n in range(500)]))
     with pytest.raises(
         TransferError, match=r"all others: 10 objects failed at .*no more were tried"

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from dvkf_prefect import cards
-from dvkf_prefect.data.diff import Diff, DiffEntry
-from dvkf_prefect.data.outputs import DataVersion
-from dvkf_prefect.data.transfer import Transfer
-from dvkf_prefect.kubeflow.serving import Endpoint
+from dvkf_prefect.data.transfer.transfer import Transfer
+from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
+from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.models.registry import ModelVersion
-from dvkf_prefect.pipeline.metrics import MetricChange
-from dvkf_prefect.pipeline.repro import ReproResult, StageEvent
-from dvkf_prefect.pipeline.why import Decision
+from dvkf_prefect.pipeline.plan.why import Decision
+from dvkf_prefect.pipeline.report.metrics import MetricChange
+from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
+from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.tasks._artifacts import ArtifactProgress
 
 HOSTILE = [

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import DvkfError, OutputError, UnsafePathError
+from dvkf_prefect.formats.dvcyaml import read_outputs
+from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import check_output, check_relative, is_reserved
-from dvkf_prefect.pipeline.stages import read_outputs
 
 _RESERVED = [
     ".git",

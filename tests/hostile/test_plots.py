@@ -12,7 +12,7 @@ import pytest
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import ParseError
-from dvkf_prefect.pipeline.plot_data import parse
+from dvkf_prefect.pipeline.report.plot_data import parse
 
 PNG = b"\211PNG"
 

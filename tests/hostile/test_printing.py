@@ -13,7 +13,7 @@ import pytest
 from dvkf_prefect.cli import main
 from dvkf_prefect.cli._output import SafeStream, own_lines, safe_output, say
 from dvkf_prefect.cli.tables import markdown_table
-from dvkf_prefect.pipeline.dag import Drawing
+from dvkf_prefect.pipeline.report.dag import Drawing
 from dvkf_prefect.text import printable
 
 ESCAPES = "\x1b]0;PWN\x07\x1b[2J"

@@ -12,10 +12,9 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from dvkf_prefect.data import moving
-from dvkf_prefect.data.inventory import inventory_of
-from dvkf_prefect.data.moving import Remote
 from dvkf_prefect.data.remotes import open_storage, pages
+from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.data.upkeep.inventory import inventory_of
 from dvkf_prefect.errors import RemoteError
 
 S3 = {"region": "us-east-1", "access_key_id": "key", "secret_access_key": "s3cr3t-key"}
@@ -143,8 +142,8 @@ def test_a_search_is_not_held_up_by_what_nobody_asked_for(
 ) -> None:
     """The first page promises few; where the listing goes on and on, each object is asked for."""
     server, _ = pair
-    monkeypatch.setattr(moving, "_ASK_EACH", 10)
-    monkeypatch.setattr(moving, "_PAGE", 100)
+    monkeypatch.setattr("dvkf_prefect.data.remotes.remote._ASK_EACH", 10)
+    monkeypatch.setattr("dvkf_prefect.data.remotes.remote._PAGE", 100)
     wanted = [f"{n:02x}{'f' * 30}" for n in range(256)]
     listed = 0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.kubeflow.serving import LocalServing
-from dvkf_prefect.pipeline.leash import module_argv
+from dvkf_prefect.processes.leash import module_argv
+from dvkf_prefect.serving.local import LocalServing
 
 MODULES = (
     "uvicorn", "joblib", "fastapi", "kfp", "json", "argparse", "random", "ruamel", "pathspec", "importlib_metadata",
@@ -56,7 +56,7 @@ def test_the_command_line_imports_nothing_of_the_folder(trap: Path, arguments: l
 
 def test_processes_of_ours_import_nothing_of_the_folder(trap: Path) -> None:
     done = subprocess.run(
-        module_argv("dvkf_prefect.kubeflow.server", "--help"), check=False, capture_output=True, text=True
+        module_argv("dvkf_prefect.serving.server", "--help"), check=False, capture_output=True, text=True
     )
     assert "--model" in done.stdout, done.stderr
     assert _marks(trap) == []

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from dvkf_prefect.blocks.remotes import DataRemote
 from dvkf_prefect.blocks.repositories import DataRepository
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.external import open_external
-from dvkf_prefect.data.outputs import Origin
+from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, GitError, RemoteError
+from dvkf_prefect.formats.outputs import Origin
 from dvkf_prefect.urls import holds_secret, public_url, without_secrets
 
 SECRET = "ghp_0123456789abcdefSECRET"

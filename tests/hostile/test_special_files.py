@@ -12,9 +12,9 @@ import pytest
 from processes import alive, wait_until
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data import clones, git_process
-from dvkf_prefect.data.git import Git
-from dvkf_prefect.data.history import History
+from dvkf_prefect.data.git import clones, process
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.git.history import History
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitTimeoutError, ParseError
 from dvkf_prefect.files import read_description
@@ -162,7 +162,7 @@ def test_git_does_not_wait_for_a_special_file(
     place.unlink(missing_ok=True)
     os.mkfifo(place)
     monkeypatch.chdir(repo.root)
-    monkeypatch.setattr(git_process, "_SUSPICIOUS", 0.2)
+    monkeypatch.setattr(process, "_SUSPICIOUS", 0.2)
     capsys.readouterr()
     for verb in verbs:
         assert main(verb.split()) != 0, verb
@@ -189,9 +189,9 @@ def test_a_git_that_gives_no_answer_is_ended(
     fake.write_text("#!/bin/sh\nsleep 987 & echo $! >> $0.pids\nsleep 987\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr("dvkf_prefect.data.git._TIMEOUT", 0.5)
-    monkeypatch.setattr(git_process, "_SUSPICIOUS", 0.2)
-    monkeypatch.setattr(git_process, "ANSWER", 0.5)
+    monkeypatch.setattr("dvkf_prefect.data.git.command._TIMEOUT", 0.5)
+    monkeypatch.setattr(process, "_SUSPICIOUS", 0.2)
+    monkeypatch.setattr(process, "ANSWER", 0.5)
     git = Git(repo.root)
     for ask in (
         git.head,

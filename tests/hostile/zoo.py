@@ -241,7 +241,7 @@ def seen(world: Path) -> dict[str, tuple[int, int]]:
 
 def run_filesystem(root: Path) -> int:
     """Walk a repository by its file system, and read what is in it."""
-    from dvkf_prefect.data.filesystem import DvkfFileSystem
+    from dvkf_prefect.data.views.filesystem import DvkfFileSystem
     from dvkf_prefect.errors import DvkfError
 
     try:
@@ -332,7 +332,7 @@ def main() -> None:
     """Try a part of the table."""
     world, part, parts = Path(sys.argv[1]).resolve(), int(sys.argv[2]), int(sys.argv[3])
     import dvkf_prefect.cli.data
-    import dvkf_prefect.data.filesystem
+    import dvkf_prefect.data.views.filesystem
 
     base = make_base(world)
     out: dict[str, object] = {}

@@ -344,7 +344,7 @@ def test_the_digests_of_dvc_2_are_dvcs(tmp_path: Path, data: bytes) -> None:
     """A file was judged by its beginning, where DVC judges each piece of 1 MiB."""
     from dvc_data.hashfile.hash import fobj_md5
 
-    from dvkf_prefect.data.digest import digest_dos2unix
+    from dvkf_prefect.formats.digest import digest_dos2unix
 
     (tmp_path / "x").write_bytes(data)
     with (tmp_path / "x").open("rb") as stream:

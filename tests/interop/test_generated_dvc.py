@@ -12,15 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from cases import (
-    Case,
-    check_alike,
-    check_clean,
-    generated,
-    report,
-    stored,
-    written,
-)
+from cases import Case, check_alike, check_clean, generated, report, stored, written
 from commands import Dvc, Tool, dvkf, git
 from generators import IGNORED, Content, Edit, File, Project, edits, lay, projects
 from hypothesis import given

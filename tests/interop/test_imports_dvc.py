@@ -19,8 +19,8 @@ import pytest
 from servers import S3Server
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.imports import changed_sources
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.verbs.imports import changed_sources
 from dvkf_prefect.errors import RemoteError, TransferError
 
 

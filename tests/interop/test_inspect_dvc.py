@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from commands import Dvc, dvkf, git
 
-from dvkf_prefect.data.ignore import Ignore
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputError
+from dvkf_prefect.formats.dvcignore import Ignore
 
 DIRECTORIES = ("data", "data-x", "sub/dir")
 OUTPUTS = (*DIRECTORIES, "one", "two", "sub/f")

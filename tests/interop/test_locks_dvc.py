@@ -16,8 +16,8 @@ import pytest
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import LockedError
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 # A stage whose command lasts until the test lets it go.
 PIPELINE = """\

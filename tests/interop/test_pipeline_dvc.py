@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.pipeline.repro import plan, repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.pipeline.run.dry_run import plan
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 DVC = Path(sys.executable).with_name("dvc")
 

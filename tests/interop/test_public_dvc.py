@@ -271,8 +271,8 @@ def test_a_run_writes_all_of_the_lock_anew(twins, dvc: Dvc, more: str) -> None:
     ],
 )
 def test_a_lock_taken_for_stable_is_written_alike(value: str, command: str) -> None:
-    from dvkf_prefect.data import documents
-    from dvkf_prefect.pipeline.lock import put_entry
+    from dvkf_prefect.formats import documents
+    from dvkf_prefect.formats.dvclock import put_entry
 
     old = (
         "schema: '2.0'\nstages:\n  a:\n    cmd: echo\n    params:\n      params.yaml:\n"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from commands import Dvc, dvkf, git
 
-from dvkf_prefect.data import documents
-from dvkf_prefect.data.outputs import document_md5
 from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvcfile import document_md5
 
 BROKEN = "no: [yaml"
 OUT = "outs:\n- md5: d41d8cd98f00b204e9800998ecf8427e\n  size: 0\n  hash: md5\n  path: {}\n"

@@ -12,7 +12,7 @@ import pytest
 from servers import S3Server
 
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.transfer import Remote
+from dvkf_prefect.data.transfer.transfer import Remote
 from dvkf_prefect.errors import RemoteDeniedError, RemoteUnreachableError, TransferError
 
 FILES = {
@@ -129,7 +129,7 @@ def test_a_push_with_nothing_new_asks_little(repo: Repo) -> None:
     for name in ("size", "read", "list", "stream", "write", "upload"):
         real = getattr(storage, name)
         setattr(storage, name, lambda *a, real=real, name=name, **k: (asked.append(name), real(*a, **k))[1])
-    from dvkf_prefect.data import transfer
+    from dvkf_prefect.data.transfer import transfer
 
     assert isinstance(remote, Remote)
     assert transfer.push(repo.outputs(), repo.cache, remote).files == 0

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError
-from dvkf_prefect.pipeline.artifacts import dataset_item, read_datasets
-from dvkf_prefect.pipeline.lock import read_lock
-from dvkf_prefect.pipeline.repro import plan, repro
-from dvkf_prefect.pipeline.runner import LocalRunner
-from dvkf_prefect.pipeline.stages import load_stages, read_sections
+from dvkf_prefect.formats.artifacts import dataset_item, read_datasets
+from dvkf_prefect.formats.dvclock import read_lock
+from dvkf_prefect.formats.dvcyaml import load_stages, read_sections
+from dvkf_prefect.pipeline.run.dry_run import plan
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 DVC = Path(sys.executable).with_name("dvc")
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.digest import digest_file
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import Cache
-from dvkf_prefect.kubeflow.cluster import ClusterSettings, KfpClusterRunner
-from dvkf_prefect.kubeflow.placement import Placement, Volume
-from dvkf_prefect.kubeflow.watch import Patience
-from dvkf_prefect.pipeline.runner import LocalRunner
-from dvkf_prefect.pipeline.spec import StepDependency, StepOutput, StepResult, StepSpec
+from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.kubeflow.cluster.runner import ClusterSettings, KfpClusterRunner
+from dvkf_prefect.kubeflow.cluster.watch import Patience
+from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Volume
+from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepResult, StepSpec
 
 from .fake_kfp import FakeKfp
 

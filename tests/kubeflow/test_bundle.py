@@ -21,7 +21,7 @@ from dvkf_prefect.errors import (
     StageError,
     UnsafePathError,
 )
-from dvkf_prefect.pipeline.bundle import bundle_key, make_bundle, uncommitted, unpack_bundle
+from dvkf_prefect.kubeflow.exchange.bundle import bundle_key, make_bundle, uncommitted, unpack_bundle
 
 
 @pytest.fixture

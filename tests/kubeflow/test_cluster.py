@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from processes import alive
 
-from dvkf_prefect.data.gc import Scope
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.upkeep.gc import Scope
 from dvkf_prefect.errors import (
     CorruptObjectError,
     MissingObjectError,
@@ -29,12 +29,12 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.kubeflow.dispatch import Dispatch
-from dvkf_prefect.kubeflow.placement import Retry
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import BatchRunner, LocalRunner
-from dvkf_prefect.pipeline.spec import StepDependency, StepOutput, StepResult
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.kubeflow.cluster.submit import Dispatch
+from dvkf_prefect.kubeflow.compile.pod_settings import Retry
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import BatchRunner, LocalRunner
+from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepResult
 
 from .conftest import DVC_YAML, FAST
 from .fake_kfp import ENDED, wait_for
@@ -258,7 +258,7 @@ def test_a_failed_run_is_not_found_again_and_neither_is_one_whose_outputs_are_go
 DISPATCHER = """
 import pickle, sys
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 root, file = sys.argv[1:]
 settings, specs = pickle.load(open(file, "rb"))
 runs = KfpClusterRunner(Repo.open(root), settings).start_all(specs)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines
-from dvkf_prefect.kubeflow.placement import Range
+from dvkf_prefect.kubeflow.compile.pod_settings import Range
 
 ROOT = Path(__file__).parents[2]
 

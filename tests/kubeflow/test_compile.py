@@ -14,10 +14,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.errors import RunnerError, StageGraphError
-from dvkf_prefect.kubeflow.compile import SPEC_LIMIT, compile_stages, task_names
-from dvkf_prefect.pipeline.spec import StepDependency, StepOutput, StepSpec
+from dvkf_prefect.kubeflow.compile.compile import SPEC_LIMIT, compile_stages, task_names
+from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepSpec
 
 SWAGGER = Path(__file__).parent / "kfp-v2beta1-run.schema.json"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from processes import alive, wait_until
 
-from dvkf_prefect.data.store import Cache
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.errors import (
     RunnerError,
     StageCancelledError,
@@ -23,10 +23,10 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
-from dvkf_prefect.kubeflow.local import KfpLocalRunner
+from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 from dvkf_prefect.leftovers import OwnedFolder
-from dvkf_prefect.pipeline.runner import LocalRunner, Runner
-from dvkf_prefect.pipeline.spec import StepDependency, StepOutput, StepSpec
+from dvkf_prefect.pipeline.step.runner import LocalRunner, Runner
+from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepSpec
 
 
 @pytest.fixture(scope="module")

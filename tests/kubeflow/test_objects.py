@@ -7,12 +7,14 @@ import uuid
 
 import pytest
 
-from dvkf_prefect.data.moving import Remote, move
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.remotes import open_storage
-from dvkf_prefect.data.store import MD5, Cache
-from dvkf_prefect.data.tree import Tree
-from dvkf_prefect.kubeflow import objects
-from dvkf_prefect.kubeflow.objects import renew, send, uncached
+from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.data.transfer.move import move
+from dvkf_prefect.formats.objects import MD5
+from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.kubeflow.exchange import objects
+from dvkf_prefect.kubeflow.exchange.objects import renew, send, uncached
 
 
 @pytest.fixture(params=["folder", "s3"])

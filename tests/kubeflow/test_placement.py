@@ -7,9 +7,16 @@ import json
 import pytest
 
 from dvkf_prefect.errors import ConfigError, ParseError
-from dvkf_prefect.kubeflow.compile import PodPlan, compile_for_cluster
-from dvkf_prefect.kubeflow.placement import Gpu, Placement, Range, Retry, parse_defaults, parse_meta
-from dvkf_prefect.pipeline.spec import StepOutput, StepSpec
+from dvkf_prefect.kubeflow.compile.compile import PodPlan, compile_for_cluster
+from dvkf_prefect.kubeflow.compile.pod_settings import (
+    Gpu,
+    Placement,
+    Range,
+    Retry,
+    parse_defaults,
+    parse_meta,
+)
+from dvkf_prefect.pipeline.step.spec import StepOutput, StepSpec
 
 FULL = {
     "image": "example.org/a:1",

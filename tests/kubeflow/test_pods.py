@@ -10,8 +10,8 @@ import signal
 import pytest
 
 from dvkf_prefect.errors import RunnerError
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.kubeflow.pods import Pods
+from dvkf_prefect.kubeflow.cluster.pods import Pods
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 
 from .fake_kfp import container, wait_for
 

@@ -13,11 +13,12 @@ import pytest
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import StageCancelledError, StageFailedError
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.kubeflow.local import KfpLocalRunner
-from dvkf_prefect.pipeline.decide import Rules
-from dvkf_prefect.pipeline.repro import ReproResult, StageEvent, repro
-from dvkf_prefect.pipeline.runner import LocalRunner, Runner
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
+from dvkf_prefect.pipeline.plan.decide import Rules
+from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner, Runner
 
 from .conftest import Project
 from .fake_kfp import ENDED, wait_for
@@ -341,8 +342,8 @@ def test_force_and_no_commit(started: Project, kfp, settings) -> None:
 DISPATCHER = """
 import pickle, sys
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.pipeline.repro import repro
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.pipeline.run.repro import repro
 repo = Repo.open(sys.argv[1])
 with KfpClusterRunner(repo, pickle.load(open(sys.argv[2], "rb")), fetch=True) as runner:
     repro(repo, runner=runner, on_event=lambda event: print(event.stage, event.kind, flush=True))

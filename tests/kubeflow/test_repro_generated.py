@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.pipeline.repro import ReproResult, repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.pipeline.run.events import ReproResult
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 from .conftest import Project
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.errors import StageError
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.pipeline.decide import Rules, Scope
-from dvkf_prefect.pipeline.repro import ReproResult, repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+from dvkf_prefect.pipeline.run.events import ReproResult
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 from .conftest import Project
 

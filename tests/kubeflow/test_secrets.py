@@ -11,9 +11,9 @@ import pytest
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ConfigError, RunnerError, StageFailedError
-from dvkf_prefect.kubeflow.cluster import KfpClusterRunner
-from dvkf_prefect.kubeflow.placement import Placement
-from dvkf_prefect.kubeflow.settings import ClusterSettings, PodRemote
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings, PodRemote
+from dvkf_prefect.kubeflow.compile.pod_settings import Placement
 
 from .conftest import Project
 from .fake_kfp import wait_for

@@ -34,11 +34,11 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from dvkf_prefect.data.digest import digest_bytes
-from dvkf_prefect.data.tree import Tree
 from dvkf_prefect.errors import ModelDigestError, PredictionError, ServingError
-from dvkf_prefect.kubeflow.inference import Model, read_verified
-from dvkf_prefect.kubeflow.server import create_app
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.serving.model import Model, read_verified
+from dvkf_prefect.serving.server import create_app
 
 _SPEC = YAML(typ="safe").load(Path(__file__).with_name("open-inference-v2.openapi.yaml"))
 _X, _Y = load_iris(return_X_y=True)

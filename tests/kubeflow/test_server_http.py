@@ -24,10 +24,10 @@ import pytest
 from processes import wait_until
 from sklearn.linear_model import LogisticRegression
 
-from dvkf_prefect.data.digest import digest_file
-from dvkf_prefect.kubeflow import connections, server
-from dvkf_prefect.kubeflow.inference import Model
-from dvkf_prefect.kubeflow.processes import listen
+from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.processes.identity import listen
+from dvkf_prefect.serving import connections, server
+from dvkf_prefect.serving.model import Model
 
 _LIMIT = 1 << 20
 _GOOD = b'{"instances": [[1.0]]}'
@@ -277,7 +277,7 @@ def test_work_is_bounded(running: Running, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_budget_that_is_spent_says_when_to_come_again() -> None:
-    from dvkf_prefect.kubeflow.intake import Budget, HttpError
+    from dvkf_prefect.serving.intake import Budget, HttpError
 
     budget = Budget(memory=100, requests=2)
     with budget.share() as first, budget.share() as second:
@@ -324,10 +324,10 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int
     listener = listen(0)
     port = listener.getsockname()[1]
     listener.close()
-    argv = [sys.executable, "-m", "dvkf_prefect.kubeflow.server", "--name", "m", "--version", "v1.0.0"]
+    argv = [sys.executable, "-m", "dvkf_prefect.serving.server", "--name", "m", "--version", "v1.0.0"]
     argv += ["--model", str(file), "--digest", digest_file(file), "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    from dvkf_prefect.pipeline.leash import end, spawn
+    from dvkf_prefect.processes.leash import end, spawn
 
     child = spawn(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

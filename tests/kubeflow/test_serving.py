@@ -20,10 +20,11 @@ import pandas as pd
 import pytest
 from sklearn.dummy import DummyClassifier
 
-from dvkf_prefect.data.digest import digest_file
 from dvkf_prefect.errors import ModelDigestError, PredictionError, ServingError
-from dvkf_prefect.kubeflow.processes import ProcessId
-from dvkf_prefect.kubeflow.serving import Endpoint, LocalServing, _json, _rows
+from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.processes.identity import ProcessId
+from dvkf_prefect.serving.endpoint import Endpoint, _json, _rows
+from dvkf_prefect.serving.local import LocalServing
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +294,7 @@ def test_a_request_in_flight_is_answered(
 _PARENT = """
 import sys, time
 from pathlib import Path
-from dvkf_prefect.kubeflow.serving import LocalServing
+from dvkf_prefect.serving.local import LocalServing
 state, file, digest, detached = sys.argv[1:]
 endpoint = LocalServing(Path(state)).deploy("m", "v1.0.0", Path(file), digest, detached=detached == "yes")
 print(endpoint.pid, flush=True)
@@ -371,7 +372,7 @@ def test_only_the_same_user_gets_the_socket(serving: Serving) -> None:
 
 def test_a_server_started_by_hand(models: dict[str, tuple[Path, str]], tmp_path: Path) -> None:
     file, digest = models["v1.0.0"]
-    argv = [sys.executable, "-m", "dvkf_prefect.kubeflow.server", "--name", "m", "--version", "v1.0.0"]
+    argv = [sys.executable, "-m", "dvkf_prefect.serving.server", "--name", "m", "--version", "v1.0.0"]
     argv += ["--model", str(file)]
     refused = subprocess.run([*argv, "--digest", "0" * 32], capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and "it was not loaded" in refused.stderr

@@ -11,16 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.git import Git
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.errors import ModelError
 from dvkf_prefect.models.history import gather
-from dvkf_prefect.models.tags import (
-    check_model_name,
-    check_stage_name,
-    is_version,
-    parse_tag_name,
-    read_tags,
-)
+from dvkf_prefect.models.tags import check_model_name, check_stage_name, is_version, parse_tag_name, read_tags
 
 from .conftest import Project
 

@@ -187,7 +187,7 @@ with fsspec.open("dvkf://data.csv", repo=".") as stream:
 
 _SERVE = """
 import hashlib, joblib, pathlib, sklearn.linear_model
-from dvkf_prefect.kubeflow.serving import LocalServing
+from dvkf_prefect.serving.local import LocalServing
 file = pathlib.Path("m.joblib").absolute()
 joblib.dump(sklearn.linear_model.LogisticRegression().fit([[0], [1]], [0, 1]), file)
 serving = LocalServing("state")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 
 class Project:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from dvkf_prefect.data.digest import digest_bytes, digest_file
 from dvkf_prefect.errors import StageFailedError, StageWriteError
+from dvkf_prefect.formats.digest import digest_bytes, digest_file
 
 from .conftest import Project
 

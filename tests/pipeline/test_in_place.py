@@ -16,8 +16,8 @@ from processes import alive, wait_until
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import LockedError, ParseError, StageFailedError, StageWriteError
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 _DVC = Path(sys.executable).with_name("dvc")
 
@@ -145,8 +145,8 @@ def test_a_killed_run_keeps_checkpoints_and_leaves_no_process(
     project.write("dvc.yaml", f"stages:\n  a:\n    cmd: '{cmd}'\n    outs: [ckpt: {{persist: true}}]\n")
     code = textwrap.dedent(f"""
         from dvkf_prefect.data.repo import Repo
-        from dvkf_prefect.pipeline.repro import repro
-        from dvkf_prefect.pipeline.runner import LocalRunner
+        from dvkf_prefect.pipeline.run.repro import repro
+        from dvkf_prefect.pipeline.step.runner import LocalRunner
         with LocalRunner(echo=False, in_place={in_place}) as runner:
             repro(Repo.open({str(project.root)!r}), runner=runner)
     """)

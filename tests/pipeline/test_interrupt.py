@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.errors import StageCancelledError
-from dvkf_prefect.pipeline.runner import LocalRunner
-from dvkf_prefect.pipeline.spec import StepSpec
+from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.pipeline.step.spec import StepSpec
 
 from .test_leash import alive, wait_until
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import alive, wait_until
 
-from dvkf_prefect.pipeline import leash
+from dvkf_prefect.processes import leash
 
 
 def pids_in(path: Path, count: int) -> list[int]:
@@ -116,7 +116,7 @@ def test_a_forked_child_on_a_leash_dies_with_its_parent_and_not_before(tmp_path)
     pids = tmp_path / "pids"
     script = textwrap.dedent(f"""
         import os, time
-        from dvkf_prefect.pipeline.leash import Leash
+        from dvkf_prefect.processes.leash import Leash
         bonds = []
         for _ in range(2):
             bond = Leash()

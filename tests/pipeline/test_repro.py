@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     MissingObjectError,
@@ -23,9 +22,12 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
-from dvkf_prefect.pipeline import leash, metrics
-from dvkf_prefect.pipeline.repro import commit_stages, plan
-from dvkf_prefect.pipeline.why import Reason, stage_status, status_report
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.pipeline.plan.why import Reason, stage_status, status_report
+from dvkf_prefect.pipeline.report import metrics
+from dvkf_prefect.pipeline.run.commit import commit_stages
+from dvkf_prefect.pipeline.run.dry_run import plan
+from dvkf_prefect.processes import leash
 
 from .test_leash import alive, pids_in, wait_until
 
@@ -404,7 +406,7 @@ def test_interrupting_ends_the_stages(project, tmp_path):
     project.write("dvc.yaml", f"stages:\n  a:\n    cmd: echo $$ >> {pids}; sleep 300\n    outs: [a]\n")
     code = (
         "import sys; from dvkf_prefect.data.repo import Repo\n"
-        "from dvkf_prefect.pipeline.repro import repro; from dvkf_prefect.pipeline.runner import LocalRunner\n"
+        "from dvkf_prefect.pipeline.run.repro import repro; from dvkf_prefect.pipeline.step.runner import LocalRunner\n"
         "with LocalRunner() as runner: repro(Repo.open(sys.argv[1]), runner=runner)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(project.root)], stderr=subprocess.DEVNULL)
@@ -418,8 +420,8 @@ def test_interrupting_ends_the_stages(project, tmp_path):
 KILLED = """\
 import sys
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import LocalRunner
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 with LocalRunner(echo=False) as runner:
     repro(Repo.open(sys.argv[1]), runner=runner)
 """

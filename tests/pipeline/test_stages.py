@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dvkf_prefect.data.documents import dump
 from dvkf_prefect.errors import ParseError, StageGraphError, StageNotFoundError, UnsafePathError
-from dvkf_prefect.pipeline.artifacts import ArtifactDecl, read_artifacts
-from dvkf_prefect.pipeline.graph import Graph
-from dvkf_prefect.pipeline.lock import put_entry, read_lock
-from dvkf_prefect.pipeline.params import check_params, flatten, parse_params, render_params, select
-from dvkf_prefect.pipeline.stages import Dependency, load_stages, read_outputs
+from dvkf_prefect.formats.artifacts import ArtifactDecl, read_artifacts
+from dvkf_prefect.formats.documents import dump
+from dvkf_prefect.formats.dvclock import put_entry, read_lock
+from dvkf_prefect.formats.dvcyaml import Dependency, load_stages, read_outputs
+from dvkf_prefect.formats.params import check_params, flatten, parse_params, render_params, select
+from dvkf_prefect.pipeline.plan.graph import Graph
 
 
 @dataclass

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect import leftovers
-from dvkf_prefect.data.store import Cache
-from dvkf_prefect.data.tree import Tree
+from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.errors import (
     MissingObjectError,
     StageCancelledError,
@@ -24,9 +23,17 @@ from dvkf_prefect.errors import (
     StageWriteError,
     UnsafePathError,
 )
-from dvkf_prefect.pipeline.runner import LocalRunner
-from dvkf_prefect.pipeline.step import StepDependency, StepOutput, StepResult, StepSpec, clean_log, run_step
-from dvkf_prefect.pipeline.step_folder import StepFolder
+from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.pipeline.step.folder import StepFolder
+from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.pipeline.step.step import (
+    StepDependency,
+    StepOutput,
+    StepResult,
+    StepSpec,
+    clean_log,
+    run_step,
+)
 
 from .test_leash import alive, pids_in, wait_until
 
@@ -102,7 +109,7 @@ def test_a_parameter_file_holds_just_the_declared_values(make, cache, name):
     )
     result = run_step(spec)
     result.check()
-    from dvkf_prefect.pipeline.params import parse_params
+    from dvkf_prefect.formats.params import parse_params
 
     seen = parse_params(cache.read_bytes(result.outs[0].digest), name)
     if name.endswith(".py"):
@@ -267,8 +274,8 @@ def test_sigkill_of_the_runners_process_leaves_nothing(make, tmp_path, cache):
     pids = tmp_path / "pids"
     spec = make(f"echo $$ >> {pids}; sleep 300 & echo $! >> {pids}; wait")
     script = (
-        "import sys\nfrom dvkf_prefect.pipeline.runner import LocalRunner\n"
-        "from dvkf_prefect.pipeline.step import StepSpec\n"
+        "import sys\nfrom dvkf_prefect.pipeline.step.runner import LocalRunner\n"
+        "from dvkf_prefect.pipeline.step.step import StepSpec\n"
         "LocalRunner().start(StepSpec.from_json(sys.argv[1])).wait()"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, spec.to_json()], stdout=subprocess.DEVNULL)

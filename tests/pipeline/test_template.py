@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dvkf_prefect.data.outputs import Origin, Output
 from dvkf_prefect.errors import ConfigError, ParseError, StageGraphError, StageNotFoundError, UnsafePathError
-from dvkf_prefect.pipeline import stages as stages_module
-from dvkf_prefect.pipeline.artifacts import dataset_item, read_artifacts, read_datasets
-from dvkf_prefect.pipeline.graph import Graph
-from dvkf_prefect.pipeline.stages import load_stages, read_outputs, read_sections
+from dvkf_prefect.formats import dvcyaml as stages_module
+from dvkf_prefect.formats.artifacts import dataset_item, read_artifacts, read_datasets
+from dvkf_prefect.formats.dvcyaml import load_stages, read_outputs, read_sections
+from dvkf_prefect.formats.outputs import Origin, Output
+from dvkf_prefect.pipeline.plan.graph import Graph
 
 
 @dataclass

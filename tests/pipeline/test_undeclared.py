@@ -9,11 +9,11 @@ import pytest
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import GitError
-from dvkf_prefect.pipeline.events import StageEvent
-from dvkf_prefect.pipeline.repro import repro
-from dvkf_prefect.pipeline.runner import LocalRunner
-from dvkf_prefect.pipeline.snapshot import Snapshot
-from dvkf_prefect.pipeline.undeclared import warn_of_undeclared
+from dvkf_prefect.pipeline.plan.snapshot import Snapshot
+from dvkf_prefect.pipeline.run.events import StageEvent
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.run.undeclared import warn_of_undeclared
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 from .conftest import Project
 
@@ -100,7 +100,7 @@ def test_warnings_can_be_turned_off(stage: Project, monkeypatch, capfd) -> None:
 
 
 def test_what_cannot_be_seen_cheaply_is_not_looked_at(stage: Project, monkeypatch) -> None:
-    monkeypatch.setattr("dvkf_prefect.pipeline.undeclared._ENTRIES", 5)
+    monkeypatch.setattr("dvkf_prefect.pipeline.run.undeclared._ENTRIES", 5)
     (only,) = warned(stage)["a"]
     assert "reads what it does not declare" in only
 
@@ -119,5 +119,5 @@ def test_a_look_that_fails_is_no_failure(stage: Project, monkeypatch) -> None:
 
     repo = stage.repo
     (wanted,) = (each for name, each in Snapshot(repo).graph.stages.items() if name == "a")
-    monkeypatch.setattr("dvkf_prefect.data.ignore.Ignore.matches", fail)
+    monkeypatch.setattr("dvkf_prefect.formats.dvcignore.Ignore.matches", fail)
     assert warn_of_undeclared(repo, wanted, outputs=(), since=0, alone=True) == ()

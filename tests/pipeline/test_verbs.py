@@ -10,7 +10,6 @@ import subprocess
 import pytest
 
 from dvkf_prefect import cli
-from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.errors import (
     ConfigError,
     ParseError,
@@ -20,13 +19,14 @@ from dvkf_prefect.errors import (
     StageGraphError,
     StageNotFoundError,
 )
-from dvkf_prefect.pipeline import metrics, plots
-from dvkf_prefect.pipeline.dag import draw
-from dvkf_prefect.pipeline.decide import Rules, Scope
-from dvkf_prefect.pipeline.lock import put_entry
-from dvkf_prefect.pipeline.repro import plan
-from dvkf_prefect.pipeline.stage_edit import NewOutput, NewStage, add_stage, freeze
-from dvkf_prefect.pipeline.why import Decision, Reason, stage_status
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.dvclock import put_entry
+from dvkf_prefect.pipeline.edit import NewOutput, NewStage, add_stage, freeze
+from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+from dvkf_prefect.pipeline.plan.why import Decision, Reason, stage_status
+from dvkf_prefect.pipeline.report import metrics, plot_files, plots
+from dvkf_prefect.pipeline.report.dag import draw
+from dvkf_prefect.pipeline.run.dry_run import plan
 
 CHAIN = """\
 stages:
@@ -381,7 +381,7 @@ def test_the_page_needs_nothing_from_elsewhere(plotted, tmp_path):
     assert [plot.name for plot in found] == ["p.csv", "pics/10.svg", "pics/9.svg"]
     assert found[0].revisions() == ["workspace", "HEAD"]
     page = tmp_path / "out" / "index.html"
-    plots.write_page(found, page)
+    plot_files.write_page(found, page)
     text = page.read_text()
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
     assert len(text) > 500_000
@@ -393,13 +393,13 @@ def test_the_page_needs_nothing_from_elsewhere(plotted, tmp_path):
     assert pictures == [f"static/{rev}_pics_{n}.svg" for n in (9, 10) for rev in ("workspace", "HEAD")]
     assert all((page.parent / picture).exists() for picture in pictures)
     with pytest.raises(ConfigError, match="plot_divs"):
-        plots.write_page(found, page, template="<html></html>")
-    plots.write_page(found, page, template="<i>{plot_divs}</i>")
+        plot_files.write_page(found, page, template="<html></html>")
+    plot_files.write_page(found, page, template="<i>{plot_divs}</i>")
     assert page.read_text().startswith("<i><div") and "window.vegaEmbed" not in page.read_text()
 
 
 def test_pictures_of_plots(plotted, tmp_path):
-    (file,) = plots.write_pngs(plots.read_plots(plotted.repo), tmp_path / "png")
+    (file,) = plot_files.write_pngs(plots.read_plots(plotted.repo), tmp_path / "png")
     assert file.name == "p.csv.png"
     data = file.read_bytes()
     assert data.startswith(b"\x89PNG")

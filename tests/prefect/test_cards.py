@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from dvkf_prefect import cards
 from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
-from dvkf_prefect.data.diff import Diff, DiffEntry
-from dvkf_prefect.data.outputs import DataVersion
-from dvkf_prefect.data.transfer import Transfer
-from dvkf_prefect.kubeflow.serving import Endpoint
+from dvkf_prefect.data.transfer.transfer import Transfer
+from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
+from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.models.registry import ModelVersion
-from dvkf_prefect.pipeline.why import Decision, Reason
+from dvkf_prefect.pipeline.plan.why import Decision, Reason
+from dvkf_prefect.serving.endpoint import Endpoint
 
 A, B, DIR = "a" * 32, "b" * 32, "c" * 32 + ".dir"
 

@@ -13,9 +13,9 @@ import pytest
 from servers import PrefectServer
 
 from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.kubeflow.serving import LocalServing
 from dvkf_prefect.models.registry import ModelRegistry
-from dvkf_prefect.pipeline.leash import end
+from dvkf_prefect.processes.leash import end
+from dvkf_prefect.serving.local import LocalServing
 
 from .conftest import PREPARE, git
 

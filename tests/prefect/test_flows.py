@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from dvkf_prefect.pipeline.metrics import MetricChange
+from dvkf_prefect.pipeline.report.metrics import MetricChange
 
 FLOWS = Path(__file__).parents[2] / "flows"
 

@@ -27,8 +27,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from dvkf_prefect import DataRepository, KubeflowPipelines, repro_pipeline, run_stages
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ParseError, StageError, StageFailedError, StageWriteError
-from dvkf_prefect.pipeline.repro import ReproResult, commit_stages
-from dvkf_prefect.tasks._stage_log import LogFollower, Mask
+from dvkf_prefect.pipeline.run.commit import commit_stages
+from dvkf_prefect.pipeline.run.events import ReproResult
+from dvkf_prefect.tasks.stages.log import LogFollower, Mask
 
 from .conftest import git
 

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from servers import PrefectServer
 
-from dvkf_prefect.pipeline.leash import end
+from dvkf_prefect.processes.leash import end
 
 pytestmark = pytest.mark.browser
 

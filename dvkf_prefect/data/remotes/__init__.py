@@ -16,7 +16,9 @@ from dvkf_prefect.data.remotes.options import parse_options, secrets_of
 from dvkf_prefect.data.remotes.urls import WEB, join_url, split_url
 from dvkf_prefect.errors import ConfigError
 
-__all__ = ["Storage", "open_storage"]
+__all__ = ["Backend", "Storage", "open_storage"]
+
+Backend = Literal["obstore", "fsspec"]
 
 _OBJECT_STORES = ("s3", "gs", "azure", "memory")
 _JOBS = {"file": 1, "s3": 32, "gs": 32, "azure": 32, "oss": 16, "http": 16, "https": 16, "ssh": 8}
@@ -27,7 +29,7 @@ def open_storage(
     options: Mapping[str, str] = MappingProxyType({}),
     *,
     name: str | None = None,
-    backend: Literal["obstore", "fsspec"] | None = None,
+    backend: Backend | None = None,
 ) -> Storage:
     """Open the place that a remote's url names; nothing is asked of it yet.
 

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dvkf_prefect.data import manifest_rows
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.errors import CorruptObjectError, UnsafePathError
+from dvkf_prefect.formats import manifest_rows
 
 WINDOW = 60.0
 """Seconds of waiting after which the rate of a download is looked at."""

@@ -17,8 +17,8 @@ from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.pages import Watch
 from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after
 from dvkf_prefect.data.remotes.protocols import Pages, Protocol
-from dvkf_prefect.data.scratch import scratch_folder
 from dvkf_prefect.errors import DvkfError, MissingObjectError
+from dvkf_prefect.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dvkf_prefect import durability
-from dvkf_prefect.data._copier import open_regular
+from dvkf_prefect.data.cache._copier import open_regular
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.errors import RemoteUnreachableError

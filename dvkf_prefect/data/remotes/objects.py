@@ -20,7 +20,6 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dvkf_prefect.data.digest import digest_bytes
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
@@ -28,6 +27,7 @@ from dvkf_prefect.data.remotes.pages import CLOCK, Watch
 from dvkf_prefect.data.remotes.patience import Gate, Patience, Trouble, retry_after, seconds_refused
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError, DvkfError
+from dvkf_prefect.formats.digest import digest_bytes
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from servers import S3Server, SshServer
 
-from dvkf_prefect.data.downloads import get_url, list_url
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.urls import split_url
+from dvkf_prefect.data.verbs.get import get_url, list_url
 from dvkf_prefect.errors import ConfigError
 
 NAMES = ["team#1", "what?x=1", "50%25", "a b+c", "ünï 文", "semi;colon&and=", "h#1?q#2"]

@@ -1,0 +1,300 @@
+"""Clones of git repositories: kept ones to work in, one for each URL and revision, and ones to read a revision from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dvkf_prefect.data.git import process as git_process
+from dvkf_prefect.data.git.command import FOREIGN, check_revision, check_url, environment
+from dvkf_prefect.errors import GitError, LockedError
+from dvkf_prefect.urls import public_url, without_secrets
+
+# Where the origin stood when the clone was last brought up to date; what is beyond it was made here.
+_FETCHED = "refs/dvkf/fetched"
+_FILTERS = r"^filter\..*\.(smudge|clean|process|required)$"
+
+
+def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
+    """Clone a repository, or bring its clone up to date.
+
+    Only the newest commit of the revision is fetched, and the tags with theirs, since registered models are tags.
+
+    Args:
+        url: The git URL.
+        rev: A branch, tag or commit; None for the default branch.
+        folder: Where clones are kept.
+        timeout: Seconds git may take, and to wait for another process that is cloning the same.
+
+    Returns:
+        The clone's folder.
+
+    Raises:
+        GitError: Git failed, or the clone holds commits that are not at ``url``; they are kept.
+        LockedError: Another process held the clone for all that time.
+    """
+    check_url(url)
+    if rev is not None:
+        _check_refspec(rev)
+    digest = hashlib.sha256(f"{url}\n{rev or ''}".encode()).hexdigest()[:12]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1])[-40:]
+    path = folder / f"{stem}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / f"{path.name}.lock", timeout):
+        if not (path / ".git").is_dir():
+            run_git(path.parent, "init", "--quiet", "--template=", "--", str(path), timeout=timeout)
+        git_config = path / ".git" / "config"
+        if 'remote "origin"' not in git_config.read_text():
+            run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
+        _update(path, rev, timeout)
+    return path
+
+
+def _update(path: Path, rev: str | None, timeout: float) -> None:
+    run_git(
+        path,
+        "fetch",
+        "--quiet",
+        "--depth",
+        "1",
+        "--end-of-options",
+        "origin",
+        rev or "HEAD",
+        "refs/tags/*:refs/tags/*",
+        timeout=timeout,
+    )
+    # FETCH_HEAD lists the tags after what was asked for; its first line is the revision.
+    fetched = run_git(path, "rev-parse", "FETCH_HEAD", timeout=timeout).split()[0]
+    base = _resolve(path, _FETCHED, timeout)
+    head = _resolve(path, "HEAD", timeout)
+    if head and head not in (base, fetched):
+        if fetched == base:
+            return
+        raise GitError(
+            f"the clone at {path} holds commits that its origin does not have, and the origin has moved on: it is at "
+            f"{head[:12]}, the origin at {fetched[:12]}. Rebase and push them, or delete the clone."
+        )
+    branch = _branch(path, rev, timeout)
+    if branch:
+        run_git(path, "checkout", "--quiet", "-B", branch, fetched, timeout=timeout)
+    else:
+        run_git(path, "checkout", "--quiet", "--detach", fetched, timeout=timeout)
+    run_git(path, "update-ref", _FETCHED, fetched, timeout=timeout)
+
+
+def _resolve(path: Path, ref: str, timeout: float) -> str | None:
+    try:
+        return run_git(
+            path, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}", timeout=timeout
+        )
+    except GitError:
+        return None
+
+
+def _branch(path: Path, rev: str | None, timeout: float) -> str | None:
+    """Return the branch a revision is at the origin, or None where it is a tag or a commit."""
+    if rev is None:
+        listed = run_git(path, "ls-remote", "--symref", "--", "origin", "HEAD", timeout=timeout)
+        found = re.match(r"ref: refs/heads/(\S+)\tHEAD", listed)
+        return found[1] if found else None
+    name = rev.removeprefix("refs/heads/")
+    return name if run_git(path, "ls-remote", "--", "origin", f"refs/heads/{name}", timeout=timeout) else None
+
+
+def push(path: Path, *, timeout: float) -> tuple[str, ...]:
+    """Push the branch that is checked out, and all tags, to the origin.
+
+    Args:
+        path: The git work tree.
+        timeout: Seconds git may take.
+
+    Returns:
+        What was pushed: the branch, and ``tags``; nothing where there is no origin.
+
+    Raises:
+        GitError: The origin refused, or no branch is checked out.
+    """
+    if "origin" not in run_git(path, "remote", timeout=timeout).split():
+        return ()
+    try:
+        branch = run_git(path, "symbolic-ref", "--short", "HEAD", timeout=timeout)
+    except GitError as error:
+        raise GitError(
+            f"no branch is checked out in {path}, so there is nowhere to push to; open a branch"
+        ) from error
+    run_git(
+        path, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}", "--tags", timeout=timeout, hooks=True
+    )
+    head = run_git(path, "rev-parse", "HEAD", timeout=timeout)
+    run_git(path, "update-ref", _FETCHED, head, timeout=timeout)
+    return (branch, "tags")
+
+
+def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
+    """Put the files of one revision of a repository into a new folder, to read them from.
+
+    Of a repository elsewhere only the newest commit of a branch or tag is fetched; a name that is neither, such as a
+    shortened commit, takes all of its history.
+
+    Args:
+        url: The git URL, or a repository's folder on this machine, whose objects are then borrowed.
+        rev: A branch, tag or commit; None for the default branch, of a folder for what is checked out there.
+        path: The folder to make.
+        timeout: Seconds each git command may take.
+
+    Returns:
+        The commit.
+
+    Raises:
+        GitError: Git failed, or there is no such revision.
+    """
+    check_url(url)
+    if rev is not None:
+        check_revision(rev)
+    parent = path.parent
+    folder = Path(url.removeprefix("file://"))
+    if folder.is_dir():
+        commit = _find(folder, rev or "HEAD", timeout, url)
+        run_git(
+            parent,
+            "clone",
+            "--quiet",
+            "--shared",
+            "--template=",
+            "--no-checkout",
+            "--",
+            str(folder),
+            str(path),
+            timeout=timeout,
+        )
+        # A commit that no branch holds is found through the borrowed objects.
+        _checkout_plain(path, commit, timeout)
+        return commit
+    run_git(parent, "init", "--quiet", "--template=", "--", str(path), timeout=timeout)
+    run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
+    try:
+        # What only `rev-parse` understands would be a rule here of which refs go where.
+        asked = _check_refspec(rev) if rev else "HEAD"
+        run_git(
+            path, "fetch", "--quiet", "--depth", "1", "--end-of-options", "origin", asked, timeout=timeout
+        )
+        commit = run_git(path, "rev-parse", "FETCH_HEAD^{commit}", timeout=timeout)
+    except GitError:
+        if rev is None:
+            raise
+        heads = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
+        run_git(path, "fetch", "--quiet", "--end-of-options", "origin", *heads, timeout=timeout)
+        commit = _find(path, rev, timeout, url)
+    _checkout_plain(path, commit, timeout)
+    return commit
+
+
+def _checkout_plain(path: Path, commit: str, timeout: float) -> None:
+    """Check out what a commit of somebody else holds, byte by byte as `dvc` reads it.
+
+    Its attributes choose among the user's filters and conversions, so none of them applies. Git LFS is the exception:
+    the files are not in the commit itself.
+    """
+    attributes = path / ".git" / "info" / "attributes"
+    attributes.parent.mkdir(exist_ok=True)
+    attributes.write_text("* -text -ident -working-tree-encoding\n")
+    options: list[str] = []
+    with suppress(GitError):  # there is no filter
+        listed = run_git(path, "config", "--null", "--name-only", "--get-regexp", _FILTERS, timeout=timeout)
+        for name in filter(None, listed.split("\0")):
+            if not name.startswith("filter.lfs."):
+                options += ["-c", f"{name}={'false' if name.endswith('.required') else ''}"]
+    run_git(path, "checkout", "--quiet", "--detach", commit, timeout=timeout, settings=options)
+
+
+def tip(url: str, rev: str | None, *, timeout: float) -> str | None:
+    """Return the commit that a branch or tag of a repository is at, without cloning it.
+
+    Args:
+        url: The git URL, or a repository's folder.
+        rev: A branch or tag; None for the default branch.
+        timeout: Seconds git may take.
+
+    Returns:
+        The commit; None where the name is neither a branch nor a tag.
+
+    Raises:
+        GitError: Git failed.
+    """
+    check_url(url)
+    if rev is not None:
+        check_revision(rev)
+    folder = Path(url.removeprefix("file://"))
+    if folder.is_dir():
+        return _find(folder, rev or "HEAD", timeout, url)
+    names = ["HEAD"] if rev is None else [f"refs/heads/{rev}", f"refs/tags/{rev}", f"refs/tags/{rev}^{{}}"]
+    listed = run_git(Path.cwd(), "ls-remote", "--", url, *names, timeout=timeout)
+    found = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
+    # An annotated tag is listed by its own object first, then by the commit it names.
+    return next((found[name] for name in reversed(names) if name in found), None)
+
+
+def _find(path: Path, rev: str, timeout: float, url: str) -> str:
+    for name in (rev, f"origin/{rev}"):
+        if commit := _resolve(path, name, timeout):
+            return commit
+    raise GitError(f"unknown git revision '{rev}' in {public_url(url)}")
+
+
+def _check_refspec(rev: str) -> str:
+    """Return a revision that ``git fetch`` takes for one name, and nothing more.
+
+    Raises:
+        GitError: It is no name: git would take it for a rule, or cannot look it up elsewhere.
+    """
+    check_revision(rev)
+    if rev[0] in "+^" or any(letter in rev for letter in ":*?[\\^~ ") or "@{" in rev:
+        raise GitError(f"not a name of a revision: '{rev}'. Use a branch, a tag or a commit.")
+    return rev
+
+
+def run_git(
+    path: Path, *arguments: str, timeout: float, hooks: bool = False, settings: Sequence[str] = ()
+) -> str:
+    """Run git, which never asks for anything, and return what it prints.
+
+    Args:
+        path: The work tree.
+        *arguments: The command.
+        timeout: Seconds it may take.
+        hooks: Let the user's own hooks run.
+        settings: Options of git itself.
+
+    Raises:
+        GitError: It failed, or is not installed.
+        GitTimeoutError: It took too long.
+    """
+    options = (*(() if hooks else FOREIGN), *settings)
+    done = git_process.run(arguments, path, options=options, timeout=timeout, env=environment())
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        said = without_secrets(said) or f"exit code {done.returncode}"
+        raise GitError(f"`git {arguments[0]}` in {path}: {said}")
+    return done.stdout.decode(errors="replace").strip()
+
+
+@contextmanager
+def _locked(path: Path, timeout: float) -> Iterator[None]:
+    deadline = time.monotonic() + timeout
+    pause = 0.05
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise LockedError(f"another process is cloning into {path.with_suffix('')}") from None
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+        yield

@@ -1,0 +1,351 @@
+"""The git command, asked the few things a data repository needs of it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvkf_prefect.data.git import process as git_process
+from dvkf_prefect.errors import GitError, GitTimeoutError
+from dvkf_prefect.urls import public_url, without_secrets
+
+_TIMEOUT = 120.0
+# Seconds another git process may hold a lock of the repository, as it does for a moment to commit.
+_LOCK_WAIT = 60.0
+# How often a commit is tried whose files another program took out of the index again.
+_ATTEMPTS = 20
+_LOCKED = r"(?s)Unable to create '([^']*\.lock)': File exists|cannot lock ref .* is at [0-9a-f]+ but expected"
+# What git may be asked to speak when a file names the url: no remote helpers, which run commands (`ext::`, `fd::`).
+_PROTOCOLS = ("file", "git", "http", "https", "ssh")
+_HELPER = r"([A-Za-z0-9][A-Za-z0-9+.-]*)::"
+_SCHEME = r"(?s)([A-Za-z0-9][A-Za-z0-9+.-]*)://(?:[^/@]*@)?(.?)"
+_SCP_OPTION = r"(?:[^/:@]*@)?-[^/]*:"
+_CONTROL = r"[\0-\x1f\x7f]"
+# Settings for repositories of others: git runs no hook and no monitor, and takes no submodules along.
+FOREIGN = (
+    "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
+    "-c", "submodule.recurse=false", "-c", "fetch.recurseSubmodules=false",
+)  # fmt: skip
+
+
+def check_revision(rev: object) -> str:
+    """Return a revision that git cannot take for anything else.
+
+    Raises:
+        GitError: It is empty, an option, or holds control characters.
+    """
+    if not isinstance(rev, str) or not rev or rev.startswith("-") or re.search(_CONTROL, rev):
+        raise GitError(f"not a git revision: {rev!r}. Use a branch, a tag or a commit.")
+    return rev
+
+
+def check_url(url: str) -> str:
+    """Return a git url, or a path, that cannot make git run a command.
+
+    Raises:
+        GitError: It is an option, or names a transport that is not allowed.
+    """
+    scheme = re.match(_SCHEME, url)
+    if (
+        not url
+        or url.startswith("-")
+        or re.search(_CONTROL, url)
+        or re.match(_SCP_OPTION, url)
+        or (scheme and scheme[2] == "-")
+    ):
+        raise GitError(f"not a git url: {public_url(url)!r}. Use https://, ssh:// or a folder.")
+    found = re.match(_HELPER, url) or scheme
+    if found and found[1].lower() not in allowed_protocols():
+        raise GitError(
+            f"git transport '{found[1]}' is not allowed: {public_url(url)!r}. Use https://, ssh:// or a folder, or "
+            "name the transport in GIT_ALLOW_PROTOCOL."
+        )
+    return url
+
+
+def allowed_protocols() -> tuple[str, ...]:
+    """Return the transports git may use: those of ``GIT_ALLOW_PROTOCOL`` where it is set."""
+    given = os.environ.get("GIT_ALLOW_PROTOCOL")
+    return tuple(given.lower().split(":")) if given else _PROTOCOLS
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a git process: it asks for nothing, and speaks only allowed protocols."""
+    return {
+        **os.environ,
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": ":".join(allowed_protocols()),
+        "LC_ALL": "C.UTF-8",
+        **(more or {}),
+    }
+
+
+class Git:
+    """A git work tree.
+
+    Args:
+        root: Its top folder.
+        foreign: Whether it is of somebody else, so that its configuration may run nothing.
+    """
+
+    def __init__(self, root: Path, *, foreign: bool = False) -> None:
+        self.root = root
+        self.foreign = foreign
+
+    def __repr__(self) -> str:
+        return f"Git({str(self.root)!r})"
+
+    @classmethod
+    def find(cls, path: Path) -> Git | None:
+        """Return the work tree that holds ``path``, or None."""
+        for folder in (path, *path.parents):
+            if (folder / ".git").exists():
+                return cls(folder)
+        return None
+
+    def run(self, *args: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None) -> str:
+        """Run one git command and return what it prints, without the last newline.
+
+        Raises:
+            GitError: It ended with an error, or is not installed.
+        """
+        return self.run_bytes(*args, stdin=stdin, env=env).decode(errors="surrogateescape").removesuffix("\n")
+
+    def run_bytes(
+        self, *args: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Run one git command and return its output as it is.
+
+        Where another process holds a lock that git needs, it waits for that one.
+
+        Raises:
+            GitError: It ended with an error, or is not installed; or a lock stayed for too long.
+            GitTimeoutError: It gave no answer in time.
+            ParseError: It waits for a file that is not a regular one.
+        """
+        if args[0] == "add":
+            with self._turn():
+                return self._run_waiting(args, stdin, env)
+        return self._run_waiting(args, stdin, env)
+
+    def _run_waiting(
+        self, args: Sequence[str], stdin: bytes | None = None, env: Mapping[str, str] | None = None
+    ) -> bytes:
+        deadline = time.monotonic() + _LOCK_WAIT
+        pause = 0.02
+        while True:
+            done = git_process.run(
+                args,
+                self.root,
+                options=FOREIGN if self.foreign else (),
+                stdin=stdin,
+                timeout=_TIMEOUT,
+                env=environment(env),
+            )
+            if not done.returncode:
+                return done.stdout
+            said = without_secrets(done.stderr.decode(errors="replace").strip())
+            locked = re.search(_LOCKED, said)
+            if not locked:
+                break
+            if time.monotonic() > deadline:
+                raise GitError(
+                    f"`git {args[0]}` in {self.root} waited {_LOCK_WAIT:.0f} s for another git process: "
+                    f"{locked[1] or 'a branch'} is locked. If none runs, remove that file."
+                )
+            from random import random  # takes a while to import
+
+            # Several that wait for one lock do not come back at the same moment.
+            time.sleep(pause * (0.5 + random()))  # noqa: S311
+            pause = min(pause * 1.5, 1.0)
+        raise GitError(f"`git {' '.join(args[:2])}` in {self.root}: {said or f'exit code {done.returncode}'}")
+
+    def head(self) -> str | None:
+        """Return the commit that is checked out, or None before the first one."""
+        try:
+            return self.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+        except GitTimeoutError:
+            raise
+        except GitError:
+            return None
+
+    def resolve(self, rev: str) -> str:
+        """Return the commit a revision means.
+
+        Raises:
+            GitError: There is no such revision.
+        """
+        check_revision(rev)
+        try:
+            return self.run("rev-parse", "--verify", "--quiet", "--end-of-options", rev + "^{commit}")
+        except GitTimeoutError:
+            raise
+        except GitError:
+            raise GitError(f"unknown git revision '{rev}' in {self.root}") from None
+
+    def show(self, rev: str, path: str) -> bytes:
+        """Return a file as it stands in a revision.
+
+        Args:
+            rev: The revision.
+            path: Posix, relative to the work tree's top.
+
+        Raises:
+            GitError: The revision has no such file.
+        """
+        return self.run_bytes("cat-file", "blob", "--end-of-options", f"{check_revision(rev)}:{path}")
+
+    def ls_tree(self, rev: str) -> list[str]:
+        """Return the paths of every file in a revision, relative to the work tree's top."""
+        listed = self.run_bytes(
+            "ls-tree", "-r", "-z", "--name-only", "--full-tree", "--end-of-options", check_revision(rev)
+        )
+        return [os.fsdecode(path) for path in listed.split(b"\0") if path]
+
+    def tracked(self, paths: Sequence[str]) -> list[str]:
+        """Return the files git tracks at or below ``paths``, relative to the work tree's top."""
+        if not paths:
+            return []
+        listed = self.run_bytes("ls-files", "-z", "--full-name", "--", *(f":(top,literal){p}" for p in paths))
+        return [os.fsdecode(path) for path in listed.split(b"\0") if path]
+
+    def stage(self, paths: Sequence[str]) -> None:
+        """Add files to the index, and take those out that are gone; what git ignores is left alone, as DVC does.
+
+        Args:
+            paths: Absolute.
+
+        Raises:
+            GitError: Git refused.
+        """
+        text = b"".join(os.fsencode(path) + b"\0" for path in dict.fromkeys(paths))
+        ignored: set[str] = set()
+        try:
+            found = self.run_bytes("check-ignore", "-z", "--stdin", "--no-index", stdin=text)
+            ignored = set(os.fsdecode(found).split("\0"))
+        except GitTimeoutError:
+            raise
+        except GitError:
+            pass  # its exit code for "none of them"
+        wanted = [
+            path
+            for path in dict.fromkeys(paths)
+            if path not in ignored and (os.path.lexists(path) or self._tracks(path))
+        ]
+        if wanted:
+            self.run("add", "--", *wanted, env={"GIT_LITERAL_PATHSPECS": "1"})
+
+    def _tracks(self, path: str) -> bool:
+        return bool(self.run("ls-files", "-z", "--", path, env={"GIT_LITERAL_PATHSPECS": "1"}))
+
+    def is_ignored(self, path: str) -> bool:
+        """Tell whether git's ignore files leave ``path`` out."""
+        try:
+            self.run("check-ignore", "--quiet", "--no-index", "--", path)
+        except GitTimeoutError:
+            raise
+        except GitError:
+            return False
+        return True
+
+    def commit(self, paths: Sequence[str], message: str) -> str | None:
+        """Commit just ``paths``; return the new commit, or None when none of them changed.
+
+        Raises:
+            GitError: Git refused, for want of an identity for instance.
+        """
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                with self._turn():
+                    self._run_waiting(("add", "--", *paths))
+                    if not self._run_waiting(("diff", "--cached", "--name-only", "--", *paths)):
+                        return None
+                    self._run_waiting(
+                        ("commit", "--quiet", "--file", "-", "--", *paths), stdin=message.encode()
+                    )
+                    return self.head()
+            except GitError as error:
+                # A commit by another program reads the index before it locks it, and may drop what was just added.
+                if not left or "did not match any file(s) known to git" not in str(error):
+                    raise
+        return None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep this package's other processes from changing the index meanwhile.
+
+        Raises:
+            GitError: One of them took too long.
+        """
+        folder = self.root / ".git"
+        if not folder.is_dir():
+            folder = self.root / self._run_waiting(("rev-parse", "--git-dir")).decode().rstrip("\n")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(folder / "dvkf-index.lock", flags, 0o666)
+        except OSError:
+            yield  # a folder that cannot be written to, as git will say
+            return
+        try:
+            deadline = time.monotonic() + _LOCK_WAIT
+            while not _is_taken(descriptor):
+                if time.monotonic() > deadline:
+                    raise GitError(
+                        f"another dvkf process has been committing in {self.root} for {_LOCK_WAIT:.0f} s. Try again."
+                    )
+                time.sleep(0.02)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _is_taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # locks do not work here; git's own are left
+    return True
+
+
+def revisions_of(
+    git: Git, *, all_branches: bool = False, all_tags: bool = False, all_commits: bool = False
+) -> list[str]:
+    """Return the commits that many revisions mean, by one git process.
+
+    Args:
+        git: The work tree.
+        all_branches: The tip of every local branch.
+        all_tags: The commit of every tag; tags of something else mean none.
+        all_commits: All that branches, tags, remote branches or HEAD lead to; what git keeps for itself (stashes) or
+            other tools keep (DVC's experiments) is not among them.
+
+    Returns:
+        Full commit ids, none twice; of all commits the newest first. Empty without any of the above.
+
+    Raises:
+        GitError: Git refused.
+
+    Source of the choice: DVC 3.x, dvc/scm.py and scmrepo's ``list_all_commits``.
+    """
+    if all_commits:
+        return git.run("rev-list", "--ignore-missing", "HEAD", "--branches", "--tags", "--remotes").split()
+    chosen = [f"--{name}" for name, wanted in (("branches", all_branches), ("tags", all_tags)) if wanted]
+    return git.run("rev-list", "--no-walk=unsorted", *chosen).split() if chosen else []
+
+
+def comes_with_git(path: Path) -> bool:
+    """Tell whether a file is, or is reached through, something that git tracks."""
+    folder = Path(os.path.realpath(path.parent.parent))
+    if os.path.realpath(path) != str(folder / path.parent.name / path.name):
+        return True
+    git = Git.find(folder)
+    if git is None:
+        return False
+    return bool(git.tracked([os.path.relpath(os.path.realpath(path), os.path.realpath(git.root))]))

@@ -1,0 +1,89 @@
+"""What the dependencies of a `.dvc` file are now, for a file that is recorded anew."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.repository import legacy
+from dvkf_prefect.errors import DvkfError, OutputNotFoundError
+from dvkf_prefect.files import read_description
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.urls import without_secrets
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+
+Dep = dict[str, Any]
+_OF_CONTENT = frozenset(
+    {"md5", "etag", "checksum", "size", "nfiles", "isexec", "version_id", "hash", "files", "cloud"}
+)
+
+
+def dependencies_now(repo: Repository, source: str) -> list[Dep] | None:
+    """Return the dependencies of a `.dvc` file with the content that they have now.
+
+    Args:
+        repo: The repository.
+        source: The `.dvc` file, relative to the root.
+
+    Returns:
+        Each as the file says it; None for a file without dependencies. What another repository holds stays as it is:
+        its commit names its content.
+
+    Raises:
+        OutputNotFoundError: One does not exist, or does not answer.
+    """
+    data = read_description(repo.root / source)
+    if b"deps" not in data:
+        return None
+    document: Any = documents.load(data, source)
+    if not document or not document.get("deps"):
+        return None
+    folder = posixpath.normpath(posixpath.join(posixpath.dirname(source), document.get("wdir") or "."))
+    return [_now(repo, folder, dep) for dep in document["deps"]]
+
+
+def _now(repo: Repository, folder: str, dep: Mapping[str, Any]) -> Dep:
+    if "repo" in dep or "db" in dep:
+        return dict(dep)
+    name = dep["path"]
+    path = posixpath.normpath(posixpath.join(folder, name))
+    if "://" in name or path.startswith(("/", "../")):
+        return _outside(repo, folder, dep)
+    kept = {key: value for key, value in dep.items() if key not in _OF_CONTENT}
+    hash_name = MD5 if dep.get("hash") == MD5 else LEGACY
+    found = legacy.unchanged(repo, path, dep.get("md5"), hash_name)
+    if found is None:
+        found, hash_name = repo.workspace.look(path), MD5
+    if found.digest is None:
+        raise OutputNotFoundError(f"dependency '{name}' does not exist")
+    now: Dep = {"md5": found.digest, "size": found.size}
+    if found.nfiles is not None:
+        now["nfiles"] = found.nfiles
+    if found.isexec:
+        now["isexec"] = True
+    if hash_name == MD5:
+        now["hash"] = MD5
+    return {**now, **kept}
+
+
+def _outside(repo: Repository, folder: str, dep: Mapping[str, Any]) -> Dep:
+    from dvkf_prefect.data.imports.origins import url_dep
+    from dvkf_prefect.data.imports.sources import open_source
+    from dvkf_prefect.data.repository.trust import check_options
+
+    options = dep.get("fs_config") or {}
+    if options:
+        check_options(options, repo.root, f"the dependency {without_secrets(dep['path'])}")
+    versions = {"version_aware": True} if dep.get("version_id") or dep.get("files") else {}
+    try:
+        opened = open_source(
+            repo.config, dep["path"], folder=repo.root / folder, fs_config={**options, **versions}
+        )
+        return url_dep(dep["path"], opened.facts(), options)
+    except DvkfError as error:
+        name = without_secrets(dep["path"])
+        raise OutputNotFoundError(f"dependency '{name}' does not exist: {error}") from error

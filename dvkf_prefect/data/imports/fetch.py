@@ -1,0 +1,544 @@
+"""What lies at a path of another repository, tracked or plain file of git, brought into a cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
+from operator import add
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.imports import pending
+from dvkf_prefect.data.imports.external import ExternalRepo
+from dvkf_prefect.data.imports.lookup import check_inside, outputs_at, plain_path, repository_of
+from dvkf_prefect.data.imports.origins import aware, from_source, open_origin
+from dvkf_prefect.data.imports.pending import is_complete, known_content, remember
+from dvkf_prefect.data.imports.sources import Source, open_source
+from dvkf_prefect.data.remotes.errors import public_url
+from dvkf_prefect.data.transfer import versioned
+from dvkf_prefect.data.transfer.transfer import Remote, Transfer, fetch
+from dvkf_prefect.errors import (
+    ConfigError,
+    DvkfError,
+    GitError,
+    MissingObjectError,
+    NotARepositoryError,
+    OutputNotFoundError,
+    RemoteError,
+    TransferError,
+)
+from dvkf_prefect.formats.digest import digest_bytes, digest_file
+from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
+from dvkf_prefect.formats.files import describes_outputs
+from dvkf_prefect.formats.objects import LEGACY, MD5, Stored, object_key
+from dvkf_prefect.formats.outputs import Origin, Output
+from dvkf_prefect.formats.tree import SUFFIX, Tree
+from dvkf_prefect.paths import is_within
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Content that is in a cache now.
+
+    Attributes:
+        stored: Its digest and size.
+        hash_name: ``md5``, or ``md5-dos2unix`` of an output of DVC 2.x.
+        tree: The files of a directory.
+        transfer: What was moved for it.
+    """
+
+    stored: Stored
+    hash_name: str = MD5
+    tree: Tree | None = None
+    transfer: Transfer | None = None
+
+
+def bring(
+    source: ExternalRepo,
+    path: str,
+    cache: Cache,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Content:
+    """Bring a file or a directory of another repository into a cache.
+
+    Args:
+        source: The repository.
+        path: An output, a path inside one, or a file or a directory that git tracks; posix, relative to the root.
+        cache: Where to.
+        jobs: How many transfers at once.
+        progress: Told of files and bytes.
+
+    Raises:
+        OutputNotFoundError: There is no such path.
+        TransferError: Some objects could not be had; all others are in the cache.
+        UnsafePathError: The path leaves the repository.
+    """
+    source, path = repository_of(source, plain_path(path))
+    around, inside = outputs_at(source, path)
+    if around is not None:
+        return _bring_tracked(source, around, path, cache, jobs, progress)
+    place = source.root / path
+    if place.is_file():
+        return Content(Stored(cache.add_file(place), place.stat().st_size))
+    return _bring_mixed(source, path, inside, cache, jobs, progress)
+
+
+def find_tracked(source: ExternalRepo, path: str, cache: Cache) -> tuple[ExternalRepo, Output, str]:
+    """Find a tracked path without bringing its content; of a directory only the manifest is read.
+
+    Args:
+        source: The repository.
+        path: An output or a path inside one.
+        cache: Where a manifest that must be read is kept.
+
+    Returns:
+        The repository that tracks it, which may be one inside ``source``, the output, and the path's own digest.
+
+    Raises:
+        OutputNotFoundError: It is not tracked.
+    """
+    source, path = repository_of(source, plain_path(path))
+    around = next((o for o in source.outputs() if (path + "/").startswith(o.path + "/")), None)
+    if around is None or around.digest is None:
+        raise OutputNotFoundError(f"'{path}' is not tracked in {source.url}")
+    if around.path == path:
+        return source, around, around.digest
+    return source, around, _part(source, around, path, cache)[0]
+
+
+def digest_of(source: ExternalRepo, path: str, cache: Cache) -> tuple[str, str]:
+    """Return the digest that `bring` would give a path, and its hash name, without bringing data.
+
+    Manifests are read where the digest rests on what they list. The digest of a folder that holds outputs of DVC 2.x
+    is one of its own: it tells two contents apart, and is no object's name.
+
+    Args:
+        source: The repository.
+        path: As for `bring`.
+        cache: Where manifests that must be read are kept.
+
+    Raises:
+        OutputNotFoundError: There is no such path, or nothing is recorded of it.
+        MissingObjectError: A manifest is nowhere.
+        UnsafePathError: The path leaves the repository.
+    """
+    source, path = repository_of(source, plain_path(path))
+    around, inside = outputs_at(source, path)
+    if around is not None:
+        if around.digest is None:
+            raise OutputNotFoundError(f"'{around.path}' has no recorded content in {source.url}")
+        if around.path == path:
+            return around.digest, around.hash_name
+        return _part(source, around, path, cache)[0], around.hash_name
+    place = source.root / path
+    if place.is_file():
+        return digest_file(place), MD5
+    rows: list[tuple[str, str]] = []
+    for output in inside:
+        prefix = output.path[len(path) + 1 :] if path else output.path
+        if output.is_dir:
+            tree = _manifest(source, output, cache)
+            rows += [(f"{prefix}/{relpath}", digest) for relpath, digest in tree.items()]
+        else:
+            rows.append((prefix, output.digest or ""))
+    found = _plain_files(source, path, {output.path for output in inside})
+    rows += [(relpath, digest_file(source.root / path / relpath)) for relpath in found]
+    legacy = any(output.hash_name == LEGACY for output in inside)
+    return Tree.from_pairs(rows).digest, LEGACY if legacy else MD5
+
+
+def _part(source: ExternalRepo, output: Output, path: str, cache: Cache) -> tuple[str, Tree | None]:
+    """Return the digest, and for a directory the manifest, of a path inside an output."""
+    inner = path[len(output.path) + 1 :]
+    if not output.is_dir:
+        raise OutputNotFoundError(f"'{path}' is not there: '{output.path}' is a file, in {source.url}")
+    rows = _manifest(source, output, cache).below(inner)
+    if not len(rows):
+        raise OutputNotFoundError(f"'{path}' is not in the tracked directory '{output.path}' of {source.url}")
+    if rows.relpaths == [inner]:
+        return rows.digests[0], None
+    tree = Tree.from_pairs((relpath[len(inner) + 1 :], digest) for relpath, digest in rows.items())
+    return tree.digest, tree
+
+
+def _bring_tracked(
+    source: ExternalRepo, output: Output, path: str, cache: Cache, jobs: int | None, progress: Progress | None
+) -> Content:
+    if output.digest is None:
+        raise OutputNotFoundError(
+            f"'{output.path}' has no recorded content in {source.url} ({output.source})"
+        )
+    wanted = output
+    if path != output.path:
+        digest, tree = _part(source, output, path, cache)
+        if tree is not None:
+            _keep_manifest(tree, cache, output.hash_name)
+        inner = path[len(output.path) + 1 :]
+        files = tuple(f for f in output.versions if is_within(f.relpath, inner))
+        wanted = replace(output, digest=digest, size=None, isexec=False, versions=files)
+    moved = fetch_from(source, wanted, cache, jobs=jobs, progress=progress)
+    digest = wanted.digest or ""
+    tree = cache.read_tree(digest, wanted.hash_name) if wanted.is_dir else None
+    size = wanted.size
+    if size is None:
+        digests = tree.digests if tree else [digest]
+        size = sum(cache.path(d, wanted.hash_name).stat().st_size for d in digests)
+    return Content(
+        Stored(digest, size, len(tree) if tree else None, wanted.isexec), wanted.hash_name, tree, moved
+    )
+
+
+def _bring_mixed(
+    source: ExternalRepo,
+    path: str,
+    inside: list[Output],
+    cache: Cache,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Content:
+    """Bring a directory that holds outputs and files of git, but, as DVC does, not those that describe the outputs."""
+    rows: list[tuple[str, str]] = []
+    size = 0
+    moved: Transfer | None = None
+    for output in inside:
+        content = modern(_bring_tracked(source, output, output.path, cache, jobs, progress), cache)
+        if content.transfer:
+            moved = moved + content.transfer if moved else content.transfer
+        size += content.stored.size
+        prefix = output.path[len(path) + 1 :] if path else output.path
+        if content.tree is None:
+            rows.append((prefix, content.stored.digest))
+        else:
+            rows += [(f"{prefix}/{relpath}", digest) for relpath, digest in content.tree.items()]
+    found = list(_plain_files(source, path, {output.path for output in inside}))
+    sizes = [os.stat(source.root / path / relpath).st_size for relpath in found]
+    for number, digest in cache.add_files([str(source.root / path / relpath) for relpath in found], sizes):
+        rows.append((found[number], digest))
+        size += sizes[number]
+    tree = Tree.from_pairs(rows)
+    digest = cache.add_bytes(tree.to_bytes(), tree=True)
+    return Content(Stored(digest, size, len(tree)), MD5, tree, moved)
+
+
+def _plain_files(source: ExternalRepo, path: str, outputs: set[str]) -> Iterator[str]:
+    """Yield the files below a folder that are no output and describe none, relative to the folder."""
+    top = source.root / path
+    for folder, folders, names in os.walk(top):
+        here = os.path.relpath(folder, source.root).replace(os.sep, "/")
+        here = "" if here == "." else here + "/"
+        folders[:] = [
+            name
+            for name in folders
+            if name not in (".git", ".hg", ".dvc")
+            and here + name not in outputs
+            and not source.ignore.matches(f"{here}{name}/")
+            and not os.path.islink(os.path.join(folder, name))
+        ]
+        for name in names:
+            place = Path(folder, name)
+            if (
+                here + name in outputs
+                or describes_outputs(name)
+                or name == IGNORE_FILE
+                or source.ignore.matches(here + name)
+                or not place.is_file()
+            ):
+                continue
+            check_inside(source, place)
+            yield place.relative_to(top).as_posix()
+
+
+def fetch_from(
+    source: ExternalRepo,
+    output: Output,
+    cache: Cache,
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Bring an output of another repository into a cache, from the nearest place that has it.
+
+    Raises:
+        TransferError: Some objects could not be had; all others are in the cache.
+        RemoteError: The remote cannot be used.
+    """
+    kept = source.config.is_versioned(output.remote)
+    places = source.caches() if kept or _imported(output) else source.places(output.remote)
+    failure: TransferError | None = None
+    for place in places:
+        try:
+            return fetch([output], cache, place, jobs=jobs, progress=progress)
+        except TransferError as error:
+            failure = error
+    if _imported(output):
+        return fetch_imports(source, [output], cache=cache, jobs=jobs, progress=progress)
+    if kept:
+        return versioned.fetch_versions(
+            source, [output], output.remote, jobs=jobs, progress=progress, cache=cache
+        )
+    if failure is not None:
+        raise failure
+    if is_complete(cache, output):
+        return Transfer(source.url)
+    raise RemoteError(
+        f"{source.url} has no default remote to take '{output.path}' from; push it there, or name one with --remote"
+    )
+
+
+def _imported(output: Output) -> bool:
+    return output.origin is not None and (output.origin.repo is not None or output.origin.versioned)
+
+
+def _manifest(source: ExternalRepo, output: Output, cache: Cache) -> Tree:
+    """Return a directory's manifest, from wherever it is."""
+    digest = output.digest or ""
+    if output.versions:
+        return versioned.tree_of(output)
+    with suppress(MissingObjectError):
+        return cache.read_tree(digest, output.hash_name)
+    places: list[Remote] = []
+    if not _imported(output) and not source.config.is_versioned(output.remote):
+        places = source.places(output.remote)
+    for place in places:
+        try:
+            data = place.storage.read(object_key(digest, output.hash_name))
+        except MissingObjectError:
+            continue
+        if digest_bytes(data) == digest.removesuffix(SUFFIX):
+            tree = Tree.from_bytes(data, digest)
+            _keep_manifest(tree, cache, output.hash_name)
+            return tree
+    fetch_from(source, output, cache)
+    return cache.read_tree(digest, output.hash_name)
+
+
+def _keep_manifest(tree: Tree, cache: Cache, hash_name: str) -> None:
+    if not cache.exists(tree.digest, hash_name):
+        temporary = cache.temporary()
+        temporary.write_bytes(tree.to_bytes())
+        cache.adopt(temporary, tree.digest, hash_name)
+
+
+def modern(content: Content, cache: Cache) -> Content:
+    """Return content of DVC 2.x as DVC 3.x names it, by the md5 of the bytes as they are."""
+    if content.hash_name != LEGACY:
+        return content
+    old = content.stored
+    if content.tree is None:
+        digest = cache.add_file(cache.path(old.digest, LEGACY))
+        return replace(content, stored=replace(old, digest=digest), hash_name=MD5)
+    files = [str(cache.path(digest, LEGACY)) for digest in content.tree.digests]
+    digests = [""] * len(files)
+    for number, digest in cache.add_files(files, [os.stat(file).st_size for file in files]):
+        digests[number] = digest
+    tree = Tree(content.tree.relpaths, digests)
+    digest = cache.add_bytes(tree.to_bytes(), tree=True)
+    return replace(content, stored=replace(old, digest=digest), hash_name=MD5, tree=tree)
+
+
+def bring_source(found: Source, cache: Cache, jobs: int | None, progress: Progress | None) -> Stored:
+    """Bring what lies outside into a cache; a person sees how it goes."""
+    if progress:
+        progress.start(
+            f"import {public_url(found.url)}", len(found.relpaths), sum(size or 0 for size in found.sizes)
+        )
+    stored = found.bring(cache, jobs=jobs, advance=progress.advance if progress else None)
+    if progress:
+        progress.finish()
+    return stored
+
+
+def fetch_imports(
+    repo: Repository,
+    outputs: Sequence[Output],
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    cache: Cache | None = None,
+) -> Transfer:
+    """Bring imports into the cache from where they come from; those that are there are not asked for.
+
+    Content that was never recorded (`--no-download`) is remembered for `place_imports`.
+
+    Args:
+        repo: The repository that records them.
+        outputs: The outputs; those that are fetched from a remote are passed over, see `from_source`.
+        jobs: How many transfers at once.
+        progress: Told of files and bytes.
+        cache: Where to; None for the repository's own cache.
+
+    Raises:
+        TransferError: Some could not be had, or are not there as they were recorded; all others arrived.
+    """
+    cache = cache or repo.cache
+    groups: dict[str, list[tuple[Output, Origin]]] = {}
+    counts = [0, 0, 0]
+    for output in outputs:
+        origin = output.origin
+        if origin is None or not from_source(output):
+            continue
+        if pending.is_complete(cache, known_content(repo, output)):
+            counts[2] += 1
+            continue
+        key = json.dumps(origin.repo, sort_keys=True, default=str) if origin.repo else output.source
+        groups.setdefault(key, []).append((output, origin))
+    failed = _Failures()
+
+    def arrived(output: Output, origin: Origin, stored: Stored) -> None:
+        if output.digest is None:
+            remember(repo, output, origin, stored)
+        elif stored.digest != output.digest:
+            failed.add(
+                output.path,
+                f"{origin} holds {stored.digest} now, not {output.digest} as it was imported; "
+                f"`dvkf update {output.source}` takes what is there",
+                missing=True,
+            )
+            return
+        counts[0] += stored.nfiles or 1
+        counts[1] += stored.size
+
+    for group in groups.values():
+        try:
+            if group[0][1].repo is None:
+                for output, origin in group:
+                    found = open_source(
+                        repo.config,
+                        origin.path,
+                        folder=repo.root / origin.folder,
+                        fs_config=aware(repo, origin),
+                        versions=origin.versions or None,
+                    )
+                    arrived(output, origin, bring_source(found, cache, jobs, progress))
+                continue
+            _fetch_group(repo, group, cache, jobs, progress, arrived, failed)
+        except (
+            TransferError,
+            OutputNotFoundError,
+            GitError,
+            NotARepositoryError,
+            RemoteError,
+            ConfigError,
+        ) as error:
+            for output, _ in group:
+                failed.add_error(output.path, error)
+    if failed.reasons:
+        raise TransferError("where it was imported from", failed.reasons, missing=failed.missing)
+    return Transfer("imports", *counts)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """What went wrong, by the output's path, and which of the content is just not there."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+
+    def add(self, path: str, reason: str, *, missing: bool) -> None:
+        self.reasons[path] = reason
+        if missing:
+            self.missing.add(path)
+
+    def add_error(self, path: str, error: DvkfError) -> None:
+        if isinstance(error, TransferError):
+            self.add(path, "; ".join(error.failures.values()), missing=error.only_missing)
+        else:
+            self.add(path, str(error), missing=isinstance(error, OutputNotFoundError))
+
+
+def _fetch_group(
+    repo: Repository,
+    group: Sequence[tuple[Output, Origin]],
+    cache: Cache,
+    jobs: int | None,
+    progress: Progress | None,
+    arrived: Callable[[Output, Origin, Stored], None],
+    failed: _Failures,
+) -> None:
+    """Bring imports from one revision of one repository."""
+    values = group[0][1].repo or {}
+    with open_origin(repo.root, values, values.get("rev_lock")) as source:
+        for output, origin in group:
+            try:
+                content = bring(source, origin.path, cache, jobs=jobs, progress=progress)
+                if output.hash_name == MD5:
+                    content = modern(content, cache)
+            except TransferError as error:
+                for name, why in error.failures.items():
+                    failed.add(posixpath.join(output.path, name), why, missing=name in error.missing)
+            except (OutputNotFoundError, ConfigError) as error:
+                failed.add_error(output.path, error)
+            else:
+                arrived(output, origin, content.stored)
+
+
+def fetch_all(
+    repo: Repository,
+    outputs: Sequence[Output],
+    remote: str | None,
+    rest: Callable[[Sequence[Output]], Transfer],
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Bring outputs into the cache from wherever they are: imports from their source, the others from remotes.
+
+    Args:
+        repo: The repository.
+        outputs: The outputs.
+        remote: The remote to use; None for the default one, or the one an output names.
+        rest: Fetches those that remotes hold as objects named by digest.
+        jobs: How many transfers at once.
+        progress: Told of files and bytes.
+
+    Raises:
+        TransferError: Some could not be had; all others arrived.
+        RemoteError: A remote cannot be used.
+    """
+    imported = [output for output in outputs if from_source(output)]
+    kept: dict[str | None, list[Output]] = {}
+    others: list[Output] = []
+    is_kept: dict[str | None, bool] = {}
+    for output in outputs:
+        if from_source(output):
+            continue
+        name = remote or output.remote
+        if name not in is_kept:
+            is_kept[name] = repo.config.is_versioned(name)
+        (kept.setdefault(name, []) if is_kept[name] else others).append(output)
+    actions: list[Callable[[], Transfer]] = []
+    if imported:
+        actions.append(lambda: fetch_imports(repo, imported, jobs=jobs, progress=progress))
+    for name, group in kept.items():
+        actions.append(partial(versioned.fetch_versions, repo, group, name, jobs=jobs, progress=progress))
+    failures: dict[str, str] = {}
+    places: list[str] = []
+    done: list[Transfer] = []
+    with repo.lock():
+        for action in actions:
+            try:
+                done.append(action())
+            except TransferError as error:
+                failures.update(error.failures)
+                places.append(error.place)
+    if others or not actions:
+        try:
+            done.append(rest(others))
+        except TransferError as error:
+            failures.update(error.failures)
+            places.append(error.place)
+    if failures:
+        raise TransferError(", ".join(dict.fromkeys(places)), failures)
+    return reduce(add, done)

@@ -1,0 +1,78 @@
+"""Paths of another repository, found in its outputs and its git tree."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+
+from dvkf_prefect.data.imports.external import ExternalRepo
+from dvkf_prefect.errors import OutputNotFoundError, UnsafePathError
+from dvkf_prefect.formats.outputs import Output
+
+
+def check_there(source: ExternalRepo, path: str) -> None:
+    """Make sure that a repository has a path, as far as that can be told without reading manifests.
+
+    Raises:
+        OutputNotFoundError: It has not.
+    """
+    source, path = repository_of(source, plain_path(path))
+    if not (source.root / path).exists() and not any(
+        (path + "/").startswith(o.path + "/") or o.path.startswith(path + "/") for o in source.outputs()
+    ):
+        raise OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of {source.url}")
+
+
+def outputs_at(source: ExternalRepo, path: str) -> tuple[Output | None, list[Output]]:
+    """Return the output that a path is or lies in, and those that lie below it.
+
+    Raises:
+        OutputNotFoundError: Nothing is at the path.
+        UnsafePathError: It leaves the repository.
+    """
+    tracked = source.outputs()
+    around = next((o for o in tracked if o.cached and (path + "/").startswith(o.path + "/")), None)
+    if around is not None:
+        return around, []
+    inside = [o for o in tracked if o.cached and o.digest and (not path or o.path.startswith(path + "/"))]
+    place = source.root / path
+    if not place.exists() and not inside:
+        raise OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of {source.url}")
+    if place.exists():
+        check_inside(source, place)
+    return None, inside
+
+
+def plain_path(path: str) -> str:
+    """Return a path inside a repository, posix and relative to its root; empty for the root.
+
+    Raises:
+        UnsafePathError: It leads outside.
+    """
+    plain = posixpath.normpath(path.replace(os.sep, "/")) if path else ""
+    if plain.startswith(("/", "../")) or plain == "..":
+        raise UnsafePathError(f"'{path}' is not a path inside the repository")
+    return "" if plain == "." else plain
+
+
+def repository_of(source: ExternalRepo, path: str) -> tuple[ExternalRepo, str]:
+    """Return the innermost repository that holds a path, and the path in it."""
+    parts = path.split("/")
+    for count in range(len(parts), 0, -1):
+        prefix = "/".join(parts[:count])
+        if (source.root / prefix / ".dvc").is_dir() and prefix:
+            return source.below(prefix), "/".join(parts[count:])
+    return source, path
+
+
+def check_inside(source: ExternalRepo, place: Path) -> None:
+    """Refuse a link by which a clone would hand out files of this machine.
+
+    Raises:
+        UnsafePathError: It leads out of the clone.
+    """
+    if source.at is not None and not place.resolve().is_relative_to(source.root.resolve()):
+        raise UnsafePathError(
+            f"'{place.relative_to(source.root)}' of {source.url} is a link that leads out of it"
+        )

@@ -1,0 +1,121 @@
+"""Imports that were fetched and are not yet recorded in their `.dvc` files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.imports import pending
+from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.workspace.workspace import Found
+from dvkf_prefect.errors import OutputChangedError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.outputs import Origin, Output
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+def is_complete(cache: Cache, output: Output) -> bool:
+    """Tell whether a cache holds all of an output's recorded content."""
+    digest = output.digest
+    if digest is None or not cache.exists(digest, output.hash_name):
+        return False
+    return not output.is_dir or not cache.missing(
+        cache.read_tree(digest, output.hash_name).digests, output.hash_name
+    )
+
+
+def put(repo: Repository, output: Output, found: Found, progress: Progress | None) -> None:
+    """Make an output's path hold what it records; a person sees how it goes."""
+    advance = starting(progress, f"checkout {output.path}")
+    repo.workspace.put(output, found, advance=advance)
+    if progress:
+        progress.finish()
+
+
+def _memory_file(repo: Repository) -> Path:
+    return repo.tmp_dir / "imports.json"
+
+
+def _remembered(repo: Repository) -> dict[str, Any]:
+    try:
+        known = json.loads(read_description(_memory_file(repo)))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _mark(origin: Origin) -> str:
+    """Return what changes when an import is to have other content."""
+    versions = [(file.relpath, file.etag, file.version_id) for file in origin.versions]
+    values = [origin.path, origin.repo, origin.checksum, versions]
+    return digest_bytes(json.dumps(values, sort_keys=True, default=str).encode())
+
+
+def remember(repo: Repository, output: Output, origin: Origin, stored: Stored) -> None:
+    """Remember the content that was fetched for an import whose `.dvc` file does not record it."""
+    entry = {"of": _mark(origin), "digest": stored.digest, "size": stored.size, "nfiles": stored.nfiles}
+    repo.tmp_dir.mkdir(parents=True, exist_ok=True)
+    known = {**_remembered(repo), output.source: entry}
+    write_atomic(_memory_file(repo), json.dumps(known, sort_keys=True).encode(), durable=False)
+
+
+def known_content(repo: Repository, output: Output) -> Output:
+    """Return the output with the content that was fetched for it, where its `.dvc` file records none."""
+    if output.digest is not None or output.origin is None:
+        return output
+    entry = _remembered(repo).get(output.source)
+    if not entry or entry.get("of") != _mark(output.origin):
+        return output
+    return replace(
+        output,
+        digest=entry["digest"],
+        size=entry["size"],
+        nfiles=entry["nfiles"],
+        isexec=False,
+        hash_name=MD5,
+    )
+
+
+def place_imports(
+    repo: Repository, outputs: Sequence[Output], *, force: bool = False, progress: Progress | None = None
+) -> list[str]:
+    """Put imports whose content no `.dvc` file records into the workspace, as they were fetched.
+
+    The caller holds the lock.
+
+    Args:
+        repo: The repository.
+        outputs: The outputs; all others are passed over.
+        force: Overwrite files whose content is nowhere else.
+        progress: Told of files and bytes.
+
+    Returns:
+        The paths that were put in place, with a slash behind a directory.
+
+    Raises:
+        OutputChangedError: Files would be lost; nothing was touched.
+    """
+    work: list[tuple[Output, Found]] = []
+    for output in outputs:
+        known = known_content(repo, output) if output.digest is None and output.cached else output
+        if known is output or not pending.is_complete(repo.cache, known):
+            continue
+        found = repo.workspace.look(known.path)
+        if found.digest != known.digest:
+            work.append((known, found))
+    if not force and (
+        lost := [path for known, found in work for path in repo.workspace.lost_by(known, found)]
+    ):
+        raise OutputChangedError(lost)
+    for known, found in work:
+        put(repo, known, found, progress)
+    return [known.path + ("/" if known.is_dir else "") for known, _ in work]

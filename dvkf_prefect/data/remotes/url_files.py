@@ -1,0 +1,104 @@
+"""Files of any url, by version where the service keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from dvkf_prefect.data.remotes.base import steady
+from dvkf_prefect.data.remotes.errors import Place, public_url
+from dvkf_prefect.data.remotes.filesystems import FilesystemStorage
+from dvkf_prefect.data.remotes.options import parse_options, secrets_of
+from dvkf_prefect.data.remotes.protocols import Protocol, protocol_of
+from dvkf_prefect.data.remotes.urls import join_url, split_url
+from dvkf_prefect.errors import ConfigError, MissingObjectError
+from dvkf_prefect.formats.tree import check_relpath
+
+_VERSIONED = ("s3", "gs", "azure")
+
+JOBS = 16
+
+
+class UrlFiles(FilesystemStorage):
+    """The files at a url, with what the service says of each.
+
+    Args:
+        protocol: Which filesystem, its root the url.
+        place: How messages call it.
+        versioned: Whether versions are asked for.
+    """
+
+    def __init__(self, protocol: Protocol, place: Place, *, versioned: bool) -> None:
+        super().__init__(protocol, place, jobs=JOBS)
+        self.versioned = versioned
+
+    def info(self, relpath: str) -> dict[str, Any] | None:
+        """Return what the service says of a file or a directory; None where there is neither."""
+        try:
+            found: dict[str, Any] = self._ask(
+                f"look up '{relpath}'" if relpath else "look it up",
+                relpath,
+                lambda: self._fs.info(self._full(relpath)),
+            )
+        except MissingObjectError:
+            return None
+        return found
+
+    def checksum(self, relpath: str) -> str:
+        """Return fsspec's own checksum of a file, made of what the service says of it."""
+        with self._told(f"look up '{relpath}'" if relpath else "look it up", relpath):
+            return str(self._fs.checksum(self._full(relpath)))
+
+    def find(self) -> dict[str, dict[str, Any]]:
+        """Return what the service says of each file below the root, by its path from there."""
+        found: dict[str, dict[str, Any]]
+        if self._protocol.pages and not self.versioned:
+            found = dict(self._paged(self._protocol.pages, self._root, "list it"))
+        else:
+            found = self._ask("list it", "", lambda: self._fs.find(self._root, detail=True))
+        root = self._root.strip("/")
+        files: dict[str, dict[str, Any]] = {}
+        for path, info in found.items():
+            key = path.strip("/").removeprefix(root).strip("/")
+            if key and not path.endswith("/") and info.get("type", "file") == "file":
+                check_relpath(key, self.url)
+                files[key] = info
+        return files
+
+    def read_version(self, relpath: str, version: str | None, *, limit: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a file, of one version where one is named; at most ``limit``."""
+        tried = f"read '{relpath}'" if relpath else "read it"
+        named = version if self.versioned else None
+        chunks = self._resumed(self._full(relpath), 0, tried, relpath, named)
+        yield from steady(chunks, self._place, relpath or self.url, limit=limit)
+
+    def _full(self, relpath: str) -> str:
+        return self._path(relpath) if relpath else self._root
+
+
+def open_files(url: str, options: Mapping[str, str], name: str, *, versioned: bool) -> UrlFiles:
+    """Open the service of a url.
+
+    Args:
+        url: The url.
+        options: By the names that remotes have.
+        name: How messages call it.
+        versioned: Whether versions are asked for.
+
+    Raises:
+        ConfigError: The url or the options cannot be used.
+    """
+    parts = split_url(url)
+    scheme, url = parts.scheme, join_url(parts)
+    if versioned and scheme not in _VERSIONED:
+        raise ConfigError(f"{public_url(url)}: only {', '.join(_VERSIONED)} urls keep versions")
+    parsed = parse_options(scheme, options, name)
+    place = Place(name, public_url(url), secrets_of(parsed))
+    protocol = protocol_of(url, parsed, place)
+    if scheme in ("http", "https") and parts.query:
+        protocol = replace(protocol, root=f"{protocol.root}?{parts.query}")
+    if versioned:
+        protocol = replace(protocol, arguments={**protocol.arguments, "version_aware": True})
+    place = replace(place, secrets=(*place.secrets, *protocol.secrets))
+    return UrlFiles(protocol, place, versioned=versioned)

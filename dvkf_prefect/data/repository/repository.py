@@ -1,0 +1,419 @@
+"""An open repository: where it is, its settings, and what is tracked in it."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.git.gitignore import GitIgnored
+from dvkf_prefect.data.repository import cache_users
+from dvkf_prefect.data.repository.config import Config
+from dvkf_prefect.data.repository.files import RevisionFiles, WorkspaceFiles
+from dvkf_prefect.data.repository.locks import RepoLock
+from dvkf_prefect.data.repository.stage_notes import note_stages
+from dvkf_prefect.data.workspace.memory import Memory
+from dvkf_prefect.data.workspace.workspace import Workspace
+from dvkf_prefect.errors import (
+    ConfigError,
+    NotARepositoryError,
+    OutputError,
+    OutputNotFoundError,
+    UnsafePathError,
+)
+from dvkf_prefect.files import write_atomic
+from dvkf_prefect.formats import tracked
+from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
+from dvkf_prefect.formats.dvcignore import Ignore
+from dvkf_prefect.formats.files import RepoFiles
+from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap, matching
+from dvkf_prefect.leftovers import sweep_files
+from dvkf_prefect.paths import check_own_folder, find_link
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.remotes.remote import Remote
+
+_IGNORE_TEXT = """\
+# Add patterns of files dvc should ignore, which could improve
+# the performance. Learn more at
+# https://dvc.org/doc/user-guide/dvcignore
+"""
+_LOCK_WAIT = 60.0
+Overlap = Literal["refused", "same", "any"]
+_Opened = TypeVar("_Opened", bound="Repository")
+
+
+class Repository:
+    """What every verb of `Repo` builds on.
+
+    Args:
+        root: The folder that holds `.dvc`.
+        config: Settings over the files', see `open`; or all settings.
+    """
+
+    def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | Config | None = None) -> None:
+        self.root = root
+        self.dvc_dir = root / ".dvc"
+        if self.dvc_dir.is_symlink():
+            raise UnsafePathError(
+                f"unsafe state: {self.dvc_dir} is a link to {os.readlink(self.dvc_dir)}. Remove the link."
+            )
+        check_own_folder(self.dvc_dir / "tmp", self.tmp_dir)
+        self.config = config if isinstance(config, Config) else Config(self.dvc_dir, overlay=config)
+        kind = Cache
+        if self.config.get("cache", "shared") == "group":
+            from dvkf_prefect.data.cache.shared import SharedCache
+
+            kind = SharedCache
+        self.cache: Cache = kind(
+            Path(self.config.get("cache", "dir") or self.dvc_dir / "cache"),
+            ledger=self.tmp_dir / "large-objects",
+        )
+        self.git = None if self.config.get("core", "no_scm") else Git.find(root)
+        # Files written since, relative to the root, that git was not told of.
+        self.unstaged: set[str] = set()
+        self._check_cache()
+        self.ignore = Ignore(root)
+        self.git_ignored = GitIgnored(root, self.git)
+        self._marked = False
+        self._swept = False
+        self._lock = RepoLock(
+            self.dvc_dir / "tmp" / "lock", hardlink=bool(self.config.get("core", "hardlink_lock"))
+        )
+        types = str(self.config.get("cache", "type") or "reflink,copy").split(",")
+        self.workspace = Workspace(
+            root, self.cache, Memory(self.tmp_dir / "memory"), self.ignore, tuple(types), self.tmp_dir
+        )
+
+    def _check_cache(self) -> None:
+        """Refuse links in the cache that git's tree brought; those that the user made are the user's choice.
+
+        Raises:
+            UnsafePathError: Git tracks one.
+        """
+        link = find_link(self.dvc_dir / "cache")
+        if (
+            link is not None
+            and self.git
+            and self.git.tracked([os.path.relpath(link, self.git.root.resolve())])
+        ):
+            raise UnsafePathError(
+                f"unsafe cache: {link} is a link to {os.readlink(link)} that git tracks. Remove the link."
+            )
+
+    def __repr__(self) -> str:
+        return f"Repo({str(self.root)!r})"
+
+    @classmethod
+    def open(
+        cls: type[_Opened],
+        path: str | os.PathLike[str] = ".",
+        *,
+        config: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> _Opened:
+        """Open the repository that holds a path.
+
+        Args:
+            path: A folder in it.
+            config: Settings over those in its files, for instance
+                ``{"core": {"remote": "lake"}, 'remote "lake"': {"url": "s3://bucket/data"}}``.
+
+        Raises:
+            NotARepositoryError: Neither the folder nor any above it has a `.dvc` folder.
+            ConfigError: Its settings are wrong.
+        """
+        start = Path(path).resolve()
+        for folder in (start, *start.parents):
+            if (folder / ".dvc").is_dir():
+                return cls(folder, config=config)
+        raise NotARepositoryError(
+            f"{start} is not in a DVC repository (no .dvc folder here or above); make one with `dvkf init`"
+        )
+
+    @classmethod
+    def init(
+        cls: type[_Opened],
+        path: str | os.PathLike[str] = ".",
+        *,
+        no_scm: bool = False,
+        subdir: bool = False,
+        force: bool = False,
+    ) -> _Opened:
+        """Make a folder a repository.
+
+        Args:
+            path: The folder; it must exist.
+            no_scm: Do without git.
+            subdir: Allow a folder below the top of a git work tree.
+            force: Replace the settings of an existing repository; its cache is kept.
+
+        Raises:
+            ConfigError: It is a repository already, or not the top of a git work tree.
+        """
+        root = Path(path).resolve()
+        git = None if no_scm else Git.find(root)
+        if not no_scm and git is None:
+            raise ConfigError(f"{root} is not in a git repository; run `git init` first, or pass --no-scm")
+        if git and git.root != root and not subdir:
+            raise ConfigError(
+                f"{root} is not the top of its git repository ({git.root}); pass --subdir to allow it"
+            )
+        dvc_dir = root / ".dvc"
+        if dvc_dir.exists() and not force:
+            raise ConfigError(f"{dvc_dir} exists; pass --force to set the repository's settings anew")
+        (dvc_dir / "tmp").mkdir(parents=True, exist_ok=True)
+        write_atomic(dvc_dir / "config", b"[core]\n    no_scm = True\n" if no_scm else b"")
+        written = [".dvc/config", ".dvc/.gitignore"]
+        write_atomic(dvc_dir / ".gitignore", b"/config.local\n/tmp\n/cache\n")
+        if not (root / IGNORE_FILE).exists():
+            write_atomic(root / IGNORE_FILE, _IGNORE_TEXT.encode())
+            written.append(IGNORE_FILE)
+        if git:
+            git.run("add", "--", *(str(root / name) for name in written))
+        return cls(root)
+
+    @property
+    def tmp_dir(self) -> Path:
+        """Where we keep what can be lost at any time; not made before it is needed."""
+        return self.dvc_dir / "tmp" / "dvkf"
+
+    @contextmanager
+    def lock(
+        self, timeout: float = _LOCK_WAIT, *, write: Sequence[str] | Callable[[], Sequence[str]] = ()
+    ) -> Iterator[None]:
+        """Hold the repository's lock, which is DVC's too, and keep collections of others out of its cache.
+
+        Args:
+            timeout: How long to wait for another holder, seconds.
+            write: What will be written, relative to the root; no stage that DVC runs may be using it.
+
+        Raises:
+            LockedError: Somebody else held it the whole time.
+        """
+
+        def written() -> list[str]:
+            paths = write() if callable(write) else write
+            return [os.path.normpath(self.root / path) for path in paths]
+
+        with self._lock.hold(timeout, write=written), cache_users.working(self.cache.root, timeout):
+            self._mark()
+            self._sweep()
+            self.git_ignored.forget()
+            try:
+                yield
+            finally:
+                # The cache may have been made meanwhile.
+                self._mark()
+
+    def _sweep(self) -> None:
+        """Remove what killed runs left where any verb writes; the lock is held."""
+        if not self._swept:
+            self._swept = True
+            self.cache.sweep()
+            self.workspace.sweep(["."])
+            for folder in (self.dvc_dir, self.tmp_dir, self.tmp_dir / "memory"):
+                sweep_files(folder)
+
+    def _mark(self) -> None:
+        if not self._marked:
+            self._marked = cache_users.mark(self)
+
+    def note_stages(
+        self, *, read: Sequence[str], write: Sequence[str], anew: bool = False, timeout: float = _LOCK_WAIT
+    ) -> None:
+        """Note what stages of this process read and write while their commands run, where DVC notes it.
+
+        Args:
+            read: Absolute paths.
+            write: Absolute paths.
+            anew: Whether these take the place of what was noted before; otherwise nobody else may be using them.
+            timeout: How long to wait for others, seconds.
+
+        Raises:
+            LockedError: Another process runs a stage on the same paths.
+        """
+        others = {} if anew else {"read": read, "write": write}
+        file = self.dvc_dir / "tmp" / "rwlock"
+        with (
+            self._lock.hold(timeout, **others),
+            RepoLock(file.with_name("rwlock.lock")).hold(timeout),
+        ):
+            note_stages(file, read=read, write=write, anew=anew)
+
+    def remote(self, name: str | None = None) -> Remote:
+        """Open a remote.
+
+        Args:
+            name: Its name; None for the default one.
+
+        Raises:
+            RemoteNotFoundError: There is none of that name, or no default.
+            ConfigError: Its options are wrong.
+            RemoteError: It keeps versions itself; dvkf only fetches from such a remote.
+        """
+        from dvkf_prefect.data.remotes.remote import open_remote  # takes a while to import
+
+        return open_remote(*self.config.remote(name))
+
+    # -- what git is told ----------------------------------------------------------------------------------------------
+
+    def stage(self, names: Iterable[str]) -> None:
+        """Have git stage files where ``core.autostage`` asks for it; `unstaged` remembers them otherwise.
+
+        Args:
+            names: Files that were written or removed, relative to the root.
+
+        Raises:
+            GitError: Git refused.
+        """
+        if self.git is None:
+            return
+        if self.config.get("core", "autostage"):
+            self.git.stage([str(self.root / name) for name in names])
+        else:
+            self.unstaged.update(names)
+
+    # -- what is tracked ---------------------------------------------------------------------------------------------
+
+    def relpath(self, path: str | os.PathLike[str]) -> str:
+        """Return a path as posix relative to the root; a relative one is taken from the root.
+
+        Raises:
+            UnsafePathError: It lies outside the repository.
+        """
+        full = os.path.normpath(self.root / path)
+        with suppress(ValueError):
+            relative = Path(full).relative_to(self.root)
+            return relative.as_posix() if relative.parts else ""
+        # The root is resolved; the way to it may lead through links.
+        parent = os.path.realpath(os.path.dirname(full))
+        with suppress(ValueError):
+            return (Path(parent) / os.path.basename(full)).relative_to(self.root).as_posix()
+        raise UnsafePathError(f"{path} lies outside the repository {self.root}")
+
+    @cached_property
+    def git_prefix(self) -> str:
+        """The root relative to the top of the git work tree, with a slash at the end; empty at the top."""
+        if self.git is None:
+            return ""
+        relative = self.root.relative_to(self.git.root.resolve()).as_posix()
+        return "" if relative == "." else relative + "/"
+
+    def files(self, rev: str | None = None) -> RepoFiles:
+        """Return the small files of a revision, or of the workspace.
+
+        Raises:
+            GitError: There is no such revision.
+            ConfigError: A revision was asked for, but there is no git.
+        """
+        if rev is None:
+            return WorkspaceFiles(
+                self.root,
+                self.ignore.matches,
+                lambda path: {o.path for o in tracked.read_outputs(self.files(), path)},
+                self.git_ignored,
+            )
+        if self.git is None:
+            raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
+        return RevisionFiles(self.git, self.git.resolve(rev), self.git_prefix)
+
+    def outputs(
+        self, targets: Sequence[str] = (), *, rev: str | None = None, overlap: Overlap = "refused"
+    ) -> list[Output]:
+        """Return what is tracked, sorted by path.
+
+        Args:
+            targets: Only these: output paths, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
+                relative to the root.
+            rev: A git revision; None for the workspace.
+            overlap: Whether outputs may claim one path: ``refused``; ``same``, if `.dvc` files record the same content
+                of it; ``any``, for verbs that only look.
+
+        Raises:
+            GitError: There is no such revision.
+            ParseError: A file does not say what its format allows.
+            OutputError: A .dvcignore leaves one out.
+            OutputNotFoundError: A target is none of them.
+            OutputOverlapError: Two outputs claim one path.
+        """
+        found: list[Output]
+        if rev is None:
+            known: dict[str, list[Output]] = {}
+            files: RepoFiles
+
+            def paths_of(path: str) -> set[str]:
+                known[path] = tracked.read_outputs(files, path)
+                return {output.path for output in known[path]}
+
+            files = WorkspaceFiles(self.root, self.ignore.matches, paths_of, self.git_ignored)
+            found = [output for path in files.find() for output in known[path]]
+            self.check_ignored(found)
+        else:
+            from dvkf_prefect.data.git.history import outputs_of
+
+            commit = self.files(rev).rev
+            found = outputs_of(self.git, commit, self.git_prefix) if self.git and commit else []
+        found.sort(key=lambda output: output.path)
+        if overlap != "any":
+            check_overlap(found, same=overlap == "same")
+        if not targets:
+            return found
+        from dvkf_prefect.formats.tracked import names_stage
+
+        picked: dict[tuple[str, str, str], Output] = {}
+        for target in targets:
+            matched = list(matching(found, target))
+            if not matched and not names_stage(self.files(rev), target):
+                inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
+                hint = f"; it is inside the output '{inside}': name that" if inside else ""
+                raise OutputNotFoundError(
+                    f"'{target}' is not an output, a .dvc file or a stage of {self.root}{hint}"
+                )
+            picked.update({(output.path, output.source, output.stage or ""): output for output in matched})
+        return [picked[key] for key in sorted(picked)]
+
+    def check_ignored(self, found: Iterable[Output]) -> None:
+        """Refuse outputs of the workspace that a .dvcignore leaves out: they could be neither seen nor stored.
+
+        Raises:
+            OutputError: There is one.
+        """
+        for output in found:
+            path, ignore = output.path, self.ignore
+            if ignore.quiet_below(posixpath.dirname(path)):
+                continue
+            if ignore.matches(path) or (ignore.matches(path + "/") and not ignore.is_repo(path)):
+                raise OutputError(
+                    f"'{output.path}' ({output.source}) is left out by {IGNORE_FILE}; change that file to track it"
+                )
+
+    def version(self, path: str, *, rev: str | None = None) -> DataVersion:
+        """Return the recorded version of one output.
+
+        Args:
+            path: The output, relative to the root.
+            rev: A git revision; None for what the workspace's `.dvc` file or dvc.lock says.
+
+        Raises:
+            OutputNotFoundError: It is not tracked, or nothing was recorded for it yet.
+        """
+        (output, *_) = self.outputs([path], rev=rev)
+        commit = self.git.resolve(rev) if rev and self.git else None
+        return self.version_of(output, commit)
+
+    def version_of(self, output: Output, rev: str | None = None) -> DataVersion:
+        """Return the version that an output records; ``rev`` is the commit it was read from."""
+        if output.digest is None:
+            raise OutputNotFoundError(f"'{output.path}' has no recorded content yet ({output.source})")
+        size, nfiles = output.size, output.nfiles
+        if nfiles is None and output.is_dir:
+            nfiles = len(self.cache.read_tree(output.digest, output.hash_name))
+        return DataVersion(
+            str(self.root), rev, output.path, output.digest, size or 0, nfiles if nfiles is not None else 1
+        )

@@ -1,0 +1,428 @@
+"""What changed between two versions of a table: columns, rows, values, and how the numbers drifted."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from dvkf_prefect.data.tables.frames import Table
+from dvkf_prefect.errors import OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from dvkf_prefect.data.repository.repository import Repository
+
+WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnStats:
+    """A column of one version.
+
+    Attributes:
+        dtype: Its pandas type.
+        nulls: How many values are missing.
+        mean: Of numbers, without the missing ones; None of anything else, and of no numbers at all.
+        std: Their standard deviation (of a sample: n - 1).
+    """
+
+    dtype: str
+    nulls: int
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDiff:
+    """A column that both versions have.
+
+    Attributes:
+        name: Its name.
+        old: How it was.
+        new: How it is.
+        changed: In how many rows of the same key its value differs; None where rows have no key.
+    """
+
+    name: str
+    old: ColumnStats
+    new: ColumnStats
+    changed: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.changed) or self.old != self.new
+
+
+@dataclass(frozen=True, slots=True)
+class FrameDiff:
+    """The difference between two versions of a table; empty is false.
+
+    Attributes:
+        path: The table.
+        a: The older revision, as it was asked for.
+        b: The newer one; ``workspace`` for the workspace.
+        key: The columns that tell rows apart; none where rows are compared as a whole.
+        rows_a: Rows of the older version.
+        rows_b: Rows of the newer one.
+        rows_added: Rows only in the newer: by key, or else by content.
+        rows_removed: Rows only in the older.
+        rows_changed: Rows of the same key with other values; None without a key, where such a row is one removed and
+            one added.
+        columns_added: Columns only in the newer; they do not make rows differ.
+        columns_removed: Columns only in the older.
+        columns: What became of each column of both.
+    """
+
+    path: str
+    a: str
+    b: str
+    key: tuple[str, ...]
+    rows_a: int
+    rows_b: int
+    rows_added: int
+    rows_removed: int
+    rows_changed: int | None
+    columns_added: tuple[str, ...] = ()
+    columns_removed: tuple[str, ...] = ()
+    columns: tuple[ColumnDiff, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(
+            (
+                self.rows_added,
+                self.rows_removed,
+                self.rows_changed,
+                self.columns_added,
+                self.columns_removed,
+                any(self.columns),
+            )
+        )
+
+    @property
+    def dtypes_changed(self) -> tuple[ColumnDiff, ...]:
+        """The columns whose type changed."""
+        return tuple(column for column in self.columns if column.old.dtype != column.new.dtype)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values for JSON."""
+        values = asdict(self)
+        values["columns"] = list(values["columns"])
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def __str__(self) -> str:
+        if not self:
+            return f"'{self.path}' does not differ from {self.a} to {self.b}: {self.rows_a:,} rows"
+        counts = [
+            f"{count:,} {what}"
+            for count, what in (
+                (self.rows_added, "rows added"),
+                (self.rows_removed, "rows removed"),
+                (self.rows_changed, "rows changed"),
+                (len(self.columns_added), "columns added"),
+                (len(self.columns_removed), "columns removed"),
+                (len(self.dtypes_changed), "types changed"),
+            )
+            if count
+        ]
+        said = ", ".join(counts) or "the columns' numbers differ"
+        return f"'{self.path}' from {self.a} to {self.b}: {said} ({self.rows_a:,} to {self.rows_b:,} rows)"
+
+    def as_markdown(self, *, limit: int = 20) -> str:
+        """Return it for a card: the counts, and a table of the columns that changed.
+
+        Args:
+            limit: How many columns are shown at most.
+        """
+        sides = f"`{_code(self.a)}` to `{_code(self.b)}`"
+        parts = [f"## {_escape(self.path)}, {sides}"]
+        if not self:
+            return f"{parts[0]}\n\nNothing differs: {self.rows_a:,} rows."
+        by = f"by {', '.join(_escape(name) for name in self.key)}" if self.key else "by their content"
+        changed = "" if self.rows_changed is None else f"{self.rows_changed:,}"
+        counts = (
+            f"{self.rows_a:,}",
+            f"{self.rows_b:,}",
+            f"{self.rows_added:,}",
+            f"{self.rows_removed:,}",
+            changed,
+        )
+        summary = _table(("rows before", "rows after", "added", "removed", "changed"), [counts], limit)
+        parts.append(f"Rows are compared {by}.\n\n{summary}")
+        for what, names in (("added", self.columns_added), ("removed", self.columns_removed)):
+            if names:
+                shown = ", ".join(_escape(name) for name in names[:limit])
+                more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+                parts.append(f"Columns {what}: {shown}{more}")
+        rows = [
+            (
+                column.name,
+                _arrow(column.old.dtype, column.new.dtype),
+                "" if column.changed is None else f"{column.changed:,}",
+                _arrow(f"{column.old.nulls:,}", f"{column.new.nulls:,}"),
+                _arrow(_number(column.old.mean), _number(column.new.mean)),
+                _arrow(_number(column.old.std), _number(column.new.std)),
+            )
+            for column in self.columns
+            if column
+        ]
+        if rows:
+            heads = ("column", "type", "values changed", "nulls", "mean", "std")
+            parts.append(_table(heads, rows, limit))
+        return "\n\n".join(parts)
+
+
+def diff_frames(
+    repo: Repository | str | os.PathLike[str],
+    path: str,
+    a: str,
+    b: str = WORKSPACE,
+    *,
+    key: str | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    file_format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+) -> FrameDiff:
+    """Compare two versions of a table.
+
+    Args:
+        repo: The repository: open, or a folder in it, or a git url.
+        path: A file, or a directory of parts that is one table; relative to the root.
+        a: The older git revision; ``workspace`` for the workspace.
+        b: The newer one.
+        key: The column or columns that tell rows apart: rows of one key are one row, changed or not. None compares
+            whole rows, in no order, over the columns that both versions have.
+        columns: Only these, beside the key.
+        file_format: One of `frames.FORMATS`; None goes by the name.
+        options: More arguments of pandas' reader.
+        jobs: How many transfers at once.
+
+    Raises:
+        OutputNotFoundError: A version has no such path.
+        OutputError: A version lacks a column of the key, or has several rows of one key.
+        ParseError: A version is not what its name says.
+        GitError: There is no such revision.
+
+    Example:
+        >>> print(diff_frames(".", "data/users.csv", "v1", "v2", key="id"))
+        'data/users.csv' from v1 to v2: 12 rows added, 3 rows changed (100 to 112 rows)
+    """
+    keys = (key,) if isinstance(key, str) else tuple(key or ())
+    wanted = [*keys, *(name for name in columns if name not in keys)] if columns is not None else None
+    old_table, new_table = (
+        Table.open(repo, path, rev=None if rev == WORKSPACE else rev, file_format=file_format)
+        for rev in (a, b)
+    )
+    old = old_table.read(columns=wanted, options=options, jobs=jobs)
+    same = old_table.identity is not None and old_table.identity == new_table.identity
+    new = old if same else new_table.read(columns=wanted, options=options, jobs=jobs)
+    return compare_frames(old, new, path=path, a=a, b=b, key=keys)
+
+
+def compare_frames(
+    old: pd.DataFrame, new: pd.DataFrame, *, path: str, a: str, b: str, key: Sequence[str] = ()
+) -> FrameDiff:
+    """Compare two frames; see `diff_frames`.
+
+    Args:
+        old: The older one, rows x columns.
+        new: The newer one.
+        path: How messages call the table.
+        a: How they call the older one.
+        b: How they call the newer one.
+        key: The columns that tell rows apart.
+
+    Raises:
+        OutputError: A frame lacks a column of the key, or has several rows of one key.
+    """
+    old, new = old.rename(columns=str), new.rename(columns=str)
+    both = [name for name in old.columns if name in set(new.columns)]
+    changed: dict[str, int] = {}
+    rows_changed: int | None = None
+    if key:
+        for frame, side in ((old, a), (new, b)):
+            _check_key(frame, key, f"'{path}' at {side}")
+        left, right = _matched(old, new, key)
+        removed, added = len(old) - len(left), len(new) - len(right)
+        changed, rows_changed = _changes(old, new, left, right, [name for name in both if name not in key])
+        changed.update(dict.fromkeys(key, 0))
+    else:
+        removed, added = _by_content(old, new, both)
+    return FrameDiff(
+        path,
+        a,
+        b,
+        tuple(key),
+        len(old),
+        len(new),
+        added,
+        removed,
+        rows_changed,
+        tuple(name for name in new.columns if name not in set(old.columns)),
+        tuple(name for name in old.columns if name not in set(new.columns)),
+        tuple(ColumnDiff(name, _stats(old[name]), _stats(new[name]), changed.get(name)) for name in both),
+    )
+
+
+def _check_key(frame: pd.DataFrame, key: Sequence[str], name: str) -> None:
+    if lacking := [column for column in key if column not in frame.columns]:
+        raise OutputError(
+            f"{name} has no column {', '.join(lacking)}; it has {', '.join(frame.columns[:20])}"
+        )
+    twice = frame.duplicated(subset=list(key))
+    if twice.any():
+        first = frame.loc[twice, list(key)].iloc[0].tolist()
+        raise OutputError(
+            f"{name} has {int(twice.sum()):,} rows more of a key that another row has, first {first}; name columns "
+            "that tell all rows apart, or none"
+        )
+
+
+def _matched(
+    old: pd.DataFrame, new: pd.DataFrame, key: Sequence[str]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the rows of each that have one key."""
+    import pandas as pd
+
+    indexes = [
+        pd.Index(frame[key[0]]) if len(key) == 1 else pd.MultiIndex.from_frame(frame[list(key)])
+        for frame in (old, new)
+    ]
+    found = indexes[1].get_indexer(indexes[0])
+    left = (found >= 0).nonzero()[0]
+    return left, found[left]
+
+
+def _changes(
+    old: pd.DataFrame,
+    new: pd.DataFrame,
+    left: npt.NDArray[np.intp],
+    right: npt.NDArray[np.intp],
+    columns: Sequence[str],
+) -> tuple[dict[str, int], int]:
+    """Return in how many matched rows each column differs, and in how many any does."""
+    import numpy as np
+
+    anywhere = np.zeros(len(left), dtype=bool)
+    counts: dict[str, int] = {}
+    for name in columns:
+        differs = ~_equal(old[name].take(left), new[name].take(right))
+        counts[name] = int(differs.sum())
+        anywhere |= differs
+    return counts, int(anywhere.sum())
+
+
+def _equal(old: pd.Series[Any], new: pd.Series[Any]) -> npt.NDArray[np.bool_]:
+    """Compare two columns value by value; two missing values are equal."""
+    import pandas as pd
+
+    old, new = _plain(old), _plain(new)
+    both_null = old.isna().to_numpy() & new.isna().to_numpy()
+    equal: Any
+    try:
+        equal = pd.Series(old.array == new.array).fillna(False).to_numpy(dtype=bool)
+    except (TypeError, ValueError):
+        # Values that do not compare, such as lists or times with and without a zone.
+        equal = old.astype(str).to_numpy() == new.astype(str).to_numpy()
+    result: npt.NDArray[np.bool_] = equal | both_null
+    return result
+
+
+def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column without categories, which compare only to the same ones."""
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.astype(column.cat.categories.dtype)
+    return column
+
+
+def _by_content(old: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str]) -> tuple[int, int]:
+    """Return how many rows only the older and only the newer has; of equal rows, each counts."""
+    import numpy as np
+
+    if not columns:
+        return len(old), len(new)
+    try:
+        hashes = [_hashes(frame, other, columns) for frame, other in ((old, new), (new, old))]
+    except TypeError:
+        # Lists and the like have no hash; their text has.
+        hashes = [_hashes(frame, other, columns, as_text=True) for frame, other in ((old, new), (new, old))]
+    _, place, counts = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
+    before = np.bincount(place[: len(old)], minlength=len(counts))
+    surplus = before - (counts - before)
+    return int(surplus[surplus > 0].sum()), int(-surplus[surplus < 0].sum())
+
+
+def _hashes(
+    frame: pd.DataFrame, other: pd.DataFrame, columns: Sequence[str], *, as_text: bool = False
+) -> npt.NDArray[np.uint64]:
+    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
+
+    made: dict[str, pd.Series[Any]] = {}
+    for name in columns:
+        mine, theirs = _plain(frame[name]), _plain(other[name])
+        # 1 and 1.0 are the same number, and hash alike only as the same type.
+        if mine.dtype != theirs.dtype:
+            numbers = is_numeric_dtype(mine) and is_numeric_dtype(theirs)
+            mine = mine.astype("float64") if numbers else _text(mine)
+        elif as_text and mine.dtype == object:
+            mine = _text(mine)
+        made[name] = mine
+    hashed: Any = pd.util.hash_pandas_object(pd.DataFrame(made), index=False).to_numpy()
+    return cast("npt.NDArray[np.uint64]", hashed)
+
+
+def _text(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column's values as text; missing ones stay missing."""
+    return column.astype(str).where(column.notna())
+
+
+def _stats(column: pd.Series[Any]) -> ColumnStats:
+    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
+
+    nulls = int(column.isna().sum())
+    if not is_numeric_dtype(column) or is_bool_dtype(column) or is_complex_dtype(column):
+        return ColumnStats(str(column.dtype), nulls)
+    return ColumnStats(str(column.dtype), nulls, _finite(column.mean()), _finite(column.std()))
+
+
+def _finite(value: Any) -> float | None:
+    import pandas as pd
+
+    number = math.nan if pd.isna(value) else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _arrow(old: str, new: str) -> str:
+    return old if old == new else f"{old} → {new}"
+
+
+def _code(text: str) -> str:
+    return " ".join(text.split()).replace("`", "'")[:200]
+
+
+def _escape(text: str) -> str:
+    """Return text for a cell of a markdown table: one line, no markup, bounded."""
+    import html
+
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(line[:200], quote=False))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Iterable[str]], limit: int) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in rows[:limit]]
+    more = f"\n\nand {len(rows) - limit:,} more" if len(rows) > limit else ""
+    return "\n".join(lines) + more

@@ -1,0 +1,67 @@
+"""Which files tracked directories hold, from wherever that can be learnt; nothing is written for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.errors import ParseError
+from dvkf_prefect.formats.tree import Tree, is_tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.workspace.workspace import Found
+    from dvkf_prefect.formats.outputs import Output
+
+
+class Members:
+    """The files of directories, each manifest read once.
+
+    Args:
+        repo: The repository whose outputs they are.
+    """
+
+    def __init__(self, repo: Repository) -> None:
+        self._repo = repo
+        self._known: dict[tuple[str, str], Tree | None] = {}
+        self._refused: dict[tuple[str, str], ParseError] = {}
+
+    def tell(self, found: Found, hash_name: str) -> None:
+        """Take over what was seen of a directory in the workspace, which spares reading its manifest."""
+        if found.digest and found.nfiles is not None and found.rows is not None:
+            self._known[hash_name, found.digest] = Tree(found.rows.relpaths, found.rows.digests)
+
+    def learn(self, outputs: Iterable[Output]) -> None:
+        """Read the manifests of directories that are not known yet: from the cache, or else from the remote."""
+        from dvkf_prefect.data.transfer.manifests import Manifest, Manifests
+
+        wanted: list[Manifest] = []
+        for output in outputs:
+            key = (output.hash_name, output.digest or "")
+            if not is_tree(key[1]) or key in self._known:
+                continue
+            if output.versions and all(file.digest for file in output.versions):
+                pairs = [(file.relpath, file.digest or "") for file in output.versions]
+                self._known[key] = Tree.from_pairs(pairs)
+                continue
+            self._known[key] = None
+            wanted.append(Manifest(key[1], key[0], output.path, self._repo, output.remote))
+        if wanted:
+            for manifest, tree in Manifests([self._repo]).read(wanted):
+                key = (manifest.hash_name, manifest.digest)
+                self._known[key] = tree if isinstance(tree, Tree) else None
+                if isinstance(tree, ParseError):
+                    self._refused[key] = tree
+
+    def of(self, output: Output) -> Tree | None:
+        """Return the files of a directory, or None where nobody knows them or it is a file."""
+        self.learn([output])
+        return self.known(output.digest or "", output.hash_name)
+
+    def refusal(self, output: Output) -> ParseError | None:
+        """Return why the manifest of a directory is there and cannot be read; None where that is not so."""
+        return self._refused.get((output.hash_name, output.digest or ""))
+
+    def known(self, digest: str, hash_name: str) -> Tree | None:
+        """Return the files of a directory that was learnt of."""
+        return self._known.get((hash_name, digest))

@@ -1,0 +1,305 @@
+"""The objects of a remote: which of them are there, and how they come to it and from it, each one verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.progress import Direction, Progress
+from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.remotes.folder import FolderStorage
+from dvkf_prefect.data.remotes.remote import Remote, damaged, folders_of, not_there
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    DiskFullError,
+    DvkfError,
+    MissingObjectError,
+    ObjectError,
+    RemoteError,
+)
+from dvkf_prefect.files import raise_disk_full
+from dvkf_prefect.formats import manifest_rows
+from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.formats.objects import MD5, object_key
+from dvkf_prefect.formats.tree import SUFFIX
+
+# Up to this many bytes an object is sent from memory.
+_SMALL = 1 << 20
+# When so many objects failed, no more are tried.
+MOST_FAILED = 100_000
+
+
+# -- moving ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many bytes objects may have, as far as it is recorded.
+
+    Attributes:
+        exact: Of some, by digest.
+        most: Of any other; None where it is not known.
+    """
+
+    exact: Mapping[str, int] = field(default_factory=dict)
+    most: int | None = None
+
+    def of(self, digest: str) -> int | None:
+        """Return the most bytes that an object may have; None where it is not known."""
+        if digest.endswith(SUFFIX):
+            return manifest_rows.file_limit()
+        return self.exact.get(digest, self.most)
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(slots=True)
+class Moved:
+    """What came of moving objects.
+
+    Attributes:
+        files: How many arrived.
+        size: Their bytes.
+        failed: Why the others did not, by digest.
+    """
+
+    files: int = 0
+    size: int = 0
+    failed: dict[str, DvkfError] = field(default_factory=dict)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many failed that no more are tried; to tell of one takes a kilobyte of memory."""
+        return len(self.failed) >= MOST_FAILED
+
+
+def move(
+    direction: Direction,
+    digests: Sequence[str],
+    hash_name: str,
+    cache: Cache,
+    remote: Remote,
+    *,
+    limits: Limits = NO_LIMITS,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Moved:
+    """Move objects between a cache and a remote, each verified on the way. All that moves, moves here.
+
+    Args:
+        direction: ``push`` or ``fetch``.
+        digests: Which, in order, so that neighbours share a folder.
+        hash_name: ``md5`` or ``md5-dos2unix``.
+        cache: The cache.
+        remote: The remote.
+        limits: How large what is fetched may be.
+        jobs: How many at once; None for what suits the remote.
+        progress: Told of each that is done.
+
+    Raises:
+        RemoteError: The remote cannot be used at all; what arrived stays.
+        DiskFullError: There is no room; what arrived stays.
+    """
+    if not digests:
+        return Moved()
+    if isinstance(remote.storage, FolderStorage):
+        return _beside(
+            direction, list(digests), hash_name, cache, remote, remote.storage, limits, jobs, progress
+        )
+    if direction == "push":
+        return _each(
+            digests, lambda d: _send(cache, remote.storage, d, hash_name), jobs or remote.jobs, progress
+        )
+    partials = cache.partials()
+    return _each(
+        digests,
+        lambda d: _receive(cache, remote, d, hash_name, partials, limits.of(d)),
+        jobs or remote.jobs,
+        progress,
+    )
+
+
+def _beside(
+    direction: Direction,
+    digests: list[str],
+    hash_name: str,
+    cache: Cache,
+    remote: Remote,
+    storage: FolderStorage,
+    limits: Limits,
+    jobs: int | None,
+    progress: Progress | None,
+) -> Moved:
+    """Move objects to or from a folder of this machine, in several processes."""
+    moved = Moved()
+    first = object_key(digests[0], hash_name)
+    storage.size(first)  # says so when it is the folder itself that is gone
+    folder = storage.local_path(first).parent.parent
+    results: Iterator[tuple[str, int | ObjectError]]
+    if direction == "push":
+        storage.make_folders(f"{folder}/{prefix}" for prefix in folders_of(digests))
+        results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary(), workers=jobs)
+    else:
+        most = [limits.of(digest) for digest in digests]
+        results = cache.copy_from(folder, digests, hash_name, limits=most, workers=jobs)
+    try:
+        for digest, result in results:
+            if isinstance(result, int):
+                moved.files += 1
+                moved.size += result
+            elif direction == "push":
+                moved.failed[digest] = result
+            elif isinstance(result, MissingObjectError):
+                moved.failed[digest] = MissingObjectError(not_there(digest, remote))
+            elif digest.endswith(SUFFIX) and _is_over(storage, object_key(digest, hash_name)):
+                moved.failed[digest] = manifest_rows.too_large(f"{remote}: {digest}")
+            else:
+                moved.failed[digest] = CorruptObjectError(damaged(digest, remote, str(result)))
+            if progress:
+                progress.advance(1, result if isinstance(result, int) else 0)
+            if moved.is_hopeless:
+                break
+    except DvkfError:
+        raise
+    except OSError as error:
+        raise storage.fault(error, f"{direction} objects") from error
+    return moved
+
+
+def _is_over(storage: FolderStorage, key: str) -> bool:
+    """Tell whether a manifest has more bytes than are read of one."""
+    return (storage.size(key) or 0) > manifest_rows.file_limit()
+
+
+def _each(
+    digests: Sequence[str], action: Callable[[str], int], jobs: int, progress: Progress | None
+) -> Moved:
+    """Run ``action``, which returns bytes, on each digest, a few at once.
+
+    An error that concerns the remote or the disk as a whole stops the rest and is raised.
+    """
+    moved = Moved()
+    rest = iter(digests)
+    lock = threading.Lock()
+    fatal: list[BaseException] = []
+
+    def work() -> None:
+        while not (fatal or moved.is_hopeless):
+            with lock:
+                digest = next(rest, None)
+            if digest is None:
+                return
+            try:
+                size = action(digest)
+            except (RemoteError, DiskFullError) as error:
+                fatal.append(error)
+                return
+            except DvkfError as error:
+                moved.failed[digest] = error
+                size = 0
+            except BaseException as error:
+                fatal.append(error)
+                raise
+            else:
+                with lock:
+                    moved.files += 1
+                    moved.size += size
+            if progress:
+                progress.advance(1, size)
+
+    workers = max(1, min(jobs, len(digests)))
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="dvkf-transfer") as pool:
+        running = [pool.submit(work) for _ in range(workers)]
+        try:
+            for future in running:
+                future.result()
+        except BaseException as error:
+            # An interruption of this thread ends the others after the object they are at.
+            fatal.append(error)
+            raise
+    if fatal:
+        raise fatal[0]
+    return moved
+
+
+def _send(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
+    """Send one object, after making sure that it is what its name says."""
+    key = object_key(digest, hash_name)
+    path = cache.path(digest, hash_name)
+    try:
+        size = path.stat().st_size
+        if size <= _SMALL:
+            storage.write(key, cache.read_bytes(digest, hash_name))
+            return size
+        if hash_name == MD5 and digest_file(path) != digest.removesuffix(SUFFIX):
+            raise CorruptObjectError(
+                f"{path} does not hash to its name; nothing was sent. `dvkf fetch` or add it again."
+            )
+        storage.upload(key, path)
+    except DvkfError:
+        raise
+    except FileNotFoundError:
+        raise MissingObjectError(f"{digest} left the cache ({cache.root}) meanwhile; push again") from None
+    except OSError as error:
+        raise ObjectError(f"{path} cannot be read ({error.strerror or error}); nothing was sent") from error
+    return size
+
+
+def _receive(
+    cache: Cache, remote: Remote, digest: str, hash_name: str, partials: dict[str, Path], limit: int | None
+) -> int:
+    """Receive one object; what arrived of a large one before an interruption is kept for the next run."""
+    storage = remote.storage
+    key = object_key(digest, hash_name)
+    temporary = cache.partial(digest)
+    md5 = hashlib.md5(usedforsecurity=False)
+    start = 0
+    left = partials.pop(digest, None)
+    if left is not None:
+        os.replace(left, temporary)
+        with open(temporary, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                md5.update(chunk)
+                start += len(chunk)
+    try:
+        # What this process left of an attempt before is not what was hashed above.
+        with open(temporary, "ab" if left is not None else "wb", buffering=0) as stream:
+            for chunk in storage.stream(key, start=start, limit=limit):
+                md5.update(chunk)
+                _write_all(stream.fileno(), chunk)
+            size = stream.tell()
+    except MissingObjectError:
+        temporary.unlink(missing_ok=True)
+        raise MissingObjectError(not_there(digest, remote)) from None
+    except CorruptObjectError:
+        temporary.unlink(missing_ok=True)
+        if start:
+            return _receive(cache, remote, digest, hash_name, {}, limit)
+        if digest.endswith(SUFFIX):
+            raise manifest_rows.too_large(f"{remote}: {digest}") from None
+        raise CorruptObjectError(damaged(digest, remote, f"it has more than {limit} bytes")) from None
+    except OSError as error:
+        raise_disk_full(error, temporary)
+        raise
+    found = md5.hexdigest()
+    if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
+        temporary.unlink(missing_ok=True)
+        if start:
+            return _receive(cache, remote, digest, hash_name, {}, limit)
+        raise CorruptObjectError(damaged(digest, remote, f"its bytes hash to {found}"))
+    cache.adopt(temporary, digest, hash_name)
+    return size
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,555 @@
+"""What a push or a fetch would move, worked out before anything does.
+
+Only manifests are read for it. Names of files are worked out when something is to be said about one, so that a million
+of them cost no more than their digests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.progress import Direction
+from dvkf_prefect.data.remotes.remote import Remote, not_there
+from dvkf_prefect.data.transfer.move import Limits, move
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    DvkfError,
+    MissingObjectError,
+    ObjectError,
+    OutputNotFoundError,
+    ParseError,
+    UnsafePathError,
+)
+from dvkf_prefect.formats import manifest_rows
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.objects import is_plausible, object_key
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
+from dvkf_prefect.paths import is_within
+
+# Of so many objects each is looked at to tell how large all are; of more about so many of them.
+_SAMPLE = 5_000
+# Directories up to so many files are looked into on a remote that is a folder.
+_NEAR = 100_000
+# Parts of outputs: for the path of each output the paths inside it that are wanted.
+Parts = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """An output that objects belong to.
+
+    Attributes:
+        path: The output.
+        inside: The paths in it that are wanted, relative to it; none for all of it.
+        optional: Nothing is said when it is not there.
+        size: Bytes of it as it is recorded, None where that is not known.
+        nfiles: Number of its files as it is recorded.
+    """
+
+    path: str
+    inside: tuple[str, ...] = ()
+    optional: bool = False
+    size: int | None = None
+    nfiles: int | None = None
+
+    def wants(self, relpath: str) -> bool:
+        """Tell whether a file of it is wanted."""
+        return not self.inside or any(is_within(relpath, part) for part in self.inside)
+
+
+@dataclass(slots=True)
+class Batch:
+    """The objects of one hash kind.
+
+    Attributes:
+        hash_name: ``md5`` or ``md5-dos2unix``.
+        files: The outputs that are files, by digest.
+        trees: The outputs that are directories, by the digest of their manifest.
+        digests: The files to move, in order.
+        manifests: The manifests to move, in order: after the files by a push; a fetch has them already.
+        absent: The files that cannot be moved since they are not where they would come from.
+        away: What of all that was looked for is not on the remote; of a push only.
+        opened: The manifests whose files were looked at.
+        looked_for: How many files were looked at.
+    """
+
+    hash_name: str
+    files: dict[str, Root] = field(default_factory=dict)
+    trees: dict[str, Root] = field(default_factory=dict)
+    digests: list[str] = field(default_factory=list)
+    manifests: list[str] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    opened: list[str] = field(default_factory=list)
+    looked_for: int = 0
+
+    def limits(self) -> Limits:
+        """Return how large what is fetched may be: no file of a directory is larger than all of it."""
+        exact = {digest: root.size for digest, root in self.files.items() if root.size is not None}
+        sizes = [root.size for root in self.trees.values()]
+        known = [size for size in sizes if size is not None]
+        return Limits(exact, max(known, default=0) if len(known) == len(sizes) and sizes else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What of a plan belongs to one output.
+
+    Attributes:
+        path: The output; of equal content in several the first.
+        files: Objects to move, the manifest not counted.
+        size: Their bytes; of a fetch as far as the `.dvc` file tells.
+    """
+
+    path: str
+    files: int
+    size: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a push or a fetch would move; `str` of it tells a person.
+
+    Attributes:
+        direction: ``push`` or ``fetch``.
+        cache: The cache.
+        remote: The remote.
+        batches: The objects, by hash kind.
+        present: Objects that are there already.
+        failures: What cannot be moved, by the file of an output, and why.
+        missing: Those of ``failures`` that are just not where they would come from.
+        brought: Manifests and bytes that were fetched to make the plan.
+    """
+
+    direction: Direction
+    cache: Cache
+    remote: Remote
+    batches: list[Batch]
+    present: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    brought: tuple[int, int] = (0, 0)
+    _sizes: dict[str, int] | None = None
+    _trees: dict[str, Tree] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(batch.digests or batch.manifests for batch in self.batches)
+
+    @property
+    def files(self) -> int:
+        """Objects to move, manifests included."""
+        return sum(len(batch.digests) + len(batch.manifests) for batch in self.batches)
+
+    def expected(self) -> int:
+        """Return about how many bytes there are to move, quickly, for a progress bar; 0 where nothing is known."""
+        total = 0
+        for batch in self.batches:
+            if self.direction == "push":
+                some = batch.digests[:: len(batch.digests) // _SAMPLE + 1]
+                size = sum(_size_of(self.cache, digest, batch.hash_name) for digest in some)
+                total += size * len(batch.digests) // max(len(some), 1)
+            elif self._sizes is not None:
+                total += sum(self._sizes.get(digest, 0) for digest in batch.digests)
+            elif batch.digests:
+                recorded = sum(root.size or 0 for root in (*batch.files.values(), *batch.trees.values()))
+                total += recorded * len(batch.digests) // batch.looked_for
+        return total
+
+    def __str__(self) -> str:
+        way = "to" if self.direction == "push" else "from"
+        shares = self.shares()
+        size = sum(share.size for share in shares)
+        place = f"{self.cache.root} → {self.remote}" if way == "to" else f"{self.remote} → {self.cache.root}"
+        lines = [
+            f"{self.direction} {way} {self.remote.name}: {self.files:,} object(s), {size:,} bytes ({place})"
+        ]
+        lines += [f"  {share.path}: {share.files:,} file(s), {share.size:,} bytes" for share in shares]
+        if self.present:
+            lines.append(f"  {self.present:,} object(s) are there already")
+        names = sorted(self.failures)
+        if names:
+            lines.append(f"  {len(names):,} file(s) cannot be had:")
+            lines += [f"    {name}: {self.failures[name]}" for name in names[:20]]
+        if len(names) > 20:
+            lines.append(f"    and {len(names) - 20:,} more")
+        return "\n".join(lines)
+
+    def shares(self) -> list[Share]:
+        """Return what each output has of it, sorted by path; outputs with nothing to move are left out."""
+        found: dict[str, list[int]] = {}
+        for batch in self.batches:
+            todo = set(batch.digests)
+            for digest, root in batch.files.items():
+                if digest in todo:
+                    todo.discard(digest)
+                    self._count(found, root, batch, [digest], 1)
+            for digest in sorted(batch.opened, key=lambda tree: batch.trees[tree].path):
+                mine = todo.intersection(self.tree(digest, batch.hash_name).digests) if todo else ()
+                todo.difference_update(mine)
+                if mine or digest in batch.manifests:
+                    root = batch.trees[digest]
+                    self._count(found, root, batch, mine, root.nfiles or len(mine))
+            # A manifest that goes up though nothing of its files has to.
+            for digest in batch.manifests:
+                found.setdefault(batch.trees[digest].path, [0, 0])
+        return [Share(path, files, size) for path, (files, size) in sorted(found.items())]
+
+    def _count(
+        self, found: dict[str, list[int]], root: Root, batch: Batch, digests: Iterable[str], nfiles: int
+    ) -> None:
+        files = size = 0
+        for digest in digests:
+            files += 1
+            if self.direction == "push":
+                size += _size_of(self.cache, digest, batch.hash_name)
+            elif self._sizes is not None:
+                size += self._sizes.get(digest, 0)
+        if self.direction == "fetch" and self._sizes is None:
+            size = (root.size or 0) * files // max(nfiles, 1)
+        counts = found.setdefault(root.path, [0, 0])
+        counts[0] += files
+        counts[1] += size
+
+    def tree(self, digest: str, hash_name: str) -> Tree:
+        """Return a manifest that the plan has read."""
+        return self._trees.get(digest) or self.cache.read_tree(digest, hash_name)
+
+    def fail(self, batch: Batch, failed: Mapping[str, DvkfError | str]) -> None:
+        """Record why objects cannot be moved, by the files they belong to; a text says that one is missing."""
+        for digest, (root, name) in self.names(batch, failed).items():
+            reason = failed[digest]
+            missing = isinstance(reason, (str, MissingObjectError))
+            if root.optional and missing:
+                continue
+            self.failures[name] = str(reason)
+            if missing:
+                self.missing.add(name)
+
+    def names(self, batch: Batch, digests: Iterable[str]) -> dict[str, tuple[Root, str]]:
+        """Return what each of some digests belongs to: an output, and the file of it."""
+        wanted = set(digests)
+        found: dict[str, tuple[Root, str]] = {}
+        for known in (batch.files, batch.trees):
+            for digest in wanted.intersection(known):
+                found[digest] = (known[digest], known[digest].path)
+        wanted.difference_update(found)
+        # A file that several have is told of by one that must not fail.
+        for opened in sorted(batch.opened, key=lambda tree: batch.trees[tree].optional):
+            if not wanted:
+                break
+            root = batch.trees[opened]
+            for relpath, digest in self.tree(opened, batch.hash_name).items():
+                if digest in wanted and root.wants(relpath):
+                    found[digest] = (root, f"{root.path}/{relpath}")
+                    wanted.discard(digest)
+        return found
+
+
+def _batches(outputs: Sequence[Output], parts: Parts | None, optional: Sequence[Output]) -> list[Batch]:
+    batches: dict[str, Batch] = {}
+    for some, lenient in ((outputs, False), (optional, True)):
+        for output in some:
+            if not output.digest or not output.cached:
+                continue
+            batch = batches.setdefault(output.hash_name, Batch(output.hash_name))
+            inside = tuple(parts.get(output.path, ())) if parts else ()
+            root = Root(output.path, inside, lenient, output.size, output.nfiles)
+            if not is_tree(output.digest):
+                batch.files.setdefault(output.digest, root)
+                continue
+            other = batch.trees.get(output.digest)
+            # One content at two places: what is wanted of either.
+            if other and lenient:
+                continue
+            if other and other.inside:
+                inside = (*other.inside, *inside) if inside else ()
+                root = Root(other.path, inside, other.optional, output.size, output.nfiles)
+            if other is None or other.inside:
+                batch.trees[output.digest] = root
+    return list(batches.values())
+
+
+class _Parts:
+    """Picks the wanted files of directories, and sees to it that each part was met in one of them at least."""
+
+    def __init__(self) -> None:
+        self._met: dict[tuple[str, str], bool] = {}
+
+    def choose(self, root: Root, tree: Tree) -> list[str]:
+        """Return the digests of a directory's files that are wanted."""
+        if not root.inside:
+            return tree.digests
+        chosen: list[str] = []
+        for part in root.inside:
+            found = tree.below(part).digests
+            self._met[root.path, part] = bool(found) or self._met.get((root.path, part), False)
+            chosen += found
+        return chosen
+
+    def check(self) -> None:
+        """Refuse a part that no directory has.
+
+        Raises:
+            OutputNotFoundError: There is one.
+        """
+        for (path, part), met in self._met.items():
+            if not met:
+                raise OutputNotFoundError(f"'{path}/{part}': no such file or folder is recorded in '{path}'")
+
+
+def plan_push(
+    outputs: Sequence[Output],
+    cache: Cache,
+    remote: Remote,
+    *,
+    parts: Parts | None = None,
+    optional: Sequence[Output] = (),
+    deep: bool = False,
+    jobs: int | None = None,
+) -> Plan:
+    """Work out what a push would send.
+
+    A manifest that is on the remote vouches for its files, as it does for DVC. It is sent when all of its files are
+    there, or go with it: also when only a part of a directory is pushed and the rest is there.
+
+    Args:
+        outputs: What to push.
+        cache: Where from.
+        remote: Where to.
+        parts: For the path of an output, the paths inside it that are meant; all of it otherwise.
+        optional: What to push too, as far as the cache holds it.
+        deep: Look at the files behind manifests that are on the remote too, and send those that are not.
+        jobs: How many requests at once.
+
+    Raises:
+        RemoteError: The remote cannot be used.
+    """
+    plan = Plan("push", cache, remote, _batches(outputs, parts, optional))
+    found = _Parts()
+    for batch in plan.batches:
+        away = _away(plan, [*batch.trees, *batch.files], batch.hash_name, jobs)
+        members = _cut_short(plan, batch, away, jobs) if not deep else set()
+        selected = set(members)
+        partial: set[str] = set()
+        unread: dict[str, DvkfError | str] = {}
+        for digest in sorted(batch.trees):
+            root = batch.trees[digest]
+            if digest not in away and not deep:
+                if root.inside and cache.exists(digest, batch.hash_name):
+                    found.choose(root, cache.read_tree(digest, batch.hash_name))
+                continue
+            try:
+                tree = _tree_of(plan, batch, digest, on_remote=digest not in away)
+            except DvkfError as error:
+                unread[digest] = error
+                continue
+            batch.opened.append(digest)
+            members.update(tree.digests)
+            if root.inside:
+                partial.add(digest)
+            selected.update(found.choose(root, tree))
+        plan.fail(batch, unread)
+        unsent = _away(plan, members.difference(batch.files), batch.hash_name, jobs) if members else set()
+        batch.looked_for = len(members | batch.files.keys())
+        unsent.update(away.intersection(batch.files))
+        selected.update(batch.files)
+        todo = unsent & selected if partial else unsent
+        # What is sent is hashed on the way.
+        batch.absent = cache.missing(todo, batch.hash_name, look=False)
+        plan.fail(
+            batch,
+            {
+                digest: f"{digest} is neither in the cache nor on the remote '{remote.name}'; `dvkf add` it again, or "
+                "push it from where it is"
+                for digest in batch.absent
+            },
+        )
+        batch.digests = sorted(todo - batch.absent)
+        batch.manifests = [digest for digest in batch.opened if digest in away]
+        left = unsent - todo
+        if left:
+            batch.manifests = [
+                digest
+                for digest in batch.manifests
+                if digest not in partial or left.isdisjoint(plan.tree(digest, batch.hash_name).digests)
+            ]
+        batch.away = away | unsent
+        plan.present += batch.looked_for + len(batch.trees) - len(batch.away)
+    found.check()
+    return plan
+
+
+def _cut_short(plan: Plan, batch: Batch, away: set[str], jobs: int | None) -> set[str]:
+    """Find files behind manifests of a remote that is a folder that are there with another size than here.
+
+    A manifest vouches for its files; what a power cut or a full disk left of them costs little to see in a folder.
+    """
+    if not plan.remote.is_folder:
+        return set()
+    near = [
+        digest
+        for digest, root in sorted(batch.trees.items())
+        if digest not in away and (root.nfiles or 0) <= _NEAR and plan.cache.exists(digest, batch.hash_name)
+    ]
+    members: dict[str, list[str]] = {}
+    for digest in near:
+        with suppress(DvkfError):
+            members[digest] = plan.tree(digest, batch.hash_name).digests
+    wanted = {digest for digests in members.values() for digest in digests}
+    there = plan.remote.sizes(wanted, batch.hash_name, jobs=jobs)
+    wrong = {
+        digest
+        for digest, size in there.items()
+        if not is_plausible(digest, size, _size_of(plan.cache, digest, batch.hash_name) or None)
+    }
+    if wrong:
+        batch.opened += [digest for digest in near if not wrong.isdisjoint(members.get(digest, ()))]
+    return wrong
+
+
+def _away(plan: Plan, digests: Iterable[str], hash_name: str, jobs: int | None) -> set[str]:
+    """Return what the remote lacks; of a folder also what is not as large there as here."""
+    wanted = set(digests)
+    if not plan.remote.is_folder:
+        return plan.remote.missing(wanted, hash_name, jobs=jobs)
+    there = plan.remote.sizes(wanted, hash_name, jobs=jobs)
+    return {
+        digest
+        for digest in wanted
+        if digest not in there
+        or not is_plausible(digest, there[digest], _size_of(plan.cache, digest, hash_name) or None)
+    }
+
+
+def _tree_of(plan: Plan, batch: Batch, digest: str, *, on_remote: bool) -> Tree:
+    """Return a manifest from the cache, or from the remote where only that has it."""
+    try:
+        return plan.cache.read_tree(digest, batch.hash_name)
+    except MissingObjectError:
+        if not on_remote:
+            raise MissingObjectError(
+                f"the manifest {digest} is neither in the cache nor on the remote '{plan.remote.name}'; `dvkf add` "
+                "the directory again, or push it from where it is"
+            ) from None
+    tree = plan._trees[digest] = _read_remote_tree(plan.remote, digest, batch.hash_name)
+    return tree
+
+
+def _read_remote_tree(remote: Remote, digest: str, hash_name: str) -> Tree:
+    try:
+        data = remote.storage.read(object_key(digest, hash_name))
+    except MissingObjectError:
+        raise MissingObjectError(not_there(digest, remote)) from None
+    found = digest_bytes(data)
+    if found != digest.removesuffix(SUFFIX):
+        raise CorruptObjectError(
+            f"{digest} is damaged on the remote '{remote.name}' (its bytes hash to {found})"
+        )
+    return Tree.from_bytes(data, digest)
+
+
+def plan_fetch(
+    outputs: Sequence[Output],
+    cache: Cache,
+    remote: Remote,
+    *,
+    parts: Parts | None = None,
+    check: bool = False,
+    jobs: int | None = None,
+) -> Plan:
+    """Work out what a fetch would receive; manifests that the cache lacks are fetched for it.
+
+    Args:
+        outputs: What to fetch.
+        cache: Where to.
+        remote: Where from.
+        parts: For the path of an output, the paths inside it that are meant; all of it otherwise.
+        check: Ask the remote for each object, so that sizes and what is missing are known; the cache stays as it is.
+        jobs: How many requests at once.
+
+    Raises:
+        ObjectError: There is too much to fetch at once.
+        OutputNotFoundError: There is nothing at a part of an output.
+        RemoteError: The remote cannot be used.
+    """
+    # What is kept off remotes may be on one all the same, from before, and need not be.
+    kept_off = [output for output in outputs if not output.pushed]
+    pushed = [output for output in outputs if output.pushed]
+    plan = Plan("fetch", cache, remote, _batches(pushed, parts, kept_off))
+    found = _Parts()
+    for batch in plan.batches:
+        failed = _bring_manifests(plan, batch, keep=not check, jobs=jobs)
+        wanted: set[str] = set(batch.files)
+        looked = 0
+        for digest in sorted(batch.trees):
+            if digest in failed:
+                continue
+            root = batch.trees[digest]
+            try:
+                tree = plan.tree(digest, batch.hash_name)
+            except (ObjectError, ParseError, UnsafePathError) as error:
+                failed[digest] = error
+                continue
+            batch.opened.append(digest)
+            wanted.update(found.choose(root, tree))
+            if len(wanted) > looked + manifest_rows.most_objects():
+                looked = len(wanted)
+                _check_number(cache.missing(wanted, batch.hash_name, look=False))
+        sizes = {digest: root.size for digest, root in batch.files.items() if root.size is not None}
+        absent = cache.missing(wanted, batch.hash_name, sizes=sizes)
+        batch.looked_for = len(wanted)
+        plan.present += len(wanted) - len(absent)
+        plan.fail(batch, failed)
+        if check:
+            known = remote.sizes(absent, batch.hash_name, jobs=jobs)
+            plan._sizes = {**(plan._sizes or {}), **known}
+            batch.absent = absent.difference(known)
+            plan.fail(batch, {digest: not_there(digest, remote) for digest in batch.absent})
+            absent &= known.keys()
+        batch.digests = sorted(absent)
+    found.check()
+    return plan
+
+
+def _check_number(absent: Collection[str]) -> None:
+    """Refuse to fetch so much at once that the memory for it is no longer small.
+
+    Raises:
+        ObjectError: There is more.
+    """
+    if len(absent) > manifest_rows.most_objects():
+        raise ObjectError(
+            f"{len(absent):,} objects or more are to be fetched, and {manifest_rows.most_objects():,} is the most at "
+            f"once. Fetch some of the outputs at a time, or allow more: {manifest_rows.more()}"
+        )
+
+
+def _bring_manifests(plan: Plan, batch: Batch, *, keep: bool, jobs: int | None) -> dict[str, DvkfError | str]:
+    """Have the manifests at hand that the cache lacks; return why some could not be had."""
+    absent = sorted(plan.cache.missing(batch.trees, batch.hash_name))
+    plan.present += len(batch.trees) - len(absent)
+    if keep:
+        moved = move("fetch", absent, batch.hash_name, plan.cache, plan.remote, jobs=jobs)
+        plan.brought = (plan.brought[0] + moved.files, plan.brought[1] + moved.size)
+        return dict(moved.failed)
+    failed: dict[str, DvkfError | str] = {}
+    for digest in absent:
+        try:
+            plan._trees[digest] = _read_remote_tree(plan.remote, digest, batch.hash_name)
+        except (ObjectError, ParseError, UnsafePathError) as error:
+            failed[digest] = error
+    return failed
+
+
+def _size_of(cache: Cache, digest: str, hash_name: str) -> int:
+    with suppress(OSError):
+        return os.stat(f"{cache.root}/{object_key(digest, hash_name)}").st_size
+    # A cache may have its objects in more than one place.
+    with suppress(OSError):
+        return cache.path(digest, hash_name).stat().st_size
+    return 0

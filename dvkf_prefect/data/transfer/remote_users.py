@@ -1,0 +1,205 @@
+"""Projects that push to one remote: a mark of each, so that no collection removes what another of them relies on.
+
+Equal content is stored once, so a project may rely on objects that another put there, and every one of which that
+other one knows. Its mark tells. It is a small file in ``users-dvkf`` of the remote, where DVC does not look, and DVC
+leaves none.
+
+Clones of one project share its mark: they have an origin or a first commit in common, with the same place in the git
+work tree. A clone that was cut short is known by the commit that it pushed at. A project without git is known by the
+identity in its ``.dvc/tmp``, or by its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.repository import cache_users
+from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, RemoteError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.text import printable
+from dvkf_prefect.urls import public_url
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.git.command import Git
+    from dvkf_prefect.data.remotes.remote import Remote
+    from dvkf_prefect.data.repository.repository import Repository
+
+FOLDER = cache_users.USERS
+# A mark that somebody removed comes back within a week of pushes.
+_FRESH = 7 * 86_400.0
+_LIMIT = 1 << 16
+_MOST = 10_000
+_SHOWN = 5
+_KEY = re.compile("[0-9a-f]{32}")
+_COMMIT = re.compile("[0-9a-f]{40,64}")
+_ADDRESS = re.compile(r"(?:[a-z+]+://)?(?:[^/@]*@)?([^/:]+)[/:](.+?)/*(?:\.git)?/*")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project that left a mark on a remote.
+
+    Attributes:
+        key: The mark, relative to the remote's root.
+        keys: What its clones have in common.
+        name: Its origin or folder; empty where the mark cannot be read.
+        host: The machine that it was on, where the remote is a folder of one.
+        path: Its folder there.
+        prefix: Its place in its git work tree.
+        commit: What was checked out when it pushed.
+    """
+
+    key: str
+    keys: frozenset[str] = frozenset()
+    name: str = ""
+    host: str = ""
+    path: str = ""
+    prefix: str = ""
+    commit: str = ""
+
+    def __str__(self) -> str:
+        place = self.path or self.name or "unknown project"
+        away = self.path and self.host != os.uname().nodename
+        return f"{place} on {self.host or 'another machine'}" if away else place
+
+    def is_of(self, repo: Repository, keys: frozenset[str]) -> bool:
+        """Tell whether a repository is a clone of this project.
+
+        Args:
+            repo: The repository.
+            keys: Its own.
+        """
+        if self.keys & keys or self.key.rpartition("/")[2] in keys:
+            return True
+        if self.path == str(repo.root) and self.host == os.uname().nodename:
+            return True
+        if repo.git is None or repo.git_prefix != self.prefix or not _COMMIT.fullmatch(self.commit):
+            return False
+        try:
+            repo.git.run("cat-file", "-e", f"{self.commit}^{{commit}}")
+        except GitTimeoutError:
+            raise
+        except GitError:
+            return False
+        return True
+
+
+def mark(repo: Repository, remote: Remote) -> None:
+    """Leave a repository's mark on a remote that it is about to push to.
+
+    It is written once, and again after a week. A remote that does not take it is left without.
+    """
+    note = repo.tmp_dir / f"pushes-{digest_bytes(remote.url.encode())}"
+    git = repo.git
+    file = ""
+    with suppress(OSError, DvkfError, ValueError):
+        file, state = read_description(note, limit=_LIMIT).decode().split()
+        fresh = 0 <= time.time() - note.stat().st_mtime < _FRESH
+        # Before its first commit a project has too little in common with its clones.
+        if fresh and (state == "whole" or (git and not git.head())):
+            return
+    with suppress(OSError, DvkfError):
+        head = git.head() if git else None
+        keys = _keys(repo)
+        file = file if _KEY.fullmatch(file) else keys[0]
+        local = remote.storage.local_path("files") is not None
+        data = {
+            "host": os.uname().nodename if local else "",
+            "paths": [str(repo.root)] if local else [],
+            "name": _origin(git) or os.path.basename(repo.root),
+            "keys": keys,
+            "prefix": repo.git_prefix if git else "",
+            "commit": head or "",
+        }
+        remote.storage.write(f"{FOLDER}/{file}", json.dumps(data).encode())
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, f"{file} {'whole' if head or not git else 'partial'}\n".encode(), durable=False)
+
+
+def others(remote: Remote, repos: Iterable[Repository]) -> list[Project]:
+    """Return the projects that left a mark on a remote, beside those of some repositories.
+
+    Raises:
+        RemoteError: The remote cannot be listed or read.
+    """
+    known = [(repo, frozenset(_keys(repo))) for repo in repos]
+    storage = remote.storage
+    found = sorted(islice(storage.keys(FOLDER), _MOST))
+    marks = [key for key in found if _KEY.fullmatch(key.rpartition("/")[2])]
+    projects = [_read(key, storage.read(key, limit=_LIMIT)) for key in marks]
+    return [project for project in projects if not any(project.is_of(*each) for each in known)]
+
+
+def shown(users: Sequence[Project]) -> str:
+    """Return the names of some projects for a message."""
+    more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
+    return ", ".join(printable(user) for user in users[:_SHOWN]) + more
+
+
+def check(remote: Remote, repos: Sequence[Repository]) -> None:
+    """Refuse a remote that projects push to which are not named.
+
+    Raises:
+        RemoteError: There are such.
+    """
+    users = others(remote, repos)
+    if not users:
+        return
+    raise RemoteError(
+        f"{remote} is used by {len(users)} other project{'s' if len(users) > 1 else ''} ({shown(users)}); nothing of "
+        f"it was removed. Name a clone of each with -p. If one is gone for good, remove its mark ('{users[0].key}'); "
+        "if nobody else uses the remote, pass --assume-unshared."
+    )
+
+
+def _read(key: str, data: bytes) -> Project:
+    try:
+        told = json.loads(data)
+        keys = frozenset(str(item) for item in told.get("keys", ()))
+        paths = [str(path) for path in told.get("paths", ())]
+        texts = {name: str(told.get(name, "")) for name in ("name", "host", "prefix", "commit")}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return Project(key)
+    return Project(key, keys, path=paths[-1] if paths else "", **texts)
+
+
+def _keys(repo: Repository) -> list[str]:
+    """Return what a repository has in common with its clones, the most lasting first."""
+    keys: list[str] = []
+    git = repo.git
+    if git is not None:
+        texts = [f"origin {address}"] if (address := _address(_origin(git))) else []
+        if git.head() and git.run("rev-parse", "--is-shallow-repository") == "false":
+            texts += [f"first {commit}" for commit in git.run("rev-list", "--max-parents=0", "HEAD").split()]
+        keys += [hashlib.sha256(f"{text}\0{repo.git_prefix}".encode()).hexdigest()[:32] for text in texts]
+    return [*keys, cache_users.identity(repo)]
+
+
+def _origin(git: Git | None) -> str:
+    if git is not None:
+        with suppress(GitError):
+            return public_url(git.run("config", "--get", "remote.origin.url"))
+    return ""
+
+
+def _address(url: str) -> str:
+    """Return what several spellings of a url have in common; nothing for a folder.
+
+    Example:
+        >>> _address("git@host:team/data.git") == _address("https://host/team/data")
+        True
+    """
+    if not url or url[0] in "./~" or url.startswith("file:"):
+        return ""
+    found = _ADDRESS.fullmatch(url)
+    return f"{found[1].lower()}/{found[2]}" if found else ""

@@ -1,0 +1,177 @@
+"""The run cache shared through a remote: what each run of a stage wrote, as files of a known layout.
+
+Source of the layout: DVC 3.x, ``<cache>/runs/<K[:2]>/<K>/<V>`` and the same below a remote's root. An entry is named by
+what is in it, so that one that is there need not be sent again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dvkf_prefect import durability
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.progress import Progress
+from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.errors import DiskFullError, DvkfError, ParseError, RemoteError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.outputs import Output
+
+FOLDER = "runs"
+_ENTRY = re.compile(r"runs/([0-9a-f]{2})/\1[0-9a-f]{62}/[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+@dataclass(slots=True)
+class Runs:
+    """Entries of a run cache to move, or moved.
+
+    Attributes:
+        keys: Those to move, by their path below the root.
+        files: How many were moved.
+        size: Their bytes.
+        present: How many were there already.
+        failures: Why some were not, by their path.
+    """
+
+    keys: list[str]
+    files: int = 0
+    size: int = 0
+    present: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def plan_runs(cache: Cache, remote: Remote, *, push: bool) -> Runs:
+    """Find the entries that only one of cache and remote has.
+
+    Args:
+        cache: The cache.
+        remote: The remote.
+        push: Whether they are to go to the remote; otherwise they are to come from it.
+
+    Raises:
+        RemoteError: The remote cannot be used, or cannot list what it has.
+    """
+    here = set(_local(cache))
+    if push and not here:
+        return Runs([])
+    there = {key for key in remote.storage.keys(FOLDER) if _ENTRY.fullmatch(key)}
+    wanted, had = (here, there) if push else (there, here)
+    return Runs(sorted(wanted - had), present=len(wanted & had))
+
+
+def move_runs(
+    runs: Runs,
+    cache: Cache,
+    remote: Remote,
+    *,
+    push: bool,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Move the entries; what came of it is added to ``runs``.
+
+    Raises:
+        RemoteError: The remote cannot be used at all.
+        DiskFullError: There is no room.
+    """
+
+    def send(key: str) -> int:
+        data = read_description(cache.root / key)
+        remote.storage.write(key, data)
+        return len(data)
+
+    def receive(key: str) -> int:
+        data = remote.storage.read(key)
+        if _outs(data, key) is None:
+            raise ParseError(key, f"this is not what a run wrote; remove it from {remote}")
+        path = cache.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data, durable=False)
+        durability.note(cache.root, [str(path)])
+        return len(data)
+
+    if not runs.keys:
+        return
+    if progress:
+        progress.start(f"run cache {'to' if push else 'from'} {remote.name}", len(runs.keys), 0)
+    try:
+        _each(send if push else receive, runs, jobs or remote.jobs, progress)
+        durability.flush()
+    finally:
+        if progress:
+            progress.finish()
+
+
+def _each(action: Callable[[str], int], runs: Runs, jobs: int, progress: Progress | None) -> None:
+    def run(key: str) -> tuple[str, int, Exception | None]:
+        try:
+            return key, action(key), None
+        except (DvkfError, OSError) as error:
+            return key, 0, error
+
+    from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+
+    with ThreadPoolExecutor(max(1, min(jobs, len(runs.keys))), thread_name_prefix="dvkf-runs") as pool:
+        for key, size, error in pool.map(run, runs.keys):
+            if isinstance(error, (RemoteError, DiskFullError)):
+                pool.shutdown(cancel_futures=True)
+                raise error
+            if error is not None:
+                runs.failures[key] = str(error)
+                continue
+            runs.files += 1
+            runs.size += size
+            if progress:
+                progress.advance(1, size)
+
+
+def run_outputs(cache: Cache) -> list[Output]:
+    """Return the outputs that the cache's run cache names; entries that cannot be read are passed over."""
+    found: dict[tuple[str, str], Output] = {}
+    for key in _local(cache):
+        try:
+            data = read_description(cache.root / key)
+        except FileNotFoundError:
+            continue  # another process collected it since it was listed
+        for item in _outs(data, key) or ():
+            digest = item["md5"]
+            hash_name = MD5 if item.get("hash") == MD5 else LEGACY
+            output = Output(
+                item["path"], digest, item.get("size"), item.get("nfiles"), hash_name=hash_name, source=key
+            )
+            found.setdefault((digest, hash_name), output)
+    return list(found.values())
+
+
+def _local(cache: Cache) -> Iterator[str]:
+    base = cache.root / FOLDER
+    for folder, _, names in os.walk(base):
+        start = os.path.relpath(folder, cache.root).replace(os.sep, "/")
+        yield from (key for name in names if _ENTRY.fullmatch(key := f"{start}/{name}"))
+
+
+def _outs(data: bytes, key: str) -> Iterable[dict[str, Any]] | None:
+    """Return the outputs of an entry with digests, or None for what is no entry."""
+    try:
+        entry: Any = documents.load(data, key)
+    except ParseError:
+        return None
+    if not isinstance(entry, dict) or "cmd" not in entry:
+        return None
+    outs = entry.get("outs", [])
+    if not isinstance(outs, list):
+        return None
+    return [
+        out
+        for out in outs
+        if isinstance(out, dict)
+        and isinstance(out.get("path"), str)
+        and isinstance(out.get("md5"), str)
+        and _DIGEST.fullmatch(out["md5"])
+    ]

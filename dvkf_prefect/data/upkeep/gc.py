@@ -1,0 +1,569 @@
+"""Removing objects that nothing uses from the cache and, when asked to, from a remote.
+
+What is kept is what DVC keeps (``dvc gc``): all that the workspace and the chosen commits track, of this repository
+and of the others named, with the files of every manifest among them. Imports from other repositories are kept too,
+and so is what `.dvc` files of the workspace name that git ignores; DVC lets go of both. The run cache (``runs/``) is
+never touched; objects that only it names go, as with DVC, unless ``run_cache`` asks to keep them. Whatever is not
+named like an object stays.
+
+Where DVC loses what it cannot know, this refuses and removes nothing anywhere:
+
+- A cache outside the repository, or one in which another repository left its mark (see `neighbours`), holds what
+  others use. Their repositories must be named, or ``assume_unshared`` must say that there are none.
+- A manifest in use that is neither in a cache nor on a remote does not tell its files. DVC removes them after a
+  question, with ``-f`` without one.
+- A remote on which another project left its mark (see `remote_users`) holds what that one relies on. The same choices
+  are there.
+- A remote that holds objects unknown to every repository told of is used by somebody else, whose objects DVC removes.
+  See `ownership` for what "known" means; ``assume_unshared`` says that there is nobody else.
+
+A cache is collected while no other process works in it. Right before objects are removed, a place is looked at again:
+what changed meanwhile stays, and so do the files of manifests that came.
+
+An object that came or changed less than ``grace`` seconds before the start may belong to a push or a run that is still
+going on, and stays; of a manifest that stays so do its files, since a manifest on a remote vouches for them.
+
+Below ``dvkf/`` of a remote lie the sources and results of stages that ran on a cluster. A collection there removes
+what is older than such a run may be (`RUN_AGE`), whoever left it: all of it can be made again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.git.history import History
+from dvkf_prefect.data.remotes.remote import refuse_versioned
+from dvkf_prefect.data.repository import cache_users
+from dvkf_prefect.data.repository.described import left_out_described, workspace_described
+from dvkf_prefect.data.transfer import remote_users
+from dvkf_prefect.data.transfer.manifests import Manifest, Manifests, distinct
+from dvkf_prefect.data.upkeep.inventory import FolderInventory, Inventory, inventory_of
+from dvkf_prefect.data.upkeep.owners import Notes, Told, named_keys, run_keys, unknown
+from dvkf_prefect.errors import ConfigError, DvkfError, MissingObjectError, ParseError, RemoteError
+from dvkf_prefect.formats.objects import LEGACY, MD5, identity, keys_of
+from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.git.command import Git
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Remote
+
+GRACE = 3600.0
+"""Seconds for which an object of a place that others write to stays, whoever uses it."""
+RUN_AGE = 8 * 86_400.0
+"""Seconds for which what a run on a cluster left on the remote stays at least; a run is ended after seven days."""
+_RUNS = "dvkf"
+_SHOWN = 5
+_BATCH = 1000
+_JOBS = 4
+_WAIT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which commits' data is kept, beside the workspace's; as DVC's options of these names.
+
+    Attributes:
+        workspace: Nothing more than the workspace.
+        all_branches: The tips of all branches.
+        all_tags: All tags.
+        all_commits: All commits of branches, remote branches and tags.
+        all_experiments: All experiments that ``dvc exp`` saved.
+        rev: This revision.
+        num: So many commits back from ``rev`` and from each branch, themselves counted.
+        date: All commits of this day (``yyyy-mm-dd``) and later.
+    """
+
+    workspace: bool = False
+    all_branches: bool = False
+    all_tags: bool = False
+    all_commits: bool = False
+    all_experiments: bool = False
+    rev: str | None = None
+    num: int | None = None
+    date: str | None = None
+
+    def check(self) -> None:
+        """Refuse what says nothing, or contradicts itself.
+
+        Raises:
+            ConfigError: It does.
+        """
+        commits = self.all_branches or self.all_tags or self.all_commits or self.all_experiments
+        if not (self.workspace or commits or self.date or self.rev):
+            raise ConfigError(
+                "Either of `-w|--workspace`, `-a|--all-branches`, `-T|--all-tags` "
+                "`--all-experiments`, `--all-commits`, `--date` or `--rev` needs to be set."
+            )
+        if self.num and not (self.rev or self.all_branches):
+            raise ConfigError("`--num` can only be used alongside `--rev` or `--all-branches`")
+        if self.date:
+            self._midnight()
+
+    def _midnight(self) -> float:
+        try:
+            return datetime.strptime(self.date or "", "%Y-%m-%d").timestamp()
+        except ValueError:
+            raise ConfigError(f"'{self.date}' is not a date; write it as yyyy-mm-dd") from None
+
+    def commits(self, repo: Repository) -> list[str]:
+        """Return the commits, each once.
+
+        Raises:
+            GitError: There is no such revision.
+            ConfigError: Commits are asked for, but there is no git.
+        """
+        wanted = (
+            self.rev,
+            self.all_branches,
+            self.all_tags,
+            self.all_commits,
+            self.all_experiments,
+            self.date,
+        )
+        if not any(wanted):
+            return []
+        git = repo.git
+        if git is None:
+            raise ConfigError(f"{repo.root} has no git history; only -w/--workspace means something here")
+        return list(dict.fromkeys(self._commits(git)))
+
+    def _commits(self, git: Git) -> Iterator[str]:
+        from dvkf_prefect.data.git.command import revisions_of
+
+        back = str(self.num or 1)
+
+        def last(rev: str) -> list[str]:
+            return git.run("rev-list", "--first-parent", "-n", back, git.resolve(rev), "--").split()
+
+        if self.rev and self.rev != "workspace":
+            yield from last(self.rev)
+        if self.all_commits:
+            yield from revisions_of(git, all_commits=True)
+        else:
+            if self.all_branches:
+                for rev in revisions_of(git, all_branches=True):
+                    yield from last(rev)
+            if self.all_tags:
+                yield from map(git.resolve, revisions_of(git, all_tags=True))
+            if self.date:
+                since = self._midnight()
+                heads = [head] if (head := git.head()) else []
+                listed = git.run("rev-list", "--timestamp", "--branches", "--remotes", "--tags", *heads)
+                for line in listed.splitlines():
+                    seconds, _, commit = line.partition(" ")
+                    if int(seconds) >= since:
+                        yield commit
+        if self.all_experiments:
+            for ref in git.run("for-each-ref", "--format=%(refname)", "refs/exps/").splitlines():
+                parts = ref.split("/")
+                if len(parts) >= 5 and len(parts[2]) == 2 and len(parts[3]) == 38:
+                    yield from git.run("rev-list", ref, f"^{parts[2]}{parts[3]}", "--").split()
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a collection did, or would do, in one place.
+
+    Attributes:
+        place: ``repo`` or ``legacy`` for the two layouts of the cache, as DVC calls them, or the remote's name; with
+            ``/dvkf`` what runs on a cluster left there.
+        remote: Whether it is a remote.
+        objects: Objects removed.
+        size: Their bytes.
+        kept: Objects that stay.
+        young: Those of them that stay only for their age.
+        names: Where each removed object was, in a dry run.
+    """
+
+    place: str
+    remote: bool
+    objects: int
+    size: int
+    kept: int
+    young: int = 0
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageCollection:
+    """What a collection did, or would do; false when there was nothing to remove.
+
+    Attributes:
+        places: One for each layout of each place.
+        dry: Whether nothing was removed.
+        skipped: Why some data could not be known, and was not kept, when failures were to be skipped.
+    """
+
+    places: tuple[Removed, ...]
+    dry: bool = False
+    skipped: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.objects > 0
+
+    @property
+    def objects(self) -> int:
+        """Objects removed."""
+        return sum(place.objects for place in self.places)
+
+    @property
+    def size(self) -> int:
+        """Their bytes."""
+        return sum(place.size for place in self.places)
+
+    @property
+    def kept(self) -> int:
+        """Objects that stay."""
+        return sum(place.kept for place in self.places)
+
+    @property
+    def young(self) -> int:
+        """Objects that stay only for their age."""
+        return sum(place.young for place in self.places)
+
+
+@dataclass(slots=True)
+class _Used:
+    """Keys of what is in use, by the remote that the output names."""
+
+    keys: dict[str | None, set[str]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, remote: str | None, keys: Iterable[str]) -> None:
+        self.keys.setdefault(remote, set()).update(keys)
+
+    def all(self) -> set[str]:
+        return set().union(*self.keys.values())
+
+
+@dataclass(slots=True)
+class _Place:
+    """A cache or a remote, and what of it is to go."""
+
+    name: str
+    inventory: Inventory
+    keys: set[str]
+    grace: float
+    remote: Remote | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    times: dict[str, float | None] = field(default_factory=dict)
+    young: set[str] = field(default_factory=set)
+    # Whether all of these are known to be ours.
+    proven: bool = False
+
+
+def collect_garbage(
+    repo: Repository,
+    scope: Scope,
+    *,
+    cloud: bool = False,
+    remote: str | None = None,
+    projects: Sequence[str | os.PathLike[str]] = (),
+    jobs: int | None = None,
+    dry_run: bool = False,
+    not_in_remote: bool = False,
+    skip_failed: bool = False,
+    run_cache: bool = False,
+    grace: float | None = None,
+    assume_unshared: bool = False,
+) -> GarbageCollection:
+    """Do `Repo.gc`."""
+    scope.check()
+    if cloud and not_in_remote:
+        raise ConfigError("`--not-in-remote` and `--cloud` are mutually exclusive")
+    with ExitStack() as stack:
+        repos = _open(repo, projects)
+        # In one order, so that two collections that name each other do not wait for each other.
+        for each in sorted(repos, key=lambda each: each.root):
+            stack.enter_context(each.lock())
+        if not assume_unshared:
+            cache_users.check(repo, repos)
+        if not dry_run:
+            stack.enter_context(cache_users.collecting(repo.cache.root, _WAIT))
+        told = []
+        for each in repos:
+            history = stack.enter_context(History(each.git, each.git_prefix)) if each.git else None
+            told.append(Told(each, history))
+        started = _now()
+        # What is there is listed before what is used is read: what is pushed meanwhile is not up for removal.
+        local = _Place(
+            "cache", FolderInventory(repo.cache.root), set(), _grace(grace, cache_users.is_own(repo))
+        )
+        local.keys = local.inventory.keys()
+        places = [local]
+        if cloud:
+            places.append(_remote_place(repo, remote, grace))
+        manifests = Manifests(repos, remote=remote, jobs=jobs)
+        used = _used(told, scope, manifests, skip_failed)
+        if run_cache:
+            used.add(None, run_keys(repo.cache.root))
+        if cloud and remote is None:
+            names = {name.lower() for name in used.keys if name is not None} - {places[-1].name}
+            places += [_remote_place(repo, name, grace) for name in sorted(names)]
+        keep = used.all()
+        if not_in_remote:
+            keep -= _on_remotes(repo, remote, used, local)
+        for place in places:
+            _choose(place, keep, started, manifests, repo)
+        for place in places:
+            if place.remote and place.sizes and not assume_unshared:
+                _check_owner(place, told, manifests, Notes(repo, f"{place.name} {place.remote.url}"))
+                remote_users.check(place.remote, repos)
+        if not dry_run:
+            repo.cache.sweep()
+            for place in places:
+                _look_again(place, manifests, repo)
+                if place.remote and place.sizes and not assume_unshared:
+                    remote_users.check(place.remote, repos)
+                _remove(place, repo, jobs)
+        removed = [row for place in places for row in _report(place, dry_run)]
+        for place in places:
+            if place.remote and (row := _runs(place.remote, started - max(RUN_AGE, place.grace), dry_run)):
+                removed.append(row)
+        return GarbageCollection(tuple(removed), dry_run, tuple(used.skipped))
+
+
+def _now() -> float:
+    return time.time()
+
+
+def _grace(given: float | None, own: bool) -> float:
+    """Return how long objects stay; in a place of our own, whose lock is held, nobody else is writing."""
+    if given is not None:
+        return given
+    return -math.inf if own else GRACE
+
+
+def _open(repo: Repository, projects: Sequence[str | os.PathLike[str]]) -> list[Repository]:
+    from dvkf_prefect.data.repository.repository import Repository
+
+    repos = {repo.root.resolve(): repo}
+    for path in projects:
+        other = Repository.open(path)
+        repos.setdefault(other.root.resolve(), other)
+    return list(repos.values())
+
+
+def _remote_place(repo: Repository, name: str | None, grace: float | None) -> _Place:
+    refuse_versioned(*repo.config.remote(name), "collect garbage in")
+    remote = repo.remote(name)
+    inventory = inventory_of(remote.storage)
+    return _Place(remote.name, inventory, inventory.keys(), _grace(grace, False), remote)
+
+
+def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed: bool) -> _Used:
+    """Read what the scope keeps.
+
+    Raises:
+        ParseError: A file cannot be read.
+        MissingObjectError: A manifest cannot be had.
+    """
+    used = _Used()
+    wanted: list[Manifest] = []
+    extra: list[Manifest] = []
+    spelled: set[tuple[str, str]] = set()
+    problems: list[tuple[str, DvkfError]] = []
+    for each in told:
+        described = workspace_described(each.repo)
+        left_out = left_out_described(each.repo, described)
+        if commits := scope.commits(each.repo):
+            assert each.history
+            described += each.history.walk(commits)
+        each.described += described
+        for item in described:
+            if item.error:
+                problems.append((f"{each.repo.root}: {item.place}", item.error))
+            for output in item.outputs:
+                if output.digest and output.cached:
+                    used.add(output.remote, named_keys(output))
+                    if output.versions:
+                        # Its files stand beside it; the manifest itself may never have been stored.
+                        spelled.add((output.digest, output.hash_name))
+        wanted += each.manifests(described)
+        each.described += left_out
+        for item in left_out:
+            used.add(None, {key for output in item.outputs if output.cached for key in named_keys(output)})
+        extra += each.manifests(left_out)
+    if problems and not skip_failed:
+        place, problem = problems[0]
+        raise ParseError(
+            place,
+            f"cannot be read, so what it keeps is not known and nothing was removed ({problem}). Repair it, or "
+            "leave such data out with --skip-failed",
+        ) from problem
+    used.skipped += [f"Failed to collect '{place}', skipping: {problem}" for place, problem in problems]
+    known = {(manifest.digest, manifest.hash_name) for manifest in wanted}
+    lost: list[str] = []
+    for manifest, tree in manifests.read(distinct([*sorted(wanted, key=lambda each: each.imported), *extra])):
+        name = manifest.digest, manifest.hash_name
+        if isinstance(tree, Tree):
+            used.add(manifest.remote if name in known else None, keys_of(tree.digests, manifest.hash_name))
+        elif name not in known and isinstance(tree, MissingObjectError):
+            continue  # without it nothing tells of its files any more
+        elif not manifest.imported and name not in spelled:
+            lost.append(f"'{manifest.path}': {tree}")
+    if lost and not skip_failed:
+        shown = "\n".join(f"  {text}" for text in sorted(lost)[:_SHOWN])
+        more = f"\n  and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        raise MissingObjectError(
+            f"{len(lost)} directory manifest(s) in use cannot be read, so which files they keep is not known; "
+            f"nothing was removed:\n{shown}{more}\n"
+            "Bring them with `dvkf fetch`, or let their files go with --skip-failed."
+        )
+    used.skipped += [f"The files of {text}; they are not kept" for text in sorted(lost)]
+    return used
+
+
+def _on_remotes(repo: Repository, name: str | None, used: _Used, local: _Place) -> set[str]:
+    """Return what is in use, in the cache, and on the remote it belongs to in the same size."""
+    there: set[str] = set()
+    for group, keys in used.keys.items():
+        remote = repo.remote(name or group)
+        here = {key: size for key, size, _ in local.inventory.measure(keys & local.keys)}
+        inventory = inventory_of(remote.storage)
+        listed = inventory.keys() & here.keys()
+        there.update(key for key, size, _ in inventory.measure(listed) if size == here[key])
+    return there
+
+
+def _choose(place: _Place, keep: set[str], started: float, manifests: Manifests, repo: Repository) -> None:
+    """Find what nothing uses and is old enough; `_Place.sizes` and `_Place.young` say the result."""
+    newest = started - place.grace
+    for key, size, changed in place.inventory.measure(place.keys - keep):
+        # Where a place does not tell the age, only a grace of nothing lets go.
+        if changed > newest if changed is not None else place.grace > 0:
+            place.young.add(key)
+        else:
+            place.sizes[key] = size
+            place.times[key] = changed
+    _spare(place, place.young, manifests, repo)
+
+
+def _look_again(place: _Place, manifests: Manifests, repo: Repository) -> None:
+    """Let go of what changed since it was chosen, and of the files of manifests that came since."""
+    if not place.sizes:
+        return
+    there = place.inventory.keys()
+    stays = {
+        key: changed == place.times[key] for key, _, changed in place.inventory.measure(list(place.sizes))
+    }
+    for key in [key for key in place.sizes if not stays.get(key)]:
+        del place.sizes[key]
+        if key in there:
+            place.young.add(key)
+    came = there - place.keys
+    place.keys |= came
+    place.young |= came
+    _spare(place, came, manifests, repo)
+
+
+def _spare(place: _Place, young: Iterable[str], manifests: Manifests, repo: Repository) -> None:
+    """Keep the files of those manifests that stay."""
+    trees = [
+        Manifest(digest, hash_name, digest, repo, place.name if place.remote else None)
+        for digest, hash_name in map(identity, young)
+        if is_tree(digest)
+    ]
+    for manifest, tree in manifests.read(trees):
+        if isinstance(tree, Tree):
+            for key in keys_of(tree.digests, manifest.hash_name):
+                if place.sizes.pop(key, None) is not None:
+                    place.young.add(key)
+        elif isinstance(tree, RemoteError):
+            raise tree
+
+
+def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: Notes) -> None:
+    """Refuse when somebody else uses the remote.
+
+    Raises:
+        RemoteError: It holds what no repository told of knows.
+    """
+    assert place.remote
+    foreign = unknown({*place.sizes, *place.young}, told, manifests, notes.read())
+    place.proven = not foreign
+    if place.proven:
+        return
+    users = remote_users.others(place.remote, [each.repo for each in told])
+    marked = f" (marks are there of: {remote_users.shown(users)})" if users else ""
+    trees = sum(1 for key in foreign if key.endswith(SUFFIX))
+    examples = ", ".join(identity(key)[0] for key in sorted(foreign, key=_manifests_first)[:3])
+    examples += ", …" if len(foreign) > 3 else ""
+    raise RemoteError(
+        f"{place.remote} holds {len(foreign)} object(s), {trees} of them directory manifests, that neither the "
+        f"history nor the cache of {'this repository' if len(told) == 1 else 'these repositories'} knows "
+        f"({examples}). Somebody else keeps data there{marked}, so nothing of it can be proven unused; nothing was "
+        "removed. Name the other repositories with -p, bring commits that are elsewhere with `git fetch --all "
+        "--tags`, or, if nobody else uses this remote, pass --assume-unshared."
+    )
+
+
+def _manifests_first(key: str) -> tuple[bool, str]:
+    return not key.endswith(SUFFIX), key
+
+
+def _remove(place: _Place, repo: Repository, jobs: int | None) -> None:
+    """Remove what was chosen: manifests first, for one that outlives its files would vouch for them."""
+    if not place.sizes:
+        return
+    notes = Notes(repo, f"{place.name} {place.remote.url}") if place.remote else None
+    noted = notes.read() if notes else set()
+    if notes:
+        notes.write({*place.sizes, *noted, *(place.young if place.proven else ())})
+    order = sorted(place.sizes)
+    with ThreadPoolExecutor(jobs or _JOBS, thread_name_prefix="dvkf-gc") as pool:
+        for trees in (True, False):
+            keys = [key for key in order if key.endswith(SUFFIX) == trees]
+            batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
+            list(pool.map(place.inventory.delete, batches))
+    if notes:
+        # What stays for its age is known to be ours, also when its manifest is gone.
+        notes.write(place.young if place.proven else place.young & noted)
+
+
+def _report(place: _Place, dry: bool) -> Iterator[Removed]:
+    for hash_name, name in ((MD5, "repo"), (LEGACY, "legacy")):
+
+        def mine(key: str, hash_name: str = hash_name) -> bool:
+            return key.startswith("files/") == (hash_name == MD5)
+
+        gone = sorted(filter(mine, place.sizes), key=_manifests_first)
+        names = tuple(place.inventory.name(key) for key in gone) if dry else ()
+        size = sum(place.sizes[key] for key in gone)
+        young = sum(map(mine, place.young))
+        kept = sum(map(mine, place.keys)) - len(gone)
+        yield Removed(
+            place.name if place.remote else name,
+            place.remote is not None,
+            len(gone),
+            size,
+            kept,
+            young,
+            names,
+        )
+
+
+def _runs(remote: Remote, newest: float, dry: bool) -> Removed | None:
+    """Remove what old runs on a cluster left; None where there was no such run."""
+    old: dict[str, int] = {}
+    kept = 0
+    for key, size, changed in remote.storage.dated(_RUNS):
+        if changed is not None and changed <= newest:
+            old[key] = size
+        else:
+            kept += 1
+    if not (old or kept):
+        return None
+    if not dry:
+        remote.storage.delete(sorted(old))
+    names = tuple(sorted(old)) if dry else ()
+    return Removed(f"{remote.name}/{_RUNS}", True, len(old), sum(old.values()), kept, names=names)

@@ -1,0 +1,274 @@
+"""Bring what DVC 2.x left to the layout and the digests of DVC 3.x.
+
+Source of the behaviour: DVC 3.x, ``dvc cache migrate``. A digest of 2.x is that of a text with Unix line ends, so one
+of its objects may stand for files with either kind.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.cache.cache import Cache, digest_files
+from dvkf_prefect.data.progress import starting
+from dvkf_prefect.errors import ObjectError
+from dvkf_prefect.files import raise_disk_full, read_description, write_atomic
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.digest import digest_dos2unix
+from dvkf_prefect.formats.dvcfile import document_md5
+from dvkf_prefect.formats.dvcfile_edit import write_document
+from dvkf_prefect.formats.files import PIPELINE_FILE
+from dvkf_prefect.formats.objects import LEGACY, Stored
+from dvkf_prefect.formats.outputs import Output, with_content
+from dvkf_prefect.formats.tree import SUFFIX, Tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """What was brought to the present layout.
+
+    Attributes:
+        found: Objects of DVC 2.x in the cache.
+        added: Those that the present layout did not have yet.
+        damaged: Digests of those that do not hash to their names; they were left alone.
+        files: `.dvc` files and dvc.lock files that were rewritten, or would be.
+        left: Paths whose content is neither in the cache nor in the workspace, so that their entries stay as they are.
+    """
+
+    found: int
+    added: int = 0
+    damaged: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+
+def migrate(
+    repo: Repository, *, dvc_files: bool = False, dry_run: bool = False, progress: Progress | None = None
+) -> Migration:
+    """Do `Repo.migrate_cache`; the caller holds the lock."""
+    old = list(_legacy_objects(repo.cache.root))
+    if dry_run:
+        return Migration(len(old), files=tuple(_outdated(repo)) if dvc_files else ())
+    now, damaged = _digests(repo, old, progress)
+    added = sum(_add(repo.cache, digest, new) for digest, new in now.items())
+    migration = Migration(len(old), added, tuple(damaged))
+    return _rewrite(repo, now, migration) if dvc_files else migration
+
+
+# -- objects -----------------------------------------------------------------------------------------------------------
+
+
+def _legacy_objects(root: Path) -> Iterator[str]:
+    """Yield the digests of the objects that lie in ``<root>/aa/bbb…``."""
+    for high in "0123456789abcdef":
+        for low in "0123456789abcdef":
+            try:
+                names = os.listdir(root / (high + low))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for name in sorted(names):
+                plain = name.removesuffix(SUFFIX)
+                if len(plain) == 30 and _HEX.issuperset(plain):
+                    yield high + low + name
+
+
+def _digests(repo: Repository, old: list[str], progress: Progress | None) -> tuple[dict[str, str], list[str]]:
+    """Return the md5 of each object by its digest of 2.x, and those that are not what they are called."""
+    advance = starting(progress, "hash objects of DVC 2.x")
+    files = [str(repo.cache.path(digest, LEGACY)) for digest in old]
+    sizes = [os.stat(file).st_size for file in files]
+    now: dict[str, str] = {}
+    damaged: list[str] = []
+    for row, md5 in digest_files(files, sizes):
+        digest = old[row]
+        plain = digest.removesuffix(SUFFIX)
+        if md5 == plain or digest_dos2unix(files[row]) == plain:
+            now[digest] = md5 + digest[len(plain) :]
+        else:
+            damaged.append(digest)
+        if advance:
+            advance(1, sizes[row])
+    if progress:
+        progress.finish()
+    return now, sorted(damaged)
+
+
+def _add(cache: Cache, old: str, new: str) -> bool:
+    """Put an object into the present layout, as a hard link where the disk has them; tell whether it was not there."""
+    target = cache.path(new)
+    if target.exists():
+        return False
+    source = cache.path(old, LEGACY)
+    temporary = cache.temporary(new)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        cache.adopt(temporary, new)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise_disk_full(error, target)
+        raise
+    # Where they were one file already, moving one onto the other does nothing.
+    temporary.unlink(missing_ok=True)
+    return True
+
+
+# -- what describes outputs --------------------------------------------------------------------------------------------
+
+
+def _is_outdated(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("md5")) and "hash" not in entry and "repo" not in entry and not _elsewhere(entry)
+
+
+def _elsewhere(entry: Mapping[str, Any]) -> bool:
+    path = str(entry.get("path", ""))
+    return "://" in path or posixpath.isabs(path)
+
+
+def _entries(document: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the folder and each outdated output or dependency of a `.dvc` file or a dvc.lock."""
+    if not isinstance(document, dict):
+        return
+    parts = list((document.get("stages") or {}).values()) if "schema" in document else [document]
+    for part in parts:
+        # An import's dependency says what its service says of it.
+        is_import = "schema" not in document and not part.get("cmd") and len(part.get("deps") or ()) == 1
+        for key in ("outs",) if is_import else ("deps", "outs"):
+            for entry in part.get(key) or ():
+                if isinstance(entry, dict) and _is_outdated(entry):
+                    yield str(part.get("wdir") or "."), entry
+
+
+def _describing(repo: Repository) -> Iterator[tuple[str, str]]:
+    """Yield each file that may hold old entries, and how DVC calls it."""
+    for file in sorted(repo.files().find()):
+        if posixpath.basename(file) == PIPELINE_FILE:
+            lock = posixpath.splitext(file)[0] + ".lock"
+            if (repo.root / lock).is_file():
+                yield lock, f"{file} ({lock})"
+        else:
+            yield file, file
+
+
+def _outdated(repo: Repository) -> Iterator[str]:
+    for file, name in _describing(repo):
+        if any(_entries(documents.load(read_description(repo.root / file, name=file), file))):
+            yield name
+
+
+@dataclass
+class _Contents:
+    """What outputs and dependencies hold, by today's digests."""
+
+    repo: Repository
+    now: Mapping[str, str]
+    known: dict[tuple[str, str], Stored | None] = field(default_factory=dict)
+
+    def of(self, path: str, digest: str) -> Stored | None:
+        """Return the content that an entry of 2.x records; None where it is nowhere.
+
+        What lies in the workspace counts first: the cache may hold the same text with other line ends.
+        """
+        key = path, digest
+        if key not in self.known:
+            self.known[key] = self._in_workspace(path, digest) or self._in_cache(digest)
+        return self.known[key]
+
+    def _in_workspace(self, path: str, digest: str) -> Stored | None:
+        if not os.path.lexists(self.repo.root / path):
+            return None
+        if self.repo.workspace.look(path, hash_name=LEGACY).digest != digest:
+            return None
+        return self.repo.workspace.look(path).stored()
+
+    def _in_cache(self, digest: str) -> Stored | None:
+        cache = self.repo.cache
+        new = self.now.get(digest)
+        if new is None:
+            return None
+        if not new.endswith(SUFFIX):
+            return Stored(new, cache.path(new).stat().st_size)
+        tree = cache.read_tree(digest, LEGACY)
+        if any(old not in self.now for old in tree.digests):
+            return None
+        renewed = Tree.from_pairs((path, self.now[old]) for path, old in tree.items())
+        size = sum(cache.path(found).stat().st_size for found in renewed.digests)
+        return Stored(cache.add_bytes(renewed.to_bytes(), tree=True), size, len(renewed))
+
+
+def _rewrite(repo: Repository, now: Mapping[str, str], migration: Migration) -> Migration:
+    contents = _Contents(repo, now)
+    files: list[str] = []
+    left: list[str] = []
+    outputs = {output.path: output for output in repo.outputs()}
+    for file, _ in _describing(repo):
+        old = read_description(repo.root / file, name=file)
+        is_lock = file.endswith(".lock")
+        document = documents.load_editable(old, file) if is_lock else documents.load(old, file)
+        folder = posixpath.dirname(file)
+        changed = False
+        for wdir, entry in _entries(document):
+            path = posixpath.normpath(posixpath.join(folder, wdir, entry["path"]))
+            stored = contents.of(path, str(entry["md5"]))
+            if stored is None:
+                left.append(path)
+                continue
+            output = outputs.get(path)
+            if output is not None and output.source in (file, posixpath.splitext(file)[0] + ".yaml"):
+                stored = _keep(repo, output, stored)
+            _record(entry, stored, is_lock=is_lock)
+            changed = True
+        if not changed:
+            continue
+        if is_lock:
+            new = documents.dump(document)
+        else:
+            if "deps" in document and "md5" in document:
+                document["md5"] = document_md5(document)
+            elif "md5" in document:
+                del document["md5"]
+            new = write_document(old, file, document)
+        write_atomic(repo.root / file, new)
+        files.append(file)
+    repo.stage(files)
+    return replace(migration, files=tuple(files), left=tuple(dict.fromkeys(left)))
+
+
+def _keep(repo: Repository, output: Output, stored: Stored) -> Stored:
+    """See to it that an output's content is in the cache, and that links in the workspace lead to where it is now."""
+    if not output.cached or not os.path.lexists(repo.root / output.path):
+        return stored
+    found = repo.workspace.look(output.path)
+    if found.digest != stored.digest:
+        return stored
+    kept = repo.workspace.take(output.path)
+    if str(repo.config.get("cache", "type") or "").split(",")[0] in ("hardlink", "symlink"):
+        with suppress(ObjectError):
+            repo.workspace.relink(with_content(output, kept), repo.workspace.look(output.path))
+    return kept
+
+
+def _record(entry: Any, stored: Stored, *, is_lock: bool) -> None:
+    entry["md5"] = stored.digest
+    entry["size"] = stored.size
+    if stored.nfiles is not None:
+        entry["nfiles"] = stored.nfiles
+    if is_lock:
+        entry.insert(1, "hash", "md5")
+    else:
+        entry["hash"] = "md5"

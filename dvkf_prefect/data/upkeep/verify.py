@@ -1,0 +1,514 @@
+"""Hashing again what caches and remotes hold, naming the files that are damaged or gone, and bringing good copies.
+
+DVC trusts a read-only file of its cache and never hashes it again, and it takes the files of a manifest that is on a
+remote to be there too. Here nothing is trusted: every object is read whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.git.command import revisions_of
+from dvkf_prefect.data.git.history import Described, History
+from dvkf_prefect.data.remotes.remote import refuse_versioned
+from dvkf_prefect.data.repository.described import workspace_described
+from dvkf_prefect.data.transfer.manifests import parse_manifest, read_manifest
+from dvkf_prefect.data.upkeep.inventory import FolderInventory
+from dvkf_prefect.errors import (
+    ConfigError,
+    DvkfError,
+    MissingObjectError,
+    ObjectError,
+    OutputNotFoundError,
+    ParseError,
+    RemoteError,
+    TransferError,
+)
+from dvkf_prefect.formats.digest import digest_file, unix_text
+from dvkf_prefect.formats.objects import MD5, identity, keys_of
+from dvkf_prefect.formats.outputs import Output, matching
+from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress, Remote
+
+# DVC 2.x took the carriage returns out of text, one such piece after another.
+_PIECE = 1 << 20
+_AT_ONCE = 64
+_LOCAL_JOBS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One object that is not as its name says, or not there.
+
+    Attributes:
+        digest: Its name; a directory's manifest has ``.dir`` behind.
+        paths: The tracked files it is the content of, relative to the root; empty where nothing tracks it.
+        place: ``cache``, or the remote's name.
+        kind: ``damaged``; ``missing`` from the remote; ``lost`` when besides neither the cache nor the workspace has a
+            good copy of it.
+        detail: What was found.
+        repaired: Whether a good copy is in its place now.
+    """
+
+    digest: str
+    paths: tuple[str, ...]
+    place: str
+    kind: str
+    detail: str
+    repaired: bool = False
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.paths[:3]) + (
+            f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
+        )
+        where = "in the cache" if self.place == "cache" else f"on the remote '{self.place}'"
+        return f"{self.kind} {where}: {shown or 'tracked by nothing'} ({self.digest}): {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found; true when nothing is wrong (any more).
+
+    Attributes:
+        objects: Objects that were looked at.
+        size: Bytes that were hashed.
+        problems: What was wrong, by path.
+    """
+
+    objects: int
+    size: int
+    problems: tuple[Problem, ...]
+
+    def __bool__(self) -> bool:
+        return all(problem.repaired for problem in self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What hashing one object said: ``good``, ``damaged`` or ``missing``."""
+
+    key: str
+    state: str
+    size: int = 0
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class _Run:
+    """One verification: what it looks at and what it found."""
+
+    repo: Repository
+    repair: bool
+    jobs: int | None
+    progress: Progress | None
+    objects: int = 0
+    size: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    # The manifests that could be read, beside the outputs they belong to.
+    trees: list[tuple[Output, Tree]] = field(default_factory=list)
+    named: list[Output] = field(default_factory=list)
+
+    def check(
+        self, label: str, keys: Iterable[str], look: Callable[[str], _Checked], jobs: int
+    ) -> dict[str, _Checked]:
+        """Hash objects, a few at once; return those that are not good."""
+        order = sorted(set(keys))
+        wrong: dict[str, _Checked] = {}
+        if not order:
+            return wrong
+        if self.progress:
+            self.progress.start(label, len(order), 0)
+        with ThreadPoolExecutor(max(1, min(jobs, len(order))), thread_name_prefix="dvkf-verify") as pool:
+            for start in range(0, len(order), _AT_ONCE * 16):
+                for found in pool.map(look, order[start : start + _AT_ONCE * 16], chunksize=1):
+                    self.objects += 1
+                    self.size += found.size
+                    if found.state != "good":
+                        wrong[found.key] = found
+                    if self.progress:
+                        self.progress.advance(1, found.size)
+        if self.progress:
+            self.progress.finish()
+        return wrong
+
+    def paths(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        """Return the tracked files that objects are the content of."""
+        found: dict[str, list[str]] = {key: [] for key in keys}
+        for output in self.named:
+            for key in keys_of([output.digest or ""], output.hash_name):
+                if key in found and output.path not in found[key]:
+                    found[key].append(output.path)
+        for output, tree in self.trees:
+            for (relpath, _), key in zip(tree.items(), keys_of(tree.digests, output.hash_name), strict=True):
+                if key in found and (path := f"{output.path}/{relpath}") not in found[key]:
+                    found[key].append(path)
+        return found
+
+    def tell(
+        self, key: str, paths: Sequence[str], place: str, kind: str, detail: str, repaired: bool
+    ) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(identity(key)[0], tuple(paths), place, kind, detail, repaired))
+
+    def result(self) -> Verification:
+        """Return what was found."""
+        self.problems.sort(key=lambda problem: (problem.paths, problem.digest))
+        return Verification(self.objects, self.size, tuple(self.problems))
+
+
+def verify(
+    repo: Repository,
+    targets: Sequence[str],
+    *,
+    cloud: bool = False,
+    remote: str | None = None,
+    repair: bool = False,
+    all_branches: bool = False,
+    all_tags: bool = False,
+    all_commits: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Do `Repo.verify`."""
+    revs: list[str] = []
+    if all_branches or all_tags or all_commits:
+        if repo.git is None:
+            raise ConfigError(f"{repo.root} has no git history; -a, -T and -A mean nothing here")
+        revs = revisions_of(repo.git, all_branches=all_branches, all_tags=all_tags, all_commits=all_commits)
+    run = _Run(repo, repair, jobs, progress)
+    with repo.lock() if repair else nullcontext():
+        run.named = _outputs(repo, targets, revs)
+        if cloud:
+            groups: dict[str | None, list[Output]] = {}
+            for output in run.named:
+                if output.pushed:
+                    groups.setdefault(remote or output.remote, []).append(output)
+            for name, group in (groups or {remote: []}).items():
+                _verify_remote(run, group, _open(repo, name))
+        else:
+            _verify_cache(run, remote, everything=not (targets or revs))
+    return run.result()
+
+
+def _outputs(repo: Repository, targets: Sequence[str], revs: Sequence[str]) -> list[Output]:
+    """Return the cached outputs of the workspace and of commits, each content of each path once."""
+    described = list(workspace_described(repo))
+    if revs and repo.git:
+        with History(repo.git, repo.git_prefix) as history:
+            described += history.walk(revs)
+    for item in described:
+        if item.error:
+            raise item.error
+    tracked = [output for item in described for output in item.outputs]
+    if targets:
+        picked: list[Output] = []
+        for target in targets:
+            matched = list(matching(tracked, target))
+            if not matched:
+                raise OutputNotFoundError(
+                    f"'{target}' is not an output, a .dvc file or a stage of {repo.root}"
+                )
+            picked += matched
+        tracked = picked
+    distinct = {(output.path, output.digest): output for output in tracked if output.digest and output.cached}
+    return list(distinct.values())
+
+
+def _open(repo: Repository, name: str | None) -> Remote:
+    refuse_versioned(*repo.config.remote(name), "verify")
+    return repo.remote(name)
+
+
+# -- hashing -----------------------------------------------------------------------------------------------------------
+
+
+class _Hash:
+    """The md5 of what is fed to it, and for DVC 2.x the one of its text with Unix line ends."""
+
+    def __init__(self, hash_name: str) -> None:
+        self.size = 0
+        self._plain = hashlib.md5(usedforsecurity=False)
+        self._text = None if hash_name == MD5 else hashlib.md5(usedforsecurity=False)
+        self._rest = b""
+
+    def feed(self, chunks: Iterable[bytes]) -> None:
+        for chunk in chunks:
+            self.size += len(chunk)
+            self._plain.update(chunk)
+            if self._text is not None:
+                self._rest += chunk
+                while len(self._rest) >= _PIECE:
+                    self._text.update(unix_text(self._rest[:_PIECE]))
+                    self._rest = self._rest[_PIECE:]
+
+    def checked(self, key: str, digest: str) -> _Checked:
+        """Return what the bytes say of an object."""
+        wanted = digest.removesuffix(SUFFIX)
+        found = self._plain.hexdigest()
+        if self._text is not None:
+            self._text.update(unix_text(self._rest))
+            if self._text.hexdigest() == wanted:
+                found = wanted
+        if found == wanted:
+            return _Checked(key, "good", self.size)
+        return _Checked(key, "damaged", self.size, f"its {self.size} bytes hash to {found}")
+
+
+def _chunks(path: str | Path) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as stream:
+        while chunk := stream.read(_PIECE):
+            yield chunk
+
+
+def _look_at_file(key: str, path: str | Path) -> _Checked:
+    digest, hash_name = identity(key)
+    hashed = _Hash(hash_name)
+    try:
+        hashed.feed(_chunks(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return _Checked(key, "missing", 0, "it is not there")
+    except OSError as error:
+        return _Checked(key, "damaged", hashed.size, f"it cannot be read ({error.strerror})")
+    return hashed.checked(key, digest)
+
+
+def _look_at_blob(key: str, remote: Remote) -> _Checked:
+    place = remote.storage.local_path(key)
+    if place is not None:
+        return _look_at_file(key, place)
+    digest, hash_name = identity(key)
+    hashed = _Hash(hash_name)
+    try:
+        hashed.feed(remote.storage.stream(key))
+    except MissingObjectError:
+        return _Checked(key, "missing", 0, "it is not there")
+    return hashed.checked(key, digest)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def _verify_cache(run: _Run, remote: str | None, *, everything: bool) -> None:
+    root = run.repo.cache.root
+    there = FolderInventory(root).keys()
+    jobs = run.jobs or min(_LOCAL_JOBS, os.cpu_count() or 1)
+
+    def look(key: str) -> _Checked:
+        return _look_at_file(key, root / key)
+
+    trees = {key for output in run.named for key in _key(output) if is_tree(output.digest or "")}
+    keys = {key for key in there if key.endswith(SUFFIX)} if everything else trees & there
+    wrong = run.check("verify manifests", keys, look, jobs)
+    _settle_cache(run, _not_gone(wrong), remote)
+    for output in run.named:
+        if is_tree(output.digest or ""):
+            with suppress(DvkfError):
+                tree = read_manifest(run.repo.cache, output.digest or "", output.hash_name)
+                run.trees.append((output, tree))
+    if everything:
+        files = {key for key in there if not key.endswith(SUFFIX)}
+    else:
+        files = {key for output in run.named for key in _key(output)} - trees
+        for output, tree in run.trees:
+            files.update(keys_of(tree.digests, output.hash_name))
+        files &= there
+    wrong = _not_gone(run.check("verify the cache", files, look, jobs))
+    known = run.paths(wrong)
+    if everything and run.repo.git and not all(known.values()):
+        _name_older(run)
+    _settle_cache(run, wrong, remote)
+
+
+def _not_gone(wrong: dict[str, _Checked]) -> dict[str, _Checked]:
+    """Leave out what another process removed since it was listed."""
+    return {key: found for key, found in wrong.items() if found.state != "missing"}
+
+
+def _key(output: Output) -> Iterator[str]:
+    return keys_of([output.digest or ""], output.hash_name)
+
+
+def _name_older(run: _Run) -> None:
+    """Read the whole history for the files whose content is damaged, named with a commit that has them."""
+    repo = run.repo
+    assert repo.git
+    with History(repo.git, repo.git_prefix) as history:
+        older: list[Described] = list(history.walk(revisions_of(repo.git, all_commits=True)))
+    known = {(output.path, output.digest) for output in run.named}
+    for item in older:
+        for output in item.outputs:
+            if output.digest and output.cached and (output.path, output.digest) not in known:
+                known.add((output.path, output.digest))
+                dated = replace(output, path=f"{(item.rev or '')[:7]}:{output.path}")
+                run.named.append(dated)
+                if is_tree(output.digest):
+                    with suppress(DvkfError):
+                        tree = read_manifest(repo.cache, output.digest, output.hash_name)
+                        run.trees.append((dated, tree))
+
+
+def _settle_cache(run: _Run, wrong: dict[str, _Checked], remote: str | None) -> None:
+    """Name damaged objects of the cache and, when asked to, put good ones in their places."""
+    if not wrong:
+        return
+    known = run.paths(wrong)
+    asides: dict[str, Path] = {}
+    sources: dict[str, str] = {}
+    cache = run.repo.cache
+    if run.repair:
+        remotes = {key: output.remote for output in run.named for key in _key(output)}
+        members = {
+            key: output.remote
+            for output, tree in run.trees
+            for key in keys_of(tree.digests, output.hash_name)
+        }
+        rest: dict[str | None, list[str]] = {}
+        for key in wrong:
+            asides[key] = cache.set_aside(*identity(key))
+            if _from_workspace(run.repo, key, known[key]):
+                sources[key] = "the workspace"
+            else:
+                rest.setdefault(remote or {**members, **remotes}.get(key), []).append(key)
+        for name, keys in rest.items():
+            for key, source in _from_remote(run, name, keys).items():
+                sources[key] = source
+    for key, found in wrong.items():
+        detail = found.detail
+        if key in sources:
+            detail += f"; a good copy came from {sources[key]}, the damaged one is {asides[key]}"
+        elif key in asides:
+            detail += f"; no good copy was found, the damaged one is {asides[key]}"
+        run.tell(key, known[key], "cache", "damaged", detail, key in sources)
+
+
+def _from_workspace(repo: Repository, key: str, paths: Sequence[str]) -> bool:
+    """Take an object's content from a workspace file that still has it."""
+    digest, hash_name = identity(key)
+    if hash_name != MD5 or is_tree(digest):
+        return False
+    for path in paths:
+        file = repo.root / path
+        with suppress(OSError):
+            if file.is_file() and digest_file(file) == digest and repo.cache.add_file(file) == digest:
+                return True
+    return False
+
+
+def _from_remote(run: _Run, name: str | None, keys: Sequence[str]) -> dict[str, str]:
+    """Bring objects from a remote, verified; return those that came, each with where from."""
+    from dvkf_prefect.data.transfer.transfer import fetch
+
+    cache = run.repo.cache
+    try:
+        remote = _open(run.repo, name)
+    except DvkfError:
+        return {}
+    came: dict[str, str] = {}
+    files: list[Output] = []
+    for key in keys:
+        digest, hash_name = identity(key)
+        if not is_tree(digest):
+            files.append(Output(digest, digest, hash_name=hash_name))
+            continue
+        with suppress(ObjectError, ParseError, RemoteError):
+            data = remote.storage.read(key)
+            parse_manifest(data, digest, hash_name, str(remote))
+            temporary = cache.temporary(digest)
+            temporary.write_bytes(data)
+            cache.adopt(temporary, digest, hash_name)
+    with suppress(TransferError, RemoteError):
+        fetch(files, cache, remote, jobs=run.jobs)
+    for key in keys:
+        if (cache.root / key).is_file():
+            came[key] = str(remote)
+    return came
+
+
+# -- a remote ----------------------------------------------------------------------------------------------------------
+
+
+def _verify_remote(run: _Run, group: Sequence[Output], remote: Remote) -> None:
+    jobs = run.jobs or max(remote.jobs, min(_LOCAL_JOBS, os.cpu_count() or 1))
+
+    def look(key: str) -> _Checked:
+        return _look_at_blob(key, remote)
+
+    trees = {key for output in group for key in _key(output) if is_tree(output.digest or "")}
+    wrong_trees = run.check(f"verify manifests on {remote.name}", trees, look, jobs)
+    files = {key for output in group for key in _key(output)} - trees
+    read: dict[str, Tree | None] = {}
+    for output in group:
+        if not is_tree(output.digest or ""):
+            continue
+        key = next(_key(output))
+        if key not in read:
+            read[key] = _tree(run.repo, remote, key, on_remote=key not in wrong_trees)
+        tree = read[key]
+        if tree is not None:
+            run.trees.append((output, tree))
+            files.update(keys_of(tree.digests, output.hash_name))
+    wrong = run.check(f"verify {remote.name}", files, look, jobs)
+    known = run.paths({**wrong, **wrong_trees})
+    unrepaired: set[str] = set()
+    for key in [*sorted(wrong), *sorted(wrong_trees)]:
+        found = wrong.get(key) or wrong_trees[key]
+        _, hash_name = identity(key)
+        good = _good_copy(run, key, known[key])
+        detail, kind, repaired = found.detail, found.state, False
+        if not good:
+            kind = "lost"
+            detail = f"{found.detail}, and neither the cache nor the workspace has a good copy"
+        elif run.repair:
+            tree = read.get(key)
+            members = set(keys_of(tree.digests, hash_name)) if tree is not None else set()
+            if members & unrepaired:
+                detail += "; it was not sent, for some of its files are lost"
+            else:
+                remote.storage.upload(key, run.repo.cache.root / key)
+                repaired = True
+                detail += "; a good copy was sent"
+        if not repaired:
+            unrepaired.add(key)
+        run.tell(key, known[key], remote.name, kind, detail, repaired)
+
+
+def _tree(repo: Repository, remote: Remote, key: str, *, on_remote: bool) -> Tree | None:
+    """Read a manifest from the remote where it is good there, else from the cache."""
+    digest, hash_name = identity(key)
+    with suppress(DvkfError):
+        if on_remote:
+            return parse_manifest(remote.storage.read(key), digest, hash_name, str(remote))
+        return read_manifest(repo.cache, digest, hash_name)
+    return None
+
+
+def _good_copy(run: _Run, key: str, paths: Sequence[str]) -> bool:
+    """Tell whether the cache has a good copy, or can have one of the workspace's when repairing."""
+    repo = run.repo
+    state = _look_at_file(key, repo.cache.root / key).state
+    if state == "good":
+        return True
+    if not run.repair:
+        digest, hash_name = identity(key)
+        with suppress(OSError):
+            return hash_name == MD5 and any(
+                digest_file(repo.root / path) == digest for path in paths if (repo.root / path).is_file()
+            )
+        return False
+    if state == "damaged":
+        repo.cache.set_aside(*identity(key))
+    return _from_workspace(repo, key, paths)

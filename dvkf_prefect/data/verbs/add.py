@@ -1,0 +1,217 @@
+"""Take files and directories of the workspace under version control, or record their new content."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.git import gitignore
+from dvkf_prefect.data.imports.dependencies import dependencies_now
+from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.repository import legacy
+from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats.dvcfile import read_plain
+from dvkf_prefect.formats.dvcfile_edit import tidy_dvc_file, write_dvc_file
+from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
+from dvkf_prefect.formats.objects import LEGACY, MD5, Stored
+from dvkf_prefect.formats.outputs import DataVersion, Output, with_content
+from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.paths import is_within
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+def add(
+    repo: Repository, targets: Sequence[str | os.PathLike[str]], *, no_commit: bool, progress: Progress | None
+) -> list[DataVersion]:
+    """Do `Repo.add`; the caller holds the lock."""
+    tracked = repo.outputs()
+    paths = [repo.relpath(target) for target in targets]
+    with repo.git_ignored.asking() as git_ignored:  # all at once; each is refused below
+        git_ignored([path + ".dvc" for path in paths])
+    paths = [_check_new(repo, path, tracked) for path in paths]
+    versions: list[DataVersion] = []
+    staged: list[str] = []
+    for path in paths:
+        size_known = True
+        around = next((o for o in tracked if path.startswith(o.path + "/")), None)
+        if around is not None and around.hash_name != MD5:
+            raise OutputError(
+                f"'{path}' lies in '{around.path}', which DVC 2.x recorded ({around.source}); its digests cannot stand "
+                f"beside today's. Add the whole of it: `dvkf add {around.path}`"
+            )
+        same = next((o for o in tracked if o.path == path), None)
+        old = legacy.unchanged(repo, path, same.digest, same.hash_name) if same else None
+        if same is not None and old is not None:
+            staged += _record(
+                repo, same, legacy.keep(repo, path, old, commit=not no_commit), hash_name=LEGACY
+            )
+            versions.append(repo.version_of(same))
+            continue
+        advance = starting(progress, f"add {path}")
+        if no_commit:
+            stored = repo.workspace.look(path).stored()
+        else:
+            stored = repo.workspace.take(path, advance=advance, keep_manifest=around is None)
+        if progress:
+            progress.finish()
+        if around is None:
+            output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
+        else:
+            output = around
+            stored, size_known = _merged(repo, around, path)
+            # Another target of this call may lie in the same directory.
+            merged = replace(with_content(around, stored), size=stored.size if size_known else None)
+            tracked = [merged if o.path == around.path else o for o in tracked]
+        staged += _record(repo, output, stored, size_known)
+        versions.append(repo.version_of(with_content(output, stored)))
+    repo.stage(staged)
+    return versions
+
+
+def commit(
+    repo: Repository, targets: Sequence[str], *, sources: bool, progress: Progress | None
+) -> list[DataVersion]:
+    """Do `Repo.commit`; the caller holds the lock."""
+    changed: list[DataVersion] = []
+    dependencies: dict[str, Sequence[Mapping[str, Any]] | None] = {}
+    outputs = repo.outputs(targets, overlap="any")
+    if not targets:
+        _commit_empty(repo, {output.source for output in outputs}, sources=sources)
+    for output in outputs:
+        if output.stage:
+            continue
+        if not os.path.lexists(repo.root / output.path):
+            raise OutputNotFoundError(
+                f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
+            )
+        if sources and output.source not in dependencies:
+            dependencies[output.source] = dependencies_now(repo, output.source)
+        deps = dependencies.get(output.source)
+        hash_name = output.hash_name
+        old = legacy.unchanged(repo, output.path, output.digest, hash_name)
+        if old is not None:
+            stored = legacy.keep(repo, output.path, old, commit=output.cached)
+        elif output.cached:
+            advance = starting(progress, f"commit {output.path}")
+            stored, hash_name = repo.workspace.take(output.path, advance=advance), MD5
+            if progress:
+                progress.finish()
+        else:
+            stored, hash_name = repo.workspace.look(output.path).stored(), MD5
+        same = (stored.digest, stored.isexec, hash_name) == (output.digest, output.isexec, output.hash_name)
+        plain = same and deps is None and stored.size == output.size
+        if plain and read_plain(read_description(repo.root / output.source)):
+            _keep_out_of_git(repo, output)
+            continue
+        _record(repo, output, stored, hash_name=hash_name, deps=deps)
+        if not same:
+            changed.append(repo.version_of(with_content(output, stored)))
+    return changed
+
+
+def _commit_empty(repo: Repository, known: set[str], *, sources: bool) -> None:
+    """Write `.dvc` files without outputs as DVC does."""
+    for source in repo.files().find():
+        if source.endswith(".dvc") and source not in known:
+            file = repo.root / source
+            old = read_description(file)
+            new = tidy_dvc_file(old, source, dependencies_now(repo, source) if sources else None)
+            if new != old:
+                write_atomic(file, new)
+
+
+def _check_new(repo: Repository, path: str, tracked: Sequence[Output]) -> str:
+    if not path or path.split("/")[0] in (".dvc", ".git"):
+        raise OutputError(f"'{path or '.'}' cannot be tracked: it holds the repository itself")
+    full = repo.root / path
+    if not os.path.lexists(full):
+        raise OutputNotFoundError(f"'{path}' does not exist in {repo.root}")
+    if repo.ignore.matches(path + ("/" if full.is_dir() else "")):
+        raise OutputError(f"'{path}' is left out by {IGNORE_FILE}; change that file to track it")
+    for output in tracked:
+        if output.path == path:
+            if output.stage:
+                raise OutputError(
+                    f"'{path}' is an output of stage '{output.stage}' ({output.source}); "
+                    "record it with `dvkf commit` or `dvkf repro`"
+                )
+            return path
+        if path.startswith(output.path + "/") and output.is_dir and not output.stage:
+            return path
+        if output.path.startswith(path + "/") or path.startswith(output.path + "/"):
+            raise OutputOverlapError(
+                f"'{path}' overlaps the output '{output.path}' ({output.source}); "
+                "add that one again, or remove its tracking first"
+            )
+    repo.git_ignored.check(path + ".dvc")
+    if repo.git:
+        in_git = repo.git.tracked([repo.git_prefix + path])
+        if in_git:
+            raise OutputInGitError(
+                f"'{path}' is tracked by git ({len(in_git)} file(s)); stop that first: "
+                f"`git rm -r --cached '{path}'` and commit"
+            )
+    return path
+
+
+def _record(
+    repo: Repository,
+    output: Output,
+    stored: Stored,
+    size_known: bool = True,
+    *,
+    hash_name: str = MD5,
+    deps: Sequence[Mapping[str, Any]] | None = None,
+) -> list[str]:
+    """Write the output's `.dvc` file and keep its data out of git; return the files written."""
+    file = repo.root / output.source
+    old = read_description(file) if file.exists() else None
+    new = write_dvc_file(
+        old, output.source, output.path, stored, size_known=size_known, hash_name=hash_name, deps=deps
+    )
+    if new != old:
+        write_atomic(file, new)
+    return [output.source, *_keep_out_of_git(repo, output)]
+
+
+def _keep_out_of_git(repo: Repository, output: Output) -> list[str]:
+    """Name the output's data in the `.gitignore` beside it; return that file when it was changed."""
+    if repo.git and output.cached and gitignore.ignore(repo.root / output.path):
+        return [posixpath.join(posixpath.dirname(output.path), ".gitignore")]
+    return []
+
+
+def _merged(repo: Repository, output: Output, path: str) -> tuple[Stored, bool]:
+    """Store a directory's manifest with what lies at one path in it now; the rest need not be there.
+
+    Returns:
+        The directory's new content, and whether its size is known.
+
+    Raises:
+        MissingObjectError: The directory's own manifest is not in the cache.
+    """
+    inner = path[len(output.path) + 1 :]
+    old = repo.cache.read_tree(output.digest or "", output.hash_name)
+    rows = repo.workspace.look(path).rows
+    fresh = (
+        [(posixpath.join(inner, p) if p else inner, digest, size) for p, digest, size in rows.files()]
+        if rows
+        else []
+    )
+    kept = [(p, digest) for p, digest in old.items() if not is_within(p, inner)]
+    tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
+    digest = repo.cache.add_bytes(tree.to_bytes(), tree=True)
+    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced; 0 is not known either.
+    size: int | None = None
+    if output.size is not None and digest == output.digest:
+        size = output.size
+    elif output.size and len(kept) == len(old):
+        size = output.size + sum(bytes_ for _, _, bytes_ in fresh)
+    return Stored(digest, size or 0, len(tree)), size is not None

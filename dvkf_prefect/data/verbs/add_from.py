@@ -1,0 +1,130 @@
+"""Track data that lies elsewhere: a path or a url, brought to a remote past the cache, or into the workspace.
+
+Source of the behaviour: DVC 3.x, ``dvc add --to-remote`` and ``dvc add --out``. Unlike an import, the `.dvc` file says
+nothing of where the data came from.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import posixpath
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.git import gitignore
+from dvkf_prefect.data.imports.fetch import bring_source
+from dvkf_prefect.data.imports.pending import put
+from dvkf_prefect.data.imports.relay import send as send
+from dvkf_prefect.data.imports.sources import open_source
+from dvkf_prefect.data.remotes.urls import without_query
+from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats.dvcfile_edit import write_dvc_file
+from dvkf_prefect.formats.files import describes_outputs
+from dvkf_prefect.formats.objects import Stored
+from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap, with_content
+from dvkf_prefect.paths import check_target
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+def add_to_remote(
+    repo: Repository,
+    source: str,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    remote: str | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> DataVersion:
+    """Do `Repo.add_to_remote`; the caller holds the lock."""
+    output = _new_output(repo, out or name_of(source), must_be_free=out is not None and not force)
+    found = open_source(repo.config, source, folder=repo.root, fs_config={})
+    stored = send(repo, found, remote, jobs, progress)
+    return _record(repo, output, stored)
+
+
+def add_copy(
+    repo: Repository,
+    source: str,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> DataVersion:
+    """Do `Repo.add_copy`; the caller holds the lock."""
+    output = _new_output(repo, out or name_of(source), must_be_free=not force)
+    found = open_source(repo.config, source, folder=repo.root, fs_config={})
+    stored = bring_source(found, repo.cache, jobs, progress)
+    put(repo, with_content(output, stored), repo.workspace.look(output.path), progress)
+    return _record(repo, output, stored)
+
+
+def name_of(source: str) -> str:
+    """Return the last part of a path or a url."""
+    path = without_query(source) if "://" in source else source
+    return posixpath.basename(posixpath.normpath(path))
+
+
+def place_for(source: str, out: str | None) -> str | None:
+    """Return where data goes for what was typed as its place: into it, where it is a folder."""
+    return os.path.join(out, name_of(source)) if out and os.path.isdir(out) else out
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Return the paths that shell patterns mean, ``**`` for folders at any depth.
+
+    Raises:
+        OutputNotFoundError: They mean none.
+    """
+    paths = [path for pattern in patterns for path in sorted(glob.iglob(pattern, recursive=True))]
+    if not paths:
+        raise OutputNotFoundError(f"Glob {list(patterns)} has no matches.")
+    return paths
+
+
+def _new_output(repo: Repository, out: str | os.PathLike[str], *, must_be_free: bool) -> Output:
+    """Return the output to record, a known one or a new one.
+
+    Raises:
+        OutputError: It may not be there, or is something else already.
+    """
+    path = repo.relpath(out)
+    if path:
+        check_target(repo.root, path)
+    if not path or path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(path)):
+        raise OutputError(f"'{path or '.'}' cannot be tracked; name a data file or a directory with --out")
+    if must_be_free and os.path.lexists(repo.root / path):
+        raise OutputError(f"'{path}' exists already; --force overwrites it, --out names another place")
+    tracked = repo.outputs()
+    output = next((o for o in tracked if o.path == path), None)
+    if output is None:
+        output = Output(path, None, source=path + ".dvc")
+        if (repo.root / output.source).exists():
+            raise OutputError(f"'{output.source}' exists already and describes something else")
+        check_overlap(sorted([*tracked, output], key=lambda o: o.path))
+        repo.git_ignored.check(output.source)
+    elif output.stage or output.origin:
+        what = f"an output of stage '{output.stage}'" if output.stage else "an import"
+        raise OutputError(f"'{path}' is {what} ({output.source}); `dvkf remove` that first")
+    if repo.git and repo.git.tracked([repo.git_prefix + path]):
+        raise OutputInGitError(f"'{path}' is tracked by git; stop that first: `git rm -r --cached '{path}'`")
+    return output
+
+
+def _record(repo: Repository, output: Output, stored: Stored) -> DataVersion:
+    file = repo.root / output.source
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Where the data comes when it is pulled, git must not take it.
+    staged = [file]
+    if repo.git and gitignore.ignore(repo.root / output.path):
+        staged.append((repo.root / output.path).with_name(".gitignore"))
+    old = read_description(file) if file.exists() else None
+    write_atomic(file, write_dvc_file(old, output.source, output.path, stored))
+    repo.stage(path.relative_to(repo.root).as_posix() for path in staged)
+    return repo.version_of(with_content(output, stored))

@@ -1,0 +1,199 @@
+"""Make the workspace hold what is recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.repository.selection import Choice, select
+from dvkf_prefect.data.workspace.workspace import Found
+from dvkf_prefect.errors import (
+    MissingObjectError,
+    ObjectError,
+    OutputChangedError,
+    OutputError,
+    OutputNotFoundError,
+    TransferError,
+)
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import Tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+_KEPT_OFF = "it is not in the cache, and kept off remotes (push: false); make it again, with `dvkf repro` for instance"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """What a checkout changed, in output paths; a directory has a slash at the end."""
+
+    added: tuple[str, ...] = ()
+    modified: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.modified or self.deleted)
+
+
+def checkout(
+    repo: Repository,
+    targets: Sequence[str],
+    choice: Choice | None = None,
+    *,
+    force: bool,
+    allow_missing: bool,
+    relink: bool,
+    progress: Progress | None,
+) -> Checkout:
+    """Do `Repo.checkout`; the caller holds the lock."""
+    # Other commits are nothing to a workspace.
+    choice = choice and replace(choice, all_branches=False, all_tags=False, all_commits=False)
+    selection = select(repo, targets, choice)
+    whole = [o for o in selection.outputs if o.cached and o.digest and o.path not in selection.parts]
+    failures: dict[str, str] = {}
+    with ExitStack() as borrowed:
+        tracked = list(whole)
+        for output in selection.outputs:
+            if output.path in selection.parts and output.cached and output.digest:
+                try:
+                    tracked += _parts(repo, output, selection.parts[output.path], borrowed)
+                except MissingObjectError as error:
+                    failures[f"{output.path}/"] = str(error)
+        repo.workspace.sweep(output.path for output in tracked)
+        work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
+        repo.workspace.sweep()
+        inside = {id(o) for o in tracked[len(whole) :]}
+        # Manifests do not say which files may be executed: those of parts stay as they are.
+        work = [(replace(o, isexec=f.isexec) if id(o) in inside else o, f) for o, f in work]
+        kept = [(o, f) for o, f in work if f.digest == o.digest and f.isexec == o.isexec]
+        work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
+        gone = {} if targets else _no_longer_tracked(repo)
+        if not force:
+            lost = [path for output, found in work for path in repo.workspace.lost_by(output, found)]
+            if lost:
+                raise OutputChangedError(lost)
+        added: list[str] = []
+        modified: list[str] = []
+        for output, found in work:
+            advance = starting(progress, f"checkout {output.path}")
+            name = output.path + ("/" if output.is_dir else "")
+            try:
+                repo.workspace.put(output, found, advance=advance)
+            except TransferError as error:
+                failures.update(error.failures)
+                if not output.pushed:
+                    failures.update(dict.fromkeys(error.failures, _KEPT_OFF))
+            except MissingObjectError as error:
+                failures[name] = str(error) if output.pushed else _KEPT_OFF
+            else:
+                (added if found.digest is None else modified).append(name)
+            if progress:
+                progress.finish()
+        for path, found in gone.items():
+            repo.workspace.remove(path, found)
+        for output, found in kept if relink else ():
+            try:
+                repo.workspace.relink(output, found)
+            except ObjectError as error:
+                failures[output.path] = str(error)
+    _remember(repo, whole, set(gone))
+    if failures and not allow_missing:
+        raise TransferError(f"the cache ({repo.cache.root})", failures)
+    deleted = (path + ("/" if found.nfiles is not None else "") for path, found in gone.items())
+    return Checkout(tuple(added), tuple(modified), tuple(sorted(deleted)))
+
+
+def _parts(repo: Repository, output: Output, inside: Sequence[str], borrowed: ExitStack) -> list[Output]:
+    """Return parts of a directory as outputs of their own.
+
+    Args:
+        repo: The repository.
+        output: The directory.
+        inside: The files and folders in it that are wanted.
+        borrowed: Ends when the manifests of folders are needed no longer.
+
+    Raises:
+        MissingObjectError: The directory's manifest is not in the cache.
+        OutputNotFoundError: There is nothing of that name in it.
+    """
+    tree = repo.cache.read_tree(output.digest or "", output.hash_name)
+    parts: list[Output] = []
+    for part in inside:
+        below = tree.below(part)
+        if not below:
+            raise OutputNotFoundError(
+                f"'{output.path}/{part}': no such file or folder is recorded in '{output.path}'"
+            )
+        path = f"{output.path}/{part}"
+        if below.relpaths == [part]:
+            digest = below.digests[0]
+        else:
+            folder = Tree([relpath[len(part) + 1 :] for relpath in below.relpaths], below.digests)
+            digest = borrowed.enter_context(_lent(repo.cache, folder, output.hash_name))
+        parts.append(replace(output, path=path, digest=digest, size=None, nfiles=None))
+    return parts
+
+
+@contextmanager
+def _lent(cache: Cache, tree: Tree, hash_name: str) -> Iterator[str]:
+    """Have a manifest in the cache for a while that nothing records."""
+    digest = tree.digest
+    if cache.exists(digest, hash_name):
+        yield digest
+        return
+    temporary = cache.temporary(digest)
+    temporary.write_bytes(tree.to_bytes())
+    cache.adopt(temporary, digest, hash_name)
+    try:
+        yield digest
+    finally:
+        cache.path(digest, hash_name).unlink(missing_ok=True)
+
+
+def _record_file(repo: Repository) -> Path:
+    return repo.tmp_dir / "checked-out.json"
+
+
+def _checked_out(repo: Repository) -> dict[str, str]:
+    try:
+        known = json.loads(read_description(_record_file(repo)))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _no_longer_tracked(repo: Repository) -> dict[str, Found]:
+    """Return what we checked out once, nobody tracks now, and is as we left it."""
+    paths = {output.path for output in repo.outputs()}
+    gone: dict[str, Found] = {}
+    for path, digest in _checked_out(repo).items():
+        if path in paths or any(p.startswith(path + "/") or path.startswith(p + "/") for p in paths):
+            continue
+        if repo.git and repo.git.tracked([repo.git_prefix + path]):
+            continue
+        try:
+            found = repo.workspace.look(path)
+        except OutputError:
+            continue  # something else took its place, which is not ours to remove
+        if found.digest == digest:
+            gone[path] = found
+    return gone
+
+
+def _remember(repo: Repository, tracked: Sequence[Output], gone: set[str]) -> None:
+    before = _checked_out(repo)
+    after = {path: digest for path, digest in before.items() if path not in gone}
+    after.update({output.path: output.digest for output in tracked if output.digest})
+    if after != before:
+        repo.tmp_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(_record_file(repo), json.dumps(after, sort_keys=True).encode(), durable=False)

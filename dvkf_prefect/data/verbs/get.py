@@ -1,0 +1,221 @@
+"""Downloads from repositories and urls, without tracking them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.cache.borrowed import BorrowedCache
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.imports import fetch
+from dvkf_prefect.data.imports.external import open_external
+from dvkf_prefect.data.imports.fetch import bring_source
+from dvkf_prefect.data.imports.sources import open_source
+from dvkf_prefect.data.remotes.urls import without_query
+from dvkf_prefect.data.repository.config import Config
+from dvkf_prefect.errors import CorruptObjectError, ObjectError, OutputError, OutputNotFoundError
+from dvkf_prefect.formats.files import describes_outputs
+from dvkf_prefect.formats.objects import MD5, Stored, object_key
+from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.paths import make_folders
+from dvkf_prefect.scratch import put_in_place, scratch_beside, scratch_folder
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+def get(
+    url: str,
+    path: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    rev: str | None = None,
+    force: bool = False,
+    remote: str | None = None,
+    remote_config: Mapping[str, str] | None = None,
+    config: str | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Download a file or a directory that a repository tracks, by DVC or by git.
+
+    Args:
+        url: The repository: a folder or a git url.
+        path: What to download, relative to its root; may lie inside a tracked directory.
+        out: Where to; None for its own name here. Into a folder that exists it goes under its own name.
+        rev: A git revision of the repository.
+        force: Replace what is there.
+        remote: The name of its remote to download from.
+        remote_config: Options over those of that remote.
+        config: A configuration file whose settings go over the repository's.
+        jobs: How many transfers at once.
+        progress: Told of files and bytes.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        OutputError: Something is there already, or the path is a `.dvc` file.
+        OutputNotFoundError: The repository has no such path.
+        TransferError: Some objects could not be had; nothing was put in place.
+
+    Example:
+        >>> get("https://git.example.org/team/data.git", "images/cats", rev="v1.2")
+    """
+    dest = Path(os.path.abspath(resolve_out(path, out)))
+    check_free(dest, force)
+    if describes_outputs(dest.name):
+        raise OutputError(f"{path} is a DVC file; name a data file or a directory")
+    with (
+        scratch_beside(dest, ".dvkf-get-") as scratch,
+        open_external(
+            url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=scratch / "cache"
+        ) as source,
+    ):
+        borrowed = source.cache if source.at else BorrowedCache(scratch / "cache", source.cache.root)
+
+        def export(cache: Cache, out: Path) -> Path:
+            content = fetch.bring(source, path, cache, jobs=jobs, progress=progress)
+            _export(cache, content.stored, content.tree, content.hash_name, out)
+            return out
+
+        try:
+            new = export(borrowed, scratch / "out")
+        except CorruptObjectError:
+            # Objects that are copied first are verified, and a damaged one is had from the next place.
+            new = export(Cache(scratch / "own"), scratch / "again")
+        put_in_place(new, dest, scratch)
+    return dest
+
+
+def storage_url(
+    url: str,
+    path: str,
+    *,
+    rev: str | None = None,
+    remote: str | None = None,
+    remote_config: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> str:
+    """Return where the remote of a repository keeps a tracked path; of a directory, its manifest.
+
+    Args:
+        url: The repository: a folder or a git url.
+        path: An output or a path inside one.
+        rev: A git revision of the repository.
+        remote: The name of its remote.
+        remote_config: Options over those of that remote.
+        config: A configuration file whose settings go over the repository's.
+
+    Raises:
+        OutputNotFoundError: It is not tracked.
+        RemoteNotFoundError: The repository has no such remote, or no default one.
+    """
+    with (
+        scratch_folder("dvkf-get-") as folder,
+        open_external(
+            url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=folder
+        ) as opened,
+    ):
+        cache = opened.cache if opened.at else BorrowedCache(folder, opened.cache.root)
+        source, output, digest = fetch.find_tracked(opened, path, cache)
+        _, options = source.config.remote(output.remote)
+        base = options["url"].rstrip("/")
+        if source.config.is_versioned(output.remote):
+            return f"{base}/{path}"
+        return f"{base}/{object_key(digest, output.hash_name)}"
+
+
+def get_url(
+    url: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    fs_config: Mapping[str, str] | None = None,
+    config: Config | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Download a file or a directory from a url.
+
+    Args:
+        url: A path, or a url such as ``s3://bucket/images``.
+        out: Where to; None for its own name here. Into a folder that exists it goes under its own name.
+        force: Replace what is there.
+        fs_config: Options for the url, by the names that remotes have.
+        config: The settings that hold the remotes which ``remote://name/path`` may mean.
+        jobs: How many transfers at once.
+        progress: Told of files and bytes.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        OutputError: Something is there already.
+        OutputNotFoundError: Nothing is at the url.
+        TransferError: Some files could not be had; nothing was put in place.
+    """
+    dest = Path(os.path.abspath(resolve_out(url, out)))
+    check_free(dest, force)
+    found = open_source(config or Config(None), url, folder=Path.cwd(), fs_config=fs_config)
+    with scratch_beside(dest, ".dvkf-get-") as scratch:
+        cache = Cache(scratch / "cache")
+        stored = bring_source(found, cache, jobs, progress)
+        tree = cache.read_tree(stored.digest) if found.is_dir else None
+        _export(cache, stored, tree, MD5, scratch / "out")
+        put_in_place(scratch / "out", dest, scratch)
+    return dest
+
+
+def list_url(
+    url: str, *, fs_config: Mapping[str, str] | None = None, config: Config | None = None
+) -> list[tuple[str, int | None]]:
+    """Return the files at a url, each with its bytes; the path of a single file is its name.
+
+    Raises:
+        OutputNotFoundError: Nothing is at the url.
+    """
+    found = open_source(config or Config(None), url, folder=Path.cwd(), fs_config=fs_config)
+    name = _name_of(url)
+    return [(relpath or name, size) for relpath, size in zip(found.relpaths, found.sizes, strict=True)]
+
+
+def resolve_out(given: str, out: str | os.PathLike[str] | None) -> str:
+    """Return where a download goes: under its own name, or the one given, or below it where that is a folder."""
+    if not out:
+        return _name_of(given)
+    return os.path.join(out, _name_of(given)) if os.path.isdir(out) else os.fspath(out)
+
+
+def _name_of(given: str) -> str:
+    name = os.path.basename(os.path.normpath(without_query(given) if "://" in given else given))
+    if name in ("", ".", ".."):
+        raise OutputError(f"'{given}' has no name of its own; say where it shall go")
+    return name
+
+
+def check_free(dest: Path, force: bool) -> None:
+    """Make sure that something new may come to a place.
+
+    Raises:
+        OutputError: Something is there, and ``force`` is not set.
+        OutputNotFoundError: Its folder is not there.
+    """
+    if os.path.lexists(dest) and not force:
+        raise OutputError(
+            f"The file '{os.path.relpath(dest)}' already exists locally.\nTo override it, re-run with '--force'."
+        )
+    if not dest.parent.is_dir():
+        raise OutputNotFoundError(f"the folder {dest.parent} does not exist")
+
+
+def _export(cache: Cache, stored: Stored, tree: Tree | None, hash_name: str, out: Path) -> None:
+    if tree is None:
+        cache.copy_out(stored.digest, out, mode=0o777 if stored.isexec else 0o666, hash_name=hash_name)
+        return
+    make_folders(str(out), tree.relpaths)
+    for _, result in cache.place(tree.digests, f"{out}/", tree.relpaths, hash_name=hash_name):
+        if isinstance(result, ObjectError):
+            raise result

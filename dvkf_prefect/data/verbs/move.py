@@ -1,0 +1,160 @@
+"""`move`: tracked data gets another place or name."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.git import gitignore
+from dvkf_prefect.data.progress import starting
+from dvkf_prefect.errors import DvkfError, OutputError, OutputInGitError, OutputNotFoundError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvcfile import document_md5
+from dvkf_prefect.formats.dvcfile_edit import write_document
+from dvkf_prefect.formats.files import describes_outputs
+from dvkf_prefect.formats.objects import Stored
+from dvkf_prefect.formats.outputs import Output, check_overlap, matching, with_content
+from dvkf_prefect.paths import check_target
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+# What a move is about to do, as long as it is not done; in the folder for the state of a repository.
+_MOVING = "moving"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What was moved: the output and the `.dvc` file that describes it, before and now."""
+
+    path: str
+    new_path: str
+    file: str
+    new_file: str
+
+
+def move(repo: Repository, source: str, target: str, *, progress: Progress | None = None) -> Move:
+    """Do `Repo.move`; the caller holds the lock."""
+    tracked = repo.outputs()
+    output = next((o for o in matching(tracked, source) if o.path == source), None)
+    if output is None:
+        raise OutputNotFoundError(f"'{source}' is not a tracked file or directory of {repo.root}")
+    if output.stage or _has_command(repo, output.source):
+        raise OutputError(
+            f"'{source}' is an output of a stage ({output.source}); move it in its dvc.yaml, and `dvkf repro`"
+        )
+    note = repo.tmp_dir / _MOVING
+    begun = None if os.path.lexists(repo.root / source) else _begun(note, source, target)
+    asked = target
+    if begun is not None:
+        target = begun
+    elif (repo.root / target).is_dir():
+        target = posixpath.join(target, posixpath.basename(source))
+    # A .dvc file that is called like its output goes with it.
+    follows = posixpath.basename(output.source) == posixpath.basename(source) + ".dvc"
+    file = target + ".dvc" if follows else output.source
+    moved = replace(output, path=target, source=file)
+    check_target(repo.root, source)
+    check_target(repo.root, target)
+    _check_place(repo, output, moved, tracked, begun=begun is not None)
+    old, new = repo.root / source, repo.root / target
+    if not os.path.lexists(new.parent):
+        new.parent.mkdir(parents=True)
+    changed = [file, output.source]
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(note, json.dumps([source, asked, target]).encode())
+    if repo.git and output.cached and gitignore.ignore(new):
+        changed.append(posixpath.join(posixpath.dirname(target), ".gitignore"))
+    stored: Stored | None = None
+    if os.path.lexists(old):
+        os.rename(old, new)
+    if os.path.lexists(new):
+        stored = repo.workspace.take(target, advance=starting(progress, f"move {source}"))
+        if progress:
+            progress.finish()
+    document = _moved_document(repo, output, moved, stored)
+    write_atomic(repo.root / file, document)
+    if repo.git and output.cached and target != source and gitignore.unignore(old):
+        changed.append(posixpath.join(posixpath.dirname(source), ".gitignore"))
+    if follows and file != output.source:
+        # Last: as long as it is there, the same call goes on from wherever this one was killed.
+        (repo.root / output.source).unlink()
+    note.unlink(missing_ok=True)
+    repo.stage(changed)
+    return Move(source, target, output.source, file)
+
+
+def _begun(note: Path, source: str, asked: str) -> str | None:
+    """Return where a killed run was moving an output to, when it was asked for the same; None otherwise."""
+    try:
+        begun = json.loads(read_description(note))
+    except (OSError, ValueError, RecursionError, DvkfError):
+        return None
+    places = (asked, posixpath.join(asked, posixpath.basename(source)))
+    return next((place for place in places if begun == [source, asked, place]), None)
+
+
+def _has_command(repo: Repository, file: str) -> bool:
+    return bool(documents.load(read_description(repo.root / file, name=file), file).get("cmd"))
+
+
+def _check_place(
+    repo: Repository, output: Output, moved: Output, tracked: Sequence[Output], *, begun: bool = False
+) -> None:
+    """Refuse a place that is taken, unless by what a killed run had moved there already.
+
+    Raises:
+        OutputError: Something is there, or may not be there.
+    """
+    if moved.path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(moved.path)):
+        raise OutputError(f"'{moved.path}' cannot be tracked; name another place")
+    for path in {moved.path, moved.source} - {output.source}:
+        if not begun and os.path.lexists(repo.root / path):
+            raise OutputError(f"'{path}' exists already; move it away, or name another place")
+    if repo.git and repo.git.tracked([repo.git_prefix + moved.path]):
+        raise OutputInGitError(
+            f"'{moved.path}' is tracked by git; stop that first: `git rm -r --cached '{moved.path}'`"
+        )
+    gone = {output.path, moved.path} if begun else {output.path}
+    check_overlap(sorted([moved, *(o for o in tracked if o.path not in gone)], key=lambda o: o.path))
+    repo.git_ignored.check(moved.source)
+
+
+def _moved_document(repo: Repository, output: Output, moved: Output, stored: Stored | None) -> bytes:
+    """Return the `.dvc` file of an output that is elsewhere now, the rest of it kept."""
+    old = read_description(repo.root / output.source)
+    document = documents.load(old, output.source)
+    folder = posixpath.join(posixpath.dirname(output.source), document.get("wdir") or ".")
+    new_folder = folder
+    if moved.source != output.source:
+        new_folder = posixpath.dirname(moved.source)
+        document.pop("wdir", None)
+    for out in document["outs"]:
+        if posixpath.normpath(posixpath.join(folder, out["path"])) != output.path:
+            continue
+        if stored is not None and with_content(output, stored) != output:
+            for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "cloud"):
+                out.pop(key, None)
+            fresh: dict[str, Any] = {"md5": stored.digest, "size": stored.size}
+            if stored.nfiles is not None:
+                fresh["nfiles"] = stored.nfiles
+            if stored.isexec:
+                fresh["isexec"] = True
+            kept = dict(out)
+            out.clear()
+            out.update({**fresh, "hash": "md5", **kept})
+        out["path"] = posixpath.relpath(moved.path, new_folder or ".")
+    for dep in document.get("deps") or []:
+        path = dep.get("path", "")
+        if "repo" not in dep and path and "://" not in path and not posixpath.isabs(path):
+            dep["path"] = posixpath.relpath(posixpath.join(folder, path), new_folder or ".")
+    if document.get("deps"):
+        document["md5"] = document_md5(document)
+    return write_document(old, output.source, document)

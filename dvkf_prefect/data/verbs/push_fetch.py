@@ -1,0 +1,274 @@
+"""What a repository shares through its remotes: which outputs go to which, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.progress import Direction, Progress
+from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.data.repository.selection import Selection
+from dvkf_prefect.data.transfer import remote_users
+from dvkf_prefect.data.transfer.plan import Plan, plan_fetch, plan_push
+from dvkf_prefect.data.transfer.run_cache import Runs, move_runs, plan_runs, run_outputs
+from dvkf_prefect.data.transfer.transfer import Transfer, cloud_status, execute
+from dvkf_prefect.errors import RemoteError, TransferError
+from dvkf_prefect.formats.config import keeps_versions
+from dvkf_prefect.formats.outputs import Output
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """What a push or a fetch would move, remote by remote; `str` of it tells a person.
+
+    Attributes:
+        plans: For each remote.
+        runs: Entries of the run cache that would be moved, by remote.
+        elsewhere: Outputs that come from where they were imported from, or from a remote that keeps versions.
+    """
+
+    plans: tuple[Plan, ...]
+    runs: dict[str, Runs] = field(default_factory=dict)
+    elsewhere: tuple[Output, ...] = ()
+
+    @property
+    def files(self) -> int:
+        """Objects to move."""
+        return sum(plan.files for plan in self.plans) + sum(len(runs.keys) for runs in self.runs.values())
+
+    def __str__(self) -> str:
+        lines = [str(plan) for plan in self.plans]
+        lines += [
+            f"run cache, remote '{name}': {len(runs.keys):,} run(s)" for name, runs in self.runs.items()
+        ]
+        lines += [
+            f"from {output.origin or 'a remote that keeps versions'}: {output.path}, "
+            + (f"{output.size:,} bytes" if output.size is not None else "of unknown size")
+            for output in self.elsewhere
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class _Result:
+    """What was moved, and what was not."""
+
+    done: Transfer | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    places: dict[str, None] = field(default_factory=dict)
+    fatal: RemoteError | None = None
+
+    def add(self, transfer: Transfer) -> None:
+        self.done = self.done + transfer if self.done else transfer
+
+    def fail(self, place: str, failures: dict[str, str], missing: set[str] | None = None) -> None:
+        if failures:
+            self.failures.update(failures)
+            self.missing |= missing or set()
+            self.places[place] = None
+
+
+def plan(
+    repo: Repository,
+    direction: Direction,
+    selection: Selection,
+    *,
+    remote: str | None = None,
+    run_cache: bool = False,
+    deep: bool = False,
+    jobs: int | None = None,
+) -> Plans:
+    """Work out what a push or a fetch would move; nothing is changed anywhere.
+
+    Args:
+        repo: The repository.
+        direction: ``push`` or ``fetch``.
+        selection: What is meant.
+        remote: The remote's name; None for the default one, or the one an output names.
+        run_cache: The run cache too.
+        deep: Of a push: look at the files behind manifests that are on the remote too.
+        jobs: How many requests at once.
+
+    Raises:
+        RemoteError: A remote cannot be used.
+    """
+    outputs, elsewhere = list(selection.outputs), list[Output]()
+    if direction == "fetch":
+        outputs, elsewhere = _split(repo, outputs, remote)
+    plans: list[Plan] = []
+    runs: dict[str, Runs] = {}
+    if run_cache:
+        place = repo.remote(remote)
+        runs[place.name] = plan_runs(repo.cache, place, push=direction == "push")
+    for name, group in _groups(repo, outputs, remote, direction).items():
+        place = repo.remote(name)
+        if direction == "push":
+            extra = run_outputs(repo.cache) if run_cache and place.name in runs else []
+            found = plan_push(
+                group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep, jobs=jobs
+            )
+        else:
+            found = plan_fetch(group, repo.cache, place, parts=selection.parts, check=True, jobs=jobs)
+        plans.append(found)
+    return Plans(tuple(plans), runs, tuple(elsewhere))
+
+
+def push(
+    repo: Repository,
+    selection: Selection,
+    *,
+    remote: str | None = None,
+    run_cache: bool = False,
+    deep: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Do `Repo.push`."""
+    result = _Result()
+
+    def send(group: Sequence[Output], place: Remote, runs: bool) -> None:
+        # What runs wrote goes before the entries that name it.
+        extra = run_outputs(repo.cache) if runs else []
+        made = plan_push(
+            group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep, jobs=jobs
+        )
+        if group or extra:
+            remote_users.mark(repo, place)
+        result.add(execute(made, jobs=jobs, progress=progress))
+        result.fail(str(place), made.failures, made.missing)
+
+    _each_remote(repo, list(selection.outputs), remote, "push", run_cache, result, send, jobs, progress)
+    return _ended(result)
+
+
+def fetch(
+    repo: Repository,
+    selection: Selection,
+    *,
+    remote: str | None = None,
+    run_cache: bool = False,
+    allow_missing: bool = False,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Do `Repo.fetch`; with ``allow_missing`` nothing is said of what is just not there."""
+    result = _Result()
+
+    def receive(group: Sequence[Output], place: Remote, runs: bool) -> None:
+        made = plan_fetch(group, repo.cache, place, parts=selection.parts, jobs=jobs)
+        result.add(execute(made, jobs=jobs, progress=progress))
+        result.fail(str(place), made.failures, made.missing)
+
+    rest, elsewhere = _split(repo, selection.outputs, remote)
+    if elsewhere:
+        from dvkf_prefect.data.imports.fetch import fetch_all
+
+        try:
+            result.add(
+                fetch_all(repo, elsewhere, remote, lambda _: Transfer(""), jobs=jobs, progress=progress)
+            )
+        except TransferError as error:
+            result.fail(error.place, error.failures, set(error.missing))
+    if rest or not elsewhere or run_cache:
+        _each_remote(repo, rest, remote, "fetch", run_cache, result, receive, jobs, progress)
+    if allow_missing:
+        for name in result.missing:
+            result.failures.pop(name, None)
+    return _ended(result)
+
+
+def status(
+    repo: Repository,
+    selection: Selection,
+    *,
+    remote: str | None = None,
+    deep: bool = False,
+    jobs: int | None = None,
+) -> dict[str, str]:
+    """Do `Repo.cloud_status`."""
+    states: dict[str, str] = {}
+    for name, group in _groups(repo, list(selection.outputs), remote, "push").items():
+        found = cloud_status(
+            group, repo.cache, repo.remote(name), parts=selection.parts, deep=deep, jobs=jobs
+        )
+        states.update(found)
+    return dict(sorted(states.items()))
+
+
+def _each_remote(
+    repo: Repository,
+    outputs: list[Output],
+    remote: str | None,
+    direction: Direction,
+    run_cache: bool,
+    result: _Result,
+    act: Callable[[Sequence[Output], Remote, bool], None],
+    jobs: int | None,
+    progress: Progress | None,
+) -> None:
+    """Do something with each remote's outputs; one that cannot be used does not keep the others from theirs."""
+    groups = _groups(repo, outputs, remote, direction)
+    shares_runs = repo.config.remote(remote)[0] if run_cache else None
+    if shares_runs is not None:
+        groups.setdefault(shares_runs, [])
+    for name, group in groups.items():
+        place = repo.remote(name)
+        with_runs = place.name == shares_runs
+        with repo.lock():
+            if direction == "push":
+                place.sweep()
+            try:
+                act(group, place, with_runs)
+                if with_runs:
+                    runs = plan_runs(repo.cache, place, push=direction == "push")
+                    move_runs(runs, repo.cache, place, push=direction == "push", jobs=jobs, progress=progress)
+                    result.add(Transfer(place.name, runs.files, runs.size, runs.present))
+                    result.fail(str(place), runs.failures)
+            except RemoteError as error:
+                if len(groups) == 1:
+                    raise
+                result.fatal = result.fatal or error
+
+
+def _groups(
+    repo: Repository, outputs: list[Output], remote: str | None, direction: Direction
+) -> dict[str | None, list[Output]]:
+    """Return outputs by the remote they go to; those that may not go to the remote asked for are left out."""
+    groups: dict[str | None, list[Output]] = {}
+    for output in outputs:
+        if direction == "push" and not output.pushed:
+            continue
+        if remote and output.remote and output.remote.lower() != remote.lower():
+            continue
+        groups.setdefault(repo.config.remote(output.remote or remote)[0], []).append(output)
+    return groups or {repo.config.remote(remote)[0]: []}
+
+
+def _split(
+    repo: Repository, outputs: Sequence[Output], remote: str | None
+) -> tuple[list[Output], list[Output]]:
+    """Return the outputs that remotes hold as objects named by digest, and those that are fetched from elsewhere."""
+    kept = any(keeps_versions(options) for options in repo.config.values["remote"].values())
+    if not kept and not any(output.origin for output in outputs):
+        return list(outputs), []
+    from dvkf_prefect.data.imports.origins import from_source
+
+    rest: list[Output] = []
+    elsewhere: list[Output] = []
+    for output in outputs:
+        other = from_source(output) or repo.config.is_versioned(output.remote or remote)
+        (elsewhere if other else rest).append(output)
+    return rest, elsewhere
+
+
+def _ended(result: _Result) -> Transfer:
+    if result.fatal:
+        raise result.fatal
+    if result.failures:
+        raise TransferError(" and ".join(result.places), result.failures, missing=result.missing)
+    return result.done or Transfer("")

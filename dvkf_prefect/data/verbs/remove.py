@@ -1,0 +1,215 @@
+"""Let tracked data go, give it another place, or make it writable.
+
+Source of the behaviour: DVC 3.x, ``dvc remove``, ``dvc move`` and ``dvc unprotect``.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.git import gitignore
+from dvkf_prefect.data.verbs.unprotect import copies_of_links
+from dvkf_prefect.data.workspace.workspace import Found
+from dvkf_prefect.errors import GitError, OutputChangedError, OutputError, OutputNotFoundError
+from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvcfile import is_parametrized
+from dvkf_prefect.formats.files import PIPELINE_FILE, describes_outputs
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tracked import read_outputs
+from dvkf_prefect.paths import check_parents
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What is tracked no longer.
+
+    Attributes:
+        files: The `.dvc` files that were removed, and the dvc.yaml files that stages were taken out of.
+        stages: The stages, as ``dvc.yaml:name``.
+        outputs: The outputs, relative to the root.
+        deleted: Those whose data was removed from the workspace.
+    """
+
+    files: tuple[str, ...]
+    stages: tuple[str, ...]
+    outputs: tuple[str, ...]
+    deleted: tuple[str, ...] = ()
+
+
+# -- removing ----------------------------------------------------------------------------------------------------------
+
+
+def remove(
+    repo: Repository,
+    targets: Sequence[str],
+    *,
+    outs: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Removal:
+    """Do `Repo.remove`; the caller holds the lock."""
+    chosen: dict[str, list[str] | None] = {}
+    for target in targets:
+        file, stage = _described(repo, target)
+        known = chosen.setdefault(file, [])
+        if stage is None:
+            chosen[file] = None
+        elif known is not None and stage not in known:
+            known.append(stage)
+    gone: list[Output] = []
+    stages: dict[str, list[str]] = {}
+    for file, names in chosen.items():
+        if posixpath.basename(file) == PIPELINE_FILE:
+            stages[file] = _stages_of(repo, file, names)
+        tracked = read_outputs(repo.files(), file)
+        gone += [output for output in tracked if file not in stages or output.stage in stages[file]]
+    found = _looked_at(repo, gone) if outs else {}
+    if outs and not force and (lost := [path for output in gone for path in _lost(repo, output, found)]):
+        raise OutputChangedError(lost)
+    deleted = tuple(path for path, content in found.items() if content.digest is not None)
+    removal = Removal(
+        tuple(chosen),
+        tuple(f"{file}:{name}" for file, names in stages.items() for name in names),
+        tuple(output.path for output in gone),
+        deleted,
+    )
+    if dry_run:
+        return removal
+    for output in gone:
+        path = repo.root / output.path
+        if outs:
+            repo.workspace.remove(output.path, found[output.path])
+        elif output.cached and os.path.lexists(path):
+            check_parents(repo.root, output.path)
+            copies_of_links(repo, path)
+        if repo.git and (output.cached or (output.origin and output.origin.repo)):
+            gitignore.unignore(path)
+    for file in chosen:
+        if file in stages:
+            _take_out(repo.root / file, file, stages[file])
+        else:
+            (repo.root / file).unlink()
+    return removal
+
+
+def _described(repo: Repository, target: str) -> tuple[str, str | None]:
+    """Return the file that a target means, and the stage in it.
+
+    Raises:
+        OutputNotFoundError: There is no such file.
+    """
+    file, stage = target, ""
+    if not describes_outputs(posixpath.basename(target)):
+        file, _, stage = target.rpartition(":")
+        file = file or PIPELINE_FILE
+    if not describes_outputs(posixpath.basename(file)) or not (repo.root / file).is_file():
+        raise OutputNotFoundError(
+            f"'{stage or target}' is neither a .dvc file nor a stage{_meant(repo, file, stage)}"
+        )
+    return file, stage or None
+
+
+def _meant(repo: Repository, file: str, name: str) -> str:
+    """Return a hint where somebody names data instead of its `.dvc` file."""
+    meant = posixpath.join(posixpath.dirname(file), name) + ".dvc"
+    return f"; do you mean '{meant}'?" if (repo.root / meant).is_file() else ""
+
+
+def _stages_of(repo: Repository, file: str, names: Sequence[str] | None) -> list[str]:
+    """Return the stages that are written in a dvc.yaml; None for all.
+
+    Raises:
+        OutputNotFoundError: It has no such stage.
+        OutputError: The stage comes from a `foreach`, a `matrix` or a template.
+    """
+    document = documents.load(read_description(repo.root / file, name=file), file)
+    known: Any = document.get("stages") if isinstance(document, dict) else None
+    known = known if isinstance(known, dict) else {}
+    for name in known if names is None else names:
+        group = name.partition("@")[0]
+        entry = known.get(name if name in known else group)
+        if isinstance(entry, dict) and ("foreach" in entry or "matrix" in entry):
+            raise OutputError(
+                f"'{group}' in {file} makes its stages by a `foreach` or a `matrix`; edit that file to remove them"
+            )
+        if name not in known:
+            raise OutputNotFoundError(f"there is no stage '{name}' in {file}{_meant(repo, file, name)}")
+        if is_parametrized(entry):
+            raise OutputError(f"cannot remove a parametrized stage: '{name}'. Edit {file} to remove it.")
+    return list(known if names is None else names)
+
+
+def _looked_at(repo: Repository, outputs: Sequence[Output]) -> dict[str, Found]:
+    found = {}
+    for output in outputs:
+        place = repo.root / output.path
+        if place.is_symlink() and place.is_dir():
+            # The link alone goes; what it leads to is not ours.
+            found[output.path] = Found(output.digest or "link")
+        else:
+            found[output.path] = repo.workspace.look(output.path, hash_name=output.hash_name)
+    return found
+
+
+def _lost(repo: Repository, output: Output, found: dict[str, Found]) -> list[str]:
+    """Return the files of an output that would be nowhere any more: neither in the cache nor in git."""
+    rows = found[output.path].rows
+    if rows is None or (not output.cached and _in_git(repo, output.path)):
+        return []
+    missing = repo.cache.missing(rows.digests, output.hash_name)
+    return [
+        posixpath.join(output.path, relpath) if relpath else output.path
+        for relpath, digest in zip(rows.relpaths, rows.digests, strict=True)
+        if digest in missing
+    ]
+
+
+def _in_git(repo: Repository, path: str) -> bool:
+    """Tell whether the last commit has all that lies at a path as it is now."""
+    if repo.git is None:
+        return False
+    try:
+        changed = repo.git.run(
+            "status", "--porcelain", "--ignored", "--", f":(top,literal){repo.git_prefix}{path}"
+        )
+        return not changed and bool(repo.git.tracked([repo.git_prefix + path]))
+    except GitError:
+        return False
+
+
+def _take_out(place: Path, file: str, names: Sequence[str]) -> None:
+    """Take stages out of a dvc.yaml and its dvc.lock; a file that says nothing else is removed.
+
+    DVC removes both files with the last stage, whatever else they hold.
+    """
+    for path in (place.with_suffix(".lock"), place):
+        try:
+            old = read_description(path)
+        except FileNotFoundError:
+            continue
+        document = documents.load_editable(old, file)
+        stages = (document or {}).get("stages") or {}
+        removed = [name for name in names if stages.pop(name, None) is not None]
+        if not removed:
+            continue
+        if not stages:
+            del document["stages"]
+        if set(document) <= {"schema"}:
+            path.unlink()
+        else:
+            write_atomic(path, documents.dump(document))
+
+
+# -- links to copies ---------------------------------------------------------------------------------------------------
+
+
+# -- moving ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""What of the workspace is not as it was recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.workspace.workspace import Found
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import is_tree
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One output that is not as it was recorded.
+
+    Attributes:
+        path: The output, relative to the root.
+        source: The file that describes it.
+        stage: The stage it belongs to, if any.
+        state: ``deleted``, ``modified`` or ``not in cache``, as DVC says it.
+    """
+
+    path: str
+    source: str
+    stage: str | None
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The outputs that changed; false when there are none.
+
+    Attributes:
+        changes: One for each.
+        outputs: How many outputs were looked at.
+        imports: Those of them that were imported from elsewhere, where they may have changed too.
+        edited: The `.dvc` files whose own md5 does not fit them.
+        always: The `.dvc` files that say that they always change.
+    """
+
+    changes: tuple[Change, ...]
+    outputs: int
+    imports: tuple[Output, ...] = ()
+    edited: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+
+def status(repo: Repository, targets: Sequence[str]) -> Status:
+    """Do `Repo.status`."""
+    tracked = repo.outputs(targets, overlap="any")
+    changes = [
+        Change(output.path, output.source, output.stage, state)
+        for output in tracked
+        if (state := _state(repo, output)) is not None
+    ]
+    return Status(
+        tuple(changes),
+        len(tracked),
+        tuple(output for output in tracked if output.origin),
+        tuple(dict.fromkeys(output.source for output in tracked if output.edited)),
+        tuple(dict.fromkeys(output.source for output in tracked if output.always_changed)),
+    )
+
+
+def _state(repo: Repository, output: Output) -> str | None:
+    found = repo.workspace.look(output.path, hash_name=output.hash_name, lenient=True)
+    if output.digest and output.cached and not _in_cache(repo, output, found):
+        return "not in cache"
+    if found.digest is None:
+        return "deleted"
+    return None if found.digest == output.digest else "modified"
+
+
+def _in_cache(repo: Repository, output: Output, found: Found) -> bool:
+    """Tell whether all of an output's content is in the cache.
+
+    What lies in the workspace spares reading the manifest when it is the same.
+    """
+    if output.digest is None or not repo.cache.exists(output.digest, output.hash_name):
+        return False
+    if not is_tree(output.digest):
+        return True
+    if found.rows is not None and found.digest == output.digest:
+        digests = found.rows.digests
+    else:
+        digests = repo.cache.read_tree(output.digest, output.hash_name).digests
+    return not repo.cache.missing(digests, output.hash_name)

@@ -1,0 +1,112 @@
+"""`unprotect`: links to the cache become copies that can be written to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvkf_prefect.data.cache._copier import clone_one
+from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.workspace.links import aside_name
+from dvkf_prefect.errors import MissingObjectError, OutputError, OutputNotFoundError
+from dvkf_prefect.files import raise_disk_full
+from dvkf_prefect.paths import check_parents
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repository.repository import Repository
+    from dvkf_prefect.data.transfer.transfer import Progress
+
+
+def unprotect(repo: Repository, targets: Sequence[str], *, progress: Progress | None = None) -> list[str]:
+    """Do `Repo.unprotect`; the caller holds the lock."""
+    for target in targets:
+        if target.split("/")[0] in (".dvc", ".git"):
+            raise OutputError(f"'{target}' belongs to the repository itself; name data of the workspace")
+        if not os.path.lexists(repo.root / target):
+            raise OutputNotFoundError(f"can't unprotect '{target}': there is no such file or directory")
+        check_parents(repo.root, target)
+    changed: list[str] = []
+    for target in targets:
+        advance = starting(progress, f"unprotect {target}")
+        for path, size in copies_of_links(repo, repo.root / target):
+            changed.append(path.relative_to(repo.root).as_posix())
+            if advance:
+                advance(1, size)
+        if progress:
+            progress.finish()
+    return changed
+
+
+def copies_of_links(repo: Repository, place: Path) -> list[tuple[Path, int]]:
+    """Replace links by copies and make files writable; return the files that changed and their bytes."""
+    shared = repo.config.get("cache", "shared") == "group"
+    changed: list[tuple[Path, int]] = []
+    if place.is_symlink() and place.is_dir():
+        return changed
+    for path in _files(place):
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            continue  # another process removed it since it was listed
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                continue
+        linked = stat.S_ISLNK(info.st_mode) or info.st_nlink > 1
+        if not linked and (info.st_mode & 0o200 or not stat.S_ISREG(info.st_mode)):
+            continue
+        if linked:
+            _replace_by_copy(path)
+        wanted = os.stat(path).st_mode | (0o660 if shared else 0o200)
+        if stat.S_IMODE(wanted) != stat.S_IMODE(os.stat(path).st_mode):
+            os.chmod(path, stat.S_IMODE(wanted))
+        changed.append((path, os.stat(path).st_size))
+    return changed
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_symlink() or not place.is_dir():
+        # What a link to a folder leads to is not the repository's.
+        if not place.is_dir():
+            yield place
+        return
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if name not in (".dvc", ".git")]
+        for name in names:
+            yield Path(folder, name)
+
+
+def _replace_by_copy(path: Path) -> None:
+    """Put a copy in the place of a link, as a whole.
+
+    Raises:
+        MissingObjectError: The link leads nowhere.
+        DiskFullError: There is no room; the link stays.
+    """
+    try:
+        mode = 0o777 if os.stat(path).st_mode & 0o100 else 0o666
+    except FileNotFoundError:
+        raise MissingObjectError(
+            f"{path} is a link to an object that is not in the cache; `dvkf fetch` brings it"
+        ) from None
+    aside = path.with_name(aside_name(path.name))
+    try:
+        try:
+            clone_one(os.path.realpath(path), str(aside), mode)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            with (
+                open(path, "rb") as source,
+                open(os.open(aside, os.O_WRONLY | os.O_CREAT, mode), "wb") as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        raise_disk_full(error, path)
+        raise

@@ -1,0 +1,570 @@
+"""The fsspec protocol ``dvkf``: any file of any revision, read lazily.
+
+What reads through fsspec reads versions with it: pandas, dask, pyarrow, polars, universal_pathlib.
+
+    dvkf://data/train/a.csv                              a path in the repository, which the options name
+    dvkf://@v1/data/train/a.csv                          the same at a revision; a slash in its name is %2F
+    dvkf://data/train/a.csv::/srv/repos/images           of another repository: a folder, or a git url
+    dvkf://@v1/data/train/a.csv::https://git.example.org/team/images.git
+
+A revision in a path goes before the one of the options. Where the repository has a file or a folder at its top that is
+named like ``@v1``, the path means that one.
+
+Source of the url forms: ``::`` is fsspec's own chaining, which DVC's filesystem takes its repository from too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+from urllib.parse import unquote
+
+from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.spec import AbstractFileSystem
+from fsspec.utils import tokenize
+
+from dvkf_prefect.data.git import clones
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.imports.external import ExternalRepo, local_folder, open_external
+from dvkf_prefect.data.views.listing import Entry, is_describing, plain_path
+from dvkf_prefect.data.views.reader import View
+from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError
+
+__all__ = ["DvkfFileSystem"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_ARGUMENTS = ("repo", "rev")
+_TIMEOUT = 120.0
+
+
+class _Pinned(type(AbstractFileSystem)):  # type: ignore[misc]
+    """Makes what a filesystem is of definite before fsspec looks for one it has made already.
+
+    The folder becomes absolute and the revision a commit, so that an instance never shows an old state of a branch, and
+    so that whoever it is sent to, or finds its options in a plan, reads the same.
+    """
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        options.update(zip(_ARGUMENTS, args, strict=False))
+        repo = os.fspath(
+            options.pop("repo", None) or options.pop("fo", None) or options.pop("url", None) or "."
+        )
+        for name in ("fo", "url", "target_protocol", "target_options"):
+            options.pop(name, None)
+        label = options.pop("rev", None)
+        rev = label
+        folder = local_folder(repo)
+        if folder is not None:
+            repo = str(folder)
+            git = Git.find(folder)
+            if git is not None and rev is not None and not _COMMIT.fullmatch(rev):
+                rev = git.resolve(rev)
+        elif ":" in repo and (rev is None or not _COMMIT.fullmatch(rev)):
+            rev = clones.tip(repo, rev, timeout=_TIMEOUT) or rev
+        if folder is not None and rev is None:
+            # The workspace changes.
+            options["skip_instance_cache"] = True
+        made = super().__call__(repo=repo, rev=rev, **options)
+        made.label = label or made.label
+        return made
+
+
+class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[misc]
+    """The files of a repository, of any revision, to read: those that DVC tracks and those that git does.
+
+    Listing needs no data: it goes by git's objects and by manifests. A file is brought into the cache when it is read,
+    verified; a large one that is not there is read piece by piece, as it is asked for. ``get`` and ``cat`` of many
+    files bring them several at once. Files that describe what is tracked (``.dvc``, dvc.yaml) are left out of listings,
+    as DVC does, unless ``dvcfiles=True``. A repository inside the repository is listed and read by its own paths; from
+    above it is not listed.
+
+    Without a revision it shows the workspace as it is, and from the cache what is tracked but not there; of a git url,
+    the default branch. Names of revisions mean what they mean when the filesystem is made; those in a path, of a folder
+    of this machine, each time.
+
+    Args:
+        repo: A folder in a repository, or a git url; None for the current folder.
+        rev: A git revision.
+        remote: The name of the remote to read from; None for the default one.
+        remote_config: Options over those of that remote.
+        config: Settings over the repository's: a configuration file, or its sections.
+        cache_dir: Where objects of a repository at a git url are kept; None for a place that goes away with the
+            filesystem.
+        jobs: How many transfers at once; None for what suits the remote.
+
+    Raises:
+        NotARepositoryError: The folder is in no repository.
+        GitError: There is no such revision, or the repository cannot be cloned.
+        ConfigError: The settings are wrong.
+
+    Example:
+        >>> import pandas
+        >>> pandas.read_csv("dvkf://data/train/a.csv", storage_options={"repo": ".", "rev": "v1"})
+    """
+
+    protocol = "dvkf"
+    root_marker = ""
+
+    def __init__(
+        self,
+        repo: str | os.PathLike[str] | None = None,
+        rev: str | None = None,
+        *,
+        remote: str | None = None,
+        remote_config: Mapping[str, str] | None = None,
+        config: str | Mapping[str, Any] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        jobs: int | None = None,
+        **storage_options: Any,
+    ) -> None:
+        super().__init__(**storage_options)
+        self.repo = os.fspath(repo or ".")
+        self.rev = rev
+        self.label = rev
+        self._settings: dict[str, Any] = {"remote": remote, "remote_config": remote_config, "config": config}
+        self._cache_dir = cache_dir
+        self._jobs = jobs
+        self._opening = threading.RLock()
+        self._here: ExternalRepo | None = None
+        self._views: dict[str | None, View] = {}
+        self._projects: dict[tuple[str | None, str], View] = {}
+        self._stack = ExitStack()
+        weakref.finalize(self, self._stack.close)
+        if local_folder(self.repo) is not None:
+            self._repo()
+
+    @property
+    def fsid(self) -> str:
+        """What tells it from other filesystems, in other processes too."""
+        return f"dvkf_{tokenize(self.repo, self.rev)}"
+
+    # -- revisions ---------------------------------------------------------------------------------------------------
+
+    def _repo(self) -> ExternalRepo | None:
+        """Return the repository where it is a folder to be read in place, opened once."""
+        with self._opening:
+            if self._here is None and local_folder(self.repo) is not None:
+                opened = self._stack.enter_context(open_external(self.repo, **self._settings))
+                if opened.at is None:
+                    self._here = opened
+            return self._here
+
+    def view(self, rev: str | None = None) -> View:
+        """Return all files of a revision, for what fsspec has no words for.
+
+        Args:
+            rev: A git revision; None for the filesystem's own.
+        """
+        label = rev or self.label
+        rev = rev or self.rev
+        here = self._repo()
+        if here is not None and rev is not None:
+            if here.git is None:
+                raise ConfigError(f"{here.root} has no git history; revision '{rev}' means nothing here")
+            rev = rev if _COMMIT.fullmatch(rev) else here.git.resolve(rev)
+        with self._opening:
+            if rev not in self._views:
+                if here is not None:
+                    self._views[rev] = View(here, rev, label=label)
+                else:
+                    opened = self._clone(rev)
+                    self._views[rev] = View(opened, opened.at, label=label)
+            return self._views[rev]
+
+    def _locate(self, path: str) -> tuple[View, str, str]:
+        """Return the view that a path is of, the path in it, and what stands before the paths of that view."""
+        plain = plain_path(self._strip_protocol(path))
+        own = self.view()
+        if not plain.startswith("@"):
+            return self._innermost(own, plain, "")
+        head, _, rest = plain.partition("/")
+        try:
+            own.entry(head)
+        except OutputNotFoundError:
+            return self._innermost(self.view(unquote(head[1:])), rest, head + "/")
+        return self._innermost(own, plain, "")
+
+    def _innermost(self, view: View, path: str, prefix: str) -> tuple[View, str, str]:
+        """Return the same of the repository inside a view's repository that a path lies in, if it lies in one."""
+        project = view.project_at(path)
+        if not project:
+            return view, path, prefix
+        with self._opening:
+            key = (view.commit, project)
+            if key not in self._projects:
+                repo = view.repo
+                if not (repo.root / project / ".dvc").is_dir():  # a revision may have what the folder has not
+                    repo = self._clone(view.commit)
+                assert isinstance(repo, ExternalRepo)
+                self._projects[key] = View(repo.below(project), view.commit, label=self.label)
+            return self._projects[key], path[len(project) + 1 :], f"{prefix}{project}/"
+
+    def _clone(self, rev: str | None) -> ExternalRepo:
+        """Return a clone at a revision, which goes away with the filesystem."""
+        cache_dir = Path(self._cache_dir).absolute() if self._cache_dir else None
+        opening = open_external(self.repo, rev, cache_dir=cache_dir, **self._settings)
+        return self._stack.enter_context(opening)
+
+    # -- listing -----------------------------------------------------------------------------------------------------
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        """List a directory, or tell of a file.
+
+        Args:
+            path: The directory.
+            detail: Dictionaries as `info` returns; False for paths only.
+            kwargs: ``dvcfiles=True`` lists the files that describe what is tracked, too; ``sizes=False`` leaves sizes
+                None that would have to be looked up.
+
+        Raises:
+            OutputNotFoundError: There is no such path.
+            MissingObjectError: The manifest is neither in the cache nor on the remote.
+        """
+        view, inner, prefix = self._locate(path)
+        children = view.children(inner)
+        entries = [
+            entry
+            for name, entry in children.items()
+            if kwargs.get("dvcfiles") or entry.is_dir or not name or not is_describing(name)
+        ]
+        if not detail:
+            return [prefix + entry.path for entry in entries]
+        return self._infos(view, entries, prefix, sizes=kwargs.get("sizes", True))
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """Tell of a path: ``name``, ``size``, ``type``, ``isdvc``, ``isexec``, and ``md5`` where it is recorded.
+
+        Args:
+            path: The path.
+            kwargs: ``sizes=False`` leaves the size None where it would have to be looked up.
+
+        Raises:
+            OutputNotFoundError: There is no such path.
+        """
+        view, inner, prefix = self._locate(path)
+        entry = view.entry(inner)
+        (info,) = self._infos(view, [entry], prefix, sizes=kwargs.get("sizes", True))
+        return info
+
+    def _infos(
+        self, view: View, entries: Sequence[Entry], prefix: str, *, sizes: bool, strict: bool = False
+    ) -> list[dict[str, Any]]:
+        found = view.sizes(entries, strict=strict) if sizes else [entry.size for entry in entries]
+        return [_info(entry, prefix, size) for entry, size in zip(entries, found, strict=True)]
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Tell whether there is such a path."""
+        try:
+            self.info(path, sizes=False)
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def isdir(self, path: str) -> bool:
+        """Tell whether a path is a directory."""
+        return self._is(path, "directory")
+
+    def isfile(self, path: str) -> bool:
+        """Tell whether a path is a file."""
+        return self._is(path, "file")
+
+    def _is(self, path: str, kind: str) -> bool:
+        try:
+            return bool(self.info(path, sizes=False)["type"] == kind)
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def isdvc(self, path: str) -> bool:
+        """Tell whether DVC tracks a path, or a directory it lies in."""
+        return self.exists(path) and bool(self.info(path, sizes=False)["isdvc"])
+
+    def find(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        detail: bool = False,
+        **kwargs: Any,
+    ) -> list[str] | dict[str, dict[str, Any]]:
+        """List all files below a directory; nothing is found where there is none.
+
+        Args:
+            path: The directory.
+            maxdepth: How many levels to go down; None for all.
+            withdirs: List directories too.
+            detail: With what `info` tells of each.
+            kwargs: As of `ls`.
+
+        Raises:
+            MissingObjectError: A manifest is neither in the cache nor on the remote.
+        """
+        if maxdepth is not None and maxdepth < 1:
+            raise ValueError("maxdepth must be at least 1")
+        view, inner, prefix = self._locate(path)
+        if not (detail or withdirs or maxdepth or kwargs.get("dvcfiles")):
+            names = view.names(inner)
+            if names is not None:
+                return [prefix + name for name in names] if prefix else names
+        entries: list[Entry] = []
+        try:
+            top = view.entry(inner)
+            if withdirs and top.is_dir and (inner or prefix):
+                entries.append(top)
+            entries += view.find(
+                inner, depth=maxdepth, folders=withdirs, describing=bool(kwargs.get("dvcfiles"))
+            )
+        except OutputNotFoundError:
+            return {} if detail else []
+        if not detail:
+            return sorted(_name(entry, prefix) for entry in entries)
+        infos = self._infos(view, entries, prefix, sizes=kwargs.get("sizes", True))
+        return {info["name"]: info for info in sorted(infos, key=lambda info: str(info["name"]))}
+
+    def walk(
+        self,
+        path: str,
+        maxdepth: int | None = None,
+        topdown: bool = True,
+        on_error: Any = "omit",
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """Go through all directories; sizes are looked up only with ``detail=True``."""
+        kwargs.setdefault("sizes", bool(kwargs.get("detail")))
+        yield from super().walk(path, maxdepth, topdown, on_error, **kwargs)
+
+    def glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
+        """Find files by a pattern; sizes are looked up only with ``detail=True``."""
+        kwargs.setdefault("sizes", bool(kwargs.get("detail")))
+        return super().glob(path, maxdepth, **kwargs)
+
+    def du(
+        self,
+        path: str,
+        total: bool = True,
+        maxdepth: int | None = None,
+        withdirs: bool = False,
+        **kwargs: Any,
+    ) -> int | dict[str, int]:
+        """Return how many bytes the files below a path have.
+
+        Args:
+            path: The path.
+            total: The sum; False for each file.
+            maxdepth: How many levels to go down; None for all.
+            withdirs: Name directories too, with no bytes of their own.
+            kwargs: As of `ls`.
+
+        Raises:
+            MissingObjectError: An object is neither in the cache nor on the remote.
+            RemoteError: The remote has to be asked, and does not answer.
+        """
+        view, inner, prefix = self._locate(path)
+        top = view.entry(inner)
+        if total and maxdepth is None and top.digest and top.size is not None:
+            return top.size
+        describing = bool(kwargs.get("dvcfiles"))
+        entries = list(view.find(inner, depth=maxdepth, folders=withdirs, describing=describing))
+        if withdirs and top.is_dir:
+            entries.insert(0, top)
+        infos = self._infos(view, entries, prefix, sizes=True, strict=True)
+        if total:
+            return sum(int(info["size"]) for info in infos if info["type"] == "file")
+        return {info["name"]: info["size"] if info["type"] == "file" else 0 for info in infos}
+
+    def checksum(self, path: str) -> str:
+        """Return what tells one content of a path from another."""
+        return self.ukey(path)
+
+    def ukey(self, path: str) -> str:
+        """Return what tells one content of a path from another: a digest where one is known without reading."""
+        view, inner, _ = self._locate(path)
+        entry = view.entry(inner)
+        if entry.place is None and (entry.digest or entry.blob):
+            return entry.digest or entry.blob or ""
+        if entry.place is not None:
+            info = os.stat(entry.place)
+            return str(tokenize(entry.place, info.st_size, info.st_mtime_ns, info.st_ino))
+        return str(tokenize(view.name, entry.path))
+
+    def created(self, path: str) -> datetime:
+        """Return the same as `modified`."""
+        return self.modified(path)
+
+    def modified(self, path: str) -> datetime:
+        """Return when a file of the workspace was changed; of a revision, when the commit was made."""
+        view, inner, _ = self._locate(path)
+        entry = view.entry(inner)
+        if entry.place is not None:
+            seconds: float | None = os.stat(entry.place).st_mtime
+        elif view.commit is None and entry.output is not None:
+            # It is not there: the file that describes it is.
+            seconds = os.stat(view.repo.root / entry.output.source).st_mtime
+        else:
+            seconds = view.modified
+        return datetime.fromtimestamp(seconds or 0.0, tz=timezone.utc)
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Look anew at what the workspace tracks, and at what names of revisions mean at a git url."""
+        with self._opening:
+            here = self._here
+            self._views = {rev: view for rev, view in self._views.items() if here and rev is not None}
+            self._projects = {
+                key: view for key, view in self._projects.items() if here and key[0] is not None
+            }
+            if here is not None:
+                self._here = None
+        super().invalidate_cache(path)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _open(
+        self,
+        path: str,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        cache_options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> BinaryIO:
+        if mode != "rb":
+            self._refuse(path)
+        view, inner, _ = self._locate(path)
+        return view.open(view.entry(inner))
+
+    def get_file(
+        self,
+        rpath: str,
+        lpath: Any,
+        callback: Any = DEFAULT_CALLBACK,
+        outfile: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Copy a file to this machine; a directory is made.
+
+        Args:
+            rpath: The file.
+            lpath: Where to, or an open file.
+            callback: Told of bytes.
+            outfile: An open file to write to instead.
+            kwargs: None is used.
+        """
+        pairs = kwargs.pop("collected", None)
+        if pairs is not None:
+            pairs.append((rpath, lpath))
+            return
+        target = outfile if outfile is not None else lpath if hasattr(lpath, "write") else None
+        if target is not None:
+            super().get_file(rpath, lpath, callback=callback, outfile=target)
+            return
+        self._get_all([(rpath, lpath)])
+        size = os.path.getsize(lpath) if os.path.isfile(lpath) else 0
+        callback.set_size(size)
+        callback.relative_update(size)
+
+    def get(
+        self,
+        rpath: Any,
+        lpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Copy files to this machine; those that are not in the cache are brought several at once first.
+
+        Args:
+            rpath: A file, a directory, a pattern, or a list of them.
+            lpath: Where to: a path, or a list of as many.
+            recursive: Copy what is in directories.
+            callback: Told of files.
+            maxdepth: How many levels to go down.
+            kwargs: None is used.
+
+        Raises:
+            TransferError: Some could not be had; nothing was copied.
+        """
+        pairs: list[tuple[str, str]] = []
+        # fsspec decides what goes where; then all of it is moved at once.
+        super().get(rpath, lpath, recursive=recursive, maxdepth=maxdepth, collected=pairs)
+        callback.set_size(len(pairs))
+        self._get_all(pairs)
+        callback.relative_update(len(pairs))
+
+    def _get_all(self, pairs: Sequence[tuple[str, str]]) -> None:
+        wanted: dict[int, tuple[View, list[tuple[Entry, str]]]] = {}
+        for rpath, lpath in pairs:
+            view, inner, _ = self._locate(rpath)
+            entry = view.entry(inner)
+            if entry.is_dir:
+                os.makedirs(lpath, exist_ok=True)
+            else:
+                wanted.setdefault(id(view), (view, []))[1].append((entry, os.fspath(lpath)))
+        for view, rows in wanted.values():
+            view.export(rows, jobs=self._jobs)
+
+    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
+        """Return the bytes of a file, or of many by their paths; they are brought several at once first.
+
+        Args:
+            path: A file, a directory, a pattern, or a list of them.
+            recursive: Take what is in directories.
+            on_error: ``raise``, ``omit`` or ``return``.
+            kwargs: ``start`` and ``end`` of what is wanted.
+        """
+        paths = self.expand_path(path, recursive=recursive)
+        if recursive:
+            # Only files have bytes.
+            paths = [name for name in paths if not self.isdir(name)]
+        if len(paths) > 1:
+            try:
+                self._bring(paths)
+            except DvkfError:
+                if on_error == "raise":
+                    raise
+        single = not isinstance(path, list) and paths == [self._strip_protocol(path)]
+        return super().cat(paths[0] if single else paths, on_error=on_error, **kwargs)
+
+    def _bring(self, paths: Sequence[str]) -> None:
+        wanted: dict[int, tuple[View, list[Entry]]] = {}
+        for path in paths:
+            view, inner, _ = self._locate(path)
+            wanted.setdefault(id(view), (view, []))[1].append(view.entry(inner))
+        for view, entries in wanted.values():
+            view.bring(entries, jobs=self._jobs)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, path: object, *args: Any, **kwargs: Any) -> NoReturn:
+        raise OSError(
+            errno.EROFS,
+            f"dvkf:// only reads, and does not write '{path}': write a table with dvkf_prefect.write_frame, or a file "
+            "in the workspace, and track it with `dvkf add`",
+        )
+
+    mkdir = makedirs = rmdir = rm = rm_file = _rm = cp_file = copy = mv = _refuse
+    put = put_file = pipe = pipe_file = touch = _refuse
+
+
+def _name(entry: Entry, prefix: str) -> str:
+    return prefix + entry.path if entry.path else prefix.rstrip("/")
+
+
+def _info(entry: Entry, prefix: str, size: int | None) -> dict[str, Any]:
+    info: dict[str, Any] = {
+        "name": _name(entry, prefix),
+        "size": (size or 0) if entry.is_dir else size,
+        "type": "directory" if entry.is_dir else "file",
+        "isdvc": entry.output is not None,
+        "isexec": entry.isexec,
+    }
+    if entry.digest:
+        info[entry.hash_name] = entry.digest
+    return info

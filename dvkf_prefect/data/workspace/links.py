@@ -1,0 +1,251 @@
+"""How the cache's objects appear in the workspace: as copies, or as links of a kind the disk offers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+from dvkf_prefect.data.cache._copier import Stat, clone_one, look
+from dvkf_prefect.data.cache.cache import Cache, digest_files
+from dvkf_prefect.data.workspace.memory import Memory, Rows
+from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
+from dvkf_prefect.files import age, temporary_name
+from dvkf_prefect.formats.objects import MD5, is_plausible
+
+# What the objects that links lead to looked like when their content was last known to be right.
+_MEMORY_KEY = "\0linked objects"
+# Up to so many bytes of hard-linked objects are read again when only their change times moved.
+_RECHECKED = 256 << 20
+
+
+class Links:
+    """Puts objects into the workspace by the first link type that works there.
+
+    A file that shares its object with the cache can be written to, and the object with it. So an object is linked only
+    if it looks as it did when it was last known to be right, or still hashes to its name.
+
+    Args:
+        cache: The cache.
+        memory: Where to remember what linked objects look like.
+        types: ``reflink``, ``hardlink``, ``symlink`` and ``copy`` in order of preference.
+        probe: A folder on the workspace's file system where files may be made for a moment.
+    """
+
+    def __init__(self, cache: Cache, memory: Memory, types: Sequence[str], probe: Path) -> None:
+        self._cache = cache
+        self._memory = memory
+        self._types = types
+        self._probe = probe
+        self._fresh: dict[str, os.stat_result] = {}
+
+    @cached_property
+    def kind(self) -> str:
+        """The link type in use; tried out once.
+
+        Raises:
+            OutputError: None of the types that the configuration names works here.
+        """
+        for kind in self._types:
+            if kind == "copy" or self.works(kind):
+                return kind
+        raise OutputError(
+            f"cache.type = {','.join(self._types)}: none of them works from the cache ({self._cache.root}) to the "
+            "workspace; name 'copy' too"
+        )
+
+    def works(self, kind: str) -> bool:
+        """Tell whether a type of link can lead from the workspace to the cache."""
+        source = self._cache.temporary("probe")
+        self._probe.mkdir(parents=True, exist_ok=True)
+        target = self._probe / temporary_name()
+        try:
+            source.write_bytes(b"probe")
+            if kind == "reflink":
+                clone_one(str(source), str(target), 0o666)
+            elif kind == "hardlink":
+                os.link(source, target)
+            else:
+                os.symlink(source.resolve(), target)
+        except OSError:
+            return False
+        finally:
+            source.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+        return True
+
+    @property
+    def shares(self) -> bool:
+        """Whether workspace files and the cache's are the same files."""
+        return self.kind in ("hardlink", "symlink")
+
+    def place(
+        self,
+        digests: Sequence[str],
+        base: str,
+        relpaths: Sequence[str],
+        *,
+        mode: int = 0o666,
+        hash_name: str = MD5,
+    ) -> Iterator[tuple[int, Stat | ObjectError]]:
+        """Put many objects at new paths; the folders are there. Takes and yields what `Cache.place` does.
+
+        An executable or empty file is always a copy: the permissions of a shared object are not its own.
+        """
+        if self.shares and not mode & 0o111:
+            yield from self._share(digests, base, relpaths, hash_name)
+        else:
+            yield from self._cache.place(
+                digests, base, relpaths, mode=mode, hash_name=hash_name, share_blocks=self.kind == "reflink"
+            )
+
+    def _share(
+        self, digests: Sequence[str], base: str, relpaths: Sequence[str], hash_name: str
+    ) -> Iterator[tuple[int, Stat | ObjectError]]:
+        known = self._memory.load(_MEMORY_KEY) or Rows()
+        damaged = self._damaged(known, digests, hash_name)
+        for row, (digest, relpath) in enumerate(zip(digests, relpaths, strict=True)):
+            info = self._fresh.get(digest)
+            source = self._cache.path(digest, hash_name)
+            if digest in damaged:
+                aside = self._cache.set_aside(digest, hash_name)
+                yield (
+                    row,
+                    ObjectError(
+                        f"{digest} was changed in the cache by writing to a file that is linked to it; it was "
+                        f"moved to {aside}. `dvkf fetch` brings a good copy from the remote."
+                    ),
+                )
+                continue
+            if info is None:
+                yield row, self._missing(digest)
+                continue
+            target = base + relpath
+            if not info.st_size:
+                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+                os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+            elif self.kind == "hardlink":
+                os.link(source, target)
+            else:
+                os.symlink(os.path.realpath(source), target)
+            yield row, look(target)
+
+    def _damaged(self, known: Rows, digests: Sequence[str], hash_name: str) -> set[str]:
+        """Look at objects that are to be linked; return those that do not hash to their names any longer."""
+        rows = dict(zip(known.relpaths, range(len(known)), strict=True))
+        paths: dict[str, str] = {}
+        linked: dict[str, str] = {}
+        for digest in digests:
+            source = str(self._cache.path(digest, hash_name))
+            self._fresh.pop(digest, None)
+            with suppress(FileNotFoundError):
+                info = os.stat(source)
+                if not is_plausible(digest, info.st_size):
+                    continue  # a power cut left it; missing
+                self._fresh[digest] = info if info.st_size else age(source, info)
+                i = rows.get(digest)
+                if i is not None and _same(known, i, info):
+                    if known.ctimes[i] != info.st_ctime_ns:
+                        elsewhere = self.kind == "hardlink" and known.digests[i] != _count(info)
+                        (linked if elsewhere else paths)[digest] = source
+                elif info.st_size and not self._cache.is_known(digest, info):
+                    paths[digest] = source
+        # A link made or removed elsewhere moves the change time too: all is read only where that is soon done. Where
+        # there are as many links as before, it was something else that moved it.
+        if sum(self._fresh[digest].st_size for digest in linked) <= _RECHECKED:
+            paths.update(linked)
+        todo = list(paths) if hash_name == MD5 else []
+        sizes = [self._fresh[digest].st_size for digest in todo]
+        found = dict(digest_files([paths[digest] for digest in todo], sizes))
+        damaged = {digest for row, digest in enumerate(todo) if found[row] != digest}
+        for digest in paths.keys() - damaged:
+            self._fresh[digest] = age(paths[digest], self._fresh[digest])
+        return damaged
+
+    def settle(self, hash_name: str = MD5) -> None:
+        """Remember what linked objects look like, once all links are in place: each link and each move changes that."""
+        infos: dict[str, os.stat_result] = {}
+        for digest, before in self._fresh.items():
+            with suppress(OSError):
+                info = os.stat(self._cache.path(digest, hash_name))
+                if info.st_size and (info.st_size, info.st_mtime_ns) == (before.st_size, before.st_mtime_ns):
+                    infos[digest] = info
+        self._fresh.clear()
+        if not infos:
+            return
+        known = self._memory.load(_MEMORY_KEY) or Rows()
+        rows = dict(zip(known.relpaths, range(len(known)), strict=True))
+        merged = Rows()
+        for digest in sorted([*infos, *rows.keys() - infos.keys()]):
+            if digest in infos:
+                merged.append(digest, infos[digest], _count(infos[digest]))
+            else:
+                merged.copy_row(known, rows[digest])
+        self._memory.save(_MEMORY_KEY, merged)
+
+    def _missing(self, digest: str) -> ObjectError:
+        return MissingObjectError(
+            f"{digest} is not in the cache ({self._cache.root}); `dvkf fetch` brings it"
+        )
+
+    def move(self, aside: str, path: str) -> None:
+        """Put what was placed beside a file in its place."""
+        os.replace(aside, path)
+        if self.kind == "hardlink":
+            # A rename of one name of a file to another name of it does nothing at all.
+            with suppress(FileNotFoundError):
+                os.unlink(aside)
+
+    def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> None:
+        """Replace files by what this link type makes of their objects, each as a whole.
+
+        Args:
+            base: What stands before each path, with its slash.
+            rows: The files; their stats are brought up to date.
+            chosen: Which of them.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+
+        Raises:
+            ObjectError: An object is missing or damaged; its file stays as it is.
+        """
+        aside = [aside_name(rows.relpaths[i]) for i in chosen]
+        digests = [rows.digests[i] for i in chosen]
+        problems: list[ObjectError] = []
+        done: list[int] = []
+        for n, result in self.place(digests, base, aside, hash_name=hash_name):
+            i = chosen[n]
+            if isinstance(result, ObjectError):
+                problems.append(result)
+                continue
+            path = base + rows.relpaths[i]
+            info = os.stat(path)
+            # What was changed since it was looked at is not ours to replace.
+            if rows.execs[i] or (info.st_size, info.st_mtime_ns) != (rows.sizes[i], rows.mtimes[i]):
+                with suppress(OSError):
+                    os.unlink(base + aside[n])
+                continue
+            self.move(base + aside[n], path)
+            done.append(i)
+        # Last: each move and each further link to the same object is a change of it.
+        for i in done:
+            rows.put(i, look(base + rows.relpaths[i]))
+        self.settle(hash_name)
+        if problems:
+            raise problems[0]
+
+
+def aside_name(relpath: str) -> str:
+    """Return the name beside a file under which its successor is made."""
+    folder, slash, _ = relpath.rpartition("/")
+    return f"{folder}{slash}{temporary_name()}"
+
+
+def _count(info: os.stat_result) -> str:
+    """Return the number of a file's links as the memory keeps it, in the form of a digest."""
+    return f"{info.st_nlink:032x}"
+
+
+def _same(rows: Rows, i: int, info: os.stat_result) -> bool:
+    return (rows.mtimes[i], rows.sizes[i], rows.inodes[i]) == (info.st_mtime_ns, info.st_size, info.st_ino)

@@ -1,0 +1,583 @@
+"""The checked-out files: looked at, taken into the cache, and written out of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dvkf_prefect import durability
+from dvkf_prefect.data.cache._copier import look
+from dvkf_prefect.data.cache.cache import Cache, digest_files
+from dvkf_prefect.data.progress import Advance
+from dvkf_prefect.data.workspace.links import Links, aside_name
+from dvkf_prefect.data.workspace.memory import Memory, Rows
+from dvkf_prefect.data.workspace.written import Written
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    MissingObjectError,
+    ObjectError,
+    OutputError,
+    TransferError,
+)
+from dvkf_prefect.files import check_entry, is_temporary, leads_to_folder
+from dvkf_prefect.formats.digest import digest_dos2unix
+from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
+from dvkf_prefect.formats.dvcignore import Ignore
+from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import Tree, is_tree
+from dvkf_prefect.leftovers import discard, sweep_files
+from dvkf_prefect.paths import (
+    check_look,
+    check_output,
+    check_parents,
+    check_target,
+    make_folders,
+    unreal_devices,
+)
+
+if TYPE_CHECKING:
+    pass
+
+_SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
+
+# Of outputs up to so many bytes a power cut leaves files that are whole or empty, and those lose nothing.
+_AT_ONCE = 1 << 20
+# So often a folder is listed again from which files go away while they are read.
+_LOOKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies at an output's path now.
+
+    Attributes:
+        digest: Its digest, or None when nothing is there.
+        size: Bytes.
+        nfiles: Number of files of a directory, None for a file.
+        isexec: Whether a single file may be executed.
+        rows: The files of a directory, or the one row of a file.
+    """
+
+    digest: str | None
+    size: int = 0
+    nfiles: int | None = None
+    isexec: bool = False
+    rows: Rows | None = None
+
+    def stored(self) -> Stored:
+        """Return it as content; only for something that is there."""
+        return Stored(self.digest or "", self.size, self.nfiles, self.isexec)
+
+
+class Workspace:
+    """A repository's files outside `.dvc`.
+
+    Args:
+        root: The repository's root.
+        cache: Its cache.
+        memory: Its stat → digest memory.
+        ignore: Its ignore files.
+        link_types: How files are put into the workspace, in order of preference.
+        probe: A folder where link types may be tried out; the root by default.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        cache: Cache,
+        memory: Memory,
+        ignore: Ignore,
+        link_types: tuple[str, ...] = ("copy",),
+        probe: Path | None = None,
+    ) -> None:
+        self._root = root
+        self._cache = cache
+        self._memory = memory
+        self._ignore = ignore
+        self._link_types = link_types
+        self._links = Links(cache, memory, link_types, probe or root)
+        self._written = Written(self._memory.folder / "written.json")
+        self._leftovers: list[str] = []
+        self._swept: set[str] = set()
+
+    def links_into(self, folder: Path) -> Links:
+        """Return what links objects into another folder than the workspace, by the same settings.
+
+        Args:
+            folder: The folder; link types may be tried out there.
+        """
+        return Links(self._cache, self._memory, self._link_types, folder)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def look(self, path: str, *, hash_name: str = MD5, lenient: bool = False) -> Found:
+        """Return what lies at a path now; only files that look changed since the last look are read.
+
+        Args:
+            path: Posix, relative to the root.
+            hash_name: ``md5``, or ``md5-dos2unix`` to compare with an output of DVC 2.x.
+            lenient: Only compare, as DVC does: a link that leads nowhere is nothing, and links to directories below a
+                directory are passed over.
+
+        Raises:
+            OutputError: Something there cannot be tracked; names it.
+        """
+        key = path if hash_name == MD5 else f"{hash_name}:{path}"
+        known = self._memory.load(key)
+        since = known
+        for _ in range(_LOOKS):
+            rows = self._scan(path, lenient=lenient)
+            if rows is None:
+                return Found(None)
+            read_ns = time.time_ns()
+            missing = rows.fill_from(since) if since else list(range(len(rows)))
+            if not since:
+                rows.digests = [""] * len(rows)
+            try:
+                self._digest(path, rows, missing, hash_name)
+                break
+            except FileNotFoundError:
+                since = rows  # removed since it was listed: what was hashed so far need not be again
+        else:
+            raise OutputError(
+                f"{path}: files go away while they are read. Let whoever removes them end, and run it again."
+            )
+        found = _summary(rows, single=not self._is_dir(path))
+        if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
+            rows.tree = found.digest
+            rows.distrust_racy(read_ns)
+            self._memory.save(key, rows)
+        return found
+
+    def _digest(self, path: str, rows: Rows, missing: Sequence[int], hash_name: str) -> None:
+        base = str(self._root / path)
+        files = [f"{base}/{rows.relpaths[i]}" if rows.relpaths[i] else base for i in missing]
+        if hash_name == MD5:
+            for n, digest in digest_files(files, [rows.sizes[i] for i in missing]):
+                rows.digests[missing[n]] = digest
+        else:
+            for i, file in zip(missing, files, strict=True):
+                rows.digests[i] = digest_dos2unix(file)
+
+    def _is_dir(self, path: str) -> bool:
+        return (self._root / path).is_dir()
+
+    def _scan(self, path: str, *, lenient: bool = False) -> Rows | None:
+        """List the files at a path without reading them; None when nothing is there."""
+        base = self._root / path
+        try:
+            info = base.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            if base.is_symlink() and not lenient:
+                raise OutputError(f"{path}: a link that leads nowhere; remove it") from None
+            return None
+        rows = Rows()
+        if stat.S_ISDIR(info.st_mode):
+            check_look(self._root, path)
+            self._walk(path, rows, lenient=lenient)
+        elif stat.S_ISREG(info.st_mode) and info.st_dev not in unreal_devices():
+            rows.append("", info, "")
+        else:
+            raise OutputError(f"{path}: not a regular file")
+        return rows
+
+    def _walk(self, path: str, rows: Rows, *, lenient: bool = False) -> None:
+        """Add the files below a folder that its ignore files do not leave out, in the order of a manifest."""
+        quiet = self._ignore.quiet_below(path)
+
+        def listed(prefix: str, place: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
+            """List one folder, sorted by name, a folder by its name and a slash: the order of whole paths."""
+            nonlocal quiet
+            found: list[tuple[str, os.DirEntry[str], bool]] = []
+            try:
+                scan = os.scandir(place)
+            except (FileNotFoundError, NotADirectoryError):
+                if not prefix:
+                    raise
+                return iter(())  # another process removed it since it was listed
+            with scan as entries:
+                for entry in entries:
+                    name = entry.name
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    key = f"{prefix}{name}/" if is_folder else prefix + name
+                    if name[0] == "." and is_temporary(name):
+                        # Left by a killed run, or of one at work; never data.
+                        self._leftovers.append(entry.path)
+                        continue
+                    if name[0] == "." and name in _SPECIAL:
+                        if name == IGNORE_FILE and not self._ignore.matches(f"{path}/{key}"):
+                            raise OutputError(
+                                f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
+                                "move its patterns to one above it"
+                            )
+                        if name == IGNORE_FILE and quiet:  # it leaves itself out, and holds from here on
+                            quiet = False
+                            found = [row for row in found if not self._ignore.matches(f"{path}/{row[0]}")]
+                        if name == ".dvc" and prefix and is_folder:
+                            return iter(())  # a repository inside this one: its data is its own
+                        continue
+                    if not quiet and self._ignore.matches(f"{path}/{key}"):
+                        continue
+                    if not is_folder and not (name.isascii() and entry.is_file(follow_symlinks=False)):
+                        if lenient and leads_to_folder(entry):
+                            continue
+                        check_entry(entry)
+                    found.append((key, entry, is_folder))
+            found.sort(key=itemgetter(0))
+            return iter(found)
+
+        stack = [listed("", str(self._root / path))]
+        while stack:
+            infos: list[os.stat_result] = []
+            deeper = None
+            for key, entry, is_folder in stack[-1]:
+                if is_folder:
+                    deeper = listed(key, entry.path)
+                    break
+                try:
+                    infos.append(entry.stat())
+                except FileNotFoundError:
+                    continue  # removed since it was listed
+                rows.relpaths.append(key)
+            rows.extend_stats(infos)
+            if deeper is None:
+                stack.pop()
+            else:
+                stack.append(deeper)
+        rows.digests = [""] * len(rows)
+
+    # -- into the cache ----------------------------------------------------------------------------------------------
+
+    def take(self, path: str, *, advance: Advance | None = None, keep_manifest: bool = True) -> Stored:
+        """Store what lies at a path in the cache, files before the manifest.
+
+        Files that look untouched and are in the cache already are not read. The others are hashed as they are copied.
+        Without ``keep_manifest`` a directory's own manifest is not stored, for a part of a larger directory.
+
+        Raises:
+            OutputError: Something there cannot be tracked, or nothing is there.
+            DiskFullError: There is no room; what was stored stays, and the next call goes on from there.
+        """
+        started = time.time_ns()
+        check_target(self._root, path)
+        rows = self._scan(path)
+        self.sweep([path])
+        if rows is None:
+            raise OutputError(f"{path}: there is no such file or directory")
+        known = self._memory.load(path)
+        if known:
+            rows.fill_from(known)
+        sizes = {digest: size for _, digest, size in rows.files() if digest}
+        absent = self._cache.missing(sizes, sizes=sizes)
+        todo = [i for i, digest in enumerate(rows.digests) if not digest or digest in absent]
+        single = not self._is_dir(path)
+        base = str(self._root / path)
+        files = [base] if single and todo else [f"{base}/{rows.relpaths[i]}" for i in todo]
+        if todo:
+            rows.tree = None
+        try:
+            stored = self._cache.add_files(
+                files,
+                [rows.sizes[i] for i in todo],
+                share_blocks=bool(todo) and self._links.kind == "reflink",
+            )
+            for n, digest in stored:
+                rows.digests[todo[n]] = digest
+                if advance:
+                    advance(1, rows.sizes[todo[n]])
+        except BaseException as error:
+            # What was hashed so far need not be hashed again by the run that goes on.
+            rows.distrust_racy(started)
+            self._memory.save(path, rows)
+            if isinstance(error, FileNotFoundError) and error.filename in files:
+                raise OutputError(
+                    f"{error.filename} went away while it was read; nothing was recorded. Let whoever removes it end, "
+                    "and run it again."
+                ) from None
+            raise
+        found = _summary(rows, single=single)
+        if found.nfiles is not None and keep_manifest and not self._cache.exists(found.digest or ""):
+            self._cache.add_bytes(Tree(rows.relpaths, rows.digests).to_bytes(), tree=True)
+        if todo and self._links.shares:
+            self._links.relink(base if single else base + "/", rows, todo)
+        # What is remembered as stored is not looked at again.
+        durability.flush()
+        rows.tree = found.digest
+        rows.distrust_racy(started)
+        self._memory.save(path, rows)
+        return found.stored()
+
+    # -- out of the cache --------------------------------------------------------------------------------------------
+
+    def lost_by(self, output: Output, found: Found) -> list[str]:
+        """Return the files at an output's path whose content is neither in the cache nor what the output records.
+
+        Args:
+            output: What would be checked out.
+            found: What lies there now.
+        """
+        if found.rows is None or found.digest in (None, output.digest):
+            return []
+        rows = found.rows
+        recorded = {"": output.digest or ""}
+        if output.digest and output.is_dir and self._cache.exists(output.digest, output.hash_name):
+            recorded.update(self._cache.read_tree(output.digest, output.hash_name).items())
+        keep = set(recorded.values())
+        # Of text, what DVC 2.x hashed is not what it stored: sizes differ.
+        # An empty file, as a power cut leaves it, has nothing to lose.
+        sizes = {d: size for _, d, size in rows.files() if d not in keep and size}
+        known = sizes if output.hash_name == MD5 else None
+        unsaved = self._cache.missing(sizes, output.hash_name, sizes=known)
+        lost = [name for name, digest in zip(rows.relpaths, rows.digests, strict=True) if digest in unsaved]
+        cut = self._written.cut(
+            (name, self._root / output.path / name, self._cache.path(recorded[name], output.hash_name))
+            for name in lost
+            if recorded.get(name)
+        )
+        return [
+            posixpath.join(output.path, name) if name else output.path for name in lost if name not in cut
+        ]
+
+    def put(self, output: Output, found: Found, *, advance: Advance | None = None) -> int:
+        """Make an output's path hold what the output records; return the number of files written or removed.
+
+        A new directory is built aside and appears at once; in an existing one each file is replaced as a whole.
+        Nothing is removed before everything that must be written was found in the cache.
+
+        Args:
+            output: What to check out; its digest must be known.
+            found: What lies there now; files of it that the cache does not hold are overwritten.
+            advance: Told of files and bytes.
+
+        Raises:
+            TransferError: Objects are missing from the cache or damaged; all other files were put in place.
+            DiskFullError: There is no room.
+        """
+        digest = output.digest
+        if digest is None:
+            raise OutputError(
+                f"{output.path}: nothing was recorded for it yet; run `dvkf commit` or `dvkf repro`"
+            )
+        check_target(self._root, output.path)
+        self.sweep([output.path])
+        target = self._root / output.path
+        if found.digest == digest and found.isexec == output.isexec:
+            return 0
+        brief = self._links.shares or (output.size or _AT_ONCE + 1) <= _AT_ONCE
+        with nullcontext() if brief else self._written.writing():
+            if not is_tree(digest):
+                return self._put_file(output, target, found, advance)
+            return self._put_tree(output, target, found, advance)
+
+    def _put_tree(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
+        tree = self._cache.read_tree(output.digest or "", output.hash_name)
+        if found.rows is not None and found.nfiles is None:
+            target.unlink()
+            found = Found(None)
+        # Each object is hashed as it is copied: to look at them before tells no more.
+        if found.digest is None and not self._cache.missing(tree.digests, output.hash_name, look=False):
+            with suppress(CorruptObjectError, MissingObjectError):
+                return self._put_new(output, tree, target, advance)
+        absent = self._cache.missing(tree.digests, output.hash_name)
+        return self._put_changes(output, tree, target, found, absent, advance)
+
+    def _put_file(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
+        digest = output.digest or ""
+        if not self._cache.exists(digest, output.hash_name):
+            raise TransferError(
+                f"the cache ({self._cache.root})",
+                {output.path: f"{digest} is not there; `dvkf pull` brings it"},
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if found.nfiles is not None:
+            self._remove_files(target, found.rows.relpaths if found.rows else [])
+            if target.exists():
+                raise OutputError(
+                    f"{output.path}: a file belongs here but the directory holds ignored files; move them"
+                )
+        temporary = target.with_name(aside_name(target.name))
+        mode = 0o777 if output.isexec else 0o666
+        ((_, placed),) = self._links.place(
+            [digest], "", [str(temporary)], mode=mode, hash_name=output.hash_name
+        )
+        if isinstance(placed, ObjectError):
+            raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
+        self._links.move(str(temporary), str(target))
+        rows = Rows.expected([""], [digest])
+        rows.put(0, look(str(target)))  # a move is a change of it
+        rows.tree = digest
+        self._save(output, rows)
+        if advance:
+            advance(1, placed[0])
+        return 1
+
+    def _put_new(self, output: Output, tree: Tree, target: Path, advance: Advance | None) -> int:
+        """Build a directory aside and move it into place."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(aside_name(target.name))
+        rows = Rows.expected(tree.relpaths, tree.digests)
+        try:
+            os.mkdir(aside)
+            make_folders(str(aside), tree.relpaths)
+            for row, placed in self._links.place(
+                tree.digests, f"{aside}/", tree.relpaths, hash_name=output.hash_name
+            ):
+                if isinstance(placed, ObjectError):
+                    raise placed
+                rows.put(row, placed)
+                if advance:
+                    advance(1, placed[0])
+            if self._links.shares:
+                for row, relpath in enumerate(tree.relpaths):
+                    rows.put(row, look(f"{aside}/{relpath}"))
+            with suppress(FileNotFoundError):
+                os.rmdir(target)
+            os.rename(aside, target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        rows.tree = output.digest
+        self._save(output, rows)
+        return len(rows)
+
+    def _put_changes(
+        self,
+        output: Output,
+        tree: Tree,
+        target: Path,
+        found: Found,
+        absent: set[str],
+        advance: Advance | None,
+    ) -> int:
+        """Replace, add and remove just the files that differ."""
+        old = found.rows or Rows()
+        have = dict(zip(old.relpaths, range(len(old)), strict=True))
+        failures: dict[str, str] = {}
+        rows = Rows.expected(tree.relpaths, tree.digests)
+        changed = 0
+        wanted = set(tree.relpaths)
+        # A file may stand where a folder must come and the other way round: what goes, goes first.
+        gone = [path for path in old.relpaths if path not in wanted]
+        if not absent:
+            self._remove_files(target, gone)
+            changed += len(gone)
+        todo: list[int] = []
+        moved: list[int] = []
+        for row, (relpath, digest) in enumerate(tree.items()):
+            i = have.get(relpath)
+            if i is not None and old.digests[i] == digest:
+                rows.put(row, (old.sizes[i], old.mtimes[i], old.ctimes[i], old.inodes[i], bool(old.execs[i])))
+            elif digest in absent:
+                failures[posixpath.join(output.path, relpath)] = (
+                    f"{digest} is not in the cache; `dvkf pull` brings it"
+                )
+            else:
+                todo.append(row)
+        aside = [aside_name(tree.relpaths[row]) for row in todo]
+        make_folders(str(target), aside)
+        for n, placed in self._links.place(
+            [tree.digests[row] for row in todo], f"{target}/", aside, hash_name=output.hash_name
+        ):
+            row = todo[n]
+            if isinstance(placed, ObjectError):
+                failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
+                continue
+            self._links.move(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
+            moved.append(row)
+            changed += 1
+            if advance:
+                advance(1, placed[0])
+        if failures:
+            raise TransferError(f"the cache ({self._cache.root})", failures)
+        # Last: each move and each further link to the same object is a change of it.
+        for row in moved:
+            rows.put(row, look(f"{target}/{tree.relpaths[row]}"))
+        rows.tree = output.digest
+        self._save(output, rows)
+        return changed
+
+    def relink(self, output: Output, found: Found) -> int:
+        """Replace the files of an output that is as recorded by what the link type makes of them now.
+
+        Returns:
+            The number of files.
+
+        Raises:
+            ObjectError: An object is missing or damaged; its file stays as it is.
+        """
+        if found.rows is None or found.digest != output.digest:
+            return 0
+        check_target(self._root, output.path)
+        base = str(self._root / output.path)
+        rows = found.rows
+        chosen = [i for i, executable in enumerate(rows.execs) if not executable or not self._links.shares]
+        self._links.relink(
+            base if found.nfiles is None else f"{base}/", rows, chosen, hash_name=output.hash_name
+        )
+        self._save(output, rows)
+        return len(chosen)
+
+    def remove(self, path: str, found: Found) -> None:
+        """Remove the tracked files at a path; ignored files in it stay."""
+        check_output(path, "the repository")
+        check_parents(self._root, path)
+        target = self._root / path
+        if found.nfiles is None or target.is_symlink():
+            target.unlink(missing_ok=True)
+        elif found.rows:
+            self._remove_files(target, found.rows.relpaths)
+        self._memory.forget(path)
+
+    def _remove_files(self, base: Path, relpaths: list[str]) -> None:
+        folders: set[str] = {""}
+        for relpath in relpaths:
+            with suppress(FileNotFoundError):
+                os.unlink(base / relpath)
+            folder = posixpath.dirname(relpath)
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = posixpath.dirname(folder)
+        for folder in sorted(folders, key=len, reverse=True):
+            with suppress(OSError):
+                os.rmdir(base / folder)
+
+    def _save(self, output: Output, rows: Rows) -> None:
+        self._links.settle(output.hash_name)
+        rows.settle()
+        self._memory.save(
+            output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}", rows
+        )
+
+    def sweep(self, paths: Iterable[str] = ()) -> None:
+        """Remove what killed runs left beside paths, and in outputs that were looked at; the caller holds the lock.
+
+        Args:
+            paths: Outputs, or files that describe them.
+        """
+        for folder in {os.path.dirname(path) for path in paths} - self._swept:
+            self._swept.add(folder)
+            sweep_files(self._root / folder)
+        for leftover in self._leftovers:
+            discard(leftover)
+        self._leftovers.clear()
+
+
+def _summary(rows: Rows, *, single: bool) -> Found:
+    size = sum(rows.sizes)
+    if single:
+        return Found(rows.digests[0], size, None, bool(rows.execs[0]), rows)
+    digest = rows.tree or Tree(rows.relpaths, rows.digests).digest
+    return Found(digest, size, len(rows), False, rows)

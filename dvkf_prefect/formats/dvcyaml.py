@@ -1,0 +1,491 @@
+"""dvc.yaml: the stages of a pipeline, and the outputs they describe.
+
+Source of the format: DVC 3.x (``dvc/schema.py``, ``dvc/stage/loader.py``); its templates are resolved by
+`dvkf_prefect.formats.template`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvclock import lock_file, read_lock
+from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
+from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.params import DEFAULT_FILE
+from dvkf_prefect.formats.template import OUT_KEYS, Instance, Place, Resolver, Source, check_document
+from dvkf_prefect.paths import check_output
+
+_OUT_KINDS = {"outs": "out", "metrics": "metric", "plots": "plot"}
+_DATASET = "ds://"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """A file or directory that a stage reads.
+
+    Attributes:
+        path: Posix, relative to the repository's root; as written where it lies outside.
+        name: As written in dvc.yaml, relative to the stage's working directory.
+        external: Whether it is an absolute path, a url, or leads out of the repository.
+    """
+
+    path: str
+    name: str
+    external: bool = False
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of the dataset that it is (``ds://name``), if it is one."""
+        return self.name.removeprefix(_DATASET).partition("/")[0] if self.name.startswith(_DATASET) else None
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutput:
+    """A file or directory that a stage writes.
+
+    Attributes:
+        path: Posix, relative to the repository's root.
+        name: As written in dvc.yaml, relative to the stage's working directory.
+        kind: ``out``, ``metric`` or ``plot``.
+        cached: False keeps it out of the cache.
+        persist: Whether the stage finds its last content there when it starts.
+        remote: The only remote it goes to, where one is named.
+        pushed: False keeps it off the remotes.
+        options: The rest of what dvc.yaml says of it: desc, type, labels, meta, and how to plot it.
+    """
+
+    path: str
+    name: str
+    kind: str = "out"
+    cached: bool = True
+    persist: bool = False
+    remote: str | None = None
+    pushed: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a dvc.yaml.
+
+    Attributes:
+        name: Its name in the file.
+        file: The dvc.yaml, relative to the repository's root.
+        wdir: The folder its paths and commands are relative to, itself relative to the root; "" for the root.
+        command: What dvc.yaml and dvc.lock say: a text, or a list of texts.
+        deps: What it reads, in the order written.
+        outs: What it writes, in the order written: outs, metrics, plots.
+        params: The parameters it reads: ``{file as written: keys}``; no keys mean the whole file.
+        frozen: Whether it never runs.
+        always_changed: Whether it runs every time.
+        desc: A text for people.
+        meta: Anything; what other tools read.
+        group: The ``foreach`` or ``matrix`` that it was made by, if it was.
+        used: What its templates took out of files: ``{file relative to the root: {dotted key: value}}``.
+    """
+
+    name: str
+    file: str
+    wdir: str
+    command: str | tuple[str, ...]
+    deps: tuple[Dependency, ...] = ()
+    outs: tuple[StageOutput, ...] = ()
+    params: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    frozen: bool = False
+    always_changed: bool = False
+    desc: str = ""
+    meta: Any = None
+    group: str | None = None
+    used: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """How a person names it: ``name``, or ``folder/dvc.yaml:name``."""
+        return self.name if self.file == PIPELINE_FILE else f"{self.file}:{self.name}"
+
+    @property
+    def cmd(self) -> tuple[str, ...]:
+        """The commands to run one after another; DVC runs each line of a text by itself."""
+        return tuple(self.command.splitlines()) if isinstance(self.command, str) else self.command
+
+    @property
+    def runs_always(self) -> bool:
+        """Whether it has to run whatever has changed: it says so, or has nothing to compare."""
+        return self.always_changed or not (self.deps or self.params or self.outs)
+
+    def params_path(self, file: str) -> str:
+        """Return where a parameter file lies, relative to the root."""
+        return posixpath.normpath(posixpath.join(self.wdir, file))
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """What a dvc.yaml says beside its stages, with every ``${}`` filled in.
+
+    Attributes:
+        params: Parameter files, relative to the dvc.yaml.
+        metrics: Metric files, relative to the dvc.yaml.
+        plots: How to draw, by the plot's name, which is a path relative to the dvc.yaml where ``y`` names no files.
+        artifacts: What is said of each artifact, by its name.
+        datasets: What is said of each dataset.
+    """
+
+    params: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    plots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    artifacts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: tuple[Mapping[str, Any], ...] = ()
+
+
+def load_stages(files: RepoFiles, path: str) -> list[Stage]:
+    """Read the stages of one dvc.yaml, in the order written, those of a group in the order of its items.
+
+    Args:
+        files: The revision to read from; parameter files, and the settings of ``parsing``, are read from it too.
+        path: The dvc.yaml, relative to the root.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ParseError: It, or its dvc.lock, does not say what the format allows, or a template in it cannot be resolved;
+            names line, key and what was expected.
+        UnsafePathError: A path leads out of the repository.
+        ConfigError: A setting of ``parsing`` is none that there is.
+    """
+    with _LOCK:
+        stages = list(_open(files, path).stages())
+    if stages:
+        read_lock(
+            files, lock_file(path)
+        )  # as in DVC, stages are read with a lock that is right or not at all
+    return stages
+
+
+def read_sections(files: RepoFiles, path: str) -> Sections:
+    """Read what one dvc.yaml says beside its stages.
+
+    Args:
+        files: The revision to read from.
+        path: The dvc.yaml, relative to the root.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ParseError: It does not say what the format allows, or a template in it cannot be resolved.
+    """
+    with _LOCK:
+        return _open(files, path).sections()
+
+
+def read_outputs(files: RepoFiles, path: str) -> list[Output]:
+    """Read the outputs of one dvc.yaml's stages, with the content that dvc.lock recorded.
+
+    Args:
+        files: The revision to read from.
+        path: The dvc.yaml, relative to the root.
+
+    Raises:
+        ParseError: One of the two files does not say what its format allows.
+        UnsafePathError: A path leads out of the repository.
+    """
+    stages = load_stages(files, path)
+    locked = read_lock(files, lock_file(path)) if stages else {}
+    outputs: list[Output] = []
+    for stage in stages:
+        recorded = {item["path"]: item for item in locked.get(stage.name, {}).get("outs", ())}
+        for out in stage.outs:
+            item = recorded.get(out.name, {})
+            digest = item.get("md5")
+            outputs.append(
+                Output(
+                    path=out.path,
+                    digest=digest,
+                    size=item.get("size"),
+                    nfiles=item.get("nfiles"),
+                    isexec=bool(item.get("isexec", False)),
+                    hash_name=MD5 if item.get("hash") == MD5 or digest is None else LEGACY,
+                    cached=out.cached,
+                    remote=out.remote,
+                    pushed=out.pushed,
+                    persist=out.persist,
+                    source=path,
+                    stage=stage.name,
+                )
+            )
+    return outputs
+
+
+@lru_cache(maxsize=64)
+def load_pipeline_file(data: bytes, path: str) -> dict[str, Any]:
+    """Read a dvc.yaml as it is written, its templates unresolved; the result is shared and must not be changed.
+
+    Raises:
+        ParseError: It is not YAML, or does not say what the format allows.
+    """
+    return check_document(Source(data, path), documents.load(data, path))
+
+
+# -- one run asks for the same file several times: for outputs, for stages, for the graph ------------------------------
+
+_LOCK = threading.RLock()
+_OPENED: OrderedDict[tuple[bytes, str], list[_File]] = OrderedDict()
+_KEPT = 32
+_VARIANTS = 4
+
+
+def _open(files: RepoFiles, path: str) -> _File:
+    """Return a file as it was resolved before, where all that went into it is still the same."""
+    key = (files.read(path), path)
+    variants = _OPENED.setdefault(key, [])
+    _OPENED.move_to_end(key)
+    found = next((file for file in variants if file.holds(files)), None)
+    if found is None:
+        found = _File(files, *key)
+        variants.insert(0, found)
+        del variants[_VARIANTS:]
+    if len(_OPENED) > _KEPT:
+        _OPENED.popitem(last=False)
+    return found
+
+
+class _File:
+    """One dvc.yaml with the bytes of every other file that it was resolved with."""
+
+    def __init__(self, files: RepoFiles, data: bytes, path: str) -> None:
+        self._files = files
+        self._asked: dict[str, bytes | None] = {}
+        self._source = Source(data, path)
+        self._resolver = Resolver(self._source, load_pipeline_file(data, path), self._read, self._settings)
+        self._stages: tuple[Stage, ...] | None = None
+        self._sections: Sections | None = None
+
+    def holds(self, files: RepoFiles) -> bool:
+        """Tell whether all that was asked for is the same in a revision; what is asked next is asked there."""
+        if any(_read(files, path) != data for path, data in self._asked.items()):
+            return False
+        self._files = files
+        return True
+
+    def stages(self) -> tuple[Stage, ...]:
+        if self._stages is None:
+            self.sections()  # as in DVC, a file is right as a whole or not at all
+            reader = _Reader(self._source)
+            self._stages = tuple(reader.stage(instance) for instance in self._resolver.stages())
+        return self._stages
+
+    def sections(self) -> Sections:
+        if self._sections is None:
+            self._resolver.check_vars()
+            section = self._resolver.section
+            self._sections = Sections(
+                params=self._texts("params"),
+                metrics=self._texts("metrics"),
+                plots=self._plots(),
+                artifacts=self._artifacts(section("artifacts") or {}),
+                datasets=tuple(section("datasets") or ()),
+            )
+        return self._sections
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        found = self._resolver.section(name) or ()
+        for i, item in enumerate(found):
+            if not isinstance(item, str):
+                raise self._source.wrong((name, i), f"an item of `{name}` is a path, not {item!r}")
+        return tuple(found)
+
+    def _plots(self) -> dict[str, Mapping[str, Any]]:
+        plots: dict[str, Mapping[str, Any]] = {}
+        for i, item in enumerate(self._resolver.section("plots") or ()):
+            pairs = {item: None} if isinstance(item, str) else item
+            if not isinstance(pairs, dict) or not all(isinstance(name, str) for name in pairs):
+                raise self._source.wrong(
+                    ("plots", i), f"an item of `plots` is a path or a name, not {item!r}"
+                )
+            plots.update({name: options or {} for name, options in pairs.items()})
+        return plots
+
+    def _artifacts(self, artifacts: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
+        for name in artifacts:
+            if not isinstance(name, str):
+                raise self._source.wrong(("artifacts",), f"an artifact's name is a text, not {name!r}")
+        return dict(artifacts)
+
+    def _read(self, path: str) -> bytes | None:
+        if path not in self._asked:
+            self._asked[path] = _read(self._files, path)
+        return self._asked[path]
+
+    def _settings(self) -> Mapping[str, str]:
+        return _parsing_settings(self._read(".dvc/config"), self._read(".dvc/config.local"))
+
+
+def _read(files: RepoFiles, path: str) -> bytes | None:
+    try:
+        return files.read(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
+_PARSING = {"bool": ("store_true", "boolean_optional"), "list": ("nargs", "append")}
+
+
+@lru_cache(maxsize=16)
+def _parsing_settings(*levels: bytes | None) -> Mapping[str, str]:
+    """Return how mappings are written as arguments: the user's settings under those of the revision."""
+    from configobj import ConfigObj, ConfigObjError
+
+    from dvkf_prefect.formats.config import ConfigFiles
+
+    settings: dict[str, Any] = dict(ConfigFiles(None).values["parsing"])
+    for level in levels:
+        if level and b"parsing" in level:
+            try:
+                document = ConfigObj(level.decode().splitlines(), interpolation=False)
+            except (ConfigObjError, UnicodeDecodeError) as error:
+                raise ConfigError(f".dvc/config: not a configuration file: {error}") from error
+            for section, options in document.items():
+                if section.lower() == "parsing":
+                    settings.update({option.lower(): value for option, value in options.items()})
+    for option, value in settings.items():
+        known = _PARSING.get(option, ())
+        settings[option] = str(value).lower()
+        if settings[option] not in known:
+            raise ConfigError(f".dvc/config: [parsing] {option} = {value}: expected {' or '.join(known)}")
+    return settings
+
+
+class _Reader:
+    """Makes stages of one file's definitions."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._path = source.path
+        self._folder = posixpath.dirname(source.path)
+
+    def stage(self, instance: Instance) -> Stage:
+        name, values, place = instance.name, instance.values, instance.place
+        cmd = values["cmd"]
+        if not cmd or not isinstance(cmd, (str, list)):
+            raise self._source.wrong(
+                (*place, "cmd"), f"`cmd` of stage '{name}' is a command, or a list of commands, not {cmd!r}"
+            )
+        command = tuple(self._texts(cmd, (*place, "cmd"))) if isinstance(cmd, list) else cmd
+        folder = values.get("wdir") or "."
+        if not isinstance(folder, str):
+            raise self._source.wrong(
+                (*place, "wdir"), f"`wdir` of stage '{name}' is a folder, not {folder!r}"
+            )
+        wdir = self._inside(self._folder, folder, (*place, "wdir"))
+        deps = values.get("deps", ())
+        return Stage(
+            name=name,
+            file=self._path,
+            wdir=wdir,
+            command=command,
+            deps=tuple([self._dependency(wdir, dep, (*place, "deps", i)) for i, dep in enumerate(deps)]),
+            outs=tuple(
+                [out for key in _OUT_KINDS if key in values for out in self._outs(wdir, key, values, place)]
+            ),
+            params=self._params(wdir, values.get("params", ()), (*place, "params")),
+            frozen=values.get("frozen", False),
+            always_changed=values.get("always_changed", False),
+            desc=_text(values.get("desc", "")),
+            meta=values.get("meta"),
+            group=instance.group,
+            used=instance.used,
+        )
+
+    def _texts(self, value: Any, place: Place) -> list[str]:
+        if not isinstance(value, list):
+            raise self._source.wrong(place, f"`{place[-1]}` is a list of texts")
+        for i, item in enumerate(value):
+            if not isinstance(item, str):
+                raise self._source.wrong((*place, i), f"an item of `{place[-1]}` is a text, not {item!r}")
+        return value
+
+    def _inside(self, folder: str, name: str, place: Place) -> str:
+        path = posixpath.normpath(posixpath.join(folder, name))
+        if path.startswith(("/", "../")) or path == ".." or "://" in name:
+            raise self._source.outside(place, name)
+        return "" if path == "." else path
+
+    def _file(self, wdir: str, name: Any, place: Place) -> str:
+        """Return where a dependency, an output or a parameter file lies."""
+        if not isinstance(name, str):
+            raise self._source.wrong(place, f"a path is a text, not {name!r}")
+        if name.endswith(".dvc") or posixpath.basename(name) == PIPELINE_FILE:
+            raise self._source.wrong(
+                place, f"'{name}' describes data and is none itself; name the output that it describes"
+            )
+        return self._inside(wdir, name, place)
+
+    def _dependency(self, wdir: str, name: Any, place: Place) -> Dependency:
+        if isinstance(name, str) and (name.startswith("/") or "://" in name):
+            return Dependency(name, name, external=True)
+        if isinstance(name, str) and posixpath.normpath(posixpath.join(wdir, name)).split("/")[0] == "..":
+            return Dependency(name, name, external=True)
+        return Dependency(self._file(wdir, name, place), name)
+
+    def _outs(self, wdir: str, key: str, values: Mapping[str, Any], place: Place) -> Iterator[StageOutput]:
+        known = OUT_KEYS[key]
+        merged: dict[str, dict[str, Any]] = {}
+        places: dict[str, Place] = {}
+        for i, item in enumerate(values[key]):
+            here = (*place, key, i)
+            for name, flags in item.items() if isinstance(item, dict) else [(item, {})]:
+                merged.setdefault(name, {}).update(flags)
+                places[name] = (*here, name) if isinstance(item, dict) else here
+        for name, flags in merged.items():
+            path = self._file(wdir, name, places[name])
+            if not path:
+                raise self._source.wrong(places[name], f"the output '{name}' is the repository itself")
+            check_output(path, self._source.path)
+            remote = flags.pop("remote", None)
+            if remote is not None and not isinstance(remote, str):
+                raise self._source.wrong(
+                    (*places[name], "remote"), f"`remote` of '{name}' is {known['remote'][1]}, not {remote!r}"
+                )
+            flags.pop("checkpoint", None)  # of older versions; means nothing any more
+            yield StageOutput(
+                path=path,
+                name=name,
+                kind=_OUT_KINDS[key],
+                cached=flags.pop("cache", True),
+                persist=flags.pop("persist", False),
+                remote=remote,
+                pushed=flags.pop("push", True),
+                options=flags,
+            )
+
+    def _params(self, wdir: str, items: Sequence[Any], place: Place) -> dict[str, tuple[str, ...]]:
+        """Return the keys by file; a file that is named once without keys is meant whole."""
+        if not items:
+            return {}
+        whole = {file for item in items if isinstance(item, dict) for file, keys in item.items() if not keys}
+        merged: dict[str, list[str]] = {}
+        for i, item in enumerate(items):
+            here = (*place, i)
+            if not isinstance(item, (str, dict)):
+                raise self._source.wrong(
+                    here, f"an item of `params` is a name, or {{file: [names]}}, not {item!r}"
+                )
+            if isinstance(item, str) and DEFAULT_FILE in whole:
+                continue
+            for file, keys in ({DEFAULT_FILE: [item]} if isinstance(item, str) else item).items():
+                self._file(wdir, file, here)
+                if file in whole:
+                    merged[file] = []
+                else:
+                    merged.setdefault(file, []).extend(self._texts(keys, (*here, file)))
+        return {file: tuple(dict.fromkeys(keys)) for file, keys in merged.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)

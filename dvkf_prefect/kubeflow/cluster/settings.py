@@ -1,0 +1,257 @@
+"""How a Kubeflow Pipelines installation is reached, and what its pods are given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvkf_prefect.data.remotes.errors import public_url
+from dvkf_prefect.data.remotes.options import secrets_of
+from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.kubeflow.cluster.watch import Patience
+from dvkf_prefect.kubeflow.compile.compile import IMAGE
+from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Reference
+from dvkf_prefect.kubeflow.exchange.runs import OPTION_VARIABLE
+
+# Options of a remote that say the same on every machine and are no secret. What is a path on this machine, or could
+# hold a secret, is none of them: a pipeline can be read by everybody in its namespace.
+_SHARED_OPTIONS = frozenset(
+    {
+        "region",
+        "endpointurl",
+        "allow_anonymous_login",
+        "use_ssl",
+        "ssl_verify",
+        "read_timeout",
+        "connect_timeout",
+        "sse",
+        "sse_kms_key_id",
+        "acl",
+        "listobjects",
+        "account_name",
+        "tenant_id",
+        "client_id",
+        "projectname",
+        "user",
+        "port",
+        "jobs",
+        "timeout",
+        "connection_timeout",
+        "oss_endpoint",
+        "auth",
+        "method",
+        "max_sessions",
+        "gss_auth",
+        "kerberos",
+        "kerberos_principal",
+        "kerb_ticket",
+        "use_https",
+        "replication",
+        "shared",
+        "exclude_environment_credential",
+        "exclude_managed_identity_credential",
+    }
+)
+_TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # noqa: S105 (KFP's usual place for it)
+_VARIABLE = "DVKF_KUBEFLOW_"
+
+
+@dataclass(frozen=True, slots=True)
+class PodRemote:
+    """The remote as pods reach it, where that is not as this machine does.
+
+    Attributes:
+        secret: The Kubernetes secret that holds its credentials.
+        keys: Which option of the remote each key of that secret is; of S3 ``access_key_id`` and ``secret_access_key``
+            by those names if empty.
+        url: Its url inside the cluster.
+        options: Options that differ there, such as ``endpointurl``; nothing secret.
+    """
+
+    secret: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    url: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self, repo: Repo, remote: Remote, placements: Mapping[str, Placement]) -> _Described:
+        """Return the remote's url, options, and the secret that brings the rest.
+
+        Args:
+            repo: The repository.
+            remote: Its remote, as opened here.
+            placements: The settings of the pods.
+
+        Raises:
+            ConfigError: Pods would not get its credentials, or cannot see it at all.
+        """
+        _, configured = repo.config.remote(remote.name)
+        here = configured.pop("url")
+        url = public_url(self.url or here)
+        for name, value in self.options.items():
+            if secrets_of({name: value}):
+                raise ConfigError(
+                    f"the option '{name}' of the remote is a secret, and a pipeline can be read; put it into a "
+                    "Kubernetes secret and name that"
+                )
+        options = {name: v for name, v in configured.items() if name in _SHARED_OPTIONS}
+        if options.get("ssl_verify", "").lower() not in ("true", "false"):
+            options.pop("ssl_verify", None)  # a file of this machine
+        options.update(self.options)
+        secret = [name for name, value in configured.items() if secrets_of({name: value})]
+        if public_url(here) != here and not secret:
+            secret = ["password"]
+        if self.secret is None:
+            if secret and not any(
+                p.service_account or p.secrets or p.config_maps for p in placements.values()
+            ):
+                raise ConfigError(
+                    f"remote '{remote.name}' is reached here with {', '.join(secret)}, which are not sent to pods. "
+                    "Name the Kubernetes secret that holds them (remote_secret), or a service account that needs none"
+                )
+            self._check_folder(url, remote, placements)
+            return _Described(url, options, None)
+        keys = dict(self.keys)
+        if not keys:
+            names = secret or (["access_key_id", "secret_access_key"] if url.startswith("s3") else [])
+            keys = {name: name for name in names}
+        if not keys:
+            raise ConfigError(
+                f"it is not said which option of remote '{remote.name}' each key of the secret '{self.secret}' is"
+            )
+        variables = {key: OPTION_VARIABLE + option.upper() for key, option in keys.items()}
+        return _Described(url, options, Reference(self.secret, variables))
+
+    def _check_folder(self, url: str, remote: Remote, placements: Mapping[str, Placement]) -> None:
+        if "://" in url:
+            return
+        path = Path(url)
+        for stage, placement in placements.items():
+            if not any(path.is_relative_to(volume.mount) for volume in placement.volumes):
+                raise ConfigError(
+                    f"remote '{remote.name}' is the folder {url} of this machine, which the pod of stage '{stage}' "
+                    "cannot see: use a remote that both reach, or mount a volume with it (`volumes`)"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    url: str
+    options: Mapping[str, str]
+    secret: Reference | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """How stages get to a cluster.
+
+    Attributes:
+        host: The address of Kubeflow Pipelines.
+        namespace: The namespace that runs belong to.
+        experiment: The experiment that runs are listed under; made when it is not there.
+        image: The image of pods whose stage names none.
+        token: A bearer token.
+        token_file: A file with the token, read again for each request since it is renewed; KFP's own variable
+            ``KF_PIPELINES_SA_TOKEN_PATH`` and usual place when None.
+        cookie: The value of a session's cookie.
+        cookie_name: That cookie's name.
+        ca_file: Certificates to trust instead of the usual ones.
+        verify_ssl: False trusts every server.
+        service_account: The Kubernetes account that runs run under.
+        pipeline_root: Where KFP keeps its own artifacts; its default when None.
+        defaults: The settings of pods where their stages say nothing.
+        remote: The remote as pods reach it.
+        connect_timeout: Seconds to wait for a connection.
+        read_timeout: Seconds to wait for an answer.
+        outage: Seconds for which the API may be away before following a run is given up.
+        patience: How long is waited for what.
+        ask_kubernetes: Whether Kubernetes is asked about pods that do not start.
+        kube_config: A kubeconfig for that.
+        kube_context: A context in it.
+        allow_dirty: Whether stages may run with files that are not committed.
+        push_missing: Whether objects that only this machine has are pushed first.
+    """
+
+    host: str
+    namespace: str = "kubeflow"
+    experiment: str = "dvkf"
+    image: str = IMAGE
+    token: str = field(default="", repr=False)
+    token_file: str | None = None
+    cookie: str = field(default="", repr=False)
+    cookie_name: str = "authservice_session"
+    ca_file: str | None = None
+    verify_ssl: bool = True
+    service_account: str | None = None
+    pipeline_root: str | None = None
+    defaults: Placement = field(default_factory=Placement)
+    remote: PodRemote = field(default_factory=PodRemote)
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    outage: float = 300.0
+    patience: Patience = field(default_factory=Patience)
+    ask_kubernetes: bool = True
+    kube_config: str | None = None
+    kube_context: str | None = None
+    allow_dirty: bool = False
+    push_missing: bool = True
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClusterSettings | None:
+        """Return the cluster that environment variables name; None when they name none.
+
+        ``DVKF_KUBEFLOW_HOST`` (or KFP's ``KF_PIPELINES_ENDPOINT``) is its address; ``…_NAMESPACE``, ``…_EXPERIMENT``,
+        ``…_IMAGE``, ``…_TOKEN``, ``…_TOKEN_FILE``, ``…_COOKIE``, ``…_COOKIE_NAME``, ``…_CA_FILE``,
+        ``…_SERVICE_ACCOUNT``, ``…_PIPELINE_ROOT``, ``…_REMOTE_SECRET``, ``…_REMOTE_URL`` and ``…_ALLOW_DIRTY=true``
+        say the rest.
+
+        Args:
+            environment: The variables.
+
+        Example:
+            >>> ClusterSettings.from_environment({"DVKF_KUBEFLOW_HOST": "http://localhost:8080"}).namespace
+            'kubeflow'
+        """
+
+        def said(name: str) -> str | None:
+            return environment.get(_VARIABLE + name) or None
+
+        host = said("HOST") or environment.get("KF_PIPELINES_ENDPOINT")
+        if not host:
+            return None
+        return cls(
+            host,
+            namespace=said("NAMESPACE") or "kubeflow",
+            experiment=said("EXPERIMENT") or "dvkf",
+            image=said("IMAGE") or IMAGE,
+            token=said("TOKEN") or "",
+            token_file=said("TOKEN_FILE"),
+            cookie=said("COOKIE") or "",
+            cookie_name=said("COOKIE_NAME") or "authservice_session",
+            ca_file=said("CA_FILE"),
+            service_account=said("SERVICE_ACCOUNT"),
+            pipeline_root=said("PIPELINE_ROOT"),
+            remote=PodRemote(secret=said("REMOTE_SECRET"), url=said("REMOTE_URL")),
+            allow_dirty=(said("ALLOW_DIRTY") or "").lower() in ("1", "true", "yes"),
+        )
+
+    def bearer(self) -> str:
+        """Return the token for a request, or "" for none.
+
+        Raises:
+            ConfigError: The file that holds it cannot be read.
+        """
+        if self.token:
+            return self.token
+        usual = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") or _TOKEN_FILE
+        try:
+            return Path(self.token_file or usual).expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            if self.token_file:
+                raise ConfigError(
+                    f"the token file {self.token_file} cannot be read: {error.strerror}"
+                ) from error
+            return ""

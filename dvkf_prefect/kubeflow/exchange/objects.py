@@ -1,0 +1,278 @@
+"""Content by digest for a step that has nothing but a remote: brought before the command, taken back after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.data.transfer.move import move
+from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.formats.objects import MD5, object_key
+from dvkf_prefect.formats.tree import Tree, is_tree
+from dvkf_prefect.kubeflow.exchange.bundle import RENEW_AFTER
+from dvkf_prefect.paths import make_folders
+from dvkf_prefect.scratch import scratch_folder
+
+# Outputs that stay out of the cache (``cache: false``) are not objects of the remote: a collection would not know of
+# them, a listing would count them. They wait here until they are fetched.
+UNCACHED = "dvkf/uncached"
+
+
+class Below(Storage):
+    """A folder of a storage as a storage of its own.
+
+    Args:
+        storage: The storage.
+        folder: The folder, without slashes at its ends.
+    """
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self.name = storage.name
+        self.url = f"{storage.url.rstrip('/')}/{folder}"
+        self.jobs = storage.jobs
+        self._storage = storage
+        self._place = storage._place
+        self._prefix = f"{folder}/"
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the blob, or None when there is none."""
+        return self._storage.size(self._prefix + key)
+
+    def _stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the blob from byte ``start`` on."""
+        return self._storage.stream(self._prefix + key, start=start)
+
+    def write(self, key: str, data: bytes) -> None:
+        """Store a small blob."""
+        self._storage.write(self._prefix + key, data)
+
+    def upload(self, key: str, source: Path) -> None:
+        """Store a file as a blob."""
+        self._storage.upload(self._prefix + key, source)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Every ``(key, bytes)`` under the folder ``prefix``."""
+        for key, size in self._storage.list((self._prefix + prefix).rstrip("/")):
+            yield key[len(self._prefix) :], size
+
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
+        """Every ``(key, bytes, last change)`` under a folder."""
+        for key, size, changed in self._storage.dated((self._prefix + prefix).rstrip("/")):
+            yield key[len(self._prefix) :], size, changed
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove blobs; those that are not there are passed over."""
+        self._storage.delete(self._prefix + key for key in keys)
+
+
+def uncached(remote: Remote) -> Remote:
+    """Return the place on a remote where outputs wait that stay out of the cache."""
+    return Remote(remote.name, Below(remote.storage, UNCACHED), jobs=remote.jobs)
+
+
+def send(digests: Sequence[str], cache: Cache, remote: Remote, *, again: bool = False) -> None:
+    """Bring objects to a remote that does not have them: files first, then the manifests that name them.
+
+    Args:
+        digests: What to bring; of directories all that is in them.
+        cache: Where they are.
+        remote: Where to.
+        again: Bring what it has, too: a collection goes by when that was last written.
+
+    Raises:
+        ObjectError: One is missing or damaged; its manifest was not sent.
+        RemoteError: The remote cannot be used.
+    """
+    trees = [digest for digest in dict.fromkeys(digests) if is_tree(digest)]
+    files = {digest for digest in digests if not is_tree(digest)}
+    files.update(digest for tree in trees for digest in cache.read_tree(tree).digests)
+    for wanted in (files, set(trees)):
+        moved = move("push", sorted(wanted if again else remote.missing(wanted)), MD5, cache, remote)
+        for error in moved.failed.values():
+            raise error
+
+
+def renew(remote: Remote, digests: Iterable[str]) -> None:
+    """Write again what waits beside the objects since long, so that no collection takes it from a run that begins now.
+
+    Args:
+        remote: The remote.
+        digests: What the run needs; what does not wait there is passed over.
+
+    Raises:
+        ObjectError: One is damaged, or went meanwhile.
+        RemoteError: The remote cannot be used.
+    """
+    beside = uncached(remote)
+    wanted = {digest for digest in digests if digest}
+    wanted -= beside.missing(wanted)
+    if not wanted:
+        return
+    with scratch_folder("dvkf-renew-") as folder:
+        cache = Cache(folder / "cache")
+
+        def bring(some: Iterable[str]) -> None:
+            for error in move("fetch", sorted(cache.missing(some)), MD5, cache, beside).failed.values():
+                raise error
+
+        trees = {digest for digest in wanted if is_tree(digest)}
+        bring(trees)
+        members = set().union(*(cache.read_tree(tree).digests for tree in trees)) - wanted
+        # Those of a part of a tracked directory are objects of the remote itself.
+        everything = wanted | (members - beside.missing(members))
+        keys = {object_key(digest): digest for digest in everything}
+        oldest = time.time() - RENEW_AFTER
+        if any(key in keys and (changed or oldest) < oldest for key, _, changed in beside.storage.dated()):
+            bring(everything)
+            for some in (everything - trees, trees):
+                for error in move("push", sorted(some), MD5, cache, beside).failed.values():
+                    raise error
+
+
+class RemoteObjects:
+    """The objects of a remote, for `dvkf_prefect.pipeline.step.step.run_step`.
+
+    What comes is verified before it is used, and moved rather than copied to where it is wanted, so that a pod's disk
+    holds data once. What the step stores stays in the cache until `flush`.
+
+    Args:
+        remote: The remote.
+        cache: A cache of this step alone; what was brought leaves it as it is used.
+    """
+
+    def __init__(self, remote: Remote, cache: Cache) -> None:
+        self.remote = remote
+        self.cache = cache
+        self._beside = uncached(remote)
+        self._known: dict[str, Remote] = {}
+        self._absent: set[str] = set()
+        self._uses: Counter[str] = Counter()
+        self._stored: dict[str, None] = {}
+
+    def prepare(self, digests: Sequence[str]) -> None:
+        """Bring content, many objects at once: all that is on the remote; the rest is left to `exists`.
+
+        Args:
+            digests: What is wanted, once for each place that it is wanted at.
+
+        Raises:
+            ObjectError: An object is damaged, or of a directory that is there one is missing.
+            RemoteError: The remote cannot be used.
+        """
+        self._look_for(set(digests))
+        # The manifest of a part of a directory is made here; what it names is on the remote.
+        there = [d for d in digests if d in self._known or (is_tree(d) and self.cache.exists(d))]
+        trees = [digest for digest in there if is_tree(digest)]
+        self._fetch(set(trees))
+        self._uses.update(digest for digest in there if not is_tree(digest))
+        for tree in trees:
+            self._uses.update(self.cache.read_tree(tree).digests)
+        self._fetch(set(self._uses))
+
+    def exists(self, digest: str) -> bool:
+        """Tell whether the object can be had."""
+        if digest in self._known or self.cache.exists(digest):
+            return True
+        self._look_for({digest})
+        return digest in self._known
+
+    def export(self, digest: str, dest: Path, *, isexec: bool = False) -> None:
+        """Place a file or directory, verified."""
+        if not is_tree(digest):
+            self._place(digest, dest, isexec=isexec)
+            return
+        tree = self.read_tree(digest)
+        self._fetch({d for d in tree.digests if not self.cache.exists(d)})
+        make_folders(str(dest), tree.relpaths)
+        for relpath, each in tree.items():
+            self._place(each, dest / relpath)
+
+    def read_tree(self, digest: str) -> Tree:
+        """Return a directory's manifest."""
+        self._fetch({digest})
+        return self.cache.read_tree(digest)
+
+    def add_file(self, source: str | Path, *, move: bool = False) -> str:
+        """Store a file's content; return its digest."""
+        digest = self.cache.add_file(source, move=move)
+        self._stored[digest] = None
+        return digest
+
+    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
+        """Store bytes; return their digest."""
+        digest = self.cache.add_bytes(data, tree=tree)
+        self._stored[digest] = None
+        return digest
+
+    def flush(self) -> None:
+        """Bring all that was stored to the remote, files before manifests.
+
+        Raises:
+            ObjectError: One is damaged.
+            RemoteError: The remote cannot be used.
+        """
+        send(list(self._stored), self.cache, self.remote)
+        self._stored.clear()
+
+    def keep_beside(self, side: Cache, digests: Sequence[str]) -> None:
+        """Bring outputs that stay out of the cache to where downstream steps and the dispatcher find them.
+
+        Args:
+            side: Where they are.
+            digests: Which.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+        """
+        send(digests, side, self._beside, again=True)
+
+    def _look_for(self, digests: set[str]) -> None:
+        wanted = {d for d in digests if d not in self._known and d not in self._absent}
+        for place in (self.remote, self._beside):
+            if wanted:
+                absent = place.missing(wanted)
+                self._known.update(dict.fromkeys(wanted - absent, place))
+                wanted = absent
+        self._absent.update(wanted)
+
+    def _fetch(self, digests: set[str]) -> None:
+        wanted = sorted(digest for digest in digests if not self.cache.exists(digest))
+        for place in (self.remote, self._beside):
+            if not wanted:
+                return
+            here = [d for d in wanted if self._known.get(d, place) is place]
+            moved = move("fetch", here, MD5, self.cache, place)
+            for digest, error in moved.failed.items():
+                if (
+                    place is self._beside
+                    or not isinstance(error, MissingObjectError)
+                    or digest in self._known
+                ):
+                    raise error
+            wanted = [d for d in wanted if not self.cache.exists(d)]
+
+    def _place(self, digest: str, dest: Path, *, isexec: bool = False) -> None:
+        self._fetch({digest})
+        self._uses[digest] -= 1
+        # Brought for this place alone, and hashed as it came: it need not be on the disk twice.
+        if self._uses[digest] == 0 and digest not in self._stored:
+            source = self.cache.path(digest)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(source, (0o777 if isexec else 0o666) & ~mask)
+            try:
+                os.rename(source, dest)
+            except OSError:
+                os.chmod(source, stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+                shutil.copyfile(source, dest)
+                os.chmod(dest, (0o777 if isexec else 0o666) & ~mask)
+            return
+        self.cache.export(digest, dest, isexec=isexec)

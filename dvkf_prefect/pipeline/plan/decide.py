@@ -1,0 +1,258 @@
+"""What is to be done with each stage: run it, skip it, or restore what an equal run wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.formats.dvclock import Entry, make_entry
+from dvkf_prefect.formats.dvcyaml import Stage
+from dvkf_prefect.formats.objects import LEGACY
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.tree import is_tree
+from dvkf_prefect.pipeline.plan.runcache import RunCache, can_restore
+from dvkf_prefect.pipeline.plan.selection import choose
+from dvkf_prefect.pipeline.plan.signature import input_key
+from dvkf_prefect.pipeline.plan.snapshot import Inputs, Snapshot
+from dvkf_prefect.pipeline.plan.why import Action, Decision, Reason, reasons_for
+
+_ABSENT = ("is missing", "is not in the cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which stages are meant by targets.
+
+    Attributes:
+        single_item: Only the targets, not what they need.
+        pipeline: All that is connected with the targets.
+        downstream: The targets and all that need them, instead of what they need.
+        recursive: A target that is a folder means all stages described in it and below.
+        glob: Names of stages are patterns.
+    """
+
+    single_item: bool = False
+    pipeline: bool = False
+    downstream: bool = False
+    recursive: bool = False
+    glob: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How to decide; as DVC's options of these names.
+
+    Attributes:
+        force: Run stages for which nothing changed, too, and ask no run cache.
+        force_downstream: Run all that need a stage that ran.
+        run_cache: Restore what an equal run wrote.
+        pull: What is not here may come from the remote.
+        allow_missing: Data that is not here is no reason to run.
+    """
+
+    force: bool = False
+    force_downstream: bool = False
+    run_cache: bool = True
+    pull: bool = False
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision and what it rests on.
+
+    Attributes:
+        decision: The decision.
+        inputs: What the stage would read.
+        entry: The run whose outputs are restored; for a skip with reasons, the last one.
+    """
+
+    decision: Decision
+    inputs: Inputs
+    entry: Entry | None = None
+
+
+def selected(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
+    """Return the stages that are meant, in the order of the graph.
+
+    Args:
+        snapshot: What is there.
+        targets: See `dvkf_prefect.pipeline.plan.selection.choose`; all stages if empty.
+        scope: What else is meant by them, or what not.
+
+    Raises:
+        StageNotFoundError: A target is none.
+    """
+    graph = snapshot.graph
+    if not targets:
+        return graph.order(None)
+    wanted = set(choose(snapshot.repo, graph, targets, recursive=scope.recursive, glob=scope.glob))
+    if scope.pipeline or scope.downstream:
+        users: dict[str, list[str]] = {address: [] for address in graph.stages}
+        for address in graph.stages:
+            for other in graph.needs(address):
+                users[other].append(address)
+        queue, wanted = list(wanted), set()
+        while queue:
+            address = queue.pop()
+            if address not in wanted:
+                wanted.add(address)
+                queue += users[address]
+                if scope.pipeline:
+                    queue += graph.needs(address)
+        return graph.order(wanted, alone=True)
+    return graph.order(wanted, alone=scope.single_item)
+
+
+def decide(
+    snapshot: Snapshot,
+    stage: Stage,
+    rules: Rules,
+    *,
+    forced: bool = False,
+    dry: bool = True,
+    on_disk: bool = False,
+) -> Choice:
+    """Decide on one stage; those that it needs were decided on.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+        rules: How to decide.
+        forced: Run it, whatever has changed.
+        dry: Only ask the remote; otherwise what a decision rests on is brought.
+        on_disk: What it reads has to lie in the workspace, see `Snapshot.inputs`.
+    """
+    entry = snapshot.entry(stage)
+    inputs = snapshot.inputs(stage, entry, on_disk=on_disk)
+    reasons = reasons_for(snapshot, stage, entry, inputs)
+    forced = forced or rules.force
+
+    def made(action: Action, why: tuple[Reason, ...], run: Entry | None = None) -> Choice:
+        return Choice(Decision(stage.address, action, why, stage.cmd), inputs, run)
+
+    if rules.allow_missing and entry is not None and not forced:
+        reasons = tuple(reason for reason in reasons if not _is_absence(reason))
+    if stage.frozen:
+        return made("skip", reasons or ((Reason("forced", stage.address),) if forced else ()), entry)
+    if forced:
+        return made("run", reasons or (Reason("forced", stage.address),))
+    if not reasons:
+        return made("skip", (), entry)
+    known = _known_run(snapshot, stage, entry, inputs, reasons, rules, dry=dry)
+    return made("restore" if known else "run", reasons, known)
+
+
+def _is_absence(reason: Reason) -> bool:
+    return reason.kind in ("dependency", "output") and reason.note in _ABSENT and reason.old is not None
+
+
+def _known_run(
+    snapshot: Snapshot,
+    stage: Stage,
+    entry: Entry | None,
+    inputs: Inputs,
+    reasons: Sequence[Reason],
+    rules: Rules,
+    *,
+    dry: bool,
+) -> Entry | None:
+    """Return a run with the same inputs whose outputs can all be had, or None."""
+    # What lies at a persistent output is where the next run goes on.
+    only_outputs = all(reason.kind == "output" for reason in reasons) and not any(
+        out.persist and snapshot.look(out.path).digest for out in stage.outs
+    )
+    if (
+        entry is not None
+        and only_outputs
+        and _is_known(stage, entry, reasons, rules)
+        and _can_have(snapshot, stage, entry, pull=rules.pull, dry=dry)
+    ):
+        return entry
+    if not inputs.known or not rules.run_cache:
+        return None
+    wanted = make_entry(
+        stage.command, inputs.items, inputs.params, [{"path": out.name} for out in stage.outs]
+    )
+    if not can_restore(stage, wanted):
+        return None
+    run = RunCache(snapshot.repo.cache.root).find(input_key(wanted))
+    if run is None or not _can_have(snapshot, stage, run, pull=rules.pull, dry=dry):
+        return None
+    return run
+
+
+def _is_known(stage: Stage, entry: Entry, reasons: Sequence[Reason], rules: Rules) -> bool:
+    """Tell whether the last run's outputs may come from the cache: as DVC, only what reads something has known runs.
+
+    What lies in the workspace as it was recorded is taken in again whatever the stage reads.
+    """
+    if can_restore(stage, entry) or (rules.pull and all(map(_is_absence, reasons))):
+        return True
+    return all(reason.note == "is not in the cache" for reason in reasons)
+
+
+def _can_have(snapshot: Snapshot, stage: Stage, entry: Entry, *, pull: bool, dry: bool) -> bool:
+    """Tell whether all outputs of a run are in the cache, in the workspace, or with ``pull`` on the remote."""
+    recorded = {item["path"]: item for item in entry.get("outs", ())}
+    away: list[Output] = []
+    for out in stage.outs:
+        item = recorded.get(out.name)
+        digest = item.get("md5") if item else None
+        if item is None or not digest:
+            return False
+        hash_name = item.get("hash", LEGACY)
+        if snapshot.is_cached(digest, hash_name) or snapshot.look(out.path, hash_name).digest == digest:
+            continue
+        if not pull:
+            return False
+        away.append(_output(stage, out.path, item, out.remote))
+    if not away:
+        return True
+    return bring(snapshot.repo, away, dry=dry)
+
+
+def _output(stage: Stage, path: str, item: dict[str, Any], remote: str | None) -> Output:
+    digest = item["md5"]
+    return Output(
+        path=path,
+        digest=digest,
+        size=item.get("size"),
+        nfiles=item.get("nfiles") if is_tree(digest) else None,
+        isexec=bool(item.get("isexec", False)),
+        hash_name=item.get("hash", LEGACY),
+        remote=remote,
+        source=stage.file,
+        stage=stage.name,
+    )
+
+
+def bring(repo: Repo, outputs: Sequence[Output], *, dry: bool = False) -> bool:
+    """Bring outputs into the cache from their remotes; tell whether all of them are there.
+
+    Args:
+        repo: The repository.
+        outputs: What to bring.
+        dry: Only ask whether the remotes have them.
+    """
+    from dvkf_prefect.data.transfer.plan import plan_fetch
+    from dvkf_prefect.data.transfer.transfer import fetch
+
+    groups: dict[str | None, list[Output]] = {}
+    for output in outputs:
+        groups.setdefault(output.remote, []).append(output)
+    try:
+        for name, group in groups.items():
+            remote = repo.remote(name)
+            if dry:
+                if plan_fetch(group, repo.cache, remote, check=True).failures:
+                    return False
+                continue
+            with repo.lock():
+                fetch(group, repo.cache, remote)
+    except DvkfError:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""Dependencies outside the repository: an absolute path, a path that leads out, or a url.
+
+They are described as `dvc import-url` describes its source: by what the service says of them, else by the md5 of their
+bytes. They are neither brought nor stored; the command reads them where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.errors import OutputError, OutputNotFoundError
+from dvkf_prefect.formats.dvclock import Item
+from dvkf_prefect.formats.dvcyaml import Dependency, Stage
+from dvkf_prefect.formats.objects import MD5, Stored
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+
+_EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
+_MARKS = ("md5", "etag", "checksum")
+
+
+def mark_of(item: Mapping[str, Any]) -> str | None:
+    """Return what tells the content of an entry's dependency: its digest, or the mark of a service.
+
+    Args:
+        item: The dependency as the entry holds it.
+    """
+    return next((str(item[name]) for name in _MARKS if item.get(name)), None)
+
+
+def place_of(repo: Repo, stage: Stage, dep: Dependency) -> str:
+    """Return where a dependency outside lies: an absolute path, or a url.
+
+    Args:
+        repo: The repository.
+        stage: The stage.
+        dep: One of its dependencies.
+    """
+    if "://" in dep.name:
+        return dep.name
+    return os.path.normpath(repo.root / stage.wdir / dep.name)
+
+
+def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | None, Item | None]:
+    """Return what a dependency outside is now, to compare and as an entry holds it; None where it is not there.
+
+    Args:
+        repo: The repository.
+        stage: The stage.
+        dep: One of its dependencies.
+
+    Raises:
+        RemoteError: Its service does not answer, or refuses.
+        ConfigError: Its url cannot be used.
+    """
+    from dvkf_prefect.data.imports.sources import open_source
+
+    place = place_of(repo, stage, dep)
+    if "://" not in place and not _can_be_read(place):
+        return None, None
+    if "://" not in place and os.path.isfile(place) and not os.path.getsize(place):
+        # Nothing to read; files that the kernel makes up, and whose reader may wait, seem to be empty.
+        isexec = {"isexec": True} if os.stat(place).st_mode & 0o111 else {}
+        return Stored(_EMPTY, 0, isexec=bool(isexec)), {
+            "path": dep.name,
+            "hash": MD5,
+            "md5": _EMPTY,
+            "size": 0,
+            **isexec,
+        }
+    try:
+        facts = open_source(repo.config, place, folder=repo.root).facts()
+    except (OutputNotFoundError, OutputError, FileNotFoundError, PermissionError):
+        return None, None
+    item: Item = {"path": dep.name, "hash": MD5, **facts.values}
+    stored = Stored(
+        mark_of(item) or "",
+        item.get("size") or 0,
+        item.get("nfiles"),
+        bool(item.get("isexec", False)),
+    )
+    return stored, item
+
+
+def differs_at_a_look(repo: Repo, stage: Stage, dep: Dependency, recorded: Mapping[str, Any] | None) -> bool:
+    """Tell whether a local dependency differs from its record by kind, size or number of files; nothing is read.
+
+    Whoever only looks at a repository need not hash what its author names: a whole disk, for instance.
+
+    Args:
+        repo: The repository.
+        stage: The stage.
+        dep: One of its dependencies.
+        recorded: It as dvc.lock has it; None where that has none.
+    """
+    if recorded is None or mark_of(recorded) is None:
+        return True
+    place = place_of(repo, stage, dep)
+    if "://" in place:
+        return False
+    size, nfiles = recorded.get("size"), recorded.get("nfiles")
+    if not os.path.isdir(place):
+        return nfiles is not None or (size is not None and Path(place).stat().st_size != size)
+    left, count = [place], 0
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                else:
+                    count += 1
+        if count > (nfiles or 0):
+            return True
+    return count != nfiles
+
+
+def exists_outside(repo: Repo, stage: Stage, dep: Dependency) -> bool:
+    """Tell whether a local dependency outside can be read; of a url nothing is asked.
+
+    Args:
+        repo: The repository.
+        stage: The stage.
+        dep: One of its dependencies.
+    """
+    place = place_of(repo, stage, dep)
+    return "://" in place or _can_be_read(place)
+
+
+def _can_be_read(place: str) -> bool:
+    try:
+        mode = os.stat(place).st_mode
+    except OSError:
+        return False
+    return stat.S_ISDIR(mode) or stat.S_ISREG(mode)

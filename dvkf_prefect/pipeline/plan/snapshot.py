@@ -1,0 +1,390 @@
+"""A repository's stages beside what is on disk now; each file is asked about once."""
+
+from __future__ import annotations
+
+import copy
+import posixpath
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.workspace.workspace import Found
+from dvkf_prefect.errors import MissingObjectError, OutputError, ParseError, RemoteError, UnsafePathError
+from dvkf_prefect.formats.dvclock import Entry, Item, item_of, lock_file, read_lock, stored_of
+from dvkf_prefect.formats.dvcyaml import Dependency, Stage, load_stages
+from dvkf_prefect.formats.files import PIPELINE_FILE
+from dvkf_prefect.formats.objects import LEGACY, MD5, Stored, object_key
+from dvkf_prefect.formats.outputs import Output, check_overlap
+from dvkf_prefect.formats.params import check_params, parse_params, select
+from dvkf_prefect.formats.tracked import read_outputs as read_any_outputs
+from dvkf_prefect.formats.tree import is_tree
+from dvkf_prefect.paths import overlaps
+from dvkf_prefect.pipeline.plan.graph import Graph
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.remotes.remote import Remote
+
+UNKNOWN = Stored("", 0)
+"""Content that a stage will write, which nobody knows yet."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage would read now.
+
+    Attributes:
+        deps: Its dependencies by name as written: content, `UNKNOWN`, or None for one that is not to be had.
+        items: The same as an entry holds it, and its datasets, where all are known.
+        params: Parameter values by file as written.
+        missing_params: ``file`` or ``file:key`` of what is declared and not there.
+        datasets: The datasets it reads, by name as written: as dvc.lock has them, None for one whose version is not
+            known: it was never updated, or is declared anew, or nowhere.
+        wrong: Why dependencies are not to be had that are there, by name as written.
+        storable: Whether dvc.lock can hold the parameters; only those of a look may be others.
+    """
+
+    deps: Mapping[str, Stored | None]
+    items: tuple[Item, ...]
+    params: Mapping[str, Mapping[str, Any]]
+    missing_params: tuple[str, ...] = ()
+    datasets: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    wrong: Mapping[str, str] = field(default_factory=dict)
+    storable: bool = True
+
+    @property
+    def known(self) -> bool:
+        """Whether all of it is known and there."""
+        return (
+            self.storable
+            and not self.missing_params
+            and all(s is not None and s is not UNKNOWN for s in self.deps.values())
+            and all(lock is not None for lock in self.datasets.values())
+        )
+
+
+@dataclass
+class Snapshot:
+    """The stages and outputs of a workspace, and what lies there.
+
+    Args:
+        repo: The repository.
+        away: Where outputs are that nobody brings here, for manifests and sizes.
+        only_looks: Whether nothing will be recorded, so that what lies outside need not be read if its size differs.
+        lenient: Take outputs that claim one path and stages that no order suits, to say how each of them is.
+
+    Attributes:
+        graph: Its stages.
+        outputs: Everything tracked, by path, as recorded.
+
+    Raises:
+        ParseError: A file does not say what its format allows.
+        StageGraphError: The stages do not form a graph.
+        OutputOverlapError: A stage's output overlaps a tracked one.
+    """
+
+    repo: Repo
+    away: Remote | None = None
+    only_looks: bool = False
+    lenient: bool = False
+    graph: Graph = field(init=False)
+    outputs: dict[str, Output] = field(init=False)
+    _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    _found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    _planned: MutableMapping[str, Stored] = field(default_factory=dict)
+    _planned_folders: MutableMapping[str, None] = field(default_factory=dict)
+    _cached: set[str] = field(default_factory=set)
+    _below: dict[str, set[str]] = field(default_factory=dict)
+    _pipelines: list[str] = field(default_factory=list)
+    _datasets: dict[str, Mapping[str, Any] | None] | None = None
+    _outside: dict[str, tuple[Stored | None, Item | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = self.repo.files()
+        sources = self.files.find()
+        self._pipelines = [path for path in sources if posixpath.basename(path) == PIPELINE_FILE]
+        stages = [
+            self._with_own_paths(stage) for path in self._pipelines for stage in load_stages(self.files, path)
+        ]
+        tracked = [output for path in sources for output in read_any_outputs(self.files, path)]
+        self.repo.check_ignored(tracked)
+        self.graph = Graph(
+            stages, [output for output in tracked if output.stage is None], lenient=self.lenient
+        )
+        if not self.lenient:
+            check_overlap(tracked)
+        self.outputs = {output.path: output for output in tracked}
+
+    def _with_own_paths(self, stage: Stage) -> Stage:
+        """Return a stage whose absolute dependencies in the repository are such as all others, as DVC has them."""
+        root = f"{self.repo.root}/"
+        if not any(dep.external and dep.name.startswith("/") for dep in stage.deps):
+            return stage
+        deps = [
+            Dependency(inner := path.removeprefix(root), posixpath.relpath(inner, stage.wdir or "."))
+            if dep.external and (path := posixpath.normpath(dep.name)).startswith(root)
+            else dep
+            for dep in stage.deps
+        ]
+        return replace(stage, deps=tuple(deps))
+
+    # -- what was recorded -----------------------------------------------------------------------------------------
+
+    def entry(self, stage: Stage) -> Entry | None:
+        """Return what dvc.lock had of a stage's last run when it was first asked for one."""
+        if stage.file not in self._locks:
+            self._locks[stage.file] = read_lock(self.files, lock_file(stage.file))
+        return self._locks[stage.file].get(stage.name)
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    def look(self, path: str, hash_name: str = MD5) -> Found:
+        """Return what lies at a path, as a comparison needs it, see `Workspace.look`.
+
+        Raises:
+            OutputError: Something there cannot be tracked.
+        """
+        key = (path, hash_name)
+        if key not in self._found:
+            self._found[key] = self.repo.workspace.look(path, hash_name=hash_name, lenient=True)
+            for folder in _folders(path):
+                self._below.setdefault(folder, set()).add(path)
+        return self._found[key]
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Look again at paths, at what they hold and at what holds them: they were written to."""
+        for path in paths:
+            for other in (path, *_folders(path), *self._below.get(path, ())):
+                for hash_name in (MD5, LEGACY):
+                    self._found.pop((other, hash_name), None)
+            for file in [f for f in self._params if overlaps(f, path)]:
+                del self._params[file]
+
+    def forget_all(self) -> None:
+        """Look again at everything: a command ran that may have written anywhere."""
+        self._found.clear()
+        self._outside.clear()
+        self._below.clear()
+        self._params.clear()
+
+    def tracked(self, path: str) -> Output | None:
+        """Return the output that a path is, or lies in."""
+        while path:
+            if path in self.outputs:
+                return self.outputs[path]
+            path = posixpath.dirname(path)
+        return None
+
+    def is_cached(self, digest: str, hash_name: str = MD5) -> bool:
+        """Tell whether all of a content is in the cache."""
+        key = f"{hash_name}:{digest}"
+        if key in self._cached:
+            return True
+        cache = self.repo.cache
+        found = cache.exists(digest, hash_name) and (
+            not is_tree(digest) or not cache.missing(cache.read_tree(digest, hash_name).digests, hash_name)
+        )
+        if found:  # what is not there may come
+            self._cached.add(key)
+        return found
+
+    # -- what a stage would read -----------------------------------------------------------------------------------
+
+    def plan(self, stage: Stage, entry: Entry | None) -> None:
+        """Note what a stage will write, for the stages after it: an entry's outputs, or nobody knows what."""
+        recorded = {item["path"]: stored_of(item) for item in (entry or {}).get("outs", ())}
+        for out in stage.outs:
+            self._planned[out.path] = recorded.get(out.name, UNKNOWN)
+            folder = posixpath.dirname(out.path)
+            while folder:
+                self._planned_folders[folder] = None
+                folder = posixpath.dirname(folder)
+
+    def expect(self, output: Output) -> None:
+        """Note that what a `.dvc` file records will lie in the workspace."""
+        if output.digest:
+            self._planned[output.path] = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
+
+    def _is_expected(self, path: str) -> bool:
+        return bool(self._planned) and any(above in self._planned for above in (path, *_folders(path)))
+
+    def ahead(self) -> Snapshot:
+        """Return the same for a look ahead: what is planned here is planned there, but not the other way round."""
+        other = copy.copy(self)
+        other._planned = ChainMap({}, self._planned)
+        other._planned_folders = ChainMap({}, self._planned_folders)
+        return other
+
+    def content(self, path: str) -> Stored | None:
+        """Return what a dependency holds: what will be written there, what lies there, or what is recorded."""
+        if path in self._planned_folders:
+            return UNKNOWN
+        above = path
+        while above and self._planned:
+            planned = self._planned.get(above)
+            if planned is not None:
+                return planned if above == path or planned is UNKNOWN else self._part(planned, above, path)
+            above = posixpath.dirname(above)
+        found = self.look(path)
+        if found.digest is not None:
+            return found.stored()
+        above = path
+        while above:
+            output = self.outputs.get(above)
+            if output is not None and output.digest and output.hash_name == MD5:
+                if above != path and (self.repo.root / above).exists():
+                    return None  # the directory is here, without this part of it
+                stored = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
+                return stored if above == path else self._part(stored, above, path)
+            above = posixpath.dirname(above)
+        return None
+
+    def _part(self, whole: Stored, folder: str, path: str) -> Stored | None:
+        """Return one file or folder of a directory, as its manifest has it."""
+        if not is_tree(whole.digest):
+            return None
+        cache = self.repo.cache
+        try:
+            if self.away is not None and not cache.exists(whole.digest):
+                from dvkf_prefect.data.transfer.move import move
+
+                move("fetch", [whole.digest], MD5, cache, self.away)
+            tree = cache.read_tree(whole.digest)
+        except MissingObjectError:
+            return None
+        relpath = path[len(folder) + 1 :]
+        below = tree.below(relpath)
+        if not len(below):
+            return None
+        sizes: list[int] = []
+        for digest in below.digests:
+            size = self._size(digest)
+            if size is None:
+                return None
+            sizes.append(size)
+        if below.relpaths == [relpath]:
+            return Stored(below.digests[0], sizes[0])
+        part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
+        return Stored(cache.add_bytes(part.to_bytes(), tree=True), sum(sizes), len(part))
+
+    def _size(self, digest: str) -> int | None:
+        try:
+            return self.repo.cache.path(digest).stat().st_size
+        except FileNotFoundError:
+            return None if self.away is None else self.away.storage.size(object_key(digest))
+
+    def inputs(self, stage: Stage, entry: Entry | None, *, on_disk: bool = False) -> Inputs:
+        """Return what a stage would read now.
+
+        Args:
+            stage: The stage.
+            entry: Its last run.
+            on_disk: Whether only what lies in the workspace counts, or is expected there, not what could be brought.
+
+        Raises:
+            ParseError: A parameter file does not parse.
+        """
+        recorded = {item["path"]: item for item in (entry or {}).get("deps", ())}
+        deps: dict[str, Stored | None] = {}
+        datasets: dict[str, Mapping[str, Any] | None] = {}
+        items: list[Item] = []
+        wrong: dict[str, str] = {}
+        for dep in stage.deps:
+            if dep.dataset is not None:
+                datasets[dep.name] = lock = self._dataset(dep.dataset)
+                if lock is not None:
+                    items.append({"path": dep.name, "dataset": dict(lock)})
+                continue
+            old = recorded.get(dep.name)
+            if dep.external:
+                deps[dep.name], item = self._read_outside(stage, dep, old)
+                items += [item] if item is not None else []
+                continue
+            try:
+                stored = self._same_as_legacy(dep, old) or self._read(dep, on_disk)
+            except (OutputError, UnsafePathError) as error:
+                stored, wrong[dep.name] = None, str(error)
+            deps[dep.name] = stored
+            if stored is not None and stored is not UNKNOWN:
+                legacy = old is not None and old.get("hash") != MD5 and old.get("md5") == stored.digest
+                items.append(dict(old) if legacy and old else item_of(dep.name, stored))
+        params: dict[str, dict[str, Any]] = {}
+        missing: list[str] = []
+        storable = True
+        for file, keys in stage.params.items():
+            values = self._read_params(stage.params_path(file))
+            if values is None:
+                missing.append(file)
+                continue
+            params[file] = select(values, keys)
+            try:
+                check_params(params[file], stage.params_path(file))
+            except ParseError:
+                if not self.only_looks:
+                    raise
+                storable = False
+            missing += [f"{file}:{key}" for key in keys if key not in params[file]]
+        return Inputs(deps, tuple(items), params, tuple(missing), datasets, wrong, storable)
+
+    def _read(self, dep: Dependency, on_disk: bool) -> Stored | None:
+        if not on_disk or self._is_expected(dep.path):
+            return self.content(dep.path)
+        found = self.look(dep.path)
+        return None if found.digest is None else found.stored()
+
+    def _read_outside(
+        self, stage: Stage, dep: Dependency, recorded: Item | None
+    ) -> tuple[Stored | None, Item | None]:
+        from dvkf_prefect.pipeline.plan import outside
+
+        place = outside.place_of(self.repo, stage, dep)
+        if place not in self._outside:
+            if self.only_looks and outside.exists_outside(self.repo, stage, dep):
+                with suppress(OSError):
+                    if outside.differs_at_a_look(self.repo, stage, dep, recorded):
+                        return Stored("other", 0), None
+            try:
+                self._outside[place] = outside.read_outside(self.repo, stage, dep)
+            except RemoteError as error:
+                if not self.only_looks:
+                    raise
+                import logging
+
+                # All else can still be told.
+                logging.getLogger(__name__).warning("a dependency cannot be looked at: %s", error)
+                self._outside[place] = None, None
+        stored, item = self._outside[place]
+        return stored, None if item is None else {**item, "path": dep.name}
+
+    def _dataset(self, name: str) -> Mapping[str, Any] | None:
+        """Return what dvc.lock has of a dataset; one of any dvc.yaml, as in DVC."""
+        if self._datasets is None:
+            from dvkf_prefect.formats.artifacts import read_datasets
+
+            found = [read_datasets(self.files, path) for path in self._pipelines]
+            self._datasets = {key: each.lock for datasets in found for key, each in datasets.items()}
+        return self._datasets.get(name)
+
+    def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Stored | None:
+        """Return the recorded content of DVC 2.x, if it is still what lies there."""
+        if old is None or not old.get("md5") or old.get("hash") == MD5:
+            return None
+        return stored_of(old) if self.look(dep.path, LEGACY).digest == old["md5"] else None
+
+    def _read_params(self, path: str) -> dict[str, Any] | None:
+        if path not in self._params:
+            try:
+                self._params[path] = parse_params(self.files.read(path), path)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._params[path] = None
+        return self._params[path]
+
+
+def _folders(path: str) -> Iterator[str]:
+    folder = posixpath.dirname(path)
+    while folder:
+        yield folder
+        folder = posixpath.dirname(folder)

@@ -1,0 +1,473 @@
+"""Metrics and parameters: the values that files hold, of one version or of several side by side.
+
+Source of what is chosen and shown: DVC 3.x (``dvc/repo/metrics``, ``dvc/repo/params``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from dvkf_prefect.data.git.command import revisions_of
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.views.reader import View
+from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError, ParseError
+from dvkf_prefect.files import DESCRIPTION_LIMIT
+from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvcyaml import load_stages, read_sections
+from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
+from dvkf_prefect.formats.params import DEFAULT_FILE, flatten, parse_params, select
+
+WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """One metric or parameter in two versions.
+
+    Attributes:
+        path: The file that holds it, relative to the root.
+        name: Its dotted name.
+        old: Its value in the older version, None if it has none.
+        new: Its value in the newer one.
+        change: The difference of two numbers.
+    """
+
+    path: str
+    name: str
+    old: Any
+    new: Any
+    change: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the change as ``dvc metrics diff --json`` has it."""
+        values = {"old": self.old, "new": self.new}
+        if isinstance(self.old, (int, float)) and isinstance(self.new, (int, float)):
+            values["diff"] = self.new - self.old
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class FileValues:
+    """What one file of one version holds.
+
+    Attributes:
+        values: Its values, nested as in the file.
+        error: Why it could not be read.
+    """
+
+    values: Any = None
+    error: Exception | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``dvc metrics show --json`` has it."""
+        return {"data": self.values} if self.error is None else {"error": _told(self.error)}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The files of one version.
+
+    Attributes:
+        files: What each holds, by its path relative to the root.
+        error: Why it is not known which files there are.
+    """
+
+    files: Mapping[str, FileValues] = field(default_factory=dict)
+    error: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be read."""
+        return self.error is not None or any(file.error is not None for file in self.files.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``dvc metrics show --json`` has it."""
+        if self.error is not None:
+            return {"error": _told(self.error)}
+        return {"data": {path: file.as_dict() for path, file in self.files.items()}}
+
+
+def _told(error: Exception) -> dict[str, str]:
+    return {"type": type(error).__name__, "msg": str(error)}
+
+
+def show(repo: Repo, rev: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return every metric.
+
+    Args:
+        repo: The repository.
+        rev: A git revision; None for the workspace.
+
+    Returns:
+        Values by dotted name by file. A file that is not to be had is left out.
+
+    Raises:
+        ParseError: A file does not parse.
+        GitError: There is no such revision.
+    """
+    reading = _read(repo, rev, lambda files: _metric_files(files, ()), _metrics_of)
+    if reading.error is not None:
+        raise reading.error
+    found: dict[str, dict[str, Any]] = {}
+    for path, file in reading.files.items():
+        if isinstance(file.error, ParseError):
+            raise file.error
+        if isinstance(file.values, dict):
+            found[path] = flatten(file.values)
+    return dict(sorted(found.items()))
+
+
+def read_metrics(
+    repo: Repo,
+    targets: Sequence[str] = (),
+    *,
+    all_branches: bool = False,
+    all_tags: bool = False,
+    all_commits: bool = False,
+) -> dict[str, Reading]:
+    """Return the metrics of the workspace, or of it and many commits.
+
+    Args:
+        repo: The repository.
+        targets: Files or folders, relative to the root; all that dvc.yaml files declare if empty.
+        all_branches: Also those of the tips of all branches.
+        all_tags: Also those of all tags.
+        all_commits: Also those of all commits.
+
+    Returns:
+        What was read, by ``workspace`` and the names of revisions; by "" if only the workspace was asked for. The
+        workspace is left out where it holds what the current branch holds.
+
+    Raises:
+        ConfigError: Commits are asked for, but there is no git.
+    """
+
+    def read(rev: str | None) -> Reading:
+        return _read(repo, rev, lambda files: _metric_files(files, targets), _metrics_of)
+
+    if not (all_branches or all_tags or all_commits):
+        return {"": read(None)}
+    if repo.git is None:
+        raise ConfigError(f"{repo.root} has no git history; there are no other versions to look at")
+    found = {WORKSPACE: read(None)}
+    for commit, names in _named_revisions(repo, all_branches, all_tags, all_commits).items():
+        found[",".join(names)] = read(commit)
+    try:
+        branch = repo.git.run("symbolic-ref", "--short", "--quiet", "HEAD")
+    except DvkfError:
+        return found
+    if found.get(branch) == found[WORKSPACE]:
+        del found[WORKSPACE]
+    return found
+
+
+def diff(repo: Repo, a: str = "HEAD", b: str | None = None) -> list[MetricChange]:
+    """Compare the metrics of two versions.
+
+    Args:
+        repo: The repository.
+        a: The older git revision.
+        b: The newer one; None for the workspace.
+
+    Returns:
+        A row for each metric of either version, sorted by file and name, equal ones too.
+
+    Raises:
+        ParseError: A file does not parse.
+        GitError: There is no such revision.
+    """
+    before = {} if repo.git is None or repo.git.head() is None else show(repo, a)
+    after = show(repo, b)
+    rows = []
+    for path in sorted({*before, *after}):
+        old, new = before.get(path, {}), after.get(path, {})
+        for name in sorted({*old, *new}):
+            pair = old.get(name), new.get(name)
+            rows.append(MetricChange(path, name, *pair, change=_difference(*pair)))
+    return rows
+
+
+def diff_metrics(
+    repo: Repo,
+    a: str = "HEAD",
+    b: str | None = None,
+    targets: Sequence[str] = (),
+    *,
+    unchanged: bool = False,
+) -> tuple[list[MetricChange], dict[str, Reading]]:
+    """Compare metrics as ``dvc metrics diff`` does: what cannot be read is told, not raised.
+
+    Args:
+        repo: The repository.
+        a: The older git revision, or ``workspace``.
+        b: The newer one; None for the workspace.
+        targets: Files or folders, relative to the root, declared or not; all that are declared if empty.
+        unchanged: Equal ones too.
+
+    Returns:
+        Rows sorted by file and name, and what was read of each version. Before the first commit there are none.
+
+    Raises:
+        GitError: There is no such revision.
+    """
+    return _compare(repo, a, b, lambda files: _metric_files(files, targets), _metrics_of, unchanged)
+
+
+def diff_params(
+    repo: Repo,
+    a: str = "HEAD",
+    b: str | None = None,
+    targets: Sequence[str] = (),
+    *,
+    unchanged: bool = False,
+    deps_only: bool = False,
+) -> tuple[list[MetricChange], dict[str, Reading]]:
+    """Compare parameters as ``dvc params diff`` does.
+
+    Args:
+        repo: The repository.
+        a: The older git revision, or ``workspace``.
+        b: The newer one; None for the workspace.
+        targets: Files, relative to the root, declared or not; all that are declared, and params.yaml, if empty.
+        unchanged: Equal ones too.
+        deps_only: Only those that stages depend on.
+
+    Returns:
+        Rows sorted by file and name, and what was read of each version. Before the first commit there are none.
+
+    Raises:
+        GitError: There is no such revision.
+    """
+    return _compare(
+        repo,
+        a,
+        b,
+        lambda files: _param_files(files, targets, deps_only),
+        lambda values: values,
+        unchanged,
+        None if targets else _used,
+    )
+
+
+def _compare(
+    repo: Repo,
+    a: str,
+    b: str | None,
+    declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
+    keep: Callable[[Any], Any],
+    unchanged: bool,
+    more: Callable[[RepoFiles], Mapping[str, Any]] | None = None,
+) -> tuple[list[MetricChange], dict[str, Reading]]:
+    if repo.git is None or repo.git.head() is None:
+        return [], {}
+    sides = [None if rev in (None, WORKSPACE) else repo.git.resolve(rev or "") for rev in (a, b)]
+    before, after = (_read(repo, rev, declared, keep, more) for rev in sides)
+    rows = []
+    for path in sorted({*before.files, *after.files}):
+        old, new = (_flat(reading.files.get(path)) for reading in (before, after))
+        for name in sorted({*old, *new}):
+            pair = old.get(name), new.get(name)
+            if unchanged or pair[0] != pair[1]:
+                rows.append(MetricChange(path, name, *pair, change=_difference(*pair)))
+    return rows, {a: before, b or WORKSPACE: after}
+
+
+def _flat(file: FileValues | None) -> dict[str, Any]:
+    values = file.values if file is not None else None
+    if isinstance(values, dict):
+        return {name: str(v) if isinstance(v, list) else v for name, v in flatten(values).items() if v != {}}
+    return {} if values is None else {"": values}
+
+
+def _difference(old: Any, new: Any) -> float | None:
+    for value in (old, new):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+    return float(new - old)
+
+
+def _named_revisions(
+    repo: Repo, all_branches: bool, all_tags: bool, all_commits: bool
+) -> dict[str, list[str]]:
+    """Return commits and what they are called: as DVC, by their ids where all of them are meant."""
+    assert repo.git is not None
+    if all_commits:
+        return {commit: [commit] for commit in revisions_of(repo.git, all_commits=True)}
+    found: dict[str, list[str]] = {}
+    for kind, wanted in (("refs/heads/", all_branches), ("refs/tags/", all_tags)):
+        if not wanted:
+            continue
+        form = "%(objecttype) %(objectname) %(*objecttype) %(*objectname) %(refname)"
+        for line in repo.git.run("for-each-ref", f"--format={form}", kind).splitlines():
+            kind_, commit, *rest = line.split(" ")
+            of_tag, target, name = rest[0], rest[1], " ".join(rest[2:])
+            if kind_ == "tag":
+                kind_, commit = of_tag, target
+            if kind_ == "commit":
+                found.setdefault(commit, []).append(name.removeprefix(kind))
+    return found
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _read(
+    repo: Repo,
+    rev: str | None,
+    declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
+    keep: Callable[[Any], Any],
+    more: Callable[[RepoFiles], Mapping[str, Any]] | None = None,
+) -> Reading:
+    """Read what is declared in a version: from its files, else from the cache or the remote.
+
+    Args:
+        repo: The repository.
+        rev: A git revision; None for the workspace.
+        declared: Tells which files, and which keys of each; no keys mean all.
+        keep: Tells what counts of a file's values.
+        more: Tells values of other files.
+    """
+    files = repo.files(rev)
+    try:
+        wanted = declared(files)
+        view = View(repo, files.rev)
+        found: dict[str, FileValues] = {}
+        for path, keys in wanted.items():
+            for name in _expand(view, path):
+                if name not in found:
+                    found[name] = _read_file(view, name, keys, keep)
+        for path, values in (more(files) if more else {}).items():
+            found.setdefault(path, FileValues(values))
+    except DvkfError as error:
+        return Reading(error=error)
+    return Reading(found)
+
+
+def _expand(view: View, path: str) -> Iterator[str]:
+    try:
+        if view.entry(path).is_dir:
+            yield from sorted(entry.path for entry in view.find(path))
+            return
+    except (DvkfError, OSError):
+        pass  # said again, and then told, when it is read
+    yield path
+
+
+def _read_file(view: View, path: str, keys: Sequence[str], keep: Callable[[Any], Any]) -> FileValues:
+    try:
+        with view.open(view.entry(path)) as file:
+            values = load_values(read_bounded(file, path), path)
+        if keys:
+            values = select(values, keys) if isinstance(values, dict) else {}
+        return FileValues(keep(values))
+    except OutputNotFoundError:
+        return FileValues(error=FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path))
+    except (DvkfError, OSError) as error:
+        return FileValues(error=error)
+
+
+def read_bounded(file: IO[bytes], name: str) -> bytes:
+    """Return what a file of values holds.
+
+    Raises:
+        ParseError: It is larger than a file that describes things may be.
+    """
+    data = file.read(DESCRIPTION_LIMIT + 1)
+    if len(data) > DESCRIPTION_LIMIT:
+        raise ParseError(name, f"more than {DESCRIPTION_LIMIT} bytes, the most allowed here. Write less.")
+    return data
+
+
+def load_values(data: bytes, name: str) -> Any:
+    """Read a file of values; its kind is told by its suffix, YAML where it has another one.
+
+    Args:
+        data: The file's bytes.
+        name: The file's name.
+
+    Raises:
+        ParseError: It does not parse.
+    """
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix == ".json":
+        return documents.load_json(data, name)
+    return parse_params(data, name) if suffix in (".toml", ".py") else documents.load(data, name)
+
+
+def _metrics_of(values: Any) -> Any:
+    """Return what counts as a metric: numbers, texts and truths; lists and nulls are left out."""
+    kept = _metric(values)
+    return kept if kept not in (None, 0, "") else {}
+
+
+def _metric(value: Any) -> Any:
+    if isinstance(value, (int, float, str)):
+        return value
+    if not isinstance(value, dict):
+        return None
+    kept = {key: _metric(item) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if item is not None and item != {}}
+
+
+def _pipelines(files: RepoFiles) -> Iterable[str]:
+    return [path for path in files.find() if posixpath.basename(path) == PIPELINE_FILE]
+
+
+def _top_level(source: str, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
+        if not path.startswith(("/", "..")):
+            yield path
+
+
+def _metric_files(files: RepoFiles, targets: Sequence[str]) -> dict[str, Sequence[str]]:
+    if targets:
+        return dict.fromkeys(targets, ())
+    pipelines = _pipelines(files)
+    found = [
+        out.path
+        for source in pipelines
+        for stage in load_stages(files, source)
+        for out in stage.outs
+        if out.kind == "metric"
+    ]
+    for source in pipelines:
+        found += _top_level(source, read_sections(files, source).metrics)
+    return dict.fromkeys(found, ())
+
+
+def _param_files(files: RepoFiles, targets: Sequence[str], deps_only: bool) -> dict[str, Sequence[str]]:
+    """Return the keys to read by file; none mean all of it."""
+    if targets:
+        return dict.fromkeys(targets, ())
+    pipelines = _pipelines(files)
+    found: dict[str, list[str] | None] = {}
+    for source in pipelines:
+        for stage in load_stages(files, source):
+            for file, keys in stage.params.items():
+                known = found.setdefault(stage.params_path(file), [])
+                if not keys:
+                    found[stage.params_path(file)] = None
+                elif known is not None:
+                    known.extend(key for key in keys if key not in known)
+    if not deps_only:
+        for source in pipelines:
+            found.update(dict.fromkeys(_top_level(source, read_sections(files, source).params)))
+        if files.exists(DEFAULT_FILE):
+            found[DEFAULT_FILE] = None
+    return {file: keys or () for file, keys in found.items()}
+
+
+def _used(files: RepoFiles) -> dict[str, dict[str, Any]]:
+    """Return the values that templates took out of files."""
+    found: dict[str, dict[str, Any]] = {}
+    for source in _pipelines(files):
+        for stage in load_stages(files, source):
+            for path, values in stage.used.items():
+                found.setdefault(path, {}).update(values)
+    return found

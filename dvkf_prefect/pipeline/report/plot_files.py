@@ -1,0 +1,179 @@
+"""Plots as files: the HTML page, its images, PNG."""
+
+from __future__ import annotations
+
+import html
+import json
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dvkf_prefect.errors import ConfigError, UnsafePathError
+from dvkf_prefect.files import write_atomic
+from dvkf_prefect.pipeline.report.plots import VEGA_LITE, Plot, extra
+
+
+def drawable(plots: Sequence[Plot]) -> tuple[list[Plot], list[tuple[Plot, ConfigError]]]:
+    """Return the plots that can be drawn, and the others with why their templates do not fit.
+
+    Raises:
+        ConfigError: The extra ``plots`` is not installed.
+    """
+    good: list[Plot] = []
+    bad: list[tuple[Plot, ConfigError]] = []
+    for plot in plots:
+        if plot.kind == "vega" and plot.points:
+            extra("dvc_render", "dvc-render")
+            try:
+                plot.spec()
+            except ConfigError as error:
+                bad.append((plot, error))
+                continue
+        good.append(plot)
+    return good, bad
+
+
+def write_images(plots: Sequence[Plot], folder: Path) -> None:
+    """Write the pictures of image plots into a folder.
+
+    Raises:
+        UnsafePathError: The folder is a link.
+    """
+    refuse_link(folder)
+    for plot in plots:
+        for image in plot.images:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / image.file_name(), image.data)
+
+
+def refuse_link(folder: Path) -> None:
+    """Refuse a folder that a repository made a link: what is drawn would be written wherever that leads.
+
+    Raises:
+        UnsafePathError: It is a link.
+    """
+    if folder.is_symlink():
+        raise UnsafePathError(
+            f"unsafe folder: '{folder}' is a link. Replace it by a folder, or choose one with -o."
+        )
+
+
+def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None) -> None:
+    """Write a page that shows plots, and beside it, in ``static``, the pictures it shows.
+
+    Args:
+        plots: The plots; those with nothing to show are left out.
+        file: The page.
+        template: Its HTML, with ``{plot_divs}`` where the plots go and ``{scripts}`` where the library goes.
+
+    Raises:
+        ConfigError: The template lacks ``{plot_divs}``, or the extra ``plots`` is not installed.
+    """
+    page = template or _PAGE
+    if "{plot_divs}" not in page:
+        raise ConfigError("HTML template has to contain '{plot_divs}'.")
+    write_images(plots, file.parent / "static")
+    shown = [_vega_div(i, plot) for i, plot in enumerate(plots) if plot.kind == "vega" and plot.points]
+    scripts = f"<script>{_library()}</script>" if shown else ""
+    pictures = sorted((plot for plot in plots if plot.images), key=lambda plot: _image_order(plot.name))
+    shown += [_image_div(plot) for plot in pictures]
+    parts = {"scripts": scripts, "plot_divs": "\n".join(shown), "refresh_tag": ""}
+    # At once: what is filled in is not looked through again.
+    page = re.sub(r"\{(scripts|plot_divs|refresh_tag)\}", lambda match: parts[match[1]], page)
+    write_atomic(file, page.encode())
+
+
+def write_pngs(plots: Sequence[Plot], folder: Path, *, scale: float = 1.0) -> list[Path]:
+    """Write a picture of each plot that has points; return the files. One that cannot be drawn ends it last.
+
+    Args:
+        plots: The plots.
+        folder: Where to.
+        scale: How many pixels stand for one.
+
+    Raises:
+        ConfigError: A template does not fit, or the extra ``plots`` is not installed.
+    """
+    written = []
+    failed: ConfigError | None = None
+    for plot in plots:
+        if plot.kind == "vega" and plot.points:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', plot.name)}.png"
+            try:
+                write_atomic(file, plot.png(scale=scale))
+            except ConfigError as error:
+                failed = failed or error
+            else:
+                written.append(file)
+    if failed:
+        raise failed
+    return written
+
+
+def _library() -> str:
+    """Return Vega and what draws with it, to stand in a page."""
+    bundle: str = extra("vl_convert", "vl-convert-python").javascript_bundle(
+        "window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE
+    )
+    return "(() => {" + bundle.replace("</script", "<\\/script") + "})();"
+
+
+def _vega_div(number: int, plot: Plot) -> str:
+    # Nothing in the data may end the script that it stands in.
+    filled = plot.spec()
+    # Options of the page itself, HTML among them, that a template may carry.
+    filled.pop("usermeta", None)
+    spec = json.dumps(filled).replace("<", "\\u003c")
+    name = f"plot_{number}"
+    return (
+        f'<div id="{name}" title="{html.escape(plot.name)}"></div>\n'
+        f"<script>vegaEmbed('#{name}', {spec});</script>"
+    )
+
+
+def _image_div(plot: Plot) -> str:
+    pictures = "".join(
+        '<div style="border:1px dotted black;margin:2px;display:inline-block;overflow:hidden;margin-left:8px;">'
+        f'<p>{html.escape(image.rev)}</p><img src="static/{html.escape(_quoted(image.file_name()))}"></div>'
+        for image in plot.images
+    )
+    return (
+        '<div style="border:1px solid black;text-align:center;white-space:nowrap;overflow-y:hidden;">'
+        f"<p>{html.escape(plot.name)}</p>{pictures}</div>"
+    )
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name)
+
+
+def _image_order(name: str) -> tuple[str, int, str]:
+    """Return the place of a picture: those that are numbered by step in the order of their numbers."""
+    stem = posixpath.splitext(posixpath.basename(name))[0]
+    return (
+        posixpath.dirname(name),
+        int(stem) if stem.isdecimal() and len(stem) < 20 else -1,
+        posixpath.basename(name),
+    )
+
+
+_PAGE = """<!DOCTYPE html>
+<html>
+<head>
+    <meta charset="utf-8">
+    <title>Plots</title>
+    {scripts}
+    <style>
+        table {
+            border-spacing: 15px;
+        }
+    </style>
+</head>
+<body>
+    {plot_divs}
+</body>
+</html>"""

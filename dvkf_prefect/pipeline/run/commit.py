@@ -1,0 +1,48 @@
+"""`commit` of stages: dvc.lock takes what the workspace holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import StageNotFoundError
+from dvkf_prefect.formats.dvclock import make_entry
+from dvkf_prefect.pipeline.plan.snapshot import Snapshot
+from dvkf_prefect.pipeline.plan.why import reasons_for
+from dvkf_prefect.pipeline.run.inputs import check_inputs
+from dvkf_prefect.pipeline.run.outputs import record, take_outputs
+
+
+def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
+    """Record stages as they are in the workspace now, without running them.
+
+    Args:
+        repo: The repository.
+        targets: Only these; what is not a stage is passed over. All stages if empty.
+
+    Returns:
+        The addresses of those that changed.
+
+    Raises:
+        StageError: A dependency or parameter of a changed stage is missing.
+        OutputNotFoundError: An output of a changed stage is missing.
+    """
+    snapshot = Snapshot(repo, lenient=True)
+    wanted: set[str] = set()
+    for target in targets:
+        with suppress(StageNotFoundError):
+            wanted.update(snapshot.graph.find(target))
+    recorded = []
+    for stage in snapshot.graph.order(wanted if targets else None, alone=True):
+        entry = snapshot.entry(stage)
+        inputs = snapshot.inputs(stage, entry)
+        reasons = reasons_for(snapshot, stage, entry, inputs)
+        if any(reason.kind != "always" for reason in reasons):
+            check_inputs(stage, inputs)
+            with repo.lock(write=[out.path for out in stage.outs]):
+                outs = take_outputs(repo, stage, old=entry)
+                record(repo, stage, make_entry(stage.command, inputs.items, inputs.params, outs))
+            snapshot.forget(out.path for out in stage.outs)
+            recorded.append(stage.address)
+    return recorded

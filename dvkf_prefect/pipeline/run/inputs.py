@@ -1,0 +1,269 @@
+"""Inputs of a stage: described, brought to where it runs, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import DvkfError, MissingObjectError, OutputInGitError, StageError, TransferError
+from dvkf_prefect.formats.dvclock import stored_of
+from dvkf_prefect.formats.dvcyaml import Stage
+from dvkf_prefect.formats.objects import MD5
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.pipeline.plan.snapshot import UNKNOWN, Inputs, Snapshot
+from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepSpec
+from dvkf_prefect.urls import without_secrets
+
+
+def make_spec(
+    repo: Repo,
+    snapshot: Snapshot,
+    stage: Stage,
+    inputs: Inputs,
+    *,
+    commit: bool = True,
+    in_place: bool = False,
+    lenient: bool = False,
+    linked: bool = False,
+) -> StepSpec:
+    """Return what a stage's run needs.
+
+    Args:
+        repo: The repository.
+        snapshot: What is there.
+        stage: The stage.
+        inputs: What it reads; what is not known yet gets an empty digest.
+        commit: False keeps all that it writes out of the repository's cache.
+        in_place: Whether it runs in the workspace.
+        lenient: Whether it may write more than its outputs elsewhere.
+        linked: Whether it runs where it can link to the cache.
+
+    Raises:
+        OutputInGitError: Git tracks one of its outputs.
+    """
+    check_git(repo, stage)
+    if in_place:
+        return StepSpec(
+            stage=stage.address,
+            cmd=stage.cmd,
+            cache_dir=str(repo.cache.root),
+            wdir=stage.wdir,
+            deps=_dependencies(snapshot, stage, inputs),
+            params=_parameters(stage, inputs),
+            outs=tuple(
+                StepOutput(out.path, out.cached and commit, out.kind, persist=out.persist)
+                for out in stage.outs
+            ),
+            workspace=str(repo.root),
+            in_place=True,
+            cache_config=_cache_config(repo),
+        )
+    for dep in stage.deps:
+        if dep.external and not ("://" in dep.name or dep.name.startswith("/")):
+            raise StageError(
+                f"stage '{stage.address}' runs in a folder of its own, where '{dep.name}' does not lead out of the "
+                "repository. Give an absolute path, or run it in the workspace."
+            )
+    outs = []
+    for out in stage.outs:
+        previous, isexec = None, False
+        if out.persist and snapshot.look(out.path).digest:
+            stored = repo.workspace.take(out.path)
+            previous, isexec = stored.digest, stored.isexec
+        elif out.persist and out.cached and snapshot.away is not None:  # nobody brought it here
+            kept = snapshot.outputs.get(out.path)
+            if kept is not None and kept.digest and kept.hash_name == MD5:
+                previous, isexec = kept.digest, kept.isexec
+        outs.append(
+            StepOutput(out.path, out.cached and commit, out.kind, previous, isexec, persist=out.persist)
+        )
+    return StepSpec(
+        stage=stage.address,
+        cmd=stage.cmd,
+        cache_dir=str(repo.cache.root),
+        wdir=stage.wdir,
+        deps=_dependencies(snapshot, stage, inputs),
+        params=_parameters(stage, inputs),
+        outs=tuple(outs),
+        workspace=str(repo.root),
+        lenient=lenient,
+        cache_config=_cache_config(repo) if linked else {},
+    )
+
+
+def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[StepDependency, ...]:
+    items = {item["path"]: item for item in inputs.items}
+    deps = {}
+    for dep in stage.deps:
+        if dep.external:
+            continue  # the command gets it by itself, a dataset by the version in dvc.lock
+        item = items.get(dep.name)
+        if item is None:
+            deps[dep.path] = StepDependency(dep.path, "")
+            continue
+        # The digest of a DVC 2.x entry is not that of the bytes; it is only kept while the workspace still has it.
+        stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
+        deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)
+    return tuple(deps.values())
+
+
+def _parameters(stage: Stage, inputs: Inputs) -> dict[str, Mapping[str, Any]]:
+    return {
+        stage.params_path(file): inputs.params[file] if keys else {"": inputs.params[file]}
+        for file, keys in stage.params.items()
+    }
+
+
+def _cache_config(repo: Repo) -> dict[str, str]:
+    """Return the settings that tell where outputs go and how they are linked; none of them is a secret."""
+    settings = {"dir": str(repo.cache.root)}
+    for name in ("type", "shared"):
+        if value := repo.config.get("cache", name):
+            settings[name] = str(value)
+    return settings
+
+
+def bring_inputs(snapshot: Snapshot, stage: Stage) -> None:
+    """Check out what a stage reads and is tracked, but not in the workspace.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+
+    Raises:
+        StageError: The cache lacks it.
+    """
+    repo = snapshot.repo
+    absent: dict[str, Output] = {}
+    for dep in stage.deps:
+        if dep.external or snapshot.look(dep.path).digest is not None:
+            continue
+        output = snapshot.tracked(dep.path)
+        if output is not None and output.digest and not (repo.root / output.path).exists():
+            absent[output.path] = output
+    if not absent:
+        return
+    with repo.lock(write=list(absent)):
+        for output in absent.values():
+            try:
+                repo.workspace.put(output, repo.workspace.look(output.path, hash_name=output.hash_name))
+            except (TransferError, MissingObjectError) as error:
+                raise StageError(
+                    f"stage '{stage.address}': its dependency '{output.path}' is neither in the workspace nor whole "
+                    f"in the cache. Bring it with `dvkf pull`. ({error})"
+                ) from error
+    snapshot.forget(absent)
+
+
+def pull_runs(repo: Repo) -> None:
+    """Bring the run cache of the default remote; a repository without one goes on without.
+
+    Args:
+        repo: The repository.
+    """
+    from dvkf_prefect.data.transfer.run_cache import move_runs, plan_runs
+
+    try:
+        remote = repo.remote()
+        runs = plan_runs(repo.cache, remote, push=False)
+        with repo.lock():
+            move_runs(runs, repo.cache, remote, push=False)
+    except DvkfError as error:
+        import logging
+
+        logging.getLogger(__name__).warning("the run cache was not pulled: %s", error)
+
+
+def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
+    """Bring what a stage reads and is tracked, but neither in the workspace nor in the cache.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+    """
+    if stage.frozen:
+        return
+    for dep in stage.deps:
+        if dep.external or snapshot.look(dep.path).digest is not None:
+            continue
+        output = snapshot.tracked(dep.path)
+        if output is None or not output.digest:
+            continue
+        if not snapshot.is_cached(output.digest, output.hash_name):
+            with suppress(DvkfError):  # what is missing after all is said before it runs
+                snapshot.repo.pull([output.path])
+            snapshot.forget([output.path])
+
+
+def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
+    """Refuse to run a stage that lacks what it reads.
+
+    Args:
+        stage: The stage.
+        inputs: What it reads.
+        ahead: Whether it waits for others; what those will write is no lack.
+
+    Raises:
+        StageError: It lacks something.
+    """
+    for dep in stage.deps:
+        if dep.dataset is not None and inputs.datasets.get(dep.name) is None:
+            raise StageError(
+                f"stage '{stage.address}' depends on the dataset '{dep.name}', whose version is not in dvc.lock; "
+                f"run `dvc dataset update {dep.dataset}`"
+            )
+    unknown = [name for name, stored in inputs.deps.items() if stored is UNKNOWN]
+    if unknown and not ahead:
+        raise StageError(
+            f"stage '{stage.address}' depends on the folder {', '.join(unknown)}, parts of which other stages wrote, "
+            "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
+            "brought here (fetch)"
+        )
+    check_readable(stage, inputs)
+    missing = [without_secrets(name) for name, stored in inputs.deps.items() if stored is None]
+    if missing:
+        raise StageError(
+            f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
+            "they were; write them, or bring them with `dvkf pull`"
+        )
+    check_params_there(stage, inputs)
+
+
+def check_readable(stage: Stage, inputs: Inputs) -> None:
+    """Refuse a stage that reads what no manifest can hold.
+
+    Raises:
+        StageError: It does.
+    """
+    for name, said in inputs.wrong.items():
+        raise StageError(f"stage '{stage.address}': its dependency '{name}' cannot be read: {said}")
+
+
+def check_params_there(stage: Stage, inputs: Inputs) -> None:
+    """Refuse a stage whose parameters are not all there.
+
+    Raises:
+        StageError: They are not.
+    """
+    if inputs.missing_params:
+        raise StageError(
+            f"stage '{stage.address}': the parameters {', '.join(inputs.missing_params)} do not exist; add them, "
+            "or take them out of `params`"
+        )
+
+
+def check_git(repo: Repo, stage: Stage) -> None:
+    """Refuse to write over what git tracks: nobody would see that it changed twice."""
+    cached = [str(repo.root / out.path) for out in stage.outs if out.cached]
+    if repo.git is None or not cached:
+        return
+    top = repo.git.root.resolve()
+    tracked = repo.git.tracked([Path(path).relative_to(top).as_posix() for path in cached])
+    if tracked:
+        raise OutputInGitError(
+            f"stage '{stage.address}': git tracks its output '{tracked[0]}'; stop that first: "
+            f"`git rm -r --cached '{tracked[0]}'`, or give the output `cache: false`"
+        )

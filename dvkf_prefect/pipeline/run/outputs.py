@@ -1,0 +1,312 @@
+"""Between the repository and a stage's run: what the run needs, and where its outputs end up."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.git import gitignore
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository import legacy
+from dvkf_prefect.data.workspace.memory import Memory
+from dvkf_prefect.data.workspace.workspace import Workspace
+from dvkf_prefect.errors import OutputNotFoundError
+from dvkf_prefect.files import read_description
+from dvkf_prefect.formats.dvclock import Entry, Item, item_of, lock_file, stored_of, write_entry
+from dvkf_prefect.formats.dvcyaml import Stage, StageOutput
+from dvkf_prefect.formats.objects import LEGACY, MD5, Stored
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.pipeline.plan.runcache import RunCache, can_save
+from dvkf_prefect.pipeline.plan.snapshot import Snapshot
+from dvkf_prefect.pipeline.run.inputs import check_git
+from dvkf_prefect.pipeline.step.spec import StepContent
+
+
+def keep_changed(snapshot: Snapshot, stage: Stage) -> None:
+    """Store outputs that were changed by hand, which a stage's run is about to remove, so that they can be had again.
+
+    Args:
+        snapshot: What is there.
+        stage: The stage.
+    """
+    repo = snapshot.repo
+    for out in stage.outs:
+        if out.persist:
+            continue
+        found = snapshot.look(out.path)
+        if found.digest is None:
+            continue
+        recorded = snapshot.outputs.get(out.path) or Output(out.path, None)
+        if repo.workspace.lost_by(replace(recorded, digest=None), found):
+            repo.workspace.take(out.path)
+
+
+def settle_outputs(
+    repo: Repo,
+    stage: Stage,
+    contents: Sequence[StepContent],
+    *,
+    old: Entry | None = None,
+    commit: bool = True,
+) -> list[Item]:
+    """Keep the outputs of a run in the workspace out of git, and see that the cache has them still.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        contents: What the run wrote.
+        old: What dvc.lock has of the last run.
+        commit: Whether the cache must have them.
+
+    Returns:
+        The outputs as an entry holds them.
+    """
+    by_path = {content.path: content for content in contents}
+    items = []
+    for out in stage.outs:
+        content = by_path[out.path]
+        _ignore(repo, out)
+        if commit and out.cached and _absent(repo, content):
+            # A collection by the real dvc, which goes by dvc.lock alone, may have come between the run and this lock.
+            repo.workspace.take(out.path)
+        stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
+        items.append(_legacy_item(repo, out, old, commit=commit) or item_of(out.name, stored))
+    return items
+
+
+def contents_of(stage: Stage, entry: Entry) -> tuple[StepContent, ...]:
+    """Return the outputs that an entry recorded, by the stage's paths.
+
+    Args:
+        stage: The stage.
+        entry: One of its runs.
+    """
+    recorded = {item["path"]: item for item in entry.get("outs", ())}
+    contents = []
+    for out in stage.outs:
+        item = recorded[out.name]
+        stored = stored_of(item)
+        contents.append(
+            StepContent(
+                out.path, stored.digest, stored.size, stored.nfiles, stored.isexec, item.get("hash", LEGACY)
+            )
+        )
+    return tuple(contents)
+
+
+def put_outputs(
+    repo: Repo,
+    stage: Stage,
+    contents: Sequence[StepContent],
+    side_dir: str = "",
+    *,
+    old: Entry | None = None,
+    commit: bool = True,
+) -> list[Item]:
+    """Make the workspace hold a run's outputs.
+
+    What lies there and is nowhere else goes into the cache first, so that a changed output can be had again.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        contents: What the run wrote, in the order of the stage's outputs.
+        side_dir: The root of the cache that holds those which stay out of the repository's; "" if all are in that.
+        old: What dvc.lock has of the last run.
+        commit: False keeps all of them out of the repository's cache.
+
+    Returns:
+        The outputs as an entry holds them.
+
+    Raises:
+        TransferError: An object is missing or damaged.
+        DiskFullError: There is no room.
+    """
+    by_path = {content.path: content for content in contents}
+    items: list[Item] = []
+    for out in stage.outs:
+        content = by_path[out.path]
+        _put(repo, stage, content, "" if out.cached and commit else side_dir)
+        absent = out.cached and commit and (content.hash_name != MD5 or _absent(repo, content))
+        if absent:
+            repo.workspace.take(out.path)
+        items.append(_settle(repo, out, old, commit=commit))
+    return items
+
+
+def refer_outputs(
+    repo: Repo, stage: Stage, contents: Sequence[StepContent], side_dir: str = ""
+) -> list[Item]:
+    """Record a run's outputs, which stay on the remote; only those that git keeps go into the workspace.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        contents: What the run wrote.
+        side_dir: The root of the cache that holds those which stay out of the repository's.
+
+    Returns:
+        The outputs as an entry holds them.
+
+    Raises:
+        TransferError: An object is missing or damaged.
+        DiskFullError: There is no room.
+    """
+    by_path = {content.path: content for content in contents}
+    items: list[Item] = []
+    for out in stage.outs:
+        content = by_path[out.path]
+        if out.cached:
+            _ignore(repo, out)
+        elif side_dir:
+            _put(repo, stage, content, side_dir)
+        stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
+        items.append(item_of(out.name, stored))
+    return items
+
+
+def _put(repo: Repo, stage: Stage, content: StepContent, side_dir: str) -> None:
+    """Make the workspace hold one output, from the cache or from the one beside it."""
+    output = Output(
+        path=content.path,
+        digest=content.digest,
+        isexec=content.isexec,
+        hash_name=content.hash_name,
+        source=stage.file,
+    )
+    found = repo.workspace.look(content.path, hash_name=content.hash_name)
+    if found.digest != content.digest or found.isexec != content.isexec:
+        if repo.workspace.lost_by(output, found):
+            repo.workspace.take(content.path)
+        place = _beside(repo, Path(side_dir)) if side_dir else repo.workspace
+        place.put(output, found)
+
+
+def _absent(repo: Repo, content: StepContent) -> bool:
+    """Tell whether the cache lacks any of a content."""
+    digests = {content.digest}
+    if content.nfiles is not None and repo.cache.exists(content.digest):
+        digests.update(repo.cache.read_tree(content.digest).digests)
+    return bool(repo.cache.missing(digests))
+
+
+def _beside(repo: Repo, side: Path) -> Workspace:
+    return Workspace(repo.root, Cache(side), Memory(repo.tmp_dir / "memory"), repo.ignore)
+
+
+def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: bool = True) -> list[Item]:
+    """Store a stage's outputs as they lie in the workspace.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        old: What dvc.lock has of the last run.
+        commit: False only records them.
+
+    Returns:
+        The outputs as an entry holds them.
+
+    Raises:
+        OutputNotFoundError: One is not there.
+        OutputInGitError: Git tracks one.
+    """
+    check_git(repo, stage)
+    items = []
+    for out in stage.outs:
+        if repo.workspace.look(out.path).digest is None:
+            raise OutputNotFoundError(
+                f"stage '{stage.address}': its output '{out.name}' is not in the workspace; run the stage, "
+                "or bring it back with `dvkf checkout`"
+            )
+        if out.cached and commit:
+            repo.workspace.take(out.path)
+        items.append(_settle(repo, out, old, commit=commit))
+    return items
+
+
+def _settle(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item:
+    """Keep an output out of git; return it as it lies in the workspace."""
+    _ignore(repo, out)
+    item = _legacy_item(repo, out, old, commit=commit)
+    return item or item_of(out.name, repo.workspace.look(out.path).stored())
+
+
+def _legacy_item(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item | None:
+    """Return an output that DVC 2.x recorded as it recorded it, if it is the same; None if not.
+
+    Args:
+        repo: The repository; locked by the caller.
+        out: The output, as it lies in the workspace.
+        old: What dvc.lock has of the last run.
+        commit: Whether the cache must have it.
+    """
+    for item in (old or {}).get("outs", ()):
+        if item["path"] == out.name and item.get("hash", LEGACY) == LEGACY:
+            found = legacy.unchanged(repo, out.path, item.get("md5"), LEGACY)
+            if found is not None:
+                kept = item_of(out.name, legacy.keep(repo, out.path, found, commit=commit and out.cached))
+                del kept["hash"]
+                return kept
+    return None
+
+
+def _ignore(repo: Repo, out: StageOutput) -> None:
+    path = repo.root / out.path
+    if out.cached and repo.git is not None and not _is_ignored(repo, path):
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may be that nothing was brought there
+        gitignore.ignore(path)
+
+
+def _is_ignored(repo: Repo, path: Path) -> bool:
+    """Tell whether git leaves an output out; git is only asked where the file beside it does not say so."""
+    try:
+        lines = read_description(path.parent / ".gitignore").decode(errors="surrogateescape").splitlines()
+    except FileNotFoundError:
+        lines = []
+    return gitignore.pattern_for(path.name) in lines or (
+        repo.git is not None and repo.git.is_ignored(str(path))
+    )
+
+
+def record(
+    repo: Repo,
+    stage: Stage,
+    entry: Entry,
+    *,
+    before: Container[str] = (),
+    save_run: bool = True,
+) -> None:
+    """Remember a run in the run cache, then in dvc.lock.
+
+    Args:
+        repo: The repository; locked by the caller.
+        stage: The stage.
+        entry: Its run; its outputs are in the cache and in the workspace.
+        before: See `dvkf_prefect.formats.dvclock.write_entry`.
+        save_run: False leaves the run cache as it is.
+
+    Raises:
+        DiskFullError: There is no room.
+    """
+    if save_run and can_save(stage, entry):
+        for out in stage.outs:
+            if not out.cached:  # the run cache answers for it too, as DVC's does
+                repo.workspace.take(out.path)
+        RunCache(repo.cache.root).save(entry)
+    lock = lock_file(stage.file)
+    write_entry(repo.root / lock, stage.name, entry, before=before)
+    ignored = [posixpath.join(posixpath.dirname(out.path), ".gitignore") for out in stage.outs if out.cached]
+    repo.stage([lock, *ignored])
+
+
+def is_away(snapshot: Snapshot, stage: Stage, contents: Sequence[StepContent]) -> bool:
+    """Return True if the cache lacks content of an output that it should hold."""
+    cached = {out.path for out in stage.outs if out.cached}
+    return not all(
+        snapshot.is_cached(content.digest, content.hash_name)
+        for content in contents
+        if content.path in cached
+    )

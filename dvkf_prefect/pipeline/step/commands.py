@@ -1,0 +1,187 @@
+"""The commands of a stage: the shell they run in, their environment, and what they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from dvkf_prefect.errors import StageCancelledError, StageFailedError
+from dvkf_prefect.pipeline.step.spec import StepSpec
+from dvkf_prefect.processes import leash
+
+PYTHONPATH_VARIABLE = "DVKF_STAGE_PYTHONPATH"
+"""The module path that commands get instead of the one that runs them; set by whoever changes that one."""
+
+_TAIL_BYTES = 16_384
+_TAIL_LINES = 60
+_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_INTERRUPTED = "the stage was interrupted before its end"
+_SHELL_FLAGS = {"zsh": ["--no-rcs"], "bash": ["--noprofile", "--norc"]}
+
+
+class Interrupts:
+    """Ctrl-C in a process that runs one stage: its command gets it, as with DVC in a terminal, and may end well.
+
+    Attributes:
+        came: Whether one came.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._process: leash.LeashedProcess | None = None
+
+    def listen(self) -> None:
+        """Hand interrupts of this process on from now on; one that ignores them goes on doing so."""
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._take)
+
+    def hand_to(self, process: leash.LeashedProcess | None) -> None:
+        """Name the command that runs now; it gets what came before it was there.
+
+        Args:
+            process: The command, or None for none.
+        """
+        self._process = process
+        if process is not None and self.came:
+            process.send_signal(signal.SIGINT)
+
+    def _take(self, number: int, frame: object) -> None:
+        self.came = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+
+
+interrupts = Interrupts()
+"""Those of this process."""
+
+
+class Commands:
+    """Runs the commands of a stage one after another.
+
+    Args:
+        spec: The stage.
+        root: The folder that stands for the repository's root.
+
+    Attributes:
+        seconds: How long they ran.
+    """
+
+    def __init__(self, spec: StepSpec, root: Path) -> None:
+        self._spec = spec
+        self._root = root
+        self._tail: deque[bytes] = deque()
+        self.seconds = 0.0
+
+    @property
+    def log_tail(self) -> str:
+        """The end of what they printed, as plain text."""
+        return clean_log(b"".join(self._tail))
+
+    def run(self) -> None:
+        """Run them.
+
+        Raises:
+            StageFailedError: One ended with an error; those after it were not run.
+            StageCancelledError: One was interrupted; if it was the last and ended well all the same, all is well.
+        """
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        argv = [shell, *_flags(shell), "-c"]
+        environment = self._environment()
+        log = open(self._spec.log, "wb", buffering=0) if self._spec.log else None  # noqa: SIM115 (closed below)
+        start = time.monotonic()
+        try:
+            for command in self._spec.cmd:
+                if interrupts.came:
+                    raise StageCancelledError(_INTERRUPTED)
+                self._say(f"> {command}\n".encode(), log, tail=False)
+                code = self._run([*argv, command], environment, log)
+                if code and interrupts.came:
+                    raise StageCancelledError(_INTERRUPTED)
+                if code:
+                    raise StageFailedError(self._spec.stage, command, code, self.log_tail)
+        finally:
+            self.seconds = time.monotonic() - start
+            if log:
+                log.close()
+
+    def _run(self, argv: list[str], environment: dict[str, str], log: IO[bytes] | None) -> int:
+        process = leash.spawn(
+            argv,
+            env=environment,
+            cwd=self._root / self._spec.wdir,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        interrupts.hand_to(process)
+        reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
+        reader.start()
+        try:
+            # No bound: a training may take days. It is ended by whoever started the step.
+            return process.wait()
+        finally:
+            interrupts.hand_to(None)
+            leash.end(process)
+            reader.join(5)
+            if process.stdout and not reader.is_alive():
+                process.stdout.close()
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment as DVC makes it, with the module path of whoever started the run."""
+        environment = {**os.environ, **self._spec.env, "DVC_STAGE": self._spec.stage}
+        if (path := environment.pop(PYTHONPATH_VARIABLE, None)) is not None:
+            environment.pop("PYTHONPATH", None)
+            if path:
+                environment["PYTHONPATH"] = path
+        if not self._spec.in_place or "DVC_ROOT" not in environment:
+            environment["DVC_ROOT"] = str(self._root)
+        return environment
+
+    def _read(self, stream: IO[bytes], log: IO[bytes] | None) -> None:
+        fd = stream.fileno()
+        while chunk := os.read(fd, 65_536):
+            self._say(chunk, log)
+
+    def _say(self, chunk: bytes, log: IO[bytes] | None, *, tail: bool = True) -> None:
+        if log:
+            log.write(chunk)
+        # A reader of our own output that went away is no failure of the stage.
+        with suppress(OSError, ValueError):
+            binary = getattr(sys.stdout, "buffer", None)
+            if binary:
+                binary.write(chunk)
+            else:
+                sys.stdout.write(chunk.decode(errors="replace"))
+            sys.stdout.flush()
+        if tail:
+            self._tail.append(chunk)
+            size = sum(map(len, self._tail))
+            while len(self._tail) > 1 and size - len(self._tail[0]) >= _TAIL_BYTES:
+                size -= len(self._tail.popleft())
+
+
+def _flags(shell: str) -> list[str]:
+    """Return the flags that keep a shell from reading its own settings. Source: dvc/stage/run.py, ``_make_cmd``."""
+    name = os.path.basename(shell).lower()
+    if name == "fish":
+        with suppress(OSError, ValueError, subprocess.SubprocessError):
+            said = subprocess.run([shell, "--version"], capture_output=True, text=True, timeout=10).stdout
+            major, minor = said.split()[-1].split(".")[:2]
+            return ["--no-config"] if (int(major), int(minor)) >= (3, 3) else []
+        return []
+    return _SHELL_FLAGS.get(name, [])
+
+
+def clean_log(data: bytes) -> str:
+    """Return the end of a log as plain text: no terminal codes, of a progress bar its last state."""
+    text = _TERMINAL_CODES.sub("", data[-2 * _TAIL_BYTES :].decode(errors="replace"))
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return "\n".join(lines[-_TAIL_LINES:])[-_TAIL_BYTES:]

@@ -1,0 +1,263 @@
+"""Where stages execute: the contract of a runner, and the runner of plain child processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+from dvkf_prefect.errors import ParseError, RunnerError, StageCancelledError
+from dvkf_prefect.formats.dvcyaml import Stage
+from dvkf_prefect.leftovers import OwnedFolder, sweep
+from dvkf_prefect.pipeline.step.commands import PYTHONPATH_VARIABLE
+from dvkf_prefect.pipeline.step.spec import StepResult, StepSpec
+from dvkf_prefect.processes import leash
+
+# Folders of runs that were killed are told by it, and go with the next run.
+_PREFIX = "dvkf-stages-"
+
+
+class StageRun(Protocol):
+    """One stage on its way."""
+
+    def wait(self, timeout: float | None = None) -> StepResult:
+        """Wait for the end and return what the stage put out.
+
+        Args:
+            timeout: Seconds; None waits for as long as the stage runs.
+
+        Raises:
+            TimeoutError: It still runs.
+            StageError: It failed; the class tells how.
+            StageCancelledError: `cancel` or the runner's ``close`` stopped it.
+            RunnerError: It is not known how it ended.
+        """
+
+    def cancel(self) -> None:
+        """Stop it and all that it started; `wait` then raises `StageCancelledError`."""
+
+
+@runtime_checkable
+class Interruptible(StageRun, Protocol):
+    """A stage whose command can get Ctrl-C, as in a terminal."""
+
+    def interrupt(self) -> None:
+        """Hand it on and return at once; `wait` returns the result should the command end well all the same."""
+
+
+class Runner(Protocol):
+    """Something that runs stages, several at once; a context manager that ends all it started."""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+
+    def start(self, spec: StepSpec) -> StageRun:
+        """Start a stage and return at once."""
+
+    def close(self) -> None:
+        """End what still runs."""
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@runtime_checkable
+class BatchRunner(Runner, Protocol):
+    """A runner that takes stages together with those they wait for, and starts each as it becomes possible.
+
+    A cluster runs them as one pipeline: what a stage writes is handed on by digest, without this machine. A runner
+    that is none of these is given a stage when all that it reads is known.
+
+    Attributes:
+        fetches: Whether the objects that a stage wrote are in the cache of its specification when `StageRun.wait`
+            returns. Where they are not, they are on the remote, and the result tells their digests; only outputs that
+            stay out of the cache are brought, to `StepResult.side_dir`.
+    """
+
+    fetches: bool
+
+    def start_all(
+        self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
+    ) -> Mapping[str, StageRun]:
+        """Start stages that may need each other; returns when they are on their way.
+
+        Args:
+            specs: The stages, in any order. What the digest of a dependency says counts only where no other of them
+                writes it; `StepResult.deps` tells what it was.
+            edges: For a stage's address those it has to wait for besides the ones whose outputs it reads.
+
+        Returns:
+            The run of each stage by its address. ``wait`` returns as soon as that stage has ended. When one fails,
+            those that need it raise `StageCancelledError`; others may, too. ``cancel`` of one cancels all of them.
+
+        Raises:
+            StageGraphError: They do not form a graph.
+            RunnerError: They could not be started.
+        """
+
+
+def runs_in_place(runner: Runner, stage: Stage) -> bool:
+    """Tell whether a runner runs a stage in the workspace: where it does so, unless the stage says otherwise.
+
+    Args:
+        runner: The runner; one that says nothing gives each stage a clean folder.
+        stage: The stage; ``meta: {dvkf: {hermetic: true}}`` asks for a clean folder.
+    """
+    return bool(getattr(runner, "in_place", False)) and not is_hermetic(stage)
+
+
+def is_hermetic(stage: Stage) -> bool:
+    """Tell whether a stage asks for a clean folder.
+
+    Args:
+        stage: The stage.
+
+    Raises:
+        ParseError: ``meta.dvkf`` says something that is not known.
+    """
+    values = stage.meta.get("dvkf") if isinstance(stage.meta, Mapping) else None
+    if values is None:
+        return False
+    if not isinstance(values, Mapping) or not set(values) <= {"hermetic"}:
+        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf': only `hermetic` is known")
+    hermetic = values.get("hermetic", False)
+    if not isinstance(hermetic, bool):
+        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf.hermetic': use true or false")
+    return hermetic
+
+
+def is_lenient(runner: Runner, stage: Stage) -> bool:
+    """Tell whether a stage in a folder of its own may write more than its outputs: unless a clean folder was asked for.
+
+    Args:
+        runner: The runner.
+        stage: The stage.
+    """
+    return not (getattr(runner, "hermetic", False) or is_hermetic(stage))
+
+
+class LocalRunner:
+    """Runs each stage in a child process of its own session, which dies with this process.
+
+    Args:
+        echo: Let the stages' output through to this process's own.
+        in_place: Whether stages run in the workspace, as DVC runs them; False gives each a clean folder.
+        patience: Seconds that an interrupted command has to end by itself, before SIGTERM and then SIGKILL.
+
+    Example:
+        >>> import tempfile
+        >>> from dvkf_prefect.pipeline.step.spec import StepOutput, StepSpec
+        >>> spec = StepSpec("greet", ("echo hello > x",), tempfile.mkdtemp(), outs=(StepOutput("x"),))
+        >>> with LocalRunner(echo=False) as runner:
+        ...     runner.start(spec).wait(60).exit_code
+        0
+    """
+
+    name = "local"
+
+    def __init__(self, *, echo: bool = True, in_place: bool = True, patience: float = 30.0) -> None:
+        self._echo = echo
+        self._patience = patience
+        self.in_place = in_place
+        self.hermetic = not in_place
+        sweep(tempfile.gettempdir(), _PREFIX)
+        self._folder = OwnedFolder(tempfile.gettempdir(), _PREFIX)
+        self._folder.path.chmod(0o700)
+        self._runs: list[_ProcessRun] = []
+        self._lock = threading.Lock()
+
+    def start(self, spec: StepSpec) -> StageRun:
+        """Start a stage and return at once."""
+        with self._lock:
+            place = self._folder.path / str(len(self._runs))
+            place.mkdir()
+            run = _ProcessRun(spec, place, self, echo=self._echo, patience=self._patience)
+            self._runs.append(run)
+        return run
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self._runs:
+            run.cancel()
+        self._folder.release()
+
+    def __enter__(self) -> LocalRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _ProcessRun:
+    def __init__(
+        self, spec: StepSpec, place: Path, runner: LocalRunner, *, echo: bool, patience: float
+    ) -> None:
+        self._patience = patience
+        self._timer: threading.Timer | None = None
+        self._runner = runner  # its folder, which holds the result, goes when nobody has it
+        self._stage = spec.stage
+        self._result = place / "result.json"
+        (place / "spec.json").write_text(spec.to_json())
+        self._cancelled = False
+        output = None if echo else subprocess.DEVNULL
+        self._process = leash.spawn(
+            leash.module_argv("dvkf_prefect.pipeline.step.step", "spec.json", "result.json"),
+            cwd=place,
+            env=_environment(),
+            stdout=output,
+            stderr=output,
+        )
+
+    def wait(self, timeout: float | None = None) -> StepResult:
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"stage '{self._stage}' still runs after {timeout:.0f} s") from None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._result.exists():
+            result = StepResult.from_json(self._result.read_bytes())
+            result.check()
+            return result
+        if self._cancelled:
+            raise StageCancelledError(f"stage '{self._stage}' was stopped before its end")
+        raise RunnerError(
+            f"the process that ran stage '{self._stage}' ended with exit code {code} and without a result"
+        )
+
+    def cancel(self) -> None:
+        if self._process.poll() is None:
+            self._cancelled = True
+            leash.end(self._process)
+
+    def interrupt(self) -> None:
+        """Hand Ctrl-C on; the command may end well all the same. Does not wait for it."""
+        if self._process.poll() is None and self._timer is None:
+            self._cancelled = True
+            self._process.send_signal(signal.SIGINT)
+            self._timer = threading.Timer(self._patience, self.cancel)
+            self._timer.daemon = True
+            self._timer.start()
+
+
+def _environment() -> dict[str, str]:
+    """Return the child's environment: where this package was found, it must be found again."""
+    package = str(Path(__file__).resolve().parents[3])
+    if package not in sys.path or "site-packages" in package:
+        return dict(os.environ)
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([package, *([inherited] if inherited else [])])
+    return {**os.environ, "PYTHONPATH": path, PYTHONPATH_VARIABLE: inherited}

@@ -1,0 +1,439 @@
+"""Run one stage from digests, in a clean folder: the same code on a laptop and in a pod.
+
+``python -m dvkf_prefect.pipeline.step.step SPEC.json RESULT.json`` runs the `StepSpec` in the first file and
+writes a `StepResult` to the second; it ends with 0 whenever it could write one.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.errors import (
+    DvkfError,
+    OutputError,
+    StageCancelledError,
+    StageError,
+    StageFailedError,
+    StageOutputError,
+    StageWriteError,
+)
+from dvkf_prefect.files import walk_files, write_atomic
+from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.formats.dvcignore import Ignore
+from dvkf_prefect.formats.objects import Stored
+from dvkf_prefect.formats.params import render_params
+from dvkf_prefect.formats.tree import Tree, check_relpath, is_tree
+from dvkf_prefect.pipeline.step.commands import Commands, clean_log, interrupts
+from dvkf_prefect.pipeline.step.folder import StepFolder, copy_writable
+from dvkf_prefect.pipeline.step.links import StepLinks
+from dvkf_prefect.pipeline.step.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
+
+__all__ = [
+    "Objects",
+    "StepContent",
+    "StepDependency",
+    "StepOutput",
+    "StepResult",
+    "StepSpec",
+    "clean_log",
+    "run_step",
+]
+
+
+class Objects(Protocol):
+    """Where a run gets content by digest, and puts it; a `Cache` is one, a remote can be."""
+
+    def exists(self, digest: str) -> bool:
+        """Tell whether the object is there."""
+
+    def export(self, digest: str, dest: Path, *, isexec: bool = False) -> None:
+        """Copy a file or directory out, verified."""
+
+    def read_tree(self, digest: str) -> Tree:
+        """Return a directory's manifest."""
+
+    def add_file(self, source: str | Path, *, move: bool = False) -> str:
+        """Store a file's content; return its digest."""
+
+    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
+        """Store bytes; return their digest."""
+
+
+def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
+    """Run a stage's commands: in a folder that holds exactly what the stage declares, or in the workspace.
+
+    The outputs are hashed and stored, files before manifests. When a command writes less or more than its
+    outputs in a folder of its own, that folder is kept and the message names it.
+
+    Args:
+        spec: What to run.
+        objects: Where content comes from and goes to; the cache of the specification by default.
+
+    Returns:
+        How it ended; a failure is told by `StepResult.error` and raised by `StepResult.check`.
+
+    Example:
+        >>> import tempfile
+        >>> spec = StepSpec("greet", ("echo hello > x",), tempfile.mkdtemp(), outs=(StepOutput("x"),))
+        >>> run_step(spec).outs[0].digest
+        > echo hello > x
+        'b1946ac92492d2347c6235b4d2611184'
+    """
+    if spec.in_place:
+        from dvkf_prefect.pipeline.step.inplace import run_in_place
+
+        return run_in_place(spec)
+    try:
+        _check_paths(spec)
+        folder = StepFolder(spec)
+    except DvkfError as error:
+        return StepResult(spec.stage, error=type(error).__name__, message=str(error))
+    except OSError as error:
+        return StepResult(spec.stage, error=StageError.__name__, message=f"stage '{spec.stage}': {error}")
+    return _Step(spec, objects or Cache(Path(spec.cache_dir)), folder).run()
+
+
+def _check_paths(spec: StepSpec) -> None:
+    paths = [*(dep.path for dep in spec.deps), *(out.path for out in spec.outs), *spec.params]
+    for path in [*paths, spec.wdir] if spec.wdir else paths:
+        check_relpath(path, f"stage '{spec.stage}'")
+
+
+class _Step:
+    def __init__(self, spec: StepSpec, objects: Objects, folder: StepFolder) -> None:
+        self._spec = spec
+        self._objects = objects
+        self._folder = folder
+        self._root = folder.root
+        self._side = folder.side
+        self._commands = Commands(spec, self._root)
+        self._sources: set[str] = set()
+        self._links: StepLinks | None = None
+        self._lost: tuple[str, ...] = ()
+        self._before: dict[str, tuple[int, int, int, int]] = {}
+
+    def run(self) -> StepResult:
+        keep = False
+        try:
+            self._prepare()
+            self._before = {path: self._look_at(path, entry) for path, entry in _walk(self._root, set())}
+            try:
+                self._commands.run()
+            finally:
+                if self._links is not None:
+                    self._lost = self._links.mend()
+            warnings = self._check()
+            self._folder.begin_to_store()
+            outs = tuple(self._store(out) for out in self._spec.outs)
+            keep = self._side.exists()
+            shutil.rmtree(self._root, ignore_errors=True)
+            return self._result(outs=outs, side_dir=str(self._side) if keep else "", warnings=warnings)
+        except StageFailedError as error:
+            return self._result(
+                error=StageFailedError.__name__,
+                message=str(error),
+                command=error.command,
+                exit_code=error.status,
+            )
+        except DvkfError as error:
+            keep = isinstance(error, (StageOutputError, StageWriteError))
+            return self._result(error=type(error).__name__, message=str(error))
+        except OSError as error:
+            return self._result(error=StageError.__name__, message=f"stage '{self._spec.stage}': {error}")
+        finally:
+            self._folder.release(keep=keep)
+
+    def _result(self, **values: object) -> StepResult:
+        return StepResult(
+            self._spec.stage,
+            seconds=round(self._commands.seconds, 3),
+            log_tail=self._commands.log_tail,
+            **values,  # type: ignore[arg-type]
+        )
+
+    # -- before ------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        spec = self._spec
+        (self._root / spec.wdir).mkdir(parents=True)
+        if spec.sources is not None:
+            self._place_sources(Path(spec.sources))
+        if spec.cache_config and spec.workspace is not None:
+            self._links = StepLinks(Path(spec.workspace), spec.cache_config, self._root)
+        placed: set[str] = set()
+        for dep in sorted(spec.deps, key=lambda dep: dep.path):
+            if not any(dep.path.startswith(parent + "/") for parent in placed):
+                self._place(dep)
+            if is_tree(dep.digest):
+                placed.add(dep.path)
+        if self._links is not None:
+            self._links.settle()
+        paths = {dep.path for dep in spec.deps}
+        for file, values in spec.params.items():
+            if file not in paths and file not in self._sources:
+                target = self._root / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(render_params(file, values))
+        for out in spec.outs:
+            target = self._root / out.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if out.path in self._folder.regained:
+                copy_writable(Path(self._spec.workspace or "") / out.path, target)
+            elif out.previous:
+                self._objects.export(out.previous, target, isexec=out.isexec)
+
+    def _place_sources(self, folder: Path) -> None:
+        """Copy the files that git tracks, as they are now, but for what the stage declares: that comes by digest."""
+        declared = {dep.path for dep in self._spec.deps} | {out.path for out in self._spec.outs}
+        for path in _source_files(folder):
+            if path.startswith(".dvc/") or posixpath.basename(path) == "dvc.lock":
+                continue
+            if any(above in declared for above in (path, *map(str, PurePosixPath(path).parents))):
+                continue
+            source, target = folder / path, self._root / path
+            if source.is_symlink() or source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target, follow_symlinks=False)
+                self._sources.add(path)
+
+    def _place(self, dep: StepDependency) -> None:
+        target = self._root / dep.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._links is not None and self._objects.exists(dep.digest):
+            self._links.place(dep.digest, dep.path, isexec=dep.isexec)
+            return
+        if self._objects.exists(dep.digest) or self._spec.workspace is None:
+            self._objects.export(dep.digest, target, isexec=dep.isexec)
+            return
+        source = Path(self._spec.workspace) / dep.path
+        if not is_tree(dep.digest):
+            try:
+                shutil.copy(source, target)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise StageError(self._changed(dep)) from error
+            if digest_file(target) != dep.digest:
+                raise StageError(self._changed(dep))
+            return
+        ignore = Ignore(Path(self._spec.workspace))
+        pairs: list[tuple[str, str]] = []
+        target.mkdir()
+        if source.is_dir():
+            for relpath, entry in walk_files(source):
+                if not ignore.matches(f"{dep.path}/{relpath}"):
+                    copy = target / relpath
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(entry.path, copy)
+                    pairs.append((relpath, digest_file(copy)))
+        if Tree.from_pairs(pairs).digest != dep.digest:
+            raise StageError(self._changed(dep))
+
+    def _changed(self, dep: StepDependency) -> str:
+        return (
+            f"stage '{self._spec.stage}': its dependency '{dep.path}' is neither in the cache nor in the "
+            f"workspace with the content it had ({dep.digest}); run it again"
+        )
+
+    # -- after -------------------------------------------------------------------------------------------------
+
+    def _check(self) -> tuple[str, ...]:
+        """Refuse a run that wrote less than its outputs or, unless it may, more; return what to warn of.
+
+        Raises:
+            StageOutputError: An output is missing.
+            StageWriteError: Another file was written, or a dependency changed.
+        """
+        outs = {out.path for out in self._spec.outs}
+        missing = sorted(path for path in outs if not (self._root / path).exists())
+        ignore = Ignore(Path(self._spec.workspace or self._root))
+        seen: set[str] = set()
+        written: list[str] = []
+        changed: list[str] = []
+        for path, entry in _walk(self._root, outs):
+            seen.add(path)
+            known = self._before.get(path)
+            if known is None:
+                if not (path.endswith(".pyc") or "__pycache__/" in path or ignore.matches(path)):
+                    written.append(path)
+            elif (self._look_at(path, entry) != known or self._is_damaged(path)) and self._differs(
+                path, entry.path
+            ):
+                changed.append(path)
+        inside = tuple(out + "/" for out in outs)
+        changed += [p for p in self._before if p not in seen and p not in outs and not p.startswith(inside)]
+        kept = f" The folder is kept for a look: {self._root}"
+        if self._lost:
+            raise StageWriteError(
+                f"stage '{self._spec.stage}' wrote to data that is linked to the cache: {_names(self._lost)}. The "
+                f"objects were moved aside; `dvkf fetch` brings good ones. Write to an output instead.{kept}"
+            )
+        if missing:
+            other = f"; it wrote {_names(written)} instead" if written else ""
+            raise StageOutputError(
+                f"stage '{self._spec.stage}' ended well but did not write {_names(missing)}{other}.{kept}"
+            )
+        if self._spec.lenient:
+            return tuple(
+                f"stage '{self._spec.stage}' {what}: {_names(paths)}. {lost}"
+                for what, paths, lost in (
+                    (
+                        "changed what it only depends on",
+                        changed,
+                        "The changes are lost; write to an output instead.",
+                    ),
+                    (
+                        "wrote files that are none of its outputs",
+                        written,
+                        "They are lost; add them to `outs`.",
+                    ),
+                )
+                if paths
+            )
+        if changed:
+            raise StageWriteError(
+                f"stage '{self._spec.stage}' changed what it only depends on: {_names(changed)}. "
+                f"Nothing of it was kept; write to an output instead.{kept}"
+            )
+        if written:
+            raise StageWriteError(
+                f"stage '{self._spec.stage}' wrote files that are none of its outputs: {_names(written)}. "
+                f"Nothing of it was kept; add them to `outs`, or to .dvcignore.{kept}"
+            )
+        return ()
+
+    def _is_damaged(self, path: str) -> bool:
+        return self._links is not None and self._links.digest_of(path) in self._links.damaged
+
+    def _look_at(self, path: str, entry: os.DirEntry[str]) -> tuple[int, int, int, int]:
+        linked = self._links is not None and self._links.digest_of(path) is not None
+        try:
+            return _look(entry.stat(follow_symlinks=linked))
+        except FileNotFoundError:
+            return (0, 0, 0, 0)  # what it leads to was removed
+
+    def _differs(self, path: str, place: str) -> bool:
+        """Tell whether a file that was there before has other bytes now; touching one is allowed."""
+        if self._links is not None and (digest := self._links.digest_of(path)) is not None:
+            return digest in self._links.damaged or not os.path.exists(place) or digest_file(place) != digest
+        if path in self._sources:
+            original = Path(str(self._spec.sources)) / path
+            if original.is_symlink() or Path(place).is_symlink():
+                return not original.is_symlink() or _target(original) != _target(Path(place))
+            return not original.exists() or digest_file(place) != digest_file(original)
+        if Path(place).is_symlink():
+            return True
+        for dep in self._spec.deps:
+            if path == dep.path and not is_tree(dep.digest):
+                return digest_file(place) != dep.digest
+            if path.startswith(dep.path + "/") and is_tree(dep.digest):
+                if self._objects.exists(dep.digest):
+                    tree = dict(self._objects.read_tree(dep.digest).items())
+                    return digest_file(place) != tree[path[len(dep.path) + 1 :]]
+                original = Path(str(self._spec.workspace)) / path
+                return not original.exists() or digest_file(place) != digest_file(original)
+        return Path(place).read_bytes() != render_params(path, self._spec.params[path])
+
+    def _store(self, out: StepOutput) -> StepContent:
+        objects: Objects = self._objects if out.cached else Cache(self._side)
+        path = self._root / out.path
+        if path.is_symlink():
+            real = path.resolve()
+            if not real.is_relative_to(self._root.resolve()):
+                raise OutputError(f"stage '{self._spec.stage}': the output '{out.path}' is a link to {real}")
+        stored = _store_path(objects, path, Ignore(Path(self._spec.workspace or self._root)), out.path)
+        return StepContent(out.path, stored.digest, stored.size, stored.nfiles, stored.isexec)
+
+
+def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stored:
+    """Move a file or directory of a clean folder into a store, files before the manifest."""
+    info = path.stat()
+    if not stat.S_ISDIR(info.st_mode):
+        if not stat.S_ISREG(info.st_mode):
+            raise OutputError(f"the output '{name}' is neither a file nor a directory")
+        return Stored(_take(objects, path), info.st_size, None, bool(info.st_mode & 0o100))
+    quiet = ignore.quiet_below(name)
+    pairs: list[tuple[str, str]] = []
+    size = 0
+    for relpath, entry in list(walk_files(path)):
+        if quiet or not ignore.matches(f"{name}/{relpath}"):
+            size += entry.stat().st_size
+            pairs.append((relpath, _take(objects, Path(entry.path))))
+    tree = Tree.from_pairs(pairs)
+    return Stored(objects.add_bytes(tree.to_bytes(), tree=True), size, len(pairs))
+
+
+def _source_files(folder: Path) -> Iterator[str]:
+    """Yield the files that git tracks below a folder; of one that is not in git, such as an unpacked bundle, all."""
+    git = Git.find(folder)
+    if git is None:
+        yield from (path for path, _ in _walk(folder, set()))
+        return
+    prefix = folder.resolve().relative_to(git.root.resolve()).as_posix()
+    start = "" if prefix == "." else f"{prefix}/"
+    listed = git.run("ls-files", "-z", "--", f":(top,literal){start}" if start else ":(top)")
+    for path in listed.split("\0"):
+        if path.startswith(start) and path:
+            yield path[len(start) :]
+
+
+def _take(objects: Objects, path: Path) -> str:
+    # A link, or a file with a second name, must not become the object itself.
+    info = path.lstat()
+    return objects.add_file(path, move=stat.S_ISREG(info.st_mode) and info.st_nlink == 1)
+
+
+def _walk(root: Path, outs: set[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield every file below ``root`` that is not at or below one of ``outs``."""
+    stack = [("", str(root))]
+    while stack:
+        prefix, folder = stack.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if path in outs:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append((path + "/", entry.path))
+                else:
+                    yield path, entry
+
+
+def _target(link: Path) -> str | None:
+    return os.readlink(link) if link.is_symlink() else None
+
+
+def _look(info: os.stat_result) -> tuple[int, int, int, int]:
+    return info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_ino
+
+
+def _names(paths: Iterable[str]) -> str:
+    listed = sorted(paths)
+    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+    return ", ".join(f"'{path}'" for path in listed[:10]) + more
+
+
+def _cancel(number: int, frame: object) -> None:
+    raise StageCancelledError("the stage was stopped before its end")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the step of a JSON file and write its result to another."""
+    signal.signal(signal.SIGTERM, _cancel)
+    interrupts.listen()
+    spec_file, result_file = map(Path, arguments)
+    result = run_step(StepSpec.from_json(spec_file.read_bytes()))
+    write_atomic(result_file, result.to_json().encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

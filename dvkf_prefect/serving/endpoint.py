@@ -1,0 +1,181 @@
+"""The client of a model server."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from dvkf_prefect.errors import PredictionError, ServingError
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A running model server.
+
+    Attributes:
+        url: Where it answers, without a path.
+        model: The model's name.
+        version: The version it serves.
+        digest: The digest it verified before it loaded the model.
+        pid: Its process.
+        log: Its log file.
+        detached: Whether it outlives the process that started it.
+    """
+
+    url: str
+    model: str
+    version: str
+    digest: str
+    pid: int
+    log: str
+    detached: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.version} at {self.url} (pid {self.pid})"
+
+    def ready(self, *, timeout: float = 5.0) -> bool:
+        """Ask whether it is ready to predict with this version.
+
+        Args:
+            timeout: Seconds to wait for its answer.
+        """
+        try:
+            self._call("GET", f"{self._v2}/versions/{quote(self.version)}/ready", None, timeout)
+        except ServingError:
+            return False
+        return True
+
+    def metadata(self, *, timeout: float = 5.0) -> dict[str, Any]:
+        """Return the model's V2 metadata: its inputs and outputs with datatypes and shapes.
+
+        Raises:
+            ServingError: It does not answer.
+        """
+        return self._call("GET", self._v2, None, timeout)
+
+    def predict(self, instances: Sequence[object], *, timeout: float = 30.0) -> list[Any]:
+        """Predict by the V1 protocol.
+
+        Args:
+            instances: Rows, shape ``[rows, features]``, as lists, a numpy array or a pandas frame. NaN is sent as null.
+            timeout: Seconds to wait for the answer.
+
+        Returns:
+            One prediction for each row.
+
+        Raises:
+            PredictionError: The rows do not fit the model; says what does.
+            ServingError: The server does not answer, or failed.
+
+        Example:
+            ``endpoint.predict([[0.0, 16.0, 3.0]])``
+        """
+        rows = _rows(instances)
+        path = f"/v1/models/{quote(self.model, safe='')}:predict"
+        answer = self._call("POST", path, {"instances": rows}, timeout)
+        predictions: list[Any] = answer["predictions"]
+        return predictions
+
+    def infer(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        *,
+        outputs: Sequence[str] = (),
+        timeout: float = 30.0,
+    ) -> dict[str, Any]:
+        """Predict by the Open Inference Protocol V2.
+
+        Args:
+            inputs: Tensors, each with ``name``, ``shape``, ``datatype`` and ``data``.
+            outputs: The outputs wanted by name (``predict``, ``predict_proba``); all of them by default.
+            timeout: Seconds to wait for the answer.
+
+        Returns:
+            The V2 response: ``model_name``, ``model_version`` and ``outputs``.
+
+        Raises:
+            PredictionError: The request does not fit the model; says what does.
+            ServingError: The server does not answer, or failed.
+        """
+        document: dict[str, Any] = {"inputs": [dict(tensor) for tensor in inputs]}
+        if outputs:
+            document["outputs"] = [{"name": name} for name in outputs]
+        return self._call("POST", f"{self._v2}/infer", document, timeout)
+
+    @property
+    def _v2(self) -> str:
+        return f"/v2/models/{quote(self.model, safe='')}"
+
+    def _call(self, method: str, path: str, document: object, timeout: float) -> dict[str, Any]:
+        import httpx
+
+        content = None if document is None else _json(document)
+        # On one machine compressing takes longer than sending.
+        headers = {"accept-encoding": "identity"}
+        if content is not None:
+            headers["content-type"] = "application/json"
+        # Plain HTTP needs no certificates, and loading the machine's takes longer than the request.
+        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            # A proxy of the environment has no business with 127.0.0.1.
+            with httpx.Client(timeout=timeout, trust_env=False, verify=no_tls) as client:
+                response = client.request(method, self.url + path, content=content, headers=headers)
+        except httpx.TimeoutException as error:
+            raise ServingError(f"{self} gave no answer in {timeout:.0f} s; its log is {self.log}") from error
+        except httpx.HTTPError as error:
+            raise ServingError(f"{self} does not answer ({error}); its log is {self.log}") from error
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise ServingError(f"{self} answered {response.status_code} with no JSON") from error
+        if response.status_code >= 400 or not isinstance(answer, dict):
+            said = answer.get("error") if isinstance(answer, dict) else answer
+            if 400 <= response.status_code < 500:
+                raise PredictionError(f"{self.model} {self.version} refused the request: {said}")
+            raise ServingError(f"{self} failed ({response.status_code}): {said}; its log is {self.log}")
+        return answer
+
+
+def _rows(instances: Any) -> list[Any]:
+    if hasattr(instances, "iloc") and hasattr(instances, "to_dict") and hasattr(instances, "columns"):
+        return list(instances.to_dict("records"))
+    return list(instances.tolist() if hasattr(instances, "tolist") else instances)
+
+
+def _json(document: object) -> bytes:
+    """Return a document as JSON, with null for NaN.
+
+    Raises:
+        PredictionError: It has infinity, or what is neither number nor text.
+    """
+    try:
+        return json.dumps(document, default=_number, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_with_nulls(document), allow_nan=False).encode()
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(each) for each in value]
+    if isinstance(value, float):
+        if value in (float("inf"), float("-inf")):
+            raise PredictionError(
+                "infinity cannot be sent as JSON; use finite numbers, or NaN for what is missing"
+            )
+        return None if value != value else float(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    return _with_nulls(_number(value))
+
+
+def _number(value: object) -> object:
+    """Let numpy's scalars through to JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise PredictionError(f"a {type(value).__name__} cannot be sent as JSON; use numbers or text")

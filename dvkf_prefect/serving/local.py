@@ -1,0 +1,348 @@
+"""Model servers on this machine: start, take over, find again, stop.
+
+A server is a process of its own (`dvkf_prefect.serving.server`). What is known of it lies in one small file a model
+in a state folder, so that any later process finds it. A new version gets the listening socket of the one before it,
+so there is no moment without somebody accepting, and no request is refused or cut off.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from dvkf_prefect.data.repository.locks import RepoLock
+from dvkf_prefect.errors import LockedError, ModelDigestError, ServingError
+from dvkf_prefect.files import write_atomic
+from dvkf_prefect.processes import leash
+from dvkf_prefect.processes.identity import LOCALHOST, ProcessId, listen
+from dvkf_prefect.serving.endpoint import Endpoint
+
+_LOG_LINES = 20
+_LOG_LIMIT = 1 << 20
+# A server that ends finishes its requests: 2 s for idle connections, 30 s for what is being computed.
+_END_GRACE = 35.0
+
+# The servers this process started, until they end: a leashed one dies when its leash is let go of.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class _Server:
+    """An endpoint with what it takes to find its process and its listening socket again."""
+
+    endpoint: Endpoint
+    process: ProcessId
+    control: str
+    port: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "endpoint": asdict(self.endpoint),
+            "process": self.process.as_dict(),
+            "control": self.control,
+            "port": self.port,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> _Server:
+        return cls(
+            Endpoint(**values["endpoint"]),
+            ProcessId.from_dict(values["process"]),
+            str(values["control"]),
+            int(values["port"]),
+        )
+
+
+class LocalServing:
+    """The model servers of one state folder.
+
+    Args:
+        state_dir: Where their state and logs are kept; made when needed.
+
+    Example:
+        >>> import tempfile
+        >>> LocalServing(Path(tempfile.mkdtemp())).list()
+        []
+    """
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.state_dir = Path(state_dir)
+
+    def deploy(
+        self,
+        name: str,
+        version: str,
+        model_file: Path,
+        digest: str,
+        *,
+        port: int = 0,
+        detached: bool = True,
+        timeout: float = 60.0,
+    ) -> Endpoint:
+        """Serve a version of a model; take over from the version that runs, on its port.
+
+        When it returns, only the new version answers. When it fails, the old one goes on as before.
+
+        Args:
+            name: The model's name.
+            version: The version.
+            model_file: A joblib or pickle file, or a folder with one.
+            digest: Its md5, or of a folder its manifest's with ``.dir``; verified before it is unpickled.
+            port: The port on 127.0.0.1; 0 keeps the running version's, or takes a free one.
+            detached: Let the server outlive this process; otherwise it ends with it, however that ends.
+            timeout: Seconds until it must be ready.
+
+        Raises:
+            ModelDigestError: The file is not that digest.
+            ServingError: The server did not start; gives the end of its log.
+        """
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        with self._lock(name, timeout):
+            running = self._running(name)
+            old = running[0] if running else None
+            for server in running[1:]:
+                self._end(server)
+            if old and self._serves(old, version, digest, port, detached):
+                return old.endpoint
+            listener = self._take_over(old, port)
+            try:
+                new = self._start(
+                    name, version, model_file.absolute(), digest, listener, detached, timeout, old
+                )
+            finally:
+                listener.close()
+            if old:
+                self._end(old)
+                self._write(name, [new])
+            return new.endpoint
+
+    def get(self, name: str) -> Endpoint | None:
+        """Return the running server of a model, or None."""
+        running = self._running(name)
+        return running[0].endpoint if running else None
+
+    def list(self) -> builtins.list[Endpoint]:
+        """Return every running server, by model."""
+        found = [self._read(file) for file in self.state_dir.glob("*.json")]
+        running = [[server for server in servers if server.process.alive] for servers in found]
+        return sorted((servers[0].endpoint for servers in running if servers), key=lambda e: e.model)
+
+    def stop(self, name: str, *, timeout: float = 60.0) -> bool:
+        """Stop a model's server; requests in flight are answered first.
+
+        Args:
+            name: The model's name.
+            timeout: Seconds to wait for another process that is deploying it.
+
+        Returns:
+            Whether one was running.
+
+        Raises:
+            ServingError: It does not end.
+        """
+        if not self.state_dir.is_dir():
+            return False
+        with self._lock(name, timeout):
+            running = self._running(name)
+            for server in running:
+                self._end(server)
+            self._file(name).unlink(missing_ok=True)
+            return bool(running)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def _file(self, name: str, suffix: str = ".json") -> Path:
+        return self.state_dir / (quote(name, safe="") + suffix)
+
+    @contextmanager
+    def _lock(self, name: str, timeout: float) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(RepoLock(self._file(name, ".lock")).hold(timeout))
+            except LockedError as error:
+                raise ServingError(
+                    f"another process is deploying or stopping '{name}' since {timeout:.0f} s"
+                ) from error
+            yield
+
+    def _read(self, file: Path) -> builtins.list[_Server]:
+        """Return the servers a state file names: the one that answers, and those it takes over from."""
+        try:
+            return [_Server.from_dict(entry) for entry in json.loads(file.read_bytes())["servers"]]
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServingError(
+                f"{file} does not say what runs ({error}); look for the server by its log beside it, end it, "
+                "and remove the file"
+            ) from error
+
+    def _running(self, name: str) -> builtins.list[_Server]:
+        return [server for server in self._read(self._file(name)) if server.process.alive]
+
+    def _write(self, name: str, servers: Sequence[_Server]) -> None:
+        document = {"servers": [server.as_dict() for server in servers]}
+        write_atomic(self._file(name), json.dumps(document, indent=1).encode(), mode=0o600)
+
+    def _serves(self, old: _Server, version: str, digest: str, port: int, detached: bool) -> bool:
+        """Tell whether what runs is what is asked for, and well."""
+        endpoint = old.endpoint
+        return (
+            (endpoint.version, endpoint.digest, endpoint.detached) == (version, digest, detached)
+            and port in (0, old.port)
+            # A leashed server of another process would end with that one.
+            and (detached or endpoint.pid in _children)
+            and endpoint.ready()
+        )
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def _take_over(self, old: _Server | None, port: int) -> socket.socket:
+        """Return the socket to listen on: the running server's own, or a new one."""
+        if old and port in (0, old.port):
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+                    control.settimeout(5.0)
+                    control.connect("\0" + old.control)
+                    _, fds, _, _ = socket.recv_fds(control, 1, 1)
+                    if fds:
+                        return socket.socket(fileno=fds[0])
+            except OSError:
+                # It hangs, so it serves nobody: what it holds is freed by ending it.
+                self._end(old, grace=1.0)
+            port = old.port
+        return listen(port)
+
+    def _start(
+        self,
+        name: str,
+        version: str,
+        model_file: Path,
+        digest: str,
+        listener: socket.socket,
+        detached: bool,
+        timeout: float,
+        old: _Server | None,
+    ) -> _Server:
+        deadline = time.monotonic() + timeout
+        control = f"dvkf-serving-{secrets.token_hex(16)}"
+        log = self._file(name, ".log").absolute()
+        _rotate(log)
+        argv = leash.module_argv("dvkf_prefect.serving.server", "--name", name, "--version", version)
+        argv += ["--model", str(model_file), "--digest", digest, "--control", control]
+        ours, theirs = socket.socketpair()
+        with ours, open(log, "ab") as log_file:
+            log_start = log_file.tell()
+            with theirs:
+                if detached:
+                    process = subprocess.Popen(
+                        argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file, start_new_session=True
+                    )
+                else:
+                    process = leash.spawn(argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file)
+            try:
+                socket.send_fds(ours, [b"l"], [listener.fileno()])
+                said = _Said(ours, deadline)
+                self._expect(said, "loaded", name, version, log, log_start)
+                identity = ProcessId.of(process.pid)
+                if identity is None:
+                    raise ServingError(f"the server of '{name}' {version} ended as soon as it had started")
+                port = listener.getsockname()[1]
+                endpoint = Endpoint(
+                    f"http://{LOCALHOST}:{port}", name, version, digest, process.pid, str(log), detached
+                )
+                new = _Server(endpoint, identity, control, port)
+                # Written before it may accept: whoever dies now, no server runs that no state file names.
+                self._write(name, [new, *([old] if old else [])])
+                ours.sendall(b"g")
+                self._expect(said, "ready", name, version, log, log_start)
+            except BaseException as error:
+                process.kill()
+                process.wait()
+                if old:
+                    self._write(name, [old])
+                else:
+                    self._file(name).unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise ServingError(
+                        f"the server of '{name}' {version} did not start ({error}). {_tail(log, log_start)}"
+                    ) from error
+                raise
+        _children[process.pid] = process
+        return new
+
+    def _expect(self, said: _Said, state: str, name: str, version: str, log: Path, log_start: int) -> None:
+        """Wait until the server says that it has come to ``state``."""
+        answer = said.line()
+        if answer.get("state") == state:
+            return
+        if answer.get("kind") == "digest":
+            raise ModelDigestError(answer["message"])
+        reason = answer.get("message") or "it ended without a word"
+        raise ServingError(
+            f"the server of '{name}' {version} did not start: {reason}. {_tail(log, log_start)}"
+        )
+
+    def _end(self, server: _Server, *, grace: float = _END_GRACE) -> None:
+        try:
+            server.process.end(grace)
+        except (TimeoutError, PermissionError) as error:
+            raise ServingError(f"{server.endpoint} cannot be stopped: {error}") from error
+        child = _children.pop(server.process.pid, None)
+        if child:
+            child.wait()
+
+
+class _Said:
+    """The lines a starting server says, each waited for until one deadline."""
+
+    def __init__(self, channel: socket.socket, deadline: float) -> None:
+        self._channel = channel
+        self._deadline = deadline
+        self._buffer = b""
+
+    def line(self) -> dict[str, str]:
+        """Return the next line; empty when the server ended without one.
+
+        Raises:
+            TimeoutError: It said nothing until the deadline.
+        """
+        while b"\n" not in self._buffer:
+            self._channel.settimeout(max(self._deadline - time.monotonic(), 0.001))
+            try:
+                data = self._channel.recv(65536)
+            except TimeoutError:
+                raise TimeoutError("it was not ready in time") from None
+            except ConnectionResetError:
+                return {}
+            if not data:
+                return {}
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, str] = json.loads(line)
+        return answer
+
+
+def _rotate(log: Path) -> None:
+    """Put a log that has grown large aside; one older file is kept."""
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > _LOG_LIMIT:
+            os.replace(log, log.with_name(log.name + ".1"))
+
+
+def _tail(log: Path, start: int) -> str:
+    with open(log, "rb") as stream:
+        stream.seek(max(start, stream.seek(0, os.SEEK_END) - 65536))
+        lines = stream.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    return f"The end of its log {log}:\n" + ("\n".join(lines) or "(it is empty)")

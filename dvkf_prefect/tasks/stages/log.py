@@ -1,0 +1,135 @@
+"""The output of a stage, followed while it runs; and what must not be seen in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from dvkf_prefect.data.remotes.errors import Place
+from dvkf_prefect.data.remotes.options import secrets_of
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.pipeline.step.step import clean_log
+from dvkf_prefect.text import printable
+
+_LINES = 1000
+_LINE = 1000
+_CHUNK = 256 * 1024
+# More lines at once than this go into few records: each record is a row of the server's database.
+_SINGLE = 20
+_RECORD = 4000
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIALS?$|CONNECTION_STRING", re.I)
+_SHORTEST = 6
+
+
+class Mask:
+    """Cuts secrets from texts.
+
+    Args:
+        secrets: The texts to cut; short ones are left, since they would be found everywhere.
+
+    Example:
+        >>> Mask(["s3cr3t-key"])("the key is s3cr3t-key")
+        'the key is ***'
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        long = {secret for secret in secrets if len(secret) >= _SHORTEST}
+        self._place = Place("", "", tuple(sorted(long, key=len, reverse=True)))
+
+    def __call__(self, text: str) -> str:
+        """Return the text without secrets."""
+        return self._place.clean(text)
+
+
+def mask_of(repo: Repo, environment: Mapping[str, str] = os.environ) -> Mask:
+    """Return what cuts the credentials of a repository's default remote, and of the environment, which stages have.
+
+    Args:
+        repo: The repository.
+        environment: Variables; those named like secrets are taken for secrets.
+    """
+    named = [value for name, value in environment.items() if _SECRET_NAME.search(name)]
+    # A file that holds a secret is named by variables of such names, too; its path is none.
+    secrets = [value for value in named if not os.path.exists(value)]
+    with suppress(DvkfError):
+        secrets += secrets_of(repo.config.remote(None)[1])
+    return Mask(secrets)
+
+
+class LogFollower:
+    """Reads what is new in a log that grows: whole lines, without terminal codes, up to a bound.
+
+    Args:
+        path: The log; it need not be there yet.
+        mask: What cuts secrets from a line.
+        lines: How many lines are told; of those beyond, only how many they are at least.
+    """
+
+    def __init__(self, path: Path, mask: Mask, *, lines: int = _LINES) -> None:
+        self._path = path
+        self._mask = mask
+        self._left = lines
+        self._offset = 0
+        self._rest = b""
+        self.cut = False
+        self.told = 0
+
+    def read(self, *, last: bool = False) -> list[str]:
+        """Return records for a log: a line each, or several where many came at once.
+
+        Args:
+            last: Whether nothing more will come, so that an unfinished line is one, too.
+        """
+        lines: list[str] = []
+        while self._left > 0:
+            data = self._more()
+            *whole, self._rest = (self._rest + data).split(b"\n")
+            if len(self._rest) > _CHUNK:
+                whole, self._rest = [*whole, self._rest], b""
+            lines += self._take(whole)
+            if not data:
+                break
+        if last and self._rest and self._left > 0:
+            lines += self._take([self._rest])
+            self._rest = b""
+        if self._left <= 0 and not self.cut and (len(self._rest) or self._more()):
+            self.cut = True
+            lines.append(f"… the log goes on; only its first {self.told:,} lines and its end are shown here")
+        return _records(lines)
+
+    def _more(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(_CHUNK)
+        except OSError:
+            return b""
+        self._offset += len(data)
+        return data
+
+    def _take(self, raw: list[bytes]) -> list[str]:
+        lines = []
+        for data in raw[: self._left]:
+            text = printable(self._mask(clean_log(data)).rstrip(), lines=True)
+            lines.append(text if len(text) <= _LINE else text[: _LINE - 1] + "…")
+        if len(raw) > self._left:
+            self._rest = b"\n"  # there is more
+        self._left -= len(lines)
+        self.told += len(lines)
+        return lines
+
+
+def _records(lines: list[str]) -> list[str]:
+    if len(lines) <= _SINGLE:
+        return lines
+    records = [lines[0]]
+    for line in lines[1:]:
+        if len(records[-1]) + len(line) < _RECORD:
+            records[-1] += f"\n{line}"
+        else:
+            records.append(line)
+    return records

@@ -1,0 +1,460 @@
+"""A task run for each stage: a runner that runs stages as tasks of the flow it is used in.
+
+The runner that is wrapped executes a stage; the task run shows its state, its log while it runs, and how often it was
+tried. Tasks start when `repro` starts stages, which is when all that they need is done, so Prefect's task runner only
+has to have the threads; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, suppress
+from itertools import count
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+from prefect import Task
+from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import RunInput, TaskRunResult
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from dvkf_prefect.cards import artifact_key
+from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.errors import RunnerError, StageCancelledError
+from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
+from dvkf_prefect.leftovers import OwnedFolder, sweep
+from dvkf_prefect.pipeline.plan.snapshot import Snapshot
+from dvkf_prefect.pipeline.run.events import StageEvent
+from dvkf_prefect.pipeline.step.runner import BatchRunner, Runner, StageRun
+from dvkf_prefect.pipeline.step.spec import StepKnown, StepResult, StepSpec
+from dvkf_prefect.tasks.stages.log import Mask, mask_of
+from dvkf_prefect.tasks.stages.options import StageOptions, read_options
+from dvkf_prefect.tasks.stages.task_run import (
+    GRACE,
+    Body,
+    StageCall,
+    StageContext,
+    StageMark,
+    may_retry_of,
+    run_body,
+)
+
+# More stages than this that had nothing to do get no task run; the pipeline's card tells of them.
+_MARKS = 100
+# Folders of flows that were killed are told by it, and go with the next one.
+_PREFIX = "prefect-"
+# So many stages of a cluster's pipeline are followed at the same time.
+_FOLLOWED = 64
+
+
+class StageTasks:
+    """A runner whose stages are task runs.
+
+    Args:
+        repo: The repository.
+        runner: What executes them; closed with this.
+        snapshot: Its stages.
+        options: How a stage's task run behaves, by its address.
+        jobs: How many stages may run at once.
+        reuse: Whether what Prefect kept of an equal run is taken.
+        mirror: What the runner tells of its tasks, if it does.
+
+    Example:
+        ``stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell))``
+    """
+
+    _uses_flow = True
+
+    def __init__(
+        self,
+        repo: Repo,
+        runner: Runner,
+        snapshot: Snapshot,
+        *,
+        options: Mapping[str, StageOptions],
+        jobs: int = 2,
+        reuse: bool = True,
+        mirror: TaskMirror | None = None,
+    ) -> None:
+        self.repo = repo
+        self.inner = runner
+        self.snapshot = snapshot
+        self.mask: Mask = mask_of(repo)
+        self.reuse = reuse
+        self.cancelled = threading.Event()
+        self._options = options
+        self._mirror = mirror or TaskMirror()
+        self._jobs = jobs
+        self._stack = ExitStack()
+        sweep(repo.tmp_dir, _PREFIX)
+        self._folder = OwnedFolder(repo.tmp_dir, _PREFIX)
+        self._numbers = count()
+        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._marks: list[PrefectFuture[Any]] = []
+        self._task_runner: TaskRunner[Any] | None = None
+        self._graph = self.snapshot.graph
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.inner.name
+
+    @property
+    def in_place(self) -> bool:
+        """Whether stages run in the workspace."""
+        return bool(getattr(self.inner, "in_place", False))
+
+    @property
+    def hermetic(self) -> bool:
+        """Whether stages may write nothing but their outputs."""
+        return bool(getattr(self.inner, "hermetic", False))
+
+    def __enter__(self) -> StageTasks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, spec: StepSpec) -> StageRun:
+        """Submit a stage's task run and return at once."""
+        call = self._call(spec, begin=None)
+        return _TaskRun(call, self._submit(call, spec.stage, call.options, policy=call.policy))
+
+    def tell(self, event: StageEvent) -> None:
+        """Show a stage that comes to its end without a run: skipped, restored, or failed before it began.
+
+        Args:
+            event: What `repro` tells.
+        """
+        if event.kind in ("start", "done") or event.stage in self._futures:
+            return
+        if event.kind != "fail" and len(self._marks) >= _MARKS:
+            return
+        self._marks.append(self._submit(StageMark(event, self.mask), event.stage, StageOptions()))
+
+    def task_run(self, stage: str) -> UUID | None:
+        """Return the id of a stage's last task run, if it has one.
+
+        Args:
+            stage: Its address.
+        """
+        future = self._futures.get(stage)
+        return future.task_run_id if future is not None else None
+
+    def close(self) -> None:
+        """End what still runs; a second call does nothing."""
+        self.cancelled.set()
+        try:
+            self.inner.close()
+            end = time.monotonic() + GRACE
+            for mark in self._marks:
+                with suppress(CancelledError):
+                    mark.wait(max(0.0, end - time.monotonic()))
+        finally:
+            self._stack.close()
+            self._folder.release()
+
+    # -- task runs ---------------------------------------------------------------------------------------------------
+
+    def _call(self, spec: StepSpec, *, begin: Callable[[], StageRun] | None) -> StageCall:
+        log = None
+        if begin is None:
+            log = self._folder.path / f"{next(self._numbers)}.log"
+            spec = dataclasses.replace(spec, log=str(log))
+        call = StageCall(
+            StageContext(self.repo, self.snapshot, self.mask, self.reuse, self.cancelled),
+            self.options_of(spec.stage),
+            spec,
+            self._graph.stages.get(spec.stage),
+            log,
+            begin or (lambda: self.inner.start(spec)),
+            batched=begin is not None,
+        )
+        self._mirror.calls[spec.stage] = call
+        return call
+
+    def options_of(self, stage: str) -> StageOptions:
+        """Return how a stage's task run behaves.
+
+        Args:
+            stage: Its address.
+        """
+        return self._options.get(stage) or StageOptions()
+
+    def _submit(
+        self,
+        body: Body,
+        name: str,
+        options: StageOptions,
+        *,
+        policy: CachePolicy = NO_CACHE,
+        wait_for: Collection[PrefectFuture[Any]] = (),
+    ) -> PrefectFuture[Any]:
+        # No delay of Prefect's own: it sleeps where a cancellation does not reach it.
+        made: Task[..., Any] = run_body.with_options(
+            name=name,
+            task_run_name=lambda: name,
+            tags=options.tags,
+            retries=options.retries if isinstance(body, StageCall) else 0,
+            retry_condition_fn=may_retry_of(body),
+            cache_policy=policy,
+            persist_result=policy is not NO_CACHE,
+            result_serializer="json",
+            refresh_cache=not self.reuse,
+        )
+        edges: set[RunInput] = {
+            TaskRunResult(id=self._futures[other].task_run_id)
+            for other in (self._graph.upstream.get(name) or ())
+            if other in self._futures
+        }
+        future: PrefectFuture[Any] = self._runner().submit(
+            made, {"stage": body}, wait_for=list(wait_for) or None, dependencies={"stage": edges}
+        )
+        self._futures[name] = future
+        return future
+
+    def _runner(self) -> TaskRunner[Any]:
+        """Return the flow's task runner, if its threads are not taken by the task that calls this."""
+        if self._task_runner is None:
+            context = FlowRunContext.get()
+            if (
+                context is not None
+                and self._uses_flow
+                and TaskRunContext.get() is None
+                and isinstance(context.task_runner, ThreadPoolTaskRunner)
+            ):
+                self._task_runner = context.task_runner
+            else:
+                own: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=max(self._jobs, 4))
+                self._task_runner = self._stack.enter_context(own)
+        return self._task_runner
+
+
+class BatchStageTasks(StageTasks):
+    """The same for a runner that takes stages together.
+
+    Attributes:
+        fetches: Whether what stages wrote is in the cache when their runs have ended.
+    """
+
+    _uses_flow = False  # it may have any number of threads
+
+    def __init__(
+        self,
+        repo: Repo,
+        runner: BatchRunner,
+        snapshot: Snapshot,
+        *,
+        options: Mapping[str, StageOptions],
+        reuse: bool = True,
+        mirror: TaskMirror | None = None,
+    ) -> None:
+        super().__init__(repo, runner, snapshot, options=options, jobs=_FOLLOWED, reuse=reuse, mirror=mirror)
+        self.fetches = runner.fetches
+        self._batch_runner = runner
+
+    def start_all(
+        self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
+    ) -> Mapping[str, StageRun]:
+        """Start stages as the runner does, each with a task run; see `BatchRunner.start_all`.
+
+        Args:
+            specs: The stages.
+            edges: What they wait for besides those whose outputs they read.
+        """
+        batch = _Batch(self, self._batch_runner, specs, edges or {})
+        runs: dict[str, StageRun] = {}
+        by_stage = {spec.stage: spec for spec in specs}
+        # Those that are needed come first, so that threads that wait for them cannot keep them from running.
+        order = [
+            stage.address for stage in self._graph.order(set(by_stage) & set(self._graph.stages), alone=True)
+        ]
+        for address in dict.fromkeys((*order, *by_stage)):
+            call = self._call(by_stage[address], begin=batch.begin_of(address))
+            needed = {*self._graph.upstream.get(address, ()), *(edges or {}).get(address, ())}
+            wait_for = [self._futures[other] for other in sorted(needed) if other in runs]
+            batch.calls[address] = call
+            runs[address] = _TaskRun(
+                call, self._submit(call, address, call.options, wait_for=wait_for), batch.cancel
+            )
+        return runs
+
+
+class _Batch:
+    """A pipeline run, and the ones that took its place when it failed and stages are tried again."""
+
+    def __init__(
+        self,
+        tasks: StageTasks,
+        runner: BatchRunner,
+        specs: Sequence[StepSpec],
+        edges: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.calls: dict[str, StageCall] = {}
+        self._tasks = tasks
+        self._runner = runner
+        self._specs = specs
+        self._edges = edges
+        self._lock = threading.Lock()
+        self._round = 0
+        self._begun: dict[str, int] = {}
+        self._linked: set[str] = set()
+        self._runs = runner.start_all(specs, edges)
+        self._link()
+
+    def begin_of(self, stage: str) -> Callable[[], StageRun]:
+        """Return what gives a stage's run: the one that is there, and after a failure that of the next round."""
+
+        def begin() -> StageRun:
+            with self._lock:
+                if self._begun.get(stage) == self._round:
+                    self._again()
+                self._begun[stage] = self._round
+                return self._runs[stage]
+
+        return begin
+
+    def cancel(self) -> None:
+        """Cancel all of it."""
+        with self._lock:
+            for run in self._runs.values():
+                run.cancel()
+
+    def _again(self) -> None:
+        """Start it anew. The same content finds the run that is there; what is done is not run again."""
+        lost = not any(call.failed for call in self.calls.values())
+        specs = self._specs if lost else [self._with_known(spec) for spec in self._specs]
+        self._runs = self._runner.start_all(specs, self._edges)
+        self._round += 1
+        self._link()
+
+    def _with_known(self, spec: StepSpec) -> StepSpec:
+        call = self.calls.get(spec.stage)
+        if call is None or call.result is None:
+            return spec
+        deps = call.result.deps or spec.deps
+        return dataclasses.replace(
+            spec, known=StepKnown({dep.path: dep.digest for dep in deps}, call.result.outs)
+        )
+
+    def _link(self) -> None:
+        """Leave the address of the pipeline run with the flow run, before anybody waits for it."""
+        for run in self._runs.values():
+            url = getattr(run, "url", "")
+            if url and url not in self._linked:
+                self._linked.add(url)
+                if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
+                    create_link_artifact(
+                        url,
+                        link_text="Kubeflow pipeline run",
+                        key=artifact_key("kubeflow", self._tasks.repo.root.name),
+                        description=f"Pipeline run of {len(self._specs):,} stages on Kubeflow: {url}",
+                    )
+
+
+class TaskMirror:
+    """Hands what a cluster tells of its tasks to the task runs of their stages."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, StageCall] = {}
+
+    def take(self, event: TaskEvent) -> None:
+        """Note an event; called in any thread.
+
+        Args:
+            event: What the cluster tells.
+        """
+        call = self.calls.get(event.stage)
+        if call is not None:
+            call.lines.append(
+                f"{event} ({event.url})" if event.state in ("PENDING", "WAITING") else str(event)
+            )
+
+
+class _TaskRun:
+    """A stage on its way in a task run."""
+
+    def __init__(
+        self, call: StageCall, future: PrefectFuture[Any], cancel: Callable[[], None] | None = None
+    ) -> None:
+        self._call = call
+        self._future = future
+        self._cancel = cancel
+        self._ended = threading.Event()
+        future.add_done_callback(lambda _: self._ended.set())
+
+    def __repr__(self) -> str:
+        return f"<task run of stage {self._call.spec.stage!r}>"
+
+    def wait(self, timeout: float | None = None) -> StepResult:
+        """Wait for the end of the task run, retries included; see `StageRun.wait`."""
+        call = self._call
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"stage '{call.spec.stage}' still runs after {timeout:g} s")
+        if call.error is not None:
+            raise call.error
+        if call.result is not None:
+            return call.result
+        try:
+            self._future.wait()
+            state = self._future.state
+        except CancelledError:
+            raise StageCancelledError(f"stage '{call.spec.stage}' was stopped before it began") from None
+        if state.name == "NotReady" or call.cancelled:
+            raise StageCancelledError(f"stage '{call.spec.stage}' was not run: {state.message}")
+        raise RunnerError(f"the task run of stage '{call.spec.stage}' ended {state.name}: {state.message}")
+
+    def cancel(self) -> None:
+        """Stop it and all that it started."""
+        self._call.cancel()
+        if self._cancel is not None:
+            self._cancel()
+
+
+def stage_tasks(
+    repo: Repo,
+    open_runner: Callable[[Callable[[TaskEvent], None]], Runner],
+    *,
+    jobs: int = 2,
+    retries: int = 0,
+    retry_delay_seconds: float = 0.0,
+    reuse: bool = True,
+) -> StageTasks:
+    """Return a runner that makes each stage a task run of the flow this is called in.
+
+    Args:
+        repo: The repository.
+        open_runner: Opens what executes the stages, given what it is to tell of a cluster's tasks.
+        jobs: How many stages may run at once.
+        retries: How often a stage is tried again, where its ``meta: prefect:`` says nothing else.
+        retry_delay_seconds: How long is waited before each.
+        reuse: Whether what Prefect kept of an equal run is taken.
+
+    Returns:
+        The runner, a context manager; give its `StageTasks.tell` what `repro` tells.
+
+    Raises:
+        ParseError: A stage's ``meta: prefect:`` is wrong; names file, line, stage and key.
+
+    Example:
+        >>> with stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell)) as runner:
+        ...     repro(repo, runner=runner, on_event=runner.tell)
+    """
+    defaults = StageOptions(retries, (retry_delay_seconds,) if retry_delay_seconds else ())
+    snapshot = Snapshot(repo)
+    options = read_options(snapshot.graph.stages.values(), snapshot.files, defaults)
+    mirror = TaskMirror()
+    runner = open_runner(mirror.take)
+    if isinstance(runner, BatchRunner):
+        return BatchStageTasks(repo, runner, snapshot, options=options, reuse=reuse, mirror=mirror)
+    return StageTasks(repo, runner, snapshot, options=options, jobs=jobs, reuse=reuse, mirror=mirror)

@@ -1,0 +1,373 @@
+"""What a stage's task run does: one try after another of its run, mirrored, and its result kept by its signature."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.results import get_result_store
+from prefect.states import Cancelled, Completed, Failed
+from prefect.transactions import get_transaction
+
+from dvkf_prefect.errors import (
+    DvkfError,
+    RemoteUnreachableError,
+    RunnerError,
+    StageCancelledError,
+    StageFailedError,
+    TransferError,
+)
+from dvkf_prefect.formats.dvclock import make_entry
+from dvkf_prefect.formats.dvcyaml import Stage
+from dvkf_prefect.pipeline.plan.runcache import can_restore
+from dvkf_prefect.pipeline.plan.signature import input_key
+from dvkf_prefect.pipeline.run.events import StageEvent
+from dvkf_prefect.pipeline.run.undeclared import hint_at_undeclared
+from dvkf_prefect.pipeline.step.runner import StageRun
+from dvkf_prefect.pipeline.step.spec import StepContent, StepResult, StepSpec
+from dvkf_prefect.tasks._logging import run_logger
+from dvkf_prefect.tasks.stages.log import LogFollower, Mask
+
+if TYPE_CHECKING:
+    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.pipeline.plan.snapshot import Snapshot
+    from dvkf_prefect.tasks.stages.options import StageOptions
+
+# Seconds between two looks at a stage's log.
+_POLL = 0.25
+# Seconds that a stage beyond its time gets to end.
+GRACE = 60.0
+# What another try may mend.
+_PASSING = (StageFailedError, RunnerError, RemoteUnreachableError, TransferError)
+# The shell's own: no such command, or one that may not be executed.
+_NO_COMMAND = (126, 127)
+
+
+class Body(Protocol):
+    """What a task run does."""
+
+    def run(self) -> Any:
+        """Do it; a state that is returned is the task run's."""
+
+    def key(self, context: TaskRunContext) -> str | None:
+        """Return the key that its result is kept under, if it may be taken for another run's."""
+
+
+class StageSignature(CachePolicy):
+    """Keeps what a stage wrote by its signature: command, parameters, and the digests of what it reads.
+
+    A result that is kept counts only while all outputs can be had; otherwise the stage runs.
+    """
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        """Return the key; Prefect calls this.
+
+        Args:
+            task_ctx: The task run.
+            inputs: Its parameters.
+            flow_parameters: Those of the flow run.
+            kwargs: What Prefect may add.
+        """
+        body: Body = inputs["stage"]
+        return body.key(task_ctx)
+
+
+@task(name="stage", cache_policy=NO_CACHE, persist_result=False)
+def run_body(stage: Body) -> Any:
+    """Run a stage, or the part of it that a cluster does not."""
+    return stage.run()
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What all task runs of one pipeline run share.
+
+    Attributes:
+        repo: The repository.
+        snapshot: Its stages.
+        mask: Takes secrets out of a text.
+        reuse: Whether results that Prefect keeps may be taken.
+        cancelled: Set when all are to end.
+    """
+
+    repo: Repo
+    snapshot: Snapshot
+    mask: Mask
+    reuse: bool
+    cancelled: threading.Event
+
+
+class StageCall:
+    """One stage's task run, with all its tries.
+
+    Attributes:
+        result: What the stage put out, once it has.
+        error: How the last try failed.
+        failed: Whether its command failed in any try.
+        lines: What the runner told and the log does not have yet.
+        stopped: Whether it was cancelled.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        options: StageOptions,
+        spec: StepSpec,
+        stage: Stage | None,
+        log: Path | None,
+        begin: Callable[[], StageRun],
+        *,
+        batched: bool,
+    ) -> None:
+        self.spec = spec
+        self.options = options
+        self.result: StepResult | None = None
+        self.error: DvkfError | None = None
+        self.failed = False
+        self.lines: deque[str] = deque(maxlen=1000)
+        self.stopped = threading.Event()
+        self._context = context
+        self._stage = stage
+        self._log = log
+        self._begin = begin
+        self._batched = batched
+        self._tries = 0
+        self._run: StageRun | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it, or all, is to end."""
+        return self.stopped.is_set() or self._context.cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Stop it."""
+        self.stopped.set()
+        with self._lock:
+            run = self._run
+        if run is not None:
+            run.cancel()
+
+    # -- the task run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Any:
+        """Run the stage once and mirror it; the state says how it ended."""
+        self._tries += 1
+        self.error = None
+        logger = run_logger()
+        follower = LogFollower(self._log, self._context.mask) if self._log is not None else None
+
+        def mirror(*, last: bool = False) -> None:
+            while self.lines:
+                logger.info("%s", self._context.mask(self.lines.popleft()))
+            if follower is not None:
+                for text in follower.read(last=last):
+                    logger.info("%s", text)
+
+        try:
+            self._pause()
+            result = self._follow(mirror)
+        except DvkfError as error:
+            self.error = self._masked(error)
+            self.failed = self.failed or isinstance(error, StageFailedError)
+            mirror(last=True)
+            _keep_nothing()
+            first = str(self.error).partition(" The end of its log:")[0]
+            if isinstance(error, StageCancelledError) and (self.cancelled or not self.may_retry()):
+                return Cancelled(message=first)
+            tail = error.log_tail if isinstance(error, StageFailedError) else ""
+            self._show_tail(follower, tail)
+            logger.error("%s", first)
+            return Failed(message=first)
+        self.result = dataclasses.replace(result, log_tail=self._context.mask(result.log_tail))
+        mirror(last=True)
+        self._show_tail(follower, result.log_tail)
+        if result.restored:
+            _keep_nothing()
+            return Completed(name="Restored", message="what it reads came out as in a run that is known")
+        return _kept(self.result)
+
+    def _pause(self) -> None:
+        delay = self.options.delay(self._tries - 1) if self._tries > 1 else 0.0
+        end = time.monotonic() + delay
+        if delay:
+            run_logger().info("Waiting %g s before try %d", delay, self._tries)
+        while not self.cancelled and (left := end - time.monotonic()) > 0:
+            self.stopped.wait(min(left, _POLL))
+
+    def _follow(self, mirror: Callable[[], None]) -> StepResult:
+        with self._lock:
+            if self.cancelled:
+                raise StageCancelledError(f"stage '{self.spec.stage}' was stopped before it began")
+            run = self._run = self._begin()
+        timeout = self.options.timeout_seconds
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while True:
+            try:
+                return run.wait(_POLL)
+            except TimeoutError as error:
+                if isinstance(error, DvkfError):
+                    raise
+            mirror()
+            if deadline is not None and time.monotonic() > deadline:
+                run.cancel()
+                with suppress(DvkfError, TimeoutError):
+                    run.wait(GRACE)
+                raise RunnerError(
+                    f"stage '{self.spec.stage}' was stopped: it ran longer than its timeout_seconds, {timeout:g}"
+                )
+
+    def _masked(self, error: DvkfError) -> DvkfError:
+        mask = self._context.mask
+        if isinstance(error, StageFailedError):
+            return StageFailedError(error.stage, error.command, error.status, mask(error.log_tail))
+        if type(error) is RunnerError:  # it may tell the end of a pod's log
+            return RunnerError(mask(str(error)))
+        return error
+
+    def _show_tail(self, follower: LogFollower | None, tail: str) -> None:
+        """Show the end of the log where it was not followed to its end."""
+        if tail.strip() and (follower is None or follower.cut or not follower.told):
+            logger = run_logger()
+            for line in self._context.mask(tail).rstrip().splitlines():
+                logger.info("%s", line)
+
+    def may_retry(self) -> bool:
+        """Tell whether another try can mend the last failure."""
+        error = self.error
+        if self.cancelled or error is None:
+            return False
+        if isinstance(error, StageCancelledError):  # it was ended along with another one that failed
+            return self._batched and self._tries <= self.options.retries
+        if isinstance(error, StageFailedError):
+            if error.status in _NO_COMMAND:
+                return False
+            if self._stage is None or self.spec.in_place:
+                return True
+            return hint_at_undeclared(self._context.repo, self._stage, error) is error
+        return isinstance(error, _PASSING)
+
+    # -- what Prefect keeps ------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> CachePolicy:
+        """How its result is kept."""
+        return StageSignature() if self._signature() is not None else NO_CACHE
+
+    def _signature(self) -> str | None:
+        """Return the stage's signature, or None where equal inputs do not promise equal outputs."""
+        stage, spec = self._stage, self.spec
+        digests = {dep.path: dep.digest for dep in spec.deps}
+        if stage is None or spec.env or not all(out.cached or out.kind != "out" for out in spec.outs):
+            return None
+        if any(not digests.get(dep.path) for dep in stage.deps):
+            return None
+        deps = [{"path": dep.name, "hash": "md5", "md5": digests[dep.path]} for dep in stage.deps]
+        params = {file: dict(spec.params.get(stage.params_path(file), {})) for file in stage.params}
+        entry = make_entry(stage.command, deps, params, [{"path": out.name} for out in stage.outs])
+        if not can_restore(stage, entry):
+            return None
+        return f"{stage.wdir}:{input_key(entry)}"
+
+    def key(self, context: TaskRunContext) -> str | None:
+        """Return the key: of the first result that can be had, or else a new one.
+
+        Args:
+            context: The task run.
+        """
+        signature = self._signature()
+        if signature is None:
+            return None
+        store = get_result_store()
+        for number in count():
+            key = f"dvkf-stage-{_digest(signature)}-{number}"
+            if not store.exists(key):
+                return key
+            known = _read(store.read(key).result, self.spec)
+            if known is not None and self._can_be_had(known):
+                if self._context.reuse:
+                    self.result = dataclasses.replace(known, restored=True, seconds=0.0)
+                return key
+        return None
+
+    def _can_be_had(self, known: StepResult) -> bool:
+        paths = [out.path for out in known.outs]
+        if sorted(paths) != sorted(out.path for out in self.spec.outs):
+            return False
+        return all(self._context.snapshot.is_cached(out.digest) for out in known.outs)
+
+
+class StageMark:
+    """The task run of a stage that has nothing to do, or could not begin."""
+
+    def __init__(self, event: StageEvent, mask: Mask) -> None:
+        self._event = event
+        self._mask = mask
+
+    def run(self) -> State[Any]:
+        """Return the state that says what became of the stage."""
+        event = self._event
+        message = self._mask("; ".join(map(str, event.reasons)) or "nothing changed")
+        if event.kind == "fail":
+            run_logger().error("%s", self._mask(event.message))
+            return Failed(message=self._mask(event.message))
+        if event.kind == "restore":
+            return Completed(name="Restored", message=f"Restored from the cache: {message}")
+        return Completed(name="Skipped", message=f"{'Frozen: ' if event.frozen else ''}{message}")
+
+    def key(self, context: TaskRunContext) -> str | None:
+        """Return None: it is not kept."""
+        return None
+
+
+def may_retry_of(body: Body) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+    """Return what Prefect asks whether a failed run is tried again; it takes plain functions only."""
+
+    def may_retry(made: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+        return isinstance(body, StageCall) and body.may_retry()
+
+    return may_retry
+
+
+def _keep_nothing() -> None:
+    """Have Prefect keep no result of a try that has none."""
+    transaction = get_transaction()
+    if transaction is not None:
+        transaction.write_on_commit = False
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(result: StepResult) -> dict[str, Any]:
+    """Return what Prefect keeps of a result: what was written, and nothing that was printed."""
+    return {"outs": [dataclasses.asdict(out) for out in result.outs], "seconds": result.seconds}
+
+
+def _read(kept: Any, spec: StepSpec) -> StepResult | None:
+    """Return what `_kept` made of, or None for something else."""
+    try:
+        outs = tuple(StepContent(**out) for out in kept["outs"])
+        return StepResult(spec.stage, outs=outs, seconds=float(kept["seconds"]))
+    except (KeyError, TypeError, ValueError):
+        return None
