@@ -1,10 +1,10 @@
-"""Save the set of blocks for a cluster: a repository at a git URL, a remote in an object store, Kubeflow Pipelines.
+"""Save the blocks for a cluster: a repository at a git URL, a remote in an object store, Kubeflow Pipelines.
 
 python blocks/cluster.py GIT_URL --remote s3://bucket/prefix --host https://kubeflow.example.org/pipeline
     --image registry.example.org/stages:1 [--remote-secret NAME] [--name NAME]
 
-Nothing secret is taken from the command line: the worker's and the server's credentials come from the environment
-variables DVKF_ACCESS_KEY_ID, DVKF_SECRET_ACCESS_KEY and DVKF_KUBEFLOW_TOKEN, the pods' from a Kubernetes secret.
+The command line takes no secrets. Environment variables hold them: DVKF_ACCESS_KEY_ID and DVKF_SECRET_ACCESS_KEY for
+the remote, DVKF_KUBEFLOW_TOKEN for Kubeflow Pipelines. Pods get theirs from a Kubernetes secret.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from dvkf_prefect import DataRemote, DataRepository, KubeflowPipelines
+from dvkf_prefect import DvcRemote, DvcRepository, KubeflowCredentials, KubeflowPipelines
 
 
 def save(
@@ -36,11 +36,11 @@ def save(
     environment: Mapping[str, str] = os.environ,
     name: str = "cluster",
 ) -> list[str]:
-    """Save the blocks; those of the same names are overwritten.
+    """Save the blocks, overwriting those of the same names.
 
     Args:
         repository: Git URL of the DVC repository, or a folder that every worker has.
-        remote: Url of its remote, which workers and pods both reach.
+        remote: Url of its remote, for workers and pods alike.
         host: Address of Kubeflow Pipelines.
         image: Container image of the stages.
         namespace: Namespace that runs belong to.
@@ -49,11 +49,11 @@ def save(
         token_file: File on the worker with the token for Kubeflow Pipelines.
         service_account: Kubernetes service account of the pods.
         defaults: Settings of every pod, as a stage's ``meta: kubeflow:`` writes them.
-        environment: Where the worker's credentials are.
-        name: What each block is called.
+        environment: Environment variables, with the secrets.
+        name: Name of each block.
 
     Returns:
-        What was saved, as ``type/name``.
+        The saved blocks, as ``type/name``.
 
     Raises:
         ConfigError: The settings of pods are wrong.
@@ -65,34 +65,32 @@ def save(
     def secret(variable: str) -> SecretStr | None:
         return SecretStr(environment[variable]) if environment.get(variable) else None
 
-    store = DataRemote(
+    store = DvcRemote(
         url=remote,
         endpointurl=endpointurl,
         access_key_id=secret("DVKF_ACCESS_KEY_ID"),
         secret_access_key=secret("DVKF_SECRET_ACCESS_KEY"),
     )
+    credentials = KubeflowCredentials(host=host, token=secret("DVKF_KUBEFLOW_TOKEN"), token_file=token_file)
     pipelines = KubeflowPipelines(
         backend="kubeflow",
-        host=host,
+        credentials=credentials,
         image=image,
         namespace=namespace,
         remote_secret=remote_secret,
-        token=secret("DVKF_KUBEFLOW_TOKEN"),
-        token_file=token_file,
         service_account=service_account,
         defaults=dict(defaults or {}),
     )
     saved = []
-    store.save(name, overwrite=True)
-    saved.append(f"data-remote/{name}")
-    for block in (DataRepository(path=repository, remote=store), pipelines):
+    # What others hold is saved first: they then refer to it by its name.
+    for block in (store, credentials, DvcRepository(path=repository, remote=store), pipelines):
         block.save(name, overwrite=True)
         saved.append(f"{block.get_block_type_slug()}/{name}")
     return saved
 
 
 def main() -> None:
-    """Read the command line, save the blocks and tell what was saved."""
+    """Read the command line, save the blocks and print their names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repository", help="git URL of the DVC repository")
     parser.add_argument("--remote", required=True, metavar="URL", help="its remote: s3://bucket/prefix, …")

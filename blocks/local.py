@@ -8,19 +8,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dvkf_prefect import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+from dvkf_prefect import DvcRemote, DvcRepository, KubeflowPipelines, ModelServer
 
 
 def save(folder: Path, *, remote: str | None = None, name: str = "local") -> list[str]:
-    """Save the blocks; those of the same names are overwritten.
+    """Save the blocks, overwriting those of the same names.
 
     Args:
         folder: The DVC repository.
         remote: Url of the remote to use instead of the repository's own default.
-        name: What each block is called.
+        name: Name of each block.
 
     Returns:
-        What was saved, as ``type/name``.
+        The saved blocks, as ``type/name``.
 
     Raises:
         NotARepositoryError: The folder is not in a DVC repository.
@@ -32,22 +32,21 @@ def save(folder: Path, *, remote: str | None = None, name: str = "local") -> lis
     saved = []
     store = None
     if remote is not None:
-        # A folder is taken from here, not from the repository's `.dvc`.
-        store = DataRemote(url=remote if "://" in remote else str(Path(remote).absolute()))
-    repository = DataRepository(path=str(folder.absolute()), remote=store)
+        # A relative folder is below the current folder, not below the repository's `.dvc`.
+        store = DvcRemote(url=remote if "://" in remote else str(Path(remote).absolute()))
+    repository = DvcRepository(path=str(folder.absolute()), remote=store)
     root = repository.open().root
     repository.path = str(root)
-    if store is not None:
-        store.save(name, overwrite=True)
-        saved.append(f"data-remote/{name}")
-    for block in (repository, KubeflowPipelines(), ModelServer()):
+    blocks = (repository, KubeflowPipelines(), ModelServer())
+    # The repository refers to its remote, so that is saved first.
+    for block in (store, *blocks) if store else blocks:
         block.save(name, overwrite=True)
         saved.append(f"{block.get_block_type_slug()}/{name}")
     return saved
 
 
 def main() -> None:
-    """Read the command line, save the blocks and tell what was saved."""
+    """Read the command line, save the blocks and print their names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path(), help="the DVC repository (default: here)"

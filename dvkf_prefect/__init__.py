@@ -18,7 +18,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+    from dvkf_prefect.blocks import (
+        DvcRemote,
+        DvcRepository,
+        KubeflowCredentials,
+        KubeflowPipelines,
+        ModelServer,
+    )
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.tables.frame_diff import FrameDiff, diff_frames
     from dvkf_prefect.data.tables.frames import read_frame, write_frame
@@ -49,12 +55,13 @@ if TYPE_CHECKING:
 __version__ = "0.4.0"
 
 __all__ = [
-    "DataRemote",
-    "DataRepository",
     "DataVersion",
+    "DvcRemote",
+    "DvcRepository",
     "DvkfError",
     "DvkfFileSystem",
     "FrameDiff",
+    "KubeflowCredentials",
     "KubeflowPipelines",
     "ModelRegistry",
     "ModelServer",
@@ -85,12 +92,13 @@ __all__ = [
 
 # Prefect takes a second to import; whoever needs only the data, the command line for one, does not wait for it.
 _HOMES = {
-    "DataRemote": "blocks",
-    "DataRepository": "blocks",
+    "DvcRemote": "blocks",
+    "DvcRepository": "blocks",
     "DataVersion": "formats.outputs",
     "DvkfError": "errors",
     "DvkfFileSystem": "data.views.filesystem",
     "FrameDiff": "data.tables.frame_diff",
+    "KubeflowCredentials": "blocks",
     "KubeflowPipelines": "blocks",
     "ModelRegistry": "models.registry",
     "ModelServer": "blocks",

@@ -26,7 +26,7 @@ import httpx
 from prefect import flow
 
 from dvkf_prefect import (
-    DataRepository,
+    DvcRepository,
     KubeflowPipelines,
     ModelServer,
     add_data,
@@ -168,7 +168,7 @@ def quickstart() -> dict[str, Any]:
 
     report.step("A repository")
     repo = make_repository()
-    repository = DataRepository(path=str(repo.root), label=LABEL)
+    repository = DvcRepository(path=str(repo.root), label=LABEL)
     pipelines = KubeflowPipelines()
     server = ModelServer(state_dir=str(DEMO / "serving"), detached=False)
     registry = ModelRegistry(repo)

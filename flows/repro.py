@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from prefect import flow
 
 from dvkf_prefect import (
-    DataRepository,
+    DvcRepository,
     KubeflowPipelines,
     commit_results,
     push_commits,
@@ -39,7 +39,7 @@ def repro(
     cancelled or killed leaves nothing running; the next one goes on from the stages that were done.
 
     Args:
-        repository: Name of the Data Repository block.
+        repository: Name of the DVC Repository block.
         pipelines: Name of the Kubeflow Pipelines block, which says where stages run.
         targets: Stages, outputs or dvc.yaml files to bring up to date, with what they need; all stages if empty.
         force: Run stages for which nothing changed, too.
@@ -57,7 +57,7 @@ def repro(
     Returns:
         The stages that ran, were restored or were skipped, and the commit.
     """
-    data = cast(DataRepository, DataRepository.load(repository))
+    data = cast(DvcRepository, DvcRepository.load(repository))
     result = run_stages(
         data,
         cast(KubeflowPipelines, KubeflowPipelines.load(pipelines)),

@@ -8,7 +8,14 @@ from typing import Any, cast
 
 from prefect import flow
 
-from dvkf_prefect import DataRepository, ModelServer, deploy_model, predict, push_commits, rollback_model
+from dvkf_prefect import (
+    DvcRepository,
+    ModelServer,
+    deploy_model,
+    predict,
+    push_commits,
+    rollback_model,
+)
 
 
 @flow(name="serve")
@@ -28,14 +35,14 @@ def serve(
         model: Model to serve, by its name in dvc.yaml.
         which: Version to serve: a stage after a hash, such as #prod; a version, such as v1.0.0; or latest.
         instances: Rows to ask the new server for, as a check that it predicts; none if empty.
-        repository: Name of the Data Repository block.
+        repository: Name of the DVC Repository block.
         server: Name of the Model Server block.
 
     Returns:
         The version that is served, where, and what it predicted.
     """
     place = cast(ModelServer, ModelServer.load(server))
-    endpoint = deploy_model(cast(DataRepository, DataRepository.load(repository)), place, model, which)
+    endpoint = deploy_model(cast(DvcRepository, DvcRepository.load(repository)), place, model, which)
     predictions = predict(place, model, instances) if instances else ()
     return {
         "model": model,
@@ -60,14 +67,14 @@ def rollback(
         model: Model to roll back, by its name in dvc.yaml.
         stage: Stage to give back.
         instances: Rows to ask the server for after it; none if empty.
-        repository: Name of the Data Repository block.
+        repository: Name of the DVC Repository block.
         server: Name of the Model Server block.
         push: Push the tag that records it to git's origin if there is one.
 
     Returns:
         The version that is served, where, and what it predicted.
     """
-    data = cast(DataRepository, DataRepository.load(repository))
+    data = cast(DvcRepository, DvcRepository.load(repository))
     place = cast(ModelServer, ModelServer.load(server))
     version = rollback_model(data, model, stage)
     endpoint = deploy_model(data, place, model, version.version)

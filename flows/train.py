@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from prefect.states import Completed
 
 from dvkf_prefect import (
-    DataRepository,
+    DvcRepository,
     KubeflowPipelines,
     assign_model,
     commit_results,
@@ -65,7 +65,7 @@ def train(
     commits the results to git with the id of this run, pushes, and registers the model if its metric is good enough.
 
     Args:
-        repository: Name of the Data Repository block.
+        repository: Name of the DVC Repository block.
         pipelines: Name of the Kubeflow Pipelines block.
         targets: Stages or dvc.yaml files to bring up to date; all stages if empty.
         model: Model to register, by its name in dvc.yaml; none if empty.
@@ -82,7 +82,7 @@ def train(
     if (metric is None) != (minimum is None):
         raise ValueError("metric and minimum go together: give both, or neither")
     logger = get_run_logger()
-    data = cast(DataRepository, DataRepository.load(repository))
+    data = cast(DvcRepository, DvcRepository.load(repository))
     runner = cast(KubeflowPipelines, KubeflowPipelines.load(pipelines))
     if pull:
         pull_data(data)

@@ -1,8 +1,13 @@
-"""Blocks: what a flow works with, configured once and kept by Prefect."""
+"""Prefect blocks: configuration that flows load by name.
 
+Blocks of repositories, remotes, credentials, runners of pipelines and model servers. They may import the engine and
+Kubeflow, and know nothing of tasks or flows.
+"""
+
+from dvkf_prefect.blocks.credentials import KubeflowCredentials
 from dvkf_prefect.blocks.pipelines import KubeflowPipelines
-from dvkf_prefect.blocks.remotes import DataRemote
-from dvkf_prefect.blocks.repositories import DataRepository
+from dvkf_prefect.blocks.remotes import DvcRemote
+from dvkf_prefect.blocks.repositories import DvcRepository
 from dvkf_prefect.blocks.serving import ModelServer
 
-__all__ = ["DataRemote", "DataRepository", "KubeflowPipelines", "ModelServer"]
+__all__ = ["DvcRemote", "DvcRepository", "KubeflowCredentials", "KubeflowPipelines", "ModelServer"]

@@ -1,9 +1,25 @@
-"""What every block of the collection shares."""
+"""Constants and helpers that all blocks share."""
 
 from __future__ import annotations
 
-from pydantic import HttpUrl
+from typing import Any
 
-# There is no logo: Prefect takes a picture by http(s) only, and its page must be whole without a network.
-# What a block is and how it is used; the blocks themselves are told of in the README and in their own descriptions.
+from prefect.blocks.core import Block
+from pydantic import HttpUrl, SecretStr
+
+# There is no logo: Prefect loads a picture only by http(s), and its page must be whole without a network.
+# The page explains what a block is and how it is used; each block's own description says the rest.
 DOCUMENTATION_URL = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
+
+
+def values_of(block: Block) -> dict[str, Any]:
+    """Return the values of a block's own fields by name, single secrets in the clear.
+
+    Args:
+        block: The block.
+    """
+    values = {name: getattr(block, name) for name in type(block).model_fields}
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for name, value in values.items()
+    }

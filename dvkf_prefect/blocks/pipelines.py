@@ -6,17 +6,23 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL, values_of
+from dvkf_prefect.blocks.credentials import KubeflowCredentials
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.kubeflow.cluster.runner import ClusterSettings, KfpClusterRunner, TaskEvent
-from dvkf_prefect.kubeflow.cluster.settings import PodRemote
-from dvkf_prefect.kubeflow.cluster.watch import RUN_LIMIT, Patience
+from dvkf_prefect.kubeflow.cluster.watch import RUN_LIMIT
 from dvkf_prefect.kubeflow.compile.compile import IMAGE
 from dvkf_prefect.kubeflow.compile.pod_settings import parse_defaults
 from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 from dvkf_prefect.pipeline.step.runner import LocalRunner, Runner
+
+_NO_CREDENTIALS = (
+    "backend 'kubeflow' needs `credentials`: a Kubeflow Credentials block with the host of the server"
+)
+# Fields that choose and drive a runner; all others are settings of the cluster.
+_NOT_OF_CLUSTER = frozenset({"backend", "credentials", "fetch", "hermetic", "jobs"})
 
 
 class KubeflowPipelines(Block):
@@ -45,7 +51,7 @@ class KubeflowPipelines(Block):
     _block_type_slug = "kubeflow-pipelines"
     _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
 
-    # A message about a wrong value would repeat the value, which may be a token.
+    # A message about a wrong value would repeat the value, which may be a secret of a pod's environment.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     backend: Literal["kubeflow", "kubeflow-local", "local"] = Field(
@@ -61,32 +67,15 @@ class KubeflowPipelines(Block):
     jobs: int = Field(
         default=2, ge=1, description="How many stages that do not need each other run at the same time."
     )
-    host: str | None = Field(
+    credentials: KubeflowCredentials | None = Field(
         default=None,
-        description="Address of Kubeflow Pipelines, such as https://kubeflow.example.org/pipeline; for a cluster.",
+        description="Server of Kubeflow Pipelines and the login for it. Needed by backend kubeflow.",
     )
     namespace: str = Field(default="kubeflow", description="Namespace that runs belong to.")
     experiment: str = Field(default="dvkf", description="Experiment that runs are listed under.")
     image: str = Field(
         default=IMAGE,
         description="Container image of the stages that name none in dvc.yaml; this package and KFP are in it.",
-    )
-    token: SecretStr | None = Field(default=None, description="Bearer token for Kubeflow Pipelines.")
-    token_file: str | None = Field(
-        default=None,
-        description="File on the worker with the token of a service account, which is read again for each request.",
-    )
-    cookie: SecretStr | None = Field(
-        default=None, description="Value of a session's cookie, of Dex for instance."
-    )
-    cookie_name: str = Field(default="authservice_session", description="Name of that cookie.")
-    ca_file: str | None = Field(
-        default=None,
-        title="CA file",
-        description="Certificates on the worker to trust instead of the usual ones.",
-    )
-    verify_ssl: bool = Field(
-        default=True, title="Verify SSL", description="Whether the server's certificate is verified."
     )
     service_account: str | None = Field(
         default=None, description="Kubernetes service account that the pods run under."
@@ -114,8 +103,6 @@ class KubeflowPipelines(Block):
         default_factory=dict,
         description="Options of the remote that differ inside the cluster, such as endpointurl; nothing secret.",
     )
-    connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for a connection.")
-    read_timeout: float = Field(default=60.0, gt=0, description="Seconds to wait for an answer.")
     outage: float = Field(
         default=300.0,
         ge=0,
@@ -155,47 +142,26 @@ class KubeflowPipelines(Block):
         return values
 
     @model_validator(mode="after")
-    def _check_host(self) -> KubeflowPipelines:
-        if self.backend == "kubeflow" and not self.host:
-            raise ValueError("a cluster is reached at its `host`")
+    def _check_credentials(self) -> KubeflowPipelines:
+        if self.backend == "kubeflow" and self.credentials is None:
+            raise ValueError(_NO_CREDENTIALS)
         return self
 
     def settings(self) -> ClusterSettings:
-        """Return how stages get to the cluster.
+        """Return the cluster's settings: the credentials, and how stages run there.
 
         Raises:
-            ValueError: No host is set.
+            ValueError: The block has no credentials.
 
         Example:
-            >>> KubeflowPipelines(backend="kubeflow", host="http://localhost:8080").settings().namespace
+            >>> credentials = KubeflowCredentials(host="http://localhost:8080")
+            >>> KubeflowPipelines(backend="kubeflow", credentials=credentials).settings().namespace
             'kubeflow'
         """
-        if not self.host:
-            raise ValueError("a cluster is reached at its `host`")
-        return ClusterSettings(
-            self.host,
-            namespace=self.namespace,
-            experiment=self.experiment,
-            image=self.image,
-            token=self.token.get_secret_value() if self.token else "",
-            token_file=self.token_file,
-            cookie=self.cookie.get_secret_value() if self.cookie else "",
-            cookie_name=self.cookie_name,
-            ca_file=self.ca_file,
-            verify_ssl=self.verify_ssl,
-            service_account=self.service_account,
-            pipeline_root=self.pipeline_root,
-            defaults=parse_defaults(self.defaults),
-            remote=PodRemote(
-                self.remote_secret, self.remote_secret_keys, self.remote_url, self.remote_options
-            ),
-            connect_timeout=self.connect_timeout,
-            read_timeout=self.read_timeout,
-            outage=self.outage,
-            patience=Patience(run=self.run_timeout, start=self.start_timeout, schedule=self.schedule_timeout),
-            ask_kubernetes=self.ask_kubernetes,
-            allow_dirty=self.allow_dirty,
-        )
+        if self.credentials is None:
+            raise ValueError(_NO_CREDENTIALS)
+        options = {name: value for name, value in values_of(self).items() if name not in _NOT_OF_CLUSTER}
+        return ClusterSettings.from_options({**values_of(self.credentials), **options})
 
     def runner(
         self, repo: Repo, *, run_key: str = "", on_event: Callable[[TaskEvent], None] | None = None

@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL, values_of
 from dvkf_prefect.urls import holds_secret
 
 
@@ -25,7 +25,7 @@ def refuse_userinfo(url: str) -> str:
     return url
 
 
-class DataRemote(Block):
+class DvcRemote(Block):
     """Where the objects of a DVC repository are shared, and how to get in.
 
     The fields are DVC's options of an S3 remote by their DVC names; options of other kinds of remotes go into
@@ -34,17 +34,17 @@ class DataRemote(Block):
     Example:
         Load it and open a repository with it:
         ```python
-        from dvkf_prefect import DataRemote
+        from dvkf_prefect import DvcRemote
         from dvkf_prefect.data.repo import Repo
 
-        remote = DataRemote.load("BLOCK_NAME")
+        remote = DvcRemote.load("BLOCK_NAME")
         repo = Repo.open(".", config=remote.as_config())
         repo.pull()
         ```
     """
 
-    _block_type_name = "Data Remote"
-    _block_type_slug = "data-remote"
+    _block_type_name = "DVC Remote"
+    _block_type_slug = "dvc-remote"
     _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
 
     # A message about a wrong value would repeat the value, which may hold a password.
@@ -113,18 +113,17 @@ class DataRemote(Block):
             Sections of options; they hold the secrets in the clear, so they are not for printing.
 
         Example:
-            >>> DataRemote(url="s3://bucket/data", region="eu-west-1").as_config()["core"]
+            >>> DvcRemote(url="s3://bucket/data", region="eu-west-1").as_config()["core"]
             {'remote': 'prefect'}
         """
         name = self.remote_name.lower()
-        section: dict[str, str] = {}
-        for option in type(self).model_fields:
-            value = getattr(self, option)
-            if option in ("remote_name", "options") or value is None:
-                continue
-            if isinstance(value, SecretStr):
-                value = value.get_secret_value()
-            section[option] = str(value).lower() if isinstance(value, bool) else str(value)
-        for option, value in self.options.get_secret_value().items():
-            section[option] = str(value).lower() if isinstance(value, bool) else str(value)
+        own = {
+            option: value
+            for option, value in values_of(self).items()
+            if option not in ("remote_name", "options") and value is not None
+        }
+        section = {
+            option: str(value).lower() if isinstance(value, bool) else str(value)
+            for option, value in {**own, **self.options.get_secret_value()}.items()
+        }
         return {"core": {"remote": name}, f'remote "{name}"': section}

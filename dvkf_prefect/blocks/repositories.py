@@ -10,7 +10,7 @@ from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL
-from dvkf_prefect.blocks.remotes import DataRemote, refuse_userinfo
+from dvkf_prefect.blocks.remotes import DvcRemote, refuse_userinfo
 from dvkf_prefect.data.git.clones import clone
 from dvkf_prefect.data.git.command import check_revision, check_url
 from dvkf_prefect.data.repo import Repo
@@ -21,7 +21,7 @@ from dvkf_prefect.settings import DvkfSettings
 _GIT_URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/\s:]+@[^/\s:]+:|[^/\s:]{2,}:[^/])", re.IGNORECASE)
 
 
-class DataRepository(Block):
+class DvcRepository(Block):
     """A git repository with DVC data versions, and the remote that holds the data.
 
     A git URL is cloned, shallow, into a folder of the worker; a clone is brought up to date each time it is opened,
@@ -30,16 +30,16 @@ class DataRepository(Block):
     Example:
         Load it and bring its data here:
         ```python
-        from dvkf_prefect import DataRepository
+        from dvkf_prefect import DvcRepository
 
-        repository = DataRepository.load("BLOCK_NAME")
+        repository = DvcRepository.load("BLOCK_NAME")
         repo = repository.open()
         repo.pull()
         ```
     """
 
-    _block_type_name = "Data Repository"
-    _block_type_slug = "data-repository"
+    _block_type_name = "DVC Repository"
+    _block_type_slug = "dvc-repository"
     _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
 
     # A message about a wrong value would repeat the value, which may hold a password.
@@ -61,14 +61,14 @@ class DataRepository(Block):
         pattern=r"^[a-z0-9][a-z0-9-]*$",
         description="Short name that goes into the keys of artifacts, to tell apart repositories with equal paths.",
     )
-    remote: DataRemote | None = Field(
+    remote: DvcRemote | None = Field(
         default=None, description="The remote to use; the repository's own default if empty."
     )
 
     _check_path = field_validator("path")(refuse_userinfo)
 
     @model_validator(mode="after")
-    def _check_rev(self) -> DataRepository:
+    def _check_rev(self) -> DvcRepository:
         if self.rev and not self.is_cloned:
             raise ValueError(
                 f"rev '{self.rev}' needs a git URL: a folder is used as it is checked out. "
@@ -111,7 +111,7 @@ class DataRepository(Block):
             ConfigError: The remote's options are wrong.
 
         Example:
-            ``DataRepository(path="https://git.example.org/team/digits.git", rev="main").open()``
+            ``DvcRepository(path="https://git.example.org/team/digits.git", rev="main").open()``
         """
         settings = DvkfSettings()
         if self.is_cloned:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from dvkf_prefect.blocks import DataRepository
+from dvkf_prefect.blocks import DvcRepository
 from dvkf_prefect.cards import data_card, diff_card, transfer_text
 from dvkf_prefect.data.git.clones import push
 from dvkf_prefect.data.repo import Repo
@@ -42,7 +42,7 @@ def _versions(repo: Repo, targets: Sequence[str]) -> tuple[DataVersion, ...]:
     return tuple(repo.version(output.path) for output in repo.outputs(targets) if output.digest)
 
 
-def _publish_versions(repository: DataRepository, repo: Repo, versions: Sequence[DataVersion]) -> None:
+def _publish_versions(repository: DvcRepository, repo: Repo, versions: Sequence[DataVersion]) -> None:
     rows = DvkfSettings().card_rows
     for version in versions[:rows]:
         history = committed_versions(repo, version.path, limit=rows)
@@ -51,7 +51,7 @@ def _publish_versions(repository: DataRepository, repo: Repo, versions: Sequence
 
 @task(task_run_name="checkout {repository.name}", cache_policy=NO_CACHE)
 def checkout_data(
-    repository: DataRepository, targets: Sequence[str] = (), *, force: bool = False
+    repository: DvcRepository, targets: Sequence[str] = (), *, force: bool = False
 ) -> tuple[DataVersion, ...]:
     """Bring the workspace to what the repository's files say, from the cache.
 
@@ -68,7 +68,7 @@ def checkout_data(
         MissingObjectError: The cache lacks an object; pull first.
 
     Example:
-        ``checkout_data(DataRepository.load("local"), ["data/train"])``
+        ``checkout_data(DvcRepository.load("local"), ["data/train"])``
     """
     logger = run_logger()
     repo = repository.open()
@@ -92,7 +92,7 @@ def checkout_data(
     retry_condition_fn=_is_unreachable,
 )
 def pull_data(
-    repository: DataRepository, targets: Sequence[str] = (), *, force: bool = False
+    repository: DvcRepository, targets: Sequence[str] = (), *, force: bool = False
 ) -> tuple[DataVersion, ...]:
     """Bring data from the remote into the workspace; every object is verified on the way.
 
@@ -109,7 +109,7 @@ def pull_data(
         RemoteError: The remote cannot be used; it is tried again when it did not answer.
 
     Example:
-        ``pull_data(DataRepository.load("local"))``
+        ``pull_data(DvcRepository.load("local"))``
     """
     logger = run_logger()
     repo = repository.open()
@@ -121,7 +121,7 @@ def pull_data(
 
 
 @task(task_run_name="add to {repository.name}", cache_policy=NO_CACHE)
-def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVersion, ...]:
+def add_data(repository: DvcRepository, targets: Sequence[str]) -> tuple[DataVersion, ...]:
     """Track files or directories of the workspace, or record new content of tracked ones.
 
     Args:
@@ -135,7 +135,7 @@ def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVe
         OutputError: A target does not exist, overlaps another output, or is tracked by git.
 
     Example:
-        ``add_data(DataRepository.load("local"), ["data/train"])``
+        ``add_data(DvcRepository.load("local"), ["data/train"])``
     """
     logger = run_logger()
     repo = repository.open()
@@ -149,7 +149,7 @@ def add_data(repository: DataRepository, targets: Sequence[str]) -> tuple[DataVe
 
 @task(task_run_name="write {path}", cache_policy=NO_CACHE)
 def write_data(
-    repository: DataRepository,
+    repository: DvcRepository,
     frame: pd.DataFrame,
     path: str,
     *,
@@ -176,7 +176,7 @@ def write_data(
         OutputError: The path cannot be tracked, its name says no format, or the format cannot hold the table.
 
     Example:
-        ``write_data(DataRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
+        ``write_data(DvcRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
     """
     from dvkf_prefect.data.tables.frames import write_frame
 
@@ -194,7 +194,7 @@ def write_data(
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_is_unreachable,
 )
-def push_data(repository: DataRepository, targets: Sequence[str] = ()) -> Transfer:
+def push_data(repository: DvcRepository, targets: Sequence[str] = ()) -> Transfer:
     """Bring data from the cache to the remote, files before the manifests that name them.
 
     Args:
@@ -209,7 +209,7 @@ def push_data(repository: DataRepository, targets: Sequence[str] = ()) -> Transf
         RemoteError: The remote cannot be used; it is tried again when it did not answer.
 
     Example:
-        ``push_data(DataRepository.load("local"))``
+        ``push_data(DvcRepository.load("local"))``
     """
     repo = repository.open()
     transfer = repo.push(targets, progress=ArtifactProgress(repository.name))
@@ -219,7 +219,7 @@ def push_data(repository: DataRepository, targets: Sequence[str] = ()) -> Transf
 
 @task(task_run_name="diff {repository.name}", cache_policy=NO_CACHE)
 def diff_data(
-    repository: DataRepository, a: str = "HEAD", b: str | None = None, targets: Sequence[str] = ()
+    repository: DvcRepository, a: str = "HEAD", b: str | None = None, targets: Sequence[str] = ()
 ) -> Diff:
     """Compare two versions of the data, file by file.
 
@@ -236,7 +236,7 @@ def diff_data(
         GitError: A revision does not exist.
 
     Example:
-        ``diff_data(DataRepository.load("local"), "HEAD^", "HEAD")``
+        ``diff_data(DvcRepository.load("local"), "HEAD^", "HEAD")``
     """
     repo = repository.open()
     diff = repo.diff(a, b, targets)
@@ -249,7 +249,7 @@ def diff_data(
 
 
 @task(task_run_name="commit {repository.name}", cache_policy=NO_CACHE)
-def commit_results(repository: DataRepository, message: str) -> str | None:
+def commit_results(repository: DvcRepository, message: str) -> str | None:
     """Commit to git what describes results: ``.dvc`` files, dvc.lock, the ignore files, metrics kept in git.
 
     The commit says by a trailer, ``Prefect-Flow-Run``, which run made it. Other changes of the work tree stay as they
@@ -266,7 +266,7 @@ def commit_results(repository: DataRepository, message: str) -> str | None:
         GitError: Git refused, for want of an identity for instance.
 
     Example:
-        ``commit_results(DataRepository.load("local"), "Train on the data of today")``
+        ``commit_results(DvcRepository.load("local"), "Train on the data of today")``
     """
     logger = run_logger()
     repo = repository.open()
@@ -283,7 +283,7 @@ def commit_results(repository: DataRepository, message: str) -> str | None:
 
 
 @task(task_run_name="push commits of {repository.name}", cache_policy=NO_CACHE)
-def push_commits(repository: DataRepository) -> tuple[str, ...]:
+def push_commits(repository: DvcRepository) -> tuple[str, ...]:
     """Push the branch and the tags, which registered models are, to where the repository was cloned from.
 
     Args:
@@ -296,7 +296,7 @@ def push_commits(repository: DataRepository) -> tuple[str, ...]:
         GitError: The origin refused, or no branch is checked out.
 
     Example:
-        ``push_commits(DataRepository.load("digits"))``
+        ``push_commits(DvcRepository.load("digits"))``
     """
     git = need_git(repository.open())
     pushed = push(git.root, timeout=DvkfSettings().git_timeout)

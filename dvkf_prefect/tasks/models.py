@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dvkf_prefect.blocks import DataRepository, ModelServer
+from dvkf_prefect.blocks import DvcRepository, ModelServer
 from dvkf_prefect.cards import endpoint_card, model_card, predictions_card
 from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
 from dvkf_prefect.serving.endpoint import Endpoint
@@ -18,7 +18,7 @@ from dvkf_prefect.tasks._git import run_trailers
 from dvkf_prefect.tasks._logging import run_logger
 
 
-def _publish_model(repository: DataRepository, registry: ModelRegistry, name: str, said: str) -> None:
+def _publish_model(repository: DvcRepository, registry: ModelRegistry, name: str, said: str) -> None:
     run_logger().info("%s", said)
     card = model_card(
         registry.list(name), name, label=repository.label or "", said=said, limit=DvkfSettings().card_rows
@@ -28,7 +28,7 @@ def _publish_model(repository: DataRepository, registry: ModelRegistry, name: st
 
 @task(task_run_name="register {name}", cache_policy=NO_CACHE)
 def register_model(
-    repository: DataRepository, name: str, *, version: str | None = None, rev: str = "HEAD", message: str = ""
+    repository: DvcRepository, name: str, *, version: str | None = None, rev: str = "HEAD", message: str = ""
 ) -> ModelVersion:
     """Register a model as it is in a commit, by an annotated git tag.
 
@@ -49,7 +49,7 @@ def register_model(
         ModelError: The version exists, or the name does not follow the grammar.
 
     Example:
-        ``register_model(DataRepository.load("local"), "digits")``
+        ``register_model(DvcRepository.load("local"), "digits")``
     """
     registry = ModelRegistry(repository.open())
     if version is None and (same := registry.find_same(name, rev)) is not None:
@@ -61,7 +61,7 @@ def register_model(
 
 
 @task(task_run_name="assign {stage} of {name}", cache_policy=NO_CACHE)
-def assign_model(repository: DataRepository, name: str, version: str, stage: str) -> ModelVersion:
+def assign_model(repository: DvcRepository, name: str, version: str, stage: str) -> ModelVersion:
     """Give a stage, such as prod, to a registered version of a model.
 
     Args:
@@ -77,7 +77,7 @@ def assign_model(repository: DataRepository, name: str, version: str, stage: str
         ModelNotFoundError: The version is not registered.
 
     Example:
-        ``assign_model(DataRepository.load("local"), "digits", "v1.0.0", "prod")``
+        ``assign_model(DvcRepository.load("local"), "digits", "v1.0.0", "prod")``
     """
     registry = ModelRegistry(repository.open())
     wanted = registry.show(name, version)
@@ -90,7 +90,7 @@ def assign_model(repository: DataRepository, name: str, version: str, stage: str
 
 
 @task(task_run_name="roll back {stage} of {name}", cache_policy=NO_CACHE)
-def rollback_model(repository: DataRepository, name: str, stage: str) -> ModelVersion:
+def rollback_model(repository: DvcRepository, name: str, stage: str) -> ModelVersion:
     """Give a stage of a model back to the version that held it before.
 
     Args:
@@ -105,7 +105,7 @@ def rollback_model(repository: DataRepository, name: str, stage: str) -> ModelVe
         ModelNotFoundError: No version held the stage before.
 
     Example:
-        ``rollback_model(DataRepository.load("local"), "digits", "prod")``
+        ``rollback_model(DvcRepository.load("local"), "digits", "prod")``
     """
     registry = ModelRegistry(repository.open())
     version = registry.rollback(name, stage, trailers=run_trailers())
@@ -115,7 +115,7 @@ def rollback_model(repository: DataRepository, name: str, stage: str) -> ModelVe
 
 @task(task_run_name="deploy {name}", cache_policy=NO_CACHE)
 def deploy_model(
-    repository: DataRepository, server: ModelServer, name: str, which: str = "latest"
+    repository: DvcRepository, server: ModelServer, name: str, which: str = "latest"
 ) -> Endpoint:
     """Serve a registered version of a model; it takes over from the one that is served now.
 
@@ -134,7 +134,7 @@ def deploy_model(
         ServingError: The server did not start; the version before is still served.
 
     Example:
-        ``deploy_model(DataRepository.load("local"), ModelServer.load("local"), "digits", "#prod")``
+        ``deploy_model(DvcRepository.load("local"), ModelServer.load("local"), "digits", "#prod")``
     """
     registry = ModelRegistry(repository.open())
     version = registry.show(name, which)

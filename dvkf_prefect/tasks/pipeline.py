@@ -10,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from dvkf_prefect.blocks import DataRepository, KubeflowPipelines
+from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines
 from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, stage_card
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
@@ -31,7 +31,7 @@ _STAGE_CARDS = 50
 
 
 def run_stages(
-    repository: DataRepository,
+    repository: DvcRepository,
     pipelines: KubeflowPipelines,
     targets: Sequence[str] = (),
     *,
@@ -70,7 +70,7 @@ def run_stages(
         ParseError: A dvc.yaml, or the ``meta: prefect:`` of a stage in it, is wrong.
 
     Example:
-        ``run_stages(DataRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
+        ``run_stages(DvcRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
     """
     logger = run_logger()
     repo = repository.open()
@@ -138,7 +138,7 @@ def run_stages(
 
 @task(task_run_name="repro {repository.name}", cache_policy=NO_CACHE)
 def repro_pipeline(
-    repository: DataRepository,
+    repository: DvcRepository,
     pipelines: KubeflowPipelines,
     targets: Sequence[str] = (),
     *,
@@ -170,7 +170,7 @@ def repro_pipeline(
         StageGraphError: The stages form a cycle, or two write one path.
 
     Example:
-        ``repro_pipeline(DataRepository.load("local"), KubeflowPipelines.load("local"))``
+        ``repro_pipeline(DvcRepository.load("local"), KubeflowPipelines.load("local"))``
     """
     return run_stages(
         repository,
@@ -210,7 +210,7 @@ def _so_far(events: Mapping[str, StageEvent]) -> ReproResult:
 
 @task(task_run_name="compare metrics of {repository.name}", cache_policy=NO_CACHE)
 def compare_metrics(
-    repository: DataRepository, a: str = "HEAD", b: str | None = None
+    repository: DvcRepository, a: str = "HEAD", b: str | None = None
 ) -> tuple[metrics.MetricChange, ...]:
     """Compare the metrics of two versions.
 
@@ -223,7 +223,7 @@ def compare_metrics(
         A row for each metric: file, name, old, new, change.
 
     Example:
-        ``compare_metrics(DataRepository.load("local"), "HEAD^")``
+        ``compare_metrics(DvcRepository.load("local"), "HEAD^")``
     """
     repo = repository.open()
     head = repo.git.head() if repo.git is not None else None

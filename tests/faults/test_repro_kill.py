@@ -45,11 +45,11 @@ with runner:
 FLOW = """\
 import sys
 from prefect import flow
-from dvkf_prefect import DataRepository, KubeflowPipelines, repro_pipeline
+from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
 
 @flow
 def run():
-    repro_pipeline(DataRepository(path=sys.argv[1]), KubeflowPipelines(backend=sys.argv[2]))
+    repro_pipeline(DvcRepository(path=sys.argv[1]), KubeflowPipelines(backend=sys.argv[2]))
 
 run()
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dvkf_prefect.blocks.repositories import DataRepository
+from dvkf_prefect.blocks.repositories import DvcRepository
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.git import clones
 from dvkf_prefect.data.git.command import Git, check_revision, check_url
@@ -78,7 +78,7 @@ def test_a_revision_is_never_an_option(repo: Repo, tmp_path: Path, number: int) 
             ask(rev)
     if rev:
         with pytest.raises(ValidationError):
-            DataRepository(path="https://host/r.git", rev=rev)
+            DvcRepository(path="https://host/r.git", rev=rev)
         with pytest.raises((DvkfError, OSError)):
             DvkfFileSystem("file:///nothing/there", rev=rev).ls("")
     assert not mark.exists()
@@ -97,7 +97,7 @@ def test_a_url_never_runs_a_command(
     with pytest.raises(GitError):
         clones.clone(url, None, tmp_path / "clones", timeout=20)
     with pytest.raises((ValidationError, GitError)):
-        DataRepository(path=url).open()
+        DvcRepository(path=url).open()
     for arguments in (["get", "--", url, "d"], ["import", "--", url, "d"], ["list", "--", url]):
         assert main(arguments) != 0
     assert not mark.exists()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dvkf_prefect.blocks.remotes import DataRemote
-from dvkf_prefect.blocks.repositories import DataRepository
+from dvkf_prefect.blocks.remotes import DvcRemote
+from dvkf_prefect.blocks.repositories import DvcRepository
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.repo import Repo
@@ -221,13 +221,13 @@ def test_ordinary_messages_stay() -> None:
 def test_blocks_take_no_url_with_a_secret() -> None:
     for url in (f"https://{SECRET}@host/d", f"https://me:{SECRET}@host/d", f"https://host/d?sig={SECRET}"):
         assert holds_secret(url)
-        for make in (lambda url=url: DataRepository(path=url), lambda url=url: DataRemote(url=url)):
+        for make in (lambda url=url: DvcRepository(path=url), lambda url=url: DvcRemote(url=url)):
             with pytest.raises(ValidationError) as caught:
                 make()
             assert SECRET not in str(caught.value)
-    assert DataRepository(path="ssh://git@host/r.git").path
-    assert DataRepository(path="git@host:o/r.git").path
-    assert DataRemote(url="ssh://me@host/d").url
+    assert DvcRepository(path="ssh://git@host/r.git").path
+    assert DvcRepository(path="git@host:o/r.git").path
+    assert DvcRemote(url="ssh://me@host/d").url
 
 
 def test_the_local_configuration_is_for_its_user_only(repo: Repo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines
+from dvkf_prefect.blocks import DvcRemote, DvcRepository, KubeflowCredentials, KubeflowPipelines
+from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 from dvkf_prefect.kubeflow.compile.pod_settings import Range
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +21,7 @@ def test_a_block_runs_stages_on_a_cluster(project, kfp, tmp_path):
     kfp.tokens = {"s3cr3t"}
     block = KubeflowPipelines(
         backend="kubeflow",
-        host=kfp.host,
-        token="s3cr3t",
+        credentials=KubeflowCredentials(host=kfp.host, token="s3cr3t"),
         ask_kubernetes=False,
         defaults={"cpu": 1, "volumes": [{"claim": "data", "mount": str(tmp_path / "remote")}]},
     )
@@ -34,10 +35,76 @@ def test_a_block_runs_stages_on_a_cluster(project, kfp, tmp_path):
     assert "s3cr3t" not in shown
 
 
+def test_every_field_reaches_the_cluster():
+    """A field that is set changes the settings of the cluster, and no two change the same one."""
+    set_ = {
+        "host": "http://there",
+        "token": "one",
+        "token_file": "/token",
+        "cookie": "two",
+        "cookie_name": "session",
+        "ca_file": "/ca.pem",
+        "verify_ssl": False,
+        "connect_timeout": 1.5,
+        "read_timeout": 2.5,
+        "namespace": "team",
+        "experiment": "trial",
+        "image": "image:1",
+        "service_account": "robot",
+        "pipeline_root": "s3://artifacts",
+        "defaults": {"gpu": 1},
+        "remote_secret": "lake",
+        "remote_secret_keys": {"id": "access_key_id"},
+        "remote_url": "s3://inside",
+        "remote_options": {"region": "x"},
+        "outage": 3.5,
+        "run_timeout": 4.5,
+        "start_timeout": 5.5,
+        "schedule_timeout": 6.5,
+        "ask_kubernetes": False,
+        "allow_dirty": True,
+    }
+    steer = {"backend", "credentials", "fetch", "hermetic", "jobs"}
+    own = set(KubeflowCredentials.model_fields)
+    assert own | set(KubeflowPipelines.model_fields) - steer == set(set_)
+
+    def flat(settings):
+        values = {
+            field.name: getattr(settings, field.name)
+            for field in dataclasses.fields(settings)
+            if field.name not in ("remote", "patience")
+        }
+        for part in ("remote", "patience"):
+            values |= {f"{part}.{k}": v for k, v in dataclasses.asdict(getattr(settings, part)).items()}
+        return values
+
+    def settings(values):
+        credentials = KubeflowCredentials(
+            **{"host": "http://here", **{k: v for k, v in values.items() if k in own}}
+        )
+        rest = {k: v for k, v in values.items() if k not in own}
+        return flat(KubeflowPipelines(credentials=credentials, **rest).settings())
+
+    plain = settings({})
+    assert plain == flat(ClusterSettings("http://here"))
+    changed = {name: settings({name: value}) for name, value in set_.items()}
+    places = {name: [key for key in plain if found[key] != plain[key]] for name, found in changed.items()}
+    assert all(len(keys) == 1 for keys in places.values()), places
+    assert len({keys[0] for keys in places.values()}) == len(set_)
+    for name, (key,) in places.items():
+        if name != "defaults":
+            assert changed[name][key] == set_[name]
+
+
+def test_settings_from_options_that_are_unknown():
+    with pytest.raises(TypeError, match="cookies"):
+        ClusterSettings.from_options({"host": "http://here", "cookies": "x"})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"backend": "kubeflow"}, "host"),
+        ({"backend": "kubeflow"}, "needs `credentials`: .* host"),
         ({"defaults": {"cpus": 1}}, "did you mean 'cpu'"),
         ({"run_timeout": 0}, "greater than 0"),
     ],
@@ -49,7 +116,7 @@ def test_what_a_block_refuses(values, message):
 
 def test_blocks_for_a_cluster(monkeypatch):
     saved = {}
-    for kind in (DataRemote, DataRepository, KubeflowPipelines):
+    for kind in (DvcRemote, DvcRepository, KubeflowCredentials, KubeflowPipelines):
         monkeypatch.setattr(
             kind, "save", lambda self, name, overwrite: saved.update({type(self).__name__: self})
         )
@@ -62,11 +129,16 @@ def test_blocks_for_a_cluster(monkeypatch):
         remote_secret="lake",
         environment={"DVKF_ACCESS_KEY_ID": "key", "DVKF_SECRET_ACCESS_KEY": "s3cr3t"},
     )
-    assert names == ["data-remote/cluster", "data-repository/cluster", "kubeflow-pipelines/cluster"]
+    assert names == [
+        "dvc-remote/cluster",
+        "kubeflow-credentials/cluster",
+        "dvc-repository/cluster",
+        "kubeflow-pipelines/cluster",
+    ]
     settings = saved["KubeflowPipelines"].settings()
     assert (settings.host, settings.image, settings.remote.secret) == (
         "https://kf.example.org/pipeline",
         "registry.example.org/stages:1",
         "lake",
     )
-    assert saved["DataRepository"].remote.as_config()['remote "prefect"']["access_key_id"] == "key"
+    assert saved["DvcRepository"].remote.as_config()['remote "prefect"']["access_key_id"] == "key"

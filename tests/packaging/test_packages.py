@@ -218,7 +218,7 @@ def _use(clean: Installed) -> None:
     clean.run("dvkf", "status")
     clean.python(_EVERY_MODULE)
     found = clean.python(_ENTRY_POINTS)
-    assert "DataRepository" in found and "1,2" in found
+    assert "DvcRepository" in found and "1,2" in found
 
 
 @pytest.mark.parametrize("archive", ["wheel", "sdist"])
@@ -227,10 +227,8 @@ def test_without_an_extra(install: Callable[[str, str], Installed], archive: str
     _use(clean)
     assert "dvkf-prefect[plots]" in clean.run("dvkf", "plots", "show", code=251)
     blocks = clean.run("prefect", "block", "type", "ls")
-    assert "data-repository" in blocks
-    assert (
-        "data-repository" in clean.run("prefect", "block", "register", "-m", "dvkf_prefect.blocks") + blocks
-    )
+    assert "dvc-repository" in blocks
+    assert "dvc-repository" in clean.run("prefect", "block", "register", "-m", "dvkf_prefect.blocks") + blocks
 
 
 def test_with_plots(install: Callable[[str, str], Installed]) -> None:

@@ -14,13 +14,19 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import ValidationError
 
-from dvkf_prefect.blocks import DataRemote, DataRepository, KubeflowPipelines, ModelServer
+from dvkf_prefect.blocks import (
+    DvcRemote,
+    DvcRepository,
+    KubeflowCredentials,
+    KubeflowPipelines,
+    ModelServer,
+)
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError, NotARepositoryError, ServingError
 
 from .conftest import git
 
-BLOCKS = [DataRemote, DataRepository, KubeflowPipelines, ModelServer]
+BLOCKS = [DvcRemote, DvcRepository, KubeflowCredentials, KubeflowPipelines, ModelServer]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -40,14 +46,14 @@ def test_type_can_be_registered(block: type[Block], prefect_server: None) -> Non
 
 
 def test_secrets_are_kept_but_not_shown(prefect_server: None) -> None:
-    remote = DataRemote(
+    remote = DvcRemote(
         url="s3://bucket/data",
         access_key_id="key-1",
         secret_access_key="secret-2",
         options={"grant_read": "secret-3"},
     )
-    DataRepository(path="/somewhere", remote=remote).save("with-secrets", overwrite=True)
-    loaded = DataRepository.load("with-secrets")
+    DvcRepository(path="/somewhere", remote=remote).save("with-secrets", overwrite=True)
+    loaded = DvcRepository.load("with-secrets")
     assert loaded.remote is not None
     shown = (
         repr(loaded) + str(loaded) + loaded.model_dump_json() + json.dumps(loaded.model_dump(), default=str)
@@ -64,7 +70,29 @@ def test_secrets_are_kept_but_not_shown(prefect_server: None) -> None:
     }
 
 
-@pytest.mark.parametrize("make", [lambda url: DataRemote(url=url), lambda url: DataRepository(path=url)])
+def test_block_types_have_their_names() -> None:
+    assert {block.get_block_type_name(): block.get_block_type_slug() for block in BLOCKS} == {
+        "DVC Remote": "dvc-remote",
+        "DVC Repository": "dvc-repository",
+        "Kubeflow Credentials": "kubeflow-credentials",
+        "Kubeflow Pipelines": "kubeflow-pipelines",
+        "Model Server": "model-server",
+    }
+
+
+def test_credentials_are_shared_by_reference(prefect_server: None) -> None:
+    """A token that is renewed in its block is the new one in all that refer to it, and shows in none."""
+    credentials = KubeflowCredentials(host="http://kf.example.org", token="secret-1", cookie="secret-2")
+    credentials.save("shared", overwrite=True)
+    KubeflowPipelines(backend="kubeflow", credentials=credentials).save("on-a-cluster", overwrite=True)
+    KubeflowCredentials(host="http://kf.example.org", token="secret-3").save("shared", overwrite=True)
+    loaded = KubeflowPipelines.load("on-a-cluster")
+    settings = loaded.settings()
+    assert (settings.bearer(), settings.cookie) == ("secret-3", "")
+    assert "secret-" not in repr(settings) + repr(loaded) + str(loaded) + loaded.model_dump_json()
+
+
+@pytest.mark.parametrize("make", [lambda url: DvcRemote(url=url), lambda url: DvcRepository(path=url)])
 def test_url_with_password_is_refused_without_repeating_it(make: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         make("https://someone:opensesame@example.org/data")
@@ -73,7 +101,7 @@ def test_url_with_password_is_refused_without_repeating_it(make: Any) -> None:
 
 
 def test_remote_of_a_block_is_the_default_one(repo: Repo, tmp_path: Path) -> None:
-    block = DataRepository(path=str(repo.root), remote=DataRemote(url=str(tmp_path / "other")))
+    block = DvcRepository(path=str(repo.root), remote=DvcRemote(url=str(tmp_path / "other")))
     assert block.open().push().files == 4
     assert sum(path.is_file() for path in (tmp_path / "other/files").rglob("*")) == 4
     assert not (tmp_path / "store").exists()
@@ -81,12 +109,12 @@ def test_remote_of_a_block_is_the_default_one(repo: Repo, tmp_path: Path) -> Non
 
 def test_folder_that_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(NotARepositoryError):
-        DataRepository(path=str(tmp_path)).open()
+        DvcRepository(path=str(tmp_path)).open()
 
 
 def test_rev_needs_a_git_url(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="git URL"):
-        DataRepository(path=str(tmp_path), rev="main")
+        DvcRepository(path=str(tmp_path), rev="main")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +128,7 @@ def test_rev_needs_a_git_url(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_cloned(path: str, cloned: bool, name: str) -> None:
-    block = DataRepository(path=path)
+    block = DvcRepository(path=path)
     assert (block.is_cloned, block.name) == (cloned, name)
 
 
@@ -115,7 +143,7 @@ def test_clone_is_shallow_and_follows_its_origin(repo: Repo, clones: Path, tmp_p
     git(repo.root, "add", "note.txt")
     git(repo.root, "commit", "--quiet", "--message", "Note")
     git(repo.root, "tag", "--annotate", "model@v0.0.1", "--message", "m", "HEAD^")
-    block = DataRepository(path=f"file://{repo.root}")
+    block = DvcRepository(path=f"file://{repo.root}")
     clone = block.open()
     assert clone.root.parent == clones
     assert git(clone.root, "rev-list", "--count", "HEAD") == "1"
@@ -133,12 +161,12 @@ def test_clone_of_a_tag(repo: Repo, clones: Path) -> None:
     (repo.root / "note.txt").write_text("one\n")
     git(repo.root, "add", "note.txt")
     git(repo.root, "commit", "--quiet", "--message", "Note")
-    clone = DataRepository(path=f"file://{repo.root}", rev="v1").open()
+    clone = DvcRepository(path=f"file://{repo.root}", rev="v1").open()
     assert not (clone.root / "note.txt").exists()
 
 
 def test_clone_keeps_commits_that_were_not_pushed(repo: Repo, clones: Path) -> None:
-    block = DataRepository(path=f"file://{repo.root}")
+    block = DvcRepository(path=f"file://{repo.root}")
     clone = block.open()
     (clone.root / "result.txt").write_text("result\n")
     git(clone.root, "add", "result.txt")
@@ -155,7 +183,7 @@ def test_clone_keeps_commits_that_were_not_pushed(repo: Repo, clones: Path) -> N
 
 def test_clone_of_nothing(clones: Path, tmp_path: Path) -> None:
     with pytest.raises(GitError, match="fetch"):
-        DataRepository(path=f"file://{tmp_path}/nowhere").open()
+        DvcRepository(path=f"file://{tmp_path}/nowhere").open()
 
 
 def test_runner_of_each_backend(repo: Repo) -> None:

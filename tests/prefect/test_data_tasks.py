@@ -13,7 +13,7 @@ import pytest
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dvkf_prefect.blocks import DataRemote, DataRepository
+from dvkf_prefect.blocks import DvcRemote, DvcRepository
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError, OutputChangedError, RemoteNotFoundError, RemoteUnreachableError
 from dvkf_prefect.tasks.data import (
@@ -32,12 +32,12 @@ Artifacts = Callable[[str], list[Any]]
 
 
 @pytest.fixture
-def block(repo: Repo) -> DataRepository:
-    return DataRepository(path=str(repo.root))
+def block(repo: Repo) -> DvcRepository:
+    return DvcRepository(path=str(repo.root))
 
 
 def test_new_version_is_added_compared_committed_and_pushed(
-    block: DataRepository, repo: Repo, artifacts: Artifacts
+    block: DvcRepository, repo: Repo, artifacts: Artifacts
 ) -> None:
     (repo.root / "data" / "train" / "3.txt").write_text("image 3\n")
     (repo.root / "data" / "train" / "0.txt").write_text("image 0, better\n")
@@ -70,7 +70,7 @@ def test_new_version_is_added_compared_committed_and_pushed(
 
 
 def test_each_version_of_the_data_is_one_more_on_its_timeline(repo: Repo, artifacts: Artifacts) -> None:
-    block = DataRepository(path=str(repo.root), label="timeline")
+    block = DvcRepository(path=str(repo.root), label="timeline")
 
     @flow
     def update(number: int) -> None:
@@ -88,7 +88,7 @@ def test_each_version_of_the_data_is_one_more_on_its_timeline(repo: Repo, artifa
     assert [commit[:10] for commit in commits] == re.findall(r'"commit": "([0-9a-f]{10})"', cards[-1].data)
 
 
-def test_pull_brings_what_was_pushed(block: DataRepository, repo: Repo, artifacts: Artifacts) -> None:
+def test_pull_brings_what_was_pushed(block: DvcRepository, repo: Repo, artifacts: Artifacts) -> None:
     @flow
     def there_and_back() -> Any:
         push_data(block)
@@ -103,7 +103,7 @@ def test_pull_brings_what_was_pushed(block: DataRepository, repo: Repo, artifact
     assert (progress.type, progress.data) == ("progress", 100.0)
 
 
-def test_checkout_refuses_to_lose_changes(block: DataRepository, repo: Repo) -> None:
+def test_checkout_refuses_to_lose_changes(block: DvcRepository, repo: Repo) -> None:
     (repo.root / "data" / "train" / "0.txt").write_text("not in the cache\n")
 
     @flow
@@ -116,7 +116,7 @@ def test_checkout_refuses_to_lose_changes(block: DataRepository, repo: Repo) -> 
     assert (repo.root / "data" / "train" / "0.txt").read_text() == "image 0\n"
 
 
-def test_nothing_to_commit(block: DataRepository, repo: Repo) -> None:
+def test_nothing_to_commit(block: DvcRepository, repo: Repo) -> None:
     @flow
     def commit() -> Any:
         return commit_results(block, "Nothing")
@@ -138,7 +138,7 @@ def test_results_of_a_repository_inside_another(tmp_path: Path, prefect_server: 
 
     @flow
     def commit() -> Any:
-        return commit_results(DataRepository(path=str(inner)), "First")
+        return commit_results(DvcRepository(path=str(inner)), "First")
 
     assert commit()
     listed = git(top, "show", "--name-only", "--format=", "HEAD").splitlines()
@@ -152,7 +152,7 @@ def test_commits_go_to_the_origin_of_a_clone(
     monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))
     git(tmp_path, "clone", "--quiet", "--bare", str(repo.root), "origin.git")
     repo.push()
-    block = DataRepository(path=f"file://{tmp_path}/origin.git")
+    block = DvcRepository(path=f"file://{tmp_path}/origin.git")
 
     @flow
     def update() -> Any:
@@ -169,7 +169,7 @@ def test_commits_go_to_the_origin_of_a_clone(
     assert git(block.open().root, "rev-parse", "HEAD") == commit
 
 
-def test_push_commits_without_an_origin(block: DataRepository, prefect_server: None) -> None:
+def test_push_commits_without_an_origin(block: DvcRepository, prefect_server: None) -> None:
     @flow
     def push() -> Any:
         return push_commits(block)
@@ -182,13 +182,13 @@ def test_repository_without_git(tmp_path: Path, prefect_server: None) -> None:
 
     @flow
     def commit() -> Any:
-        return commit_results(DataRepository(path=str(tmp_path)), "Nothing")
+        return commit_results(DvcRepository(path=str(tmp_path)), "Nothing")
 
     with pytest.raises(GitError, match="not in a git repository"):
         commit()
 
 
-def test_unknown_remote_is_not_tried_again(block: DataRepository, repo: Repo, prefect_server: None) -> None:
+def test_unknown_remote_is_not_tried_again(block: DvcRepository, repo: Repo, prefect_server: None) -> None:
     with repo.config.edit() as sections:
         sections["core"].clear()
         sections["remote"].clear()
@@ -206,7 +206,7 @@ def test_unknown_remote_is_not_tried_again(block: DataRepository, repo: Repo, pr
 def test_unreachable_remote_is_tried_again_and_no_secret_is_told(
     repo: Repo, prefect_server: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    remote = DataRemote(
+    remote = DvcRemote(
         url="s3://bucket/data",
         endpointurl="http://127.0.0.1:9",
         region="us-east-1",
@@ -214,7 +214,7 @@ def test_unreachable_remote_is_tried_again_and_no_secret_is_told(
         secret_access_key="secret-of-the-remote",
         connect_timeout=1,
     )
-    block = DataRepository(path=str(repo.root), remote=remote)
+    block = DvcRepository(path=str(repo.root), remote=remote)
     impatient = push_data.with_options(retries=1, retry_delay_seconds=0)
 
     @flow

@@ -39,12 +39,12 @@ def server(tmp_path: Path) -> Iterator[PrefectServer]:
 
 
 def test_deployments_run_on_a_worker(server: PrefectServer, project: Repo) -> None:
-    slugs = ["data-remote", "data-repository", "kubeflow-pipelines", "model-server"]
+    slugs = ["dvc-remote", "dvc-repository", "kubeflow-credentials", "kubeflow-pipelines", "model-server"]
     for slug in slugs:
         assert server.get(f"/block_types/slug/{slug}")["is_protected"] is False
 
     saved = server.run(sys.executable, "blocks/local.py", str(project.root))
-    assert "data-repository/local" in saved
+    assert "dvc-repository/local" in saved
     server.run("prefect", "work-pool", "create", "local", "--type", "process")
     server.run("prefect", "--no-prompt", "deploy", "--all")
     train = server.get("/deployments/name/train/train")

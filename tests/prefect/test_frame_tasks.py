@@ -10,7 +10,7 @@ import pytest
 from prefect import flow
 
 from dvkf_prefect import diff_frames, read_frame, write_data
-from dvkf_prefect.blocks import DataRepository
+from dvkf_prefect.blocks import DvcRepository
 from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputChangedError
@@ -18,7 +18,7 @@ from dvkf_prefect.tasks.data import commit_results
 
 
 def test_a_table_is_written_tracked_and_shown(repo: Repo, artifacts: Callable[[str], list[Any]]) -> None:
-    block = DataRepository(path=str(repo.root))
+    block = DvcRepository(path=str(repo.root))
 
     @flow
     def write(rows: int) -> Any:

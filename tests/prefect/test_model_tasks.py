@@ -10,7 +10,7 @@ import pytest
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dvkf_prefect.blocks import DataRepository, KubeflowPipelines, ModelServer
+from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, ModelServer
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ModelDigestError, ModelNotFoundError, PredictionError
 from dvkf_prefect.tasks import (
@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[ModelServer]:
 
 
 @flow
-def release(block: DataRepository, server: ModelServer) -> Any:
+def release(block: DvcRepository, server: ModelServer) -> Any:
     repro_pipeline(block, KubeflowPipelines(backend="local"))
     commit_results(block, "Train")
     version = register_model(block, "signs")
@@ -46,7 +46,7 @@ def release(block: DataRepository, server: ModelServer) -> Any:
 
 
 def test_release_new_data_and_rollback(project: Repo, server: ModelServer, artifacts: Artifacts) -> None:
-    block = DataRepository(path=str(project.root))
+    block = DvcRepository(path=str(project.root))
     first, endpoint, predictions, run = release(block, server)
     assert (first.version, first.stages) == ("v0.0.1", ("prod",))
     assert predictions == (0, 1, 1)
@@ -87,7 +87,7 @@ def test_release_new_data_and_rollback(project: Repo, server: ModelServer, artif
 
 
 def test_unknown_version_and_damaged_file(project: Repo, server: ModelServer, prefect_server: None) -> None:
-    block = DataRepository(path=str(project.root))
+    block = DvcRepository(path=str(project.root))
 
     @flow
     def train() -> Any:

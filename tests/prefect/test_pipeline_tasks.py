@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pytest
 from prefect import flow
 
-from dvkf_prefect.blocks import DataRepository, KubeflowPipelines
+from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import StageFailedError
 from dvkf_prefect.tasks import commit_results, compare_metrics, repro_pipeline
@@ -27,7 +27,7 @@ Artifacts = Callable[[str], list[Any]]
 
 
 @flow
-def bring_up_to_date(block: DataRepository, pipelines: KubeflowPipelines) -> Any:
+def bring_up_to_date(block: DvcRepository, pipelines: KubeflowPipelines) -> Any:
     return repro_pipeline(block, pipelines), compare_metrics(block), commit_results(block, "Train")
 
 
@@ -35,7 +35,7 @@ def bring_up_to_date(block: DataRepository, pipelines: KubeflowPipelines) -> Any
 def test_cards_say_what_ran_and_why(
     project: Repo, artifacts: Artifacts, backend: Literal["kubeflow-local", "local"]
 ) -> None:
-    block = DataRepository(path=str(project.root), label=backend)
+    block = DvcRepository(path=str(project.root), label=backend)
     pipelines = KubeflowPipelines(backend=backend)
     result, rows, commit = bring_up_to_date(block, pipelines)
     assert result.ran == ("prepare", "train")
@@ -69,7 +69,7 @@ def test_cards_say_what_ran_and_why(
 
 def test_failing_stage_tells_command_and_log(project: Repo, artifacts: Artifacts) -> None:
     (project.root / "train.py").write_text("import sys\nprint('no such luck')\nsys.exit(3)\n")
-    block = DataRepository(path=str(project.root), label="failing")
+    block = DvcRepository(path=str(project.root), label="failing")
 
     @flow
     def run() -> Any:
@@ -103,11 +103,11 @@ def test_cancelled_flow_leaves_no_process(project: Repo, tmp_path: Path, prefect
             f"""
             from prefect import flow
             from prefect.utilities.engine import capture_sigterm
-            from dvkf_prefect import DataRepository, KubeflowPipelines, repro_pipeline
+            from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
 
             @flow
             def run():
-                repro_pipeline(DataRepository(path={str(project.root)!r}), KubeflowPipelines())
+                repro_pipeline(DvcRepository(path={str(project.root)!r}), KubeflowPipelines())
 
             with capture_sigterm():
                 run()

@@ -64,7 +64,11 @@ def commit(pipeline: Pipeline, stages: str) -> None:
 def settings(kfp: FakeKfp, pipeline: Pipeline) -> dict[str, Any]:
     mount = str(pipeline.root.parent / "remote")
     volumes = [{"claim": "data", "mount": mount}]
-    return {"host": kfp.host, "ask_kubernetes": False, "defaults": {"volumes": volumes}}
+    return {
+        "credentials": {"host": kfp.host},
+        "ask_kubernetes": False,
+        "defaults": {"volumes": volumes},
+    }
 
 
 def cluster(kfp: FakeKfp, pipeline: Pipeline, **more: Any) -> KubeflowPipelines:

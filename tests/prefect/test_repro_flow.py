@@ -24,7 +24,7 @@ from prefect.context import get_run_context
 from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dvkf_prefect import DataRepository, KubeflowPipelines, repro_pipeline, run_stages
+from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline, run_stages
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ParseError, StageError, StageFailedError, StageWriteError
 from dvkf_prefect.pipeline.run.commit import commit_stages
@@ -75,7 +75,7 @@ class Pipeline:
         @flow(name="stages")
         def stages() -> ReproResult:
             self.flow_run = get_run_context().flow_run.id  # type: ignore[union-attr]
-            block = DataRepository(path=str(self.root), label="stages")
+            block = DvcRepository(path=str(self.root), label="stages")
             return run_stages(block, pipelines or KubeflowPipelines(backend=backend), **options)
 
         return stages()
@@ -236,7 +236,7 @@ def test_a_flow_run_that_is_retried_goes_on(pipeline: Pipeline) -> None:
 
     @flow(retries=1)
     def tried_twice() -> ReproResult:
-        block = DataRepository(path=str(pipeline.root), label="twice")
+        block = DvcRepository(path=str(pipeline.root), label="twice")
         return run_stages(block, KubeflowPipelines(backend="local"))
 
     result = tried_twice()
@@ -399,7 +399,7 @@ def test_one_thread_is_enough(pipeline: Pipeline) -> None:
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
     def narrow() -> ReproResult:
-        self_ = DataRepository(path=str(pipeline.root), label="narrow")
+        self_ = DvcRepository(path=str(pipeline.root), label="narrow")
         return repro_pipeline.submit(self_, KubeflowPipelines(backend="local")).result()
 
     assert narrow().ran == ("a", "b")
@@ -435,11 +435,11 @@ import json
 import sys
 from prefect import flow
 from prefect.utilities.engine import capture_sigterm
-from dvkf_prefect import DataRepository, KubeflowPipelines, run_stages
+from dvkf_prefect import DvcRepository, KubeflowPipelines, run_stages
 
 @flow
 def run():
-    return run_stages(DataRepository(path=sys.argv[1]), KubeflowPipelines(**json.loads(sys.argv[2])), retries=3)
+    return run_stages(DvcRepository(path=sys.argv[1]), KubeflowPipelines(**json.loads(sys.argv[2])), retries=3)
 
 with capture_sigterm():
     result = run()

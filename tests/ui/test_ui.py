@@ -136,5 +136,5 @@ def test_a_card_shows_what_it_is_for(ui: PrefectServer, page: Page, key: str, te
 def test_the_blocks_can_be_made_by_hand(ui: PrefectServer, page: Page) -> None:
     """The server found the block types by the package's entry point."""
     page.goto(address(ui, "/blocks/catalog"))
-    for name in ("Data Repository", "Data Remote", "Kubeflow Pipelines", "Model Server"):
+    for name in ("DVC Repository", "DVC Remote", "Kubeflow Pipelines", "Model Server"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=60_000)

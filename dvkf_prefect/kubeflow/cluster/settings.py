@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.remotes.options import secrets_of
@@ -14,7 +15,7 @@ from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.kubeflow.cluster.watch import Patience
 from dvkf_prefect.kubeflow.compile.compile import IMAGE
-from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Reference
+from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Reference, parse_defaults
 from dvkf_prefect.kubeflow.exchange.runs import OPTION_VARIABLE
 
 # Options of a remote that say the same on every machine and are no secret. What is a path on this machine, or could
@@ -58,6 +59,33 @@ _SHARED_OPTIONS = frozenset(
 )
 _TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # noqa: S105 (KFP's usual place for it)
 _VARIABLE = "DVKF_KUBEFLOW_"
+# Options that environment variables give, each by its name in capitals.
+_VARIABLES = (
+    "host",
+    "namespace",
+    "experiment",
+    "image",
+    "token",
+    "token_file",
+    "cookie",
+    "cookie_name",
+    "ca_file",
+    "service_account",
+    "pipeline_root",
+    "remote_secret",
+    "remote_url",
+    "allow_dirty",
+)
+# Options that are stored in a part of the settings: the part, and the option's name in it.
+_PARTS = {
+    "remote_secret": ("remote", "secret"),
+    "remote_secret_keys": ("remote", "keys"),
+    "remote_url": ("remote", "url"),
+    "remote_options": ("remote", "options"),
+    "run_timeout": ("patience", "run"),
+    "start_timeout": ("patience", "start"),
+    "schedule_timeout": ("patience", "schedule"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +228,43 @@ class ClusterSettings:
     push_missing: bool = True
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClusterSettings | None:
-        """Return the cluster that environment variables name; None when they name none.
+    def from_options(cls, options: Mapping[str, Any]) -> ClusterSettings:
+        """Return the settings that options give, by the names that the blocks and environment variables use.
 
-        ``DVKF_KUBEFLOW_HOST`` (or KFP's ``KF_PIPELINES_ENDPOINT``) is its address; ``…_NAMESPACE``, ``…_EXPERIMENT``,
-        ``…_IMAGE``, ``…_TOKEN``, ``…_TOKEN_FILE``, ``…_COOKIE``, ``…_COOKIE_NAME``, ``…_CA_FILE``,
-        ``…_SERVICE_ACCOUNT``, ``…_PIPELINE_ROOT``, ``…_REMOTE_SECRET``, ``…_REMOTE_URL`` and ``…_ALLOW_DIRTY=true``
-        say the rest.
+        An option is an attribute of this class, or one of a part: ``remote_secret``, ``remote_secret_keys``,
+        ``remote_url`` and ``remote_options`` of `remote`; ``run_timeout``, ``start_timeout`` and ``schedule_timeout``
+        of `patience`. ``defaults`` is written as a stage's ``meta: kubeflow:``.
+
+        Args:
+            options: Values by name; None and "" leave the default.
+
+        Raises:
+            ConfigError: The defaults of pods are wrong.
+            TypeError: An option is unknown, or the host is missing.
+
+        Example:
+            >>> ClusterSettings.from_options({"host": "http://localhost:8080", "run_timeout": 60.0}).patience.run
+            60.0
+        """
+        own: dict[str, Any] = {}
+        parts: dict[str, dict[str, Any]] = {"remote": {}, "patience": {}}
+        for name, value in options.items():
+            if value is None or value == "":
+                continue
+            part, inner = _PARTS.get(name, ("", name))
+            (parts[part] if part else own)[inner] = value
+        if "defaults" in own:
+            own["defaults"] = parse_defaults(own["defaults"])
+        return cls(**own, remote=PodRemote(**parts["remote"]), patience=Patience(**parts["patience"]))
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClusterSettings | None:
+        """Return the settings that environment variables give; None without a host.
+
+        ``DVKF_KUBEFLOW_HOST`` (or KFP's ``KF_PIPELINES_ENDPOINT``) is the address of Kubeflow Pipelines. Further
+        variables are ``…_NAMESPACE``, ``…_EXPERIMENT``, ``…_IMAGE``, ``…_TOKEN``, ``…_TOKEN_FILE``, ``…_COOKIE``,
+        ``…_COOKIE_NAME``, ``…_CA_FILE``, ``…_SERVICE_ACCOUNT``, ``…_PIPELINE_ROOT``, ``…_REMOTE_SECRET``,
+        ``…_REMOTE_URL`` and ``…_ALLOW_DIRTY=true``.
 
         Args:
             environment: The variables.
@@ -215,28 +273,12 @@ class ClusterSettings:
             >>> ClusterSettings.from_environment({"DVKF_KUBEFLOW_HOST": "http://localhost:8080"}).namespace
             'kubeflow'
         """
-
-        def said(name: str) -> str | None:
-            return environment.get(_VARIABLE + name) or None
-
-        host = said("HOST") or environment.get("KF_PIPELINES_ENDPOINT")
-        if not host:
+        options: dict[str, Any] = {name: environment.get(_VARIABLE + name.upper()) for name in _VARIABLES}
+        options["host"] = options["host"] or environment.get("KF_PIPELINES_ENDPOINT")
+        if not options["host"]:
             return None
-        return cls(
-            host,
-            namespace=said("NAMESPACE") or "kubeflow",
-            experiment=said("EXPERIMENT") or "dvkf",
-            image=said("IMAGE") or IMAGE,
-            token=said("TOKEN") or "",
-            token_file=said("TOKEN_FILE"),
-            cookie=said("COOKIE") or "",
-            cookie_name=said("COOKIE_NAME") or "authservice_session",
-            ca_file=said("CA_FILE"),
-            service_account=said("SERVICE_ACCOUNT"),
-            pipeline_root=said("PIPELINE_ROOT"),
-            remote=PodRemote(secret=said("REMOTE_SECRET"), url=said("REMOTE_URL")),
-            allow_dirty=(said("ALLOW_DIRTY") or "").lower() in ("1", "true", "yes"),
-        )
+        options["allow_dirty"] = (options["allow_dirty"] or "").lower() in ("1", "true", "yes")
+        return cls.from_options(options)
 
     def bearer(self) -> str:
         """Return the token for a request, or "" for none.

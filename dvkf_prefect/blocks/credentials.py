@@ -1,0 +1,57 @@
+"""Credentials of services: addresses, tokens and certificates, apart from the work that uses them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr
+
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+
+
+class KubeflowCredentials(Block):
+    """Address of a Kubeflow Pipelines server, and a login for it.
+
+    The login is a token, a file with a token, or a session's cookie. Without any of them, a worker inside the cluster
+    uses the token that Kubernetes mounts for Kubeflow Pipelines.
+
+    Example:
+        Load it and run stages on its cluster:
+        ```python
+        from dvkf_prefect import KubeflowCredentials, KubeflowPipelines
+
+        credentials = KubeflowCredentials.load("BLOCK_NAME")
+        pipelines = KubeflowPipelines(backend="kubeflow", credentials=credentials)
+        ```
+    """
+
+    _block_type_name = "Kubeflow Credentials"
+    _block_type_slug = "kubeflow-credentials"
+    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+
+    # A message about a wrong value would repeat the value, which may be a token.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    host: str = Field(
+        min_length=1,
+        description="Address of Kubeflow Pipelines, such as https://kubeflow.example.org/pipeline.",
+    )
+    token: SecretStr | None = Field(default=None, description="Bearer token.")
+    token_file: str | None = Field(
+        default=None,
+        description="File on the worker with the token of a service account. It is read again for each request, "
+        "because Kubernetes renews it.",
+    )
+    cookie: SecretStr | None = Field(
+        default=None, description="Value of a session's cookie, of Dex for instance."
+    )
+    cookie_name: str = Field(default="authservice_session", description="Name of that cookie.")
+    ca_file: str | None = Field(
+        default=None,
+        title="CA file",
+        description="CA certificates on the worker to trust instead of the usual ones.",
+    )
+    verify_ssl: bool = Field(default=True, title="Verify SSL", description="Verify the server's certificate.")
+    connect_timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for a connection.")
+    read_timeout: float = Field(default=60.0, gt=0, description="Seconds to wait for an answer.")
