@@ -325,10 +325,10 @@ def _function(shape: _Shape) -> Any:
     if shape.models:
         parameters += [f"{model}: dsl.Output[dsl.Model]" for model in models]
         arguments.append("models=[" + ", ".join(models) + "]")
-    module, function = ("pod", "run_in_pod") if shape.in_pod else ("task", "run")
+    module, function = ("pod", "run_in_pod") if shape.in_pod else ("kfp_task", "run")
     source = (
         f"def run_stage({', '.join(parameters)}):\n"
-        f"    from dvkf_prefect.kubeflow.{module} import {function}\n"
+        f"    from dvkf_prefect.kubeflow.pod.{module} import {function}\n"
         f"    {function}({', '.join(arguments)})\n"
     )
     from kfp import dsl
