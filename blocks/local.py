@@ -1,4 +1,4 @@
-"""Save the local set of blocks: a repository in a folder, KFP's local runner, model servers on this machine.
+"""Save the local set of blocks: a repository in a folder, stages as plain processes, model servers on this machine.
 
 python blocks/local.py [FOLDER] [--remote URL] [--name NAME]
 """

@@ -169,7 +169,7 @@ def quickstart() -> dict[str, Any]:
     report.step("A repository")
     repo = make_repository()
     repository = DvcRepository(path=str(repo.root), label=LABEL)
-    pipelines = KubeflowPipelines()
+    pipelines = KubeflowPipelines(backend="kubeflow-local")
     server = ModelServer(state_dir=str(DEMO / "serving"), detached=False)
     registry = ModelRegistry(repo)
 

@@ -198,7 +198,7 @@ def test_repro_runs_says_why_and_skips(root: Path, capsys: pytest.CaptureFixture
     cli.main(["add", "-q", "data"])
     assert "copy" in run(capsys, "repro", "--dry")
     assert not (root / "out").exists()
-    said = run(capsys, "repro", "--runner", "kubeflow")
+    said = run(capsys, "repro", "--runner", "kubeflow-local")
     assert "Running stage 'copy':" in said
     assert "Stage 'copy' done in" in said
     assert "Data and pipelines are up to date." in run(capsys, "repro")
@@ -206,6 +206,17 @@ def test_repro_runs_says_why_and_skips(root: Path, capsys: pytest.CaptureFixture
     (root / "dvc.yaml").write_text("stages:\n  copy:\n    cmd: exit 3\n    deps: [data]\n    outs: [out]\n")
     said = run(capsys, "repro", code=255)
     assert "`exit 3` ended with exit code 3" in said
+
+
+def test_repro_on_a_cluster_that_is_not_named(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVKF_KUBEFLOW_HOST", raising=False)
+    monkeypatch.delenv("KF_PIPELINES_ENDPOINT", raising=False)
+    (root / "dvc.yaml").write_text("stages:\n  copy:\n    cmd: echo > out\n    outs: [out]\n")
+    said = run(capsys, "repro", "--runner", "kubeflow", code=251)
+    assert "DVKF_KUBEFLOW_HOST is not set" in said and "kubeflow-local" in said
+    assert not (root / "out").exists()
 
 
 def test_models_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

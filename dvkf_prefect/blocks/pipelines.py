@@ -55,9 +55,9 @@ class KubeflowPipelines(Block):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     backend: Literal["kubeflow", "kubeflow-local", "local"] = Field(
-        default="kubeflow-local",
-        description="kubeflow: on a cluster, all stages as one pipeline. kubeflow-local: KFP compiles each stage and "
-        "its local runner runs it. local: plain processes.",
+        default="local",
+        description="local: plain processes. kubeflow: on a cluster, all stages as one pipeline. kubeflow-local: KFP "
+        "compiles each stage and its local runner runs it, to check on one machine what a cluster would get.",
     )
     hermetic: bool = Field(
         default=False,

@@ -77,10 +77,10 @@ def repro_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--runner",
-        choices=("local", "kubeflow"),
+        choices=("local", "kubeflow", "kubeflow-local"),
         default="local",
-        help="plain processes, or Kubeflow Pipelines: on the cluster that DVKF_KUBEFLOW_HOST names, else by its local "
-        "runner (default: local)",
+        help="plain processes, Kubeflow Pipelines on the cluster that DVKF_KUBEFLOW_HOST names, or its local runner "
+        "(default: local)",
     )
 
 
@@ -162,13 +162,19 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
 
 def _runner(repo: Repo, name: str, *, in_place: bool = True) -> Runner:
     if name == "kubeflow":
+        from dvkf_prefect.errors import ConfigError
         from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 
         settings = ClusterSettings.from_environment()
-        if settings is not None:
-            from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+        if settings is None:
+            raise ConfigError(
+                "no cluster for --runner kubeflow: DVKF_KUBEFLOW_HOST is not set. Set it to the address of Kubeflow "
+                "Pipelines, or use --runner kubeflow-local for KFP's local runner"
+            )
+        from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 
-            return KfpClusterRunner(repo, settings, fetch=True)
+        return KfpClusterRunner(repo, settings, fetch=True)
+    if name == "kubeflow-local":
         from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 
         return KfpLocalRunner(repo.tmp_dir / "kubeflow")

@@ -23,6 +23,7 @@ from dvkf_prefect.blocks import (
 )
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError, NotARepositoryError, ServingError
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 from .conftest import git
 
@@ -187,6 +188,8 @@ def test_clone_of_nothing(clones: Path, tmp_path: Path) -> None:
 
 
 def test_runner_of_each_backend(repo: Repo) -> None:
+    with KubeflowPipelines().runner(repo) as runner:
+        assert isinstance(runner, LocalRunner) and runner.in_place
     for backend in ("local", "kubeflow-local"):
         with KubeflowPipelines(backend=backend).runner(repo) as runner:
             assert runner.name == backend

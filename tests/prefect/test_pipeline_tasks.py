@@ -73,7 +73,7 @@ def test_failing_stage_tells_command_and_log(project: Repo, artifacts: Artifacts
 
     @flow
     def run() -> Any:
-        return repro_pipeline(block, KubeflowPipelines())
+        return repro_pipeline(block, KubeflowPipelines(backend="kubeflow-local"))
 
     with pytest.raises(StageFailedError, match="exit code 3"):
         run()
@@ -107,7 +107,7 @@ def test_cancelled_flow_leaves_no_process(project: Repo, tmp_path: Path, prefect
 
             @flow
             def run():
-                repro_pipeline(DvcRepository(path={str(project.root)!r}), KubeflowPipelines())
+                repro_pipeline(DvcRepository(path={str(project.root)!r}), KubeflowPipelines(backend="kubeflow-local"))
 
             with capture_sigterm():
                 run()
