@@ -30,16 +30,16 @@ from dvkf_prefect import (
     KubeflowPipelines,
     ModelServer,
     add_data,
-    assign_model,
     checkout_data,
     commit_results,
     compare_metrics,
     deploy_model,
     diff_data,
-    predict,
+    promote_model,
     push_data,
     register_model,
     repro_pipeline,
+    request_predictions,
     rollback_model,
 )
 from dvkf_prefect.cards import artifact_key
@@ -227,10 +227,10 @@ def quickstart() -> dict[str, Any]:
         versions.append(model)
         if number == 1:
             report.step(f"Serve {MODEL} {model.version}")
-            assign_model(repository, MODEL, model.version, "prod")
+            promote_model(repository, MODEL, model.version, "prod")
             endpoint = deploy_model(repository, server, MODEL, "#prod")
             names = sorted(predictions_at(repo, model))[:: HELD_OUT // 10][:10]
-            answers = predict(server, MODEL, [image_of(repo, name) for name in names])
+            answers = request_predictions(server, MODEL, [image_of(repo, name) for name in names])
             report.say(f"{endpoint.version} answers at {endpoint.url}")
             report.say(f"10 held-out images: {[int(value) for value in answers]}")
 
@@ -245,17 +245,17 @@ def quickstart() -> dict[str, Any]:
     if scores["v2"]["accuracy"] < scores["v1"]["accuracy"]:
         raise DvkfError("the new model is not as good as the old one; it is not promoted")
     for candidate in versions:
-        assign_model(repository, MODEL, candidate.version, "prod")
+        promote_model(repository, MODEL, candidate.version, "prod")
     endpoint = deploy_model(repository, server, MODEL, "#prod")
     report.say(f"{endpoint.version} answers at {endpoint.url}")
-    by_new = [int(value) for value in predict(server, MODEL, samples)]
+    by_new = [int(value) for value in request_predictions(server, MODEL, samples)]
     report.say(f"{len(samples)} held-out images: {by_new}")
 
     report.step("Roll back")
     back = rollback_model(repository, MODEL, "prod")
     endpoint = deploy_model(repository, server, MODEL, "#prod")
     report.say(f"{endpoint.version} answers at {endpoint.url} again")
-    by_old = [int(value) for value in predict(server, MODEL, samples)]
+    by_old = [int(value) for value in request_predictions(server, MODEL, samples)]
     report.say(f"the same images:   {by_old}")
     report.say(f"what they show:    {[int(name.split('/')[0]) for name in images]}")
     server.serving().stop(MODEL)

@@ -14,7 +14,7 @@ from dvkf_prefect import (
     commit_results,
     push_commits,
     push_data,
-    run_stages,
+    repro_pipeline,
 )
 
 
@@ -58,7 +58,7 @@ def repro(
         The stages that ran, were restored or were skipped, and the commit.
     """
     data = cast(DvcRepository, DvcRepository.load(repository))
-    result = run_stages(
+    result = repro_pipeline(
         data,
         cast(KubeflowPipelines, KubeflowPipelines.load(pipelines)),
         targets,

@@ -12,8 +12,8 @@ from dvkf_prefect import (
     DvcRepository,
     ModelServer,
     deploy_model,
-    predict,
     push_commits,
+    request_predictions,
     rollback_model,
 )
 
@@ -43,7 +43,7 @@ def serve(
     """
     place = cast(ModelServer, ModelServer.load(server))
     endpoint = deploy_model(cast(DvcRepository, DvcRepository.load(repository)), place, model, which)
-    predictions = predict(place, model, instances) if instances else ()
+    predictions = request_predictions(place, model, instances) if instances else ()
     return {
         "model": model,
         "version": endpoint.version,
@@ -80,7 +80,7 @@ def rollback(
     endpoint = deploy_model(data, place, model, version.version)
     if push:
         push_commits(data)
-    predictions = predict(place, model, instances) if instances else ()
+    predictions = request_predictions(place, model, instances) if instances else ()
     return {
         "model": model,
         "version": endpoint.version,

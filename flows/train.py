@@ -12,10 +12,10 @@ from prefect.states import Completed
 from dvkf_prefect import (
     DvcRepository,
     KubeflowPipelines,
-    assign_model,
     commit_results,
     compare_metrics,
     diff_data,
+    promote_model,
     pull_data,
     push_commits,
     push_data,
@@ -110,7 +110,7 @@ def train(
         else:
             version = register_model(data, model, message=f"Trained by the flow run of {commit or 'HEAD'}")
             if stage is not None:
-                version = assign_model(data, model, version.version, stage)
+                version = promote_model(data, model, version.version, stage)
             summary["model"] = {
                 "name": version.name,
                 "version": version.version,

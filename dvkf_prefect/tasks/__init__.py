@@ -10,8 +10,14 @@ from dvkf_prefect.tasks.data import (
     push_data,
     write_data,
 )
-from dvkf_prefect.tasks.models import assign_model, deploy_model, predict, register_model, rollback_model
-from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline, run_stages
+from dvkf_prefect.tasks.models import (
+    deploy_model,
+    promote_model,
+    register_model,
+    request_predictions,
+    rollback_model,
+)
+from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
 from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
 
@@ -19,20 +25,19 @@ __all__ = [
     "StageSignature",
     "StageTasks",
     "add_data",
-    "assign_model",
     "checkout_data",
     "commit_results",
     "compare_metrics",
     "deploy_model",
     "diff_data",
-    "predict",
+    "promote_model",
     "pull_data",
     "push_commits",
     "push_data",
     "register_model",
     "repro_pipeline",
+    "request_predictions",
     "rollback_model",
-    "run_stages",
     "stage_tasks",
     "write_data",
 ]

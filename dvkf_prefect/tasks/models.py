@@ -60,8 +60,8 @@ def register_model(
     return registered
 
 
-@task(task_run_name="assign {stage} of {name}", cache_policy=NO_CACHE)
-def assign_model(repository: DvcRepository, name: str, version: str, stage: str) -> ModelVersion:
+@task(task_run_name="promote {name} to {stage}", cache_policy=NO_CACHE)
+def promote_model(repository: DvcRepository, name: str, version: str, stage: str) -> ModelVersion:
     """Give a stage, such as prod, to a registered version of a model.
 
     Args:
@@ -77,7 +77,7 @@ def assign_model(repository: DvcRepository, name: str, version: str, stage: str)
         ModelNotFoundError: The version is not registered.
 
     Example:
-        ``assign_model(DvcRepository.load("local"), "digits", "v1.0.0", "prod")``
+        ``promote_model(DvcRepository.load("local"), "digits", "v1.0.0", "prod")``
     """
     registry = ModelRegistry(repository.open())
     wanted = registry.show(name, version)
@@ -144,8 +144,8 @@ def deploy_model(
     return endpoint
 
 
-@task(task_run_name="predict with {name}", cache_policy=NO_CACHE)
-def predict(server: ModelServer, name: str, instances: Sequence[object]) -> tuple[Any, ...]:
+@task(task_run_name="request predictions of {name}", cache_policy=NO_CACHE)
+def request_predictions(server: ModelServer, name: str, instances: Sequence[object]) -> tuple[Any, ...]:
     """Ask a served model, by the V1 protocol.
 
     Args:
@@ -161,7 +161,7 @@ def predict(server: ModelServer, name: str, instances: Sequence[object]) -> tupl
         ServingError: The model is not served, or its server does not answer.
 
     Example:
-        ``predict(ModelServer.load("local"), "digits", [[0.0] * 64])``
+        ``request_predictions(ModelServer.load("local"), "digits", [[0.0] * 64])``
     """
     endpoint = server.endpoint(name)
     predictions = tuple(endpoint.predict(instances, timeout=server.timeout))

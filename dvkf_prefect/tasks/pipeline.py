@@ -30,7 +30,7 @@ from dvkf_prefect.tasks.stages.runner import stage_tasks
 _STAGE_CARDS = 50
 
 
-def run_stages(
+def repro_pipeline(
     repository: DvcRepository,
     pipelines: KubeflowPipelines,
     targets: Sequence[str] = (),
@@ -70,7 +70,7 @@ def run_stages(
         ParseError: A dvc.yaml, or the ``meta: prefect:`` of a stage in it, is wrong.
 
     Example:
-        ``run_stages(DvcRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
+        ``repro_pipeline(DvcRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
     """
     logger = run_logger()
     repo = repository.open()
@@ -134,55 +134,6 @@ def run_stages(
             for stage in result.skipped:
                 show(events[stage])
     return result
-
-
-@task(task_run_name="repro {repository.name}", cache_policy=NO_CACHE)
-def repro_pipeline(
-    repository: DvcRepository,
-    pipelines: KubeflowPipelines,
-    targets: Sequence[str] = (),
-    *,
-    force: bool = False,
-    downstream: bool = False,
-    pull: bool = False,
-    on_error: OnError = "keep-going",
-    retries: int = 0,
-    retry_delay_seconds: float = 0.0,
-) -> ReproResult:
-    """Bring a dvc.yaml's stages up to date as one task, whose stages are tasks below it; see `run_stages`.
-
-    Args:
-        repository: The repository.
-        pipelines: Where stages run.
-        targets: Stages or dvc.yaml files, with what they need; all stages if empty.
-        force: Run stages for which nothing changed, too.
-        downstream: Bring the targets and all that need them up to date, instead of what they need.
-        pull: Bring what a stage reads, or an equal run wrote, from the remote where it is not here.
-        on_error: When a stage fails: ``keep-going``, ``fail`` or ``ignore``.
-        retries: How often a stage is tried again whose command, or what runs it, failed.
-        retry_delay_seconds: How long is waited before each of these tries.
-
-    Returns:
-        What was done with each stage, and why.
-
-    Raises:
-        StageError: A stage failed; gives its command, exit code and the end of its log.
-        StageGraphError: The stages form a cycle, or two write one path.
-
-    Example:
-        ``repro_pipeline(DvcRepository.load("local"), KubeflowPipelines.load("local"))``
-    """
-    return run_stages(
-        repository,
-        pipelines,
-        targets,
-        force=force,
-        downstream=downstream,
-        pull=pull,
-        on_error=on_error,
-        retries=retries,
-        retry_delay_seconds=retry_delay_seconds,
-    )
 
 
 _ACTIONS: Mapping[str, Action] = {"skip": "skip", "restore": "restore"}

@@ -14,12 +14,12 @@ from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, ModelServer
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ModelDigestError, ModelNotFoundError, PredictionError
 from dvkf_prefect.tasks import (
-    assign_model,
     commit_results,
     deploy_model,
-    predict,
+    promote_model,
     register_model,
     repro_pipeline,
+    request_predictions,
     rollback_model,
 )
 
@@ -40,9 +40,14 @@ def release(block: DvcRepository, server: ModelServer) -> Any:
     repro_pipeline(block, KubeflowPipelines(backend="local"))
     commit_results(block, "Train")
     version = register_model(block, "signs")
-    assigned = assign_model(block, "signs", version.version, "prod")
+    assigned = promote_model(block, "signs", version.version, "prod")
     endpoint = deploy_model(block, server, "signs", "#prod")
-    return assigned, endpoint, predict(server, "signs", [[-2, 0], [0.25, 0], [2, 0]]), flow_run.get_id()
+    return (
+        assigned,
+        endpoint,
+        request_predictions(server, "signs", [[-2, 0], [0.25, 0], [2, 0]]),
+        flow_run.get_id(),
+    )
 
 
 def test_release_new_data_and_rollback(project: Repo, server: ModelServer, artifacts: Artifacts) -> None:
@@ -68,7 +73,7 @@ def test_release_new_data_and_rollback(project: Repo, server: ModelServer, artif
     def go_back() -> Any:
         back = rollback_model(block, "signs", "prod")
         deploy_model(block, server, "signs", "#prod")
-        return back, predict(server, "signs", [[0.25, 0]])
+        return back, request_predictions(server, "signs", [[0.25, 0]])
 
     back, predictions = go_back()
     assert (back.version, predictions) == ("v0.0.1", (1,))
@@ -80,7 +85,7 @@ def test_release_new_data_and_rollback(project: Repo, server: ModelServer, artif
 
     @flow
     def ask_nonsense() -> Any:
-        return predict(server, "signs", [[1, 2, 3]])
+        return request_predictions(server, "signs", [[1, 2, 3]])
 
     with pytest.raises(PredictionError):
         ask_nonsense()

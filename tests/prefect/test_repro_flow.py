@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterTaskRunId
 from prefect.client.schemas.sorting import LogSort
@@ -24,7 +24,7 @@ from prefect.context import get_run_context
 from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline, run_stages
+from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ParseError, StageError, StageFailedError, StageWriteError
 from dvkf_prefect.pipeline.run.commit import commit_stages
@@ -76,7 +76,7 @@ class Pipeline:
         def stages() -> ReproResult:
             self.flow_run = get_run_context().flow_run.id  # type: ignore[union-attr]
             block = DvcRepository(path=str(self.root), label="stages")
-            return run_stages(block, pipelines or KubeflowPipelines(backend=backend), **options)
+            return repro_pipeline(block, pipelines or KubeflowPipelines(backend=backend), **options)
 
         return stages()
 
@@ -237,7 +237,7 @@ def test_a_flow_run_that_is_retried_goes_on(pipeline: Pipeline) -> None:
     @flow(retries=1)
     def tried_twice() -> ReproResult:
         block = DvcRepository(path=str(pipeline.root), label="twice")
-        return run_stages(block, KubeflowPipelines(backend="local"))
+        return repro_pipeline(block, KubeflowPipelines(backend="local"))
 
     result = tried_twice()
     assert (result.skipped, result.ran) == (("a",), ("b",))
@@ -400,7 +400,7 @@ def test_one_thread_is_enough(pipeline: Pipeline) -> None:
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
     def narrow() -> ReproResult:
         self_ = DvcRepository(path=str(pipeline.root), label="narrow")
-        return repro_pipeline.submit(self_, KubeflowPipelines(backend="local")).result()
+        return task(repro_pipeline).submit(self_, KubeflowPipelines(backend="local")).result()
 
     assert narrow().ran == ("a", "b")
 
@@ -435,11 +435,11 @@ import json
 import sys
 from prefect import flow
 from prefect.utilities.engine import capture_sigterm
-from dvkf_prefect import DvcRepository, KubeflowPipelines, run_stages
+from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
 
 @flow
 def run():
-    return run_stages(DvcRepository(path=sys.argv[1]), KubeflowPipelines(**json.loads(sys.argv[2])), retries=3)
+    return repro_pipeline(DvcRepository(path=sys.argv[1]), KubeflowPipelines(**json.loads(sys.argv[2])), retries=3)
 
 with capture_sigterm():
     result = run()
