@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-# `python -m dvkf_prefect.cli` puts the current folder, a repository of somebody else perhaps, first on the search path:
-# its json.py would be imported and run. `-m` of any other package keeps it.
+# `python -m dvkf_prefect.cli` puts the current folder first on the search path. In a hostile repository, its json.py
+# would be imported and run. `-m` of any other package keeps the folder.
 if (
     sys.argv[:1] == ["-m"]
     and "-m" in sys.orig_argv
@@ -18,100 +18,112 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dvkf_prefect.blocks import (
-        DvcRemote,
-        DvcRepository,
-        KubeflowCredentials,
-        KubeflowPipelines,
-        ModelServer,
-    )
-    from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.tables.frame_diff import FrameDiff, diff_frames
-    from dvkf_prefect.data.tables.frames import read_frame, write_frame
-    from dvkf_prefect.data.views.filesystem import DvkfFileSystem
-    from dvkf_prefect.errors import DvkfError
-    from dvkf_prefect.formats.outputs import DataVersion
-    from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
-    from dvkf_prefect.tasks import (
-        add_data,
-        checkout_data,
-        commit_results,
-        compare_metrics,
-        deploy_model,
-        diff_data,
-        promote_model,
-        pull_data,
-        push_commits,
-        push_data,
-        register_model,
-        repro_pipeline,
-        request_predictions,
-        rollback_model,
-        stage_tasks,
-        write_data,
-    )
+    from dvkf_prefect.blocks import DvcRemote as DvcRemote
+    from dvkf_prefect.blocks import DvcRepository as DvcRepository
+    from dvkf_prefect.blocks import KubeflowCredentials as KubeflowCredentials
+    from dvkf_prefect.blocks import KubeflowPipelines as KubeflowPipelines
+    from dvkf_prefect.blocks import ModelServer as ModelServer
+    from dvkf_prefect.data.repo import Repo as Repo
+    from dvkf_prefect.data.tables.frame_diff import FrameDiff as FrameDiff
+    from dvkf_prefect.data.tables.frame_diff import diff_frames as diff_frames
+    from dvkf_prefect.data.tables.frames import read_frame as read_frame
+    from dvkf_prefect.data.tables.frames import write_frame as write_frame
+    from dvkf_prefect.data.transfer.transfer import Transfer as Transfer
+    from dvkf_prefect.data.verbs.diff import Diff as Diff
+    from dvkf_prefect.data.verbs.status import Status as Status
+    from dvkf_prefect.data.views.filesystem import DvkfFileSystem as DvkfFileSystem
+    from dvkf_prefect.errors import DvkfError as DvkfError
+    from dvkf_prefect.formats.outputs import DataVersion as DataVersion
+    from dvkf_prefect.models.registry import ModelRegistry as ModelRegistry
+    from dvkf_prefect.models.registry import ModelVersion as ModelVersion
+    from dvkf_prefect.pipeline.report.metrics import MetricChange as MetricChange
+    from dvkf_prefect.pipeline.run.dry_run import plan as plan
+    from dvkf_prefect.pipeline.run.events import ReproResult as ReproResult
+    from dvkf_prefect.pipeline.run.repro import repro as repro
+    from dvkf_prefect.pipeline.step.runner import LocalRunner as LocalRunner
+    from dvkf_prefect.serving.endpoint import Endpoint as Endpoint
+    from dvkf_prefect.tasks import add_data as add_data
+    from dvkf_prefect.tasks import checkout_data as checkout_data
+    from dvkf_prefect.tasks import commit_results as commit_results
+    from dvkf_prefect.tasks import compare_metrics as compare_metrics
+    from dvkf_prefect.tasks import deploy_model as deploy_model
+    from dvkf_prefect.tasks import diff_data as diff_data
+    from dvkf_prefect.tasks import promote_model as promote_model
+    from dvkf_prefect.tasks import pull_data as pull_data
+    from dvkf_prefect.tasks import push_commits as push_commits
+    from dvkf_prefect.tasks import push_data as push_data
+    from dvkf_prefect.tasks import register_model as register_model
+    from dvkf_prefect.tasks import repro_pipeline as repro_pipeline
+    from dvkf_prefect.tasks import request_predictions as request_predictions
+    from dvkf_prefect.tasks import rollback_model as rollback_model
+    from dvkf_prefect.tasks import stage_tasks as stage_tasks
+    from dvkf_prefect.tasks import write_data as write_data
 
 __version__ = "0.4.0"
 
-__all__ = [
-    "DataVersion",
-    "DvcRemote",
-    "DvcRepository",
-    "DvkfError",
-    "DvkfFileSystem",
-    "FrameDiff",
-    "KubeflowCredentials",
-    "KubeflowPipelines",
-    "ModelRegistry",
-    "ModelServer",
-    "ModelVersion",
-    "Repo",
-    "__version__",
-    "add_data",
-    "checkout_data",
-    "commit_results",
-    "compare_metrics",
-    "deploy_model",
-    "diff_data",
-    "diff_frames",
-    "promote_model",
-    "pull_data",
-    "push_commits",
-    "push_data",
-    "read_frame",
-    "register_model",
-    "repro_pipeline",
-    "request_predictions",
-    "rollback_model",
-    "stage_tasks",
-    "write_data",
-    "write_frame",
-]
-
-# Prefect takes a second to import; whoever needs only the data, the command line for one, does not wait for it.
-_HOMES = {
-    "DvcRemote": "blocks",
-    "DvcRepository": "blocks",
-    "DataVersion": "formats.outputs",
-    "DvkfError": "errors",
-    "DvkfFileSystem": "data.views.filesystem",
-    "FrameDiff": "data.tables.frame_diff",
-    "KubeflowCredentials": "blocks",
-    "KubeflowPipelines": "blocks",
-    "ModelRegistry": "models.registry",
-    "ModelServer": "blocks",
-    "ModelVersion": "models.registry",
-    "Repo": "data.repo",
-    "diff_frames": "data.tables.frame_diff",
-    "read_frame": "data.tables.frames",
-    "write_frame": "data.tables.frames",
+# Modules below this package and the names that each exports. Modules are imported at first use: Prefect takes a second
+# to import, and neither the command line nor the data layer needs it.
+_EXPORTS = {
+    "blocks": (
+        "DvcRemote",
+        "DvcRepository",
+        "KubeflowCredentials",
+        "KubeflowPipelines",
+        "ModelServer",
+    ),
+    "data.repo": ("Repo",),
+    "data.tables.frame_diff": (
+        "FrameDiff",
+        "diff_frames",
+    ),
+    "data.tables.frames": (
+        "read_frame",
+        "write_frame",
+    ),
+    "data.transfer.transfer": ("Transfer",),
+    "data.verbs.diff": ("Diff",),
+    "data.verbs.status": ("Status",),
+    "data.views.filesystem": ("DvkfFileSystem",),
+    "errors": ("DvkfError",),
+    "formats.outputs": ("DataVersion",),
+    "models.registry": (
+        "ModelRegistry",
+        "ModelVersion",
+    ),
+    "pipeline.report.metrics": ("MetricChange",),
+    "pipeline.run.dry_run": ("plan",),
+    "pipeline.run.events": ("ReproResult",),
+    "pipeline.run.repro": ("repro",),
+    "pipeline.step.runner": ("LocalRunner",),
+    "serving.endpoint": ("Endpoint",),
+    "tasks": (
+        "add_data",
+        "checkout_data",
+        "commit_results",
+        "compare_metrics",
+        "deploy_model",
+        "diff_data",
+        "promote_model",
+        "pull_data",
+        "push_commits",
+        "push_data",
+        "register_model",
+        "repro_pipeline",
+        "request_predictions",
+        "rollback_model",
+        "stage_tasks",
+        "write_data",
+    ),
 }
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(["__version__", *_HOMES])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'tasks')}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

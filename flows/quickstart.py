@@ -27,8 +27,12 @@ from prefect import flow
 
 from dvkf_prefect import (
     DvcRepository,
+    DvkfError,
     KubeflowPipelines,
+    ModelRegistry,
     ModelServer,
+    ModelVersion,
+    Repo,
     add_data,
     checkout_data,
     commit_results,
@@ -44,9 +48,7 @@ from dvkf_prefect import (
 )
 from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import DvkfError, ServingError
-from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
+from dvkf_prefect.errors import ServingError
 from dvkf_prefect.pipeline.report import metrics
 from dvkf_prefect.processes import leash
 

@@ -36,9 +36,7 @@ class KubeflowPipelines(Block):
     Example:
         Load it and bring a pipeline up to date with it:
         ```python
-        from dvkf_prefect import KubeflowPipelines
-        from dvkf_prefect.data.repo import Repo
-        from dvkf_prefect.pipeline.run.repro import repro
+        from dvkf_prefect import KubeflowPipelines, Repo, repro
 
         pipelines = KubeflowPipelines.load("BLOCK_NAME")
         repo = Repo.open(".")

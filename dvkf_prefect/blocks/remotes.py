@@ -34,8 +34,7 @@ class DvcRemote(Block):
     Example:
         Load it and open a repository with it:
         ```python
-        from dvkf_prefect import DvcRemote
-        from dvkf_prefect.data.repo import Repo
+        from dvkf_prefect import DvcRemote, Repo
 
         remote = DvcRemote.load("BLOCK_NAME")
         repo = Repo.open(".", config=remote.as_config())

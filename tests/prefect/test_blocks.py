@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import ValidationError
 
+import dvkf_prefect
 from dvkf_prefect.blocks import (
     DvcRemote,
     DvcRepository,
@@ -205,11 +210,36 @@ def test_data_layer_does_not_import_prefect() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
 
 
-def test_exports() -> None:
-    import dvkf_prefect
-
-    assert dvkf_prefect.__all__ == sorted(dvkf_prefect.__all__)
-    for name in dvkf_prefect.__all__:
-        assert getattr(dvkf_prefect, name) is not None
+def test_all_is_what_is_exported() -> None:
+    """The listed names, what type checkers see, what importing gives and what is public: one set."""
+    names = set(dvkf_prefect.__all__) - {"__version__"}
+    tree = ast.parse(Path(dvkf_prefect.__file__).read_text())
+    (checked,) = [
+        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    seen = {
+        alias.asname: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(seen) == names
+    for name, module in seen.items():
+        assert getattr(dvkf_prefect, name) is getattr(importlib.import_module(str(module)), name)
+    public = {
+        name
+        for name, value in vars(dvkf_prefect).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public - {"Any", "TYPE_CHECKING", "annotations"} == names
     with pytest.raises(AttributeError):
         dvkf_prefect.nothing_of_that_name  # noqa: B018
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_examples_import_what_is_exported(block: type[Block]) -> None:
+    imports = re.findall(r"from (dvkf_prefect[\w.]*) import (.*)", block.__doc__ or "")
+    assert imports
+    for module, names in imports:
+        assert module == "dvkf_prefect"
+        assert set(names.split(", ")) <= set(dvkf_prefect.__all__)
