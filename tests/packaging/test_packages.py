@@ -81,7 +81,7 @@ def test_what_is_in_them(built: dict[str, Path]) -> None:
         head = wheel.read(next(name for name in inside if name.endswith(".dist-info/METADATA"))).decode()
     info = {name for name in inside if ".dist-info/" in name}
     assert inside - info == _sources()
-    for name in ("py.typed", "pipeline/_watcher.py", "data/_copier.py"):
+    for name in ("py.typed", "processes/_watcher.py", "data/cache/_copier.py", "flows/__init__.py"):
         assert f"dvkf_prefect/{name}" in inside
     assert any(name.endswith("licenses/LICENSE") for name in info)
     for line in (
@@ -185,6 +185,11 @@ with fsspec.open("dvkf://data.csv", repo=".") as stream:
     print(stream.read())
 """
 
+_FLOWS = """
+from dvkf_prefect import flows
+print(sorted(getattr(flows, name).name for name in flows.__all__))
+"""
+
 _SERVE = """
 import hashlib, joblib, pathlib, sklearn.linear_model
 from dvkf_prefect.serving.local import LocalServing
@@ -219,6 +224,7 @@ def _use(clean: Installed) -> None:
     clean.python(_EVERY_MODULE)
     found = clean.python(_ENTRY_POINTS)
     assert "DvcRepository" in found and "1,2" in found
+    assert "['repro', 'rollback', 'serve', 'train']" in clean.python(_FLOWS)
 
 
 @pytest.mark.parametrize("archive", ["wheel", "sdist"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from dvkf_prefect.pipeline.report.metrics import MetricChange
+import dvkf_prefect
+from dvkf_prefect import MetricChange, flows
+from dvkf_prefect.flows.pipelines import find_metric
 
 FLOWS = Path(__file__).parents[2] / "flows"
 
@@ -23,11 +26,6 @@ def load(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def train() -> ModuleType:
-    return load("train")
-
-
 ROWS = (
     MetricChange("a.json", "accuracy", 0.5, 0.9, 0.4),
     MetricChange("b.json", "accuracy", 0.5, 0.8, 0.3),
@@ -36,29 +34,43 @@ ROWS = (
 )
 
 
-def test_metric_by_name_or_by_file(train: ModuleType) -> None:
-    assert train.find_metric(ROWS, "loss") == 0.2
-    assert train.find_metric(ROWS, "b.json:accuracy") == 0.8
+def test_metric_by_name_or_by_file() -> None:
+    assert find_metric(ROWS, "loss") == 0.2
+    assert find_metric(ROWS, "b.json:accuracy") == 0.8
 
 
 @pytest.mark.parametrize(
     ("name", "message"), [("accuracy", "several files"), ("name", "not a number"), ("recall", "not a number")]
 )
-def test_metric_that_cannot_be_compared(train: ModuleType, name: str, message: str) -> None:
+def test_metric_that_cannot_be_compared(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        train.find_metric(ROWS, name)
+        find_metric(ROWS, name)
     assert "b.json:loss" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("file", "name", "said"),
     [
-        ("train", "Bring a DVC pipeline up to date"),
-        ("repro", "Run the stages of a dvc.yaml for which something"),
+        ("train", "train", "Bring a DVC pipeline up to date"),
+        ("repro", "repro", "Run the stages of a dvc.yaml for which something"),
+        ("serve", "serve", "Serve the version of a model"),
+        ("serve", "rollback", "Give a stage back"),
     ],
 )
-def test_parameters_are_described_for_the_form(name: str, said: str) -> None:
-    made = getattr(load(name), name)
+def test_parameters_are_described_for_the_form(file: str, name: str, said: str) -> None:
+    made = getattr(load(file), name)
+    assert made is getattr(flows, name)
     properties = made.parameters.properties
     assert [name for name, shown in properties.items() if not shown.get("description")] == []
     assert made.description.startswith(said)
+
+
+def test_flows_use_what_is_exported() -> None:
+    """Who copies a flow gets by with the package's public names."""
+    files = [file for file in Path(str(flows.__file__)).parent.glob("*.py") if file.name != "__init__.py"]
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dvkf_prefect"):
+                assert node.module == "dvkf_prefect"
+                assert {alias.name for alias in node.names} <= set(dvkf_prefect.__all__)

@@ -1,0 +1,12 @@
+"""Flows that work with saved blocks: run a pipeline, train and register a model, serve it, roll it back.
+
+Each is deployed as ``dvkf_prefect.flows.NAME``, or copied and changed: the flows use only what `dvkf_prefect` exports.
+
+Example:
+    ``train(model="digits", stage="prod", metric="accuracy", minimum=0.9)``
+"""
+
+from dvkf_prefect.flows.pipelines import repro, train
+from dvkf_prefect.flows.serving import rollback, serve
+
+__all__ = ["repro", "rollback", "serve", "train"]

@@ -1,0 +1,88 @@
+"""Flows that serve a registered model: `serve` deploys a version, `rollback` returns to the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from prefect import flow
+
+from dvkf_prefect import (
+    DvcRepository,
+    ModelServer,
+    deploy_model,
+    push_commits,
+    request_predictions,
+    rollback_model,
+)
+
+
+@flow(name="serve")
+def serve(
+    model: str,
+    which: str = "#prod",
+    instances: Sequence[Sequence[float]] = (),
+    repository: str = "local",
+    server: str = "local",
+) -> dict[str, Any]:
+    """Serve the version of a model that holds a stage, and ask it a first question.
+
+    The new version takes over from the one that is served now, without a refused request. When it does not start, the
+    old one goes on.
+
+    Args:
+        model: Model to serve, by its name in dvc.yaml.
+        which: Version to serve: a stage after a hash, such as #prod; a version, such as v1.0.0; or latest.
+        instances: Rows to ask the new server for, as a check that it predicts; none if empty.
+        repository: Name of the DVC Repository block.
+        server: Name of the Model Server block.
+
+    Returns:
+        The version that is served, where, and what it predicted.
+    """
+    place = cast(ModelServer, ModelServer.load(server))
+    endpoint = deploy_model(cast(DvcRepository, DvcRepository.load(repository)), place, model, which)
+    predictions = request_predictions(place, model, instances) if instances else ()
+    return {
+        "model": model,
+        "version": endpoint.version,
+        "url": endpoint.url,
+        "predictions": list(predictions),
+    }
+
+
+@flow(name="rollback")
+def rollback(
+    model: str,
+    stage: str = "prod",
+    instances: Sequence[Sequence[float]] = (),
+    repository: str = "local",
+    server: str = "local",
+    push: bool = True,
+) -> dict[str, Any]:
+    """Give a stage back to the version of a model that held it before, and serve that version.
+
+    Args:
+        model: Model to roll back, by its name in dvc.yaml.
+        stage: Stage to give back.
+        instances: Rows to ask the server for after it; none if empty.
+        repository: Name of the DVC Repository block.
+        server: Name of the Model Server block.
+        push: Push the tag that records it to git's origin if there is one.
+
+    Returns:
+        The version that is served, where, and what it predicted.
+    """
+    data = cast(DvcRepository, DvcRepository.load(repository))
+    place = cast(ModelServer, ModelServer.load(server))
+    version = rollback_model(data, model, stage)
+    endpoint = deploy_model(data, place, model, version.version)
+    if push:
+        push_commits(data)
+    predictions = request_predictions(place, model, instances) if instances else ()
+    return {
+        "model": model,
+        "version": endpoint.version,
+        "url": endpoint.url,
+        "predictions": list(predictions),
+    }
