@@ -1,4 +1,7 @@
-"""Tasks: one verb each on a repository, a pipeline or a model, with a log line and a card in Prefect's UI."""
+"""Tasks: one verb each on a repository, a pipeline or a model, with a log line and a card in Prefect's UI.
+
+A task logs, calls the engine once, and publishes a card. Tasks may import blocks, cards, Kubeflow and the engine.
+"""
 
 from dvkf_prefect.tasks.data import (
     add_data,

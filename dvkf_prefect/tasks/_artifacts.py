@@ -1,4 +1,4 @@
-"""Cards sent to Prefect as artifacts, and the progress of a transfer as one."""
+"""Artifacts in Prefect: cards of results, and the progress of transfers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from prefect.runtime import flow_run as flow_run_id
 
 from dvkf_prefect.cards import Card, artifact_key, count_text, escape, size_text
 
-# Seconds between two updates of a progress bar, so that a fast transfer does not wait for the server.
+# Minimum seconds between two updates of a progress bar: a fast transfer must not wait for the server.
 _PAUSE = 1.0
 
 
 def publish(card: Card, *, task_run: UUID | None = None) -> UUID:
-    """Add a card to the timeline of its key, as an artifact of the run this is called in.
+    """Add a card to the timeline of its key, as an artifact of the current run.
 
     Args:
         card: The card.
-        task_run: The task run that it is of instead.
+        task_run: Task run to attach it to instead.
 
     Returns:
-        The artifact's id.
+        ID of the artifact.
     """
     if task_run is not None:
         flow_run = flow_run_id.get_id()
@@ -52,15 +52,15 @@ def publish(card: Card, *, task_run: UUID | None = None) -> UUID:
         made = create_table_artifact(rows, key=card.key, description=card.description)
     else:
         made = create_markdown_artifact(card.markdown, key=card.key, description=card.description)
-    # Prefect's function answers with an awaitable in an async run only, and these tasks are sync.
+    # Prefect's functions return an awaitable only in an async run, and these tasks are sync.
     return cast(UUID, made)
 
 
 class ArtifactProgress:
-    """Shows a transfer as a progress artifact; nothing is sent when there is nothing to move.
+    """Progress of a transfer as an artifact; without objects to move, no artifact is made.
 
     Args:
-        name: What is told apart in the artifact's key, a repository's short name.
+        name: Short name of the repository, for the artifact's key.
 
     Example:
         ``repo.push(progress=ArtifactProgress("digits"))``
@@ -68,7 +68,7 @@ class ArtifactProgress:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Transfers report from threads of their own, which do not know the run.
+        # Transfers report from their own threads, which lack the context of the run.
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._artifact: UUID | None = None
@@ -77,7 +77,7 @@ class ArtifactProgress:
         self._sent = 0.0
 
     def start(self, label: str, files: int, size: int) -> None:
-        """Take the plan: how many files and bytes there are to move."""
+        """Begin a transfer with its expected number of files and bytes."""
         with self._lock:
             self._label, self._files, self._size = label, files, size
             self._done_files = self._done_size = 0
@@ -88,7 +88,7 @@ class ArtifactProgress:
                 self._artifact = cast(UUID, made)
 
     def advance(self, files: int, size: int) -> None:
-        """Count more files and bytes as done."""
+        """Count files and bytes as complete."""
         with self._lock:
             self._done_files += files
             self._done_size += size
@@ -96,7 +96,7 @@ class ArtifactProgress:
                 self._update()
 
     def finish(self) -> None:
-        """Show where it ended."""
+        """Show the final state."""
         with self._lock:
             if self._artifact is not None:
                 self._update()

@@ -1,4 +1,4 @@
-"""Which files of the directories that a stage depends on are other ones than in its last run."""
+"""Changed files of directories that a stage depends on, compared with its last run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.tree import is_tree
 from dvkf_prefect.pipeline.plan.why import Reason
 
-# The files of more directories than this are not compared for one card.
+# Maximum number of directories that are compared for one card.
 _DIRECTORIES = 10
 
 
 def changed_files(repo: Repo, reasons: Iterable[Reason], paths: Mapping[str, str]) -> dict[str, TreeChange]:
-    """Compare the manifests of directories that changed.
+    """Compare the manifests of changed directories.
 
     Args:
-        repo: The repository; a directory of which it has not both manifests is left out.
-        reasons: Why a stage runs.
-        paths: Where its dependencies lie, relative to the root, by name.
+        repo: The repository. A directory is left out unless both of its manifests are here.
+        reasons: Reasons for which a stage runs.
+        paths: Paths of its dependencies relative to the root, by name.
 
     Returns:
-        What changed, by the name of the dependency.
+        Changes by the name of the dependency.
     """
     changes: dict[str, TreeChange] = {}
     for reason in reasons:
@@ -44,7 +44,7 @@ def changed_files(repo: Repo, reasons: Iterable[Reason], paths: Mapping[str, str
 
 
 def _files(repo: Repo, digest: object) -> dict[str, str] | None:
-    """Return the digests of a directory's files, if its manifest is in the cache."""
+    """Return the digests of a directory's files from its cached manifest, or None without one."""
     if not isinstance(digest, str) or not is_tree(digest):
         return None
     try:
@@ -54,7 +54,7 @@ def _files(repo: Repo, digest: object) -> dict[str, str] | None:
 
 
 def _in_workspace(repo: Repo, path: str, digest: object) -> dict[str, str] | None:
-    """Return the same of a directory that nothing has put into the cache, if it lies in the workspace like that."""
+    """Return the digests of a directory's files from the workspace, or None if it differs from the digest."""
     if not path or not isinstance(digest, str) or not is_tree(digest):
         return None
     found = repo.workspace.look(path)

@@ -1,4 +1,4 @@
-"""What git knows of a DVC repository's results: versions committed before, and what is to be committed."""
+"""Results of a DVC repository in git: versions committed before, and changed files to commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def need_git(repo: Repo) -> Git:
     """Return the repository's git.
 
     Raises:
-        GitError: It has none.
+        GitError: The repository is not in a git repository.
     """
     if repo.git is None:
         raise GitError(
@@ -30,23 +30,23 @@ def need_git(repo: Repo) -> Git:
 
 
 def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion]:
-    """Return the versions of an output that were committed, the newest first, each with the commit that brought it.
+    """Return the committed versions of an output, newest first, each with its first commit.
 
     Args:
         repo: The repository.
         path: The output, relative to the root.
-        limit: How many are returned at most.
+        limit: Maximum number of versions.
     """
     if repo.git is None or repo.git.head() is None:
         return []
     source = next((output.source for output in repo.outputs((path,)) if output.path == path), "")
     if not source:
         return []
-    # A stage's digests stand in the lock file beside its dvc.yaml.
+    # A stage's digests are in the lock file beside its dvc.yaml.
     lock = PurePosixPath(source)
     if lock.name == "dvc.yaml":
         lock = lock.with_name("dvc.lock")
-    # A lock file also changes for other outputs, so more of its commits are read than there will be versions.
+    # Some commits of a lock file change other outputs only, so more commits are read than versions are needed.
     listed = repo.git.run(
         "log", f"-{2 * limit}", "--format=%H", "--", f":(top,literal){_prefix(repo, repo.git)}{lock}"
     )
@@ -55,7 +55,7 @@ def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion
         try:
             found = [o for o in read_outputs(repo.files(commit), source) if o.path == path]
         except (DvkfError, FileNotFoundError):
-            # The commit deletes the file, or what it holds cannot be read.
+            # The commit deletes the file, or its content is invalid.
             continue
         for output in found:
             if output.digest is None:
@@ -71,10 +71,10 @@ def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion
 
 
 def changed_documents(repo: Repo) -> list[str]:
-    """Return the files that describe results and differ from git's last commit, relative to git's top.
+    """Return files that describe results and differ from git's last commit, relative to git's top.
 
-    These are ``.dvc`` files, dvc.yaml, dvc.lock, the ignore files, and outputs that stay out of the cache, such as
-    metrics. What else a person changed is not among them.
+    These are ``.dvc`` files, dvc.yaml, dvc.lock, the ignore files, and outputs kept in git, such as metrics. Other
+    changes of the user are left out.
     """
     git = need_git(repo)
     prefix = _prefix(repo, git)
@@ -111,13 +111,13 @@ def _glob(prefix: str) -> str:
 
 
 def run_trailers() -> dict[str, str]:
-    """Return the trailers that name the Prefect run this is called in; none outside of a run."""
+    """Return git trailers with the ID of the current Prefect run; none outside a run."""
     run = flow_run.get_id()
     return {"Prefect-Flow-Run": run} if run else {}
 
 
 def with_trailers(message: str, trailers: Mapping[str, str]) -> str:
-    r"""Return a commit message with trailers at its end, as ``git interpret-trailers`` writes them.
+    r"""Append trailers to a commit message, as ``git interpret-trailers`` does.
 
     Example:
         >>> with_trailers("Train", {"Prefect-Flow-Run": "8a2f"})

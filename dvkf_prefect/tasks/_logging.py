@@ -11,7 +11,7 @@ from dvkf_prefect.text import printable
 
 
 class _SafeLogger(logging.LoggerAdapter[Any]):
-    """A logger whose records hold no control or hidden characters."""
+    """Logger that escapes control and hidden characters."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         if self.isEnabledFor(level):
@@ -21,9 +21,9 @@ class _SafeLogger(logging.LoggerAdapter[Any]):
 
 
 def run_logger() -> logging.LoggerAdapter[Any]:
-    """Return the logger of the run this is called in.
+    """Return the logger of the current run.
 
     Raises:
-        prefect.exceptions.MissingContextError: It is called outside a run.
+        prefect.exceptions.MissingContextError: There is no current run.
     """
     return _SafeLogger(get_run_logger(), {})

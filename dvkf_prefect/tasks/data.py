@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def _is_unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell whether trying again may help: the remote did not answer."""
+    """Return True if the task failed because the remote did not answer."""
     return isinstance(state.result(raise_on_failure=False), RemoteUnreachableError)
 
 
@@ -53,19 +53,19 @@ def _publish_versions(repository: DvcRepository, repo: Repo, versions: Sequence[
 def checkout_data(
     repository: DvcRepository, targets: Sequence[str] = (), *, force: bool = False
 ) -> tuple[DataVersion, ...]:
-    """Bring the workspace to what the repository's files say, from the cache.
+    """Check out the recorded versions of outputs from the cache into the workspace.
 
     Args:
         repository: The repository.
         targets: Outputs, `.dvc` files or stages; all outputs if empty.
-        force: Overwrite changes whose content is in no cache.
+        force: Overwrite changes that are not in the cache.
 
     Returns:
-        The versions that are checked out now.
+        The checked-out versions.
 
     Raises:
-        OutputChangedError: Content would be lost, and ``force`` was not given.
-        MissingObjectError: The cache lacks an object; pull first.
+        OutputChangedError: Uncached content would be lost, and ``force`` is False.
+        MissingObjectError: An object is not in the cache. Pull it first.
 
     Example:
         ``checkout_data(DvcRepository.load("local"), ["data/train"])``
@@ -94,19 +94,19 @@ def checkout_data(
 def pull_data(
     repository: DvcRepository, targets: Sequence[str] = (), *, force: bool = False
 ) -> tuple[DataVersion, ...]:
-    """Bring data from the remote into the workspace; every object is verified on the way.
+    """Download data from the remote and check it out; every object is verified.
 
     Args:
         repository: The repository.
         targets: Outputs, `.dvc` files or stages; all outputs if empty.
-        force: Overwrite changes whose content is in no cache.
+        force: Overwrite changes that are not in the cache.
 
     Returns:
-        The versions that are in the workspace now.
+        The versions in the workspace.
 
     Raises:
-        TransferError: Objects are missing on the remote or damaged; the others arrived.
-        RemoteError: The remote cannot be used; it is tried again when it did not answer.
+        TransferError: Objects are missing on the remote, or damaged. All others were downloaded.
+        RemoteError: The remote cannot be used. The task is retried if the remote did not answer.
 
     Example:
         ``pull_data(DvcRepository.load("local"))``
@@ -122,7 +122,7 @@ def pull_data(
 
 @task(task_run_name="add to {repository.name}", cache_policy=NO_CACHE)
 def add_data(repository: DvcRepository, targets: Sequence[str]) -> tuple[DataVersion, ...]:
-    """Track files or directories of the workspace, or record new content of tracked ones.
+    """Track files or directories of the workspace, or record the new content of tracked ones.
 
     Args:
         repository: The repository.
@@ -157,23 +157,23 @@ def write_data(
     read_options: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> DataVersion:
-    """Write a table to a file of the workspace and track it; the same table is the same version each time.
+    """Write a table to a file of the workspace and track it. Equal tables give equal versions.
 
     Args:
         repository: The repository.
         frame: The table.
-        path: The file, relative to the repository; its name says the format, see ``data.frames``. One in a tracked
-            directory becomes a part of that.
-        index: Write the frame's index too.
-        read_options: How the table will be read, where that is not plainly: ``{"dtype": {"zip": "str"}}``.
-        force: Replace a file whose content is in no cache.
+        path: The file, relative to the repository. Its extension is the format, see `write_frame`. In a tracked
+            directory, the file becomes a part of that directory.
+        index: Also write the frame's index.
+        read_options: Options for reading the table back unchanged, such as ``{"dtype": {"zip": "str"}}``.
+        force: Replace a file that is not in the cache.
 
     Returns:
         The new version.
 
     Raises:
-        OutputChangedError: Content would be lost, and ``force`` was not given.
-        OutputError: The path cannot be tracked, its name says no format, or the format cannot hold the table.
+        OutputChangedError: Uncached content would be lost, and ``force`` is False.
+        OutputError: The path cannot be tracked, its extension is no known format, or the format cannot store the table.
 
     Example:
         ``write_data(DvcRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
@@ -195,18 +195,18 @@ def write_data(
     retry_condition_fn=_is_unreachable,
 )
 def push_data(repository: DvcRepository, targets: Sequence[str] = ()) -> Transfer:
-    """Bring data from the cache to the remote, files before the manifests that name them.
+    """Upload data from the cache to the remote, files before the manifests of their directories.
 
     Args:
         repository: The repository.
         targets: Outputs, `.dvc` files or stages; all outputs if empty.
 
     Returns:
-        What was moved.
+        Counts of uploaded and present objects.
 
     Raises:
-        TransferError: Objects are missing or could not be sent; the others arrived.
-        RemoteError: The remote cannot be used; it is tried again when it did not answer.
+        TransferError: Objects are missing, or their upload failed. All others were uploaded.
+        RemoteError: The remote cannot be used. The task is retried if the remote did not answer.
 
     Example:
         ``push_data(DvcRepository.load("local"))``
@@ -226,11 +226,11 @@ def diff_data(
     Args:
         repository: The repository.
         a: The older revision.
-        b: The newer one; None for the workspace.
-        targets: Outputs or paths below them; everything if empty.
+        b: The newer revision; None for the workspace.
+        targets: Outputs or paths inside them; all outputs if empty.
 
     Returns:
-        The paths that were added, deleted, modified or renamed.
+        Added, deleted, modified and renamed paths.
 
     Raises:
         GitError: A revision does not exist.
@@ -250,20 +250,20 @@ def diff_data(
 
 @task(task_run_name="commit {repository.name}", cache_policy=NO_CACHE)
 def commit_results(repository: DvcRepository, message: str) -> str | None:
-    """Commit to git what describes results: ``.dvc`` files, dvc.lock, the ignore files, metrics kept in git.
+    """Commit the files that describe results: ``.dvc`` files, dvc.lock, ignore files, metrics kept in git.
 
-    The commit says by a trailer, ``Prefect-Flow-Run``, which run made it. Other changes of the work tree stay as they
-    are.
+    A trailer of the commit, ``Prefect-Flow-Run``, has the ID of the run. Other changes in the work tree stay
+    uncommitted.
 
     Args:
         repository: The repository.
         message: The commit's message.
 
     Returns:
-        The new commit; None when there was nothing to commit.
+        The new commit; None if nothing changed.
 
     Raises:
-        GitError: Git refused, for want of an identity for instance.
+        GitError: Git refused, for example because user.name is not set.
 
     Example:
         ``commit_results(DvcRepository.load("local"), "Train on the data of today")``
@@ -284,16 +284,16 @@ def commit_results(repository: DvcRepository, message: str) -> str | None:
 
 @task(task_run_name="push commits of {repository.name}", cache_policy=NO_CACHE)
 def push_commits(repository: DvcRepository) -> tuple[str, ...]:
-    """Push the branch and the tags, which registered models are, to where the repository was cloned from.
+    """Push the branch and the tags of registered models to git's remote ``origin``.
 
     Args:
         repository: The repository.
 
     Returns:
-        What was pushed; nothing where git has no remote ``origin``.
+        Names of the pushed branch and tags; empty without a remote ``origin``.
 
     Raises:
-        GitError: The origin refused, or no branch is checked out.
+        GitError: The origin refused the push, or no branch is checked out.
 
     Example:
         ``push_commits(DvcRepository.load("digits"))``

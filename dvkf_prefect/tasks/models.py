@@ -1,4 +1,4 @@
-"""Tasks on registered models and their servers."""
+"""Tasks on registered models and model servers."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def _publish_model(repository: DvcRepository, registry: ModelRegistry, name: str
 def register_model(
     repository: DvcRepository, name: str, *, version: str | None = None, rev: str = "HEAD", message: str = ""
 ) -> ModelVersion:
-    """Register a model as it is in a commit, by an annotated git tag.
+    """Register a commit's model by an annotated git tag.
 
-    A model whose highest version has the same content is not registered again, unless a version is named.
+    If the highest registered version has the same content, that version is returned, unless ``version`` is given.
 
     Args:
         repository: The repository.
         name: The model's name under ``artifacts:`` in dvc.yaml.
-        version: Its version, such as ``v1.2.0``; the next one if None.
-        rev: The commit that holds the model.
-        message: The tag's message.
+        version: New version, such as ``v1.2.0``; the next one if None.
+        rev: Revision with the model.
+        message: Message of the tag.
 
     Returns:
-        The version that holds the content: the new one, or the one that did already.
+        The new version, or the earlier version with the same content.
 
     Raises:
-        ModelNotFoundError: No model of that name is declared in the commit.
-        ModelError: The version exists, or the name does not follow the grammar.
+        ModelNotFoundError: The commit declares no model of that name.
+        ModelError: The version exists, or the name is invalid.
 
     Example:
         ``register_model(DvcRepository.load("local"), "digits")``
@@ -62,16 +62,16 @@ def register_model(
 
 @task(task_run_name="promote {name} to {stage}", cache_policy=NO_CACHE)
 def promote_model(repository: DvcRepository, name: str, version: str, stage: str) -> ModelVersion:
-    """Give a stage, such as prod, to a registered version of a model.
+    """Assign a registered version of a model to a model stage, such as prod.
 
     Args:
         repository: The repository.
         name: The model's name.
         version: The version, or ``latest``.
-        stage: The stage.
+        stage: The model's stage, in GTO's sense.
 
     Returns:
-        The version that holds the stage now.
+        The version, with its stages.
 
     Raises:
         ModelNotFoundError: The version is not registered.
@@ -91,18 +91,18 @@ def promote_model(repository: DvcRepository, name: str, version: str, stage: str
 
 @task(task_run_name="roll back {stage} of {name}", cache_policy=NO_CACHE)
 def rollback_model(repository: DvcRepository, name: str, stage: str) -> ModelVersion:
-    """Give a stage of a model back to the version that held it before.
+    """Assign a model stage to the version that had it before.
 
     Args:
         repository: The repository.
         name: The model's name.
-        stage: The stage, such as prod.
+        stage: The model's stage, such as prod.
 
     Returns:
-        The version that holds the stage now.
+        The version that has the stage now.
 
     Raises:
-        ModelNotFoundError: No version held the stage before.
+        ModelNotFoundError: No earlier version had the stage.
 
     Example:
         ``rollback_model(DvcRepository.load("local"), "digits", "prod")``
@@ -117,21 +117,21 @@ def rollback_model(repository: DvcRepository, name: str, stage: str) -> ModelVer
 def deploy_model(
     repository: DvcRepository, server: ModelServer, name: str, which: str = "latest"
 ) -> Endpoint:
-    """Serve a registered version of a model; it takes over from the one that is served now.
+    """Serve a registered version of a model in place of the one that is served now.
 
     Args:
         repository: The repository.
-        server: Where it is served.
+        server: The model server.
         name: The model's name.
         which: A version, ``latest``, or ``#`` and a stage, such as ``#prod``.
 
     Returns:
-        Where it answers.
+        The running endpoint.
 
     Raises:
         ModelNotFoundError: There is no such version.
-        ModelDigestError: The model's file is not the version's digest; it was not loaded.
-        ServingError: The server did not start; the version before is still served.
+        ModelDigestError: The file does not match the version's digest. It was not loaded.
+        ServingError: The server did not start. The previous version is still served.
 
     Example:
         ``deploy_model(DvcRepository.load("local"), ModelServer.load("local"), "digits", "#prod")``
@@ -146,18 +146,18 @@ def deploy_model(
 
 @task(task_run_name="request predictions of {name}", cache_policy=NO_CACHE)
 def request_predictions(server: ModelServer, name: str, instances: Sequence[object]) -> tuple[Any, ...]:
-    """Ask a served model, by the V1 protocol.
+    """Request predictions of a served model by the V1 protocol.
 
     Args:
-        server: Where it is served.
+        server: The model server.
         name: The model's name.
         instances: Rows, shape ``[rows, features]``.
 
     Returns:
-        One prediction for each row.
+        One prediction per row.
 
     Raises:
-        PredictionError: The rows do not fit the model.
+        PredictionError: The model rejects the rows.
         ServingError: The model is not served, or its server does not answer.
 
     Example:

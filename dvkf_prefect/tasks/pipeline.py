@@ -26,7 +26,7 @@ from dvkf_prefect.tasks._changes import changed_files
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks.stages.runner import stage_tasks
 
-# A stage that ran always gets its card; of more than this, those that were skipped are told by the pipeline's only.
+# Skipped stages get cards of their own only in pipelines of at most this size. The pipeline's card lists all.
 _STAGE_CARDS = 50
 
 
@@ -42,32 +42,31 @@ def repro_pipeline(
     retries: int = 0,
     retry_delay_seconds: float = 0.0,
 ) -> ReproResult:
-    """Bring a dvc.yaml's stages up to date in a flow or a task: each stage is a task run of its own.
+    """Bring the stages of a dvc.yaml up to date, in a flow or a task: each stage is a task run of its own.
 
-    Stages that do not need each other run at the same time. When the run is cancelled, or its process dies, the stages
-    that run are ended too; the next run goes on from the stages that were done, on a cluster with the pipeline run that
-    is there.
+    Independent stages run in parallel. When the run is cancelled, or its process dies, running stages end too. The next
+    run continues after the stages that completed. On a cluster, it finds the pipeline run of the one before.
 
     Args:
         repository: The repository.
-        pipelines: Where stages run.
-        targets: Stages or dvc.yaml files, with what they need; all stages if empty.
-        force: Run stages for which nothing changed, too.
-        downstream: Bring the targets and all that need them up to date, instead of what they need.
-        pull: Bring what a stage reads, or an equal run wrote, from the remote where it is not here.
-        on_error: When a stage fails: ``keep-going`` leaves out those that need it and finishes all others, ``fail``
-            starts no other, ``ignore`` goes on as if it had not.
-        retries: How often a stage is tried again whose command, or what runs it, failed. A stage's
-            ``meta: prefect:`` in dvc.yaml may say otherwise.
-        retry_delay_seconds: How long is waited before each of these tries.
+        pipelines: Backend that runs the stages.
+        targets: Stages or dvc.yaml files to bring up to date, with their upstream stages; all stages if empty.
+        force: Also run unchanged stages.
+        downstream: Include the stages downstream of the targets, in place of those upstream.
+        pull: Download missing inputs, and missing outputs of equal earlier runs, from the remote.
+        on_error: Reaction to a failed stage. ``keep-going`` skips its downstream stages and finishes all others,
+            ``fail`` starts no further stage, ``ignore`` continues as if it had succeeded.
+        retries: Number of retries after the command or its runner failed. A stage's ``meta: prefect:`` in dvc.yaml
+            takes precedence.
+        retry_delay_seconds: Seconds to wait before each retry.
 
     Returns:
-        What was done with each stage, and why.
+        The outcome of each stage, and the reasons.
 
     Raises:
-        StageError: A stage failed; gives its command, exit code and the end of its log.
-        StageGraphError: The stages form a cycle, or two write one path.
-        ParseError: A dvc.yaml, or the ``meta: prefect:`` of a stage in it, is wrong.
+        StageError: A stage failed; with its command, exit code and the end of its log.
+        StageGraphError: The stages form a cycle, or two write the same path.
+        ParseError: A dvc.yaml, or a stage's ``meta: prefect:`` in it, is invalid.
 
     Example:
         ``repro_pipeline(DvcRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
@@ -78,7 +77,7 @@ def repro_pipeline(
     changes: dict[str, Mapping[str, TreeChange]] = {}
 
     def open_runner(tell: Callable[[TaskEvent], None]) -> Runner:
-        # Stages of the same content find the run on a cluster that a killed flow run left; by force, only a retry does.
+        # On a cluster, equal stages find the pipeline run that a killed flow run left. With force, only a retry does.
         return pipelines.runner(repo, run_key=(flow_run.get_id() or "") if force else "", on_event=tell)
 
     with stage_tasks(
@@ -95,7 +94,7 @@ def repro_pipeline(
             for warning in event.warnings:
                 logger.warning("%s", runner.mask(warning))
             if event.kind == "start":
-                # Now: when it has ended, the workspace may be another one.
+                # Compare now: the workspace may change until the stage ends.
                 paths = {dep.name: dep.path for dep in runner.snapshot.graph.stages[event.stage].deps}
                 changes[event.stage] = changed_files(repo, event.reasons, paths)
             runner.tell(event)
@@ -140,16 +139,16 @@ _ACTIONS: Mapping[str, Action] = {"skip": "skip", "restore": "restore"}
 
 
 def decision_of(event: StageEvent) -> Decision:
-    """Return the decision that an event is about.
+    """Return the decision behind an event.
 
     Args:
-        event: What `repro` told of a stage.
+        event: A stage's event from `repro`.
     """
     return Decision(event.stage, _ACTIONS.get(event.kind, "run"), event.reasons)
 
 
 def _so_far(events: Mapping[str, StageEvent]) -> ReproResult:
-    """Return what was done before a failure ended it all."""
+    """Return the result up to a failure that ended the run."""
     return ReproResult(
         decisions=tuple(map(decision_of, events.values())),
         ran=tuple(e.stage for e in events.values() if e.kind == "done"),

@@ -1,4 +1,4 @@
-"""Stages as task runs in the Prefect UI.
+"""Stages as task runs in the Prefect UI: options, logs, retries and persisted results.
 
-It may import pipelines, cards and blocks.
+Modules here may import the pipeline engine, Kubeflow, cards and blocks.
 """

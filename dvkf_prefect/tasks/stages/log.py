@@ -1,4 +1,4 @@
-"""The output of a stage, followed while it runs; and what must not be seen in it."""
+"""Output of a running stage, followed line by line, without secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dvkf_prefect.text import printable
 _LINES = 1000
 _LINE = 1000
 _CHUNK = 256 * 1024
-# More lines at once than this go into few records: each record is a row of the server's database.
+# More lines at once than this are joined into fewer records: each record is a row of the server's database.
 _SINGLE = 20
 _RECORD = 4000
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIALS?$|CONNECTION_STRING", re.I)
@@ -26,10 +26,10 @@ _SHORTEST = 6
 
 
 class Mask:
-    """Cuts secrets from texts.
+    """Replaces secrets in texts.
 
     Args:
-        secrets: The texts to cut; short ones are left, since they would be found everywhere.
+        secrets: The secrets. Those of less than six characters are ignored, for they match ordinary text.
 
     Example:
         >>> Mask(["s3cr3t-key"])("the key is s3cr3t-key")
@@ -46,14 +46,14 @@ class Mask:
 
 
 def mask_of(repo: Repo, environment: Mapping[str, str] = os.environ) -> Mask:
-    """Return what cuts the credentials of a repository's default remote, and of the environment, which stages have.
+    """Return a mask for the credentials of a repository's default remote and of the environment of stages.
 
     Args:
         repo: The repository.
-        environment: Variables; those named like secrets are taken for secrets.
+        environment: Environment variables. The values of those named like secrets are masked.
     """
     named = [value for name, value in environment.items() if _SECRET_NAME.search(name)]
-    # A file that holds a secret is named by variables of such names, too; its path is none.
+    # Such a variable may hold the path of a file with a secret; the path itself is no secret.
     secrets = [value for value in named if not os.path.exists(value)]
     with suppress(DvkfError):
         secrets += secrets_of(repo.config.remote(None)[1])
@@ -61,12 +61,16 @@ def mask_of(repo: Repo, environment: Mapping[str, str] = os.environ) -> Mask:
 
 
 class LogFollower:
-    """Reads what is new in a log that grows: whole lines, without terminal codes, up to a bound.
+    """Reader of a growing log: whole lines, without terminal codes, up to a maximum.
 
     Args:
-        path: The log; it need not be there yet.
-        mask: What cuts secrets from a line.
-        lines: How many lines are told; of those beyond, only how many they are at least.
+        path: The log. It may not exist yet.
+        mask: Mask that replaces secrets in a line.
+        lines: Maximum number of lines to read.
+
+    Attributes:
+        cut: True if the log has more lines than the maximum.
+        told: Number of lines that were read.
     """
 
     def __init__(self, path: Path, mask: Mask, *, lines: int = _LINES) -> None:
@@ -79,10 +83,10 @@ class LogFollower:
         self.told = 0
 
     def read(self, *, last: bool = False) -> list[str]:
-        """Return records for a log: a line each, or several where many came at once.
+        """Return new lines as log records; many lines at once are joined into fewer records.
 
         Args:
-            last: Whether nothing more will come, so that an unfinished line is one, too.
+            last: True if the log is complete, so that an unfinished last line counts.
         """
         lines: list[str] = []
         while self._left > 0:

@@ -1,6 +1,6 @@
-"""How a stage's task run is to behave: what ``meta: prefect:`` of a stage says, over what the flow was given.
+"""Options of a stage's task run: ``meta: prefect:`` in dvc.yaml, with defaults from the flow.
 
-DVC keeps ``meta`` and reads nothing into it. ::
+DVC keeps ``meta`` and ignores its content. ::
 
     stages:
       train:
@@ -10,7 +10,7 @@ DVC keeps ``meta`` and reads nothing into it. ::
             retries: 2
             retry_delay_seconds: [10, 60]   # or one number
             timeout_seconds: 3600
-            tags: [gpu]                     # a concurrency limit of a tag counts, as for every task
+            tags: [gpu]                     # concurrency limits of tags apply, as for every task
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dvkf_prefect.formats.files import RepoFiles
 
 @dataclass(frozen=True, slots=True)
 class StageOptions:
-    """How a stage's task run behaves.
+    """Options of a stage's task run.
 
     Attributes:
-        retries: How often it is tried again when its command, or what runs it, failed.
-        retry_delay_seconds: How long is waited before each, the last one for all further.
-        timeout_seconds: When a try is ended; None for never.
-        tags: Of the task run.
+        retries: Number of retries after the command or its runner failed.
+        retry_delay_seconds: Seconds to wait before each retry; the last value applies to all further retries.
+        timeout_seconds: Maximum seconds of one attempt; None for no timeout.
+        tags: Tags of the task run.
     """
 
     retries: int = 0
@@ -43,13 +43,13 @@ class StageOptions:
     tags: tuple[str, ...] = ()
 
     def delay(self, number: int) -> float:
-        """Return how long is waited before a retry, counted from 1."""
+        """Return the seconds to wait before a retry, counted from 1."""
         delays = self.retry_delay_seconds
         return delays[min(number, len(delays)) - 1] if delays else 0.0
 
 
 class _WrongError(Exception):
-    """A value that an option cannot have."""
+    """An invalid value of an option."""
 
 
 def _count(value: Any) -> int:
@@ -98,11 +98,11 @@ def read_options(
 
     Args:
         stages: The stages.
-        files: What their dvc.yaml files are read from, to tell a line.
-        defaults: What holds where a stage says nothing.
+        files: Files of the repository, to find the line of a mistake in a dvc.yaml.
+        defaults: Options that a stage does not set.
 
     Raises:
-        ParseError: A key is unknown or a value wrong; names file, line, stage and key.
+        ParseError: A key is unknown or a value invalid; with file, line, stage and key.
     """
     options = {}
     for stage in stages:

@@ -1,8 +1,7 @@
-"""A task run for each stage: a runner that runs stages as tasks of the flow it is used in.
+"""Runner that makes each stage a task run of the current flow.
 
-The runner that is wrapped executes a stage; the task run shows its state, its log while it runs, and how often it was
-tried. Tasks start when `repro` starts stages, which is when all that they need is done, so Prefect's task runner only
-has to have the threads; it decides nothing.
+The wrapped runner executes the stage. The task run shows its state, its live log and its attempts. `repro` starts a
+stage when all its upstream stages are complete, so Prefect's task runner only provides threads.
 """
 
 from __future__ import annotations
@@ -47,25 +46,25 @@ from dvkf_prefect.tasks.stages.task_run import (
     run_body,
 )
 
-# More stages than this that had nothing to do get no task run; the pipeline's card tells of them.
+# Maximum number of task runs for unchanged stages. The pipeline's card lists all stages.
 _MARKS = 100
-# Folders of flows that were killed are told by it, and go with the next one.
+# Prefix of temporary folders. The next flow removes those of killed flows.
 _PREFIX = "prefect-"
-# So many stages of a cluster's pipeline are followed at the same time.
+# Maximum number of a cluster's stages that are followed at the same time.
 _FOLLOWED = 64
 
 
 class StageTasks:
-    """A runner whose stages are task runs.
+    """Runner of stages as task runs.
 
     Args:
         repo: The repository.
-        runner: What executes them; closed with this.
-        snapshot: Its stages.
-        options: How a stage's task run behaves, by its address.
-        jobs: How many stages may run at once.
-        reuse: Whether what Prefect kept of an equal run is taken.
-        mirror: What the runner tells of its tasks, if it does.
+        runner: Runner that executes the stages; closed together with this one.
+        snapshot: The stages of the repository.
+        options: Options of task runs by the address of the stage.
+        jobs: Maximum number of stages that run in parallel.
+        reuse: Take results that Prefect persisted for equal runs.
+        mirror: Receiver of the runner's task events.
 
     Example:
         ``stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell))``
@@ -104,17 +103,17 @@ class StageTasks:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Name of the wrapped runner."""
         return self.inner.name
 
     @property
     def in_place(self) -> bool:
-        """Whether stages run in the workspace."""
+        """True if stages run in the workspace."""
         return bool(getattr(self.inner, "in_place", False))
 
     @property
     def hermetic(self) -> bool:
-        """Whether stages may write nothing but their outputs."""
+        """True if stages may write only their outputs."""
         return bool(getattr(self.inner, "hermetic", False))
 
     def __enter__(self) -> StageTasks:
@@ -126,15 +125,15 @@ class StageTasks:
         self.close()
 
     def start(self, spec: StepSpec) -> StageRun:
-        """Submit a stage's task run and return at once."""
+        """Submit a stage's task run without waiting for it."""
         call = self._call(spec, begin=None)
         return _TaskRun(call, self._submit(call, spec.stage, call.options, policy=call.policy))
 
     def tell(self, event: StageEvent) -> None:
-        """Show a stage that comes to its end without a run: skipped, restored, or failed before it began.
+        """Show a stage that ends without a run: skipped, restored, or failed before its start.
 
         Args:
-            event: What `repro` tells.
+            event: The event from `repro`.
         """
         if event.kind in ("start", "done") or event.stage in self._futures:
             return
@@ -143,16 +142,16 @@ class StageTasks:
         self._marks.append(self._submit(StageMark(event, self.mask), event.stage, StageOptions()))
 
     def task_run(self, stage: str) -> UUID | None:
-        """Return the id of a stage's last task run, if it has one.
+        """Return the ID of a stage's last task run, or None.
 
         Args:
-            stage: Its address.
+            stage: Address of the stage.
         """
         future = self._futures.get(stage)
         return future.task_run_id if future is not None else None
 
     def close(self) -> None:
-        """End what still runs; a second call does nothing."""
+        """Cancel running stages and release resources. A second call has no effect."""
         self.cancelled.set()
         try:
             self.inner.close()
@@ -184,10 +183,10 @@ class StageTasks:
         return call
 
     def options_of(self, stage: str) -> StageOptions:
-        """Return how a stage's task run behaves.
+        """Return the options of a stage's task run.
 
         Args:
-            stage: Its address.
+            stage: Address of the stage.
         """
         return self._options.get(stage) or StageOptions()
 
@@ -200,7 +199,7 @@ class StageTasks:
         policy: CachePolicy = NO_CACHE,
         wait_for: Collection[PrefectFuture[Any]] = (),
     ) -> PrefectFuture[Any]:
-        # No delay of Prefect's own: it sleeps where a cancellation does not reach it.
+        # Prefect's own retry delay is not used: its sleep ignores cancellation.
         made: Task[..., Any] = run_body.with_options(
             name=name,
             task_run_name=lambda: name,
@@ -224,7 +223,7 @@ class StageTasks:
         return future
 
     def _runner(self) -> TaskRunner[Any]:
-        """Return the flow's task runner, if its threads are not taken by the task that calls this."""
+        """Return the flow's task runner, or a new one inside a task, which holds a thread of the flow's."""
         if self._task_runner is None:
             context = FlowRunContext.get()
             if (
@@ -241,13 +240,13 @@ class StageTasks:
 
 
 class BatchStageTasks(StageTasks):
-    """The same for a runner that takes stages together.
+    """`StageTasks` for a runner that starts all stages together.
 
     Attributes:
-        fetches: Whether what stages wrote is in the cache when their runs have ended.
+        fetches: True if the outputs are in the cache when their runs end.
     """
 
-    _uses_flow = False  # it may have any number of threads
+    _uses_flow = False  # the flow's task runner may have too few threads
 
     def __init__(
         self,
@@ -266,16 +265,16 @@ class BatchStageTasks(StageTasks):
     def start_all(
         self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
     ) -> Mapping[str, StageRun]:
-        """Start stages as the runner does, each with a task run; see `BatchRunner.start_all`.
+        """Start stages together, each with a task run; see `BatchRunner.start_all`.
 
         Args:
             specs: The stages.
-            edges: What they wait for besides those whose outputs they read.
+            edges: Stages to wait for, besides those whose outputs are read.
         """
         batch = _Batch(self, self._batch_runner, specs, edges or {})
         runs: dict[str, StageRun] = {}
         by_stage = {spec.stage: spec for spec in specs}
-        # Those that are needed come first, so that threads that wait for them cannot keep them from running.
+        # Upstream stages are submitted first: downstream ones wait in threads, and must not take all of them.
         order = [
             stage.address for stage in self._graph.order(set(by_stage) & set(self._graph.stages), alone=True)
         ]
@@ -291,7 +290,7 @@ class BatchStageTasks(StageTasks):
 
 
 class _Batch:
-    """A pipeline run, and the ones that took its place when it failed and stages are tried again."""
+    """Pipeline run on a cluster, with the later runs that retry its failed stages."""
 
     def __init__(
         self,
@@ -313,7 +312,7 @@ class _Batch:
         self._link()
 
     def begin_of(self, stage: str) -> Callable[[], StageRun]:
-        """Return what gives a stage's run: the one that is there, and after a failure that of the next round."""
+        """Return a function that gives a stage's run. On a second call, it starts the next pipeline run if needed."""
 
         def begin() -> StageRun:
             with self._lock:
@@ -325,13 +324,13 @@ class _Batch:
         return begin
 
     def cancel(self) -> None:
-        """Cancel all of it."""
+        """Cancel all stages."""
         with self._lock:
             for run in self._runs.values():
                 run.cancel()
 
     def _again(self) -> None:
-        """Start it anew. The same content finds the run that is there; what is done is not run again."""
+        """Start the pipeline again. Equal content finds the existing run; completed stages are not repeated."""
         lost = not any(call.failed for call in self.calls.values())
         specs = self._specs if lost else [self._with_known(spec) for spec in self._specs]
         self._runs = self._runner.start_all(specs, self._edges)
@@ -348,7 +347,7 @@ class _Batch:
         )
 
     def _link(self) -> None:
-        """Leave the address of the pipeline run with the flow run, before anybody waits for it."""
+        """Publish the url of the pipeline run as a link artifact, before the first wait."""
         for run in self._runs.values():
             url = getattr(run, "url", "")
             if url and url not in self._linked:
@@ -363,16 +362,16 @@ class _Batch:
 
 
 class TaskMirror:
-    """Hands what a cluster tells of its tasks to the task runs of their stages."""
+    """Forwards events of a cluster's tasks to the task runs of their stages."""
 
     def __init__(self) -> None:
         self.calls: dict[str, StageCall] = {}
 
     def take(self, event: TaskEvent) -> None:
-        """Note an event; called in any thread.
+        """Queue an event for its stage's log. Safe in any thread.
 
         Args:
-            event: What the cluster tells.
+            event: The event from the cluster.
         """
         call = self.calls.get(event.stage)
         if call is not None:
@@ -382,7 +381,7 @@ class TaskMirror:
 
 
 class _TaskRun:
-    """A stage on its way in a task run."""
+    """A stage that runs as a task run."""
 
     def __init__(
         self, call: StageCall, future: PrefectFuture[Any], cancel: Callable[[], None] | None = None
@@ -397,7 +396,7 @@ class _TaskRun:
         return f"<task run of stage {self._call.spec.stage!r}>"
 
     def wait(self, timeout: float | None = None) -> StepResult:
-        """Wait for the end of the task run, retries included; see `StageRun.wait`."""
+        """Wait for the end of the task run, including retries; see `StageRun.wait`."""
         call = self._call
         if not self._ended.wait(timeout):
             raise TimeoutError(f"stage '{call.spec.stage}' still runs after {timeout:g} s")
@@ -415,7 +414,7 @@ class _TaskRun:
         raise RunnerError(f"the task run of stage '{call.spec.stage}' ended {state.name}: {state.message}")
 
     def cancel(self) -> None:
-        """Stop it and all that it started."""
+        """Cancel the stage and all its processes."""
         self._call.cancel()
         if self._cancel is not None:
             self._cancel()
@@ -430,21 +429,21 @@ def stage_tasks(
     retry_delay_seconds: float = 0.0,
     reuse: bool = True,
 ) -> StageTasks:
-    """Return a runner that makes each stage a task run of the flow this is called in.
+    """Return a runner that makes each stage a task run of the current flow.
 
     Args:
         repo: The repository.
-        open_runner: Opens what executes the stages, given what it is to tell of a cluster's tasks.
-        jobs: How many stages may run at once.
-        retries: How often a stage is tried again, where its ``meta: prefect:`` says nothing else.
-        retry_delay_seconds: How long is waited before each.
-        reuse: Whether what Prefect kept of an equal run is taken.
+        open_runner: Function that opens the runner of the stages; its argument is a callback for task events.
+        jobs: Maximum number of stages that run in parallel.
+        retries: Number of retries, unless a stage's ``meta: prefect:`` sets it.
+        retry_delay_seconds: Seconds to wait before each retry.
+        reuse: Take results that Prefect persisted for equal runs.
 
     Returns:
-        The runner, a context manager; give its `StageTasks.tell` what `repro` tells.
+        The runner, a context manager. Pass its `StageTasks.tell` to `repro` as ``on_event``.
 
     Raises:
-        ParseError: A stage's ``meta: prefect:`` is wrong; names file, line, stage and key.
+        ParseError: A stage's ``meta: prefect:`` is invalid; with file, line, stage and key.
 
     Example:
         >>> with stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell)) as runner:

@@ -1,4 +1,4 @@
-"""What a stage's task run does: one try after another of its run, mirrored, and its result kept by its signature."""
+"""Task run of a stage: attempts, mirrored logs, and a result persisted under the stage's signature."""
 
 from __future__ import annotations
 
@@ -46,30 +46,30 @@ if TYPE_CHECKING:
     from dvkf_prefect.pipeline.plan.snapshot import Snapshot
     from dvkf_prefect.tasks.stages.options import StageOptions
 
-# Seconds between two looks at a stage's log.
+# Seconds between two reads of a stage's log.
 _POLL = 0.25
-# Seconds that a stage beyond its time gets to end.
+# Seconds that a stage gets to end after its timeout.
 GRACE = 60.0
-# What another try may mend.
+# Errors that a retry may fix.
 _PASSING = (StageFailedError, RunnerError, RemoteUnreachableError, TransferError)
-# The shell's own: no such command, or one that may not be executed.
+# Exit codes of the shell: command not executable, command not found.
 _NO_COMMAND = (126, 127)
 
 
 class Body(Protocol):
-    """What a task run does."""
+    """Body of a task run."""
 
     def run(self) -> Any:
-        """Do it; a state that is returned is the task run's."""
+        """Run the body. A returned state becomes the state of the task run."""
 
     def key(self, context: TaskRunContext) -> str | None:
-        """Return the key that its result is kept under, if it may be taken for another run's."""
+        """Return the key of the persisted result; None if the result must not be reused."""
 
 
 class StageSignature(CachePolicy):
-    """Keeps what a stage wrote by its signature: command, parameters, and the digests of what it reads.
+    """Cache policy by a stage's signature: command, parameters, and digests of dependencies.
 
-    A result that is kept counts only while all outputs can be had; otherwise the stage runs.
+    A persisted result is used only while all its outputs are available; otherwise the stage runs.
     """
 
     def compute_key(
@@ -83,9 +83,9 @@ class StageSignature(CachePolicy):
 
         Args:
             task_ctx: The task run.
-            inputs: Its parameters.
-            flow_parameters: Those of the flow run.
-            kwargs: What Prefect may add.
+            inputs: Parameters of the task run.
+            flow_parameters: Parameters of the flow run.
+            kwargs: Further arguments of later Prefect versions.
         """
         body: Body = inputs["stage"]
         return body.key(task_ctx)
@@ -93,20 +93,20 @@ class StageSignature(CachePolicy):
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False)
 def run_body(stage: Body) -> Any:
-    """Run a stage, or the part of it that a cluster does not."""
+    """Run a stage, or follow it on a cluster."""
     return stage.run()
 
 
 @dataclass(frozen=True, slots=True)
 class StageContext:
-    """What all task runs of one pipeline run share.
+    """Shared context of all task runs of one pipeline run.
 
     Attributes:
         repo: The repository.
-        snapshot: Its stages.
-        mask: Takes secrets out of a text.
-        reuse: Whether results that Prefect keeps may be taken.
-        cancelled: Set when all are to end.
+        snapshot: The stages of the repository.
+        mask: Mask that replaces secrets in texts.
+        reuse: Take results that Prefect persisted for equal runs.
+        cancelled: Set when the whole pipeline run is cancelled.
     """
 
     repo: Repo
@@ -117,14 +117,14 @@ class StageContext:
 
 
 class StageCall:
-    """One stage's task run, with all its tries.
+    """Task run of one stage, with all its attempts.
 
     Attributes:
-        result: What the stage put out, once it has.
-        error: How the last try failed.
-        failed: Whether its command failed in any try.
-        lines: What the runner told and the log does not have yet.
-        stopped: Whether it was cancelled.
+        result: Result of the stage; None until it succeeded.
+        error: Error of the last attempt.
+        failed: True if the command failed in any attempt.
+        lines: Messages of the runner that are not in the log yet.
+        stopped: Set when this stage is cancelled.
     """
 
     def __init__(
@@ -156,11 +156,11 @@ class StageCall:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it, or all, is to end."""
+        """True if this stage, or the whole pipeline run, is cancelled."""
         return self.stopped.is_set() or self._context.cancelled.is_set()
 
     def cancel(self) -> None:
-        """Stop it."""
+        """Cancel the stage."""
         self.stopped.set()
         with self._lock:
             run = self._run
@@ -170,7 +170,7 @@ class StageCall:
     # -- the task run ------------------------------------------------------------------------------------------------
 
     def run(self) -> Any:
-        """Run the stage once and mirror it; the state says how it ended."""
+        """Run one attempt, mirror its log, and return the final state."""
         self._tries += 1
         self.error = None
         logger = run_logger()
@@ -240,23 +240,23 @@ class StageCall:
         mask = self._context.mask
         if isinstance(error, StageFailedError):
             return StageFailedError(error.stage, error.command, error.status, mask(error.log_tail))
-        if type(error) is RunnerError:  # it may tell the end of a pod's log
+        if type(error) is RunnerError:  # the message may hold the end of a pod's log
             return RunnerError(mask(str(error)))
         return error
 
     def _show_tail(self, follower: LogFollower | None, tail: str) -> None:
-        """Show the end of the log where it was not followed to its end."""
+        """Log the end of the output if it was not followed completely."""
         if tail.strip() and (follower is None or follower.cut or not follower.told):
             logger = run_logger()
             for line in self._context.mask(tail).rstrip().splitlines():
                 logger.info("%s", line)
 
     def may_retry(self) -> bool:
-        """Tell whether another try can mend the last failure."""
+        """Return True if a retry may fix the last failure."""
         error = self.error
         if self.cancelled or error is None:
             return False
-        if isinstance(error, StageCancelledError):  # it was ended along with another one that failed
+        if isinstance(error, StageCancelledError):  # it ended together with another stage that failed
             return self._batched and self._tries <= self.options.retries
         if isinstance(error, StageFailedError):
             if error.status in _NO_COMMAND:
@@ -266,15 +266,15 @@ class StageCall:
             return hint_at_undeclared(self._context.repo, self._stage, error) is error
         return isinstance(error, _PASSING)
 
-    # -- what Prefect keeps ------------------------------------------------------------------------------------------
+    # -- persisted results -------------------------------------------------------------------------------------------
 
     @property
     def policy(self) -> CachePolicy:
-        """How its result is kept."""
+        """Cache policy of the result."""
         return StageSignature() if self._signature() is not None else NO_CACHE
 
     def _signature(self) -> str | None:
-        """Return the stage's signature, or None where equal inputs do not promise equal outputs."""
+        """Return the stage's signature, or None if equal inputs do not guarantee equal outputs."""
         stage, spec = self._stage, self.spec
         digests = {dep.path: dep.digest for dep in spec.deps}
         if stage is None or spec.env or not all(out.cached or out.kind != "out" for out in spec.outs):
@@ -289,7 +289,7 @@ class StageCall:
         return f"{stage.wdir}:{input_key(entry)}"
 
     def key(self, context: TaskRunContext) -> str | None:
-        """Return the key: of the first result that can be had, or else a new one.
+        """Return the key of the first usable result, or else a new key.
 
         Args:
             context: The task run.
@@ -317,14 +317,14 @@ class StageCall:
 
 
 class StageMark:
-    """The task run of a stage that has nothing to do, or could not begin."""
+    """Task run of a stage that is unchanged, restored, or failed before its start."""
 
     def __init__(self, event: StageEvent, mask: Mask) -> None:
         self._event = event
         self._mask = mask
 
     def run(self) -> State[Any]:
-        """Return the state that says what became of the stage."""
+        """Return the state for the outcome of the stage."""
         event = self._event
         message = self._mask("; ".join(map(str, event.reasons)) or "nothing changed")
         if event.kind == "fail":
@@ -335,12 +335,12 @@ class StageMark:
         return Completed(name="Skipped", message=f"{'Frozen: ' if event.frozen else ''}{message}")
 
     def key(self, context: TaskRunContext) -> str | None:
-        """Return None: it is not kept."""
+        """Return None: the result is not persisted."""
         return None
 
 
 def may_retry_of(body: Body) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
-    """Return what Prefect asks whether a failed run is tried again; it takes plain functions only."""
+    """Return the retry condition of a task run. Prefect accepts plain functions only."""
 
     def may_retry(made: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
         return isinstance(body, StageCall) and body.may_retry()
@@ -349,7 +349,7 @@ def may_retry_of(body: Body) -> Callable[[Task[..., Any], TaskRun, State[Any]], 
 
 
 def _keep_nothing() -> None:
-    """Have Prefect keep no result of a try that has none."""
+    """Prevent Prefect from persisting the result of a failed attempt."""
     transaction = get_transaction()
     if transaction is not None:
         transaction.write_on_commit = False
@@ -360,12 +360,12 @@ def _digest(text: str) -> str:
 
 
 def _kept(result: StepResult) -> dict[str, Any]:
-    """Return what Prefect keeps of a result: what was written, and nothing that was printed."""
+    """Return the persisted form of a result: its outputs, without printed text."""
     return {"outs": [dataclasses.asdict(out) for out in result.outs], "seconds": result.seconds}
 
 
 def _read(kept: Any, spec: StepSpec) -> StepResult | None:
-    """Return what `_kept` made of, or None for something else."""
+    """Parse the persisted form of a result; None if it is invalid."""
     try:
         outs = tuple(StepContent(**out) for out in kept["outs"])
         return StepResult(spec.stage, outs=outs, seconds=float(kept["seconds"]))
