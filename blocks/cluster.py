@@ -82,7 +82,7 @@ def save(
         defaults=dict(defaults or {}),
     )
     saved = []
-    # What others hold is saved first: they then refer to it by its name.
+    # Nested blocks are saved first, so that the others refer to them by name.
     for block in (store, credentials, DvcRepository(path=repository, remote=store), pipelines):
         block.save(name, overwrite=True)
         saved.append(f"{block.get_block_type_slug()}/{name}")

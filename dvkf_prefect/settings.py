@@ -1,4 +1,4 @@
-"""Settings of the Prefect side, from Prefect's own places.
+"""Settings of blocks and tasks, read like Prefect's own settings.
 
 Each is an environment variable ``PREFECT_INTEGRATIONS_DVKF_<NAME>``, or a key of ``[integrations.dvkf]`` in
 prefect.toml and of ``[tool.prefect.integrations.dvkf]`` in pyproject.toml.
@@ -14,7 +14,7 @@ from pydantic import Field
 
 
 class DvkfSettings(PrefectBaseSettings):
-    """Where the package keeps its files, and how much its cards show.
+    """Folder of the package's files, size of cards, and timeout of git.
 
     Example:
         >>> DvkfSettings(card_rows=5).card_rows
@@ -27,16 +27,16 @@ class DvkfSettings(PrefectBaseSettings):
         default=None,
         description="Folder for clones and model servers. By default `dvkf` in Prefect's home.",
     )
-    card_rows: int = Field(default=20, ge=1, le=1000, description="How many rows a card lists at most.")
+    card_rows: int = Field(default=20, ge=1, le=1000, description="Maximum number of rows in a card.")
     git_timeout: float = Field(
-        default=600, gt=0, description="Seconds that git may take to clone, fetch or push a repository."
+        default=600, gt=0, description="Timeout in seconds for git to clone, fetch or push."
     )
 
     def folder(self, name: str) -> Path:
-        """Return a folder below `home`; it is not made.
+        """Return the path of a folder below `home`. The folder may not exist.
 
         Args:
-            name: Its name.
+            name: Name of the folder.
         """
         home = self.home or get_current_settings().home / "dvkf"
         return home.expanduser().absolute() / name

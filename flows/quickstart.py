@@ -1,11 +1,11 @@
-"""The whole road on one machine, on real data.
+"""Demo on one machine, with real data: all of the package from data versions to a rollback.
 
 Versions of data, training, a registered model, serving, new data, promotion, rollback:
 
     make demo
 
-It needs nothing but this package, makes `.demo/repo`, an ordinary git and DVC repository, and can be run again at any
-time: what is done is skipped, and said so.
+It needs only this package, and creates `.demo/repo`, an ordinary git and DVC repository. It can run again at any time:
+completed steps are skipped, with a message.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ HEADER = b"P5 8 8 16\n"
 
 @dataclass
 class Report:
-    """What the demo tells while it works."""
+    """Messages of the demo."""
 
     started: float = field(default_factory=time.monotonic)
 
     def step(self, title: str) -> None:
-        """Begin a part."""
+        """Print the title of a step."""
         print(f"\n[{time.monotonic() - self.started:5.1f} s] {title}", flush=True)
 
     def say(self, text: str) -> None:
-        """Tell a fact of the part."""
+        """Print a fact of the current step."""
         print(f"          {text}", flush=True)
 
     def skip(self, what: str, why: str) -> None:
-        """Tell what need not be done, and why."""
+        """Print a skipped step and its reason."""
         self.say(f"skipped {what}: {why}")
 
 
@@ -91,7 +91,7 @@ def main() -> int:
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(DEMO / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # The runs' own log is for the UI; here the demo tells what it does.
+        # The logs of runs are for the UI; here the demo prints its own messages.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
     }
     server = None
@@ -130,7 +130,7 @@ def main() -> int:
 
 
 def run() -> int:
-    """Run the flow and write down what came of it."""
+    """Run the flow and write its summary to a file."""
     api = os.environ["PREFECT_API_URL"]
     try:
         wait_for(api)
@@ -274,12 +274,12 @@ def quickstart() -> dict[str, Any]:
 
 
 def make_repository() -> Repo:
-    """Make the git and DVC repository with the pipeline's files; what is there is kept."""
+    """Create the git and DVC repository with the pipeline's files, or open an existing one."""
     root = DEMO / "repo"
     if (root / ".dvc/config").exists() and Git(root).head():
         report.skip("making the repository", f"{root} is there")
         return Repo.open(root)
-    # The first commit is the sign that it is whole: anything less is from a run that was ended.
+    # Without a first commit, the repository is the incomplete remainder of a run that was ended.
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     git = Git(root)
@@ -302,7 +302,7 @@ def make_repository() -> Repo:
 
 
 def can_commit(git: Git) -> bool:
-    """Tell whether git knows who commits."""
+    """Return True if git has a user name and an email."""
     try:
         git.run("var", "GIT_COMMITTER_IDENT")
     except DvkfError:
@@ -311,7 +311,7 @@ def can_commit(git: Git) -> bool:
 
 
 def write_images(folder: Path, digits: Any, rows: Sequence[int]) -> None:
-    """Write rows of the set as PGM images, one folder a class; files that are there already stay as they are."""
+    """Write rows of the set as PGM images, one folder per class. Existing files are kept."""
     for row in rows:
         file = folder / str(digits.target[row]) / f"{row:04}.pgm"
         if not file.exists():
@@ -329,7 +329,7 @@ def metrics_of(repo: Repo, rev: str) -> dict[str, float]:
 
 
 def predictions_at(repo: Repo, version: ModelVersion) -> dict[str, str]:
-    """Return what a version said of each held-out image when it was evaluated."""
+    """Return the predictions of a version for each held-out image from its evaluation."""
     output = repo.version("predictions.csv", rev=version.rev)
     if not repo.cache.exists(output.digest):
         repo.fetch([output.path], rev=version.rev)
@@ -338,7 +338,7 @@ def predictions_at(repo: Repo, version: ModelVersion) -> dict[str, str]:
 
 
 def telling_images(repo: Repo, old: ModelVersion, new: ModelVersion, count: int = 10) -> list[str]:
-    """Pick held-out images: half of them such that the versions disagree about them."""
+    """Pick held-out images. The versions disagree about half of them."""
     before, after = predictions_at(repo, old), predictions_at(repo, new)
     differ = [name for name in sorted(after) if before[name] != after[name]][: count // 2]
     same = [name for name in sorted(after) if before[name] == after[name]]
@@ -346,7 +346,7 @@ def telling_images(repo: Repo, old: ModelVersion, new: ModelVersion, count: int 
 
 
 def image_of(repo: Repo, name: str) -> list[float]:
-    """Read a held-out image as the model takes it."""
+    """Read a held-out image as an input of the model."""
     pixels = (repo.root / "data/holdout" / name).read_bytes().removeprefix(HEADER)
     return [value / 16 for value in pixels]
 
@@ -358,7 +358,7 @@ def version_row(repo: Repo, model: ModelVersion) -> dict[str, Any]:
 
 
 def tell(summary: dict[str, Any]) -> None:
-    """Print the end of it, for a person."""
+    """Print the summary."""
     print("\n" + "-" * 78)
     for number, row in enumerate(summary["versions"], start=1):
         accuracy = summary["metrics"][f"v{number}"]["accuracy"]

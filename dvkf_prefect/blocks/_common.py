@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from pydantic import HttpUrl, SecretStr
 
 # There is no logo: Prefect loads a picture only by http(s), and its page must be whole without a network.
-# The page explains what a block is and how it is used; each block's own description says the rest.
+# The page explains blocks in general; each block describes itself.
 DOCUMENTATION_URL = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
 
 

@@ -1,4 +1,4 @@
-"""Where the stages of a pipeline run."""
+"""Backends of pipelines: plain processes, a Kubeflow cluster, or KFP's local runner."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ _NOT_OF_CLUSTER = frozenset({"backend", "credentials", "fetch", "hermetic", "job
 
 
 class KubeflowPipelines(Block):
-    """Runs the stages of a dvc.yaml: on a Kubeflow cluster, on Kubeflow Pipelines' local runner, or as plain processes.
+    """Runs the stages of a dvc.yaml: as plain processes, on a Kubeflow cluster, or on KFP's local runner.
 
-    Plain processes run in the workspace, as `dvc` runs them, or in clean folders (`hermetic`). On Kubeflow a stage
-    gets the files that git tracks, and of the data what it declares. Its outputs have the same digests wherever it
-    runs. On a cluster the data goes between pods and the remote; what the stages wrote comes to the worker only
-    where `fetch` says so.
+    Plain processes run in the workspace, as `dvc` runs them, or in clean folders (`hermetic`). On Kubeflow, a stage
+    gets the files that git tracks and the data that it declares. Its outputs have the same digests on every backend.
+    On a cluster, pods read from the remote and write to it. The worker downloads the outputs only with `fetch`.
 
     Example:
         Load it and bring a pipeline up to date with it:
@@ -59,11 +58,11 @@ class KubeflowPipelines(Block):
     )
     hermetic: bool = Field(
         default=False,
-        description="Whether plain processes run each stage in a clean folder with just what it declares; otherwise "
-        "stages run in the workspace. A stage's `meta: {dvkf: {hermetic: true}}` asks for it alone.",
+        description="Run each stage of plain processes in a clean folder with only its declared dependencies, instead "
+        "of the workspace. A stage's `meta: {dvkf: {hermetic: true}}` does so for that stage.",
     )
     jobs: int = Field(
-        default=2, ge=1, description="How many stages that do not need each other run at the same time."
+        default=2, ge=1, description="Maximum number of independent stages that run in parallel."
     )
     credentials: KubeflowCredentials | None = Field(
         default=None,
@@ -73,65 +72,61 @@ class KubeflowPipelines(Block):
     experiment: str = Field(default="dvkf", description="Experiment that runs are listed under.")
     image: str = Field(
         default=IMAGE,
-        description="Container image of the stages that name none in dvc.yaml; this package and KFP are in it.",
+        description="Container image of stages without one in dvc.yaml. It must contain this package and KFP.",
     )
-    service_account: str | None = Field(
-        default=None, description="Kubernetes service account that the pods run under."
-    )
+    service_account: str | None = Field(default=None, description="Kubernetes service account of the pods.")
     pipeline_root: str | None = Field(
-        default=None, description="Where KFP keeps its own artifacts, if not where it does by default."
+        default=None, description="Location of KFP's own artifacts; KFP's default if empty."
     )
     defaults: dict[str, Any] = Field(
         default_factory=dict,
-        description="Settings of every pod, as a stage's `meta: kubeflow:` writes them: cpu, memory, gpu, "
+        description="Default settings of pods, in the form of a stage's `meta: kubeflow:`: cpu, memory, gpu, "
         "node_selector, tolerations, env, secrets, volumes, retries, timeout and others.",
     )
     remote_secret: str | None = Field(
-        default=None, description="Kubernetes secret with the credentials of the remote, for the pods."
+        default=None, description="Kubernetes secret with the remote's credentials for the pods."
     )
     remote_secret_keys: dict[str, str] = Field(
         default_factory=dict,
-        description="Which option of the remote each key of that secret is, such as "
-        '{"AWS_ACCESS_KEY_ID": "access_key_id"}; by the options\' own names if empty.',
+        description="Option of the remote for each key of that secret, such as "
+        '{"AWS_ACCESS_KEY_ID": "access_key_id"}. If empty, keys are named like the options.',
     )
     remote_url: str | None = Field(
-        default=None, title="Remote URL", description="Url of the remote inside the cluster, if it differs."
+        default=None, title="Remote URL", description="Url of the remote inside the cluster, if different."
     )
     remote_options: dict[str, str] = Field(
         default_factory=dict,
-        description="Options of the remote that differ inside the cluster, such as endpointurl; nothing secret.",
+        description="Options of the remote that differ inside the cluster, such as endpointurl. No secrets.",
     )
     outage: float = Field(
         default=300.0,
         ge=0,
-        description="Seconds for which Kubeflow Pipelines may be away while a run is followed.",
+        description="Maximum seconds without an answer from Kubeflow Pipelines while a run is followed.",
     )
     run_timeout: float = Field(
         default=RUN_LIMIT,
         gt=0,
         le=RUN_LIMIT,
-        description="Seconds after which a run is terminated, seven days at most: `gc -c` removes what older ones use.",
+        description="Seconds until a run is terminated, at most seven days: `gc -c` removes objects of older runs.",
     )
     start_timeout: float = Field(
         default=300.0,
         gt=0,
-        description="Seconds after which a run is terminated whose pod cannot get its image or be made.",
+        description="Seconds until a run is terminated if a pod cannot be created or pull its image.",
     )
     schedule_timeout: float = Field(
-        default=1800.0, gt=0, description="Seconds after which a run is terminated whose pod fits on no node."
+        default=1800.0, gt=0, description="Seconds until a run is terminated if a pod fits on no node."
     )
     ask_kubernetes: bool = Field(
         default=True,
-        description="Whether Kubernetes is asked why a pod does not start, where the worker may.",
+        description="Query Kubernetes for the reason when a pod does not start (needs RBAC).",
     )
     fetch: bool = Field(
         default=True,
-        description="Whether what stages wrote on a cluster is brought to the worker, too, and put into its workspace; "
-        "otherwise it stays on the remote.",
+        description="Download the outputs of stages on a cluster to the worker's workspace; otherwise they stay on the "
+        "remote.",
     )
-    allow_dirty: bool = Field(
-        default=False, description="Whether stages may run with files that are not committed."
-    )
+    allow_dirty: bool = Field(default=False, description="Run stages even if files have uncommitted changes.")
 
     @field_validator("defaults")
     @classmethod
@@ -164,13 +159,13 @@ class KubeflowPipelines(Block):
     def runner(
         self, repo: Repo, *, run_key: str = "", on_event: Callable[[TaskEvent], None] | None = None
     ) -> Runner:
-        """Return what runs stages of a repository, a context manager that ends all it started.
+        """Return a runner for a repository's stages, a context manager that ends all processes it started.
 
         Args:
-            repo: The repository; logs and KFP's own files go below its temporary folder.
-            run_key: On a cluster, what makes a run another one although its content is the same, such as the id of a
-                flow run; a retry with the same key goes on with the run that is there.
-            on_event: On a cluster, told of each task's state, in another thread.
+            repo: The repository. Its temporary folder holds logs and KFP's files.
+            run_key: Key that distinguishes cluster runs of equal content, such as the ID of a flow run. A retry with
+                the same key continues the existing run.
+            on_event: On a cluster, called with each task's state, in another thread.
 
         Example:
             ``KubeflowPipelines(backend="local").runner(repo)``

@@ -13,10 +13,10 @@ from dvkf_prefect.urls import holds_secret
 
 
 def refuse_userinfo(url: str) -> str:
-    """Return a url that holds no secret: no userinfo but the plain user of an ssh or hdfs url, no signature.
+    """Return the url if it holds no secret. The plain user of an ssh or hdfs url is allowed.
 
     Raises:
-        ValueError: It holds one; it would be shown wherever the url is.
+        ValueError: The url holds a password, token or signature, which would be shown with it.
     """
     if holds_secret(url):
         raise ValueError(
@@ -26,10 +26,10 @@ def refuse_userinfo(url: str) -> str:
 
 
 class DvcRemote(Block):
-    """Where the objects of a DVC repository are shared, and how to get in.
+    """Remote storage of a DVC repository, with credentials.
 
-    The fields are DVC's options of an S3 remote by their DVC names; options of other kinds of remotes go into
-    ``options``. Over the repository's own configuration, a block's remote is the default one.
+    Fields have the names of DVC's options for S3 remotes. Options of other remotes go into ``options``. The block's
+    remote replaces the default remote of the repository's own configuration.
 
     Example:
         Load it and open a repository with it:
@@ -50,18 +50,18 @@ class DvcRemote(Block):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     url: str = Field(
-        description="Where the objects are: s3://bucket/prefix, a folder, or any other url that DVC knows."
+        description="Location of the objects: s3://bucket/prefix, a folder, or any other url that DVC supports."
     )
     remote_name: str = Field(
         default="prefect",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        description="The remote's name in the repository; outputs with `remote:` refer to it.",
+        description="Name of the remote in the repository. Outputs with `remote:` refer to it.",
     )
     endpointurl: str | None = Field(
         default=None, title="Endpoint URL", description="Address of an S3 service other than Amazon's."
     )
     region: str | None = Field(default=None, description="Region of the bucket.")
-    profile: str | None = Field(default=None, description="Profile in the credentials file of the worker.")
+    profile: str | None = Field(default=None, description="Profile in the worker's credentials file.")
     credentialpath: str | None = Field(
         default=None,
         title="Credentials file",
@@ -70,18 +70,20 @@ class DvcRemote(Block):
     configpath: str | None = Field(
         default=None, title="Configuration file", description="AWS configuration file on the worker."
     )
-    access_key_id: SecretStr | None = Field(default=None, title="Access key ID", description="The key's ID.")
-    secret_access_key: SecretStr | None = Field(default=None, description="The key's secret.")
+    access_key_id: SecretStr | None = Field(
+        default=None, title="Access key ID", description="ID of the access key."
+    )
+    secret_access_key: SecretStr | None = Field(default=None, description="Secret of the access key.")
     session_token: SecretStr | None = Field(
-        default=None, description="Token of temporary credentials, beside ID and secret."
+        default=None, description="Session token of temporary credentials."
     )
     allow_anonymous_login: bool | None = Field(
-        default=None, description="Read a public bucket without credentials when none are found."
+        default=None, description="Read a public bucket without credentials if none are found."
     )
     use_ssl: bool | None = Field(
         default=None,
         title="Use SSL",
-        description="Speak https with an endpoint that is given without a scheme.",
+        description="Use https for an endpoint without a scheme.",
     )
     ssl_verify: str | None = Field(
         default=None, title="Verify SSL", description="true, false, or the path of a CA bundle on the worker."
@@ -89,27 +91,25 @@ class DvcRemote(Block):
     read_timeout: int | None = Field(default=None, ge=1, description="Seconds to wait for an answer.")
     connect_timeout: int | None = Field(default=None, ge=1, description="Seconds to wait for a connection.")
     sse: str | None = Field(
-        default=None, title="SSE", description="Server-side encryption of what is written: AES256 or aws:kms."
+        default=None, title="SSE", description="Server-side encryption of uploads: AES256 or aws:kms."
     )
     sse_kms_key_id: str | None = Field(
-        default=None, title="SSE KMS key ID", description="Key for encryption by aws:kms."
+        default=None, title="SSE KMS key ID", description="Key for encryption with aws:kms."
     )
-    acl: str | None = Field(
-        default=None, title="ACL", description="Canned access control list of what is written."
-    )
-    jobs: int | None = Field(default=None, ge=1, description="How many objects are moved at the same time.")
+    acl: str | None = Field(default=None, title="ACL", description="Canned access control list of uploads.")
+    jobs: int | None = Field(default=None, ge=1, description="Maximum number of parallel transfers.")
     options: SecretDict = Field(
         default_factory=lambda: SecretDict({}),
-        description="Further options of this kind of remote by DVC's names, such as account_key or keyfile.",
+        description="Further options of the remote by DVC's names, such as account_key or keyfile.",
     )
 
     _check_url = field_validator("url")(refuse_userinfo)
 
     def as_config(self) -> dict[str, dict[str, str]]:
-        """Return the settings that make this the repository's default remote, for ``Repo.open(config=...)``.
+        """Return configuration with this remote as the default, for ``Repo.open(config=...)``.
 
         Returns:
-            Sections of options; they hold the secrets in the clear, so they are not for printing.
+            Sections of options, with secrets in the clear. Do not print them.
 
         Example:
             >>> DvcRemote(url="s3://bucket/data", region="eu-west-1").as_config()["core"]

@@ -1,4 +1,4 @@
-"""A DVC repository: a folder of this machine, or a git repository cloned when it is opened."""
+"""DVC repositories: a folder of the worker, or a git URL that is cloned."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.settings import DvkfSettings
 
-# git's own two ways to write an address: with a scheme, or host:path as scp does.
+# Git's two forms of an address: with a scheme, or host:path as in scp.
 _GIT_URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/\s:]+@[^/\s:]+:|[^/\s:]{2,}:[^/])", re.IGNORECASE)
 
 
 class DvcRepository(Block):
-    """A git repository with DVC data versions, and the remote that holds the data.
+    """Git repository with DVC data versions, and the remote with the data.
 
-    A git URL is cloned, shallow, into a folder of the worker; a clone is brought up to date each time it is opened,
-    and commits made in it that were not pushed are never discarded.
+    A git URL is cloned, shallow, into a folder of the worker. Each `open` updates the clone. Commits in it that were
+    not pushed are never discarded.
 
     Example:
-        Load it and bring its data here:
+        Load it and pull its data:
         ```python
         from dvkf_prefect import DvcRepository
 
@@ -51,18 +51,18 @@ class DvcRepository(Block):
     rev: str | None = Field(
         default=None,
         title="Revision",
-        description="Branch, tag or commit to clone; the remote's default branch if empty. Only for a git URL.",
+        description="Branch, tag or commit to clone; the default branch if empty. Only for a git URL.",
     )
     folder: str | None = Field(
-        default=None, description="Folder of the DVC repository inside the git repository, if not its top."
+        default=None, description="Folder of the DVC repository inside the git repository; the top if empty."
     )
     label: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9-]*$",
-        description="Short name that goes into the keys of artifacts, to tell apart repositories with equal paths.",
+        description="Short name in the keys of artifacts, to distinguish repositories with equal paths.",
     )
     remote: DvcRemote | None = Field(
-        default=None, description="The remote to use; the repository's own default if empty."
+        default=None, description="Remote with the data; the repository's own default if empty."
     )
 
     _check_path = field_validator("path")(refuse_userinfo)
@@ -85,12 +85,12 @@ class DvcRepository(Block):
 
     @property
     def is_cloned(self) -> bool:
-        """Whether it is cloned from a git URL when it is opened."""
+        """True if `path` is a git URL to clone."""
         return bool(_GIT_URL.match(self.path)) and not Path(self.path).exists()
 
     @property
     def name(self) -> str:
-        """What it is called in the keys of artifacts: the label, or the last part of its path or URL."""
+        """Name in the keys of artifacts: the label, or the last part of the path or URL."""
         if self.label:
             return self.label
         if self.is_cloned:
@@ -100,15 +100,15 @@ class DvcRepository(Block):
         return last or "repository"
 
     def open(self) -> Repo:
-        """Open it; a git URL is cloned, or its clone brought up to date, first.
+        """Open the repository. For a git URL, clone it or update its clone first.
 
         Returns:
-            The repository, with the block's remote over its own configuration.
+            The repository, with the block's remote as the default.
 
         Raises:
-            NotARepositoryError: There is no DVC repository there.
-            GitError: Git could not clone it, or the clone has commits that its origin does not have.
-            ConfigError: The remote's options are wrong.
+            NotARepositoryError: The folder is no DVC repository.
+            GitError: The clone failed, or an existing clone has commits that its origin does not have.
+            ConfigError: The remote's options are invalid.
 
         Example:
             ``DvcRepository(path="https://git.example.org/team/digits.git", rev="main").open()``

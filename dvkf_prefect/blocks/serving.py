@@ -1,4 +1,4 @@
-"""Where registered models are served."""
+"""Servers of registered models on the worker's machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class ModelServer(Block):
-    """Serves registered models on the worker's machine, each by a process of its own on 127.0.0.1.
+    """Serves registered models on the worker's machine, one process per model, on 127.0.0.1.
 
-    The servers speak the V1 and the Open Inference Protocol. A new version takes over on the port of the one
-    before it, without a refused request.
+    The servers implement the V1 and the Open Inference Protocol. A new version takes over the port of the previous
+    one without refusing a request.
 
     Example:
-        Load it and ask the model it serves:
+        Load it and request a prediction:
         ```python
         from dvkf_prefect import ModelServer
 
@@ -43,47 +43,49 @@ class ModelServer(Block):
     state_dir: str | None = Field(
         default=None,
         title="State folder",
-        description="Folder on the worker for what is known of running servers; below Prefect's home if empty.",
+        description="Folder on the worker with the state of running servers; below Prefect's home if empty.",
     )
     port: int = Field(
         default=0,
         ge=0,
         le=65535,
-        description="Port on 127.0.0.1; 0 takes a free one, and keeps it when a new version takes over.",
+        description="Port on 127.0.0.1; 0 for a free one, which later versions keep.",
     )
     detached: bool = Field(
         default=True,
-        description="Let servers outlive the run that started them; otherwise they end with its process.",
+        description="Keep servers running after the run that started them; otherwise they end with its process.",
     )
     timeout: float = Field(
-        default=60, gt=0, description="Seconds until a server must be ready, and for an answer of it."
+        default=60, gt=0, description="Seconds to wait until a server is ready, and for each of its answers."
     )
 
     @property
     def folder(self) -> Path:
-        """The state folder."""
+        """Folder with the state of running servers."""
         if self.state_dir:
             return Path(self.state_dir).expanduser().absolute()
         return DvkfSettings().folder("serving")
 
     def serving(self) -> LocalServing:
-        """Return the servers that run, to find, start and stop them."""
+        """Return the registry of running servers, which finds, starts and stops them."""
         return LocalServing(self.folder)
 
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Endpoint:
-        """Serve a registered version; take over from the one that is served now.
+        """Serve a registered version in place of the one that is served now.
+
+        On failure, the previous version is still served.
 
         Args:
-            registry: Where the version is registered; brings its file, verified.
+            registry: Registry of the version. It provides the file, verified.
             version: The version.
 
         Returns:
-            Where it answers. When this fails, the version before goes on being served.
+            The running endpoint.
 
         Raises:
             ModelError: DVC recorded no content for the version.
-            ModelDigestError: The file is not the version's digest.
-            ServingError: The server did not start; gives the end of its log.
+            ModelDigestError: The file does not match the version's digest.
+            ServingError: The server did not start; with the end of its log.
 
         Example:
             ``ModelServer().deploy(registry, registry.show("digits", "#prod"))``
@@ -91,7 +93,7 @@ class ModelServer(Block):
         if version.path is None or version.digest is None:
             raise ModelError(f"{version} has no file that could be served")
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A server that is ready has loaded its model, and never reads the files again.
+        # A ready server has loaded its model and never reads the files again.
         with scratch_folder("model-", self.folder) as folder:
             files = registry.materialise(version, folder / "files" / Path(version.path).name)
             return self.serving().deploy(
@@ -105,13 +107,13 @@ class ModelServer(Block):
             )
 
     def endpoint(self, model: str) -> Endpoint:
-        """Return where a model is served.
+        """Return the running endpoint of a model.
 
         Args:
             model: The model's name.
 
         Raises:
-            ServingError: It is not served here.
+            ServingError: The model is not served here.
         """
         serving = self.serving()
         found = serving.get(model)

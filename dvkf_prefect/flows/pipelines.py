@@ -39,29 +39,29 @@ def repro(
     commit: bool = True,
     message: str | None = None,
 ) -> dict[str, Any]:
-    """Run the stages of a dvc.yaml for which something changed, restore or skip the others, and record the results.
+    """Run the changed stages of a dvc.yaml, restore or skip the others, and record the results.
 
-    Each stage is a task run: its state, its log while it runs, and a card that says why it ran. A run that was
-    cancelled or killed leaves nothing running; the next one goes on from the stages that were done.
+    Each stage is a task run with its state, its live log, and a card with the reasons. A cancelled or killed run leaves
+    no process behind; the next run continues after the completed stages.
 
     Args:
         repository: Name of the DVC Repository block.
-        pipelines: Name of the Kubeflow Pipelines block, which says where stages run.
-        targets: Stages, outputs or dvc.yaml files to bring up to date, with what they need; all stages if empty.
-        force: Run stages for which nothing changed, too.
-        downstream: Bring the targets and all that need them up to date, instead of what they need.
-        pull: Bring data that is not here, and what equal runs wrote, from the remote.
+        pipelines: Name of the Kubeflow Pipelines block, the backend of the stages.
+        targets: Stages, outputs or dvc.yaml files to bring up to date, with their upstream stages; all stages if empty.
+        force: Also run unchanged stages.
+        downstream: Include the stages downstream of the targets, in place of those upstream.
+        pull: Download missing inputs, and missing outputs of equal earlier runs, from the remote.
         push: Push data to the remote, and commits to git's origin if there is one.
-        on_error: When a stage fails: keep-going leaves out those that need it and finishes all others, fail starts no
-            other, ignore goes on as if it had not.
-        retries: How often a stage is tried again when its command, or what runs it, failed; a stage's
-            meta.prefect.retries in dvc.yaml counts more.
-        retry_delay_seconds: Seconds to wait before each of these tries.
-        commit: Commit the results to git, with the id of this run.
-        message: Message of that commit; by default the stages that ran.
+        on_error: Reaction to a failed stage. keep-going skips its downstream stages and finishes all others, fail
+            starts no further stage, ignore continues as if it had succeeded.
+        retries: Number of retries after the command or its runner failed. A stage's meta.prefect.retries in dvc.yaml
+            takes precedence.
+        retry_delay_seconds: Seconds to wait before each retry.
+        commit: Commit the results to git, with the ID of this run.
+        message: Message of the commit; by default the stages that ran.
 
     Returns:
-        The stages that ran, were restored or were skipped, and the commit.
+        The stages that ran, were restored, skipped or failed, and the commit.
     """
     data = cast(DvcRepository, DvcRepository.load(repository))
     result = repro_pipeline(
@@ -95,10 +95,10 @@ def find_metric(rows: tuple[MetricChange, ...], name: str) -> float:
 
     Args:
         rows: The metrics.
-        name: A dotted name, or the file and the name with a colon between.
+        name: A dotted name, or FILE:NAME.
 
     Raises:
-        ValueError: There is no such number, or it stands in several files.
+        ValueError: No file has such a number, or several files have it.
     """
     found = [row for row in rows if name in (row.name, f"{row.path}:{row.name}")]
     values = [row.new for row in found if isinstance(row.new, (int, float))]
@@ -124,25 +124,26 @@ def train(
     push: bool = True,
     force: bool = False,
 ) -> Any:
-    """Bring a DVC pipeline up to date on Kubeflow Pipelines, record the results and register the model.
+    """Bring a DVC pipeline up to date, record the results and register the model.
 
-    Pulls the data, runs the stages for which something changed, compares data and metrics with the last commit,
-    commits the results to git with the id of this run, pushes, and registers the model if its metric is good enough.
+    Pulls the data, runs the changed stages, and compares data and metrics with the last commit. Commits the results to
+    git with the ID of this run, and pushes. Registers the model if its metric reaches the minimum.
 
     Args:
         repository: Name of the DVC Repository block.
         pipelines: Name of the Kubeflow Pipelines block.
-        targets: Stages or dvc.yaml files to bring up to date; all stages if empty.
+        targets: Stages or dvc.yaml files to bring up to date, with their upstream stages; all stages if empty.
         model: Model to register, by its name in dvc.yaml; none if empty.
-        stage: Stage to give to the registered version, such as prod.
-        metric: Metric that the model must reach to be registered, such as accuracy.
-        minimum: The least that metric must be.
-        pull: Bring the data from the remote first.
+        stage: Model stage to assign to the registered version, such as prod.
+        metric: Metric that decides on the registration, such as accuracy.
+        minimum: Minimum of that metric for the registration.
+        pull: Pull the data from the remote first.
         push: Push data to the remote, and commits and tags to git's origin if there is one.
-        force: Run stages for which nothing changed, too.
+        force: Also run unchanged stages.
 
     Returns:
-        What ran, the commit, the metrics and the registered version; the state is Rejected when the metric is too low.
+        The stages that ran, the commit, the metrics and the registered version. The state is Rejected if the metric
+        is below the minimum.
     """
     if (metric is None) != (minimum is None):
         raise ValueError("metric and minimum go together: give both, or neither")

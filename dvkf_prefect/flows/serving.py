@@ -25,20 +25,20 @@ def serve(
     repository: str = "local",
     server: str = "local",
 ) -> dict[str, Any]:
-    """Serve the version of a model that holds a stage, and ask it a first question.
+    """Serve a registered version of a model, and request a first prediction.
 
-    The new version takes over from the one that is served now, without a refused request. When it does not start, the
-    old one goes on.
+    The new version replaces the one that is served now without refusing a request. If it does not start, the old
+    version stays in service.
 
     Args:
         model: Model to serve, by its name in dvc.yaml.
-        which: Version to serve: a stage after a hash, such as #prod; a version, such as v1.0.0; or latest.
-        instances: Rows to ask the new server for, as a check that it predicts; none if empty.
+        which: Version to serve: a model stage after a hash, such as #prod; a version, such as v1.0.0; or latest.
+        instances: Rows to predict, as a check of the new server; no check if empty.
         repository: Name of the DVC Repository block.
         server: Name of the Model Server block.
 
     Returns:
-        The version that is served, where, and what it predicted.
+        The served version, its URL, and its predictions.
     """
     place = cast(ModelServer, ModelServer.load(server))
     endpoint = deploy_model(cast(DvcRepository, DvcRepository.load(repository)), place, model, which)
@@ -60,18 +60,18 @@ def rollback(
     server: str = "local",
     push: bool = True,
 ) -> dict[str, Any]:
-    """Give a stage back to the version of a model that held it before, and serve that version.
+    """Assign a model stage to the version that had it before, and serve that version.
 
     Args:
         model: Model to roll back, by its name in dvc.yaml.
-        stage: Stage to give back.
-        instances: Rows to ask the server for after it; none if empty.
+        stage: The model stage.
+        instances: Rows to predict, as a check of the server; no check if empty.
         repository: Name of the DVC Repository block.
         server: Name of the Model Server block.
-        push: Push the tag that records it to git's origin if there is one.
+        push: Push the tag that records the rollback to git's origin if there is one.
 
     Returns:
-        The version that is served, where, and what it predicted.
+        The served version, its URL, and its predictions.
     """
     data = cast(DvcRepository, DvcRepository.load(repository))
     place = cast(ModelServer, ModelServer.load(server))

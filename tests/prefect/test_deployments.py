@@ -50,7 +50,7 @@ def test_deployments_run_on_a_worker(server: PrefectServer, project: Repo) -> No
     train = server.get("/deployments/name/train/train")
     assert [schedule["schedule"]["cron"] for schedule in train["schedules"]] == ["0 3 * * *"]
     described = train["parameter_openapi_schema"]["properties"]["minimum"]["description"]
-    assert described == "The least that metric must be."
+    assert described == "Minimum of that metric for the registration."
 
     worker = server.start(
         "prefect", "worker", "start", "--pool", "local", "--type", "process", "--name", "test"

@@ -52,9 +52,9 @@ def test_metric_that_cannot_be_compared(name: str, message: str) -> None:
     ("file", "name", "said"),
     [
         ("train", "train", "Bring a DVC pipeline up to date"),
-        ("repro", "repro", "Run the stages of a dvc.yaml for which something"),
-        ("serve", "serve", "Serve the version of a model"),
-        ("serve", "rollback", "Give a stage back"),
+        ("repro", "repro", "Run the changed stages of a dvc.yaml"),
+        ("serve", "serve", "Serve a registered version of a model"),
+        ("serve", "rollback", "Assign a model stage"),
     ],
 )
 def test_parameters_are_described_for_the_form(file: str, name: str, said: str) -> None:
