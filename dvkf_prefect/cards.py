@@ -1,8 +1,8 @@
-"""What Prefect's pages show of a result: pure functions from results to cards.
+"""Cards for Prefect's pages: pure functions from results to markdown and tables.
 
-A card becomes an artifact. Its key is stable, so that the page of a key is the timeline of one dataset, model, pipeline
-or stage. Of a timeline the page shows only the newest description, so each description says what a reader of the list
-needs. Everything from outside is escaped, and long lists end with how many more there are.
+A card becomes an artifact. Its key is stable: all cards of one dataset, model, pipeline or stage form a timeline. The
+list of artifacts shows only the newest description, so each description is complete. Outside text is escaped, and long
+lists are cut with a count of the remaining rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEY = 120
 _MARK = 10
 _WORD = re.compile(r"[a-z0-9]+")
 _WORDS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-# Ends like a key that has a digest.
+# Keys that end like a key with a digest.
 _MARKED = re.compile(rf"-[0-9a-f]{{{_MARK}}}$")
 _LOG = 4000
 _ADDRESS = re.compile(r"https?://[\w.:\[\]-]+(?:/[\w.~%/-]*)?", re.ASCII)
@@ -42,13 +42,13 @@ _ADDRESS = re.compile(r"https?://[\w.:\[\]-]+(?:/[\w.~%/-]*)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Card:
-    """One artifact to be.
+    """Content of a Prefect artifact.
 
     Attributes:
-        key: Its timeline: ``[a-z0-9-]``.
+        key: Key of the timeline, of ``[a-z0-9-]``.
         description: Markdown for the list and the head of the page.
-        markdown: Its body; empty for a table.
-        table: Its rows, in a table's order; empty for markdown.
+        markdown: Body in markdown; empty for a table.
+        table: Rows of a table in order; empty for markdown.
     """
 
     key: str
@@ -58,15 +58,15 @@ class Card:
 
 
 def artifact_key(kind: str, *names: str) -> str:
-    """Return the key of a timeline; names that differ never share one.
+    """Return the key of a timeline. Different names never share a key.
 
-    A plain name stays readable: words of lower-case letters and digits with single dashes, and for data a path of
-    such words below ``data/``. Two dashes, or the word ``data`` of such a path, end a label before it. All other
-    names are changed to fit, and get a short digest of what they were.
+    Plain names stay readable. A plain name has words of lower-case letters and digits with single dashes; for data, it
+    is a path of such words below ``data/``. A label before it ends with two dashes, or with the word ``data`` of such a
+    path. All other names are normalised and get a short digest of the original.
 
     Args:
-        kind: What it is of: ``data``, ``model``, ``metrics``, ...
-        names: What is told apart, from the outside in; empty ones are left out.
+        kind: Kind of the card: ``data``, ``model``, ``metrics``, ...
+        names: Names from the outermost to the innermost, such as label and path; empty ones are ignored.
 
     Example:
         >>> artifact_key("data", "", "data/digits/train")
@@ -87,7 +87,7 @@ def artifact_key(kind: str, *names: str) -> str:
 
 
 def _plain_key(kind: str, names: Sequence[str]) -> str | None:
-    """Return the key that only these names have; None where they have to be changed for one."""
+    """Return a readable key that only these names have; None if they need a digest."""
     *labels, name = names or ("",)
     if len(labels) > 1 or not all(_WORDS.fullmatch(label) for label in labels):
         return None
@@ -96,7 +96,7 @@ def _plain_key(kind: str, names: Sequence[str]) -> str | None:
             return None
         return f"{kind}-{'--'.join(names)}"
     words = name.split("/")
-    # The second "data" of a key begins the path, so a label and a path without a label have none.
+    # The second "data" of a key begins the path, so neither a label nor a path without a label may contain one.
     if words[0] != "data" or not all(_WORD.fullmatch(word) for word in words):
         return None
     if any("data" in label.split("-") for label in labels) or (not labels and "data" in words[1:]):
@@ -105,7 +105,7 @@ def _plain_key(kind: str, names: Sequence[str]) -> str | None:
 
 
 def escape(value: object) -> str:
-    r"""Return a value as text for markdown, in a cell or elsewhere: one line, no markup, no link, bounded.
+    r"""Escape a value for markdown: one line of limited length, without markup or links.
 
     Example:
         >>> escape("a|b <c>")
@@ -115,13 +115,13 @@ def escape(value: object) -> str:
     if len(text) > _CELL:
         text = text[: _CELL - 1] + "…"
     text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
-    # Of a bare address a reader of markdown makes a link.
+    # Markdown turns a bare address into a link.
     text = text.replace("://", ":&#47;&#47;")
     return re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE)
 
 
 def code(value: object) -> str:
-    """Return a value as code within a line of markdown: one line, bounded, shown as it is.
+    """Return a value as inline code of markdown: one line of limited length.
 
     Example:
         >>> code("a`b")
@@ -131,7 +131,7 @@ def code(value: object) -> str:
 
 
 def link(text: str, url: str) -> str:
-    """Return a link of markdown; plain text for what is no plain web address.
+    """Return a markdown link; escaped text if the url is no plain web address.
 
     Example:
         >>> link("docs", "https://example.org/a"), link("x", "javascript:alert(1)")
@@ -145,13 +145,13 @@ def _address(url: str) -> str:
 
 
 def block(text: str, language: str = "text") -> str:
-    """Return text of several lines as a block of code of markdown, whatever stands in it."""
+    """Return text as a code block of markdown; its fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{fence}{language}\n{printable(text, lines=True)}\n{fence}"
 
 
 def size_text(size: float | None) -> str:
-    """Return a number of bytes as a person writes it.
+    """Format a number of bytes with a decimal unit.
 
     Example:
         >>> size_text(1234567)
@@ -169,7 +169,7 @@ def size_text(size: float | None) -> str:
 
 
 def count_text(count: int, noun: str) -> str:
-    """Return a count with its noun.
+    """Format a count with its noun, in the plural if needed.
 
     Example:
         >>> count_text(1437, "file")
@@ -179,12 +179,12 @@ def count_text(count: int, noun: str) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, limit: int = ROWS) -> str:
-    """Return a table of markdown, with the first rows and how many more there are.
+    """Return a markdown table of the first rows, with a count of the remaining ones.
 
     Args:
-        columns: The heads.
-        rows: The cells; they are escaped.
-        limit: How many rows are shown at most.
+        columns: Headers of the columns.
+        rows: Cells by row; they are escaped.
+        limit: Maximum number of rows.
     """
     rows = list(rows)
     lines = ["| " + " | ".join(map(escape, columns)) + " |", "|" + " --- |" * len(columns)]
@@ -201,15 +201,15 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, 
 def data_card(
     version: DataVersion, history: Sequence[DataVersion] = (), *, label: str = "", limit: int = ROWS
 ) -> Card:
-    """Show a version of an output above the committed ones before it.
+    """Show a version of an output above earlier committed versions.
 
     Args:
         version: The version.
-        history: Earlier ones, the newest first.
+        history: Earlier versions, newest first.
         label: Short name of the repository for the key.
-        limit: How many versions are shown at most.
+        limit: Maximum number of versions.
     """
-    # The newest commit may hold this very version; it then says which commit that is.
+    # If the newest commit holds this version, its row also shows the commit.
     known = bool(history) and history[0].digest == version.digest
     rows = list(history) if known else [version, *history]
     table = tuple(
@@ -238,13 +238,13 @@ def _at(rev: str | None) -> str:
 
 
 def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), limit: int = ROWS) -> Card:
-    """Show the difference of two versions: counts, bytes, and the first paths of each kind.
+    """Show the difference between two versions: counts, bytes, and the first paths of each kind.
 
     Args:
         diff: The difference.
-        name: The repository's short name, for the key.
-        commits: The commits that its two sides mean now; empty for the workspace.
-        limit: How many paths of each kind are shown at most.
+        name: Short name of the repository for the key.
+        commits: Commits of the two sides; empty for the workspace.
+        limit: Maximum number of paths of each kind.
     """
     kinds: list[tuple[str, tuple[DiffEntry, ...]]] = [
         ("added", diff.added),
@@ -253,7 +253,7 @@ def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), lim
         ("renamed", diff.renamed),
         ("not in cache", diff.not_in_cache),
     ]
-    # A directory's own row ends with a slash; the files below it are counted, it is not.
+    # The row of a directory itself ends with a slash; only its files are counted.
     files = {kind: [e for e in entries if not e.path.endswith("/")] for kind, entries in kinds}
     sides = f"{_side(diff.a, commits[0])} to {_side(diff.b or 'workspace', commits[1])}"
     counts = ", ".join(f"{len(found):,} {kind}" for kind, found in files.items() if found)
@@ -314,11 +314,11 @@ def _side(name: str, commit: str) -> str:
 
 
 def transfer_text(verb: str, transfer: Transfer) -> str:
-    """Return what a transfer did, for a log or a card.
+    """Describe a transfer for a log or a card.
 
     Args:
-        verb: What it is called: ``pushed``, ``fetched``.
-        transfer: The result.
+        verb: Past participle of the verb: ``pushed``, ``fetched``.
+        transfer: The transfer.
     """
     if not transfer.files:
         return f"nothing to be {verb}: {count_text(transfer.present, 'object')} there already"
@@ -334,12 +334,12 @@ _ACTIONS = {"run": "ran", "skip": "skipped", "restore": "restored from the run c
 
 
 def pipeline_card(result: ReproResult, name: str, *, limit: int = 200) -> Card:
-    """Show every stage of a pipeline: what was done with it and why.
+    """Show every stage of a pipeline with its outcome and reasons.
 
     Args:
-        result: What the reproduction did.
-        name: The pipeline's short name, for the key.
-        limit: How many stages are shown at most.
+        result: Result of `repro`.
+        name: Short name of the pipeline for the key.
+        limit: Maximum number of stages.
     """
     failed = set(result.failed)
     rows = [
@@ -371,12 +371,12 @@ def pipeline_card(result: ReproResult, name: str, *, limit: int = 200) -> Card:
 
 @dataclass(frozen=True)
 class TreeChange:
-    """Which files of a directory are other ones than before, each relative to it.
+    """Changed files of a directory, relative to it.
 
     Attributes:
-        added: Those that were not there.
-        deleted: Those that are gone.
-        modified: Those with another content.
+        added: New files.
+        deleted: Removed files.
+        modified: Files with new content.
     """
 
     added: tuple[str, ...] = ()
@@ -396,14 +396,14 @@ def stage_card(
     limit: int = ROWS,
     files: Mapping[str, TreeChange] | None = None,
 ) -> Card:
-    """Show why a stage ran or was skipped, which files of directories changed, and the end of its log.
+    """Show the outcome of a stage: reasons, changed files of directories, and the end of the log.
 
     Args:
-        decision: What was decided, and why.
-        event: How its run ended, if it ran.
+        decision: The decision on the stage, with its reasons.
+        event: Event of the end of its run, if it ran.
         label: Short name of the repository for the key.
-        limit: How many reasons are shown at most, and files of each directory.
-        files: What changed in directories that it depends on, by their names.
+        limit: Maximum number of reasons, and of files per directory.
+        files: Changes in directories it depends on, by the name of the dependency.
     """
     files = files or {}
     failed = event is not None and event.kind == "fail"
@@ -451,13 +451,13 @@ def _value(value: object) -> str:
 
 
 def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = "", limit: int = 100) -> Card:
-    """Show metrics beside those of the version before.
+    """Show metrics beside those of the previous version.
 
     Args:
-        changes: One row a metric.
-        name: The pipeline's short name, for the key.
-        before: The commit that was compared with; empty when there was none.
-        limit: How many metrics are shown at most.
+        changes: Changes, one per metric.
+        name: Short name of the pipeline for the key.
+        before: Commit of the previous version; empty without one.
+        limit: Maximum number of metrics.
     """
     table = tuple(
         {
@@ -496,14 +496,14 @@ def _cell(value: object) -> object:
 def model_card(
     versions: Sequence[ModelVersion], name: str, *, label: str = "", said: str = "", limit: int = ROWS
 ) -> Card:
-    """Show a model's versions, the highest first, and the stages they hold.
+    """Show the versions of a model, highest first, with their stages.
 
     Args:
-        versions: Its versions from the highest down.
-        name: The model's name.
+        versions: Versions from the highest to the lowest.
+        name: Name of the model.
         label: Short name of the repository for the key.
-        said: What just happened, for the description.
-        limit: How many versions are shown at most.
+        said: Sentence on the latest change, for the description.
+        limit: Maximum number of versions.
     """
     table = tuple(
         {
@@ -533,11 +533,11 @@ def _moment(moment: datetime) -> str:
 
 
 def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Card:
-    """Show where a model is served, and how to ask it.
+    """Show the address of a served model, and a request for predictions.
 
     Args:
-        endpoint: The running server.
-        version: The registered version it serves.
+        endpoint: The running endpoint.
+        version: The registered version that it serves.
     """
     base = f"{endpoint.url}/v2/models/{endpoint.model}"
     ask = f"{endpoint.url}/v1/models/{endpoint.model}:predict"
@@ -568,12 +568,12 @@ def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Ca
 
 
 def predictions_card(endpoint: Endpoint, predictions: Sequence[object], *, limit: int = ROWS) -> Card:
-    """Show what a served model answered.
+    """Show the predictions of a served model.
 
     Args:
-        endpoint: The server that answered.
-        predictions: One for each row.
-        limit: How many are shown at most.
+        endpoint: The endpoint that answered.
+        predictions: Predictions, one per row.
+        limit: Maximum number of predictions.
     """
     shown = ", ".join(escape(value) for value in predictions[:10])
     more = ", …" if len(predictions) > 10 else ""

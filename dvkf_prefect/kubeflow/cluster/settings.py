@@ -1,4 +1,4 @@
-"""How a Kubeflow Pipelines installation is reached, and what its pods are given."""
+"""Settings of a Kubeflow Pipelines installation: address, login, defaults of pods, and their access to the remote."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dvkf_prefect.kubeflow.compile.compile import IMAGE
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Reference, parse_defaults
 from dvkf_prefect.kubeflow.exchange.runs import OPTION_VARIABLE
 
-# Options of a remote that say the same on every machine and are no secret. What is a path on this machine, or could
-# hold a secret, is none of them: a pipeline can be read by everybody in its namespace.
+# Options of a remote that mean the same on every machine and are no secret. Paths of this machine and possible secrets
+# are left out: everyone in the namespace can read a pipeline.
 _SHARED_OPTIONS = frozenset(
     {
         "region",
@@ -90,14 +90,14 @@ _PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class PodRemote:
-    """The remote as pods reach it, where that is not as this machine does.
+    """Access of pods to the remote, if it differs from this machine's.
 
     Attributes:
-        secret: The Kubernetes secret that holds its credentials.
-        keys: Which option of the remote each key of that secret is; of S3 ``access_key_id`` and ``secret_access_key``
-            by those names if empty.
-        url: Its url inside the cluster.
-        options: Options that differ there, such as ``endpointurl``; nothing secret.
+        secret: Kubernetes secret with the credentials of the remote.
+        keys: Option of the remote for each key of that secret. If empty, the keys are named like the options; for S3,
+            ``access_key_id`` and ``secret_access_key``.
+        url: Url of the remote inside the cluster.
+        options: Options that differ inside the cluster, such as ``endpointurl``. No secrets.
     """
 
     secret: str | None = None
@@ -106,15 +106,15 @@ class PodRemote:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self, repo: Repo, remote: Remote, placements: Mapping[str, Placement]) -> _Described:
-        """Return the remote's url, options, and the secret that brings the rest.
+        """Return the remote's url and options for pods, and the secret with its credentials.
 
         Args:
             repo: The repository.
-            remote: Its remote, as opened here.
-            placements: The settings of the pods.
+            remote: The remote, opened on this machine.
+            placements: Settings of the pods by stage.
 
         Raises:
-            ConfigError: Pods would not get its credentials, or cannot see it at all.
+            ConfigError: Pods would get no credentials, or cannot reach the remote.
         """
         _, configured = repo.config.remote(remote.name)
         here = configured.pop("url")
@@ -174,33 +174,33 @@ class _Described:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """How stages get to a cluster.
+    """Settings of stages on a cluster.
 
     Attributes:
-        host: The address of Kubeflow Pipelines.
-        namespace: The namespace that runs belong to.
-        experiment: The experiment that runs are listed under; made when it is not there.
-        image: The image of pods whose stage names none.
-        token: A bearer token.
-        token_file: A file with the token, read again for each request since it is renewed; KFP's own variable
-            ``KF_PIPELINES_SA_TOKEN_PATH`` and usual place when None.
-        cookie: The value of a session's cookie.
-        cookie_name: That cookie's name.
-        ca_file: Certificates to trust instead of the usual ones.
-        verify_ssl: False trusts every server.
-        service_account: The Kubernetes account that runs run under.
-        pipeline_root: Where KFP keeps its own artifacts; its default when None.
-        defaults: The settings of pods where their stages say nothing.
-        remote: The remote as pods reach it.
+        host: Address of Kubeflow Pipelines.
+        namespace: Namespace of the runs.
+        experiment: Experiment of the runs; created if missing.
+        image: Container image of stages that name none.
+        token: Bearer token.
+        token_file: File with the token, read again for each request because Kubernetes renews it. If None, KFP's own
+            variable ``KF_PIPELINES_SA_TOKEN_PATH``, or KFP's usual path.
+        cookie: Value of a session's cookie.
+        cookie_name: Name of that cookie.
+        ca_file: CA certificates to trust instead of the usual ones.
+        verify_ssl: Verify the server's certificate.
+        service_account: Kubernetes service account of the pods.
+        pipeline_root: Location of KFP's own artifacts; KFP's default if None.
+        defaults: Settings of pods that their stages do not set.
+        remote: Access of pods to the remote.
         connect_timeout: Seconds to wait for a connection.
         read_timeout: Seconds to wait for an answer.
-        outage: Seconds for which the API may be away before following a run is given up.
-        patience: How long is waited for what.
-        ask_kubernetes: Whether Kubernetes is asked about pods that do not start.
-        kube_config: A kubeconfig for that.
-        kube_context: A context in it.
-        allow_dirty: Whether stages may run with files that are not committed.
-        push_missing: Whether objects that only this machine has are pushed first.
+        outage: Maximum seconds without an answer of the API while a run is followed.
+        patience: Timeouts of runs and pods.
+        ask_kubernetes: Query Kubernetes for the reason when a pod does not start.
+        kube_config: Kubeconfig file for these queries.
+        kube_context: Context in that file.
+        allow_dirty: Run stages even if files have uncommitted changes.
+        push_missing: Upload objects that only this machine has, before the run.
     """
 
     host: str
@@ -281,10 +281,10 @@ class ClusterSettings:
         return cls.from_options(options)
 
     def bearer(self) -> str:
-        """Return the token for a request, or "" for none.
+        """Return the token for a request; "" if there is none.
 
         Raises:
-            ConfigError: The file that holds it cannot be read.
+            ConfigError: The token file cannot be read.
         """
         if self.token:
             return self.token
