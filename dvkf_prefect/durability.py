@@ -1,6 +1,7 @@
-"""Bringing content to the disk before anything names it, so that a power cut leaves no name without its content.
+"""Flush of objects to disk before any file references them, so that a power cut leaves no reference without content.
 
-Whoever stores objects notes them here. Whoever writes a file that names them flushes first: once for all of them.
+A function that stores objects notes them here. A function that writes a reference calls `flush` first, once for all
+noted objects.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ import os
 import threading
 from pathlib import Path
 
-# Set to 0, false, no or off, it turns all of this off: faster on slow disks, and content may be lost by a power cut.
+# The values 0, false, no and off disable all flushes: faster on slow disks, but a power cut may lose content.
 VARIABLE = "DVKF_DURABLE"
-# Up to so many files each is brought to the disk by itself; of more, all that its file system holds.
+# Up to this many files are flushed one by one; for more, the whole file system is.
 EACH = 8
-# What a store holds since less than so many seconds may not be on its disk: who stored it may have been killed before
-# it flushed. Kernels write all back within a minute.
+# Objects younger than this many seconds may not be on disk: the process that stored them may have been killed before
+# its flush. Kernels write everything back within a minute.
 YOUNG = 600
-# After so many files their disk begins to take them, while more are stored; the flush at the end waits for the rest.
+# After this many files, a background flush starts while more are stored; the final flush waits for the rest.
 AHEAD = 4096
-# What file systems answer that cannot flush a folder, or at all.
+# Errors of file systems that cannot flush a folder, or anything.
 _CANNOT = frozenset(
     (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR)
 )
 _lock = threading.Lock()
-# For each folder that holds objects, those that were stored since the last flush; None for too many to tell.
+# Files stored since the last flush, by store folder; None for too many to list.
 _noted: dict[str, list[str] | None] = {}
 _ahead = threading.Thread()
 _stored = 0
@@ -32,16 +33,16 @@ _failures: list[OSError] = []
 
 
 def is_on() -> bool:
-    """Return whether content is brought to the disk before it is named."""
+    """Return True if objects are flushed to disk before they are referenced."""
     return os.environ.get(VARIABLE, "").strip().lower() not in ("0", "false", "no", "off")
 
 
 def note(root: str | Path, paths: list[str]) -> None:
-    """Remember files that were stored, for the next `flush`.
+    """Record stored files for the next `flush`.
 
     Args:
-        root: The folder of the store that holds them, on their file system.
-        paths: The files, absolute.
+        root: Folder of the store, on the files' file system.
+        paths: Absolute paths of the files.
     """
     if not paths or not is_on():
         return
@@ -55,11 +56,11 @@ def note(root: str | Path, paths: list[str]) -> None:
 
 
 def begin(root: str | Path, count: int) -> None:
-    """Let the disk of a folder begin to take what it holds when enough was stored, without waiting for it.
+    """Start a background flush of a folder's disk if enough files were stored.
 
     Args:
-        root: The folder.
-        count: Files that were stored in it now.
+        root: Folder of the store.
+        count: Number of files just stored in it.
     """
     global _ahead, _stored
     if not is_on():
@@ -77,15 +78,15 @@ def _begin(root: str) -> None:
     try:
         _flush_one(root, None, set())
     except OSError as error:
-        # The system tells of it once only.
+        # The system reports it only once.
         _failures.append(error)
 
 
 def flush() -> None:
-    """Bring all files that were noted to their disks; those noted stay noted when it fails.
+    """Flush all noted files to disk; after a failure they stay noted.
 
     Raises:
-        OSError: A disk did not take them.
+        OSError: A disk failed to write them.
     """
     if not _noted:
         return
@@ -126,7 +127,7 @@ def _flush_one(root: str, paths: list[str] | None, done: set[int]) -> None:
 
 
 def _sync_file_system(descriptor: int) -> None:
-    import ctypes  # takes a while to import
+    import ctypes  # slow to import
 
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None:
@@ -140,10 +141,10 @@ def _sync_file_system(descriptor: int) -> None:
 
 
 def sync_path(path: str | Path) -> None:
-    """Bring one file, or the names in one folder, to the disk; what is gone or cannot be flushed is passed over.
+    """Flush one file, or the entries of one folder, to disk; a missing or unsupported path is ignored.
 
     Raises:
-        OSError: The disk did not take it.
+        OSError: The disk failed to write it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,43 +1,43 @@
-"""Every error the package raises on purpose.
+"""Errors that the package raises on purpose.
 
-Each message names the object, the place and the next step. Where Python has an exception of the same
-meaning, the class is that too, so ``except FileNotFoundError`` works as a reader expects::
+Each message names the object, the place and the next step. If Python has an exception with the same meaning, the
+class derives from it too, so ``except FileNotFoundError`` works as expected::
 
     DvkfError
     ├── NotARepositoryError      no `.dvc` folder here or above            (FileNotFoundError)
     ├── GitError                 git refused, or a revision does not exist
-    │   └── GitTimeoutError      git gave no answer
+    │   └── GitTimeoutError      git did not answer in time
     ├── ConfigError              `.dvc/config` or an option is wrong       (ValueError)
     │   └── RemoteNotFoundError  no remote of that name                    (LookupError)
     ├── ParseError               a `.dvc`, dvc.yaml, dvc.lock or manifest does not parse (ValueError)
     ├── LockedError              another dvc or dvkf holds the repository  (TimeoutError)
     ├── DiskFullError            no space left where a file was being written (OSError)
-    ├── OutputError              a tracked path cannot be used as asked
+    ├── OutputError              a tracked path cannot be used as requested
     │   ├── OutputNotFoundError  the target is not tracked, or not on disk (FileNotFoundError)
     │   ├── OutputOverlapError   two outputs claim one path
     │   ├── OutputInGitError     git tracks the path already
     │   ├── OutputChangedError   overwriting would lose content            (FileExistsError)
     │   └── UnsafePathError      a path would leave its root               (ValueError)
     ├── RemoteError              a remote cannot be used
-    │   ├── RemoteUnreachableError  no answer from it                      (ConnectionError)
-    │   └── RemoteDeniedError    it refused the credentials                (PermissionError)
+    │   ├── RemoteUnreachableError  the service does not answer            (ConnectionError)
+    │   └── RemoteDeniedError    the credentials were refused              (PermissionError)
     ├── ObjectError              an object cannot be used
-    │   ├── MissingObjectError   it is not where it should be              (FileNotFoundError)
-    │   ├── CorruptObjectError   its bytes do not hash to its name
-    │   └── TransferError        some objects of a transfer failed; the others arrived
-    ├── StageError               a stage of a pipeline
+    │   ├── MissingObjectError   the object does not exist                 (FileNotFoundError)
+    │   ├── CorruptObjectError   the content does not hash to the name
+    │   └── TransferError        some objects of a transfer failed; all others arrived
+    ├── StageError               a stage of a pipeline cannot run, or failed
     │   ├── StageNotFoundError   no stage of that name                     (LookupError)
     │   ├── StageGraphError      a cycle, or two stages write one path
     │   ├── StageFailedError     its command ended with an error
-    │   ├── StageOutputError     it did not write an output it declares
-    │   ├── StageWriteError      it wrote or changed files it does not declare
+    │   ├── StageOutputError     it did not write a declared output
+    │   ├── StageWriteError      it wrote or changed undeclared files
     │   └── StageCancelledError  it was stopped before its end
-    ├── RunnerError              what runs the stages failed, not a stage
-    ├── ModelError               a registered model
+    ├── RunnerError              the runner of the stages failed, not a stage
+    ├── ModelError               a registered model cannot be used as requested
     │   ├── ModelNotFoundError   no such model or version                  (LookupError)
     │   └── ModelDigestError     the file is not the version's digest
     └── ServingError             a model server did not start, answer or stop
-        └── PredictionError      it answered that the request is wrong     (ValueError)
+        └── PredictionError      it rejected the request                   (ValueError)
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from dvkf_prefect.urls import without_secrets
 
 
 class DvkfError(Exception):
-    """Base of every error here; ``exit_code`` is what the command line ends with.
+    """Base of every error here; ``exit_code`` is the exit code of the command line.
 
-    Messages quote names and values of repositories; in its text, control and hidden characters are escaped,
-    and what gives access by a url is cut.
+    Messages quote names and values of repositories. In their text, control and hidden characters are escaped, and
+    credentials in urls are removed.
     """
 
     exit_code = 255
@@ -76,11 +76,11 @@ class GitError(DvkfError):
 
 
 class GitTimeoutError(GitError):
-    """Git gave no answer in time; it was ended."""
+    """Git did not answer in time, and was ended."""
 
 
 class ConfigError(DvkfError, ValueError):
-    """A configuration file or option has an unknown name or a wrong value."""
+    """A configuration file or option has an unknown name or an invalid value."""
 
     exit_code = 251
 
@@ -92,12 +92,12 @@ class RemoteNotFoundError(ConfigError, LookupError):
 
 
 class ParseError(DvkfError, ValueError):
-    """A file of the repository does not say what its format allows.
+    """A file of the repository violates its format.
 
     Args:
-        file: The file, relative to the repository where it can be.
-        expected: What was found and what should stand there.
-        line: The line, counted from 1.
+        file: The file, relative to the repository if possible.
+        expected: Text that names the value found and the value expected.
+        line: Line number, counted from 1.
     """
 
     def __init__(self, file: str, expected: str, *, line: int | None = None) -> None:
@@ -113,11 +113,11 @@ class LockedError(DvkfError, TimeoutError):
 
 
 class DiskFullError(DvkfError, OSError):
-    """No space is left where a file was being written; what was whole before still is."""
+    """The disk is full; previously complete files are intact."""
 
 
 class OutputError(DvkfError):
-    """A tracked path cannot be used as asked."""
+    """A tracked path cannot be used as requested."""
 
 
 class OutputNotFoundError(OutputError, FileNotFoundError):
@@ -129,11 +129,11 @@ class OutputOverlapError(OutputError):
 
 
 class OutputInGitError(OutputError):
-    """The path to track is tracked by git already."""
+    """Git tracks the path already."""
 
 
 class OutputChangedError(OutputError, FileExistsError):
-    """Files would be overwritten whose content is nowhere else.
+    """Overwriting files would lose their only copy.
 
     Args:
         paths: The files, relative to the repository root.
@@ -158,11 +158,11 @@ class RemoteError(DvkfError):
 
 
 class RemoteUnreachableError(RemoteError, ConnectionError):
-    """Nothing answers at the remote's address."""
+    """The service at the remote's address does not answer."""
 
 
 class RemoteDeniedError(RemoteError, PermissionError):
-    """The remote refused the credentials it was shown."""
+    """The remote refused the credentials."""
 
 
 class ObjectError(DvkfError):
@@ -170,7 +170,7 @@ class ObjectError(DvkfError):
 
 
 class MissingObjectError(ObjectError, FileNotFoundError):
-    """The object is not in the place it was looked for."""
+    """The object does not exist in the given place."""
 
 
 class CorruptObjectError(ObjectError):
@@ -181,9 +181,9 @@ class TransferError(ObjectError):
     """Some objects of a transfer failed; all others arrived.
 
     Args:
-        place: The remote or folder, as a person knows it.
-        failures: What went wrong, by the file of the output it belongs to.
-        missing: The files whose content is in neither place; others failed for another reason.
+        place: User-facing name of the remote or folder.
+        failures: Error messages by the file of the output.
+        missing: Files with content in neither place; all others failed for another reason.
     """
 
     def __init__(self, place: str, failures: Mapping[str, str], *, missing: Iterable[str] = ()) -> None:
@@ -197,12 +197,12 @@ class TransferError(ObjectError):
 
     @property
     def only_missing(self) -> bool:
-        """Whether every failure is content that is in neither place."""
+        """True if every failure is content missing from both places."""
         return len(self.missing) == len(self.failures)
 
 
 class StageError(DvkfError):
-    """A stage of a pipeline cannot be run, or failed."""
+    """A stage of a pipeline cannot run, or failed."""
 
 
 class StageNotFoundError(StageError, LookupError):
@@ -219,8 +219,8 @@ class StageFailedError(StageError):
     Args:
         stage: The stage's name.
         command: The command that failed.
-        exit_code: What it ended with; negative for the signal that ended it.
-        log_tail: The end of what it printed.
+        exit_code: Exit code; the negative signal number if a signal ended it.
+        log_tail: End of its output.
     """
 
     def __init__(self, stage: str, command: str, exit_code: int, log_tail: str) -> None:
@@ -235,7 +235,7 @@ class StageFailedError(StageError):
 
 
 class StageOutputError(StageError):
-    """A stage ended well but did not write an output that it declares."""
+    """A stage succeeded but did not write a declared output."""
 
 
 class StageWriteError(StageError):
@@ -247,11 +247,11 @@ class StageCancelledError(StageError):
 
 
 class RunnerError(DvkfError):
-    """What runs the stages failed, not a stage."""
+    """The runner of the stages failed, not a stage."""
 
 
 class ModelError(DvkfError):
-    """A registered model cannot be used as asked."""
+    """A registered model cannot be used as requested."""
 
 
 class ModelNotFoundError(ModelError, LookupError):
@@ -267,4 +267,4 @@ class ServingError(DvkfError):
 
 
 class PredictionError(ServingError, ValueError):
-    """A model server answered that the request is wrong."""
+    """A model server rejected the request."""

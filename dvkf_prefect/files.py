@@ -1,4 +1,4 @@
-"""Reading and writing single files safely: regular files only, bounded, and whole or not at all."""
+"""Safe reads and writes of single files: regular files only, with a size limit, and atomic."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pathlib import Path
 from dvkf_prefect import durability
 from dvkf_prefect.errors import DiskFullError, OutputError, ParseError
 
-# Files that describe things are small; DVC's largest dvc.lock files seen in public are below 20 MB.
+# Description files are small; DVC's largest dvc.lock files seen in public are below 20 MB.
 DESCRIPTION_LIMIT = 64 << 20
-# Manifests and memories have a row a file: room for ten million files.
+# Manifests and stat caches have one row per file: room for ten million files.
 MANIFEST_LIMIT = 2 << 30
-# A mark by which a leftover of a killed process is recognised, and never taken for data.
+# Suffix that marks the temporary files of a process, so that they never count as data.
 TEMPORARY_SUFFIX = ".dvkf-tmp"
 
 
 def read_description(path: str | Path, *, name: str | None = None, limit: int = DESCRIPTION_LIMIT) -> bytes:
-    """Return the bytes of a file that describes things (`.dvc`, dvc.yaml, params, config, locks).
+    """Return the bytes of a description file (`.dvc`, dvc.yaml, params, config, locks).
 
-    A fifo does not block and a device is not read: anything but a regular file is refused.
+    Anything but a regular file is refused: a fifo does not block, and a device is not read.
 
     Args:
         path: The file; links are followed.
-        name: Its name for messages; the path by default.
-        limit: The largest size accepted, in bytes.
+        name: Name of the file in messages; the path by default.
+        limit: Maximum size in bytes.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -60,32 +60,32 @@ def read_description(path: str | Path, *, name: str | None = None, limit: int = 
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a short random name in the folder of ``path`` for a file that is still being written."""
+    """Return a short random path in the folder of ``path``, for an incomplete file."""
     return path.with_name(temporary_name())
 
 
 def temporary_name() -> str:
-    """Return a short random file name that `is_temporary` knows."""
+    """Return a short random file name that `is_temporary` recognises."""
     return f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file name was made by `temporary_beside`."""
+    """Return True if a file name has the form of `temporary_name`."""
     return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o666, durable: bool = True) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process ends or the power is cut.
+    """Write a file atomically: a kill or a power cut leaves either the old or the new content.
 
     Args:
         path: The file; its folder must exist.
         data: The bytes.
-        mode: The permissions of a new file, before the umask; an existing file keeps its own.
-        durable: Bring to the disk first what the file may name, see `durability`, and then the file. Not needed for a
-            memory that only saves work.
+        mode: Permissions of a new file, before the umask; an existing file keeps its own.
+        durable: Flush to disk first the objects that the file may reference, see `durability`, and then the file. Not
+            needed for a cache file.
 
     Raises:
-        DiskFullError: There is no room; the old file is untouched.
+        DiskFullError: The disk is full; the old file is unchanged.
     """
     durable = durable and durability.is_on()
     temporary: Path | None = None
@@ -114,12 +114,12 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o666, durable: bool = 
 
 
 def _create_beside(path: Path, mode: int) -> tuple[Path, int]:
-    """Open a new temporary file, locked so that no sweep of leftovers takes it for one."""
+    """Open a new temporary file, locked to protect it from cleanup by other processes."""
     while True:
         temporary = temporary_beside(path)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(temporary, flags, mode)
-        with suppress(OSError):  # not every file system has locks
+        with suppress(OSError):  # not every file system supports locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return temporary, descriptor
@@ -127,35 +127,35 @@ def _create_beside(path: Path, mode: int) -> tuple[Path, int]:
 
 
 def raise_disk_full(error: OSError, path: str | Path) -> None:
-    """Raise `DiskFullError` in place of a system error that means so; return for any other."""
+    """Raise `DiskFullError` in place of a system error for a full disk; return for any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFullError(
             f"No space left on the disk of {path}; what is there is whole. Free some space and run it again."
         ) from error
 
 
-# A file whose last change is this close to the moment it was hashed may change again within the same clock tick
-# and look untouched. Linux stamps files by the jiffy (at most 10 ms); some file systems by the second.
+# A file changed this close to its hash may change again within the same clock tick, with the same mtime. Linux sets
+# times by the jiffy (at most 10 ms); some file systems by the second.
 TICK_NS = 20_000_000
 
 COARSE_TICK_NS = 2_000_000_000
 
 
 def is_racy(mtime_ns: int, read_ns: int) -> bool:
-    """Tell whether a file of that modification time, read at that moment, could change unseen."""
+    """Return True if a file with this mtime, read at this time, could change later without a new mtime."""
     tick = COARSE_TICK_NS if mtime_ns % 1_000_000_000 == 0 else TICK_NS
     return mtime_ns >= read_ns - tick
 
 
 def age(path: str | Path, info: os.stat_result) -> os.stat_result:
-    """Give an object that was just made a time that has passed, so that whatever is written to it from now on shows.
+    """Backdate a new object's mtime so that any later write is detectable.
 
     Args:
         path: The object; its content is known.
-        info: What it looks like.
+        info: Current stat of the object.
 
     Returns:
-        What it looks like then.
+        The stat after the change.
     """
     if not is_racy(info.st_mtime_ns, time.time_ns()):
         return info
@@ -167,7 +167,7 @@ def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield ``(relpath, entry)`` for every file below ``root``, links to files included.
 
     Raises:
-        OutputError: A link leads nowhere or to a directory, or something is no regular file or not UTF-8.
+        OutputError: A link is broken or leads to a directory, an entry is not a regular file, or a name is not UTF-8.
     """
     stack = [("", str(root))]
     while stack:
@@ -185,17 +185,17 @@ def walk_files(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a folder, or a link to one."""
+    """Return True if an entry is a folder, or a link to one."""
     with suppress(OSError):  # a link to itself
         return entry.is_dir()
     return False
 
 
 def check_entry(entry: os.DirEntry[str]) -> None:
-    """Refuse what a manifest cannot hold.
+    """Refuse an entry that a manifest cannot hold.
 
     Raises:
-        OutputError: A link leads nowhere or to a directory, it is no regular file, or its name is not UTF-8.
+        OutputError: The entry is a broken link or a link to a directory, not a regular file, or not named in UTF-8.
     """
     if not entry.name.isascii():
         try:

@@ -1,7 +1,7 @@
-"""Temporary folders and files with an owner, and the removal of those whose owner is gone.
+"""Ownership of temporary folders and files, and the removal of abandoned ones.
 
-The owner is the process that holds an ``flock`` on the file or on the folder's `OWNER` file. The kernel ends that lock
-with the process, however it ends. Process numbers say nothing: containers that share a disk number theirs alike.
+The owner is the process that holds an ``flock`` on the file, or on the folder's `OWNER` file. The kernel releases the
+lock when the process ends, for any reason. A process id would not do: containers that share a disk reuse the same ids.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from dvkf_prefect.files import is_temporary
 
 OWNER = "owner"
-# Where locks do not work, this many seconds tell that the owner is gone.
+# Age in seconds after which the owner counts as gone, if locks do not work.
 ABANDONED = 24 * 3600
 _HEX = frozenset("0123456789abcdef")
 _LENGTH = 16
@@ -27,29 +27,29 @@ _held: dict[int, str] = {}
 
 
 def held() -> tuple[int, ...]:
-    """Return the descriptors of this process's locks, for helper processes that work in its folders to inherit."""
+    """Return the descriptors of this process's locks, for worker processes to inherit."""
     return tuple(_held)
 
 
 def share_with_helpers(descriptor: int) -> None:
-    """Let helper processes started from now on hold a lock too, so that it ends with the last of them."""
+    """Let worker processes started from now on inherit a lock, so that it lasts until the last of them ends."""
     _held[descriptor] = ""
 
 
 def unshare(descriptor: int) -> None:
-    """Undo `share_with_helpers`, before the descriptor is closed."""
+    """Undo `share_with_helpers`, before closing the descriptor."""
     _held.pop(descriptor, None)
 
 
 class OwnedFolder:
-    """A new folder for temporary files that belongs to this process until `release`, or until the process ends.
+    """A new temporary folder, owned by this process until `release` or until the process ends.
 
     Args:
-        parent: Where it is made; made itself where needed.
-        prefix: How its name begins; the rest is random.
+        parent: Parent folder, created if needed.
+        prefix: Prefix of its name; the rest is random.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be created.
 
     Example:
         >>> import tempfile
@@ -73,21 +73,21 @@ class OwnedFolder:
         self.release()
 
     def release(self, *, keep: bool = False) -> None:
-        """Give the folder up.
+        """Release the folder, and remove it.
 
         Args:
-            keep: Leave what is in it for `claim`, by this process or another.
+            keep: Keep its content for a later `claim`, by this process or another.
         """
         if self._end.detach():
             _release(str(self.path), self._descriptor, os.getpid(), keep=keep)
 
 
 def claim(parent: str | Path, prefix: str = "") -> Iterator[Path]:
-    """Yield the folders of owners that are gone, each locked while the caller looks at it and removed afterwards.
+    """Yield abandoned folders, each locked for the caller and removed afterwards.
 
     Args:
-        parent: Where they are; it need not be there.
-        prefix: How their names begin.
+        parent: Parent folder; it need not exist.
+        prefix: Prefix of their names.
     """
     for entry in _entries(parent):
         if not _is_ours(entry.name, prefix) or not entry.is_dir(follow_symlinks=False):
@@ -105,22 +105,22 @@ def claim(parent: str | Path, prefix: str = "") -> Iterator[Path]:
 
 
 def sweep(parent: str | Path, prefix: str = "") -> None:
-    """Remove the folders of owners that are gone.
+    """Remove abandoned folders.
 
     Args:
-        parent: Where they are; it need not be there.
-        prefix: How their names begin.
+        parent: Parent folder; it need not exist.
+        prefix: Prefix of their names.
     """
     for _ in claim(parent, prefix):
         pass
 
 
 def sweep_old(parent: str | Path, age: float) -> None:
-    """Remove folders that nobody holds and nothing was made in for long, whatever their names.
+    """Remove old folders without a lock, whatever their names.
 
     Args:
-        parent: Where they are; it need not be there, and holds nothing but folders of ours.
-        age: Seconds.
+        parent: Parent folder with folders of dvkf only; it need not exist.
+        age: Minimum age of the last change, in seconds.
     """
     oldest = time.time() - age
     for entry in _entries(parent):
@@ -130,20 +130,20 @@ def sweep_old(parent: str | Path, age: float) -> None:
 
 
 def sweep_files(folder: str | Path) -> None:
-    """Remove what `files.temporary_beside` named and nobody holds; the caller holds the lock of whoever makes them."""
+    """Remove unlocked files named by `files.temporary_beside`; the caller holds the lock of their writers."""
     if os.path.realpath(folder) != os.path.abspath(folder):
-        return  # reached through a link: it may be anybody's
+        return  # reached through a link: the files may belong to others
     for entry in _entries(folder):
         if is_temporary(entry.name):
             discard(entry.path)
 
 
 def discard(path: str) -> None:
-    """Remove one temporary file or folder, unless somebody holds it."""
+    """Remove one temporary file or folder, unless it is locked."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
-        # A link, or what this user may not read: its name says that it is ours all the same.
+        # A link, or a file that this user may not read: its name still marks it as ours.
         if error.errno != errno.ENOENT:
             with suppress(OSError):
                 os.unlink(path)
@@ -195,13 +195,13 @@ def _make(parent: str, prefix: str) -> tuple[Path, int]:
         try:
             descriptor = os.open(f"{path}/{OWNER}", flags, 0o666)
         except FileNotFoundError:
-            continue  # swept between the two calls
+            continue  # removed by a sweep between the two calls
         except BaseException:
             with suppress(OSError):
                 os.rmdir(path)
             raise
         with suppress(OSError):
-            # Held by a sweep for a moment, which then removes the folder; or locks do not work here.
+            # A sweep may hold it briefly and then remove the folder; or locks do not work here.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if _is_file(descriptor, f"{path}/{OWNER}"):
             _held[descriptor] = path
@@ -210,7 +210,7 @@ def _make(parent: str, prefix: str) -> tuple[Path, int]:
 
 
 def _is_file(descriptor: int, path: str) -> bool:
-    """Tell whether a path still names the file that is open."""
+    """Return True if a path still names the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def _is_file(descriptor: int, path: str) -> bool:
 
 
 def _lock_left(folder: str) -> int | None:
-    """Take the lock of a folder whose owner is gone; None for one in use."""
+    """Lock an abandoned folder and return the descriptor; None if it is in use."""
     path = f"{folder}/{OWNER}"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -244,7 +244,7 @@ def _is_old(path: str) -> bool:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder and what is in it, the lock file last so that nobody else takes a part of it for whole."""
+    """Remove a folder with its content; the lock file goes last, so that no other process claims a partial folder."""
     import shutil
 
     for entry in _entries(folder):
@@ -263,7 +263,7 @@ def _remove(folder: str) -> None:
 
 def _release(path: str, descriptor: int, pid: int, *, keep: bool) -> None:
     if pid != os.getpid():
-        return  # a copy of the owner, made by fork: the folder stays the owner's
+        return  # a forked copy of the owner: the folder stays with the owner
     if not keep or all(entry.name == OWNER for entry in _entries(path)):
         _remove(path)
     _held.pop(descriptor, None)

@@ -1,4 +1,4 @@
-"""Rules for paths that come from outside: a manifest, a `.dvc` file, dvc.yaml, an archive or an argument."""
+"""Validation of untrusted paths: from a manifest, a `.dvc` file, dvc.yaml, an archive or an argument."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dvkf_prefect.errors import UnsafePathError
 
-# Folders that hold what git and DVC run or read; an output in one of them is code that runs later.
+# Folders whose content git and DVC run or read: an output in one of them is code that runs later.
 _RESERVED = frozenset({".git", ".dvc", ".hg", ".svn", "git~1"})
-# Characters that HFS+ drops when it compares names. Source: git, utf8.c, next_hfs_char.
+# Characters that HFS+ ignores in name comparisons. Source: git, utf8.c, next_hfs_char.
 _IGNORED = dict.fromkeys(
     (*range(0x200C, 0x2010), *range(0x202A, 0x202F), *range(0x206A, 0x2070), 0xFEFF),
 )
@@ -23,7 +23,7 @@ MAX_PATH = 4095
 
 
 def is_reserved(path: str) -> bool:
-    """Return whether a component of ``path`` names a folder of git or DVC, in any spelling a file system accepts.
+    """Return True if a component of ``path`` names a folder of git or DVC, in any spelling a file system accepts.
 
     Args:
         path: Posix path, relative to the repository's root.
@@ -48,9 +48,9 @@ def is_reserved(path: str) -> bool:
 
 
 def find_reserved(relpaths: Sequence[str]) -> str | None:
-    """Return the first path with a component that names a folder of git or DVC, or None.
+    """Return the first path with a reserved component, see `is_reserved`, or None.
 
-    The joined text is searched first, which spares a look at each of many paths.
+    A search of the joined text comes first, to avoid a check of each of many paths.
     """
     joined = "\0".join(relpaths)
     lowered = joined.lower()
@@ -60,11 +60,11 @@ def find_reserved(relpaths: Sequence[str]) -> str | None:
 
 
 def is_within(path: str, folder: str) -> bool:
-    """Return whether a path is a folder or lies in it; ``""`` is the root, which holds all.
+    """Return True if ``path`` equals ``folder`` or lies in it; ``""`` is the root, which contains all.
 
     Args:
         path: A posix path.
-        folder: Another, relative to the same root.
+        folder: Another posix path, relative to the same root.
 
     Example:
         >>> is_within("data/a.csv", "data"), is_within("data", "data"), is_within("database", "data")
@@ -74,7 +74,7 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Return whether one of two paths is, or lies in, the other.
+    """Return True if two paths are equal, or one lies in the other.
 
     Example:
         >>> overlaps("data", "data/a.csv"), overlaps("data", "database")
@@ -88,7 +88,7 @@ def check_relative(path: str, source: str) -> None:
 
     Args:
         path: Posix path.
-        source: The file that names it, for the message.
+        source: The file with the path, for the message.
 
     Raises:
         UnsafePathError: The path is empty, absolute, too long, or has ``.``, ``..``, an empty part or a NUL.
@@ -108,11 +108,11 @@ def check_relative(path: str, source: str) -> None:
 
 
 def check_output(path: str, source: str) -> None:
-    """Refuse a path that no output may have, whatever lies on disk.
+    """Refuse a path that is never valid for an output.
 
     Args:
         path: Posix path, relative to the repository's root.
-        source: The file that names it, for the message.
+        source: The file with the path, for the message.
 
     Raises:
         UnsafePathError: The path leaves the repository or lies in a folder of git or DVC.
@@ -125,7 +125,7 @@ def check_output(path: str, source: str) -> None:
 
 
 def check_parents(root: Path, path: str) -> None:
-    """Refuse a path that a link in one of its parent folders leads out of ``root``.
+    """Refuse a path with a parent folder that is a link out of ``root``.
 
     Args:
         root: The repository's root.
@@ -146,7 +146,7 @@ def check_parents(root: Path, path: str) -> None:
 
 
 def check_target(root: Path, path: str) -> None:
-    """Refuse a path that a verb would write or delete through a link.
+    """Refuse a path if a command would write or delete through a link.
 
     Args:
         root: The repository's root.
@@ -166,7 +166,7 @@ def check_target(root: Path, path: str) -> None:
 
 
 def check_look(root: Path, path: str) -> None:
-    """Refuse a folder that a link leads out of ``root``: to look through it might read a whole disk.
+    """Refuse to list a folder through a link out of ``root``, which might cover a whole disk.
 
     Args:
         root: The repository's root.
@@ -180,7 +180,7 @@ def check_look(root: Path, path: str) -> None:
 
 @cache
 def unreal_devices() -> frozenset[int]:
-    """Return the devices whose files the kernel makes up: reading one may never end."""
+    """Return the devices of the kernel's virtual files, which may be endless to read."""
     found = set()
     for place in ("/proc", "/sys"):
         with suppress(OSError):
@@ -189,7 +189,7 @@ def unreal_devices() -> frozenset[int]:
 
 
 def find_link(folder: Path) -> Path | None:
-    """Return the first link on the way to the folders of a cache that hold objects, or None."""
+    """Return the first link among the object folders of a cache and their parents, or None."""
     store = folder / "files" / "md5"
     for place in (folder, folder / "files", store, folder / "runs", folder / "tmp-dvkf"):
         if place.is_symlink():
@@ -202,13 +202,13 @@ def find_link(folder: Path) -> Path | None:
 
 
 def check_own_folder(*folders: Path) -> None:
-    """Refuse folders of our own state that are links, or hold links: a clone's git tree may bring them.
+    """Refuse dvkf's state folders if they are links or contain links, since a clone's git tree may bring them.
 
     Args:
-        folders: Each a folder that verbs write to without asking; it need not exist.
+        folders: Folders that commands write to without asking; they need not exist.
 
     Raises:
-        UnsafePathError: What is written there would land elsewhere.
+        UnsafePathError: A write to a folder would land elsewhere.
     """
     for folder in folders:
         try:
@@ -224,15 +224,15 @@ def check_own_folder(*folders: Path) -> None:
 
 
 def make_folders(base: str, relpaths: Iterable[str]) -> None:
-    """Make a folder and those that files below it need; a link in place of one of them is refused.
+    """Create a folder, and the parent folders of files below it; refuse a link in place of one of them.
 
     Args:
         base: The folder; links above it are followed.
-        relpaths: Files that will be written below it.
+        relpaths: Files to be written below it.
 
     Raises:
-        UnsafePathError: A link stands where a folder must be; what is behind it is not touched.
-        OSError: A folder cannot be made.
+        UnsafePathError: A link is in place of a folder; its target is not touched.
+        OSError: A folder cannot be created.
     """
     os.makedirs(base, exist_ok=True)
     made: set[str] = {""}

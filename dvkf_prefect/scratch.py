@@ -1,4 +1,4 @@
-"""Folders for the time of one command, which the next command removes if this one is killed."""
+"""Temporary folders for one command; after a kill, the next command removes them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REPLACED = "replaced"
 
 @contextmanager
 def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder that only this user can read and that goes away at the end; those of killed commands go first.
+    """Create a private folder that is removed at the end; first remove those of killed commands.
 
     Args:
-        prefix: How its name begins.
-        parent: Where it is made; None for the folder of temporary files.
+        prefix: Prefix of its name.
+        parent: Parent folder; None for the system's temporary folder.
     """
     place = Path(tempfile.gettempdir()) if parent is None else parent
     sweep(place, prefix)
@@ -30,7 +30,7 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def scratch_beside(dest: Path, prefix: str) -> Iterator[Path]:
-    """Make a `scratch_folder` beside a path, for `put_in_place`; what a killed command took away there is put back."""
+    """Create a `scratch_folder` beside a path, for `put_in_place`; first restore files displaced by killed commands."""
     for left in claim(dest.parent, prefix):
         _put_back(left, dest.parent)
     with scratch_folder(prefix, dest.parent) as folder:
@@ -38,12 +38,12 @@ def scratch_beside(dest: Path, prefix: str) -> Iterator[Path]:
 
 
 def put_in_place(new: Path, dest: Path, scratch: Path) -> None:
-    """Move a file or a folder to a path, in place of what is there.
+    """Move a file or a folder to a path, replacing its content.
 
     Args:
-        new: What comes there, on the same disk.
-        dest: Where to.
-        scratch: A folder of `scratch_beside`; what was there is kept in it until the end.
+        new: The new file or folder, on the same disk.
+        dest: Target path.
+        scratch: A folder of `scratch_beside`; it keeps the old content until the end.
     """
     if os.path.lexists(dest) and (dest.is_dir() or new.is_dir()):
         kept = scratch / _REPLACED
@@ -57,7 +57,7 @@ def put_in_place(new: Path, dest: Path, scratch: Path) -> None:
 
 
 def _put_back(scratch: Path, parent: Path) -> None:
-    """Undo the first half of `put_in_place` where the second did not come."""
+    """Restore the displaced content if `put_in_place` did not finish."""
     kept = scratch / _REPLACED
     if not kept.is_dir() or kept.is_symlink():
         return

@@ -1,11 +1,11 @@
-"""Urls and texts made fit to show: without passwords, tokens and signatures."""
+"""Removal of passwords, tokens and signatures from urls and texts, for display."""
 
 from __future__ import annotations
 
 import re
 
-# Compiled where they are first used: most runs show no url.
-# Names that a person logs in by; in front of any other host a user may be a token, as GitHub takes them.
+# Compiled on first use: most runs show no url.
+# Schemes with plain login names; for any other scheme a user may be a token, as on GitHub.
 _USERS = frozenset(
     {"ssh", "sftp", "scp", "git+ssh", "ssh+git", "hdfs", "webhdfs", "azure", "abfs", "abfss", "az"}
 )
@@ -21,9 +21,9 @@ _SIGNED = (
 
 
 def public_url(url: str) -> str:
-    """Return the url without what gives access: userinfo, query and fragment.
+    """Return the url without credentials: userinfo, query and fragment.
 
-    The user of an ssh or hdfs url stays, since it is no secret there; its password goes.
+    The user of an ssh or hdfs url is not secret and stays; its password is removed.
 
     Example:
         >>> public_url("ssh://me:pass@host:22/data"), public_url("https://TOKEN@host/r.git?sig=x")
@@ -34,7 +34,7 @@ def public_url(url: str) -> str:
         return re.sub(_SCP, r"\1@\3", url)
     plain = _path_of(rest)
     authority, slash, path = plain.partition("/")
-    # A password may hold what ends the host elsewhere: all up to the last `@` may be one.
+    # A password may contain the characters that end a host: everything up to the last `@` may be one.
     if "@" not in authority and "@" in rest and _looks_cut(authority, rest):
         authority, slash, path = rest.rpartition("@")[2].partition("/")
         return f"{scheme}://{_path_of(authority + slash + path)}"
@@ -48,13 +48,13 @@ def _path_of(rest: str) -> str:
 
 
 def _looks_cut(authority: str, rest: str) -> bool:
-    """Tell whether ``user:pass`` was cut at a ``/``, ``?`` or ``#`` of the password: no port is such."""
+    """Return True if a ``/``, ``?`` or ``#`` of a password cut ``user:pass``: the rest is not a valid port."""
     _, colon, port = authority.partition(":")
     return bool(colon) and not port.isdigit() and not authority.startswith("[") and "@" in rest
 
 
 def holds_secret(url: str) -> bool:
-    """Tell whether a url gives access by itself: by userinfo that is more than a plain user, or by a signature."""
+    """Return True if a url grants access: by userinfo beyond a plain user, or by a signature."""
     return public_url(url) != (_path_of(url) if "://" in url else url) or bool(re.search(_SIGNED, url))
 
 
@@ -73,7 +73,7 @@ def without_secrets(text: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """Return a url inside a text: with what stands behind it, such as a full stop."""
+    """Return a url found in a text for display, keeping trailing punctuation such as a full stop."""
     plain = public_url(url)
     if plain == url:
         return url

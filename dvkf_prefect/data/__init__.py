@@ -1,5 +1,5 @@
-"""The data of a DVC repository: everything that `dvkf` does with versions of it.
+"""Versioned data of a DVC repository: all operations of `dvkf` on it.
 
-The rooms, from the top: tables; repo; verbs and views; imports and upkeep; transfer; repository; workspace; remotes;
+The packages, from the top: tables; repo; verbs and views; imports and upkeep; transfer; repository; workspace; remotes;
 cache; git. Each may import those below it.
 """

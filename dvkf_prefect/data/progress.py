@@ -1,4 +1,4 @@
-"""Progress of verbs, as callbacks."""
+"""Progress callbacks for operations on many files."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ Direction = Literal["push", "fetch"]
 
 
 class Progress(Protocol):
-    """Is told how a transfer goes, from several threads."""
+    """Progress of a transfer; methods are called from several threads."""
 
     def start(self, label: str, files: int, size: int) -> None:
-        """The plan: how many files and bytes there are to move; 0 where it is not known."""
+        """Receive the plan: a label and the total of files and bytes, 0 if unknown."""
 
     def advance(self, files: int, size: int) -> None:
-        """So many more files and bytes are done."""
+        """Receive the number of files and bytes completed since the last call."""
 
     def finish(self) -> None:
-        """Nothing more will come."""
+        """Receive the end of the transfer."""
 
 
-# Progress of work on many files: told how many files and bytes were finished since the last call.
+# Progress of work on many files: called with the files and bytes completed since the last call.
 Advance = Callable[[int, int], None]
 
 
 def starting(progress: Progress | None, label: str) -> Advance | None:
-    """Show a new piece of work; return what is told of its files and bytes."""
+    """Start a new piece of work in ``progress``; return its callback for completed files and bytes."""
     if progress is None:
         return None
     progress.start(label, 0, 0)

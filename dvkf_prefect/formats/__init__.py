@@ -1,4 +1,4 @@
-"""The files of DVC: bytes to values and back.
+"""File formats of DVC, parsed from bytes to values and serialized back.
 
-It knows no repository, no network and no git, and may import nothing but helpers.
+This package knows no repository, network or git. It may import helper modules only.
 """

@@ -1,4 +1,4 @@
-"""What a dvc.yaml names: the ``artifacts`` of a repository, and the ``datasets`` that its stages read from elsewhere.
+"""Declarations in a dvc.yaml: ``artifacts`` of the repository, and ``datasets`` that its stages read from elsewhere.
 
 Source of the formats: DVC 3.x (``dvc/annotations.py``, ``dvc/repo/datasets.py``).
 """
@@ -24,10 +24,10 @@ class ArtifactDecl:
 
     Attributes:
         path: The file or directory, posix, relative to the repository's root.
-        type: What it is: ``model``, ``dataset``, …
-        desc: A text for people.
-        labels: Words to find it by.
-        meta: Anything.
+        type: Kind of artifact: ``model``, ``dataset``, …
+        desc: Description for readers.
+        labels: Search terms.
+        meta: Free-form metadata.
     """
 
     path: str
@@ -45,10 +45,10 @@ def read_artifacts(files: RepoFiles, path: str) -> dict[str, ArtifactDecl]:
         path: The dvc.yaml, relative to the root.
 
     Returns:
-        Declarations by name; none when there is no such file.
+        Declarations by name; empty if the file does not exist.
 
     Raises:
-        ParseError: The section does not say what the format allows; names line, key and what was expected.
+        ParseError: The section violates the format; the error names line, key and expected value.
         UnsafePathError: A path leads out of the repository.
     """
     try:
@@ -75,14 +75,14 @@ class Dataset:
     """One declared dataset; a stage reads it as ``ds://name``.
 
     Attributes:
-        name: Its name.
+        name: Name of the dataset.
         type: ``dvc`` (a path in another DVC repository), ``url`` (files at a url) or ``dc`` (of DataChain).
-        url: Where it is.
+        url: Location of the dataset.
         file: The dvc.yaml that declares it, relative to the root.
-        path: The path in the other repository.
-        rev: The revision of the other repository, where one is named.
-        lock: What dvc.lock has of it; None where it has nothing, or something of another declaration.
-        stale: Whether dvc.lock has something of another declaration: it has to be updated.
+        path: Path in the other repository.
+        rev: Revision of the other repository, None if not given.
+        lock: Entry recorded in dvc.lock; None if there is none, or if it belongs to another declaration.
+        stale: True if the dvc.lock entry belongs to another declaration and needs an update.
     """
 
     name: str
@@ -96,17 +96,17 @@ class Dataset:
 
 
 def read_datasets(files: RepoFiles, path: str) -> dict[str, Dataset]:
-    """Read the datasets that one dvc.yaml declares, with what dvc.lock has of them.
+    """Read the datasets that one dvc.yaml declares, with their entries in dvc.lock.
 
     Args:
         files: The revision to read from.
         path: The dvc.yaml, relative to the root.
 
     Returns:
-        Declarations by name; none when there is no such file.
+        Declarations by name; empty if the file does not exist.
 
     Raises:
-        ParseError: A section does not say what the format allows; names line, key and what was expected.
+        ParseError: A section violates the format; the error names line, key and expected value.
     """
     try:
         declared = read_sections(files, path).datasets
@@ -145,7 +145,7 @@ def read_datasets(files: RepoFiles, path: str) -> dict[str, Dataset]:
 
 
 def dataset_item(dataset: Dataset) -> dict[str, Any] | None:
-    """Return a dataset as a stage's dependency in dvc.lock; None where it is not known which version is meant.
+    """Return a dataset as a stage's dependency in dvc.lock; None if no version is recorded.
 
     Args:
         dataset: The dataset.

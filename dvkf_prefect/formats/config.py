@@ -1,7 +1,7 @@
-"""`.dvc/config`, read and written as DVC does.
+"""Settings in `.dvc/config`, read and written as DVC does.
 
-Source of the format: ConfigObj INI in four levels, each over the one before: system, global, the repository's
-``.dvc/config`` and ``.dvc/config.local``. An unknown section or option is an error, as it is for DVC.
+Source of the format: ConfigObj INI in four levels: system, global, the repository's ``.dvc/config`` and
+``.dvc/config.local``. Each level overrides the ones before it. As in DVC, an unknown section or option is an error.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dvkf_prefect.urls import public_url
 LEVELS = ("system", "global", "repo", "local")
 LINK_TYPES = ("reflink", "hardlink", "symlink", "copy")
 
-# What each option may be, as DVC's own schema has it (dvc/config_schema.py), the obsolete ones included; without a kind
-# any text. A count is a whole number from 1 on.
+# Kind of each option, from DVC's schema (dvc/config_schema.py), obsolete options included. An option without a kind
+# takes any text. A count is a whole number of at least 1.
 _COMMON = "url checksum_jobs:count jobs:count worktree:bool no_traverse:bool version_aware:bool verify:bool"
 _LOCAL = "type:links protected:bool shared:group slow_link_warning:bool verify:bool"
 _HTTP = (
@@ -79,7 +79,7 @@ _NAMED = {
     "instance_hdd_size:int instance_type:lower instance_gpu:lower ssh_private startup_script setup_script",
     "db": "url username password",
 }
-# The order in which DVC adds sections to a file; those with names stand behind all others.
+# Order in which DVC adds sections to a file; sections with names follow all others.
 _ORDER = (*_SECTIONS, *_NAMED)
 _PATHS = {
     "cache": {"dir"},
@@ -96,13 +96,13 @@ Values = dict[str, dict[str, Any]]
 
 
 class _Relative(str):
-    """A path that the file gives relative to its folder, made absolute."""
+    """Absolute form of a path that the file gives relative to its folder."""
 
     __slots__ = ()
 
 
 class _Expanded(str):
-    """A path that the file gives as ``~/…``, made absolute."""
+    """Absolute form of a path that the file gives as ``~/…``."""
 
     __slots__ = ("written",)
 
@@ -110,28 +110,28 @@ class _Expanded(str):
 
 
 def keeps_versions(options: Mapping[str, object]) -> bool:
-    """Return whether a remote with these options keeps versions itself, under the files' own names."""
+    """Return True if a remote with these options keeps versions itself, under the files' own names."""
     return any(str(options.get(option, "")).lower() == "true" for option in ("version_aware", "worktree"))
 
 
 class ConfigFiles:
-    """The settings of a repository, merged from the files of all levels.
+    """Settings of a repository, merged from the files of all levels.
 
     Args:
         dvc_dir: The repository's `.dvc` folder; None reads the system's and the user's settings only.
-        overlay: Settings over all files: sections of options, a remote's section named ``remote "name"``.
-        check: False to look at settings that may be wrong, to set them right.
-        doubtful: Settings like those, below them, that are not the user's word: see `trust`.
-        source: The url of the repository it is of, where that is not the user's own.
-        at_rest: Whether it lies in a folder of the user's; False for a clone made to read from.
-        lent: Whether the source is a folder of this machine.
+        overlay: Settings that override all files: sections of options, a remote's section named ``remote "name"``.
+        check: False to load settings that may be wrong, in order to correct them.
+        doubtful: Settings below ``overlay`` that do not come from the user: see `trust`.
+        source: Url of the source repository, None if the repository is the user's own.
+        at_rest: True if the repository is a folder of the user; False for a clone made for reading.
+        lent: True if the source is a folder of this machine.
 
     Raises:
-        ConfigError: A file does not parse, or has an unknown or wrong option; names the file.
+        ConfigError: A file does not parse, or has an unknown or invalid option; the error names the file.
 
     Attributes:
-        files: The file of each level, in the order in which they count, the last one most.
-        values: Sections of options; ``values["remote"]`` and the like hold a section for each name.
+        files: The file of each level, in ascending order of precedence.
+        values: Sections of options; ``values["remote"]`` and other named kinds hold one section per name.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class ConfigFiles:
         return _resolved(_named(given), self.folder)
 
     def level_of(self, remote: str, option: str) -> str:
-        """Return the level that has the last word on a remote's option; ``doubtful`` and ``given`` are no files."""
+        """Return the level that decides a remote's option; ``doubtful`` and ``given`` are not files."""
         for level in reversed(self._overlays):
             if option in self._given(level)["remote"].get(remote, {}):
                 return level
@@ -177,13 +177,13 @@ class ConfigFiles:
         return "doubtful"
 
     def read(self, level: str) -> Values:
-        """Return one level's own settings, unchecked, as texts; its relative paths made absolute.
+        """Return one level's own settings as unchecked texts, with relative paths made absolute.
 
         Raises:
-            ConfigError: The file does not parse, or there is no such level here.
+            ConfigError: The file does not parse, or this repository has no such level.
         """
         path = self._file(level)
-        # Most levels are empty.
+        # Most levels are empty; skip the parser for them.
         if not path.exists() or (path.is_file() and not path.stat().st_size):
             return {section: {} for section in _ORDER}
         values = _resolved(_named(ini.load(path)), path.parent)
@@ -192,7 +192,7 @@ class ConfigFiles:
         return values
 
     def below(self, level: str | None) -> Values:
-        """Return what the levels that count less than ``level`` say together; None for all levels."""
+        """Return the merged settings of the levels below ``level``; of all levels if None."""
         levels = list(self.files)
         names = levels if level is None else levels[: levels.index(level)]
         return _merged({name: self.read(name) for name in names})
@@ -204,14 +204,14 @@ class ConfigFiles:
         return path
 
     def get(self, section: str, option: str, default: Any = None) -> Any:
-        """Return one setting, as str, bool, int or float by its kind."""
+        """Return one setting as str, bool, int or float, according to its kind."""
         return self.values[section].get(option, default)
 
     def check_remotes(self, names: Iterable[str | None]) -> None:
-        """Refuse names of remotes that no configuration has.
+        """Refuse names of remotes that are not configured.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: A remote is not configured.
         """
         for name in {name.lower() for name in names if name}:
             if name not in self.values["remote"]:
@@ -222,18 +222,18 @@ class ConfigFiles:
     def edit(
         self, level: str = "repo", *, strict: bool = False, check_above: bool = True
     ) -> Iterator[Values]:
-        """Change one level's file: the block gets its sections to change, and they are checked and saved at its end.
+        """Yield one level's sections for editing; check and save them when the block ends.
 
         Paths given in the block are relative to the current folder.
 
         Args:
-            level: Whose file.
-            strict: Refuse urls of remotes that DVC does not know, too: it would stop at them.
-            check_above: False where the levels that count more are edited next.
+            level: Level to edit.
+            strict: Refuse remote urls of kinds that DVC does not know, since DVC would fail on them.
+            check_above: False if the levels above are edited next.
 
         Raises:
-            ConfigError: The result, over the levels that count less, has an unknown or wrong option; the file is left
-                as it was. Or it is right, but not with the levels that count more.
+            ConfigError: The result has an unknown or invalid option, alone or over the levels below; the file stays
+                unchanged. Or the result is valid, but not together with the levels above.
         """
         path = self._file(level)
         sections = self.read(level)
@@ -245,7 +245,7 @@ class ConfigFiles:
         if new != old:
             data = ini.rewrite(path, _flat(before), new)
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Keys and passwords go there.
+            # The local level may hold keys and passwords.
             private = level == "local"
             if private and path.is_file() and not path.is_symlink():
                 path.chmod(0o600)
@@ -273,7 +273,7 @@ def _config_files(dvc_dir: Path | None) -> dict[str, Path]:
 
 
 def _named(sections: ini.Sections) -> Values:
-    """Put sections such as ``remote "store"`` below their kind."""
+    """Group sections such as ``remote "store"`` by kind."""
     values: Values = {kind: {} for kind in _NAMED}
     for section, options in sections.items():
         match = re.match(r'\s*(remote|machine|db)\s*"(.*)"\s*$', section)
@@ -285,7 +285,7 @@ def _named(sections: ini.Sections) -> Values:
 
 
 def _flat(values: Values) -> ini.Sections:
-    """Undo `_named`, in the order in which DVC writes; sections that are empty and have no name are left out."""
+    """Undo `_named`, in the order in which DVC writes; empty sections without a name are left out."""
     flat = {section: options for section, options in values.items() if section not in _NAMED and options}
     for kind in _NAMED:
         flat.update({f'{kind} "{name}"': options for name, options in values.get(kind, {}).items()})
@@ -306,7 +306,7 @@ def _merged(sources: Mapping[str, Values]) -> Values:
 
 
 def _map_paths(values: Values, change: Callable[[str], str]) -> Values:
-    """Return the settings with every path changed."""
+    """Return the settings with a function applied to every path."""
 
     def mapped(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
         return {
@@ -325,7 +325,7 @@ def _map_paths(values: Values, change: Callable[[str], str]) -> Values:
 
 
 def _resolved(values: Values, folder: Path) -> Values:
-    """Make relative paths absolute; each remembers how it was written."""
+    """Make relative paths absolute; each remembers its original form."""
 
     def absolute(path: str) -> str:
         if _URL.match(path) or os.path.isabs(path):
@@ -341,7 +341,7 @@ def _resolved(values: Values, folder: Path) -> Values:
 
 
 def _relative(values: Values, folder: Path) -> Values:
-    """Make paths as they are written: what was relative, or typed so, relative to the file's folder."""
+    """Convert paths to the form in the file: relative to its folder if read or typed so."""
 
     def relative(path: str) -> str:
         if isinstance(path, _Expanded):
@@ -366,11 +366,11 @@ def _checked(sources: Mapping[str, Values], *, strict: bool) -> Values:
     """Merge settings and give each value its type.
 
     Args:
-        sources: The settings of each file, in the order in which they count.
-        strict: Refuse urls of remotes that DVC does not know.
+        sources: The settings of each file, in ascending order of precedence.
+        strict: Refuse remote urls of kinds that DVC does not know.
 
     Raises:
-        ConfigError: A section or an option is unknown or wrong; names the file.
+        ConfigError: A section or an option is unknown or invalid; the error names the file.
     """
     merged = _merged(sources)
     values: Values = {}
@@ -397,7 +397,7 @@ def _checked(sources: Mapping[str, Values], *, strict: bool) -> Values:
 def _remote_options(
     sources: Mapping[str, Values], name: str, options: Mapping[str, Any], strict: bool
 ) -> dict[str, str]:
-    """Return the options that a remote of that kind of url may have."""
+    """Return the options allowed for a remote, by the kind of its url."""
     url = options.get("url")
     if not url:
         raise ConfigError(
@@ -406,7 +406,7 @@ def _remote_options(
         )
     scheme, _, rest = str(url).partition("://") if _URL.match(str(url)) else ("", "", "")
     everything = _options(" ".join((_COMMON, *_REMOTES.values())))
-    if not rest.split("/")[0]:  # a folder, and `file:///…`
+    if not rest.split("/")[0]:  # a folder, or `file:///…`
         scheme = ""
     if scheme == "remote":
         return everything
@@ -431,7 +431,7 @@ def _typed(
     title = where[0] if len(where) == 1 else f'{where[0]} "{where[1]}"'
     for option, value in options.items():
         if option not in known:
-            if where == ("feature",):  # DVC forgets features as it pleases
+            if where == ("feature",):  # DVC drops features between versions
                 continue
             raise ConfigError(
                 f"{_origin(sources, *where, option)}: unknown option '{option}' in [{title}]"
@@ -449,10 +449,10 @@ def _typed(
 
 
 def _value(kind: str, value: Any) -> Any:
-    """Return a value by its kind.
+    """Convert a value to its kind.
 
     Raises:
-        ValueError: It is not of that kind; says what was expected.
+        ValueError: The value is not of that kind; the message says what is expected.
     """
     if kind == "links":
         types = [part.strip() for part in option_text(value).split(",")]
@@ -487,7 +487,7 @@ def _value(kind: str, value: Any) -> Any:
     return lower
 
 
-# How a number is made, its bounds, and what it is called.
+# Parser, bounds and description of each kind of number.
 _NUMBERS: dict[str, tuple[Callable[[str], float], float | None, float | None, str]] = {
     "int": (int, None, None, "a whole number"),
     "count": (int, 1, None, "a whole number from 1 on"),
@@ -498,7 +498,7 @@ _NUMBERS: dict[str, tuple[Callable[[str], float], float | None, float | None, st
 
 
 def _origin(sources: Mapping[str, Values], *path: str) -> str:
-    """Return the file that has the last word on a section or an option."""
+    """Return the file that decides a section or an option."""
     for origin, values in reversed(list(sources.items())):
         place: Any = values
         for key in path:
@@ -513,7 +513,7 @@ def _folder_or_url(url: str) -> str:
 
 
 def option_text(value: Any) -> str:
-    """Return an option's value as a config file spells it."""
+    """Return an option's value in config file syntax."""
     if isinstance(value, list):
         return ",".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

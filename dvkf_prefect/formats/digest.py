@@ -1,11 +1,11 @@
-"""Digests: DVC's md5 of a file's bytes, and the memory that spares hashing an unchanged file again."""
+"""MD5 digests of files and bytes, as DVC 3.x and DVC 2.x compute them."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-# Bytes read at once. DVC 2.x judged pieces of this size, so it is part of that format.
+# Bytes per read. DVC 2.x classified pieces of this size as text or binary, so the size is part of that format.
 _CHUNK = 1 << 20
 _TEXT = bytes(range(32, 127)) + b"\n\r\t\f\b"
 
@@ -29,13 +29,13 @@ def digest_file(path: str | Path) -> str:
 
 
 def unix_text(chunk: bytes) -> bytes:
-    """Return what DVC 2.x hashes of a piece of a file: of text, with its line ends turned into Unix ones.
+    """Return the bytes that DVC 2.x hashes for a piece of a file: text with Unix line ends, all else unchanged.
 
-    Source: dvc-data, hashfile/hash.py and istextfile.py: each piece of 1 MiB is judged by its own first 512 bytes; text
-    has no NUL and few odd characters.
+    Source: dvc-data, hashfile/hash.py and istextfile.py. The first 512 bytes of each 1 MiB piece decide if it is text:
+    text has no NUL and at most 30 % unusual characters.
 
     Args:
-        chunk: Up to 1 MiB, from a place that is a multiple of that.
+        chunk: Up to 1 MiB, from an offset that is a multiple of 1 MiB.
     """
     block = chunk[:512]
     is_text = b"\0" not in block and len(block.translate(None, _TEXT)) <= 0.3 * len(block)

@@ -1,4 +1,4 @@
-"""YAML 1.2 documents: read fast, told of errors by line, rewritten with their comments kept."""
+"""YAML 1.2 documents: fast reading, errors with line numbers, and rewriting that keeps comments."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from dvkf_prefect.errors import ParseError
 
-# What a document may be, whoever wrote it. Every walk through a value below may then be a plain recursion.
+# Limits of a document from any source. They let every walk through a value below be a plain recursion.
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
-# Values that aliases may add: each is read where it stands, so that nine lines can stand for a billion values.
+# Values that aliases may add. Each alias counts in full: nine lines of aliases can stand for a billion values.
 MAX_COPIES = 200_000
-# More digits Python itself refuses to write.
+# Python itself refuses to write more digits.
 MAX_DIGITS = 4000
 _MAX_BITS = MAX_DIGITS * 3
 _WEIGHT = 64  # characters of a text that count as one more value
-_TRACED = 1 << 20  # the largest document in which a line is looked up
+_TRACED = 1 << 20  # the largest document, in bytes, in which lines are looked up
 _DEEP = re.compile(rb"(?:[-?:][ \t]+){%d}|^[ \t]{%d}" % (MAX_DEPTH // 4, MAX_DEPTH // 2), re.MULTILINE)
 _NUL = re.compile(rb"\0|\\(?:0|x00|u0000|U00000000)", re.IGNORECASE)
 _ALIAS = re.compile(rb"(?:^|[\s\[{,])\*[^\s*]", re.MULTILINE)
@@ -36,8 +36,8 @@ def load(data: bytes, name: str) -> Any:
         name: The file's name for messages.
 
     Raises:
-        ParseError: It is not YAML, a key stands twice, or it is larger than `MAX_DEPTH`, `MAX_VALUES` and the others
-            allow; names the line.
+        ParseError: It is not YAML, a key is repeated, or it exceeds `MAX_DEPTH`, `MAX_VALUES` or another limit; the
+            error names the line.
     """
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -63,7 +63,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_shape(data: bytes, name: str) -> None:
-    """Refuse a document that is too deep, too large, or that aliases make so, before anything is built of it."""
+    """Refuse a document that is too deep or too large, also by its aliases, before values are built."""
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         data = data.decode("utf-16", errors="replace").encode()
     check_count(data, name, b"\n", b",")
@@ -73,10 +73,10 @@ def _check_shape(data: bytes, name: str) -> None:
 
 
 def check_count(data: bytes, name: str, *marks: bytes) -> None:
-    """Refuse data with more values than can be held, counted by what stands between them.
+    """Refuse data with too many values, counted by their separators.
 
     Raises:
-        ParseError: They are more than `MAX_VALUES`.
+        ParseError: There are more than `MAX_VALUES`.
     """
     if sum(map(data.count, marks)) > MAX_VALUES:
         raise ParseError(name, f"more than {MAX_VALUES:,} values, the most allowed here. Split it.")
@@ -126,10 +126,10 @@ def load_json(data: bytes, name: str, *, limit: int | None = None) -> Any:
     Args:
         data: The file's bytes.
         name: The file's name for messages.
-        limit: How many values it may hold; about `MAX_VALUES` if None.
+        limit: Maximum number of values; about `MAX_VALUES` if None.
 
     Raises:
-        ParseError: It is not JSON, holds half a character, or is too deep or too large.
+        ParseError: It is not JSON, holds an unpaired surrogate, or is too deep or too large.
     """
     try:
         if limit is None:
@@ -148,14 +148,14 @@ def load_json(data: bytes, name: str, *, limit: int | None = None) -> Any:
 
 
 def check_value(value: Any, name: str) -> None:
-    """Refuse a value that nothing else can walk through or write down.
+    """Refuse a value that other code cannot traverse or serialize.
 
     Args:
         value: Nested mappings, lists and scalars.
         name: The file's name for messages.
 
     Raises:
-        ParseError: It is nested too deep, holds a number of too many digits, or half a character.
+        ParseError: It is nested too deep, or holds a number of too many digits or an unpaired surrogate.
     """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
@@ -182,12 +182,12 @@ def check_nul(value: Any, data: bytes, name: str) -> None:
     """Refuse texts with a NUL: no path, command or option can hold one.
 
     Args:
-        value: What was read.
-        data: What it was read from, in which a NUL is rarely even written.
+        value: The parsed value.
+        data: The bytes that it was parsed from, searched first: hardly any can spell a NUL.
         name: The file's name for messages.
 
     Raises:
-        ParseError: There is one.
+        ParseError: A text holds a NUL.
     """
     if not _NUL.search(data):
         return
@@ -221,7 +221,7 @@ def _reader() -> Any:
 
 @lru_cache(maxsize=1)
 def _constructor() -> Any:
-    """Return what makes values of nodes: ruamel's own, but for numbers that cannot be written down again."""
+    """Return ruamel's constructor of values, changed to refuse numbers that cannot be written again."""
     from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 
     class Constructor(SafeConstructor):
@@ -246,7 +246,7 @@ def _constructor() -> Any:
 
 @lru_cache(maxsize=1)
 def _resolver() -> Any:
-    """Return what tells the type of a scalar: by YAML 1.2, as ruamel's own, which looks that up for each anew."""
+    """Return ruamel's resolver of scalar types, fixed to YAML 1.2 to avoid a version lookup for each scalar."""
     from ruamel.yaml.resolver import VersionedResolver
 
     class Resolver(VersionedResolver):
@@ -259,33 +259,33 @@ def load_editable(data: bytes, name: str) -> Any:
     """Read a document for rewriting: comments and order are kept, and every node knows its line.
 
     Raises:
-        ParseError: It is not YAML; names the line.
+        ParseError: It is not YAML; the error names the line.
     """
     _check_shape(data, name)
     try:
         return _editor().load(data)
     except Exception as error:
-        load(data, name)  # says which line
+        load(data, name)  # raises with the line
         raise ParseError(name, f"not valid YAML: {_first_line(error)}") from error
 
 
 def dump(document: Any) -> bytes:
-    """Write a document as DVC does: block style, long texts folded, keys in the order given."""
+    """Serialize a document as DVC does: block style, long texts folded, keys in the order given."""
     stream = io.BytesIO()
     _editor().dump(document, stream)
     return stream.getvalue()
 
 
 def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
-    """Return the line, counted from 1, of the key or item at ``path``; of the nearest one above it if there is none.
+    """Return the line, counted from 1, of the key or item at ``path``, or of its nearest existing ancestor.
 
-    None for a document that is no YAML, or so large that looking would take long.
+    Returns None if the document is not YAML, or too large for a quick lookup.
     """
     if len(data) > _TRACED:
         return None
     try:
         node: Any = _editor().load(data)
-    except Exception:  # noqa: BLE001 (an error is being told already; its line is all that is missing)
+    except Exception:  # noqa: BLE001 (another error is being reported already; only its line is missing)
         return None
     line: int | None = None
     for step in path:
@@ -295,7 +295,7 @@ def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
             node = node[step]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             break
-        if place is None:  # of a mapping under a tag
+        if place is None:  # a mapping under a tag
             break
         line = place[0] + 1
     return line
@@ -305,7 +305,7 @@ def line_of(data: bytes, path: Sequence[str | int]) -> int | None:
 def _editor() -> Any:
     from ruamel.yaml import YAML
 
-    # As DVC sets it up, long texts folded at 80 columns among the rest.
+    # DVC's settings; long texts are folded at 80 columns.
     yaml = YAML()
     yaml.default_flow_style = False
     return yaml

@@ -1,6 +1,6 @@
-"""`.dvc` files and the outputs they describe.
+"""Parsing and writing of `.dvc` files and the outputs they describe.
 
-Source of the format: DVC 3.x. An output without ``hash: md5`` is a 2.x one (``md5-dos2unix``).
+Source of the format: DVC 3.x. An output without ``hash: md5`` comes from DVC 2.x (``md5-dos2unix``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dvkf_prefect.formats.objects import LEGACY, MD5
 from dvkf_prefect.formats.outputs import CHECKSUMS, FileVersion, Origin, Output, inside_root
 from dvkf_prefect.formats.tree import Tree
 
-# Digests with a letter after a first part that is no number of any base: YAML takes them for what they are. A name that
-# starts with a letter, and is no word of YAML's, is a text too.
+# Match values that YAML reads as text. A digest needs a letter that no number syntax allows there. A name needs a
+# letter in front, and must not be a word that YAML reserves.
 _PLAIN_OUT = re.compile(
     r"- md5: ((?![0-9.]*[eE]?[0-9]*\n)[0-9a-f]{32}(?:\.dir)?)\n  size: (0|[1-9][0-9]{0,17})\n"
     r"(?:  nfiles: (0|[1-9][0-9]{0,17})\n)?  hash: md5\n"
@@ -30,13 +30,15 @@ _PLAIN = re.compile(b"outs:\n(?:" + _PLAIN_OUT.pattern.encode() + b")+")
 
 
 def read_plain(data: bytes) -> dict[str, Any] | None:
-    """Read a `.dvc` file of the form that `add` writes without a YAML parser, of which there may be thousands.
+    """Read a `.dvc` file in the form that `add` writes, without a YAML parser.
+
+    A repository may hold thousands of these files, and a YAML parser is slow.
 
     Args:
         data: The file's bytes.
 
     Returns:
-        What the parser would make of it; None for any other form.
+        The same value that the parser would return; None for any other form.
     """
     if not _PLAIN.fullmatch(data):
         return None
@@ -58,7 +60,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
         path: The file, relative to the repository's root.
 
     Raises:
-        ParseError: It does not say what the format allows; names line, key and what was expected.
+        ParseError: It violates the format; the error names line, key and expected value.
         UnsafePathError: An output lies outside the repository.
     """
     document = read_plain(data) or documents.load(data, path)
@@ -92,7 +94,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
                 hash_name=MD5 if out.get("hash") == "md5" or digest is None else LEGACY,
                 cached=out.get("cache", True),
                 remote=out.get("remote"),
-                # What another repository holds is had from there.
+                # Content of another repository is fetched from that repository, not pushed.
                 pushed=out.get("push", True) and not (origin and origin.repo),
                 persist=out.get("persist", False),
                 source=path,
@@ -106,7 +108,7 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
 
 
 def _origin(document: Mapping[str, Any], folder: str) -> Origin | None:
-    """Return where the output comes from: DVC calls a stage without a command, of one dependency, an import."""
+    """Return the source of the output: DVC treats a stage without a command and with one dependency as an import."""
     deps = document.get("deps") or []
     if document.get("cmd") or len(deps) != 1 or "path" not in deps[0]:
         return None
@@ -139,7 +141,7 @@ def _version(entry: Mapping[str, Any]) -> FileVersion:
 
 
 def checksum_in(values: Mapping[str, Any], name: str) -> str | None:
-    """Return a checksum, which YAML may take for a number; an empty one is none."""
+    """Return a checksum as text, since YAML may read it as a number; None if it is empty."""
     value = values.get(name)
     if value is None or value == "":
         return None
@@ -147,7 +149,7 @@ def checksum_in(values: Mapping[str, Any], name: str) -> str | None:
 
 
 def is_parametrized(definition: Any) -> bool:
-    """Tell whether a stage's definition in a dvc.yaml is filled with values before it is used."""
+    """Return True if a stage's definition in a dvc.yaml is a template to fill in."""
     if isinstance(definition, Mapping) and {"foreach", "matrix", "vars"} & set(definition):
         return True
     return _has_parameter(definition)
@@ -161,14 +163,14 @@ def _has_parameter(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_parameter, value))
 
 
-# Keys that the md5 of an import does not depend on.
+# Keys that are left out of the md5 of an import.
 _UNSIGNED = frozenset(
     {"desc", "type", "labels", "meta", "locked", "frozen", "metric", "persist", "isexec", "size", "nfiles"}
 )
 
 
 def document_md5(document: Mapping[str, Any]) -> str:
-    """Return the md5 by which DVC notices that the `.dvc` file of an import was edited.
+    """Return the md5 that DVC uses to detect edits of an import's `.dvc` file.
 
     Source: dvc/stage/utils.py, ``compute_md5``.
     """
@@ -185,9 +187,9 @@ def document_md5(document: Mapping[str, Any]) -> str:
 
 
 def _is_edited(document: Mapping[str, Any], folder: str) -> bool:
-    """Tell whether the md5 of an import does not fit; what `add` writes has none.
+    """Return True if the md5 in an import's file does not match; files of `add` have no md5.
 
-    Source: dvc/stage/__init__.py, ``changed_stage``; what is left at its default is not signed.
+    Source: dvc/stage/__init__.py, ``changed_stage``. Values left at their default are not signed.
     """
     deps, outs = document.get("deps") or [], document.get("outs") or []
     if len(deps) != 1 or len(outs) != 1:
@@ -198,6 +200,6 @@ def _is_edited(document: Mapping[str, Any], folder: str) -> bool:
     ]
     place = deps[0]["path"]
     outside = "://" in place or posixpath.normpath(posixpath.join(folder, place)).startswith(("/", "../"))
-    if outside and not deps[0].get("repo"):  # DVC 3 signs these with its hash, whoever wrote the file
+    if outside and not deps[0].get("repo"):  # DVC 3 signs these with its hash, whichever tool wrote the file
         signed["deps"] = [{"hash": MD5, **deps[0]}]
     return bool(document.get("md5") != document_md5(signed))

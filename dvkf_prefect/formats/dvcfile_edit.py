@@ -1,4 +1,4 @@
-"""Writing `.dvc` files: what is not said anew stays as it is, and the form is DVC's.
+"""Writing of `.dvc` files in DVC's form: unchanged parts keep their comments and order.
 
 Source of the format: DVC 3.x (``dvc/stage/serialize.py``, ``dvc/utils/serialize``).
 """
@@ -25,19 +25,19 @@ def write_dvc_file(
     hash_name: str = MD5,
     deps: Sequence[Mapping[str, Any]] | None = None,
 ) -> bytes:
-    """Return a `.dvc` file that records new content of one output.
+    """Return a `.dvc` file that records new content for one output.
 
     Args:
-        old: The file as it is, kept but for what changes and for keys that DVC leaves out; None for a new one.
+        old: The current file, kept except for these changes and for keys that DVC leaves out; None for a new one.
         path: The file's name for messages.
         output_path: The output, relative to the repository's root.
         stored: The new content.
-        size_known: Whether its size is; otherwise none is recorded.
-        hash_name: ``md5``, or ``md5-dos2unix`` for content that DVC 2.x recorded and that did not change.
-        deps: What its dependencies are now; None leaves them.
+        size_known: True if the size of the content is known; otherwise no size is recorded.
+        hash_name: ``md5``, or ``md5-dos2unix`` for unchanged content recorded by DVC 2.x.
+        deps: Current dependencies; None keeps the recorded ones.
 
     Raises:
-        ParseError: The old file is wrong.
+        ParseError: The old file is invalid.
     """
     document: Any = documents.load_editable(old, path) if old else None
     if not document:
@@ -52,12 +52,12 @@ def write_dvc_file(
 
 
 def tidy_dvc_file(old: bytes, path: str, deps: Sequence[Mapping[str, Any]] | None) -> bytes:
-    """Return a `.dvc` file without outputs as DVC writes it again.
+    """Return a `.dvc` file without outputs in the form that DVC would write.
 
     Args:
-        old: The file as it is.
+        old: The current file.
         path: The file's name for messages.
-        deps: What its dependencies are now; None leaves them.
+        deps: Current dependencies; None keeps the recorded ones.
     """
     document: Any = documents.load_editable(old, path) or {}
     _settle(document, deps)
@@ -68,7 +68,7 @@ def _settle(document: Any, deps: Sequence[Mapping[str, Any]] | None) -> None:
     if deps is not None:
         _bring_to(document["deps"], deps)
     _tidy(document)
-    # DVC signs only imports with an md5 of their own; a plain one from an old version is dropped as DVC does.
+    # DVC signs only imports with an md5 of the file; like DVC, drop the one that an old version wrote elsewhere.
     if not document.get("deps"):
         document.pop("md5", None)
     elif deps is not None:
@@ -82,7 +82,7 @@ _DEFAULTS: Mapping[str, Any] = {"cache": True, "persist": False, "push": True, "
 
 
 def _tidy(document: Any) -> None:
-    """Leave out what DVC leaves out when it writes a file: defaults, empty values and old names."""
+    """Remove the keys that DVC leaves out: defaults, empty values and old names."""
     if document.pop("locked", False):
         document["frozen"] = True
     for key in ("wdir", "frozen", "always_changed", "desc", "meta", "outs", "deps"):
@@ -99,7 +99,7 @@ def _tidy(document: Any) -> None:
 
 
 def _record(out: Any, stored: Stored, size_known: bool, hash_name: str = MD5) -> None:
-    """Put the content's keys into an output: of a new file before `path`, else new ones last, as DVC does."""
+    """Put the content's keys into an output as DVC does: before `path` in a new file, else new keys last."""
     values: dict[str, Any] = {"md5": stored.digest}
     if size_known:
         values["size"] = stored.size
@@ -109,7 +109,7 @@ def _record(out: Any, stored: Stored, size_known: bool, hash_name: str = MD5) ->
         values["isexec"] = True
     if hash_name == MD5:
         values["hash"] = "md5"
-    # What a remote holds of the old content says nothing of new content; of the same, it stays.
+    # Versions on a remote belong to the old content: keep them only if the content is the same.
     if out.get("files"):
         if (
             Tree.from_pairs((f["relpath"], checksum_in(f, "md5") or "") for f in out["files"]).digest
@@ -132,7 +132,7 @@ def _record(out: Any, stored: Stored, size_known: bool, hash_name: str = MD5) ->
     ):
         if key not in values:
             out.pop(key, None)
-    if not hasattr(out, "insert"):  # of a new file
+    if not hasattr(out, "insert"):  # a plain mapping: a new file
         others = {key: value for key, value in out.items() if key not in values}
         out.clear()
         out.update({**values, **others})
@@ -143,12 +143,12 @@ def _record(out: Any, stored: Stored, size_known: bool, hash_name: str = MD5) ->
 
 
 def write_document(old: bytes | None, path: str, document: Mapping[str, Any]) -> bytes:
-    """Return a `.dvc` file that says what ``document`` says, with the old one's comments and order.
+    """Return a `.dvc` file with the values of ``document``, keeping comments and order of the old file.
 
     Args:
-        old: The file as it is; None for a new one, whose keys are as ``document`` orders them.
+        old: The current file; None for a new one, with keys in the order of ``document``.
         path: The file's name for messages.
-        document: All of what it shall say, in plain values.
+        document: The complete new content, in plain values.
 
     Raises:
         ParseError: The old file is not YAML.
@@ -161,7 +161,7 @@ def write_document(old: bytes | None, path: str, document: Mapping[str, Any]) ->
 
 
 def _bring_to(editable: Any, wanted: Any) -> None:
-    """Change just what differs, as DVC's `apply_diff` does: new keys come last."""
+    """Change only the differing values, as DVC's `apply_diff` does: new keys go last."""
     if isinstance(wanted, Mapping):
         for key, value in wanted.items():
             old = editable.get(key)

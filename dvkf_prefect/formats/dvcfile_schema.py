@@ -1,4 +1,4 @@
-"""What a `.dvc` file and an entry of dvc.lock may say: their keys, and the kind of their values.
+"""Schema of a `.dvc` file and of an entry in dvc.lock: keys and the kinds of their values.
 
 Source of the format: DVC 3.x, dvc/schema.py. It refuses a `.dvc` file of DVC 0.x with `cmd` or `metric`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _HEX = frozenset("0123456789abcdef")
-# Where something is wrong in a document, and what was expected there.
+# Path of an invalid part in a document, and the expected value.
 Wrong = tuple[list[str | int], str]
 _Check = Callable[[Any], bool]
 
@@ -35,7 +35,7 @@ def _is_texts(value: Any) -> bool:
 
 _TEXT = (_is(str), "text")
 _FLAG = (_is(bool), "true or false")
-# No file system holds more; beyond it arrays of sizes overflow.
+# Largest size of a file on any file system; arrays of sizes overflow beyond it.
 MAX_SIZE = (1 << 63) - 1
 _COUNT = (lambda value: type(value) is int and 0 <= value <= MAX_SIZE, "a whole number from 0 to 2^63 - 1")
 _MAPPING = (_is(dict), "a mapping")
@@ -71,13 +71,13 @@ _REPO: _Schema = {
 
 
 def find_wrong(document: Any) -> Wrong | None:
-    """Return the first thing in a `.dvc` file that the format does not allow.
+    """Return the first invalid part of a `.dvc` file.
 
     Args:
-        document: The file, parsed.
+        document: The parsed file.
 
     Returns:
-        The way to it in the document, and what was expected there; None when all is right.
+        Path of the part in the document, and the expected value; None if the document is valid.
     """
     if not isinstance(document, dict):
         return [], "a .dvc file is a mapping with `outs`"

@@ -1,8 +1,8 @@
-"""`.dvcignore`: gitignore's syntax, in any folder of the repository.
+"""Rules of `.dvcignore` files: gitignore syntax, in any folder of the repository.
 
-Source: DVC's dvc/ignore.py and dvc/pathspec_math.py. A folder's rules are those of the folders above it with its own
-behind them, rewritten as seen from the root; the last group of rules that says anything about a path decides, and
-what lies in an ignored folder cannot come back.
+Source: DVC's dvc/ignore.py and dvc/pathspec_math.py. A folder inherits the rules of its parents and appends its own,
+rewritten relative to the root. The last group of rules that matches a path decides. A file in an ignored folder
+cannot be re-included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dvkf_prefect.formats.patterns import Match, PatternError, compile_pattern, 
 
 NAME = ".dvcignore"
 _SHOWN = 200  # characters of a line in a message
-# What DVC always leaves out.
+# Patterns that DVC always ignores.
 _ALWAYS = (".hg/", ".git/", ".git", ".dvc/")
 _FOLDERS = frozenset({".git", ".hg", ".dvc"})
 
@@ -33,8 +33,8 @@ class Rule(NamedTuple):
     """One line of an ignore file.
 
     Attributes:
-        pattern: The line, as seen from the root.
-        place: ``file:line:pattern`` as it was written, or ``:pattern`` for what is always left out.
+        pattern: The line, rewritten relative to the root.
+        place: ``file:line:pattern`` in its original form, or ``:pattern`` for a built-in rule.
     """
 
     pattern: str
@@ -43,11 +43,11 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the ignore files say of a path.
+    """Result of matching a path against the ignore files.
 
     Attributes:
-        ignored: Whether it is left out.
-        rules: The places of the rules that decided, ``file:line:pattern``; a negated one for a path that came back.
+        ignored: True if the path is ignored.
+        rules: Places of the deciding rules, ``file:line:pattern``; a negated one for a re-included path.
     """
 
     ignored: bool
@@ -55,7 +55,7 @@ class Verdict:
 
 
 class _Group(NamedTuple):
-    """Neighbouring rules that ignore alike, looked at together."""
+    """Neighbouring rules with the same effect, matched together."""
 
     matches: tuple[Match, ...]
     ignores: bool
@@ -63,33 +63,33 @@ class _Group(NamedTuple):
     rules: list[tuple[Match, Rule]]
 
     def match(self, path: str) -> bool:
-        """Return whether one of the rules says something about a path."""
+        """Return True if one of the rules matches a path."""
         return any(match(path) for match in self.matches)
 
 
 class _Rules:
-    """The rules that hold in one folder, those of the root first."""
+    """Rules that apply in one folder, starting with those of the root."""
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
         self.only_defaults = len(rules) == len(_ALWAYS)
-        # Folders asked about before: whether they or one above them are left out.
+        # Cached results: True if the folder, or a parent of it, is ignored.
         self.inside: dict[str, bool] = {"": False}
 
     @cached_property
     def _groups(self) -> list[_Group]:
-        """The rules in the order they are tried: the last one first."""
+        """Rules in the order of matching: the last one first."""
         known: list[tuple[str, bool, bool, Rule]] = []
         for rule in self.rules:
             regex, ignores = _regex(rule.pattern, rule.place)
             if regex is not None and ignores is not None:
-                # pathspec names a group; several of one name cannot stand in one expression.
+                # pathspec names its groups; one expression cannot hold a group name twice.
                 known.append((re.sub(r"\(\?P<\w+>", "(?:", regex), ignores, rule.pattern.endswith("/"), rule))
         groups: list[_Group] = []
         for (ignores, folders_only), members in groupby(known, key=lambda item: item[1:3]):
             rules = [(regex, _compiled(regex, rule.place), rule) for regex, _, _, rule in members]
             if ignores:
-                # Simple ones at once: that is faster than one after another.
+                # One joined expression for simple rules is faster than matching one after another.
                 joined = "|".join(f"(?:{regex})" for regex, _, _ in rules if is_simple(regex))
                 matches = tuple(match for regex, match, _ in rules if not is_simple(regex))
                 if joined:
@@ -102,7 +102,7 @@ class _Rules:
         return groups[::-1]
 
     def find(self, path: str, folder: bool) -> tuple[bool, _Group | None]:
-        """Return whether a path is ignored by itself, whatever it lies in, and the rules that say so."""
+        """Return True if a path itself is ignored, regardless of its parents, and the group of rules that decided."""
         for group in self._groups:
             if group.folders_only and not folder:
                 continue
@@ -111,7 +111,7 @@ class _Rules:
         return False, None
 
     def which(self, group: _Group, path: str, folder: bool) -> Rule:
-        """Return the rule of a group that says something about a path: the first, as DVC names it."""
+        """Return the rule of a group that matches a path: the first one, as DVC reports it."""
         for text in (path, path + "/") if folder else (path,):
             if group.match(text):
                 return next(rule for match, rule in group.rules if match(text))
@@ -119,7 +119,7 @@ class _Rules:
 
 
 class Ignore:
-    """What the repository's ignore files leave out; each file is read when its folder is first asked about.
+    """The repository's ignore files, each read on the first query for its folder.
 
     Args:
         root: The repository's root.
@@ -131,7 +131,7 @@ class Ignore:
         self._repos: dict[str, bool] = {}
 
     def _rules(self, folder: str) -> _Rules:
-        """Return the rules that hold for what lies directly in a folder.
+        """Return the rules that apply to direct children of a folder.
 
         Raises:
             ParseError: An ignore file cannot be read.
@@ -164,14 +164,14 @@ class Ignore:
             raise ParseError(name, f"an ignore file is UTF-8 text ({error})") from None
 
     def is_repo(self, folder: str) -> bool:
-        """Tell whether a folder is a repository of its own, which is no part of this one."""
+        """Return True if a folder is a nested repository, separate from this one."""
         known = self._repos.get(folder)
         if known is None:
             known = self._repos[folder] = (self._root / folder / ".dvc").is_dir()
         return known
 
     def _says(self, rules: _Rules, path: str, *, folder: bool) -> bool:
-        """Tell whether rules leave out a path, or a folder that it lies in."""
+        """Return True if rules ignore a path, or a folder that contains it."""
         if self._is_inside(rules, os.path.dirname(path)):
             return True
         return rules.find(path, folder)[0] or (folder and self.is_repo(path))
@@ -183,14 +183,14 @@ class Ignore:
         return known
 
     def quiet_below(self, path: str) -> bool:
-        """Tell whether no ignore file above ``path`` can leave out anything in it."""
+        """Return True if no ignore file above ``path`` can ignore anything inside it."""
         return self._rules(path).only_defaults
 
     def matches(self, path: str) -> bool:
-        """Tell whether a path is left out.
+        """Return True if a path is ignored.
 
         Args:
-            path: Posix, relative to the root; with a slash at the end for a folder.
+            path: Posix, relative to the root; a trailing slash marks a folder.
 
         Raises:
             ParseError: An ignore file cannot be read.
@@ -201,7 +201,7 @@ class Ignore:
         rules = self._rules(parent)
         if not rules.only_defaults:
             return self._says(rules, path, folder=folder)
-        # Nothing but the defaults: their patterns need no expression.
+        # Only the built-in rules apply: compare names instead of matching expressions.
         if name == ".git" or (folder and (name in _FOLDERS or self.is_repo(path))):
             return True
         inside = rules.inside.get(parent)
@@ -210,11 +210,11 @@ class Ignore:
         return inside
 
     def check(self, path: str, *, folder: bool) -> Verdict:
-        """Return what the ignore files say of a path, and which of their lines say it.
+        """Return the verdict on a path, with the rules that decided.
 
         Args:
             path: Posix, relative to the root.
-            folder: Whether it is a folder.
+            folder: True if the path is a folder.
 
         Raises:
             ParseError: An ignore file cannot be read.
@@ -236,7 +236,7 @@ class Ignore:
 
 
 def _from_root(pattern: str, folder: str) -> str:
-    """Return a pattern of a folder's ignore file as it reads at the root."""
+    """Rewrite a pattern from a folder's ignore file relative to the root."""
     if not folder:
         return pattern
     negated = "!" if pattern.startswith("!") else ""
@@ -249,10 +249,10 @@ def _from_root(pattern: str, folder: str) -> str:
 
 
 def _regex(pattern: str, place: str) -> tuple[str | None, bool | None]:
-    """Return a pattern's regular expression and whether it ignores; None for a line that says nothing.
+    """Return a pattern's regular expression and True if it ignores; None for a blank line or comment.
 
     Raises:
-        ParseError: It is no pattern.
+        ParseError: The pattern is invalid.
     """
     try:
         regex, ignores = _translator()(pattern)
@@ -272,7 +272,7 @@ def _compiled(regex: str, place: str) -> Match:
 
 @cache
 def _translator() -> Callable[[str], tuple[str | None, bool | None]]:
-    """Return pathspec's function for it; loaded when there is a pattern to read."""
+    """Return pathspec's translation function, imported on first use."""
     try:
         pattern: Any = import_module("pathspec.patterns.gitignore.spec").GitIgnoreSpecPattern
     except ImportError:  # before pathspec 1

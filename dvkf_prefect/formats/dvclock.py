@@ -1,4 +1,4 @@
-"""dvc.lock: what each stage's last run read and wrote, byte for byte as DVC writes it.
+"""Records in dvc.lock of each stage's last inputs and outputs, byte for byte as DVC writes them.
 
 Source of the format: DVC 3.x (``dvc/stage/serialize.py``), schema 2.0.
 """
@@ -27,7 +27,7 @@ Item = dict[str, Any]
 Entry = dict[str, Any]
 _HEAD = "schema: '2.0'\nstages:\n"
 _BLOCK = re.compile(r"^  ([^ \n].*)$", re.MULTILINE)
-# Lines that DVC writes, which it would write again as they are. Others may be too, but it takes parsing to tell.
+# Lines that DVC would write back unchanged. Other lines may be stable too, but only parsing can show it.
 _WORD = (
     r"(?!(?i:true|false|null|yes|no|on|off|y|n|\.inf|\.nan)[:\n ])(?:[A-Za-z/]|\.[A-Za-z/.])[\w./=@%+,~-]*"
 )
@@ -70,14 +70,14 @@ def lock_file(path: str) -> str:
 
 
 def read_lock(files: RepoFiles, path: str) -> dict[str, Entry]:
-    """Read the stages of a dvc.lock; none when there is no such file. The result must not be changed.
+    """Read the stages of a dvc.lock; empty if the file does not exist. Do not modify the result.
 
     Args:
         files: The revision to read from.
         path: The dvc.lock, relative to the root.
 
     Raises:
-        ParseError: It does not say what the format allows; names the line.
+        ParseError: It violates the format; the error names the line.
     """
     try:
         data = files.read(path)
@@ -110,13 +110,13 @@ def _parse(data: bytes, path: str) -> dict[str, Entry]:
 
 
 def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
-    """Return the first thing in an entry that the format does not allow.
+    """Return the first invalid part of an entry.
 
     Args:
-        entry: What dvc.lock, or the run cache, says of a stage.
+        entry: Entry of a stage in dvc.lock or in the run cache.
 
     Returns:
-        The way to it, and what was expected there; None when all is right.
+        Path of the part in the entry, and the expected value; None if the entry is valid.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), (str, list)):
         return [], "the entry of a stage is a mapping with `cmd`"
@@ -155,11 +155,11 @@ def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
 
 
 def item_of(name: str, stored: Stored) -> Item:
-    """Return a dependency or output as an entry holds it.
+    """Return a dependency or output in the form of an entry.
 
     Args:
-        name: The path as dvc.yaml has it.
-        stored: Its content.
+        name: The path in its dvc.yaml spelling.
+        stored: The content.
     """
     item: Item = {"path": name, "hash": MD5, "md5": stored.digest, "size": stored.size}
     if stored.nfiles is not None:
@@ -170,7 +170,7 @@ def item_of(name: str, stored: Stored) -> Item:
 
 
 def stored_of(item: Mapping[str, Any]) -> Stored:
-    """Return the content that an entry's dependency or output names; the reverse of `item_of`."""
+    """Return the content recorded for an entry's dependency or output; the reverse of `item_of`."""
     return Stored(item["md5"], item.get("size") or 0, item.get("nfiles"), bool(item.get("isexec", False)))
 
 
@@ -180,13 +180,13 @@ def make_entry(
     params: Mapping[str, Mapping[str, Any]],
     outs: Sequence[Item],
 ) -> Entry:
-    """Return a stage's entry, everything in DVC's order.
+    """Return a stage's entry, ordered as DVC does.
 
     Args:
-        command: The stage's command, or its commands.
-        deps: What it read.
-        params: The parameters it read, by file as dvc.yaml has it.
-        outs: What it wrote.
+        command: The stage's command or commands.
+        deps: Dependencies that the stage read.
+        params: Parameters that the stage read, by file in its dvc.yaml spelling.
+        outs: Outputs that the stage wrote.
     """
     entry: Entry = {"cmd": command if isinstance(command, str) else list(command)}
     if deps:
@@ -200,17 +200,17 @@ def make_entry(
 
 
 def write_entry(path: Path, name: str, entry: Entry, *, before: Container[str] = ()) -> None:
-    """Put one stage's entry into a dvc.lock; the file is there whole or not at all.
+    """Put one stage's entry into a dvc.lock, atomically.
 
     Args:
-        path: The dvc.lock; made when it is not there.
+        path: The dvc.lock; created if missing.
         name: The stage's name.
-        entry: What `make_entry` returned.
-        before: A new entry goes in front of the first of these stages that the file has, else to the end.
+        entry: Result of `make_entry`.
+        before: Stages that a new entry precedes. It goes in front of the first one in the file, else to the end.
 
     Raises:
         ParseError: The file is not YAML.
-        DiskFullError: There is no room; the old file is untouched.
+        DiskFullError: The disk is full; the old file is unchanged.
     """
     old = read_description(path) if path.exists() else b""
     new = put_entry(old, name, entry, before=before, file=path.name)
@@ -228,7 +228,7 @@ def put_entry(
         return _rewrite(old, name, entry, before, file)
     if not old or _SURE.fullmatch(text) or all(map(_is_stable, _blocks(text))):
         return spliced
-    # DVC writes the whole file anew: long texts folded, quotes that are not needed dropped.
+    # DVC rewrites the whole file: it folds long texts and drops unneeded quotes.
     return _rewrite(old, name, entry, before, file)
 
 
@@ -240,7 +240,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1 << 12)
 def _is_stable(block: str) -> bool:
-    """Tell whether DVC would write an entry again as it is."""
+    """Return True if DVC would write an entry back unchanged."""
     text = _HEAD + block
     if _SURE.fullmatch(text):
         return True
@@ -249,7 +249,7 @@ def _is_stable(block: str) -> bool:
 
 
 def _rewrite(old: bytes, name: str, entry: Entry, before: Container[str], file: str) -> bytes:
-    """Parse and write the whole file, as DVC does; comments are kept."""
+    """Parse and write the whole file, as DVC does, keeping comments."""
     document: Any = (
         documents.load_editable(old, file) if old and documents.load(old, file) else {"schema": "2.0"}
     )
@@ -263,9 +263,10 @@ def _rewrite(old: bytes, name: str, entry: Entry, before: Container[str], file: 
 
 
 def _splice(old: str, name: str, entry: Entry, before: Container[str]) -> bytes | None:
-    """Put the entry's text into a file that DVC or we wrote, without parsing the rest of it.
+    """Insert the entry's text into a file that DVC or dvkf wrote, without parsing the rest.
 
-    Parsing and writing a file of hundreds of stages once for each stage would take longer than many a stage.
+    Rewriting a file of hundreds of stages after each stage would take longer than many a stage. Returns None if the
+    file or the entry needs a full rewrite.
     """
     if old and (not old.startswith(_HEAD) or not old.endswith("\n")):
         return None
@@ -275,7 +276,7 @@ def _splice(old: str, name: str, entry: Entry, before: Container[str]) -> bytes 
     # A name of more than 128 letters is written as `? name` and a line that begins with a colon.
     if "\n  ? " in old or b"\n  ? " in written:
         return None
-    # What the first writing makes of a value, the next one must make again, or DVC's file would differ from ours.
+    # A value must survive a second write unchanged, or DVC's file would differ from ours.
     if documents.dump(documents.load_editable(written, name)) != written:
         return None
     if not old:
@@ -300,7 +301,7 @@ def _has_anchor(text: str) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def _name(head: str) -> str:
-    """Return the stage that the first line of a block is about."""
+    """Return the stage name in the first line of a block."""
     plain = head.removesuffix(":")
     if _PLAIN.fullmatch(plain):
         return plain

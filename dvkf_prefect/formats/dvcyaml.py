@@ -1,7 +1,7 @@
-"""dvc.yaml: the stages of a pipeline, and the outputs they describe.
+"""Stages of a dvc.yaml, their outputs, and the other sections of the file.
 
-Source of the format: DVC 3.x (``dvc/schema.py``, ``dvc/stage/loader.py``); its templates are resolved by
-`dvkf_prefect.formats.template`.
+Source of the format: DVC 3.x (``dvc/schema.py``, ``dvc/stage/loader.py``). `dvkf_prefect.formats.template` resolves
+its templates.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Dependency:
     """A file or directory that a stage reads.
 
     Attributes:
-        path: Posix, relative to the repository's root; as written where it lies outside.
+        path: Posix, relative to the repository's root; unchanged from dvc.yaml if it lies outside.
         name: As written in dvc.yaml, relative to the stage's working directory.
-        external: Whether it is an absolute path, a url, or leads out of the repository.
+        external: True for an absolute path, a url, or a path out of the repository.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Dependency:
 
     @property
     def dataset(self) -> str | None:
-        """The name of the dataset that it is (``ds://name``), if it is one."""
+        """Name of the dataset for a ``ds://name`` dependency, None for any other."""
         return self.name.removeprefix(_DATASET).partition("/")[0] if self.name.startswith(_DATASET) else None
 
 
@@ -57,10 +57,10 @@ class StageOutput:
         name: As written in dvc.yaml, relative to the stage's working directory.
         kind: ``out``, ``metric`` or ``plot``.
         cached: False keeps it out of the cache.
-        persist: Whether the stage finds its last content there when it starts.
-        remote: The only remote it goes to, where one is named.
+        persist: True to keep the last content in place when the stage starts.
+        remote: The only remote for this output, None for any remote.
         pushed: False keeps it off the remotes.
-        options: The rest of what dvc.yaml says of it: desc, type, labels, meta, and how to plot it.
+        options: Remaining options in dvc.yaml: desc, type, labels, meta, and how to plot it.
     """
 
     path: str
@@ -78,19 +78,19 @@ class Stage:
     """One stage of a dvc.yaml.
 
     Attributes:
-        name: Its name in the file.
+        name: Name in the file.
         file: The dvc.yaml, relative to the repository's root.
-        wdir: The folder its paths and commands are relative to, itself relative to the root; "" for the root.
-        command: What dvc.yaml and dvc.lock say: a text, or a list of texts.
-        deps: What it reads, in the order written.
-        outs: What it writes, in the order written: outs, metrics, plots.
-        params: The parameters it reads: ``{file as written: keys}``; no keys mean the whole file.
-        frozen: Whether it never runs.
-        always_changed: Whether it runs every time.
-        desc: A text for people.
-        meta: Anything; what other tools read.
-        group: The ``foreach`` or ``matrix`` that it was made by, if it was.
-        used: What its templates took out of files: ``{file relative to the root: {dotted key: value}}``.
+        wdir: Working directory for its paths and commands, relative to the root; "" for the root.
+        command: Command in its dvc.yaml and dvc.lock form: a text, or a list of texts.
+        deps: Dependencies, in the order of the file.
+        outs: Outputs, in the order of the file: outs, metrics, plots.
+        params: Parameters: ``{file as in dvc.yaml: keys}``; an empty tuple stands for the whole file.
+        frozen: True if the stage never runs.
+        always_changed: True if the stage runs every time.
+        desc: Description for readers.
+        meta: Free-form metadata for other tools.
+        group: Name of the ``foreach`` or ``matrix`` definition that generated the stage, if any.
+        used: Values that its templates read from files: ``{file relative to the root: {dotted key: value}}``.
     """
 
     name: str
@@ -109,34 +109,34 @@ class Stage:
 
     @property
     def address(self) -> str:
-        """How a person names it: ``name``, or ``folder/dvc.yaml:name``."""
+        """User-facing name: ``name``, or ``folder/dvc.yaml:name``."""
         return self.name if self.file == PIPELINE_FILE else f"{self.file}:{self.name}"
 
     @property
     def cmd(self) -> tuple[str, ...]:
-        """The commands to run one after another; DVC runs each line of a text by itself."""
+        """Commands to run one after another; DVC runs each line of a text separately."""
         return tuple(self.command.splitlines()) if isinstance(self.command, str) else self.command
 
     @property
     def runs_always(self) -> bool:
-        """Whether it has to run whatever has changed: it says so, or has nothing to compare."""
+        """True if the stage runs regardless of changes: by ``always_changed``, or for lack of anything to compare."""
         return self.always_changed or not (self.deps or self.params or self.outs)
 
     def params_path(self, file: str) -> str:
-        """Return where a parameter file lies, relative to the root."""
+        """Return the path of a parameter file, relative to the root."""
         return posixpath.normpath(posixpath.join(self.wdir, file))
 
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """What a dvc.yaml says beside its stages, with every ``${}`` filled in.
+    """Sections of a dvc.yaml other than its stages, with every ``${}`` filled in.
 
     Attributes:
         params: Parameter files, relative to the dvc.yaml.
         metrics: Metric files, relative to the dvc.yaml.
-        plots: How to draw, by the plot's name, which is a path relative to the dvc.yaml where ``y`` names no files.
-        artifacts: What is said of each artifact, by its name.
-        datasets: What is said of each dataset.
+        plots: Plot options by the plot's name. The name is a path relative to the dvc.yaml unless ``y`` names files.
+        artifacts: Declaration of each artifact, by its name.
+        datasets: Declaration of each dataset.
     """
 
     params: tuple[str, ...] = ()
@@ -147,30 +147,28 @@ class Sections:
 
 
 def load_stages(files: RepoFiles, path: str) -> list[Stage]:
-    """Read the stages of one dvc.yaml, in the order written, those of a group in the order of its items.
+    """Read the stages of one dvc.yaml, in the order of the file; groups in the order of their items.
 
     Args:
-        files: The revision to read from; parameter files, and the settings of ``parsing``, are read from it too.
+        files: The revision to read from, also for parameter files and the ``parsing`` settings.
         path: The dvc.yaml, relative to the root.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ParseError: It, or its dvc.lock, does not say what the format allows, or a template in it cannot be resolved;
-            names line, key and what was expected.
+        ParseError: The file or its dvc.lock violates the format, or a template in it cannot be resolved; the error
+            names line, key and expected value.
         UnsafePathError: A path leads out of the repository.
-        ConfigError: A setting of ``parsing`` is none that there is.
+        ConfigError: A setting of ``parsing`` is unknown.
     """
     with _LOCK:
         stages = list(_open(files, path).stages())
     if stages:
-        read_lock(
-            files, lock_file(path)
-        )  # as in DVC, stages are read with a lock that is right or not at all
+        read_lock(files, lock_file(path))  # as in DVC, an invalid dvc.lock fails the whole read
     return stages
 
 
 def read_sections(files: RepoFiles, path: str) -> Sections:
-    """Read what one dvc.yaml says beside its stages.
+    """Read the sections of one dvc.yaml other than its stages.
 
     Args:
         files: The revision to read from.
@@ -178,21 +176,21 @@ def read_sections(files: RepoFiles, path: str) -> Sections:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ParseError: It does not say what the format allows, or a template in it cannot be resolved.
+        ParseError: It violates the format, or a template in it cannot be resolved.
     """
     with _LOCK:
         return _open(files, path).sections()
 
 
 def read_outputs(files: RepoFiles, path: str) -> list[Output]:
-    """Read the outputs of one dvc.yaml's stages, with the content that dvc.lock recorded.
+    """Read the outputs of one dvc.yaml's stages, with the content recorded in dvc.lock.
 
     Args:
         files: The revision to read from.
         path: The dvc.yaml, relative to the root.
 
     Raises:
-        ParseError: One of the two files does not say what its format allows.
+        ParseError: One of the two files violates its format.
         UnsafePathError: A path leads out of the repository.
     """
     stages = load_stages(files, path)
@@ -224,15 +222,15 @@ def read_outputs(files: RepoFiles, path: str) -> list[Output]:
 
 @lru_cache(maxsize=64)
 def load_pipeline_file(data: bytes, path: str) -> dict[str, Any]:
-    """Read a dvc.yaml as it is written, its templates unresolved; the result is shared and must not be changed.
+    """Read a dvc.yaml with its templates unresolved; do not modify the shared result.
 
     Raises:
-        ParseError: It is not YAML, or does not say what the format allows.
+        ParseError: It is not YAML, or violates the format.
     """
     return check_document(Source(data, path), documents.load(data, path))
 
 
-# -- one run asks for the same file several times: for outputs, for stages, for the graph ------------------------------
+# -- cache of resolved files: one run reads the same file for outputs, for stages and for the graph --------------------
 
 _LOCK = threading.RLock()
 _OPENED: OrderedDict[tuple[bytes, str], list[_File]] = OrderedDict()
@@ -241,7 +239,7 @@ _VARIANTS = 4
 
 
 def _open(files: RepoFiles, path: str) -> _File:
-    """Return a file as it was resolved before, where all that went into it is still the same."""
+    """Return the resolved file from the cache if all its inputs are unchanged, else resolve it."""
     key = (files.read(path), path)
     variants = _OPENED.setdefault(key, [])
     _OPENED.move_to_end(key)
@@ -256,7 +254,7 @@ def _open(files: RepoFiles, path: str) -> _File:
 
 
 class _File:
-    """One dvc.yaml with the bytes of every other file that it was resolved with."""
+    """One dvc.yaml with the bytes of every other file used to resolve it."""
 
     def __init__(self, files: RepoFiles, data: bytes, path: str) -> None:
         self._files = files
@@ -267,7 +265,7 @@ class _File:
         self._sections: Sections | None = None
 
     def holds(self, files: RepoFiles) -> bool:
-        """Tell whether all that was asked for is the same in a revision; what is asked next is asked there."""
+        """Return True if all inputs are the same in a revision; later reads then use that revision."""
         if any(_read(files, path) != data for path, data in self._asked.items()):
             return False
         self._files = files
@@ -275,7 +273,7 @@ class _File:
 
     def stages(self) -> tuple[Stage, ...]:
         if self._stages is None:
-            self.sections()  # as in DVC, a file is right as a whole or not at all
+            self.sections()  # as in DVC, an invalid section fails the whole file
             reader = _Reader(self._source)
             self._stages = tuple(reader.stage(instance) for instance in self._resolver.stages())
         return self._stages
@@ -338,7 +336,7 @@ _PARSING = {"bool": ("store_true", "boolean_optional"), "list": ("nargs", "appen
 
 @lru_cache(maxsize=16)
 def _parsing_settings(*levels: bytes | None) -> Mapping[str, str]:
-    """Return how mappings are written as arguments: the user's settings under those of the revision."""
+    """Return the settings for mappings as arguments: the revision's settings override the user's."""
     from configobj import ConfigObj, ConfigObjError
 
     from dvkf_prefect.formats.config import ConfigFiles
@@ -362,7 +360,7 @@ def _parsing_settings(*levels: bytes | None) -> Mapping[str, str]:
 
 
 class _Reader:
-    """Makes stages of one file's definitions."""
+    """Builder of stages from one file's definitions."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -417,7 +415,7 @@ class _Reader:
         return "" if path == "." else path
 
     def _file(self, wdir: str, name: Any, place: Place) -> str:
-        """Return where a dependency, an output or a parameter file lies."""
+        """Return the path of a dependency, an output or a parameter file, relative to the root."""
         if not isinstance(name, str):
             raise self._source.wrong(place, f"a path is a text, not {name!r}")
         if name.endswith(".dvc") or posixpath.basename(name) == PIPELINE_FILE:
@@ -452,7 +450,7 @@ class _Reader:
                 raise self._source.wrong(
                     (*places[name], "remote"), f"`remote` of '{name}' is {known['remote'][1]}, not {remote!r}"
                 )
-            flags.pop("checkpoint", None)  # of older versions; means nothing any more
+            flags.pop("checkpoint", None)  # an option of older versions, without effect now
             yield StageOutput(
                 path=path,
                 name=name,
@@ -465,7 +463,7 @@ class _Reader:
             )
 
     def _params(self, wdir: str, items: Sequence[Any], place: Place) -> dict[str, tuple[str, ...]]:
-        """Return the keys by file; a file that is named once without keys is meant whole."""
+        """Return the keys by file; a file named once without keys counts as a whole."""
         if not items:
             return {}
         whole = {file for item in items if isinstance(item, dict) for file, keys in item.items() if not keys}

@@ -1,4 +1,4 @@
-"""The small files that describe data, of a workspace or a commit, behind one interface."""
+"""Interface to the small files that describe data, in a workspace or a commit."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class RepoFiles(Protocol):
         """
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Return True if the file exists."""
 
     def find(self) -> list[str]:
-        """Return every `.dvc` file and dvc.yaml, sorted."""
+        """Return the paths of all `.dvc` files and dvc.yaml, sorted."""
 
 
 def describes_outputs(name: str) -> bool:
-    """Tell whether a file of that name describes outputs."""
+    """Return True if a file with that name describes outputs."""
     return name == PIPELINE_FILE or (name.endswith(".dvc") and name != ".dvc")

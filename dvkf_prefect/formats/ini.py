@@ -1,7 +1,7 @@
-"""The files of `.dvc/config`: read at once where they are plain, else by ConfigObj; written with their comments kept.
+"""INI files of `.dvc/config`: a fast parser for plain files, ConfigObj for the rest and for writing with comments.
 
 Source of the format: ConfigObj, as DVC calls it (dvc/config.py, ``load_file`` and ``_save_config``). Names of sections
-and options are lower-cased, values are texts, or lists where they hold bare commas.
+and options are lower-cased. Values are texts, or lists if they hold bare commas.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.files import read_description
 
-# Sections of options, in the order of the file.
+# Sections of options, in file order.
 Sections = dict[str, dict[str, Any]]
 
-# What only ConfigObj knows to read: references, and white space other than blanks and tabs, which may end a line there.
+# Syntax left to ConfigObj: references, and white space other than blanks and tabs, which may end a line there.
 _UNUSUAL = re.compile(r"[^\S \t\n]|%\(")
 _SECTION = re.compile(
     r"""[ \t]*\[[ \t]*(?:([\w.-]+(?: "[^"'\[\]#]*")?)|'([^'\[\]#]*)')[ \t]*\][ \t]*(?:#.*)?"""
@@ -26,10 +26,10 @@ _OPTION = re.compile(r"[ \t]*([\w.-]+)[ \t]*=[ \t]*(.*)")
 
 
 def load(path: Path) -> Sections:
-    """Read a file; one that is not there is empty.
+    """Read a file; a missing one is empty.
 
     Raises:
-        ConfigError: It cannot be read or does not parse; names it.
+        ConfigError: It cannot be read or does not parse; the error names the file.
     """
     text = _text_of(path)
     sections = read_plain(text)
@@ -37,9 +37,9 @@ def load(path: Path) -> Sections:
 
 
 def read_plain(text: str) -> Sections | None:
-    """Read sections of ``key = value`` lines, plain or quoted, and comments; None for anything that is more than that.
+    """Read sections of ``key = value`` lines, plain or quoted, and comments; return None for any other syntax.
 
-    ConfigObj, which reads everything, takes longer to import than the rest of a short command takes.
+    ConfigObj reads every file, but its import takes longer than the rest of a short command.
     """
     if _UNUSUAL.search(text):
         return None
@@ -57,7 +57,7 @@ def read_plain(text: str) -> Sections | None:
             if not name.strip() or name in seen:
                 return None
             seen.add(name)
-            # As DVC does: of two that differ in case only the later one counts.
+            # As in DVC: of two names that differ only in case, the later one counts.
             options = sections[name.lower()] = {}
             keys = set()
             continue
@@ -73,7 +73,7 @@ def read_plain(text: str) -> Sections | None:
 
 
 def _plain_value(text: str) -> str | None:
-    """Return one value without its quotes and the comment behind it; None where it may be more than one."""
+    """Return one value without its quotes and trailing comment; None if it may be a list."""
     quote = text[:1]
     if quote and quote in "\"'":
         inner, closing, rest = text[1:].partition(quote)
@@ -84,7 +84,7 @@ def _plain_value(text: str) -> str | None:
 
 
 def read_any(text: str, name: str) -> Sections:
-    """Read a file as DVC does, by ConfigObj.
+    """Read a file with ConfigObj, as DVC does.
 
     Raises:
         ConfigError: It does not parse.
@@ -109,7 +109,7 @@ def read_any(text: str, name: str) -> Sections:
 
 
 def document(text: str, name: str, *, interpolation: bool = False) -> Any:
-    """Read a file for rewriting: comments and the order of everything are kept.
+    """Read a file for rewriting: comments and order are kept.
 
     Raises:
         ConfigError: It does not parse.
@@ -123,14 +123,14 @@ def document(text: str, name: str, *, interpolation: bool = False) -> Any:
 
 
 def rewrite(path: Path, before: Sections, after: Sections) -> bytes:
-    """Return a file that says something else, in the order in which DVC writes it.
+    """Return a file with new settings, in the order in which DVC writes, with its comments kept.
 
     DVC itself drops all comments.
 
     Args:
-        path: The file as it is.
-        before: What it says, as `load` returns it.
-        after: What it shall say; sections without options are left out, but for those with a name in quotes.
+        path: The current file.
+        before: Its settings, as returned by `load`.
+        after: The new settings. Empty sections are left out unless their name has quotes.
 
     Raises:
         ConfigError: A value cannot be written.
@@ -148,7 +148,7 @@ def rewrite(path: Path, before: Sections, after: Sections) -> bytes:
         for option in [option for option in section if option not in options]:
             del section[option]
         for option, value in options.items():
-            # A value that refers to others is kept as it is written.
+            # An unchanged value keeps its spelling, references to other options included.
             if option not in section or before.get(name, {}).get(option) != value:
                 section[option] = value
     made.sections = list(wanted)
@@ -160,7 +160,7 @@ def rewrite(path: Path, before: Sections, after: Sections) -> bytes:
 
 
 def _lower(section: Any) -> None:
-    """Write all names in small letters, as DVC does; of two that differ in case only the later one counts."""
+    """Lower-case all names, as DVC does; of two that differ only in case, the later one counts."""
     latest = {raw.lower(): raw for raw in section}
     for raw in list(section):
         if latest[raw.lower()] != raw:

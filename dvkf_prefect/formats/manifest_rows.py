@@ -1,4 +1,4 @@
-"""The rows of a manifest, read piece by piece, so that no text of it takes much more memory than its rows.
+"""Rows of a manifest, parsed in pieces to bound the memory: a text takes little more than its rows.
 
 Parsed as a whole, 60 MB of ``{}`` took 3 GB.
 """
@@ -17,27 +17,27 @@ from typing import Any
 from dvkf_prefect.errors import ParseError
 
 VARIABLE = "DVKF_MANIFEST_MB"
-# Room for about 400,000 files. What the verbs work out of them takes up to six times as much.
+# Room for about 400,000 files. Values derived from them may take six times as much.
 DEFAULT = 64
-# Parsed at once. The JSON of it may take forty times as much.
+# Bytes per parsed piece. The parsed JSON may take forty times as much.
 _PIECE = 1 << 20
-# A row is not longer: a path of 4,096 bytes, each of them escaped.
+# Longest row in bytes: a path of 4,096 bytes, each of them escaped.
 _ROW = 64 << 10
-# Between two rows; in a string a quote would end it, and no word may follow that.
+# Gap between two rows. A string cannot match: a quote would end it, and no word may follow that.
 _BETWEEN = re.compile(rb'\}\s{0,8},\s{0,8}(?=\{\s{0,8}"\w+")')
-# A digest, and the places of both in the lists.
+# Bytes of a digest, and of both entries in the lists.
 _FIXED = 81 + 16
 _MEAN = "a manifest is a JSON list of md5 and relpath"
 
 
 def limit() -> int:
-    """Return how many bytes of memory the manifests at hand may take."""
+    """Return the memory limit of all live manifests in bytes."""
     text = os.environ.get(VARIABLE, "").strip()
     return (int(text) if text.isdecimal() and len(text) < 8 else DEFAULT) << 20
 
 
 def file_limit() -> int:
-    """Return how many bytes a manifest may have: of short names, its rows take twice as much memory."""
+    """Return the size limit of a manifest in bytes; with short names, its rows take twice as much memory."""
     return limit() * 4 // 9
 
 
@@ -45,12 +45,12 @@ def read(data: bytes, name: str, *, limited: bool) -> tuple[list[str], list[str]
     """Return the paths and the digests of a manifest, in its order.
 
     Args:
-        data: Its bytes.
-        name: Its digest or place, for messages.
-        limited: Refuse one that takes too much memory.
+        data: The manifest's bytes.
+        name: Digest or location of the manifest, for messages.
+        limited: Apply the memory limit.
 
     Raises:
-        ParseError: It is not a manifest, or takes too much memory.
+        ParseError: It is not a manifest, or exceeds the memory limit.
     """
     relpaths: list[str] = []
     digests: list[str] = []
@@ -97,12 +97,12 @@ def _add(text: bytes, name: str, relpaths: list[str], digests: list[str]) -> Non
 
 
 def most_objects() -> int:
-    """Return how many objects may be fetched at once: more than are in one manifest, as they take less memory."""
+    """Return the maximum number of objects in one fetch, above that of a manifest, since they take less memory."""
     return limit() // 64
 
 
 def too_large(name: str) -> ParseError:
-    """Return the error for a manifest that would take too much memory, or does with the others at hand."""
+    """Return the error for a manifest above the memory limit, alone or together with the other live ones."""
     most = limit() >> 20
     return ParseError(
         name,
@@ -112,15 +112,15 @@ def too_large(name: str) -> ParseError:
 
 
 def more() -> str:
-    """Return a setting that allows ten times as much."""
+    """Return a setting with ten times the limit."""
     return f"{VARIABLE}={max(limit() >> 20, 1) * 10}"
 
 
-# -- what all manifests at hand take -----------------------------------------------------------------------------------
+# -- memory of all live manifests --------------------------------------------------------------------------------------
 
 
 class _Taken:
-    """Counts the memory of all manifests that live."""
+    """Counter of the memory of all live manifests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -135,15 +135,15 @@ _TAKEN = _Taken()
 
 
 def take(tree: object, relpaths: Sequence[str], name: str) -> None:
-    """Count the memory of a manifest, for as long as it lives.
+    """Count the memory of a manifest for its lifetime.
 
     Args:
-        tree: It.
-        relpaths: Its paths, in order.
-        name: Its digest or place, for messages.
+        tree: The manifest.
+        relpaths: Paths of the manifest, in order.
+        name: Digest or location of the manifest, for messages.
 
     Raises:
-        ParseError: With the others it takes more than is allowed.
+        ParseError: All live manifests together exceed the limit.
     """
     most = limit()
     size = sum(map(getsizeof, relpaths)) + _FIXED * len(relpaths)
@@ -154,7 +154,7 @@ def take(tree: object, relpaths: Sequence[str], name: str) -> None:
 
 
 def _folders(relpaths: Sequence[str], enough: int) -> int:
-    """Return a bound of how many characters the names of all folders on the paths have, a good one above `enough`."""
+    """Return an upper bound of the characters in the names of all folders on the paths; a tight one above `enough`."""
     if not relpaths:
         return 0
     bound = sum(path.count("/") for path in relpaths) * (max(map(len, relpaths)) + 100)

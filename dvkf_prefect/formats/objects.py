@@ -1,4 +1,4 @@
-"""Content by its digest: the names that a cache and a remote give to objects."""
+"""Object names: the digest of content, and the key it has in a cache or a remote."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LEGACY = "md5-dos2unix"
 
 _HEX = frozenset("0123456789abcdef")
 
-# The digest of nothing, the only one whose object has no bytes.
+# Digest of empty content, the only one with an empty object.
 _EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
 
 
 def object_key(digest: str, hash_name: str = MD5) -> str:
-    """Return where an object lies below the root of a cache or a remote.
+    """Return the path of an object relative to the root of a cache or a remote.
 
     Raises:
         UnsafePathError: ``digest`` is not a digest.
@@ -33,12 +33,12 @@ def object_key(digest: str, hash_name: str = MD5) -> str:
 
 
 def is_plausible(digest: str, size: int, expected: int | None = None) -> bool:
-    """Tell whether an object of so many bytes can be what its name says; a power cut leaves empty ones.
+    """Return True if an object's size fits its name; a power cut may leave empty objects.
 
     Args:
-        digest: Its name.
-        size: Its bytes.
-        expected: The bytes it must have, None where that is not known.
+        digest: Name of the object.
+        size: Actual size in bytes.
+        expected: Expected size in bytes, None if unknown.
     """
     if expected is not None:
         return size == expected
@@ -47,13 +47,13 @@ def is_plausible(digest: str, size: int, expected: int | None = None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Content that is in the cache now.
+    """Content in the cache.
 
     Attributes:
         digest: md5 in hex, with ``.dir`` for a directory.
-        size: Bytes; of a directory the sum.
+        size: Size in bytes; for a directory, the sum over its files.
         nfiles: Number of files of a directory, None for a file.
-        isexec: Whether a single file may be executed.
+        isexec: True if the content is one executable file.
     """
 
     digest: str
@@ -72,7 +72,7 @@ LAYOUTS = ("files/md5/", "")
 
 
 def identity(key: str) -> tuple[str, str]:
-    """Return the digest and the hash name of an object's key; the reverse of `store.object_key`.
+    """Return the digest and the hash name of an object's key; the reverse of `object_key`.
 
     Example:
         >>> identity("files/md5/d4/1d8cd98f00b204e9800998ecf8427e")
@@ -83,6 +83,6 @@ def identity(key: str) -> tuple[str, str]:
 
 
 def keys_of(digests: Iterable[str], hash_name: str) -> Iterator[str]:
-    """Yield the keys of digests of one kind."""
+    """Yield the keys of digests of one hash name."""
     start = "" if hash_name == LEGACY else "files/md5/"
     return (f"{start}{digest[:2]}/{digest[2:]}" for digest in digests)

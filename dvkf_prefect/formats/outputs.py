@@ -1,4 +1,4 @@
-"""Outputs and their recorded versions, as `.dvc` files and dvc.lock describe them."""
+"""Outputs and their recorded versions, as in `.dvc` files and dvc.lock."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CHECKSUMS = ("md5", "etag", "checksum")
 
 @dataclass(frozen=True, slots=True)
 class FileVersion:
-    """One file as a service that keeps versions holds it.
+    """One file on a service that keeps versions.
 
     Attributes:
-        relpath: Posix, relative to the output; empty for an output that is a file.
-        digest: md5 in hex; None where only the service's own mark is known.
-        size: Bytes.
-        etag: The service's mark of the content.
-        version_id: The service's name of the version; None for a file that was not pushed there.
-        remote: The remote's name; None in an import.
+        relpath: Posix, relative to the output; empty if the output is a file.
+        digest: md5 in hex; None if only the service's etag is known.
+        size: Size in bytes.
+        etag: The service's identifier of the content.
+        version_id: The service's identifier of the version; None for a file not pushed to it.
+        remote: Name of the remote; None in an import.
     """
 
     relpath: str
@@ -38,17 +38,17 @@ class FileVersion:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an imported output comes from: the dependency of its `.dvc` file.
+    """Source of an imported output: the dependency in its `.dvc` file.
 
     Attributes:
-        path: As it is written: a path in another repository, a url, or a path relative to ``folder``.
-        folder: The folder that a relative path counts from, relative to the root.
+        path: Spelling in the file: a path in another repository, a url, or a path relative to ``folder``.
+        folder: Base folder of a relative path, itself relative to the root.
         repo: The other repository's ``url``, ``rev``, ``rev_lock``, ``config`` and ``remote``; None for a url.
-        checksum: Its md5, etag or checksum when it was imported; None for a repository, and before the import.
-        size: Bytes it had then.
-        fs_config: Options for its url.
-        versions: Each file's version, where the service keeps versions.
-        frozen: False where changes of it count as changes of the output.
+        checksum: md5, etag or checksum at the time of import; None for a repository, and before the import.
+        size: Size in bytes at the time of import.
+        fs_config: Options for the url's filesystem.
+        versions: Version of each file, if the service keeps versions.
+        frozen: False if a change of the source counts as a change of the output.
     """
 
     path: str
@@ -62,7 +62,7 @@ class Origin:
 
     @property
     def versioned(self) -> bool:
-        """Whether it is read from a service that keeps versions, by version."""
+        """True if content is read by version from a service that keeps versions."""
         return bool(self.fs_config.get("version_aware")) or any(file.version_id for file in self.versions)
 
     def __str__(self) -> str:
@@ -73,25 +73,25 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tracked file or directory, as its `.dvc` file or dvc.lock describes it.
+    """A tracked file or directory, as recorded in its `.dvc` file or dvc.lock.
 
     Attributes:
         path: Posix, relative to the repository's root.
-        digest: md5 in hex, with ``.dir`` for a directory; None while nothing was recorded.
-        size: Bytes; of a directory the sum.
+        digest: md5 in hex, with ``.dir`` for a directory; None until content is recorded.
+        size: Size in bytes; for a directory, the sum over its files.
         nfiles: Number of files of a directory.
-        isexec: Whether a single file may be executed.
-        hash_name: ``md5``, or ``md5-dos2unix`` as DVC 2.x wrote.
+        isexec: True if the output is one executable file.
+        hash_name: ``md5``, or ``md5-dos2unix`` of DVC 2.x.
         cached: False keeps it out of the cache (``cache: false``).
-        remote: The only remote it goes to, where one is named.
+        remote: The only remote for this output, None for any remote.
         pushed: False keeps it off the remotes (``push: false``).
-        persist: Whether a stage finds its last content there when it starts.
-        source: The file that describes it, relative to the root.
-        stage: The stage's name where the source is a dvc.yaml.
-        origin: Where it was imported from, if it was.
-        versions: Its files on a remote that keeps versions, where it was pushed to one.
-        edited: Whether its `.dvc` file was edited after DVC signed it: the file's own md5 does not fit.
-        always_changed: Whether its `.dvc` file says that it always changes.
+        persist: True to keep the last content in place when the stage starts.
+        source: The file that describes the output, relative to the root.
+        stage: Name of the stage if the source is a dvc.yaml.
+        origin: Source of an import, None for any other output.
+        versions: Files on a remote that keeps versions, if the output was pushed to one.
+        edited: True if the `.dvc` file was edited after DVC signed it: its md5 does not match.
+        always_changed: True if the `.dvc` file has `always_changed`.
     """
 
     path: str
@@ -113,20 +113,20 @@ class Output:
 
     @property
     def is_dir(self) -> bool:
-        """Whether it is a directory."""
+        """True if the output is a directory."""
         return bool(self.digest and self.digest.endswith(".dir"))
 
 
 @dataclass(frozen=True, slots=True)
 class DataVersion:
-    """One version of an output. It names content, never a place on a disk, so it can be kept and compared.
+    """One version of an output. It names content rather than a location, so it can be stored and compared.
 
     Attributes:
         repo: The repository's path or url.
         rev: The commit, or None for the workspace.
         path: The output, relative to the repository's root.
         digest: md5 in hex, with ``.dir`` for a directory.
-        size: Bytes.
+        size: Size in bytes.
         nfiles: Number of files; 1 for a file.
     """
 
@@ -138,12 +138,12 @@ class DataVersion:
     nfiles: int
 
     def as_dict(self) -> dict[str, str | int | None]:
-        """Return it as plain values for JSON."""
+        """Return the version as plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataVersion:
-        """Make one of `as_dict`'s values.
+        """Create a version from the values of `as_dict`.
 
         Raises:
             TypeError: A field is missing or unknown.
@@ -156,7 +156,7 @@ class DataVersion:
 
 
 def inside_root(path: str, source: str) -> str:
-    """Return a path in its plain form.
+    """Return a path in normalized form.
 
     Raises:
         UnsafePathError: It lies outside the repository.
@@ -169,14 +169,14 @@ def inside_root(path: str, source: str) -> str:
 
 
 def check_overlap(outputs: Sequence[Output], *, same: bool = False) -> None:
-    """Refuse outputs that claim one path or lie inside each other.
+    """Refuse outputs with the same path, or with one inside another.
 
     Args:
-        outputs: The outputs, in one order for all calls.
-        same: Allow `.dvc` files that record the same content of one path: none of them can change another's.
+        outputs: The outputs, in the same order for all calls.
+        same: Allow `.dvc` files that record the same content for one path, since they cannot overwrite each other.
 
     Raises:
-        OutputOverlapError: Two do; names both and where they are described.
+        OutputOverlapError: Two outputs overlap; the error names both and their files.
     """
     seen: dict[str, Output] = {}
     for output in outputs:
@@ -219,7 +219,7 @@ def with_content(output: Output, stored: Stored) -> Output:
 
 
 def matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:
-    """Yield the outputs that a target means.
+    """Yield the outputs that a target refers to.
 
     Args:
         tracked: The outputs to choose from.
@@ -238,6 +238,6 @@ def matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:
 
 
 def _is_of(output: Output, name: str) -> bool:
-    """Tell whether a stage of that name, or one of the group of that name, writes an output."""
+    """Return True if the output belongs to the stage, or to the group, of that name."""
     stage = output.stage
     return stage is not None and (stage == name or stage.startswith(name + "@"))

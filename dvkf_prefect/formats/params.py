@@ -1,4 +1,4 @@
-"""Parameter files: YAML, JSON, TOML and Python; reading them, picking values, and writing just those."""
+"""Parameter files in YAML, JSON, TOML and Python: parsing, selection by key, and writing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _LONGEST_INDEX = 6
 
 
 def parse_params(data: bytes, name: str) -> dict[str, Any]:
-    """Read a parameter file; its kind is told by its suffix, YAML where it has another one.
+    """Read a parameter file in the format of its suffix, YAML by default.
 
     Args:
         data: The file's bytes.
         name: The file's name.
 
     Returns:
-        Its values. Tuples of a Python file become lists, as they do in dvc.lock. Dates, sets and the like stay as they
-        are: only what a stage tracks has to be fit for dvc.lock, see `check_params`.
+        The file's values. Tuples of a Python file become lists, as in dvc.lock. Dates, sets and other types are kept:
+        only tracked values have to fit into dvc.lock, see `check_params`.
 
     Raises:
-        ParseError: It does not parse, or is no mapping.
+        ParseError: It does not parse, or is not a mapping.
     """
     values = load_values(data, name)
     return {str(key): _listed(value) for key, value in values.items()}
@@ -43,7 +43,7 @@ def check_params(values: Mapping[str, Any], name: str) -> None:
         name: The file's name.
 
     Raises:
-        ParseError: One is neither text, number, truth or null, nor a list or mapping of these.
+        ParseError: A value is not text, number, boolean or null, nor a list or mapping of these.
     """
     for key, value in values.items():
         _check(value, name, str(key))
@@ -51,14 +51,14 @@ def check_params(values: Mapping[str, Any], name: str) -> None:
 
 @lru_cache(maxsize=64)
 def load_values(data: bytes, name: str) -> dict[Any, Any]:
-    """Read a parameter file's values as its format has them; the result is shared and must not be changed.
+    """Read a parameter file's values without conversion; do not modify the shared result.
 
     Args:
         data: The file's bytes.
         name: The file's name.
 
     Raises:
-        ParseError: It does not parse, or is no mapping.
+        ParseError: It does not parse, or is not a mapping.
     """
     suffix = posixpath.splitext(name)[1].lower()
     values: Any
@@ -71,7 +71,7 @@ def load_values(data: bytes, name: str) -> dict[Any, Any]:
             values = _read_body(ast.parse(data, filename=name).body)
         except SyntaxError as error:
             raise ParseError(name, f"not valid Python: {error.msg}", line=error.lineno) from error
-        except (ValueError, RecursionError, MemoryError) as error:  # a NUL; too deep for Python's own parser
+        except (ValueError, RecursionError, MemoryError) as error:  # a NUL, or too deep for Python's parser
             raise ParseError(name, f"not valid Python: {str(error) or 'nested too deep'}") from error
         documents.check_value(values, name)
     else:
@@ -121,7 +121,7 @@ def _check(value: Any, name: str, key: str) -> None:
     )
 
 
-# A Python file's parameters, as DVC finds them: literals assigned at the top, in classes, and to `self` in `__init__`.
+# Parameters of a Python file, as in DVC: literals assigned at the top, in classes, and to `self` in `__init__`.
 
 
 def _read_body(body: list[ast.stmt], *, of_self: bool = False) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _read_body(body: list[ast.stmt], *, of_self: bool = False) -> dict[str, Any]
                     TypeError,
                     RecursionError,
                     MemoryError,
-                ):  # not a literal, or a set of what cannot be in one
+                ):  # not a literal, or a set of unhashable values
                     continue
     return found
 
@@ -156,14 +156,14 @@ def _target(node: ast.expr, *, of_self: bool) -> str | None:
 
 
 def select(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Pick values by dotted keys; a whole file where there are none.
+    """Select values by dotted keys; the whole file if there are no keys.
 
     Args:
-        values: A file's values.
-        keys: Such as ``train.lr`` or ``layers.0``.
+        values: Values of a file.
+        keys: Dotted keys such as ``train.lr`` or ``layers.0``.
 
     Returns:
-        Values by key; a key that is not there is left out.
+        Values by key; missing keys are left out.
 
     Example:
         >>> select({"train": {"lr": 0.1, "layers": [64, 32]}}, ["train.layers.1", "seed"])
@@ -194,13 +194,13 @@ _ABSENT: Any = object()
 
 
 def _index(text: str) -> int | None:
-    """Return the place in a list that a part of a key names; None where it is none."""
-    # `isdigit` would take ², and `int` refuses what is very long.
+    """Return the list index that a part of a key names; None if it is not an index."""
+    # `isdigit` accepts ², and `int` refuses very long numbers.
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_INDEX else None
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one flat mapping of dotted keys.
+    """Flatten nested mappings into one mapping of dotted keys.
 
     Example:
         >>> flatten({"train": {"loss": 0.5, "acc": [1, 2]}})
@@ -215,14 +215,15 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def render_params(name: str, values: Mapping[str, Any]) -> bytes:
-    """Write a parameter file that holds just the given values, in the format its name tells.
+    """Serialize a parameter file with only the given values, in the format of its suffix.
 
     Args:
         name: The file's name.
         values: Values by dotted key; the key "" stands for a whole file.
 
     Returns:
-        The file's bytes. In a Python file a mapping can be read as one, as a class, and as what its call returns.
+        The file's bytes. In a Python file, code may use a mapping as a dict, as a class, or as a callable that
+        returns it.
     """
     document: Any = {}
     for key, value in values.items():
@@ -259,7 +260,7 @@ def _insert(node: Any, parts: list[str], value: Any) -> Any:
 
 
 def _toml(value: Any) -> str:
-    if value is None:  # TOML has none; it stands for an item before a declared one
+    if value is None:  # TOML has no null; this fills list items before a declared one
         return '""'
     if isinstance(value, dict):
         inner = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items())

@@ -1,7 +1,7 @@
-"""Regular expressions of patterns from outside, matched in time that grows with the text and not beyond.
+"""Regular expressions from untrusted patterns, matched in time linear in the text.
 
-Python's ``re`` tries all ways in which ``*a*a*a*b`` may fit and needs more than a lifetime for a long name. An
-expression of many repeats is therefore run as an automaton: all ways at once, one look at each character. Source:
+Python's ``re`` tries all ways to match ``*a*a*a*b``, and may practically never end on a long name. An expression with
+many repeats therefore runs as an automaton: it follows all ways at once and reads each character once. Source:
 Thompson, Regular Expression Search Algorithm, 1968.
 """
 
@@ -23,24 +23,24 @@ Match = Callable[[str], object]
 
 
 class PatternError(ValueError):
-    """An expression that cannot be matched."""
+    """Invalid or unsupported expression."""
 
 
 def compile_pattern(regex: str) -> Match:
-    """Return what tells whether a text begins with what a regular expression describes, as ``re.match`` does.
+    """Return a function that matches a regular expression at the beginning of a text, like ``re.match``.
 
     Args:
-        regex: Characters, sets, groups, alternatives and repeats; no references and no looking around.
+        regex: Characters, sets, groups, alternatives and repeats; no references and no lookaround.
 
     Raises:
-        PatternError: It is no expression, or one of another kind.
+        PatternError: The expression is invalid or uses unsupported syntax.
     """
     regex = regex.replace("[^/]*[^/]*", "[^/]*")
     if len(regex) > _MAX_LENGTH:
         raise PatternError(f"longer than {_MAX_LENGTH} characters")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sets that a later Python may read otherwise
+            warnings.simplefilter("ignore")  # about sets that a later Python may read otherwise
             compiled = re.compile(regex)
             return compiled.match if is_simple(regex) else _Automaton(regex).match
     except (re.error, RecursionError, OverflowError) as error:
@@ -48,16 +48,16 @@ def compile_pattern(regex: str) -> Match:
 
 
 def is_simple(regex: str) -> bool:
-    """Return whether an expression has so few repeats that ``re`` cannot take long for it."""
+    """Return True if an expression has too few repeats to be slow in ``re``."""
     return len(_REPEAT.findall(regex.removeprefix("^(?:.+/)?"))) <= _FEW
 
 
 class _Automaton:
-    """A nondeterministic automaton; the sets of states it has been in are remembered."""
+    """A nondeterministic automaton with a cache of its state transitions."""
 
     def __init__(self, regex: str) -> None:
         parser: Any = import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
-        # For each state: where it goes without a character, and with which.
+        # For each state: its transitions without a character, and with one.
         self._free: list[list[tuple[str, int]]] = []
         self._step: list[tuple[Callable[[str], bool], int] | None] = []
         self._end = self._state()
@@ -66,7 +66,7 @@ class _Automaton:
         self._begin = self._closure({self._start}, at_start=True)
 
     def match(self, text: str) -> bool:
-        """Return whether the text, or a part of it from its beginning on, fits."""
+        """Return True if a prefix of the text matches."""
         states = self._begin
         for char in text:
             if self._end in states:
@@ -110,7 +110,7 @@ class _Automaton:
         return after
 
     def _one(self, operation: str, argument: Any, after: int) -> int:
-        """Add states for one part of an expression in front of the state that comes after it; return the first."""
+        """Add states for one part of an expression in front of state ``after``; return the first new state."""
         match operation:
             case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN":
                 return self._state(step=(_test(operation, argument), after))

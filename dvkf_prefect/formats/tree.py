@@ -1,4 +1,4 @@
-"""The manifest of a tracked directory: which file has which content.
+"""Manifest of a tracked directory: the digest of each file by its path.
 
 Source of the format: DVC's ``.dir`` objects, a JSON list of ``{"md5", "relpath"}`` sorted by ``relpath``.
 """
@@ -17,22 +17,22 @@ from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.paths import find_reserved
 
 SUFFIX = ".dir"
-# So many paths are joined to be looked at.
+# Number of paths to join for one check.
 _AT_ONCE = 1_000
 
 
 def is_tree(digest: str) -> bool:
-    """Tell whether a digest names a manifest rather than a file."""
+    """Return True if a digest names a manifest rather than a file."""
     return digest.endswith(SUFFIX)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A directory's files, in two columns.
+    """Files of a directory, in two columns.
 
     Attributes:
         relpaths: Posix paths relative to the directory, in code-point order.
-        digests: The md5 of each file, in hex.
+        digests: md5 of each file, in hex.
 
     Example:
         >>> Tree(["a"], ["60b725f10c9c85c70d97880dfe8191b3"]).to_bytes()
@@ -47,21 +47,21 @@ class Tree:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> Tree:
-        """Make a tree of ``(relpath, digest)`` in any order."""
+        """Create a tree from ``(relpath, digest)`` in any order."""
         ordered = sorted(pairs)
         return cls([path for path, _ in ordered], [digest for _, digest in ordered])
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str, *, own: bool = False) -> Tree:
-        """Read a manifest.
+        """Parse a manifest.
 
         Args:
-            data: Its bytes.
-            name: Its digest or place, for messages.
-            own: It is the user's, so that it may take any memory.
+            data: The manifest's bytes.
+            name: Digest or location of the manifest, for messages.
+            own: True for the user's own manifest, which may take any memory.
 
         Raises:
-            ParseError: It is not a manifest, or takes too much memory.
+            ParseError: It is not a manifest, or exceeds the memory limit.
             UnsafePathError: A path in it would leave the directory.
         """
         relpaths, digests = manifest_rows.read(data, name, limited=not own)
@@ -75,7 +75,7 @@ class Tree:
         return tree
 
     def to_bytes(self) -> bytes:
-        """Return the manifest as DVC writes it."""
+        """Serialize the manifest as DVC does."""
         quote = encode_basestring_ascii
         rows = [
             f'{{"md5": "{digest}", "relpath": {quote(path)}}}'
@@ -85,7 +85,7 @@ class Tree:
 
     @cached_property
     def digest(self) -> str:
-        """The manifest's own digest, with ``.dir``."""
+        """Digest of the manifest, with ``.dir``."""
         return digest_bytes(self.to_bytes()) + SUFFIX
 
     def items(self) -> Iterable[tuple[str, str]]:
@@ -93,13 +93,13 @@ class Tree:
         return zip(self.relpaths, self.digests, strict=True)
 
     def below(self, prefix: str) -> Tree:
-        """Return the part at or below ``prefix``, with paths still relative to the whole directory."""
+        """Return the subtree at or below ``prefix``, with paths relative to the whole directory."""
         inside = prefix + "/"
         return Tree.from_pairs((p, d) for p, d in self.items() if p == prefix or p.startswith(inside))
 
 
 def _check_paths(relpaths: list[str], name: str) -> None:
-    """Refuse paths that a manifest may not have; one look at the joined text spares a look at each."""
+    """Refuse paths that a manifest must not contain; searching the joined text is faster than checking each path."""
     joined = "\0" + "\0".join(relpaths) + "\0"
     _check_text(joined, len(relpaths), name)
     if any(
@@ -115,7 +115,7 @@ def _check_paths(relpaths: list[str], name: str) -> None:
 
 
 def _check_text(joined: str, count: int, name: str) -> None:
-    """Refuse paths, joined by NULs, that cannot be names of files."""
+    """Refuse paths, joined by NULs, that cannot be file names."""
     if joined.count("\0") != count + (1 if count else 2):
         raise UnsafePathError(f"{name}: a path holds a NUL; nothing was written")
     try:
@@ -128,10 +128,10 @@ def _check_text(joined: str, count: int, name: str) -> None:
 
 
 def check_relpath(path: str, name: str) -> None:
-    """Refuse a path that would leave the directory it belongs to.
+    """Refuse a path that would leave its directory.
 
     Raises:
-        UnsafePathError: It is absolute, has ``..``, or is not a plain path.
+        UnsafePathError: It is absolute, has ``..``, or is not normalized.
     """
     if (
         not path

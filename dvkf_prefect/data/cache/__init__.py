@@ -1,4 +1,4 @@
-"""The local store of objects, and the processes that copy and hash them.
+"""Local object store, and the processes that copy and hash objects.
 
 It may import `formats` and git, and nothing else of `data`.
 """

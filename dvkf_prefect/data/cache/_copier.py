@@ -1,7 +1,7 @@
-"""Copies many files, each hashed on the way; also run as a process of its own, see `crew`.
+"""Bulk copying with hashing; also runs as a worker process, see `workers`.
 
-It imports next to nothing, so that such a process is there in a few milliseconds. Requests and answers are marshalled
-values, each behind its length in four bytes.
+It imports almost nothing, so that a worker starts in a few milliseconds. Requests and answers are marshalled values,
+each preceded by its length in four bytes.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import sys
 import threading
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # as typing's own, which would take longer to import than all the rest
+if TYPE_CHECKING:  # like typing's, which takes longer to import than all the rest
     from collections.abc import Callable, Sequence
     from typing import Any
 
 CHUNK = 1 << 20
-# Up to this many bytes a file is read whole.
+# Files up to this many bytes are read whole.
 _WHOLE = 4 << 20
-# From this many bytes on, to hash an object again costs more than to remember that it is right.
+# From this many bytes on, a verified state is recorded, since hashing again costs more.
 NOTED = 64 << 10
-# From this many bytes on, a file is written by one thread while another hashes it, piece by piece.
+# From this many bytes on, one thread writes a file while another hashes it, piece by piece.
 LARGE = 16 << 20
 PIECE = 8 << 20
-# What copy_file_range says of file systems that it cannot copy between.
+# Errors of copy_file_range for file systems that it cannot copy between.
 _NOT_BETWEEN_THESE = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM))
 # linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
 _FICLONE = 0x40049409
 _counter = 0
-# Process numbers repeat in containers that share a disk.
+# Process ids repeat in containers that share a disk.
 _token = os.urandom(6).hex()
 
-# ("error", errno, the file), ("corrupt", 0, the digest that was found) or ("large", its bytes, "")
+# ("error", errno, file), ("corrupt", 0, actual digest) or ("large", bytes, "")
 Failure = tuple[str, int, str]
-# bytes, mtime ns, ctime ns, inode, whether the owner may execute it
+# bytes, mtime ns, ctime ns, inode, True if the owner may execute it
 Stat = tuple[int, int, int, int, bool]
 # bytes, mtime ns, ctime ns, inode
 Look = tuple[int, int, int, int]
@@ -55,7 +55,7 @@ def _temporary(folder: str) -> str:
 
 
 def open_regular(path: str) -> int:
-    """Open a file to read; a fifo does not block, and what is not a regular file is refused."""
+    """Open a regular file for reading; refuse any other kind, without blocking on a fifo."""
     source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(source).st_mode):
         os.close(source)
@@ -64,7 +64,7 @@ def open_regular(path: str) -> int:
 
 
 def _read(path: str, size: int) -> tuple[bytes, int]:
-    """Return a small file's bytes and a descriptor of a large one; size is what it is thought to have."""
+    """Return the bytes of a small file, or a descriptor of a large one, by its expected size."""
     source = open_regular(path)
     if size > _WHOLE:
         return b"", source
@@ -76,7 +76,7 @@ def _read(path: str, size: int) -> tuple[bytes, int]:
 
 
 def _read_all(source: int, size: int) -> bytes:
-    """Return all of an open file from where it stands; a read may give less than is there."""
+    """Return the rest of an open file; a single read may return less than the whole."""
     data = os.read(source, size + 1)
     if len(data) != size:
         parts = [data]
@@ -87,7 +87,7 @@ def _read_all(source: int, size: int) -> bytes:
 
 
 def _check_size(source: int, copied: int) -> None:
-    """Refuse what is not all of a file: it shrank or grew, or the kernel stopped early."""
+    """Refuse an incomplete copy: the file shrank or grew, or the kernel stopped early."""
     if os.fstat(source).st_size != copied:
         raise OSError(errno.ESTALE, "it changed while it was read")
 
@@ -106,7 +106,7 @@ def _discard(path: str) -> None:
 
 
 def pump(source: int, target: int) -> str:
-    """Copy one open file to another; return the md5 of what went through."""
+    """Copy one open file to another; return the md5 of the copied bytes."""
     md5 = hashlib.md5(usedforsecurity=False)
     if os.fstat(source).st_size >= LARGE:
         return _pump_large(source, target)
@@ -120,7 +120,7 @@ def pump(source: int, target: int) -> str:
 
 
 def _pump_large(source: int, target: int) -> str:
-    """Copy in the kernel in another thread, and hash here what it has written so far."""
+    """Copy in the kernel in another thread, and hash the bytes written so far in this one."""
     md5 = hashlib.md5(usedforsecurity=False)
     news = threading.Condition()
     written = 0
@@ -170,7 +170,7 @@ def _pump_large(source: int, target: int) -> str:
 
 
 def _copy_some(source: int, target: int, size: int) -> int:
-    """Copy up to so many bytes in the kernel, from and to where the files stand; return how many."""
+    """Copy up to ``size`` bytes in the kernel from the current offsets; return the number copied."""
     try:
         return os.copy_file_range(source, target, size)
     except OSError as error:
@@ -188,7 +188,7 @@ def clone(
     relpaths: Sequence[str],
     looks: Sequence[Look | None],
 ) -> list[Stat | Failure]:
-    """Make new files that share the blocks of a cache's objects; see `place`."""
+    """Create files that share the blocks of a cache's objects; see `place`."""
     results: list[Stat | Failure] = []
     for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
         source = f"{root}/{digest[:2]}/{digest[2:]}"
@@ -206,10 +206,10 @@ def clone(
 
 
 def clone_one(source: str, target: str, mode: int) -> Stat:
-    """Make a new file that shares another's blocks.
+    """Create a file that shares another file's blocks.
 
     Raises:
-        OSError: The file system cannot.
+        OSError: The file system does not support it.
     """
     reading = open_regular(source)
     try:
@@ -227,7 +227,7 @@ def clone_one(source: str, target: str, mode: int) -> Stat:
 
 
 def look(path: str) -> Stat:
-    """Return the stat of a file as it is now."""
+    """Return the current stat of a file."""
     return _stat(os.stat(path))
 
 
@@ -250,13 +250,13 @@ def store(
 
     Args:
         root: The folder of the cache that holds ``aa/bbb…``.
-        temporary: Where files are before they are whole, a folder with a slash; on the same file system.
-        share: Share the files' blocks where the file system can, instead of copying them.
+        temporary: Folder for incomplete files, with a trailing slash, on the same file system.
+        share: Share the files' blocks instead of copying, if the file system supports it.
         files: The files.
-        sizes: Bytes they are thought to have.
+        sizes: Expected sizes in bytes.
 
     Returns:
-        For each file its digest, or why it was not stored.
+        For each file its digest, or the failure.
     """
     results: list[str | Failure] = []
     held: dict[str, bytes] = {}
@@ -264,7 +264,7 @@ def store(
     places: dict[str, list[int]] = {}
 
     def flush() -> None:
-        # By digest: neighbours share a folder, and its blocks are at hand.
+        # Sorted by digest: neighbours share a folder, and its blocks are cached.
         for digest in sorted(held):
             try:
                 _store_bytes(root, temporary, digest, held[digest], files[places[digest][0]])
@@ -304,7 +304,7 @@ def store(
 
 
 def _is_stored(target: str, size: int, path: str) -> bool:
-    """Tell whether an object is there that nobody can have written to since, or that is the very file just read."""
+    """Return True if an object exists that cannot have changed since, or that is the very file just read."""
     try:
         info = os.stat(target)
         if info.st_size != size or info.st_mode & 0o222:
@@ -336,7 +336,7 @@ def _store_stream(root: str, temporary: str, source: int, share: bool) -> str:
     writing = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
     try:
         try:
-            # What is hashed is the object itself: the file may change meanwhile.
+            # Hash the object, not the source: the source may change meanwhile.
             digest = _hash(writing) if share and _shares_blocks(source, writing) else pump(source, writing)
         finally:
             os.close(writing)
@@ -363,7 +363,7 @@ def _hash(source: int) -> str:
 
 
 def digest(files: Sequence[str]) -> list[str | Failure]:
-    """Return the md5 of files, or why one cannot be read."""
+    """Return the md5 of files; the failure for a file that cannot be read."""
     results: list[str | Failure] = []
     for path in files:
         try:
@@ -382,7 +382,7 @@ def _digest_one(path: str) -> str:
 
 
 def appearance(info: os.stat_result) -> Look:
-    """Return what an object looks like: it is still right while it looks as it did when it was hashed."""
+    """Return the stat values that identify an object's state; an object is valid while they are as at its last hash."""
     return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
@@ -400,17 +400,17 @@ def transfer(
 
     Args:
         source: The folder that holds ``aa/bbb…``.
-        target: The folder to hold them.
-        temporary: Where files are before they are whole: a folder, with a slash, on the target's file system. It is
-            one for all, since file systems keep the files made in one folder together.
-        verify: Whether names are the md5 of the bytes.
+        target: The folder to copy to.
+        temporary: Folder for incomplete files, with a trailing slash, on the target's file system. One folder serves
+            all objects, since file systems keep the files created in one folder together.
+        verify: True if object names are the md5 of the bytes.
         mode: Permissions of new files.
-        digests: What to copy; ``.dir`` may stand behind.
-        looks: Of each what it looked like when it was last hashed, None where it must be.
-        limits: The most bytes that each may have, None where that is not known.
+        digests: Digests to copy, with or without ``.dir``.
+        looks: Stat values of each object at its last hash; None to hash it.
+        limits: Maximum size of each object in bytes, None if unknown.
 
     Returns:
-        For each its bytes, or why it was not copied: an object that is not what its name says is ``corrupt``.
+        For each object its size in bytes, or the failure: ``corrupt`` if the content does not match the name.
     """
     results: list[int | Failure] = []
     for digest, known, limit in zip(digests, looks, limits, strict=True):
@@ -449,7 +449,7 @@ def _transfer_one(
 
 
 def _copy_range(source: int, target: int) -> str:
-    """Copy in the kernel; nothing is hashed."""
+    """Copy in the kernel, without hashing."""
     copied = 0
     while count := _copy_some(source, target, 1 << 30):
         copied += count
@@ -466,19 +466,19 @@ def place(
     relpaths: Sequence[str],
     looks: Sequence[Look | None],
 ) -> list[Stat | Failure]:
-    """Copy objects out of a cache to new files; the folders are there.
+    """Copy objects out of a cache to new files, in existing folders.
 
     Args:
         root: The folder of the cache that holds ``aa/bbb…``.
-        base: What stands before each path, with its slash.
-        verify: Whether names are the md5 of the bytes.
+        base: Prefix of each path, with its slash.
+        verify: True if object names are the md5 of the bytes.
         mode: Permissions of new files, before the umask.
-        digests: What to copy.
-        relpaths: Where each goes.
-        looks: Of each object what it looked like when it was last hashed, None where it must be.
+        digests: Digests to copy.
+        relpaths: Path of each new file, relative to ``base``.
+        looks: Stat values of each object at its last hash; None to hash it.
 
     Returns:
-        For each the new file's stat, or why it is not there.
+        For each new file its stat, or the failure.
     """
     results: list[Stat | Failure] = []
     for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
@@ -500,10 +500,10 @@ def place_one(
     known: Look | None,
     limit: int | None = None,
 ) -> Stat | Failure:
-    """Copy one object to a new file, unless it has more bytes than it may have.
+    """Copy one object to a new file, unless it exceeds its size limit.
 
     Raises:
-        OSError: It cannot be read, or the file not be written; what was written of it is gone.
+        OSError: The object cannot be read, or the file cannot be written; the partial file is removed.
     """
     reading = open_regular(source)
     try:

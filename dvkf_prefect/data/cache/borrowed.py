@@ -1,4 +1,4 @@
-"""A cache that reads from another one, which it never changes."""
+"""A cache that reads through to another cache, and never changes it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dvkf_prefect.formats.objects import MD5
 
 
 class BorrowedCache(Cache):
-    """A cache that reads what it does not hold from another one, which it never changes.
+    """A cache that reads missing objects from another cache, and never changes that one.
 
     Args:
-        root: Its own folder.
-        lender: The other one's folder.
+        root: Folder of this cache.
+        lender: Folder of the other cache.
     """
 
     foreign = True
@@ -25,7 +25,7 @@ class BorrowedCache(Cache):
         self._lender = Cache(lender)
 
     def path(self, digest: str, hash_name: str = MD5) -> Path:
-        """Return where an object lies: here, or at the lender where only that one has it."""
+        """Return the path of an object: in this cache, or in the lender if only that one holds it."""
         own = super().path(digest, hash_name)
         if own.exists():
             return own
@@ -40,12 +40,12 @@ class BorrowedCache(Cache):
         sizes: Mapping[str, int] | None = None,
         look: bool = True,
     ) -> set[str]:
-        """Return those of ``digests`` that neither has."""
+        """Return the ``digests`` that neither cache holds."""
         own = Cache(self.root).missing(digests, hash_name, sizes=sizes, look=look)
         return self._lender.missing(own, hash_name, sizes=sizes, look=look)
 
     def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
-        """Take a damaged object of its own out of the way; one of the lender's stays."""
+        """Move a damaged object of this cache out of the way; one of the lender stays."""
         path = self.path(digest, hash_name)
         return path if path.is_relative_to(self._lender.root) else super().set_aside(digest, hash_name)
 

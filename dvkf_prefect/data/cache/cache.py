@@ -1,4 +1,4 @@
-"""The cache: a local store whose files are named by the digest of their content.
+"""Content-addressed store on the local disk: each file is named by the digest of its content.
 
 Source of the layout: DVC 3.x, ``<root>/files/md5/aa/bbb…``; DVC 2.x, ``<root>/aa/bbb…``. Files are 0444.
 """
@@ -39,9 +39,9 @@ from dvkf_prefect.paths import check_own_folder, make_folders
 _DIGESTS = re.compile(r"(?:[0-9a-f]{32}(?:\.dir)?\n)*")
 _TEMPORARY = "tmp-dvkf"
 _PART = "part-"
-# Unfinished downloads, and files of versions that named them otherwise, are kept for so many seconds.
+# Seconds to keep unfinished downloads, and temporary files named by older versions.
 _KEPT = 7 * 24 * 3600
-# An object that looks untouched is hashed again after so many seconds: disks rot.
+# Seconds after which an apparently untouched object is hashed again: disks rot.
 _TRUSTED = 7 * 24 * 3600
 
 
@@ -49,13 +49,13 @@ class Cache:
     """A local content-addressed store.
 
     Args:
-        root: Its folder; made on the first write.
-        ledger: A file that remembers what objects of some size looked like when they were last hashed, so that they
-            are not hashed each time they are used; None for none.
+        root: Folder of the cache; created on the first write.
+        ledger: File with the stat values of larger objects at their last hash. An object that still matches them is not
+            hashed again. None hashes objects on each use.
     """
 
     foreign = False
-    """Somebody else's: no manifest in it may take much memory."""
+    """True for a cache of another owner, with limited memory for its manifests."""
 
     def __init__(self, root: Path, *, ledger: Path | None = None) -> None:
         self.root = root
@@ -70,11 +70,11 @@ class Cache:
         return f"Cache({str(self.root)!r})"
 
     def path(self, digest: str, hash_name: str = MD5) -> Path:
-        """Return where an object lies, whether or not it is there."""
+        """Return the path of an object, existing or not."""
         return self.root / object_key(digest, hash_name)
 
     def exists(self, digest: str, hash_name: str = MD5) -> bool:
-        """Tell whether the object is there; of a directory, only its manifest is looked for."""
+        """Return True if the object exists; for a directory, only its manifest is checked."""
         return not self.missing([digest], hash_name)
 
     def missing(
@@ -85,18 +85,18 @@ class Cache:
         sizes: Mapping[str, int] | None = None,
         look: bool = True,
     ) -> set[str]:
-        """Return those of ``digests`` that are not in the cache, or there with another size than they must have.
+        """Return the ``digests`` that are not in the cache, or have an unexpected size.
 
         Args:
-            digests: The objects.
+            digests: Digests to look up.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            sizes: Bytes of those whose size is known. Of the others it is known that they are not empty.
-            look: Compare sizes, and note what a killed run may not have flushed. Not needed where each object is
-                hashed next and only its copy is named.
+            sizes: Expected sizes in bytes, if known. Any other object must not be empty.
+            look: Compare sizes, and note objects that a killed run may not have flushed. Not needed if each object
+                is hashed next and only its copy is used.
         """
         wanted = set(digests)
         if not _DIGESTS.fullmatch("".join([f"{digest}\n" for digest in wanted])):
-            # Raises for the one that is none.
+            # Raises for the invalid one.
             for digest in wanted:
                 object_key(digest)
         young: list[str] = []
@@ -110,11 +110,11 @@ class Cache:
             else:
                 found = listed_of(folder, inside)
             wanted.difference_update(found)
-        # Found here, and so named without being stored again.
+        # These objects get recorded without being stored again, so they need the flush too.
         durability.note(self.root, young)
         return wanted
 
-    # -- what need not be hashed again -------------------------------------------------------------------------------
+    # -- ledger of verified objects ----------------------------------------------------------------------------------
 
     @cached_property
     def _ledger(self) -> dict[str, Look]:
@@ -129,11 +129,11 @@ class Cache:
             return {}
 
     def is_known(self, digest: str, info: os.stat_result) -> bool:
-        """Tell whether an object looks as it did when it was last hashed, which is not long ago."""
+        """Return True if an object has the same stat values as at a recent hash."""
         return self._ledger.get(digest) == appearance(info)
 
     def _note(self, digest: str, size: int, hash_name: str = MD5) -> None:
-        """Remember what an object looks like that was just hashed, if to hash it again would cost more than that."""
+        """Record the stat values of an object just hashed, if hashing it again costs more than the record."""
         if size < NOTED or self._ledger_file is None or hash_name != MD5:
             return
         path = self.path(digest)
@@ -186,10 +186,10 @@ class Cache:
         return Tree.from_bytes(self.read_bytes(digest, hash_name), digest, own=own)
 
     def is_own(self, digest: str, hash_name: str = MD5) -> bool:
-        """Tell whether a manifest may take any memory: it was not brought by somebody else's repository.
+        """Return True if a manifest may take any memory, since no foreign repository brought it.
 
         Raises:
-            ParseError: It is larger than such a one may be.
+            ParseError: It is larger than the limit for a foreign manifest.
         """
         path = self.path(digest, hash_name)
         try:
@@ -198,25 +198,25 @@ class Cache:
             return not self.foreign
         if size <= manifest_rows.file_limit():
             return not self.foreign
-        from dvkf_prefect.data.git.command import comes_with_git  # asked for large ones only
+        from dvkf_prefect.data.git.command import comes_with_git  # needed for large manifests only
 
         if self.foreign or comes_with_git(path):
             raise manifest_rows.too_large(digest)
         return True
 
     def export(self, digest: str, dest: Path, *, isexec: bool = False, hash_name: str = MD5) -> None:
-        """Copy a file or a directory out of the cache, verified on the way.
+        """Copy a file or a directory out of the cache, verifying it on the way.
 
         Args:
-            digest: What to copy; a ``.dir`` digest makes a directory.
-            dest: Where to; must not exist.
+            digest: Digest to copy; a ``.dir`` digest creates a directory.
+            dest: Target path; must not exist.
             isexec: Make a single file executable.
             hash_name: ``md5`` or ``md5-dos2unix``.
 
         Raises:
             MissingObjectError: An object is not in the cache.
             CorruptObjectError: An object's bytes do not hash to its name; the copy is removed.
-            DiskFullError: There is no room.
+            DiskFullError: The disk is full.
         """
         if not is_tree(digest):
             self.copy_out(digest, dest, mode=0o777 if isexec else 0o666, hash_name=hash_name)
@@ -228,14 +228,14 @@ class Cache:
                 raise result
 
     def copy_out(self, digest: str, dest: str | Path, *, mode: int = 0o666, hash_name: str = MD5) -> Stat:
-        """Copy one object to a new file, hashed on the way; return the new file's stat.
+        """Copy one object to a new file, hashing it on the way; return the new file's stat.
 
-        The file appears under its name as it is written: where a reader could see it half done, give a temporary name.
+        The file appears under its name while it is written. Pass a temporary name if a reader could see it too early.
 
         Raises:
             MissingObjectError: The object is not in the cache.
             CorruptObjectError: Its bytes do not hash to its name; the copy is removed.
-            DiskFullError: There is no room; the copy is removed.
+            DiskFullError: The disk is full; the copy is removed.
         """
         ((_, result),) = self.place([digest], "", [str(dest)], mode=mode, hash_name=hash_name)
         if isinstance(result, ObjectError):
@@ -252,21 +252,21 @@ class Cache:
         hash_name: str = MD5,
         share_blocks: bool = False,
     ) -> Iterator[tuple[int, Stat | ObjectError]]:
-        """Copy many objects to new files, each hashed on the way; the folders are there.
+        """Copy many objects to new files in existing folders, hashing each on the way.
 
         Args:
-            digests: What to copy.
-            base: What stands before each path, with its slash.
-            relpaths: Where each goes.
+            digests: Digests to copy.
+            base: Prefix of each path, with its slash.
+            relpaths: Path of each new file, relative to ``base``.
             mode: Permissions of new files, before the umask.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            share_blocks: Let the files share the objects' blocks; the file system must be able to.
+            share_blocks: Let the files share the objects' blocks; the file system must support it.
 
         Yields:
-            Each row's number and the new file's stat, or why it is not there; in no given order.
+            Each row's number and the new file's stat or the error, in any order.
 
         Raises:
-            DiskFullError: There is no room.
+            DiskFullError: The disk is full.
             OSError: A file cannot be written.
         """
         root = str(self._folder(hash_name))
@@ -277,7 +277,7 @@ class Cache:
             for row, result in enumerate(results, start):
                 found: Stat | Failure = result
                 if result[:2] == ("error", errno.ENOENT):
-                    # A cache may have its objects in more than one place.
+                    # A subclass may hold its objects in more than one folder.
                     path = self.path(digests[row], hash_name)
                     with suppress(FileNotFoundError):
                         found = place_one(
@@ -291,7 +291,7 @@ class Cache:
         self._save_ledger()
 
     def _problem(self, failure: Failure, digest: str, hash_name: str, to: str = "") -> ObjectError:
-        """Return what is wrong with an object of this cache; raise what is wrong with ``to``, where it was to go."""
+        """Return the error for an object of this cache; raise the error for its target ``to``."""
         kind, number, detail = failure
         path = self.path(digest, hash_name)
         if kind == "corrupt":
@@ -312,10 +312,10 @@ class Cache:
         )
 
     def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
-        """Take a damaged object out of the way, so that the next fetch brings a good one; return where it is now."""
+        """Move a damaged object out of the way, so that the next fetch replaces it; return its new path."""
         folder = self.root / _TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        # Not in this process's own folder, which goes with it.
+        # Not in this process's own folder, which is removed with the process.
         aside = folder / f"{secrets.token_hex(8)}-corrupt-{digest}"
         with suppress(OSError):
             os.replace(self.path(digest, hash_name), aside)
@@ -337,14 +337,14 @@ class Cache:
         return digest
 
     def add_file(self, source: str | Path, *, move: bool = False) -> str:
-        """Store a file's content; return its digest.
+        """Store the content of a file; return its digest.
 
         Args:
-            source: The file.
-            move: Take the file itself instead of a copy.
+            source: Path of the file.
+            move: Move the file itself instead of copying it.
 
         Raises:
-            DiskFullError: There is no room; nothing was stored.
+            DiskFullError: The disk is full; nothing was stored.
         """
         if move:
             found = digest_file(source)
@@ -356,18 +356,18 @@ class Cache:
     def add_files(
         self, files: Sequence[str], sizes: Sequence[int], *, share_blocks: bool = False
     ) -> Iterator[tuple[int, str]]:
-        """Store the content of many files, each hashed as it is copied.
+        """Store the content of many files, hashing each during the copy.
 
         Args:
             files: The files.
-            sizes: Bytes they are thought to have.
-            share_blocks: Let objects share the files' blocks where the file system can.
+            sizes: Expected sizes in bytes.
+            share_blocks: Let objects share the files' blocks if the file system supports it.
 
         Yields:
-            Each row's number and digest, in no given order.
+            Each row's number and digest, in any order.
 
         Raises:
-            DiskFullError: There is no room; what was stored stays.
+            DiskFullError: The disk is full; objects stored so far remain.
             OSError: A file cannot be read.
         """
         fixed = (str(self._folder(MD5)), f"{self._own_folder()}/", share_blocks)
@@ -389,25 +389,25 @@ class Cache:
         limits: Sequence[int | None] | None = None,
         workers: int | None = None,
     ) -> Iterator[tuple[str, int | ObjectError]]:
-        """Copy objects in from another store's folder, each hashed on the way.
+        """Copy objects in from another store's folder, hashing each on the way.
 
         Args:
             folder: The folder that holds ``aa/bbb…``.
-            digests: What to copy.
+            digests: Digests to copy.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            limits: The most bytes that each may have, None where that is not known.
-            workers: How many processes; None for as many as suit the machine.
+            limits: Maximum size of each object in bytes, None if unknown.
+            workers: Number of processes; None for a number that suits the machine.
 
         Yields:
-            Each digest and its bytes, or why it was not taken in; in no given order.
+            Each digest and its size in bytes or the error, in any order.
 
         Raises:
-            DiskFullError: There is no room; what was stored stays.
+            DiskFullError: The disk is full; objects stored so far remain.
             OSError: A file cannot be read or written.
         """
         target, temporary = str(self._folder(hash_name)), f"{self._own_folder()}/"
         fixed = (str(folder), target, temporary, hash_name == MD5, 0o444)
-        # Nothing is known of objects elsewhere: each is hashed.
+        # Objects elsewhere have no recorded state: hash each of them.
         looks = [None] * len(digests)
         columns = (digests, looks, looks if limits is None else limits)
         for start, results in share("transfer", fixed, columns, workers=workers):
@@ -437,7 +437,7 @@ class Cache:
         self._save_ledger()
 
     def _note_stored(self, folder: str, digests: Sequence[str]) -> None:
-        """Note objects for the next flush; of many it is enough to know that they are many."""
+        """Note objects for the next flush; beyond a limit, only the fact that there are many."""
         some = digests[: durability.EACH + 1]
         durability.note(folder, [f"{folder}/{digest[:2]}/{digest[2:]}" for digest in some])
         durability.begin(folder, len(digests))
@@ -452,21 +452,21 @@ class Cache:
         mode: int = 0o444,
         workers: int | None = None,
     ) -> Iterator[tuple[str, int | ObjectError]]:
-        """Copy objects out to another store's folder, each hashed on the way.
+        """Copy objects out to another store's folder, hashing each on the way.
 
         Args:
             folder: The folder that holds ``aa/bbb…``.
-            digests: What to copy.
+            digests: Digests to copy.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            temporary: The folder where files are before they are whole, on the same file system.
+            temporary: Folder for incomplete files, on the same file system.
             mode: Permissions of new files.
-            workers: How many processes; None for as many as suit the machine.
+            workers: Number of processes; None for a number that suits the machine.
 
         Yields:
-            Each digest and its bytes, or why it was not copied; in no given order.
+            Each digest and its size in bytes or the error, in any order.
 
         Raises:
-            DiskFullError: There is no room; what was copied stays.
+            DiskFullError: The disk is full; objects copied so far remain.
             OSError: A file cannot be written.
         """
         fixed = (
@@ -476,7 +476,7 @@ class Cache:
             hash_name == MD5,
             mode,
         )
-        # What others will rely on is hashed once more.
+        # Other users will rely on these copies: hash each object once more.
         looks = [None] * len(digests)
         for start, results in share("transfer", fixed, (digests, looks, looks), workers=workers):
             self._note_stored(str(folder), digests[start : start + len(results)])
@@ -490,7 +490,7 @@ class Cache:
     def adopt(
         self, temporary: str | Path, digest: str, hash_name: str = MD5, *, made_read_only: bool = False
     ) -> None:
-        """Take a finished temporary file in under its digest, which the caller has verified."""
+        """Move a finished temporary file in under its digest, already verified by the caller."""
         key = object_key(digest, hash_name)
         target = self.root / key
         if key[:-30] not in self._made:
@@ -506,11 +506,11 @@ class Cache:
         durability.note(self.root, [str(target)])
 
     def temporary(self, name: str = "") -> Path:
-        """Return an unused name on the cache's own file system, for a file to be moved in from."""
+        """Return an unused path on the cache's own file system, for a file to move in later."""
         return self._own_folder() / f"{secrets.token_hex(8)}-{name}"
 
     def _own_folder(self) -> Path:
-        """Return this cache's folder for files that are not whole yet; it is removed with the process."""
+        """Return this cache's folder for incomplete files, removed when the process ends."""
         with self._owning:
             if self._own is None or not os.path.isdir(self._own.path):
                 check_own_folder(self.root / _TEMPORARY)
@@ -518,7 +518,7 @@ class Cache:
             return self._own.path
 
     def partials(self) -> dict[str, Path]:
-        """Return what downloads of processes that have ended left unfinished, by digest."""
+        """Return unfinished downloads of processes that have ended, by digest."""
         self.sweep()
         found: dict[str, Path] = {}
         if self._own is not None and os.path.isdir(self._own.path):
@@ -529,11 +529,11 @@ class Cache:
         return found
 
     def partial(self, digest: str) -> Path:
-        """Return where this thread keeps an unfinished download, for a process that comes after it to go on from."""
+        """Return this thread's path for an unfinished download; a later process can resume it."""
         return self._own_folder() / f"{threading.get_ident()}-{_PART}{digest}"
 
     def sweep(self) -> None:
-        """Remove temporary files whose process is gone; damaged objects, and downloads to go on from, are kept."""
+        """Remove temporary files of ended processes; keep damaged objects, and downloads to resume."""
         for folder in claim(self.root / _TEMPORARY):
             for entry in list(os.scandir(folder)):
                 _, part, digest = entry.name.partition(f"-{_PART}")
@@ -541,7 +541,7 @@ class Cache:
                     os.replace(entry.path, self._own_folder() / f"left-{_PART}{digest}")
         with suppress(FileNotFoundError), os.scandir(self.root / _TEMPORARY) as entries:
             for entry in entries:
-                # Of versions that told the owner by its number.
+                # Files of versions that marked the owner by process id.
                 if entry.is_file() and "-corrupt-" not in entry.name:
                     with suppress(OSError):
                         if time.time() - entry.stat().st_mtime > _KEPT:
@@ -549,11 +549,11 @@ class Cache:
 
 
 def _meaning(failure: Failure, file: str, place: str | Path) -> Exception:
-    """Return what a failure of the copier means.
+    """Return the exception for a failure of the copier.
 
     Args:
-        failure: It.
-        file: What was read.
+        failure: The failure.
+        file: The file that was read.
         place: The store or folder that was written to.
     """
     _, number, detail = failure
@@ -574,10 +574,10 @@ def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[i
 
     Args:
         files: The files.
-        sizes: Bytes they are thought to have.
+        sizes: Expected sizes in bytes.
 
     Yields:
-        Each row's number and digest, in no given order.
+        Each row's number and digest, in any order.
 
     Raises:
         OSError: A file cannot be read.
@@ -592,7 +592,7 @@ def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[i
 
 
 def _discard(temporary: Path, error: BaseException) -> None:
-    """Remove an unfinished file; raise in place of ``error`` only when it means a full disk."""
+    """Remove an unfinished file; raise in place of ``error`` only for a full disk."""
     with suppress(OSError):
         temporary.unlink()
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Objects of a cache, looked up in its folders."""
+"""Lookup of objects in the folders of a cache."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dvkf_prefect.formats.objects import is_plausible
 def stored_of(
     folder: str, digests: Sequence[str], sizes: Mapping[str, int] | None, young: list[str]
 ) -> set[str]:
-    """Return those of some objects that are in a folder, with the size they must have.
+    """Return the digests of objects that exist in a folder, with a valid size.
 
     Args:
-        folder: The folder ``aa`` of digests that begin so.
-        digests: The objects.
-        sizes: Bytes of those whose size is known; None to compare no sizes.
-        young: Gets the paths of those that changed less than `durability.YOUNG` seconds ago.
+        folder: The folder ``aa`` of digests with this prefix.
+        digests: Digests to look up, all with this prefix.
+        sizes: Expected sizes in bytes, if known; None to skip the check.
+        young: Receives the paths of objects changed less than `durability.YOUNG` seconds ago.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -29,7 +29,7 @@ def stored_of(
     since = time.time() - durability.YOUNG
     found = set()
     try:
-        # A path from the folder on is looked up in two thirds of the time.
+        # A lookup relative to the folder takes two thirds of the time.
         for digest in digests:
             try:
                 info = os.stat(digest[2:], dir_fd=descriptor)
@@ -45,7 +45,7 @@ def stored_of(
 
 
 def listed_of(folder: str, digests: Sequence[str]) -> set[str]:
-    """Return those of some objects that a folder lists."""
+    """Return the digests of objects that a folder lists."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

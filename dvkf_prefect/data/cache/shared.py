@@ -1,7 +1,7 @@
-"""A cache that a group of people writes to.
+"""A cache that a group of users shares for writing.
 
-Source of the behaviour: DVC 3.x with ``cache.shared = group``: folders are 2775, so that what is made in them belongs
-to their group and all of it may add objects; objects stay 0444.
+Source of the behaviour: DVC 3.x with ``cache.shared = group``. Folders are 2775: new files inherit their group, and all
+of the group may add objects. Objects stay 0444.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _MODE = 0o2775
 
 
 class SharedCache(Cache):
-    """A cache whose folders the whole group may write to."""
+    """A cache with folders writable by the whole group."""
 
     _is_open = False
 
     def _own_folder(self) -> Path:
-        """Return the folder for files that are not whole yet; every write begins with one."""
+        """Return the folder for incomplete files; every write begins with it."""
         if not self._is_open:
             self._open_folders()
             self._is_open = True
         return super()._own_folder()
 
     def _open_folders(self) -> None:
-        """Make the folders that objects go into; those of others that are there already stay as they are."""
+        """Create the folders for objects; leave existing ones of other users unchanged."""
         objects = self.root / "files" / "md5"
         for folder in (self.root, objects.parent, objects, self.root / "tmp-dvkf", self.root / "runs"):
             _make(folder)
@@ -42,6 +42,6 @@ def _make(folder: Path) -> None:
     except FileExistsError:
         if os.stat(folder).st_mode & 0o7777 == _MODE:
             return
-    # Somebody else's is theirs to open.
+    # Only the owner can change the mode of an existing folder.
     with suppress(PermissionError):
         os.chmod(folder, _MODE)

@@ -1,4 +1,4 @@
-"""Streams taken into a cache, verified."""
+"""Verified transfer of byte streams into a cache."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dvkf_prefect.files import raise_disk_full
 def receive_stream(
     cache: Cache, chunks: Iterator[bytes], *, size: int | None = None, digest: str | None = None
 ) -> tuple[str, int]:
-    """Take a stream's bytes into a cache.
+    """Store a stream's bytes in a cache.
 
     Args:
-        cache: Where to.
-        chunks: The bytes.
-        size: How many they must be, where that is known.
-        digest: What they must hash to, where that is known.
+        cache: The target cache.
+        chunks: Chunks of the stream.
+        size: Expected size in bytes, None if unknown.
+        digest: Expected md5, None if unknown.
 
     Returns:
-        Their md5, and how many they were.
+        The md5 and the number of bytes.
 
     Raises:
-        CorruptObjectError: They are not what was expected; nothing was stored.
-        DiskFullError: There is no room; nothing was stored.
+        CorruptObjectError: Size or md5 differ from the expected ones; nothing was stored.
+        DiskFullError: The disk is full; nothing was stored.
     """
     temporary = cache.temporary()
     md5 = hashlib.md5(usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""Work on many small files shared out among processes, since for those Python's threads only wait for each other."""
+"""Worker processes for work on many small files, for which Python's threads would only wait for each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from dvkf_prefect.data.cache import _copier
 from dvkf_prefect.leftovers import held
 
-# Files and bytes of one piece of work. A process more is worth its start from a few pieces on.
+# Limits of one piece of work, in files and bytes. Another process is worth its start from a few pieces on.
 _FILES = 256
 _BYTES = 32 << 20
 _ALONE = 4 * _FILES
@@ -31,17 +31,17 @@ def share(
     *,
     workers: int | None = None,
 ) -> Iterator[tuple[int, list[Any]]]:
-    """Do a work of `_copier` on rows, in this process and in others beside it.
+    """Run an operation of `_copier` on rows, in this process and in workers.
 
     Args:
-        work: ``store``, ``transfer`` or ``place``.
-        fixed: Its arguments that are the same for all rows.
-        columns: Its arguments by row, sequences of one length.
-        sizes: Bytes of each row where they are known, to cut pieces of even work.
-        workers: How many processes, this one included; None for one a core, up to four.
+        work: Name of the operation: ``store``, ``transfer`` or ``place``.
+        fixed: Arguments that are the same for all rows.
+        columns: Arguments by row, sequences of one length.
+        sizes: Size of each row in bytes, to balance the pieces; None if unknown.
+        workers: Number of processes, this one included; None for one per core, up to four.
 
     Yields:
-        Where each piece begins and the results of its rows; pieces come in no given order.
+        First row and results of each piece; pieces come in any order.
     """
     run = _copier.WORK[work]
     count = len(columns[0])
@@ -56,7 +56,7 @@ def share(
     stopped = threading.Event()
 
     def next_piece(*, last: bool = False) -> tuple[int, int] | None:
-        # From both ends: rows beside each other go to one folder, and two processes there would wait for each other.
+        # Taken from both ends: neighbouring rows go to one folder, where two processes would wait for each other.
         with lock:
             if stopped.is_set() or not todo:
                 return None
@@ -66,7 +66,7 @@ def share(
         return [column[piece[0] : piece[1]] for column in columns]
 
     def attend(process: subprocess.Popen[bytes]) -> None:
-        """Hand pieces to one process; a piece it does not answer is done here."""
+        """Send pieces to one worker; a piece without an answer is left for this process."""
         assert process.stdin and process.stdout
         while piece := next_piece(last=True):
             try:
@@ -100,7 +100,7 @@ def share(
         for piece in left:
             yield piece[0], run(*fixed, *request(piece))
     finally:
-        # Whoever stops early waits for the pieces at hand: what they write must not appear after the caller went on.
+        # A caller that stops early waits for the pieces at work: their files must not appear after it went on.
         stopped.set()
         for thread in threads:
             thread.join()
@@ -134,12 +134,12 @@ def _cores() -> int:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    # Isolated and without site-packages: it needs neither, and is there in a tenth of the time.
+    # Isolated and without site-packages: a worker needs neither, and starts in a tenth of the time.
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _copier.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # As long as it works in a folder of ours, nobody may take the folder for left.
+        # The worker inherits the locks of our folders, so that no other process removes them while it works there.
         pass_fds=held(),
     )
 

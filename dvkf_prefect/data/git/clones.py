@@ -1,4 +1,4 @@
-"""Clones of git repositories: kept ones to work in, one for each URL and revision, and ones to read a revision from."""
+"""Clones of git repositories: kept work trees, one per URL and revision, and clones for reading one revision."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from dvkf_prefect.data.git.command import FOREIGN, check_revision, check_url, en
 from dvkf_prefect.errors import GitError, LockedError
 from dvkf_prefect.urls import public_url, without_secrets
 
-# Where the origin stood when the clone was last brought up to date; what is beyond it was made here.
+# Commit of the origin at the last update of the clone; later commits were made in the clone.
 _FETCHED = "refs/dvkf/fetched"
 _FILTERS = r"^filter\..*\.(smudge|clean|process|required)$"
 
 
 def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
-    """Clone a repository, or bring its clone up to date.
+    """Clone a repository, or update its existing clone.
 
-    Only the newest commit of the revision is fetched, and the tags with theirs, since registered models are tags.
+    Only the newest commit of the revision is fetched, and the commits of all tags, since registered models are tags.
 
     Args:
         url: The git URL.
         rev: A branch, tag or commit; None for the default branch.
-        folder: Where clones are kept.
-        timeout: Seconds git may take, and to wait for another process that is cloning the same.
+        folder: Parent folder of the clones.
+        timeout: Timeout in seconds of each git command, and of the wait for another process on the same clone.
 
     Returns:
         The clone's folder.
 
     Raises:
-        GitError: Git failed, or the clone holds commits that are not at ``url``; they are kept.
-        LockedError: Another process held the clone for all that time.
+        GitError: Git failed, or the clone holds commits that are not at ``url``; the commits are kept.
+        LockedError: Another process held the clone beyond the timeout.
     """
     check_url(url)
     if rev is not None:
@@ -68,7 +68,7 @@ def _update(path: Path, rev: str | None, timeout: float) -> None:
         "refs/tags/*:refs/tags/*",
         timeout=timeout,
     )
-    # FETCH_HEAD lists the tags after what was asked for; its first line is the revision.
+    # FETCH_HEAD lists the requested revision first, then the tags.
     fetched = run_git(path, "rev-parse", "FETCH_HEAD", timeout=timeout).split()[0]
     base = _resolve(path, _FETCHED, timeout)
     head = _resolve(path, "HEAD", timeout)
@@ -97,7 +97,7 @@ def _resolve(path: Path, ref: str, timeout: float) -> str | None:
 
 
 def _branch(path: Path, rev: str | None, timeout: float) -> str | None:
-    """Return the branch a revision is at the origin, or None where it is a tag or a commit."""
+    """Return the origin's branch for a revision, or None if it is a tag or a commit."""
     if rev is None:
         listed = run_git(path, "ls-remote", "--symref", "--", "origin", "HEAD", timeout=timeout)
         found = re.match(r"ref: refs/heads/(\S+)\tHEAD", listed)
@@ -107,14 +107,14 @@ def _branch(path: Path, rev: str | None, timeout: float) -> str | None:
 
 
 def push(path: Path, *, timeout: float) -> tuple[str, ...]:
-    """Push the branch that is checked out, and all tags, to the origin.
+    """Push the current branch and all tags to the origin.
 
     Args:
         path: The git work tree.
-        timeout: Seconds git may take.
+        timeout: Timeout of each git command in seconds.
 
     Returns:
-        What was pushed: the branch, and ``tags``; nothing where there is no origin.
+        The pushed branch, and ``tags``; empty if there is no origin.
 
     Raises:
         GitError: The origin refused, or no branch is checked out.
@@ -136,16 +136,16 @@ def push(path: Path, *, timeout: float) -> tuple[str, ...]:
 
 
 def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
-    """Put the files of one revision of a repository into a new folder, to read them from.
+    """Clone the files of one revision into a new folder, for reading.
 
-    Of a repository elsewhere only the newest commit of a branch or tag is fetched; a name that is neither, such as a
-    shortened commit, takes all of its history.
+    From a remote repository, only the newest commit of a branch or tag is fetched. Any other name, such as a shortened
+    commit, fetches the whole history.
 
     Args:
-        url: The git URL, or a repository's folder on this machine, whose objects are then borrowed.
-        rev: A branch, tag or commit; None for the default branch, of a folder for what is checked out there.
-        path: The folder to make.
-        timeout: Seconds each git command may take.
+        url: The git URL, or a local repository's folder, whose objects are then shared.
+        rev: A branch, tag or commit; None for the default branch, or for the current commit of a local folder.
+        path: The folder to create.
+        timeout: Timeout of each git command in seconds.
 
     Returns:
         The commit.
@@ -172,13 +172,13 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
             str(path),
             timeout=timeout,
         )
-        # A commit that no branch holds is found through the borrowed objects.
+        # A commit outside all branches is found through the shared objects.
         _checkout_plain(path, commit, timeout)
         return commit
     run_git(parent, "init", "--quiet", "--template=", "--", str(path), timeout=timeout)
     run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
     try:
-        # What only `rev-parse` understands would be a rule here of which refs go where.
+        # Syntax that only `rev-parse` understands would be a refspec here.
         asked = _check_refspec(rev) if rev else "HEAD"
         run_git(
             path, "fetch", "--quiet", "--depth", "1", "--end-of-options", "origin", asked, timeout=timeout
@@ -195,16 +195,16 @@ def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
 
 
 def _checkout_plain(path: Path, commit: str, timeout: float) -> None:
-    """Check out what a commit of somebody else holds, byte by byte as `dvc` reads it.
+    """Check out a commit of another repository, byte for byte as `dvc` reads it.
 
-    Its attributes choose among the user's filters and conversions, so none of them applies. Git LFS is the exception:
-    the files are not in the commit itself.
+    Its attributes could select filters and conversions in the user's settings, so all of them are disabled. Git LFS is
+    the exception, since its files are not in the commit itself.
     """
     attributes = path / ".git" / "info" / "attributes"
     attributes.parent.mkdir(exist_ok=True)
     attributes.write_text("* -text -ident -working-tree-encoding\n")
     options: list[str] = []
-    with suppress(GitError):  # there is no filter
+    with suppress(GitError):  # no filter is configured
         listed = run_git(path, "config", "--null", "--name-only", "--get-regexp", _FILTERS, timeout=timeout)
         for name in filter(None, listed.split("\0")):
             if not name.startswith("filter.lfs."):
@@ -213,15 +213,15 @@ def _checkout_plain(path: Path, commit: str, timeout: float) -> None:
 
 
 def tip(url: str, rev: str | None, *, timeout: float) -> str | None:
-    """Return the commit that a branch or tag of a repository is at, without cloning it.
+    """Return the commit of a branch or tag, without cloning.
 
     Args:
-        url: The git URL, or a repository's folder.
+        url: The git URL, or a local repository's folder.
         rev: A branch or tag; None for the default branch.
-        timeout: Seconds git may take.
+        timeout: Timeout of each git command in seconds.
 
     Returns:
-        The commit; None where the name is neither a branch nor a tag.
+        The commit; None if the name is neither a branch nor a tag.
 
     Raises:
         GitError: Git failed.
@@ -235,7 +235,7 @@ def tip(url: str, rev: str | None, *, timeout: float) -> str | None:
     names = ["HEAD"] if rev is None else [f"refs/heads/{rev}", f"refs/tags/{rev}", f"refs/tags/{rev}^{{}}"]
     listed = run_git(Path.cwd(), "ls-remote", "--", url, *names, timeout=timeout)
     found = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
-    # An annotated tag is listed by its own object first, then by the commit it names.
+    # An annotated tag is listed first by its own object, then by its commit.
     return next((found[name] for name in reversed(names) if name in found), None)
 
 
@@ -247,10 +247,10 @@ def _find(path: Path, rev: str, timeout: float, url: str) -> str:
 
 
 def _check_refspec(rev: str) -> str:
-    """Return a revision that ``git fetch`` takes for one name, and nothing more.
+    """Return a revision that ``git fetch`` reads as a single name.
 
     Raises:
-        GitError: It is no name: git would take it for a rule, or cannot look it up elsewhere.
+        GitError: It is not a name: git would read a refspec, or cannot look it up remotely.
     """
     check_revision(rev)
     if rev[0] in "+^" or any(letter in rev for letter in ":*?[\\^~ ") or "@{" in rev:
@@ -261,18 +261,18 @@ def _check_refspec(rev: str) -> str:
 def run_git(
     path: Path, *arguments: str, timeout: float, hooks: bool = False, settings: Sequence[str] = ()
 ) -> str:
-    """Run git, which never asks for anything, and return what it prints.
+    """Run git without prompts, and return its output.
 
     Args:
         path: The work tree.
-        *arguments: The command.
-        timeout: Seconds it may take.
-        hooks: Let the user's own hooks run.
+        *arguments: The command and its arguments.
+        timeout: Timeout in seconds.
+        hooks: Allow the user's own hooks.
         settings: Options of git itself.
 
     Raises:
-        GitError: It failed, or is not installed.
-        GitTimeoutError: It took too long.
+        GitError: Git failed, or is not installed.
+        GitTimeoutError: The timeout expired.
     """
     options = (*(() if hooks else FOREIGN), *settings)
     done = git_process.run(arguments, path, options=options, timeout=timeout, env=environment())

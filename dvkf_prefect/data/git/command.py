@@ -1,4 +1,4 @@
-"""The git command, asked the few things a data repository needs of it."""
+"""Git command: the operations that a data repository needs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dvkf_prefect.errors import GitError, GitTimeoutError
 from dvkf_prefect.urls import public_url, without_secrets
 
 _TIMEOUT = 120.0
-# Seconds another git process may hold a lock of the repository, as it does for a moment to commit.
+# Seconds to wait for a lock of another git process, held briefly for a commit.
 _LOCK_WAIT = 60.0
-# How often a commit is tried whose files another program took out of the index again.
+# Attempts at a commit while another program removes its files from the index.
 _ATTEMPTS = 20
 _LOCKED = r"(?s)Unable to create '([^']*\.lock)': File exists|cannot lock ref .* is at [0-9a-f]+ but expected"
-# What git may be asked to speak when a file names the url: no remote helpers, which run commands (`ext::`, `fd::`).
+# Transports allowed for a url from a file: no remote helpers, which run commands (`ext::`, `fd::`).
 _PROTOCOLS = ("file", "git", "http", "https", "ssh")
 _HELPER = r"([A-Za-z0-9][A-Za-z0-9+.-]*)::"
 _SCHEME = r"(?s)([A-Za-z0-9][A-Za-z0-9+.-]*)://(?:[^/@]*@)?(.?)"
 _SCP_OPTION = r"(?:[^/:@]*@)?-[^/]*:"
 _CONTROL = r"[\0-\x1f\x7f]"
-# Settings for repositories of others: git runs no hook and no monitor, and takes no submodules along.
+# Settings for repositories of others: no hooks, no monitor, no submodules.
 FOREIGN = (
     "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
     "-c", "submodule.recurse=false", "-c", "fetch.recurseSubmodules=false",
@@ -34,7 +34,7 @@ FOREIGN = (
 
 
 def check_revision(rev: object) -> str:
-    """Return a revision that git cannot take for anything else.
+    """Return a revision that git cannot read as an option.
 
     Raises:
         GitError: It is empty, an option, or holds control characters.
@@ -45,10 +45,10 @@ def check_revision(rev: object) -> str:
 
 
 def check_url(url: str) -> str:
-    """Return a git url, or a path, that cannot make git run a command.
+    """Return a git url or a path, after checking that it cannot make git run a command.
 
     Raises:
-        GitError: It is an option, or names a transport that is not allowed.
+        GitError: It is an option, or names a forbidden transport.
     """
     scheme = re.match(_SCHEME, url)
     if (
@@ -69,13 +69,13 @@ def check_url(url: str) -> str:
 
 
 def allowed_protocols() -> tuple[str, ...]:
-    """Return the transports git may use: those of ``GIT_ALLOW_PROTOCOL`` where it is set."""
+    """Return the transports that git may use: those of ``GIT_ALLOW_PROTOCOL`` if set."""
     given = os.environ.get("GIT_ALLOW_PROTOCOL")
     return tuple(given.lower().split(":")) if given else _PROTOCOLS
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a git process: it asks for nothing, and speaks only allowed protocols."""
+    """Return the environment of a git process: no prompts, and only allowed transports."""
     return {
         **os.environ,
         "GIT_TERMINAL_PROMPT": "0",
@@ -89,8 +89,8 @@ class Git:
     """A git work tree.
 
     Args:
-        root: Its top folder.
-        foreign: Whether it is of somebody else, so that its configuration may run nothing.
+        root: Top folder of the work tree.
+        foreign: True for a repository of another owner: its configuration must not run anything.
     """
 
     def __init__(self, root: Path, *, foreign: bool = False) -> None:
@@ -102,31 +102,31 @@ class Git:
 
     @classmethod
     def find(cls, path: Path) -> Git | None:
-        """Return the work tree that holds ``path``, or None."""
+        """Return the work tree that contains ``path``, or None."""
         for folder in (path, *path.parents):
             if (folder / ".git").exists():
                 return cls(folder)
         return None
 
     def run(self, *args: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None) -> str:
-        """Run one git command and return what it prints, without the last newline.
+        """Run one git command and return its output, without the last newline.
 
         Raises:
-            GitError: It ended with an error, or is not installed.
+            GitError: It failed, or git is not installed.
         """
         return self.run_bytes(*args, stdin=stdin, env=env).decode(errors="surrogateescape").removesuffix("\n")
 
     def run_bytes(
         self, *args: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
     ) -> bytes:
-        """Run one git command and return its output as it is.
+        """Run one git command and return its output unchanged.
 
-        Where another process holds a lock that git needs, it waits for that one.
+        If another process holds a lock that git needs, wait for its release.
 
         Raises:
-            GitError: It ended with an error, or is not installed; or a lock stayed for too long.
-            GitTimeoutError: It gave no answer in time.
-            ParseError: It waits for a file that is not a regular one.
+            GitError: The command failed, git is not installed, or a lock outlasted the wait.
+            GitTimeoutError: The timeout expired.
+            ParseError: Git waits for a file that is not a regular one.
         """
         if args[0] == "add":
             with self._turn():
@@ -158,15 +158,15 @@ class Git:
                     f"`git {args[0]}` in {self.root} waited {_LOCK_WAIT:.0f} s for another git process: "
                     f"{locked[1] or 'a branch'} is locked. If none runs, remove that file."
                 )
-            from random import random  # takes a while to import
+            from random import random  # slow to import
 
-            # Several that wait for one lock do not come back at the same moment.
+            # Random pauses keep several waiting processes apart.
             time.sleep(pause * (0.5 + random()))  # noqa: S311
             pause = min(pause * 1.5, 1.0)
         raise GitError(f"`git {' '.join(args[:2])}` in {self.root}: {said or f'exit code {done.returncode}'}")
 
     def head(self) -> str | None:
-        """Return the commit that is checked out, or None before the first one."""
+        """Return the current commit, or None before the first one."""
         try:
             return self.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
         except GitTimeoutError:
@@ -175,7 +175,7 @@ class Git:
             return None
 
     def resolve(self, rev: str) -> str:
-        """Return the commit a revision means.
+        """Return the commit of a revision.
 
         Raises:
             GitError: There is no such revision.
@@ -189,7 +189,7 @@ class Git:
             raise GitError(f"unknown git revision '{rev}' in {self.root}") from None
 
     def show(self, rev: str, path: str) -> bytes:
-        """Return a file as it stands in a revision.
+        """Return the content of a file in a revision.
 
         Args:
             rev: The revision.
@@ -201,24 +201,24 @@ class Git:
         return self.run_bytes("cat-file", "blob", "--end-of-options", f"{check_revision(rev)}:{path}")
 
     def ls_tree(self, rev: str) -> list[str]:
-        """Return the paths of every file in a revision, relative to the work tree's top."""
+        """Return the paths of all files in a revision, relative to the work tree's top."""
         listed = self.run_bytes(
             "ls-tree", "-r", "-z", "--name-only", "--full-tree", "--end-of-options", check_revision(rev)
         )
         return [os.fsdecode(path) for path in listed.split(b"\0") if path]
 
     def tracked(self, paths: Sequence[str]) -> list[str]:
-        """Return the files git tracks at or below ``paths``, relative to the work tree's top."""
+        """Return the tracked files at or below ``paths``, relative to the work tree's top."""
         if not paths:
             return []
         listed = self.run_bytes("ls-files", "-z", "--full-name", "--", *(f":(top,literal){p}" for p in paths))
         return [os.fsdecode(path) for path in listed.split(b"\0") if path]
 
     def stage(self, paths: Sequence[str]) -> None:
-        """Add files to the index, and take those out that are gone; what git ignores is left alone, as DVC does.
+        """Add files to the index, and remove deleted ones from it; skip ignored files, as DVC does.
 
         Args:
-            paths: Absolute.
+            paths: Absolute paths.
 
         Raises:
             GitError: Git refused.
@@ -231,7 +231,7 @@ class Git:
         except GitTimeoutError:
             raise
         except GitError:
-            pass  # its exit code for "none of them"
+            pass  # git's exit code for "none of them"
         wanted = [
             path
             for path in dict.fromkeys(paths)
@@ -244,7 +244,7 @@ class Git:
         return bool(self.run("ls-files", "-z", "--", path, env={"GIT_LITERAL_PATHSPECS": "1"}))
 
     def is_ignored(self, path: str) -> bool:
-        """Tell whether git's ignore files leave ``path`` out."""
+        """Return True if git's ignore files exclude ``path``."""
         try:
             self.run("check-ignore", "--quiet", "--no-index", "--", path)
         except GitTimeoutError:
@@ -254,10 +254,10 @@ class Git:
         return True
 
     def commit(self, paths: Sequence[str], message: str) -> str | None:
-        """Commit just ``paths``; return the new commit, or None when none of them changed.
+        """Commit only ``paths``; return the new commit, or None if none of them changed.
 
         Raises:
-            GitError: Git refused, for want of an identity for instance.
+            GitError: Git refused, for example for lack of an identity.
         """
         for left in reversed(range(_ATTEMPTS)):
             try:
@@ -270,14 +270,14 @@ class Git:
                     )
                     return self.head()
             except GitError as error:
-                # A commit by another program reads the index before it locks it, and may drop what was just added.
+                # Another program's commit reads the index before it locks it, and may drop the files just added.
                 if not left or "did not match any file(s) known to git" not in str(error):
                     raise
         return None
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Keep this package's other processes from changing the index meanwhile.
+        """Keep other dvkf processes from changing the index during the block.
 
         Raises:
             GitError: One of them took too long.
@@ -289,7 +289,7 @@ class Git:
         try:
             descriptor = os.open(folder / "dvkf-index.lock", flags, 0o666)
         except OSError:
-            yield  # a folder that cannot be written to, as git will say
+            yield  # a folder without write access; git reports it
             return
         try:
             deadline = time.monotonic() + _LOCK_WAIT
@@ -310,29 +310,29 @@ def _is_taken(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        pass  # locks do not work here; git's own are left
+        pass  # locks do not work here; git's own remain
     return True
 
 
 def revisions_of(
     git: Git, *, all_branches: bool = False, all_tags: bool = False, all_commits: bool = False
 ) -> list[str]:
-    """Return the commits that many revisions mean, by one git process.
+    """Return the commits of many revisions, with one git process.
 
     Args:
         git: The work tree.
-        all_branches: The tip of every local branch.
-        all_tags: The commit of every tag; tags of something else mean none.
-        all_commits: All that branches, tags, remote branches or HEAD lead to; what git keeps for itself (stashes) or
-            other tools keep (DVC's experiments) is not among them.
+        all_branches: Include the tip of every local branch.
+        all_tags: Include the commit of every tag; tags of other objects are skipped.
+        all_commits: Include every ancestor of branches, tags, remote branches and HEAD. Git's internal refs (stashes)
+            and those of other tools (DVC's experiments) are excluded.
 
     Returns:
-        Full commit ids, none twice; of all commits the newest first. Empty without any of the above.
+        Unique full commit ids; for all commits, the newest first. Empty without any of the above.
 
     Raises:
         GitError: Git refused.
 
-    Source of the choice: DVC 3.x, dvc/scm.py and scmrepo's ``list_all_commits``.
+    Source of the selection: DVC 3.x, dvc/scm.py and scmrepo's ``list_all_commits``.
     """
     if all_commits:
         return git.run("rev-list", "--ignore-missing", "HEAD", "--branches", "--tags", "--remotes").split()
@@ -341,7 +341,7 @@ def revisions_of(
 
 
 def comes_with_git(path: Path) -> bool:
-    """Tell whether a file is, or is reached through, something that git tracks."""
+    """Return True if git tracks a cache's file, or if a link inside the cache leads to it."""
     folder = Path(os.path.realpath(path.parent.parent))
     if os.path.realpath(path) != str(folder / path.parent.name / path.name):
         return True

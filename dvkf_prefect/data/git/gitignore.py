@@ -1,4 +1,4 @@
-"""The `.gitignore` beside each output, which keeps data out of git."""
+"""Entries in `.gitignore` files that keep outputs out of git, and queries for ignored paths."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dvkf_prefect.data.git.command import FOREIGN, Git, environment
 from dvkf_prefect.errors import GitError, OutputError
 from dvkf_prefect.files import read_description, write_atomic
 
-# Bytes of paths asked about at once: less than a pipe holds, so that neither side waits for the other.
+# Bytes of paths per query: less than the capacity of a pipe, so that neither side blocks.
 _ASKED = 32_768
 
 
 class GitIgnored:
-    """Paths that git's ignore files leave out, whether git tracks them or not; each path is asked about once.
+    """Cached lookup of paths that git's ignore files exclude, tracked or not.
 
     Args:
         root: The repository's root.
-        git: The work tree it lies in; None for none, which leaves out nothing.
+        git: The work tree of the repository; None ignores nothing.
 
-    Source of the choice: DVC 3.x, ``collect_files`` in dvc/repo/index.py.
+    Source of the selection: DVC 3.x, ``collect_files`` in dvc/repo/index.py.
     """
 
     def __init__(self, root: Path, git: Git | None) -> None:
@@ -34,9 +34,9 @@ class GitIgnored:
 
     @contextmanager
     def asking(self) -> Iterator[Callable[[Sequence[str]], set[str]]]:
-        """Give a function that returns which of some paths are left out; one git process answers all calls.
+        """Yield a function that returns the ignored ones of some paths; one git process answers all calls.
 
-        The paths are relative to the root, those of folders with a slash at the end.
+        The paths are relative to the root; a trailing slash marks a folder.
         """
         try:
             yield self._left_out
@@ -44,14 +44,14 @@ class GitIgnored:
             self._close()
 
     def forget(self) -> None:
-        """Ask again: ignore files may have changed."""
+        """Clear the cached results, since ignore files may have changed."""
         self._known.clear()
 
     def check(self, path: str) -> None:
-        """Refuse a `.dvc` file that would not be found again.
+        """Refuse a path for a `.dvc` file that git ignores, since later lookups would skip the file.
 
         Raises:
-            OutputError: Git leaves it out.
+            OutputError: Git ignores it.
         """
         with self.asking() as left_out:
             if left_out([path]):
@@ -75,7 +75,7 @@ class GitIgnored:
         return {path for path in paths if self._known[path]}
 
     def _ask(self, paths: list[str]) -> list[bool]:
-        """Return for each path whether it is left out; of a git that does not answer, none is."""
+        """Return for each path True if it is ignored; False if git does not answer."""
         process = self._process = self._process or self._start()
         if process is None:
             return [False] * len(paths)
@@ -83,7 +83,7 @@ class GitIgnored:
             process.ask(b"".join(b"./%s\0" % os.fsencode(path) for path in paths))
         except BrokenPipeError:
             return [False] * len(paths)
-        # For each path: the ignore file, the line, the pattern, the path.
+        # Fields of each answer: the ignore file, the line, the pattern, the path.
         fields: list[bytes] = []
         rest = b""
         while len(fields) < 4 * len(paths):
@@ -109,18 +109,18 @@ class GitIgnored:
 
 
 def pattern_for(name: str) -> str:
-    """Return the line that ignores just ``name`` beside the file, as DVC writes it."""
+    """Return the line that ignores only ``name``, in the form of DVC."""
     escaped = "".join("\\" + c if c in "\\*?[]!#" else c for c in name)
     return "/" + (escaped[:-1] + "\\ " if escaped.endswith(" ") else escaped)
 
 
 def ignore(path: Path) -> bool:
-    """Keep a path out of git; return whether its `.gitignore` changed.
+    """Add a path to its `.gitignore`; return True if the file changed.
 
-    As DVC, a path that other patterns keep out already is left to them.
+    As in DVC, a path that another pattern ignores already gets no entry.
 
     Raises:
-        DiskFullError: There is no room.
+        DiskFullError: The disk is full.
     """
     file = path.parent / ".gitignore"
     line = os.fsencode(pattern_for(path.name))
@@ -134,10 +134,10 @@ def ignore(path: Path) -> bool:
 
 
 def unignore(path: Path) -> bool:
-    """Take back what `ignore` wrote; return whether the `.gitignore` changed. One that says nothing else is removed.
+    """Remove the entry of `ignore`; return True if the file changed. An empty `.gitignore` is removed.
 
     Raises:
-        DiskFullError: There is no room.
+        DiskFullError: The disk is full.
     """
     file = path.parent / ".gitignore"
     line = os.fsencode(pattern_for(path.name))

@@ -1,7 +1,7 @@
-"""What many commits track, read from git's own objects by one process, each file of each content only once.
+"""Tracked outputs of many commits, read from git's objects by one process.
 
-`Repo.outputs` asks git for the files of one revision. Over a whole history that would be a process for each file of
-each commit; here a commit that changed nothing costs one look at its tree.
+`Repo.outputs` asks git for the files of one revision. Over a whole history, that would take a process for each file of
+each commit. Here each distinct file is read once, and an unchanged commit costs one lookup of its tree.
 
 Source of the formats: git's tree objects and ``git cat-file --batch``.
 """
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
     from dvkf_prefect.data.git.command import Git
 
-# Folders whose entries are kept at hand; of all others only what describes outputs is.
+# Number of folders with all entries cached; of other folders, only files that describe outputs are.
 _FOLDERS_KEPT = 4096
 _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What one file of one commit, or of the workspace, tracks.
+    """Tracked outputs of one file, in one commit or in the workspace.
 
     Attributes:
-        rev: The first commit it was met in; None for the workspace.
-        path: The `.dvc` file or dvc.yaml.
-        outputs: What it tracks.
-        error: Why it could not be read; then there are no outputs.
-        lock_error: A fault of its dvc.lock, of which the outputs are taken all the same.
+        rev: The first commit with this version; None for the workspace.
+        path: Path of the `.dvc` file or dvc.yaml.
+        outputs: Outputs described by the file.
+        error: Reason that the file could not be read; then there are no outputs.
+        lock_error: Error in its dvc.lock, with outputs read regardless.
     """
 
     rev: str | None
@@ -56,16 +56,16 @@ class Described:
 
     @property
     def place(self) -> str:
-        """How a person finds it."""
+        """User-facing location of the file."""
         return f"{self.path} of commit {self.rev[:7]}" if self.rev else self.path
 
 
 class History:
-    """Reads the outputs that commits track; a ``with`` block bounds the git process behind it.
+    """Reader of the outputs in commits; a ``with`` block bounds its git process.
 
     Args:
         git: The work tree.
-        prefix: The repository's root relative to the work tree's top, with a slash at the end; "" for the top.
+        prefix: The repository's root relative to the work tree's top, with a trailing slash; "" for the top.
     """
 
     def __init__(self, git: Git, prefix: str = "") -> None:
@@ -90,10 +90,10 @@ class History:
         self._objects = None
 
     def walk(self, commits: Iterable[str]) -> Iterator[Described]:
-        """Yield what the files of commits track; a file is told of once, whatever the number of commits it is in.
+        """Yield the outputs in the files of commits; each version of a file once, for any number of commits.
 
         Args:
-            commits: Full ids, in any order. A second call goes on: what was told before is not told again.
+            commits: Full ids, in any order. A second call skips the versions that the first call yielded.
         """
         for commit in commits:
             try:
@@ -119,13 +119,13 @@ class History:
 
     @property
     def objects(self) -> _Objects:
-        """The open git process."""
+        """The running git process."""
         if self._objects is None:
             raise GitError("the history is read inside a `with` block")
         return self._objects
 
     def _top(self, commit: str) -> str | None:
-        """Return the tree of the repository's root in a commit; None where the commit has no such folder."""
+        """Return the tree of the repository's root in a commit; None if the commit has no such folder."""
         head = self.objects.read(commit, "commit")
         tree: str | None = head[len(b"tree ") : head.index(b"\n")].decode()
         for name in self._prefix.rstrip("/").split("/") if self._prefix else ():
@@ -145,22 +145,22 @@ class History:
         return found
 
     def _is_repository(self, tree: str) -> bool:
-        """Tell whether a folder is a repository of its own."""
+        """Return True if a folder is a nested repository."""
         settings = self.objects.folder(tree)[1].get(".dvc")
         return settings is not None and "config" in self.objects.folder(settings)[0]
 
 
 def outputs_of(git: Git, commit: str, prefix: str = "") -> list[Output]:
-    """Return what a commit tracks, by one git process whatever the number of files.
+    """Return the outputs of a commit, read by one git process for any number of files.
 
     Args:
         git: The work tree.
-        commit: Its full id.
-        prefix: The repository's root relative to the work tree's top, with a slash at the end; "" for the top.
+        commit: Full id of the commit.
+        prefix: The repository's root relative to the work tree's top, with a trailing slash; "" for the top.
 
     Raises:
         GitError: There is no such commit.
-        ParseError: A file does not say what its format allows.
+        ParseError: A file violates its format.
     """
     found: list[Output] = []
     with History(git, prefix) as history:
@@ -172,7 +172,7 @@ def outputs_of(git: Git, commit: str, prefix: str = "") -> list[Output]:
 
 
 class _CommitFiles:
-    """The files of one commit, which remembers what it was asked for."""
+    """The files of one commit, with a record of the files requested."""
 
     def __init__(self, history: History, rev: str, top: str) -> None:
         self.rev: str | None = rev
@@ -206,7 +206,7 @@ class _CommitFiles:
 
 
 class _Objects:
-    """Reads git's objects through one process.
+    """Reader of git's objects through one process.
 
     Raises:
         GitError: Git is not installed, or ended.
@@ -228,7 +228,7 @@ class _Objects:
         """Return an object's bytes.
 
         Raises:
-            GitError: It is not there, or something else than was expected.
+            GitError: The object is missing, or of another kind.
         """
         try:
             self._process.ask(name.encode() + b"\n")
@@ -246,7 +246,7 @@ class _Objects:
         return data
 
     def folder(self, tree: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the files and the folders of a tree, each by name; links and submodules are left out."""
+        """Return the files and the folders of a tree, each by name, without links and submodules."""
         found = self._folders.get(tree)
         if found is not None:
             self._folders.move_to_end(tree)
@@ -278,11 +278,11 @@ def lock_of(path: str) -> str:
 
 
 def describe(files: RepoFiles, path: str) -> Described:
-    """Return the outputs that one file describes, or the reason why it cannot be read."""
+    """Return the outputs that one file describes, or the reason that it cannot be read."""
     try:
         return Described(files.rev, path, tuple(read_outputs(files, path)))
     except ParseError as error:
-        # A dvc.yaml may say more than is understood here; what its stages wrote stands in dvc.lock alone.
+        # A dvc.yaml may hold unknown syntax; the outputs of its stages are recorded in dvc.lock.
         if posixpath.basename(path) == PIPELINE_FILE:
             with suppress(DvkfError, OSError):
                 fault = error if error.file == lock_of(path) else None
@@ -295,7 +295,7 @@ def describe(files: RepoFiles, path: str) -> Described:
 
 
 def _locked(files: RepoFiles, path: str) -> Iterator[Output]:
-    """Yield every output that a dvc.lock records."""
+    """Yield every output recorded in a dvc.lock."""
     lock = lock_of(path)
     if not files.exists(lock):
         return

@@ -1,7 +1,7 @@
-"""Git processes that end: each has a time limit, and one that waits for a special file is ended with its name.
+"""Git processes with a timeout, and a check for special files that git waits for.
 
-Git opens its ignore, attribute and configuration files as they are. A fifo in place of one of them keeps it waiting
-for ever. A process that gives no answer for a moment is therefore looked into.
+Git opens its ignore, attribute and configuration files without a check. A fifo in place of one of them blocks it for
+ever. If git is silent for some seconds, its files are therefore checked, and the error names the special file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError
 from dvkf_prefect.files import read_description
 
 ANSWER = 60.0
-"""Seconds that a git process gets for one answer from the files of this machine."""
-# Seconds without an answer after which its files are looked at.
+"""Timeout of one answer of a git process from local files, in seconds."""
+# Seconds of silence after which git's files are checked.
 _SUSPICIOUS = 2.0
-# Seconds that such a look may take.
+# Time limit of such a check in seconds.
 _LOOK = 3.0
-# Files of a work tree that git reads by itself, whatever the command.
+# Files of a work tree that git reads during any command.
 _READ_BY_GIT = frozenset((".gitignore", ".gitattributes", ".gitmodules", ".mailmap"))
-# These commands talk to the user's terminal, by way of ssh, a hook, a filter or a signing program.
+# Commands that may use the terminal, through ssh, a hook, a filter or a signing program.
 _TALKING = frozenset(("add", "commit", "tag", "fetch", "clone", "ls-remote", "push"))
 
 
@@ -43,17 +43,17 @@ def run(
     """Run one git command to its end.
 
     Args:
-        arguments: The command and what it is given.
+        arguments: The command and its arguments.
         root: The work tree.
         options: Options of git itself.
-        stdin: What it reads; nothing by default.
-        timeout: Seconds it may take.
-        env: Its environment.
+        stdin: Bytes for standard input; None for none.
+        timeout: Timeout in seconds.
+        env: Environment of the process.
 
     Raises:
-        GitError: Git is not installed, or cannot be given this.
-        GitTimeoutError: It took too long.
-        ParseError: It waits for a file that is not a regular one.
+        GitError: Git is not installed, or cannot take the arguments.
+        GitTimeoutError: The timeout expired.
+        ParseError: Git waits for a file that is not a regular one.
     """
     apart = arguments[0] not in _TALKING or not _has_terminal()
     process = _start(
@@ -86,10 +86,10 @@ def start(arguments: Sequence[str], root: Path, *, options: Sequence[str], env: 
     """Start a git command that answers questions.
 
     Args:
-        arguments: The command and what it is given.
+        arguments: The command and its arguments.
         root: The work tree.
         options: Options of git itself.
-        env: Its environment.
+        env: Environment of the process.
 
     Raises:
         GitError: Git is not installed.
@@ -125,11 +125,11 @@ def _start(
 
 
 class Server:
-    """A git process that answers one question after the other.
+    """A git process that answers one question after another.
 
     Args:
         process: The process, with pipes.
-        command: Its command, for messages.
+        command: Git command, for messages.
         root: The work tree.
     """
 
@@ -143,7 +143,7 @@ class Server:
         self._poll.register(self._stdout, select.POLLIN)
 
     def ask(self, question: bytes) -> None:
-        """Send a question of less than a pipe holds; nothing of the last answer is left to read.
+        """Send a question smaller than a pipe's capacity; the last answer must be read completely.
 
         Raises:
             BrokenPipeError: The process has ended.
@@ -152,11 +152,11 @@ class Server:
         self._stdin.flush()
 
     def wait(self) -> None:
-        """Wait until there is something to read, or the process has ended.
+        """Wait until there is data to read, or the process has ended.
 
         Raises:
-            GitTimeoutError: Nothing came for too long; the process was ended.
-            ParseError: It waits for a file that is not a regular one; the process was ended.
+            GitTimeoutError: The timeout expired; the process was killed.
+            ParseError: It waits for a file that is not a regular one; the process was killed.
         """
         if self._poll.poll(_SUSPICIOUS * 1000):
             return
@@ -169,7 +169,7 @@ class Server:
             raise
 
     def read_some(self) -> bytes:
-        """Return what is there of an answer, at least a byte; nothing when the process has ended."""
+        """Return the available part of an answer, at least a byte; empty if the process has ended."""
         self.wait()
         return os.read(self._stdout.fileno(), 65_536)
 
@@ -179,11 +179,11 @@ class Server:
         return self._stdout.readline()
 
     def read(self, size: int) -> bytes:
-        """Return so many more bytes of an answer."""
+        """Return ``size`` more bytes of an answer."""
         return self._stdout.read(size)
 
     def close(self) -> None:
-        """End the process, which has nothing more to read."""
+        """Close the pipes and wait for the process; kill it if it does not end."""
         with suppress(OSError):
             self._stdin.close()
         self._stdout.close()
@@ -194,7 +194,7 @@ class Server:
 
 
 def end(process: subprocess.Popen[bytes], *, group: bool) -> None:
-    """Kill a process, with all of its session where it has one of its own."""
+    """Kill a process, with its whole session if it has its own."""
     with suppress(ProcessLookupError, PermissionError):
         if group:
             os.killpg(process.pid, signal.SIGKILL)
@@ -204,16 +204,16 @@ def end(process: subprocess.Popen[bytes], *, group: bool) -> None:
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
-    # One that hangs in a dead disk ends when the disk comes back.
+    # A process that hangs in a dead disk ends when the disk returns.
     with suppress(subprocess.TimeoutExpired):
         process.wait(_SUSPICIOUS)
 
 
 def refuse_special_files(root: Path) -> None:
-    """Look for a fifo or a device in place of a file that git reads, for a few seconds.
+    """Search a few seconds for a fifo or a device in place of a file that git reads.
 
     Raises:
-        ParseError: There is one.
+        ParseError: Such a file exists; the error names it.
     """
     deadline = time.monotonic() + _LOOK
     for file in _read_by_git(root):
@@ -232,7 +232,7 @@ def _blocks(file: str) -> bool:
 
 
 def _read_by_git(root: Path) -> Iterator[str]:
-    """Yield what git may read, level by level: what lies in its own folders, and its files in the work tree."""
+    """Yield files that git may read, level by level: those in its own folders, then its files in the work tree."""
     top = next((str(folder) for folder in (root, *root.parents) if (folder / ".git").exists()), str(root))
     for folder in _git_folders(top):
         yield from (file for file, _ in _walk(folder, skip="objects"))
@@ -251,7 +251,7 @@ def _git_folders(top: str) -> Iterator[str]:
 
 
 def _walk(top: str, *, skip: str) -> Iterator[tuple[str, str]]:
-    """Yield path and name of all but folders, the nearest first; one folder at the top is not entered."""
+    """Yield path and name of all entries except folders, the nearest first; skip one folder at the top."""
     level = [top]
     while level:
         below: list[str] = []

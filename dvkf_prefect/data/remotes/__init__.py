@@ -1,4 +1,4 @@
-"""Where versions of data are shared: one interface to folders, object stores and every fsspec filesystem."""
+"""Remotes for sharing data: one interface to folders, object stores and every fsspec filesystem."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def open_storage(
     name: str | None = None,
     backend: Backend | None = None,
 ) -> Storage:
-    """Open the place that a remote's url names; nothing is asked of it yet.
+    """Open the storage at a remote's url, without any request yet.
 
     A folder is served directly; ``s3://``, ``gs://``, ``azure://`` and ``memory://`` by obstore; any other url
     by fsspec, and S3 too when an option needs s3fs (``acl``, ``grant_*``, ``use_ssl = false``).
 
     Args:
         url: A folder's absolute path, or a url.
-        options: The remote's options by DVC's names; ``url`` among them is passed over.
+        options: The remote's options, named as in DVC; ``url`` among them is ignored.
         name: The remote's name in the configuration, for messages.
-        backend: ``fsspec`` or ``obstore`` to choose the library that serves it; None leaves it to the above.
+        backend: Library to use, ``fsspec`` or ``obstore``; None selects it as above.
 
     Raises:
-        ConfigError: An option or a url that cannot be served.
+        ConfigError: An option or the url is not supported.
 
     Example:
         >>> storage = open_storage("memory://docs", name="store")

@@ -1,4 +1,4 @@
-"""S3 remotes: DVC's options, the environment and AWS's own files, for obstore and for s3fs."""
+"""S3 settings for obstore and s3fs, from DVC's options, the environment and AWS's configuration files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _READ_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class S3Arguments:
-    """What a library's constructor takes, and how messages name the credentials and the service."""
+    """Constructor arguments of a library, with the names of credentials and service in messages."""
 
     arguments: dict[str, Any]
     credentials: str
@@ -41,10 +41,10 @@ class S3Arguments:
 
 
 def needs_s3fs(options: Options) -> str | None:
-    """The option that obstore cannot serve, if there is one.
+    """Return the option that obstore cannot serve, or None.
 
-    obstore signs no further headers, so it can send neither a canned ACL nor grants; and without an endpoint it
-    speaks to AWS over TLS only.
+    obstore signs no additional headers, so it can send neither a canned ACL nor grants. Without an endpoint, it
+    connects to AWS over TLS only.
 
     Example:
         >>> needs_s3fs({"acl": "private"})
@@ -59,15 +59,15 @@ def needs_s3fs(options: Options) -> str | None:
 
 
 def obstore_arguments(bucket: str, options: Options, place: Place) -> S3Arguments:
-    """The arguments of `obstore.store.S3Store` for a remote.
+    """Return the arguments of `obstore.store.S3Store` for a remote.
 
     Args:
         bucket: The bucket's name.
-        options: The remote's options, parsed.
-        place: How messages call the remote.
+        options: The parsed options of the remote.
+        place: Name of the remote in messages.
 
     Raises:
-        ConfigError: Options that contradict each other, or a profile that does not exist.
+        ConfigError: Options contradict each other, or a profile does not exist.
     """
     _check(options, place)
     session = _session(options, place)
@@ -88,7 +88,7 @@ def obstore_arguments(bucket: str, options: Options, place: Place) -> S3Argument
             arguments["virtual_hosted_style_request"] = True
         arguments["endpoint"] = endpoint
         if "AWS_ENDPOINT_URL_S3" in os.environ:
-            # It would win over `endpoint`.
+            # The variable would override `endpoint`.
             arguments["aws_endpoint_url_s3"] = endpoint
     credentials = _obstore_credentials(arguments, options, session, place)
     encryption = _text(options, "sse")
@@ -113,14 +113,14 @@ def obstore_arguments(bucket: str, options: Options, place: Place) -> S3Argument
 
 
 def s3fs_arguments(options: Options, place: Place) -> S3Arguments:
-    """The arguments of `s3fs.S3FileSystem` for a remote; as for `obstore_arguments`."""
+    """Return the arguments of `s3fs.S3FileSystem` for a remote, as `obstore_arguments` does for obstore."""
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 
     _check(options, place)
     from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
     session = _configured(AioSession(profile=_text(options, "profile")), options)
-    # aiohttp would wait for ever for the server's word to go on; without the header there is nothing to wait for.
+    # aiohttp would wait for ever for a "100 Continue" answer; without the Expect header it does not wait.
     session.unregister("before-call.s3", add_expect_header)
     scoped = _scoped_config(session, place)
     extra: dict[str, Any] = {}
@@ -175,20 +175,20 @@ def s3fs_arguments(options: Options, place: Place) -> S3Arguments:
 def client_options(
     place: Place, *, verify: object = None, connect: object = None, read: object = None
 ) -> dict[str, Any]:
-    """The HTTP client's options of any obstore service.
+    """Return the HTTP client options of any obstore service.
 
     Args:
-        place: How messages call the remote.
-        verify: False trusts any certificate; a path is one of a private authority.
-        connect: Seconds to wait for a connection.
-        read: Seconds to wait for the next bytes.
+        place: Name of the remote in messages.
+        verify: False to trust any certificate; a path to a private authority's certificate.
+        connect: Connect timeout in seconds.
+        read: Timeout for the next bytes, in seconds.
     """
     options: dict[str, Any] = {
-        # The url's own scheme decides.
+        # The url's scheme decides.
         "allow_http": True,
         "connect_timeout": timedelta(seconds=_seconds(connect, _CONNECT_TIMEOUT)),
         "read_timeout": timedelta(seconds=_seconds(read, _READ_TIMEOUT)),
-        # Of a whole request, so it would cut a large blob short; the two above end what stalls.
+        # Limit of a whole request, which would cut off a large blob; the two timeouts above end a stall.
         "timeout": timedelta(days=1),
     }
     if verify is False:
@@ -204,7 +204,7 @@ def client_options(
 
 
 def bucket_region(bucket: str, *, service: str = "https://s3.amazonaws.com", timeout: float = 5) -> str:
-    """The region of an AWS bucket, which S3 tells anybody; ``us-east-1`` if it does not answer.
+    """Return the region of an AWS bucket, a public value of S3; ``us-east-1`` if S3 does not answer.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html (``x-amz-bucket-region``).
     """
@@ -251,9 +251,9 @@ def _check(options: Options, place: Place) -> None:
 
 
 def _session(options: Options, place: Place) -> Session | None:
-    """AWS's own configuration, where there is any: reading it takes botocore's slow import.
+    """Return a session for AWS's own configuration, or None if there is none, since botocore's import is slow.
 
-    A web identity too is left to botocore, which knows the STS endpoint that the environment may name.
+    A web identity is left to botocore too, since it reads the STS endpoint from the environment.
     """
     named = ("profile", "credentialpath", "configpath")
     files = (
@@ -272,7 +272,7 @@ def _session(options: Options, place: Place) -> Session | None:
 
 
 def _configured(session: Any, options: Options) -> Any:
-    """Point a session at the files that the options name; the environment wins, as it does in DVC."""
+    """Set a session's files from the options; environment variables override them, as in DVC."""
     for option, setting, variable in (
         ("credentialpath", "credentials_file", "AWS_SHARED_CREDENTIALS_FILE"),
         ("configpath", "config_file", "AWS_CONFIG_FILE"),
@@ -298,11 +298,11 @@ def _scoped_config(session: Any, place: Place) -> dict[str, Any]:
 def _obstore_credentials(
     arguments: dict[str, Any], options: Options, session: Session | None, place: Place
 ) -> str:
-    """Add the credentials to obstore's arguments; return how messages call them."""
+    """Add the credentials to obstore's arguments; return their name in messages."""
     if options.get("allow_anonymous_login"):
         arguments["skip_signature"] = True
     elif options.get("access_key_id"):
-        # As a provider, because as settings they would mix with a session token of the environment.
+        # A provider, since plain settings would mix with a session token of the environment.
         fixed = {
             "access_key_id": options["access_key_id"],
             "secret_access_key": options["secret_access_key"],
@@ -329,7 +329,7 @@ def _provider(found: Any) -> Any:
         frozen = found.get_frozen_credentials()
         expires = None
         if isinstance(found, RefreshableCredentials):
-            # botocore renews them 15 minutes ahead.
+            # botocore renews credentials 15 minutes ahead.
             expires = datetime.now(timezone.utc) + timedelta(minutes=10)
         return {
             "access_key_id": frozen.access_key,

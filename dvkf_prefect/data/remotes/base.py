@@ -1,4 +1,4 @@
-"""What every remote can do: named blobs under one root, whatever the service behind it."""
+"""Interface of every remote: named blobs under one root, on any service."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from dvkf_prefect.errors import CorruptObjectError, UnsafePathError
 from dvkf_prefect.formats import manifest_rows
 
 WINDOW = 60.0
-"""Seconds of waiting after which the rate of a download is looked at."""
+"""Seconds of waiting between checks of a download's rate."""
 SLOWEST = 1024
-"""Bytes a second that a download must bring."""
+"""Minimum rate of a download in bytes per second."""
 SLOWEST_UPLOAD = 4096
-"""Bytes a second that an upload must take, beside `WINDOW`."""
+"""Minimum rate of an upload in bytes per second, on top of `WINDOW`."""
 
 
 class Storage(ABC):
     """Blobs under one root. Keys are posix paths relative to it, such as ``files/md5/aa/bbb``.
 
-    Every method is blocking and may be called from several threads at once. A failure is one of ours:
-    `MissingObjectError` for a key that is not there, `RemoteUnreachableError` and `RemoteDeniedError` for the
-    service as a whole (naming the remote, its url and what was tried), `DiskFullError` for a full disk,
-    `RemoteError` for any other answer of the service (no such bucket, listing not offered),
-    `UnsafePathError` for a key that would leave the root. A local file that cannot be read is Python's own
-    `OSError`.
+    Every method blocks, and may be called from several threads at once. Failures are raised as:
+
+    - `MissingObjectError`: the key does not exist.
+    - `RemoteUnreachableError`, `RemoteDeniedError`: the service fails as a whole. The error names the remote, its url
+      and the operation.
+    - `DiskFullError`: the disk is full.
+    - `UnsafePathError`: the key would leave the root.
+    - `RemoteError`: any other answer of the service (no such bucket, listing not offered).
+    - `OSError`: a local file cannot be read.
 
     Attributes:
-        name: The remote's name in the configuration, or its url where it has none.
+        name: The remote's name in the configuration, or its url if it has none.
         url: The root, without credentials.
-        jobs: How many transfers at once suit this service.
+        jobs: Number of parallel transfers that suits this service.
     """
 
     name: str
@@ -45,18 +48,18 @@ class Storage(ABC):
 
     @abstractmethod
     def size(self, key: str) -> int | None:
-        """Bytes of the blob, or None when there is none."""
+        """Return the size of a blob in bytes, or None if it does not exist."""
 
     def read(self, key: str, *, limit: int | None = None) -> bytes:
-        """The whole blob; for small ones.
+        """Return a whole blob; for small ones.
 
         Args:
-            key: The blob.
-            limit: The most bytes it may have; None for what a manifest may have.
+            key: Key of the blob.
+            limit: Maximum size in bytes; None for the limit of a manifest.
 
         Raises:
-            CorruptObjectError: It has more.
-            ParseError: It has more than a manifest may have.
+            CorruptObjectError: The blob is larger than ``limit``.
+            ParseError: The blob is larger than the limit of a manifest.
         """
         if limit is not None:
             return b"".join(steady(self._stream(key, 0), self._place, key, limit=limit))
@@ -66,67 +69,67 @@ class Storage(ABC):
             raise manifest_rows.too_large(f"{self._place}: '{key}'") from None
 
     def stream(self, key: str, *, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
-        """The blob from byte ``start`` on, in chunks of at most a few MiB; nothing past its end.
+        """Return the blob's bytes from ``start`` on, in chunks of at most a few MiB; none past its end.
 
         Args:
-            key: The blob.
-            start: Where to begin, in bytes.
-            limit: The most bytes that the whole blob may have; None where that is not known.
+            key: Key of the blob.
+            start: First byte to read.
+            limit: Maximum size of the whole blob in bytes; None if unknown.
 
         Raises:
-            CorruptObjectError: It has more than ``limit`` bytes; those before were yielded.
-            RemoteUnreachableError: Less than 1 KiB/s comes for a minute.
+            CorruptObjectError: It has more than ``limit`` bytes; the bytes before were yielded.
+            RemoteUnreachableError: The rate stays below 1 KiB/s for a minute.
         """
         return steady(self._stream(key, start), self._place, key, start=start, limit=limit)
 
     @abstractmethod
     def _stream(self, key: str, start: int) -> Iterator[bytes]:
-        """Yield the blob from a byte on, each piece as soon as it is there."""
+        """Yield the blob from a byte on, each piece as soon as it arrives."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
-        """Store a small blob; it appears whole or not at all."""
+        """Store a small blob atomically."""
 
     @abstractmethod
     def upload(self, key: str, source: Path) -> None:
-        """Store a file as a blob; it appears whole or not at all."""
+        """Store a file as a blob, atomically."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every ``(key, bytes)`` under the folder ``prefix``, in no given order; none when there is no such folder."""
+        """Return every ``(key, bytes)`` under the folder ``prefix``, in any order; none if there is no such folder."""
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every key under the folder ``prefix``, in no given order; no sizes are asked for where each costs a call."""
+        """Return every key under the folder ``prefix``, in any order, without requests for sizes."""
         return (key for key, _ in self.list(prefix))
 
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)`` under a folder; in seconds since 1970, None where it is not told."""
+        """Return every ``(key, bytes, last change)`` under a folder; times in seconds since 1970, None if unknown."""
         return ((key, size, None) for key, size in self.list(prefix))
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove blobs; those that are not there are passed over."""
+        """Remove blobs; missing ones are ignored."""
 
     def local_path(self, key: str) -> Path | None:
-        """Where the blob lies on this machine's disk, or None for a service."""
+        """Return the blob's path on this machine's disk, or None for a service."""
         return None
 
 
 def steady(
     chunks: Iterator[bytes], place: Place, key: str, *, start: int = 0, limit: int | None = None
 ) -> Iterator[bytes]:
-    """Yield the chunks of a blob, as long as they are no more than expected and come at a bearable rate.
+    """Yield the chunks of a blob; fail on too many bytes or too low a rate.
 
     Args:
         chunks: The blob's bytes.
-        place: How messages call the remote.
-        key: The blob.
-        start: The byte that they begin at.
-        limit: The most bytes that the whole blob may have.
+        place: Name of the remote in messages.
+        key: Key of the blob.
+        start: Offset of the first chunk in bytes.
+        limit: Maximum size of the whole blob in bytes, None if unknown.
 
     Raises:
-        CorruptObjectError: There are more bytes.
-        RemoteUnreachableError: They come too slowly.
+        CorruptObjectError: The blob has more than ``limit`` bytes.
+        RemoteUnreachableError: The rate is below `SLOWEST`.
     """
     count, waited, lately = start, 0.0, 0
     try:
@@ -158,7 +161,7 @@ def steady(
 
 
 def check_key(key: str) -> str:
-    """Return the key, or raise `UnsafePathError` when it is not a plain path below the root.
+    """Return the key, or raise `UnsafePathError` if it is not a plain path below the root.
 
     Example:
         >>> check_key("files/md5/aa/bbb")

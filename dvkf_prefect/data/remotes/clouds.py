@@ -1,4 +1,4 @@
-"""Google Cloud Storage, Azure Blob Storage and this process's memory, for obstore."""
+"""Arguments of obstore for Google Cloud Storage, Azure Blob Storage and process memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _memory_lock = threading.Lock()
 
 
 def memory_store(name: str) -> MemoryStore:
-    """The store ``memory://name`` of this process: the same one each time it is opened."""
+    """Return this process's store ``memory://name``, the same one on each call."""
     from obstore.store import MemoryStore
 
     with _memory_lock:
@@ -27,7 +27,7 @@ def memory_store(name: str) -> MemoryStore:
 
 
 def gs_arguments(options: Options, place: Place) -> tuple[dict[str, Any], str]:
-    """The arguments of `obstore.store.GCSStore`, and how messages call the credentials."""
+    """Return the arguments of `obstore.store.GCSStore`, and the name of the credentials in messages."""
     arguments: dict[str, Any] = {"client_options": client_options(place)}
     if options.get("endpointurl"):
         arguments["base_url"] = options["endpointurl"]
@@ -44,7 +44,7 @@ def gs_arguments(options: Options, place: Place) -> tuple[dict[str, Any], str]:
 
 
 def azure_arguments(options: Options, place: Place) -> tuple[dict[str, Any], str]:
-    """The arguments of `obstore.store.AzureStore`, and how messages call the credentials.
+    """Return the arguments of `obstore.store.AzureStore`, and the name of the credentials in messages.
 
     Source of connection strings: https://learn.microsoft.com/azure/storage/common/storage-configure-connection-string
     """
@@ -90,7 +90,7 @@ def azure_arguments(options: Options, place: Place) -> tuple[dict[str, Any], str
 
 
 def parse_connection_string(text: str, place: Place) -> dict[str, Any]:
-    """What a connection string of Azure Storage says, as arguments of obstore.
+    """Parse a connection string of Azure Storage into arguments of obstore.
 
     Example:
         >>> parse_connection_string("AccountName=a;AccountKey=azE=", Place("r", "azure://c"))

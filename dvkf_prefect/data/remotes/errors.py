@@ -1,4 +1,4 @@
-"""How a remote's failures are told: which remote, where, what was tried; and never a secret."""
+"""Error messages of remotes: they name the remote, its url and the operation, and never show a secret."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dvkf_prefect.errors import (
     RemoteError,
     RemoteUnreachableError,
 )
-from dvkf_prefect.urls import public_url as public_url  # where remotes look for it
+from dvkf_prefect.urls import public_url as public_url  # remotes import it from here
 from dvkf_prefect.urls import without_secrets
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -22,12 +22,12 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Place:
-    """A remote as a person knows it, and the words that must not be said of it.
+    """Name of a remote in messages, and the secrets to remove from them.
 
     Args:
-        name: Its name in the configuration, or its url.
-        url: Without credentials.
-        secrets: Texts to cut from whatever a library reports.
+        name: The remote's name in the configuration, or its url.
+        url: The url without credentials.
+        secrets: Texts to remove from the errors of libraries.
     """
 
     name: str
@@ -38,24 +38,24 @@ class Place:
         return f"remote {self.url}" if self.name == self.url else f"remote '{self.name}' ({self.url})"
 
     def clean(self, text: str) -> str:
-        """Cut secrets from a text."""
+        """Remove secrets from a text."""
         for secret in self.secrets:
             for form in {secret, quote(secret, safe=""), quote_plus(secret), quote(secret)}:
                 text = text.replace(form, "***")
         return without_secrets(text)
 
     def cause(self, error: BaseException) -> BaseException:
-        """The error to chain: itself, or one like it with the secrets cut out."""
+        """Return the error to chain: itself, or a copy with its secrets removed."""
         if all(self.clean(text) == text for text in _texts(error)):
             return error
         return RuntimeError(f"{type(error).__name__}: {self.clean(str(error))}")
 
     def missing(self, key: str) -> MissingObjectError:
-        """No blob of that key."""
+        """Return the error for a missing key."""
         return MissingObjectError(f"{self} has no '{key}'")
 
     def unreachable(self, tried: str, detail: str, *, answers: bool = False) -> RemoteUnreachableError:
-        """No answer, or none but failures."""
+        """Return the error for a service that does not answer, or answers only with failures."""
         what, hint = (
             ("keeps failing", "Try again later, or ask who runs it")
             if answers
@@ -64,24 +64,24 @@ class Place:
         return RemoteUnreachableError(f"{self} {what}: tried to {tried}: {self.clean(detail)}. {hint}.")
 
     def denied(self, tried: str, detail: str, credentials: str) -> RemoteDeniedError:
-        """The credentials were not enough."""
+        """Return the error for insufficient credentials."""
         return RemoteDeniedError(
             f"{self} refused to {tried} with {credentials}: {self.clean(detail)}. "
             "Check the credentials and what they permit."
         )
 
     def failed(self, tried: str, detail: str) -> RemoteError:
-        """Any other answer."""
+        """Return the error for any other answer."""
         return RemoteError(f"{self} could not {tried}: {self.clean(detail)}")
 
     def disk_full(self, tried: str) -> DiskFullError:
-        """No space left."""
+        """Return the error for a full disk."""
         return DiskFullError(
             f"{self}: no space left on the disk to {tried}; free some and run the command again"
         )
 
     def local(self, error: OSError, tried: str, key: str | None, credentials: str) -> Exception:
-        """One of ours for what an operating system says of a file at the remote."""
+        """Translate an operating system error for a file at the remote."""
         detail = error.strerror or str(error) or type(error).__name__
         if error.errno in _NO_SPACE:
             return self.disk_full(tried)

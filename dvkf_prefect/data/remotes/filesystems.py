@@ -1,4 +1,4 @@
-"""Any fsspec filesystem as a remote: ssh, http, webdav, hdfs, …, and S3 by s3fs."""
+"""Storage on any fsspec filesystem: ssh, http, webdav, hdfs, …, and S3 through s3fs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
-# Folders that a listing looks into at most, and how deep.
+# Limits of a listing: number of folders, and depth.
 _MOST_FOLDERS = 1_000_000
 _DEEPEST = 200
 _TEMPORARY = ".dvkf-tmp-"
-# Classes of the libraries below fsspec, by name, so that none has to be imported to be told apart.
+# Exception classes of the libraries below fsspec, by name, to avoid importing the libraries.
 _UNREACHABLE = {
     "ClientConnectionError",
     "ConnectError",
@@ -69,19 +69,19 @@ _DENIED_CODES = (
     "ExpiredToken",
 )
 
-# What fsspec's filesystems call the time of the last change.
+# Keys for the time of the last change in fsspec filesystems.
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
 class FilesystemStorage(Storage):
     """Blobs on an fsspec filesystem.
 
-    Where a put does not show the whole file at once, it goes to a temporary name that is renamed.
+    If a put is not atomic, the file goes to a temporary name first and is renamed.
 
     Args:
-        protocol: Which filesystem, and how blobs are kept on it.
-        place: How messages call the remote.
-        jobs: How many transfers at once.
+        protocol: The filesystem, and the way to store blobs on it.
+        place: Name of the remote in messages.
+        jobs: Number of parallel transfers.
 
     Example:
         >>> from dvkf_prefect.data.remotes import open_storage
@@ -102,20 +102,20 @@ class FilesystemStorage(Storage):
         self._connecting = threading.Lock()
         self._connected: AbstractFileSystem | None = None
         self._ask("connect", None, lambda: self._fs)
-        # Few filesystems connect when they are made, so nobody has answered yet.
+        # Few filesystems connect on creation, so no service has answered yet.
         self._gate = Gate(refused=protocol.refused)
         self._made: set[str] = set()
 
     @property
     def _fs(self) -> AbstractFileSystem:
-        """The filesystem; made anew where its one connection was lost."""
+        """The filesystem, created again if its connection was lost."""
         with self._connecting:
             if self._connected is None:
                 self._connected = self._protocol.connect(self._place)
             return self._connected
 
     def size(self, key: str) -> int | None:
-        """Bytes of the blob, or None when there is none."""
+        """Return the size of a blob in bytes, or None if it does not exist."""
         path = self._path(key)
         try:
             info = self._ask(f"look up '{key}'", key, lambda: self._fs.info(path))
@@ -124,7 +124,7 @@ class FilesystemStorage(Storage):
         if info.get("type") != "file":
             return None
         if info.get("size") is None:
-            # Some web servers do not say.
+            # Some web servers send no size.
             return sum(map(len, self.stream(key)))
         return int(info["size"])
 
@@ -142,7 +142,7 @@ class FilesystemStorage(Storage):
     def _resumed(
         self, path: str, start: int, tried: str, key: str, version: str | None = None
     ) -> Iterator[bytes]:
-        """Yield a file from a byte on; a connection that is cut is taken up where it was."""
+        """Yield a file from a byte on; resume at the current position after a lost connection."""
         position = start
         patience = Patience(self._gate)
         while True:
@@ -162,7 +162,7 @@ class FilesystemStorage(Storage):
                     raise self._fault(error, tried, key) from self._place.cause(error)
 
     def _bytes(self, path: str, start: int, version: str | None = None) -> Iterator[bytes]:
-        """Yield a file from a byte on, each piece as soon as it is there."""
+        """Yield a file from a byte on, each piece as soon as it arrives."""
         if self._protocol.read:
             yield from self._protocol.read(self._fs, path, start, version)
             return
@@ -185,13 +185,13 @@ class FilesystemStorage(Storage):
     def upload(self, key: str, source: Path) -> None:
         """Store a file as a blob."""
         path = self._path(key)
-        # A source that cannot be opened is the caller's file, not a fault of the remote.
+        # An unreadable source is the caller's error, not the remote's.
         with open(source, "rb", buffering=0):
             local = os.fspath(source)
         put = self._put if self._protocol.atomic else self._put_and_rename
         self._ask(f"store '{key}'", None, lambda: put(local, path))
         if self._protocol.atomic and self._protocol.lists:
-            # A service that kept less than it was sent has said that all is well.
+            # Compare sizes: a service may report success for a truncated upload.
             sent, stored = os.path.getsize(local), self.size(key)
             if stored != sent:
                 raise self._place.failed(
@@ -206,11 +206,11 @@ class FilesystemStorage(Storage):
 
             from fsspec.asyn import sync
 
-            # aiohttp has no time-out for a server that takes nothing of what it is sent.
+            # aiohttp has no timeout for a server that stops receiving.
             longest = WINDOW + os.path.getsize(local) / SLOWEST_UPLOAD
 
             async def bounded(source: str | IO[bytes]) -> None:
-                # A time limit of `sync` would leave the upload running, and its file open.
+                # A timeout of `sync` would leave the upload running, and its file open.
                 await asyncio.wait_for(self._fs._put_file(source, path, **self._protocol.put), longest)
 
             if self._protocol.puts_open_files:
@@ -238,12 +238,12 @@ class FilesystemStorage(Storage):
             try:
                 self._move(temporary, path)
             except FileExistsError:
-                # Filesystems whose rename does not replace.
+                # Filesystems with a rename that does not replace.
                 self._fs.rm_file(path)
                 self._move(temporary, path)
         except BaseException as error:
             full = type(error).__name__ == "SFTPFailure" and self._is_full(folder)
-            # What is left has a temporary name; a second failure must not hide the first.
+            # The rest keeps a temporary name; a second failure must not hide the first.
             with contextlib.suppress(Exception):
                 self._fs.rm_file(temporary)
             if full:
@@ -251,23 +251,23 @@ class FilesystemStorage(Storage):
             raise
 
     def _is_full(self, folder: str) -> bool:
-        """Whether less is free than one write takes: all that SFTP says of a full disk is that it failed."""
+        """Return True if less than one write's space is free, since SFTP reports a full disk as a generic failure."""
         with contextlib.suppress(Exception):
             return self._protocol.space is not None and self._protocol.space(self._fs, folder) < _CHUNK
         return False
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every ``(key, bytes)`` under the folder ``prefix``."""
+        """Return every ``(key, bytes)`` under the folder ``prefix``."""
         return ((key, int(info["size"])) for key, info in self._infos(prefix))
 
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)`` under a folder."""
+        """Yield every ``(key, bytes, last change)`` under a folder."""
         for key, info in self._infos(prefix):
             times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
             yield key, int(info["size"]), next(times, None)
 
     def _infos(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the key of each blob under a folder and what the filesystem says of it."""
+        """Yield the key of each blob under a folder, with the filesystem's info."""
         prefix = prefix.strip("/")
         tried = f"list '{prefix}'"
         if not self._protocol.lists:
@@ -277,7 +277,7 @@ class FilesystemStorage(Storage):
         for path, info in self._walk(start, tried) if self._protocol.folders else self._find(start, tried):
             key = path.strip("/")
             key = key[len(root) + 1 :] if root else key
-            # A prefix that is itself a blob is no folder.
+            # A prefix that names a blob is not a folder.
             if key and key != prefix and not key.rpartition("/")[2].startswith(_TEMPORARY):
                 yield key, info
 
@@ -294,7 +294,7 @@ class FilesystemStorage(Storage):
         yield from found.items()
 
     def _paged(self, pages: Pages, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """As `_find`, page by page, so that a listing without end fills no memory."""
+        """Yield the results of `_find` page by page, so that an endless listing does not fill the memory."""
         watch = Watch(self._place, start)
         token: str | None = None
         while True:
@@ -310,7 +310,7 @@ class FilesystemStorage(Storage):
                 return
 
     def _walk(self, start: str, tried: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """As `_find`, several folders at once: each is a question of its own."""
+        """Yield the results of `_find` with one request per folder, several at once."""
 
         def entries(folder: str) -> Iterable[dict[str, Any]]:
             try:
@@ -318,7 +318,7 @@ class FilesystemStorage(Storage):
                     tried, folder, lambda: self._fs.ls(folder, detail=True)
                 )
             except MissingObjectError:
-                # Never there, or removed by another process since it was seen.
+                # Missing, or removed by another process since it was listed.
                 return ()
             return found
 
@@ -331,7 +331,7 @@ class FilesystemStorage(Storage):
                 for listed in done:
                     for info in listed.result():
                         if info["type"] == "directory":
-                            # A server may say that a folder holds itself, or one more each time it is asked.
+                            # A server may list a folder inside itself, or invent a new one on each request.
                             name = info["name"].strip("/")
                             if name in seen:
                                 continue
@@ -345,7 +345,7 @@ class FilesystemStorage(Storage):
             pool.shutdown(cancel_futures=True)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove blobs; those that are not there are passed over."""
+        """Remove blobs; missing ones are ignored."""
         for key in keys:
             path = self._path(key)
             with contextlib.suppress(MissingObjectError):
@@ -363,12 +363,12 @@ class FilesystemStorage(Storage):
         return f"{self._root}/{key}" if self._root else key
 
     def _ask(self, tried: str, key: str | None, action: Callable[[], T]) -> T:
-        """Do a request, again as long as that makes sense; tell what it raises as one of ours."""
+        """Run a request with retries; raise its failure as an error of this package."""
         with self._told(tried, key):
             return self._gate.run(action, self._trouble)
 
     def _trouble(self, error: Exception) -> Trouble | None:
-        """Tell whether a request that failed may be sent again."""
+        """Classify a failed request for a retry; None if it must not be sent again."""
         if isinstance(error, DvkfError) or self._protocol.kind in ("LocalFileSystem", "MemoryFileSystem"):
             return None
         chain = list(_chain(error))
@@ -388,7 +388,7 @@ class FilesystemStorage(Storage):
 
     @contextlib.contextmanager
     def _told(self, tried: str, key: str | None) -> Iterator[None]:
-        """Tell whatever the filesystem raises as one of ours."""
+        """Translate errors of the filesystem into errors of this package."""
         try:
             yield
         except DvkfError:
@@ -397,7 +397,7 @@ class FilesystemStorage(Storage):
             raise self._fault(error, tried, key) from self._place.cause(error)
 
     def _fault(self, error: Exception, tried: str, key: str | None) -> Exception:
-        """One of ours for what a filesystem raises; this is the one table of it."""
+        """Return this package's error for an error of a filesystem; the only table of them."""
         names = {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
         text = " ".join(str(item) for item in _chain(error))
         detail = " ".join(str(error).split()) or type(error).__name__
@@ -430,10 +430,10 @@ class FilesystemStorage(Storage):
 
 
 def _status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error of any of the libraries carries."""
+    """Return the HTTP status in an error of any library."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        # botocore's
+        # botocore
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return int(status) if isinstance(status, int) else None
     for holder in (error, response):
@@ -445,7 +445,7 @@ def _status_of(error: BaseException) -> int | None:
 
 
 def _header_of(error: BaseException) -> str | None:
-    """The ``Retry-After`` of the answer that an error of any of the libraries carries."""
+    """Return the ``Retry-After`` header of the response in an error of any library."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
@@ -467,7 +467,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _seconds(value: Any) -> float | None:
-    """Return a time in any of the forms that filesystems give, in seconds since 1970."""
+    """Return a time in any form of the filesystems as seconds since 1970."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = datetime.fromisoformat(value.replace("Z", "+00:00"))

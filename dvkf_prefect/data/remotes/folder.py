@@ -1,4 +1,4 @@
-"""A folder of this machine, or of a disk it has mounted, as a remote."""
+"""Storage in a folder of this machine or of a mounted disk."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from dvkf_prefect.leftovers import OwnedFolder, sweep
 _CHUNK = 1 << 20
 _TEMPORARY = ".dvkf-tmp-"
 _TEMPORARY_FOLDER = ".dvkf-tmp"
-# What lies there longer than this was left by somebody who is gone, on whichever machine; seconds.
+# Age in seconds after which a temporary file counts as abandoned, on any machine.
 _ABANDONED = 7 * 24 * 3600
-# What kernels and filesystems answer where they cannot copy within themselves.
+# Errors of kernels and filesystems that cannot copy within themselves.
 _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 _CREDENTIALS = "this user's rights"
 
 
 class FolderStorage(Storage):
-    """Blobs as read-only files of one folder, laid out as DVC does.
+    """Blobs as read-only files of one folder, in DVC's layout.
 
-    A blob is written in a temporary folder of the root and renamed, so that a reader never sees a part.
-    The folder itself is made when first written to; the folder it stands in has to be there, since a disk
-    that is not mounted looks just like that.
+    A blob is written in a temporary folder of the root and renamed: a reader never sees a part.
+    The folder itself is created on the first write. Its parent folder must exist: a missing parent means that the disk
+    is not mounted.
 
     Args:
         root: The folder, absolute.
-        place: How messages call it.
-        jobs: How many transfers at once. On a local disk one is the fastest; on a slow network share more help.
-        shared: Whether the group may write too (DVC's ``shared = group``).
+        place: Name of the remote in messages.
+        jobs: Number of parallel transfers. One is the fastest on a local disk; a slow network share needs more.
+        shared: True if the group may write too (DVC's ``shared = group``).
 
     Example:
         >>> import tempfile
@@ -62,11 +62,11 @@ class FolderStorage(Storage):
         self._owning = threading.Lock()
 
     def local_path(self, key: str) -> Path:
-        """The file that holds the blob, whether or not it is there."""
+        """Return the path of the blob's file, existing or not."""
         return Path(self._path(key))
 
     def size(self, key: str) -> int | None:
-        """Bytes of the blob, or None when there is none."""
+        """Return the size of a blob in bytes, or None if it does not exist."""
         try:
             status = os.stat(self._path(key))
         except (FileNotFoundError, NotADirectoryError):
@@ -116,10 +116,10 @@ class FolderStorage(Storage):
             raise
 
     def upload(self, key: str, source: Path) -> None:
-        """Store a file as a blob; the kernel copies it where it can, by reference where the disk can."""
+        """Store a file as a blob; the kernel copies it if possible, or shares its blocks if the disk can."""
         tried = f"store '{key}'"
         target = self._path(key)
-        # A source that cannot be opened is the caller's file, not a fault of the remote.
+        # An unreadable source is the caller's error, not the remote's.
         file = open_regular(str(source))
         try:
             temporary, descriptor = self._create(tried)
@@ -139,7 +139,7 @@ class FolderStorage(Storage):
             os.close(file)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every ``(key, bytes)`` under the folder ``prefix``."""
+        """Yield every ``(key, bytes)`` under the folder ``prefix``."""
         tried = f"list '{prefix.strip('/')}'"
         for start, entries in self._folders(prefix, tried):
             try:
@@ -147,13 +147,13 @@ class FolderStorage(Storage):
                     try:
                         yield start + entry.name, entry.stat().st_size
                     except FileNotFoundError:
-                        # Removed by another process since it was seen.
+                        # Removed by another process since it was listed.
                         continue
             except OSError as error:
                 raise self._error(error, tried) from error
 
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)`` under a folder."""
+        """Yield every ``(key, bytes, last change)`` under a folder."""
         for start, entries in self._folders(prefix, f"list '{prefix.strip('/')}'"):
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -161,13 +161,13 @@ class FolderStorage(Storage):
                     yield start + entry.name, status.st_size, status.st_mtime
 
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Every key under the folder ``prefix``; no blob is looked at."""
+        """Yield every key under the folder ``prefix``, without a stat of each blob."""
         for start, entries in self._folders(prefix, f"list '{prefix.strip('/')}'"):
             for entry in entries:
                 yield start + entry.name
 
     def _folders(self, prefix: str, tried: str) -> Iterator[tuple[str, Sequence[os.DirEntry[str]]]]:
-        """The blobs of each folder under ``prefix``, with what their keys start with; their sizes are not asked for."""
+        """Yield the blobs of each folder under ``prefix`` with their key prefix, without a stat of each."""
         prefix = prefix.strip("/")
         folders = [(self._path(prefix) if prefix else self._root, f"{prefix}/" if prefix else "")]
         links: set[tuple[int, int]] = set()
@@ -190,7 +190,7 @@ class FolderStorage(Storage):
                                 links.add((status.st_dev, status.st_ino))
                             folders.append((entry.path, f"{start}{entry.name}/"))
             except (FileNotFoundError, NotADirectoryError):
-                # Removed by another process since it was seen, or never there.
+                # Removed by another process since it was listed, or missing.
                 if first:
                     self._check_mounted(tried)
             except OSError as error:
@@ -199,7 +199,7 @@ class FolderStorage(Storage):
                 yield start, blobs
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove blobs; those that are not there are passed over."""
+        """Remove blobs; missing ones are ignored."""
         for key in keys:
             try:
                 os.unlink(self._path(key))
@@ -212,7 +212,7 @@ class FolderStorage(Storage):
         return f"{self._root}/{check_key(key)}"
 
     def _create(self, tried: str) -> tuple[str, int]:
-        """Open a new temporary file in the folder of this process for them."""
+        """Open a new temporary file in this process's folder for them."""
         temporary = f"{self.temporary()}/{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
@@ -223,7 +223,7 @@ class FolderStorage(Storage):
         return temporary, descriptor
 
     def _move_in(self, temporary: str, target: str, tried: str) -> None:
-        """Give a whole file its name, whose folders are made on the first need."""
+        """Rename a complete file to its key, creating the folders if needed."""
         try:
             os.rename(temporary, target)
         except FileNotFoundError:
@@ -232,10 +232,10 @@ class FolderStorage(Storage):
         durability.note(self._root, [target])
 
     def temporary(self) -> Path:
-        """Return this storage's folder for files that are not whole yet, not told of when blobs are listed.
+        """Return this storage's folder for incomplete files, excluded from listings.
 
         Raises:
-            RemoteError: It cannot be made.
+            RemoteError: It cannot be created.
         """
         with self._owning:
             if self._own is None or not os.path.isdir(self._own.path):
@@ -248,7 +248,7 @@ class FolderStorage(Storage):
             return self._own.path
 
     def make_folders(self, folders: Iterable[str]) -> None:
-        """Make folders below the root, for blobs that are to be put there by others than this."""
+        """Create folders below the root, for blobs written by other code."""
         for folder in folders:
             if not os.path.isdir(folder):
                 try:
@@ -257,7 +257,7 @@ class FolderStorage(Storage):
                     raise self.fault(error, "make its folders") from error
 
     def sweep(self) -> None:
-        """Remove what transfers left whose process is gone, and of older versions what is there for a week."""
+        """Remove temporary files of ended processes, and those of older versions after a week."""
         parent = f"{self._root}/{_TEMPORARY_FOLDER}"
         sweep(parent)
         with suppress(OSError), os.scandir(parent) as entries:
@@ -266,7 +266,7 @@ class FolderStorage(Storage):
                     _discard(entry.path)
 
     def fault(self, error: OSError, tried: str) -> Exception:
-        """Return what an error of the system means for this remote."""
+        """Translate an operating system error for this remote."""
         return self._error(error, tried)
 
     def _make_folder(self, folder: str, tried: str) -> None:
@@ -285,7 +285,7 @@ class FolderStorage(Storage):
                 os.chmod(path, mode)
 
     def _check_mounted(self, tried: str) -> None:
-        """A root without a parent is a disk that is not there, not an empty remote."""
+        """Refuse a root with a missing parent: its disk is not mounted, and the remote is not empty."""
         parent = os.path.dirname(self._root)
         if not os.path.isdir(self._root) and not os.path.isdir(parent):
             raise RemoteUnreachableError(
@@ -310,7 +310,7 @@ def _copy(source: int, target: int) -> None:
     except OSError as error:
         if copied or error.errno not in _CANNOT_COPY:
             raise
-    # Also what such a copy leaves out: filesystems that say size 0, files that grow while they are read.
+    # Copy the rest too: some filesystems report size 0, and a file may grow during the copy.
     while chunk := os.read(source, _CHUNK):
         view = memoryview(chunk)
         while view:

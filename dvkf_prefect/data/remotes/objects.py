@@ -1,6 +1,6 @@
-"""Object stores by obstore: S3, Google Cloud Storage, Azure Blob Storage, memory.
+"""Storage in object stores through obstore: S3, Google Cloud Storage, Azure Blob Storage, memory.
 
-obstore's blocking calls release the interpreter, so threads move blobs as fast as its asynchronous interface.
+obstore's blocking calls release the GIL, so threads are as fast as its asynchronous interface.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _PAGE = 1_000
 _PAGES_IN_RANGE = 8
 _LISTED_AT_ONCE = 16
 _HASHED = re.compile("([0-9a-f]{2})/([0-9a-f]{2})")
-# `Gate` asks again: obstore would not wait as long as a service says.
+# `Gate` retries: obstore would ignore the wait that a service asks for.
 _NO_RETRIES: RetryConfig = {"max_retries": 0}
-# Of an upload in parts each part is sent again by itself.
+# In a multipart upload, each part is retried by itself.
 _RETRIES: RetryConfig = {
     "max_retries": 6,
     "backoff": {"init_backoff": timedelta(seconds=1), "max_backoff": timedelta(seconds=10), "base": 2},
     "retry_timeout": timedelta(seconds=60),
 }
-# A key that is asked for only to hear whether the service is still busy.
+# Key of a request that only checks if the service is still busy.
 _PROBE = "dvkf-probe"
 _MD5 = re.compile('"?([0-9a-f]{32})"?')
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -78,7 +78,7 @@ def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> Obje
     """Open the object store of an ``s3``, ``gs``, ``azure`` or ``memory`` url.
 
     Raises:
-        ConfigError: The url or the options do not name a store that can be opened.
+        ConfigError: The url or the options do not describe a usable store.
     """
     from obstore import store as stores
     from obstore.exceptions import BaseError
@@ -151,14 +151,14 @@ class ObjectStorage(Storage):
     """Blobs of one bucket, below one prefix.
 
     Args:
-        store: obstore's store, its prefix the root.
-        place: How messages call the remote.
-        jobs: How many transfers at once.
-        bucket: The bucket's or container's name, for messages.
-        endpoint: The service's address, for messages.
-        credentials: What the requests are signed with, for messages.
-        patient: The same store, which asks again by itself; for uploads in parts.
-        refused: Seconds for which a service that takes no connections is tried again.
+        store: obstore's store, with the root as its prefix.
+        place: Name of the remote in messages.
+        jobs: Number of parallel transfers.
+        bucket: Name of the bucket or container, for messages.
+        endpoint: Address of the service, for messages.
+        credentials: Name of the credentials, for messages.
+        patient: The same store with its own retries, for multipart uploads.
+        refused: Seconds to retry while the service refuses connections.
 
     Example:
         >>> from dvkf_prefect.data.remotes import open_storage
@@ -186,20 +186,20 @@ class ObjectStorage(Storage):
         self._store = store
         self._patient = patient or store
         self._gate = Gate(refused=refused)
-        # Whether the service's marks of what it stored are digests; not so where it encrypts by default.
+        # True if the service's etags are digests; they are not under default encryption.
         self._marks = True
         self._place = place
         self._bucket = bucket
         self._endpoint = endpoint
         self._credentials = credentials
-        # Parts in memory: bounded for all threads together.
+        # Limits the parts in memory over all threads.
         self._large = threading.BoundedSemaphore(_LARGE_AT_ONCE)
         self._bucket_seen = False
-        # Azure and memory list from a key on by passing over all before it; AWS's directory buckets have no order.
+        # Azure and memory list from a key by skipping all keys before; AWS's directory buckets have no order.
         self._ranges = self.url.startswith(("s3:", "gs:")) and not bucket.endswith("--x-s3")
 
     def size(self, key: str) -> int | None:
-        """Bytes of the blob, or None when there is none."""
+        """Return the size of a blob in bytes, or None if it does not exist."""
         try:
             size: int = self._ask(lambda: self._store.head(check_key(key)))["size"]
         except self._faults() as error:
@@ -219,9 +219,9 @@ class ObjectStorage(Storage):
             before = position
             try:
                 answer = self._ask(lambda: self._store.get(check_key(key), options=options))  # type: ignore[arg-type] # noqa: B023
-                # Pieces as they come: to gather them would hide that they come slowly.
+                # Yield pieces as they arrive: gathering them would hide a low rate.
                 for chunk in answer.stream(min_chunk_size=1):
-                    # Memory hands out the whole blob as one.
+                    # The memory store returns the whole blob in one piece.
                     for place in range(0, len(chunk), _LARGEST_CHUNK):
                         piece = chunk[place : place + _LARGEST_CHUNK]
                         position += len(piece)
@@ -230,7 +230,7 @@ class ObjectStorage(Storage):
             except self._faults() as error:
                 if position and _past_end(str(error)):
                     break
-                # A connection that was cut: the rest is asked for.
+                # After a lost connection, request the rest.
                 if position > before:
                     patience.reset()
                 if position == start or not patience.again(self._trouble(error)):
@@ -242,7 +242,7 @@ class ObjectStorage(Storage):
         self._put_small(key, data, "write")
 
     def _put_small(self, key: str, data: bytes, verb: str) -> None:
-        """Store a blob by one request, and compare what the service says it stored."""
+        """Store a blob in one request, and compare the service's etag with the md5."""
         try:
             mark = self._ask(lambda: self._store.put(check_key(key), data, use_multipart=False))["e_tag"]
         except self._faults() as error:
@@ -254,12 +254,12 @@ class ObjectStorage(Storage):
                 raise self._place.failed(
                     f"{verb} '{key}'", "what it stored is not what was sent; it was not taken as stored"
                 )
-            # Right all the same: its marks are not digests.
+            # The content is right: the service's etags are not digests.
             self._marks = False
 
     def upload(self, key: str, source: Path) -> None:
-        """Store a file as a blob; a large one in parts, four at once."""
-        # A source that cannot be opened is the caller's file, not a fault of the remote.
+        """Store a file as a blob; a large one as a multipart upload, four parts at once."""
+        # An unreadable source is the caller's error, not the remote's.
         with open(source, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
         part = max(_PART, -(-size // _PART_LIMIT))
@@ -281,10 +281,10 @@ class ObjectStorage(Storage):
             raise self._place.failed(f"store '{key}'", f"it has {stored} bytes of it, where {size} were sent")
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every ``(key, bytes)`` under the folder ``prefix``.
+        """Yield every ``(key, bytes)`` under the folder ``prefix``.
 
-        What the first page shows of keys named by hashes tells how many pages there are; where they are many,
-        ranges of them are listed in parallel. A remote of one page costs one request.
+        For keys named by hashes, the first page allows an estimate of the number of pages. If there are many, ranges of
+        them are listed in parallel. A remote of one page costs one request.
         """
         prefix = prefix.strip("/")
         if prefix:
@@ -307,7 +307,7 @@ class ObjectStorage(Storage):
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)`` under a folder, page after page."""
+        """Yield every ``(key, bytes, last change)`` under a folder, page by page."""
         try:
             for page in self._pages(prefix.strip("/")):
                 for item in page:
@@ -318,10 +318,10 @@ class ObjectStorage(Storage):
             raise self._fault(error, f"list '{prefix}'", None) from self._place.cause(error)
 
     def _pages(self, prefix: str, after: str | None = None) -> Iterator[Sequence[ObjectMeta]]:
-        """Yield what a listing shows, page by page; one that fails on its way begins again where it was.
+        """Yield a listing page by page; after a failure, restart and skip the pages already yielded.
 
         Raises:
-            RemoteError: It shows the same page twice, or more than there can be.
+            RemoteError: The listing repeats a page, or is larger than any remote.
         """
         count = 0
         watch = Watch(self._place, prefix)
@@ -351,13 +351,13 @@ class ObjectStorage(Storage):
                     raise
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove blobs; those that are not there are passed over."""
+        """Remove blobs; missing ones are ignored."""
         keys = iter(keys)
         while batch := [check_key(key) for key in islice(keys, _PAGE)]:
             try:
                 self._ask(lambda: self._store.delete(batch))
             except FileNotFoundError:
-                # Some services stop at the first that is not there.
+                # Some services stop at the first missing key.
                 for key in batch:
                     self._delete_one(key)
             except self._faults() as error:
@@ -372,17 +372,17 @@ class ObjectStorage(Storage):
             raise self._fault(error, f"delete '{key}'", None) from self._place.cause(error)
 
     def _cuts(self, prefix: str, page: Sequence[str]) -> Sequence[str]:
-        """Where to cut what comes after the first page, for ranges of some pages each; nowhere if it is not worth it.
+        """Return keys that divide the rest of a listing into ranges of some pages each; empty if it is not worth it.
 
-        A cut lies between two folders of two hexadecimal digits and is the name of neither: so it holds too for
-        services that order a folder's entries rather than whole keys, and SeaweedFS passes over all that is in
-        a folder after whose name it starts.
+        A cut lies between two folders of two hexadecimal digits, and is not the name of either. So it also works for
+        services that order the entries of a folder rather than whole keys. SeaweedFS would skip the content of a folder
+        whose name is the start of a listing.
         """
         start = f"{prefix}/" if prefix else ""
         last = _HASHED.match(page[-1], len(start)) if len(page) >= _PAGE else None
         if last is None or any(one > other for one, other in itertools.pairwise(page)):
             return ()
-        # Hashes spread evenly, so the share of them that the page covers is its share of the keys.
+        # Hashes are spread evenly: the page covers the same share of the hash range and of the keys.
         seen = int(last[1], 16)
         pages = len(page) / _PAGE * (65536 / (int(last[1] + last[2], 16) + 1) - 1)
         workers = min(self.jobs, _LISTED_AT_ONCE)
@@ -393,7 +393,7 @@ class ObjectStorage(Storage):
     def _list_ranges(
         self, prefix: str, cuts: Sequence[str], pages: Iterable[Sequence[ObjectMeta]]
     ) -> Iterator[tuple[str, int]]:
-        """What ``pages`` has up to the first cut, and what lies after each."""
+        """Yield the entries of ``pages`` up to the first cut, and those after each cut."""
 
         def collect(after: str, last: str | None) -> Iterable[tuple[str, int]]:
             found: list[tuple[str, int]] = []
@@ -402,7 +402,7 @@ class ObjectStorage(Storage):
                     path = item["path"]
                     if last is not None and path > last:
                         return found
-                    # A service that does not know where to start begins at the beginning.
+                    # A service that ignores the start key begins at the first key.
                     if path > after:
                         found.append((path, item["size"]))
             return found
@@ -419,11 +419,11 @@ class ObjectStorage(Storage):
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, action: Callable[[], T]) -> T:
-        """Do a request, again as long as that makes sense."""
+        """Run a request with retries."""
         return self._gate.run(action, self._trouble)
 
     def _trouble(self, error: Exception) -> Trouble | None:
-        """Tell whether a request that failed may be sent again."""
+        """Return True if a request that failed may be sent again."""
         if not isinstance(error, self._faults()) or not self._endpoint:
             return None
         text = str(error)
@@ -442,7 +442,7 @@ class ObjectStorage(Storage):
         return Trouble("failed") if "HTTP error" in text or "error sending request" in text else None
 
     def _retry_after(self) -> float | None:
-        """Return for how long the service asks to wait: obstore does not tell, so one request of our own does."""
+        """Return the seconds that the service asks to wait, by an extra request, since obstore does not report them."""
         import urllib.error
         import urllib.request
 
@@ -466,11 +466,11 @@ class ObjectStorage(Storage):
     def _faults() -> tuple[type[Exception], ...]:
         from obstore.exceptions import BaseError
 
-        # obstore raises some of Python's own: FileNotFoundError, and OSError for what happens on the way.
+        # obstore also raises Python's own errors: FileNotFoundError, and OSError for network failures.
         return (BaseError, OSError)
 
     def _head_fault(self, error: Exception, key: str) -> Exception:
-        """What an answer to HEAD means; it has no body to say it, so a GET asks where it matters."""
+        """Return the error for a failed HEAD request; a GET finds the reason if needed, since HEAD has no body."""
         fault = self._fault(error, f"look up '{key}'", key)
         known = isinstance(fault, FileNotFoundError) and (self._bucket_seen or not self._endpoint)
         if known or not isinstance(fault, (FileNotFoundError, PermissionError)):
@@ -484,7 +484,7 @@ class ObjectStorage(Storage):
         return fault
 
     def _fault(self, error: Exception, tried: str, key: str | None) -> Exception:
-        """One of ours for what obstore raises; this is the one table of it."""
+        """Return this package's error for an error of obstore; the only table of them."""
         from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
         text = str(error)
@@ -520,7 +520,7 @@ def _first_line(text: str) -> str:
 
 
 def _reason(text: str) -> str:
-    """The innermost reason in obstore's report of an error, else its first line."""
+    """Return the innermost reason in obstore's error report, else its first line."""
     inner = re.findall(r'message: "([^"]+)"', text)
     inner += re.findall(r"kind: (TimedOut|ConnectionRefused|ConnectionReset)", text)
     if inner:

@@ -1,7 +1,7 @@
-"""The options of a remote in DVC's configuration: which there are, and what each may say.
+"""Options of a remote in DVC's configuration: their names and kinds.
 
-The names and types are those of DVC 3.67's ``dvc/config_schema.py``. Options that DVC keeps only so that old
-files still load are accepted and mean nothing here either.
+Names and types follow DVC 3.67's ``dvc/config_schema.py``. Options that DVC keeps only for old files are accepted and
+have no effect.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _schema(**kinds: tuple[Parser, str]) -> dict[str, Parser]:
     return {name: parser for parser, names in kinds.values() for name in names.split()}
 
 
-# `url`, `jobs`, `verify` and the like belong to whoever transfers; a storage only checks their values.
+# Transfers use `url`, `jobs`, `verify` and the like; a storage only checks their values.
 _COMMON = _schema(
     text=(_text, "url"),
     number=(_positive, "jobs checksum_jobs"),
@@ -170,18 +170,18 @@ SECRETS = (
 
 
 def parse_options(scheme: str, options: Mapping[str, str], remote: str) -> Options:
-    """Check the options of a remote and give them their types.
+    """Validate the options of a remote and convert their types.
 
     Args:
-        scheme: Of its url: ``s3``, ``ssh``, …; ``file`` for a folder.
-        options: As the configuration says them.
+        scheme: Scheme of the url: ``s3``, ``ssh``, …; ``file`` for a folder.
+        options: Values from the configuration.
         remote: The remote's name or url, for the message.
 
     Returns:
-        The options by name; whole numbers, seconds, booleans and texts.
+        The options by name, as whole numbers, seconds, booleans and texts.
 
     Raises:
-        ConfigError: An option that such a remote does not have, or a value that it cannot take.
+        ConfigError: An option is unknown for this kind of remote, or a value is invalid.
 
     Example:
         >>> parse_options("s3", {"region": "eu-west-1", "use_ssl": "true"}, "store")
@@ -203,5 +203,5 @@ def parse_options(scheme: str, options: Mapping[str, str], remote: str) -> Optio
 
 
 def secrets_of(options: Mapping[str, Value]) -> tuple[str, ...]:
-    """The values among the options that no message may show."""
+    """Return the option values that no message may show."""
     return tuple(str(options[name]) for name in SECRETS if options.get(name))

@@ -1,4 +1,4 @@
-"""Listings that end: what comes round again, or is more than any remote holds, is an error."""
+"""Detection of endless listings: a repeated page, or more keys than any remote holds, is an error."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MOST_KEYS = 100_000_000
-"""So many keys no remote has; a listing that goes on longer has no end."""
+"""Maximum number of keys; a longer listing counts as endless."""
 MOST_EMPTY = 100
-"""So many pages without a key follow each other in no listing that has an end."""
+"""Maximum number of successive empty pages; a listing with more counts as endless."""
 LONGEST_PAGE = 120.0
-"""Seconds in which the next keys of a listing must come."""
+"""Timeout for the next page of a listing, in seconds."""
 
 
 class Watch:
-    """Looks at the pages of one listing.
+    """Check of the pages of one listing.
 
     Args:
-        place: How messages call the remote.
-        prefix: The folder that is listed.
+        place: Name of the remote in messages.
+        prefix: The listed folder.
     """
 
     def __init__(self, place: Place, prefix: str) -> None:
@@ -40,17 +40,17 @@ class Watch:
         self._empty = 0
 
     def restart(self) -> None:
-        """Forget the place of pages: the listing begins again."""
+        """Reset the page position, since the listing starts again."""
         self._marker = None
         self._pages = 0
 
     def see(self, first: str | None, last: str | None, count: int) -> None:
-        """Look at one page.
+        """Check one page.
 
         Args:
-            first: Its first key; None where it has none.
-            last: Its last key.
-            count: Its keys.
+            first: First key of the page; None if it has no keys.
+            last: Last key of the page.
+            count: Number of keys.
 
         Raises:
             RemoteError: The listing has no end.
@@ -66,7 +66,7 @@ class Watch:
         ends = first, last
         if ends == self._marker or self._keys > MOST_KEYS:
             self._fail()
-        # Pages that come round again meet the one kept here, whatever their number is.
+        # The marker moves at powers of two, so a cycle of any length returns to it.
         if not self._pages & (self._pages - 1):
             self._marker = ends
 
@@ -75,9 +75,9 @@ class Watch:
 
 
 class Clock:
-    """Waits for the next page of a stream of obstore, which by itself goes on for ever while pages are empty.
+    """Timeout for the next page of an obstore stream, which reads empty pages for ever by itself.
 
-    The stream is asked in an event loop of its own thread, where what takes too long is given up.
+    The stream runs in an event loop of its own thread, and a page that takes too long is cancelled.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Clock:
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        """Begin anew in a forked process, which has no such thread."""
+        """Reset the state in a forked process, which does not have the thread."""
         self._lock = threading.Lock()
         self._loop = None
 
@@ -95,13 +95,13 @@ class Clock:
 
         Args:
             stream: The stream.
-            place: How messages call the remote.
-            tried: What was asked for.
+            place: Name of the remote in messages.
+            tried: The operation, for messages.
 
         Raises:
-            RemoteUnreachableError: None came in time.
+            RemoteUnreachableError: The timeout expired.
         """
-        import asyncio  # takes a while to import
+        import asyncio  # slow to import
 
         async def page() -> T | None:
             return await anext(stream, None)
@@ -121,4 +121,4 @@ class Clock:
 
 
 CLOCK = Clock()
-"""The one of this process."""
+"""Clock shared by this process."""

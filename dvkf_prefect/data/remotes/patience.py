@@ -1,4 +1,4 @@
-"""Asking a busy or restarting service again: as late as it says, and with all threads of a remote together."""
+"""Retries for a busy or restarting service, after the delay it asks for; all threads of a remote share them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Literal, TypeVar
 T = TypeVar("T")
 
 REFUSED = 40.0
-"""Seconds for which a service that has answered before is tried again when it takes no connections: a restart."""
+"""Seconds to retry while a service that has answered before refuses connections, as in a restart."""
 NEVER_ANSWERED = 5.0
-"""Seconds for one that has not: more likely its address is wrong."""
+"""Seconds to retry while a service that never answered refuses connections: its address is more likely wrong."""
 LONGEST = 120.0
-"""Seconds that a service may ask to wait at once; it is asked again after them whatever it said."""
+"""Maximum seconds for one wait that a service asks for; the next request follows in any case."""
 BUSY = 600.0
-"""Seconds of waiting in all that a busy service gets."""
+"""Maximum seconds of all waits for a busy service."""
 UNTOLD = (3.0, 6.0, 12.0, 24.0)
-"""Seconds to wait for a busy service that does not say how long."""
+"""Seconds to wait for a busy service that gives no time."""
 _QUICK = (0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 _STALLS = 2
 
@@ -31,12 +31,12 @@ Kind = Literal["busy", "refused", "failed", "stalled"]
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a request may be sent again.
+    """Reason to retry a request.
 
     Attributes:
-        kind: ``busy``: too many requests; ``refused``: no connection; ``failed``: an error of the service or a cut
-            connection; ``stalled``: nothing came in time.
-        after: Seconds to wait, where the service says so.
+        kind: ``busy``: too many requests; ``refused``: no connection; ``failed``: an error of the service or a lost
+            connection; ``stalled``: a timeout.
+        after: Seconds to wait, None if the service does not say.
     """
 
     kind: Kind
@@ -44,7 +44,7 @@ class Trouble:
 
 
 def retry_after(text: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header means: a number, or a date.
+    """Parse a ``Retry-After`` header, a number or a date, into seconds.
 
     Example:
         >>> retry_after("3"), retry_after("soon")
@@ -60,10 +60,10 @@ def retry_after(text: str | None) -> float | None:
 
 
 def seconds_refused(option: object = None) -> float | None:
-    """Return for how long a service that takes no connections is tried again, in seconds; None where nothing says so.
+    """Return the seconds to retry while a service refuses connections; None if not configured.
 
     Args:
-        option: The remote's time-out for a connection, where its options have one. Otherwise the environment variable
+        option: The remote's connect timeout in its options. Without one, the environment variable
             ``DVKF_CONNECT_SECONDS`` decides.
     """
     if isinstance(option, (int, float)) and option > 0:
@@ -74,11 +74,11 @@ def seconds_refused(option: object = None) -> float | None:
 
 
 class Gate:
-    """What all requests to a remote pass; closed for all of them while its service asks to wait.
+    """Gate for all requests to a remote, closed for all of them while its service asks to wait.
 
     Args:
-        refused: Seconds for which a service that takes no connections is tried again; None for `REFUSED` when it has
-            answered before, and for `NEVER_ANSWERED` when it has not.
+        refused: Seconds to retry while the service refuses connections. None stands for `REFUSED` if it has answered
+            before, and for `NEVER_ANSWERED` if it has not.
     """
 
     def __init__(self, *, refused: float | None = None) -> None:
@@ -89,11 +89,11 @@ class Gate:
         self._asking = threading.Lock()
 
     def run(self, action: Callable[[], T], trouble: Callable[[Exception], Trouble | None]) -> T:
-        """Do a request, again as long as that makes sense.
+        """Run a request with retries.
 
         Args:
             action: The request.
-            trouble: Tells what an error of it means; None for one that stays.
+            trouble: Classifies an error of the request; None for a permanent one.
         """
         patience = Patience(self)
         while True:
@@ -111,27 +111,27 @@ class Gate:
 
     @property
     def refused(self) -> float:
-        """Seconds for which the service is tried again now when it takes no connections."""
+        """Seconds to retry now while the service refuses connections."""
         if self._refused is not None:
             return self._refused
         return REFUSED if self._answered else NEVER_ANSWERED
 
     def wait(self) -> None:
-        """Wait until requests may be sent: also for the answer of a service that is asked how long that takes."""
+        """Wait until the gate is open, also while another thread asks the service for the delay."""
         with self._asking:
             pass
         while (left := self._until - time.monotonic()) > 0:
             time.sleep(left)
 
     def close(self, seconds: float) -> None:
-        """Let no request through for some seconds."""
+        """Close the gate for some seconds."""
         with self._lock:
             self._until = max(self._until, time.monotonic() + seconds)
 
     def ask(self, question: Callable[[], float | None]) -> float | None:
-        """Return how long the service asks to wait; one thread puts the question, the others get its answer."""
+        """Return the seconds that the service asks to wait; one thread asks, and the others use its answer."""
         with self._asking:
-            # What was on its way when the gate closed says nothing new.
+            # Requests sent before the gate closed bring no news.
             left = self._until - time.monotonic()
             if left > 0:
                 return left
@@ -142,10 +142,10 @@ class Gate:
 
 
 class Patience:
-    """How often one request was sent in vain, and whether it is sent again.
+    """Count of failed attempts of one request, and the decision to retry.
 
     Args:
-        gate: The remote's.
+        gate: Gate of the remote.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -153,13 +153,13 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, since there was progress."""
+        """Reset the counts after progress."""
         self._counts = {"busy": 0, "refused": 0, "failed": 0, "stalled": 0}
         self._waited = 0.0
         self._refused_since: float | None = None
 
     def again(self, trouble: Trouble | None) -> bool:
-        """Wait, and tell whether the request is to be sent again."""
+        """Wait, and return True if the request is to be sent again."""
         if trouble is None:
             return False
         count = self._counts[trouble.kind]

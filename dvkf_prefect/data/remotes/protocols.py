@@ -1,4 +1,4 @@
-"""Which fsspec filesystem serves a url, and what DVC's options mean to it."""
+"""Selection of the fsspec filesystem for a url, and translation of DVC's options for it."""
 
 from __future__ import annotations
 
@@ -26,38 +26,39 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 _TIMEOUT = 60.0
-# A filesystem, a folder and what leads to a page; its files and what leads to the next.
+# Arguments: filesystem, folder, token of a page or None. Result: files of the page, token of the next page or None.
 Pages = Callable[[Any, str, "str | None"], tuple[list[dict[str, Any]], "str | None"]]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A filesystem to make, and how blobs are kept on it.
+    """A filesystem to create, and the way to store blobs on it.
 
     Args:
-        module: Where its class is; ``package`` is what to install when it is missing.
-        kind: The class's name.
-        arguments: Its constructor's.
-        root: The remote's root in the filesystem's own paths.
-        refused: Seconds for which a service that takes no connections is tried again.
-        settings: Attributes that it gets when it is made.
-        atomic: Whether a put shows the whole file or none; otherwise a temporary name is renamed.
-        lists: Whether it can list.
-        folders: Whether it lists one folder a question, so that several at once are faster.
+        module: Module of its class.
+        package: Package to install if the module is missing.
+        kind: Name of its class.
+        arguments: Arguments of its constructor.
+        root: The remote's root in the filesystem's own path syntax.
+        refused: Seconds to retry while the service refuses connections.
+        settings: Attributes to set after creation.
+        atomic: True if a put shows the whole file or none; otherwise a temporary name is renamed.
+        lists: True if it supports listing.
+        folders: True if a listing takes one request per folder, so that parallel requests are faster.
         put: Arguments of ``put_file``.
-        puts_open_files: Whether ``put_file`` is given an open file, as it would not close one of its own.
-        upload: What sends a local file to a path whose folder is there, instead of ``put_file``.
-        move: What renames a file onto another, instead of ``mv``.
-        pages: What returns one page of a listing and what leads to the next, instead of ``find``.
-        read: What yields a file, or a version of it, from a byte on, instead of ``open``.
+        puts_open_files: True to pass an open file to ``put_file``, which would not close one of its own.
+        upload: Function that uploads a local file into an existing folder, instead of ``put_file``.
+        move: Function that renames a file and replaces the target, instead of ``mv``.
+        pages: Function that returns one page of a listing and the token of the next, instead of ``find``.
+        read: Function that yields a file, or a version of it, from a byte on, instead of ``open``.
         open: Arguments of ``open`` to read a file from its start.
-        open_at: Arguments of ``open`` to read one from elsewhere.
-        space: What tells the bytes that are free where a folder is.
-        close: What returns the function that closes its connections when it is let go.
-        escapes: Whether its paths are of urls, where ``?``, ``#`` and ``%`` have to be escaped.
-        refuses: Characters that it would get wrong in a key.
-        credentials: How messages call them.
-        secrets: Found on the way, beyond those of the options.
+        open_at: Arguments of ``open`` to read from another position.
+        space: Function that returns the free bytes at a folder.
+        close: Function that returns another one, to close the connections when the filesystem is released.
+        escapes: True if its paths are url paths, with ``?``, ``#`` and ``%`` to escape.
+        refuses: Characters that it cannot handle in a key.
+        credentials: Name of the credentials in messages.
+        secrets: Secrets from other sources than the options.
     """
 
     module: str
@@ -86,10 +87,10 @@ class Protocol:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def connect(self, place: Place) -> AbstractFileSystem:
-        """Make the filesystem.
+        """Create the filesystem.
 
         Raises:
-            ConfigError: Its package is not installed, or it refuses its arguments.
+            ConfigError: Its package is not installed, or it rejects its arguments.
         """
         try:
             kind = getattr(importlib.import_module(self.module), self.kind)
@@ -107,7 +108,7 @@ class Protocol:
 
 
 def protocol_of(url: str, options: Options, place: Place) -> Protocol:
-    """Choose the filesystem of a url.
+    """Select the filesystem for a url.
 
     Raises:
         ConfigError: No filesystem serves the url, or its options contradict each other.
@@ -166,7 +167,7 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "s3fs",
         _bucket_root(parts),
         s3.arguments,
-        # `Gate` asks again: neither s3fs nor botocore would wait as long as a service says.
+        # `Gate` retries: s3fs and botocore would ignore the wait that a service asks for.
         {"retries": 1},
         atomic=True,
         put={"chunksize": 8 << 20, "max_concurrency": 4},
@@ -211,7 +212,7 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
     timeout = options.get("timeout", _TIMEOUT)
     arguments: dict[str, Any] = {
         "host": parts.hostname,
-        # asyncssh's own default, the user's known_hosts; sshfs would trust any host.
+        # asyncssh's default, the user's known_hosts; sshfs would trust any host.
         "known_hosts": (),
         "connect_timeout": timeout,
         "login_timeout": timeout,
@@ -220,7 +221,7 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "skip_instance_cache": True,
     }
     user = options.get("user") or parts.username
-    # The user's ssh configuration may put both into a command line (`ProxyCommand`, `Match exec`).
+    # The user's ssh configuration may use both in a command line (`ProxyCommand`, `Match exec`).
     for name, said in (("host", parts.hostname), ("user", user)):
         if said and not re.fullmatch(_PLAIN_NAME, str(said)):
             raise ConfigError(
@@ -259,7 +260,7 @@ def _ssh(parts: SplitResult, options: Options, place: Place) -> Protocol:
     )
 
 
-# No option and nothing that a shell would read; addresses of IPv6 and names of Windows domains have signs too.
+# Names without options or shell syntax; IPv6 addresses and Windows domain names need some signs.
 _PLAIN_NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.:%@+-]*\$?|::[0-9A-Fa-f:.%]*"
 
 
@@ -336,25 +337,25 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
 
 @dataclass(frozen=True)
 class _Login:
-    """Adds headers to requests to one server, and to no other that it leads on to.
+    """Hook that adds headers to requests to one server, but not to redirects to another.
 
-    It is a middleware of aiohttp; `add` is a hook of httpx.
+    The instance is an aiohttp middleware; `add` is an httpx hook.
 
     Args:
-        server: The server, by scheme and host.
-        headers: The headers.
+        server: Scheme and host of the server.
+        headers: Headers to add.
     """
 
     server: str
     headers: Mapping[str, str] = field(repr=False)
 
     async def __call__(self, request: Any, handler: Any) -> Any:
-        """Add them, and pass the request on."""
+        """Add the headers, and pass the request on."""
         self.add(request)
         return await handler(request)
 
     def add(self, request: Any) -> None:
-        """Add them, where the request goes to the server; take them away, where it goes on to another."""
+        """Add the headers to a request for the server; remove them from a redirect to another."""
         ours = _origin(str(request.url)) == _origin(self.server)
         for name, value in self.headers.items():
             request.headers.pop(name, None)
@@ -377,7 +378,7 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
     if options.get("bearer_token_command"):
         token = _run_for_token(str(options["bearer_token_command"]), place)
     arguments: dict[str, Any] = {
-        # Of the server alone: the root may have to be made.
+        # The server alone, since the root may not exist yet.
         "base_url": f"{scheme}://{parts.netloc.rpartition('@')[2]}",
         "timeout": options.get("timeout", _TIMEOUT),
         "verify": options.get("ssl_verify", True),
@@ -402,7 +403,7 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
         "webdav4[fsspec]",
         unquote(parts.path).strip("/"),
         arguments,
-        # webdav4 escapes them in some requests and not in others.
+        # webdav4 escapes them in some requests only.
         refuses="?#%",
         folders=True,
         read=reading.webdav,
@@ -414,12 +415,12 @@ def _webdav(parts: SplitResult, options: Options, place: Place) -> Protocol:
 
 
 def _webdav_upload(fs: Any, local: str, path: str) -> None:
-    # ``put_file`` asks three times for the folder first.
+    # ``put_file`` checks the folder three times first.
     fs.client.upload_file(local, path, overwrite=True)
 
 
 def _webdav_move(fs: Any, path: str, target: str) -> None:
-    # ``mv`` copies and deletes, and a reader would see a part of the copy.
+    # ``mv`` copies and deletes, so a reader could see a partial copy.
     fs.client.move(path, target, overwrite=True)
 
 

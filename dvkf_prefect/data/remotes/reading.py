@@ -1,4 +1,4 @@
-"""Reading a file of a service piece by piece, where fsspec would hold the whole of it in memory."""
+"""Streaming reads of remote files, where fsspec would load the whole file into memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _NO_SUCH_RANGE = 416
 
 
 def s3(fs: Any, path: str, start: int, version: str | None) -> Iterator[bytes]:
-    """Yield an object of S3 from a byte on, by s3fs."""
+    """Yield an S3 object from a byte on, through s3fs."""
     from fsspec.asyn import sync
 
     bucket, key, named = fs.split_path(path)
@@ -36,7 +36,7 @@ def s3(fs: Any, path: str, start: int, version: str | None) -> Iterator[bytes]:
 
 
 def s3_pages(fs: Any, path: str, token: str | None) -> tuple[list[dict[str, Any]], str | None]:
-    """Return one page of the objects of S3 below a folder, as s3fs tells of them, and what leads to the next."""
+    """Return one page of the S3 objects below a folder, as s3fs formats them, and the next page's token."""
     from fsspec.asyn import sync
 
     bucket, key, _ = fs.split_path(path)
@@ -58,7 +58,7 @@ def s3_pages(fs: Any, path: str, token: str | None) -> tuple[list[dict[str, Any]
 
 
 def web(fs: Any, path: str, start: int, version: str | None) -> Iterator[bytes]:
-    """Yield a file of a web server from a byte on; one that knows no ranges sends what comes before, too."""
+    """Yield a file of a web server from a byte on; without range support, skip the bytes before."""
     from fsspec.asyn import sync
 
     async def ask() -> Any:
@@ -102,7 +102,7 @@ def _pieces(fs: Any, read: Callable[[int], Awaitable[bytes]]) -> Iterator[bytes]
 
 
 def _after(chunks: Iterator[bytes], start: int) -> Iterator[bytes]:
-    """Yield what comes after so many bytes."""
+    """Yield the bytes after the first ``start``."""
     for chunk in chunks:
         if start < len(chunk):
             yield chunk[start:]

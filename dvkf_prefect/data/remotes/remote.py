@@ -1,4 +1,4 @@
-"""A remote: objects by the digest of their content, asked for and stored over a `Storage`."""
+"""Objects on a remote, looked up and stored by digest through a `Storage`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dvkf_prefect.errors import RemoteError, RemoteUnreachableError
 from dvkf_prefect.formats.config import keeps_versions
 from dvkf_prefect.formats.objects import MD5, object_key
 
-# Up to this many objects each is asked for by its name, whatever else could be done.
+# Up to this many objects, each is looked up by name, whatever the alternatives.
 _ASK_EACH = 64
-# What listing a page costs, in questions for one object; and how many keys a service puts on a page.
+# Cost of listing a page, in lookups of one object.
 _LISTING = 4
-# How many times the keys that the first page promises are listed.
+# Limit of a listing, as a multiple of the number of keys estimated from the first page.
 _SURPLUS = 4
 _PAGE = 1_000
-# Questions that one thread asks in a row.
+# Lookups by one thread in a row.
 _IN_A_ROW = 32
 
 
@@ -31,9 +31,9 @@ class Remote:
     """A remote of a repository: a storage whose blobs are named by digest.
 
     Args:
-        name: Its name in the configuration.
-        storage: Where the blobs are.
-        jobs: How many transfers at once; None for what suits the storage.
+        name: Name in the configuration.
+        storage: Storage of the blobs.
+        jobs: Number of parallel transfers; None for the storage's default.
     """
 
     def __init__(self, name: str, storage: Storage, *, jobs: int | None = None) -> None:
@@ -49,10 +49,10 @@ class Remote:
         return f"remote '{self.name}' ({self.url})"
 
     def missing(self, digests: Iterable[str], hash_name: str = MD5, *, jobs: int | None = None) -> set[str]:
-        """Return those of ``digests`` that are not on the remote.
+        """Return the ``digests`` that are not on the remote.
 
-        A few are asked for one by one. Of many, whatever takes the fewest requests: each one, a listing of the folders
-        that they would be in, or a listing of everything; a remote of millions is not listed for a hundred.
+        A few are looked up one by one. For many, the method with the fewest requests is chosen: a lookup of each, a
+        listing of their folders, or a full listing. A remote of millions is not listed for a hundred objects.
 
         Raises:
             RemoteError: The remote cannot be used.
@@ -63,19 +63,19 @@ class Remote:
         return absent
 
     def sweep(self) -> None:
-        """Remove what transfers to a folder left whose process is gone."""
+        """Remove temporary files of ended transfers to a folder."""
         if isinstance(self.storage, FolderStorage):
             self.storage.sweep()
 
     @property
     def is_folder(self) -> bool:
-        """Whether its objects are files of this machine, of which sizes cost little."""
+        """True if its objects are files of this machine, with cheap access to their sizes."""
         return isinstance(self.storage, FolderStorage)
 
     def sizes(
         self, digests: Iterable[str], hash_name: str = MD5, *, jobs: int | None = None
     ) -> dict[str, int]:
-        """Return the bytes of those of ``digests`` that are on the remote; looked for as `missing` does.
+        """Return the sizes in bytes of the ``digests`` on the remote, looked up as in `missing`.
 
         Raises:
             RemoteError: The remote cannot be used.
@@ -88,18 +88,18 @@ class Remote:
             if digest in wanted
         }
 
-    # -- which way to look -------------------------------------------------------------------------------------------
+    # -- choice of the lookup ----------------------------------------------------------------------------------------
 
     def _find(
         self, wanted: Sequence[str], hash_name: str, jobs: int, *, exact: bool
     ) -> Iterator[dict[str, int]]:
-        """Yield what is there, in pieces, with sizes when ``exact``; there may be more in it than is wanted.
+        """Yield existing objects in pieces, with sizes if ``exact``; a piece may hold more than ``wanted``.
 
         Args:
-            wanted: Digests in order, none twice.
+            wanted: Unique digests in order.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            jobs: How many requests at once.
-            exact: Whether sizes are wanted.
+            jobs: Number of parallel requests.
+            exact: True to return sizes.
         """
         if len(wanted) <= _ASK_EACH:
             yield from self._ask(wanted, hash_name, jobs)
@@ -112,13 +112,13 @@ class Remote:
         except RemoteUnreachableError:
             raise
         except RemoteError:
-            # Web servers cannot list, and some credentials may not.
+            # Web servers cannot list, and some credentials do not permit it.
             listed = False
         if not listed:
             yield from self._ask(wanted, hash_name, jobs)
 
     def _ask(self, wanted: Sequence[str], hash_name: str, jobs: int) -> Iterator[dict[str, int]]:
-        """Ask for each by its name."""
+        """Look up each object by name."""
 
         def ask(start: int) -> dict[str, int]:
             known: dict[str, int] = {}
@@ -133,7 +133,7 @@ class Remote:
         if jobs == 1 or len(starts) < 2:
             yield from map(ask, starts)
             return
-        from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+        from concurrent.futures import ThreadPoolExecutor  # slow to import
 
         with ThreadPoolExecutor(min(jobs, len(starts)), thread_name_prefix="dvkf-ask") as pool:
             yield from pool.map(ask, starts)
@@ -141,20 +141,20 @@ class Remote:
     def _list(
         self, wanted: Sequence[str], hash_name: str, jobs: int, *, exact: bool
     ) -> Iterator[dict[str, int]]:
-        """Yield what listings show; nothing at all where asking for each is cheaper."""
+        """Yield objects from listings; nothing if a lookup of each is cheaper."""
         folders = folders_of(wanted)
         base = "files/md5" if hash_name == MD5 else ""
         listed = 1.0  # pages of one folder
         pages = 0.0
         among = set(wanted)
         if base and self._by_pages():
-            # The first page shows how many there are: keys come in order, and digests are spread evenly.
+            # The first page allows an estimate: keys come in order, and digests are spread evenly.
             keys = self._keys(base, exact=exact)
             first = list(islice(keys, _PAGE))
             everything = len(first) / _share(first) / _PAGE
             if len(first) < _PAGE or everything * _LISTING <= min(len(wanted), len(folders) * _LISTING):
                 yield dict(first)
-                # A listing that goes on for ever is left for questions.
+                # An endless listing is replaced by lookups.
                 yield self._among(among, keys, everything)
                 return
             listed = pages = max(1.0, everything / 256)
@@ -163,7 +163,7 @@ class Remote:
         elif len(folders) * _LISTING >= len(wanted):
             return
         else:
-            # As much of one folder as it would cost to ask for what may be in it.
+            # Sample one folder, up to the cost of looking up its wanted objects.
             each = len(wanted) / len(folders)
             per_question = _PAGE // _LISTING if self.storage.local_path(object_key(wanted[0])) is None else 8
             limit = int(max(1.0, each) * per_question) + _PAGE // 8
@@ -179,7 +179,7 @@ class Remote:
         if jobs == 1 or len(folders) < 2:
             yield from map(look, folders)
             return
-        from concurrent.futures import ThreadPoolExecutor  # takes a while to import
+        from concurrent.futures import ThreadPoolExecutor  # slow to import
 
         with ThreadPoolExecutor(min(jobs, len(folders)), thread_name_prefix="dvkf-list") as pool:
             yield from pool.map(look, folders)
@@ -187,15 +187,15 @@ class Remote:
     def _among(
         self, wanted: AbstractSet[str], listed: Iterable[tuple[str, int]], pages: float
     ) -> dict[str, int]:
-        """Return what is wanted of a listing; so it takes no more memory than that, whatever the remote holds.
+        """Return the wanted part of a listing, to bound the memory for any size of remote.
 
         Args:
-            wanted: Digests.
+            wanted: Digests to keep.
             listed: The listing.
-            pages: How many pages it is expected to have; 0 where that is not known.
+            pages: Expected number of pages; 0 if unknown.
 
         Raises:
-            RemoteError: It goes on and on.
+            RemoteError: The listing exceeds the expected number of pages by far.
         """
         found: dict[str, int] = {}
         most = (pages * _SURPLUS + 100) * _PAGE if pages else math.inf
@@ -207,7 +207,7 @@ class Remote:
         return found
 
     def _by_pages(self) -> bool:
-        """Tell whether a listing can be left after its first page: an object store's, not a filesystem's."""
+        """Return True if a listing can stop after its first page, as on an object store."""
         if self.storage.local_path("files") is not None:
             return False
         from dvkf_prefect.data.remotes.objects import ObjectStorage
@@ -215,14 +215,14 @@ class Remote:
         return isinstance(self.storage, ObjectStorage)
 
     def _keys(self, base: str, *, exact: bool) -> Iterator[tuple[str, int]]:
-        """Yield digest and bytes of all objects below ``files/md5``; without ``exact`` the bytes are 0."""
+        """Yield digest and size of all objects below ``files/md5``; without ``exact`` the size is 0."""
         cut = len(base) + 1
         if exact:
             return ((key[cut : cut + 2] + key[cut + 3 :], size) for key, size in self.storage.list(base))
         return ((key[cut : cut + 2] + key[cut + 3 :], 0) for key in self.storage.keys(base))
 
     def _folder(self, folder: str, hash_name: str, *, exact: bool) -> Iterator[tuple[str, int]]:
-        """Yield digest and bytes of the objects whose digests begin with two digits."""
+        """Yield digest and size of the objects with a prefix of two digits."""
         base = f"files/md5/{folder}" if hash_name == MD5 else folder
         cut = len(base) + 1
         if exact:
@@ -231,7 +231,7 @@ class Remote:
 
 
 def folders_of(wanted: Sequence[str]) -> list[str]:
-    """Return the first two digits of digests that are in order, none twice."""
+    """Return the unique first two digits of sorted digests."""
     found: list[str] = []
     place = 0
     while place < len(wanted):
@@ -241,7 +241,7 @@ def folders_of(wanted: Sequence[str]) -> list[str]:
 
 
 def _share(first: Sequence[tuple[str, int]]) -> float:
-    """Return which share of all digests lies before the last of these, as far as it can be told; at least a little."""
+    """Return the estimated share of all digests up to the last of these, greater than 0."""
     try:
         return max(int(first[-1][0][:8], 16), 1) / 0xFFFFFFFF
     except (IndexError, ValueError):
@@ -249,12 +249,12 @@ def _share(first: Sequence[tuple[str, int]]) -> float:
 
 
 def not_there(digest: str, remote: Remote) -> str:
-    """Say that a remote does not have an object, and what to do."""
+    """Return the message for a missing object on a remote, with the next step."""
     return f"{digest} is not on the remote '{remote.name}'; push it from where it is"
 
 
 def damaged(digest: str, remote: Remote, how: str) -> str:
-    """Return the message of an object that is on a remote, damaged."""
+    """Return the message for a damaged object on a remote."""
     return (
         f"{digest} is damaged on the remote '{remote.name}' ({how}); it was not taken in. Remove it there and push it "
         "from where it is"
@@ -265,13 +265,13 @@ def open_remote(name: str, options: Mapping[str, str], *, backend: Backend | Non
     """Open a remote.
 
     Args:
-        name: Its name in the configuration.
-        options: Its options, as `Config.remote` returns them.
-        backend: The library to reach it with, see `open_storage`.
+        name: Name in the configuration.
+        options: Options of the remote, as returned by `Config.remote`.
+        backend: Library to use, see `open_storage`.
 
     Raises:
-        ConfigError: Its options are wrong.
-        RemoteError: It keeps versions itself; dvkf only fetches from such a remote.
+        ConfigError: The options are invalid.
+        RemoteError: The remote keeps versions itself; dvkf only fetches from such a remote.
     """
     left = dict(options)
     url = left.pop("url")
@@ -281,15 +281,15 @@ def open_remote(name: str, options: Mapping[str, str], *, backend: Backend | Non
 
 
 def refuse_versioned(name: str, options: Mapping[str, str], what: str) -> None:
-    """Refuse a remote that keeps versions itself, whose blobs are not named by digest.
+    """Refuse a remote that keeps versions itself, since its blobs are not named by digest.
 
     Args:
-        name: The remote.
-        options: Its options.
-        what: A verb, for the message.
+        name: Name of the remote.
+        options: Options of the remote.
+        what: Verb for the message.
 
     Raises:
-        RemoteError: It is such a one.
+        RemoteError: The remote keeps versions itself.
     """
     if keeps_versions(options):
         raise RemoteError(

@@ -1,4 +1,4 @@
-"""Files of any url, by version where the service keeps them."""
+"""Files at any url, read by version if the service keeps versions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ JOBS = 16
 
 
 class UrlFiles(FilesystemStorage):
-    """The files at a url, with what the service says of each.
+    """Files at a url, with the service's metadata.
 
     Args:
-        protocol: Which filesystem, its root the url.
-        place: How messages call it.
-        versioned: Whether versions are asked for.
+        protocol: Filesystem with the url as its root.
+        place: Name of the url in messages.
+        versioned: True to read versions.
     """
 
     def __init__(self, protocol: Protocol, place: Place, *, versioned: bool) -> None:
@@ -34,7 +34,7 @@ class UrlFiles(FilesystemStorage):
         self.versioned = versioned
 
     def info(self, relpath: str) -> dict[str, Any] | None:
-        """Return what the service says of a file or a directory; None where there is neither."""
+        """Return the service's metadata of a file or a directory; None if there is neither."""
         try:
             found: dict[str, Any] = self._ask(
                 f"look up '{relpath}'" if relpath else "look it up",
@@ -46,12 +46,12 @@ class UrlFiles(FilesystemStorage):
         return found
 
     def checksum(self, relpath: str) -> str:
-        """Return fsspec's own checksum of a file, made of what the service says of it."""
+        """Return fsspec's checksum of a file, computed from the service's metadata."""
         with self._told(f"look up '{relpath}'" if relpath else "look it up", relpath):
             return str(self._fs.checksum(self._full(relpath)))
 
     def find(self) -> dict[str, dict[str, Any]]:
-        """Return what the service says of each file below the root, by its path from there."""
+        """Return the service's metadata of each file below the root, by relative path."""
         found: dict[str, dict[str, Any]]
         if self._protocol.pages and not self.versioned:
             found = dict(self._paged(self._protocol.pages, self._root, "list it"))
@@ -67,7 +67,7 @@ class UrlFiles(FilesystemStorage):
         return files
 
     def read_version(self, relpath: str, version: str | None, *, limit: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes of a file, of one version where one is named; at most ``limit``."""
+        """Yield the bytes of a file, or of one version if given; at most ``limit``."""
         tried = f"read '{relpath}'" if relpath else "read it"
         named = version if self.versioned else None
         chunks = self._resumed(self._full(relpath), 0, tried, relpath, named)
@@ -82,12 +82,12 @@ def open_files(url: str, options: Mapping[str, str], name: str, *, versioned: bo
 
     Args:
         url: The url.
-        options: By the names that remotes have.
-        name: How messages call it.
-        versioned: Whether versions are asked for.
+        options: Options, named as those of remotes.
+        name: Name of the url in messages.
+        versioned: True to read versions.
 
     Raises:
-        ConfigError: The url or the options cannot be used.
+        ConfigError: The url or the options are not supported.
     """
     parts = split_url(url)
     scheme, url = parts.scheme, join_url(parts)

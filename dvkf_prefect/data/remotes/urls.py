@@ -1,20 +1,20 @@
-"""The parts of a url of data, whose keys are taken as they are written."""
+"""Parts of data urls, with keys taken literally."""
 
 from __future__ import annotations
 
 from urllib.parse import SplitResult, urlsplit
 
 ALIASES = {"gcs": "gs", "az": "azure", "abfs": "azure", "s3a": "s3", "sftp": "ssh"}
-# Of these, what follows `?` is a question to the server, and `%20` is a space.
+# In these urls, `?` starts a query, and `%20` is a space.
 WEB = frozenset(("http", "https", "webdav", "webdavs"))
 
 
 def split_url(url: str) -> SplitResult:
     """Split a url; ``?``, ``#`` and ``%`` in the path of a store or a host are characters of a name.
 
-    The scheme is in lower case and by its usual name.
+    The scheme is lower-cased and replaced by its usual name.
 
-    Source: DVC, ``aws s3`` and s5cmd take the keys of ``s3://`` urls so.
+    Source: DVC, ``aws s3`` and s5cmd read the keys of ``s3://`` urls literally.
 
     Example:
         >>> split_url("s3://bucket/team#1/what?").path
@@ -32,14 +32,14 @@ def split_url(url: str) -> SplitResult:
 
 
 def join_url(parts: SplitResult) -> str:
-    """Return the url that parts are of; the reverse of `split_url`."""
+    """Return the url of the parts; the reverse of `split_url`."""
     if parts.scheme in WEB:
         return parts.geturl()
     return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
 def without_query(url: str) -> str:
-    """Return a url as far as it names a file: without the question to a web server.
+    """Return a url without its query to a web server.
 
     Example:
         >>> without_query("https://host/data.csv?token=1"), without_query("s3://bucket/what?")

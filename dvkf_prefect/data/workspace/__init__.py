@@ -1,4 +1,4 @@
-"""The files of a workspace: look at them, store them in the cache, put them in place.
+"""Files of a workspace: inspection, storage in the cache, and checkout.
 
 It may import the cache, and nothing else of `data`.
 """

@@ -1,4 +1,4 @@
-"""How the cache's objects appear in the workspace: as copies, or as links of a kind the disk offers."""
+"""Placement of the cache's objects in the workspace, as copies or as links that the disk supports."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
 from dvkf_prefect.files import age, temporary_name
 from dvkf_prefect.formats.objects import MD5, is_plausible
 
-# What the objects that links lead to looked like when their content was last known to be right.
+# Key of the stat values that linked objects had when their content was last verified.
 _MEMORY_KEY = "\0linked objects"
-# Up to so many bytes of hard-linked objects are read again when only their change times moved.
+# Limit in bytes for hashing hard-linked objects again when only their change times moved.
 _RECHECKED = 256 << 20
 
 
 class Links:
-    """Puts objects into the workspace by the first link type that works there.
+    """Placement of objects in the workspace by the first link type that works there.
 
-    A file that shares its object with the cache can be written to, and the object with it. So an object is linked only
-    if it looks as it did when it was last known to be right, or still hashes to its name.
+    A write to a linked file changes the object in the cache too. So an object is linked only in its last verified
+    state, or if it still hashes to its name.
 
     Args:
         cache: The cache.
-        memory: Where to remember what linked objects look like.
+        memory: Store for the stat values of linked objects.
         types: ``reflink``, ``hardlink``, ``symlink`` and ``copy`` in order of preference.
-        probe: A folder on the workspace's file system where files may be made for a moment.
+        probe: A folder on the workspace's file system for short-lived test files.
     """
 
     def __init__(self, cache: Cache, memory: Memory, types: Sequence[str], probe: Path) -> None:
@@ -43,10 +43,10 @@ class Links:
 
     @cached_property
     def kind(self) -> str:
-        """The link type in use; tried out once.
+        """Link type in use, tested once.
 
         Raises:
-            OutputError: None of the types that the configuration names works here.
+            OutputError: None of the configured types works here.
         """
         for kind in self._types:
             if kind == "copy" or self.works(kind):
@@ -57,7 +57,7 @@ class Links:
         )
 
     def works(self, kind: str) -> bool:
-        """Tell whether a type of link can lead from the workspace to the cache."""
+        """Return True if a link type works from the workspace to the cache."""
         source = self._cache.temporary("probe")
         self._probe.mkdir(parents=True, exist_ok=True)
         target = self._probe / temporary_name()
@@ -78,7 +78,7 @@ class Links:
 
     @property
     def shares(self) -> bool:
-        """Whether workspace files and the cache's are the same files."""
+        """True if workspace files are the same files as the cache's objects."""
         return self.kind in ("hardlink", "symlink")
 
     def place(
@@ -90,9 +90,9 @@ class Links:
         mode: int = 0o666,
         hash_name: str = MD5,
     ) -> Iterator[tuple[int, Stat | ObjectError]]:
-        """Put many objects at new paths; the folders are there. Takes and yields what `Cache.place` does.
+        """Put many objects at new paths in existing folders, with the arguments and results of `Cache.place`.
 
-        An executable or empty file is always a copy: the permissions of a shared object are not its own.
+        An executable or empty file is always a copy: a shared object keeps its own permissions.
         """
         if self.shares and not mode & 0o111:
             yield from self._share(digests, base, relpaths, hash_name)
@@ -133,7 +133,7 @@ class Links:
             yield row, look(target)
 
     def _damaged(self, known: Rows, digests: Sequence[str], hash_name: str) -> set[str]:
-        """Look at objects that are to be linked; return those that do not hash to their names any longer."""
+        """Check objects before linking; return those that no longer hash to their names."""
         rows = dict(zip(known.relpaths, range(len(known)), strict=True))
         paths: dict[str, str] = {}
         linked: dict[str, str] = {}
@@ -143,7 +143,7 @@ class Links:
             with suppress(FileNotFoundError):
                 info = os.stat(source)
                 if not is_plausible(digest, info.st_size):
-                    continue  # a power cut left it; missing
+                    continue  # left by a power cut; counts as missing
                 self._fresh[digest] = info if info.st_size else age(source, info)
                 i = rows.get(digest)
                 if i is not None and _same(known, i, info):
@@ -152,8 +152,8 @@ class Links:
                         (linked if elsewhere else paths)[digest] = source
                 elif info.st_size and not self._cache.is_known(digest, info):
                     paths[digest] = source
-        # A link made or removed elsewhere moves the change time too: all is read only where that is soon done. Where
-        # there are as many links as before, it was something else that moved it.
+        # A link created or removed elsewhere moves the change time too: hash these objects only up to a limit. If the
+        # number of links is the same, something else moved it: hash in any case.
         if sum(self._fresh[digest].st_size for digest in linked) <= _RECHECKED:
             paths.update(linked)
         todo = list(paths) if hash_name == MD5 else []
@@ -165,7 +165,7 @@ class Links:
         return damaged
 
     def settle(self, hash_name: str = MD5) -> None:
-        """Remember what linked objects look like, once all links are in place: each link and each move changes that."""
+        """Record the stat values of linked objects after all links are in place: each link and move changes them."""
         infos: dict[str, os.stat_result] = {}
         for digest, before in self._fresh.items():
             with suppress(OSError):
@@ -191,24 +191,24 @@ class Links:
         )
 
     def move(self, aside: str, path: str) -> None:
-        """Put what was placed beside a file in its place."""
+        """Move a file placed under a temporary name to its path."""
         os.replace(aside, path)
         if self.kind == "hardlink":
-            # A rename of one name of a file to another name of it does nothing at all.
+            # A rename between two names of the same file does nothing.
             with suppress(FileNotFoundError):
                 os.unlink(aside)
 
     def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> None:
-        """Replace files by what this link type makes of their objects, each as a whole.
+        """Replace files with links of this type to their objects, each atomically.
 
         Args:
-            base: What stands before each path, with its slash.
-            rows: The files; their stats are brought up to date.
-            chosen: Which of them.
+            base: Prefix of each path, with its slash.
+            rows: The files; their stats are updated.
+            chosen: Indexes of the files to replace.
             hash_name: ``md5`` or ``md5-dos2unix``.
 
         Raises:
-            ObjectError: An object is missing or damaged; its file stays as it is.
+            ObjectError: An object is missing or damaged; its file is unchanged.
         """
         aside = [aside_name(rows.relpaths[i]) for i in chosen]
         digests = [rows.digests[i] for i in chosen]
@@ -221,14 +221,14 @@ class Links:
                 continue
             path = base + rows.relpaths[i]
             info = os.stat(path)
-            # What was changed since it was looked at is not ours to replace.
+            # Keep a file that changed since its inspection.
             if rows.execs[i] or (info.st_size, info.st_mtime_ns) != (rows.sizes[i], rows.mtimes[i]):
                 with suppress(OSError):
                     os.unlink(base + aside[n])
                 continue
             self.move(base + aside[n], path)
             done.append(i)
-        # Last: each move and each further link to the same object is a change of it.
+        # At the end, since each move and each further link changes an object's stat.
         for i in done:
             rows.put(i, look(base + rows.relpaths[i]))
         self.settle(hash_name)
@@ -237,13 +237,13 @@ class Links:
 
 
 def aside_name(relpath: str) -> str:
-    """Return the name beside a file under which its successor is made."""
+    """Return a temporary name beside a file, for its replacement."""
     folder, slash, _ = relpath.rpartition("/")
     return f"{folder}{slash}{temporary_name()}"
 
 
 def _count(info: os.stat_result) -> str:
-    """Return the number of a file's links as the memory keeps it, in the form of a digest."""
+    """Return the number of a file's links, in the form of a digest for the memory."""
     return f"{info.st_nlink:032x}"
 
 

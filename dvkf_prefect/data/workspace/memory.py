@@ -1,4 +1,4 @@
-"""The memory of what each file held, so that an unchanged file is not hashed again."""
+"""Stat cache: the digest of each file with its stat values, to avoid hashing an unchanged file again."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from dvkf_prefect.files import (
 )
 from dvkf_prefect.formats.digest import digest_bytes
 
-# To hash more than this takes longer than a tick.
+# Hashing more bytes than this takes longer than a tick.
 _MUCH = 16 << 20
 
 
 @dataclass(slots=True)
 class Rows:
-    """What is known of the files below one folder, in columns sorted by path.
+    """Known stats and digests of the files below one folder, in columns sorted by path.
 
     Attributes:
         relpaths: Posix paths relative to the folder, in code-point order.
-        sizes: Bytes.
-        mtimes: Modification times, ns; -1 where the row must not be trusted.
+        sizes: Sizes in bytes.
+        mtimes: Modification times, ns; -1 in a row not to trust.
         ctimes: Change times, ns.
         inodes: Inode numbers.
-        execs: 1 where the owner may execute the file.
-        digests: md5 in hex, or "" where it is not known.
-        tree: The digest of the folder's manifest, once it is known.
+        execs: 1 if the owner may execute the file.
+        digests: md5 in hex, or "" if unknown.
+        tree: Digest of the folder's manifest, None if unknown.
     """
 
     relpaths: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Rows:
 
     @classmethod
     def expected(cls, relpaths: list[str], digests: list[str]) -> Rows:
-        """Make the rows of files that are still to be put in place, by `put`."""
+        """Create the rows of files to be placed; fill in their stats with `put`."""
         zeros = bytes(8 * len(relpaths))
         return cls(
             relpaths,
@@ -69,15 +69,15 @@ class Rows:
         )
 
     def put(self, row: int, stat: Stat) -> None:
-        """Take over what `_copier` says of a file that it made."""
+        """Set the stat that `_copier` returned for a file."""
         self.sizes[row], self.mtimes[row], self.ctimes[row], self.inodes[row], self.execs[row] = stat
 
     def files(self) -> Iterator[tuple[str, str, int]]:
-        """Yield path, digest and bytes of each file."""
+        """Yield path, digest and size of each file."""
         return zip(self.relpaths, self.digests, self.sizes, strict=True)
 
     def same_files(self, other: Rows) -> bool:
-        """Tell whether every file looks untouched between the two."""
+        """Return True if the stats of all files are equal in both."""
         return (
             self.mtimes == other.mtimes
             and self.sizes == other.sizes
@@ -87,7 +87,7 @@ class Rows:
         )
 
     def fill_from(self, known: Rows) -> list[int]:
-        """Take over the digests of files that look untouched; return the rows that must be hashed."""
+        """Copy the digests of files with unchanged stats; return the rows to hash."""
         if self.same_files(known):
             self.digests = list(known.digests)
             self.tree = known.tree
@@ -113,7 +113,7 @@ class Rows:
         return missing
 
     def append(self, relpath: str, stat: os.stat_result, digest: str) -> None:
-        """Add one file; the caller keeps the order."""
+        """Append one file; the caller keeps the order."""
         self.relpaths.append(relpath)
         self.sizes.append(stat.st_size)
         self.mtimes.append(stat.st_mtime_ns)
@@ -123,7 +123,7 @@ class Rows:
         self.digests.append(digest)
 
     def extend_stats(self, infos: list[os.stat_result]) -> None:
-        """Add the stats of files whose paths were added; nothing is known of their content."""
+        """Append the stats of files after their paths, without digests."""
         self.sizes.extend([info.st_size for info in infos])
         self.mtimes.extend([info.st_mtime_ns for info in infos])
         self.ctimes.extend([info.st_ctime_ns for info in infos])
@@ -131,7 +131,7 @@ class Rows:
         self.execs.extend([1 if info.st_mode & 0o100 else 0 for info in infos])
 
     def copy_row(self, other: Rows, row: int) -> None:
-        """Add a row of other rows; the caller keeps the order."""
+        """Append a row of other rows; the caller keeps the order."""
         self.relpaths.append(other.relpaths[row])
         self.sizes.append(other.sizes[row])
         self.mtimes.append(other.mtimes[row])
@@ -141,7 +141,7 @@ class Rows:
         self.digests.append(other.digests[row])
 
     def distrust_racy(self, read_ns: int) -> None:
-        """Forget the times of files changed so shortly before ``read_ns`` that a later change could hide."""
+        """Invalidate the times of files changed so shortly before ``read_ns`` that a later change could hide."""
         newest = max(self.mtimes, default=0)
         if newest < read_ns - COARSE_TICK_NS:
             return
@@ -151,9 +151,9 @@ class Rows:
                 self.tree = None
 
     def settle(self) -> None:
-        """Forget the times of files that were just written, or wait until they can be told from later ones.
+        """Invalidate the times of files just written, or wait until a later write gets another time.
 
-        To read a few of them again costs less than to wait; to read large ones does not.
+        Hashing a few small files again costs less than waiting; hashing large ones costs more.
         """
         now = time.time_ns()
         if max(self.mtimes, default=0) < now - COARSE_TICK_NS:
@@ -166,13 +166,12 @@ class Rows:
 
 
 class Memory:
-    """The stat → digest memory of a repository: one small file for each tracked folder, read and written whole.
+    """Stat → digest memory of a repository: one small file per tracked folder, read and written as a whole.
 
-    It only ever saves work: a row that does not fit the file as it is now is not used, and a memory that cannot be read
-    is as good as none.
+    It only saves work: a row that does not match the current file is ignored, and an unreadable memory counts as empty.
 
     Args:
-        folder: Where it is kept; made on the first write.
+        folder: Folder of the memory; created on the first write.
     """
 
     _VERSION = 1
@@ -184,7 +183,7 @@ class Memory:
         return self.folder / digest_bytes(os.fsencode(key))
 
     def load(self, key: str) -> Rows | None:
-        """Return what is known of the folder ``key`` (relative to the repository), or None."""
+        """Return the rows of the folder ``key`` (relative to the repository), or None."""
         try:
             blob = read_description(self._file(key), limit=MANIFEST_LIMIT)
         except OSError:
@@ -214,7 +213,7 @@ class Memory:
         return rows if len(rows.relpaths) == count == len(rows.digests) else None
 
     def save(self, key: str, rows: Rows) -> None:
-        """Remember ``rows`` for the folder ``key``; a memory that cannot be written is passed over."""
+        """Store ``rows`` for the folder ``key``; write errors are ignored."""
         holes = "" in rows.digests
         digests = [d or "0" * 32 for d in rows.digests] if holes else rows.digests
         body = b"".join(
@@ -241,6 +240,6 @@ class Memory:
             write_atomic(self._file(key), json.dumps(meta).encode() + b"\n" + body, durable=False)
 
     def forget(self, key: str) -> None:
-        """Drop what is known of the folder ``key``."""
+        """Remove the rows of the folder ``key``."""
         with suppress(OSError):
             self._file(key).unlink()

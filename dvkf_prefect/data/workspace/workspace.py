@@ -1,4 +1,4 @@
-"""The checked-out files: looked at, taken into the cache, and written out of it."""
+"""Checked-out files: inspection, storage in the cache, and checkout."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ if TYPE_CHECKING:
 
 _SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
 
-# Of outputs up to so many bytes a power cut leaves files that are whole or empty, and those lose nothing.
+# Outputs up to this many bytes are not recorded as written: after a power cut their files are whole or empty.
 _AT_ONCE = 1 << 20
-# So often a folder is listed again from which files go away while they are read.
+# Attempts to list a folder while another process removes files from it.
 _LOOKS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What lies at an output's path now.
+    """Current state of an output's path.
 
     Attributes:
-        digest: Its digest, or None when nothing is there.
-        size: Bytes.
+        digest: Digest of the content, or None if nothing exists.
+        size: Size in bytes.
         nfiles: Number of files of a directory, None for a file.
-        isexec: Whether a single file may be executed.
-        rows: The files of a directory, or the one row of a file.
+        isexec: True if the content is one executable file.
+        rows: Rows of a directory's files, or the one row of a file.
     """
 
     digest: str | None
@@ -76,7 +76,7 @@ class Found:
     rows: Rows | None = None
 
     def stored(self) -> Stored:
-        """Return it as content; only for something that is there."""
+        """Return the state as content; only valid if the path exists."""
         return Stored(self.digest or "", self.size, self.nfiles, self.isexec)
 
 
@@ -85,11 +85,11 @@ class Workspace:
 
     Args:
         root: The repository's root.
-        cache: Its cache.
-        memory: Its stat → digest memory.
-        ignore: Its ignore files.
-        link_types: How files are put into the workspace, in order of preference.
-        probe: A folder where link types may be tried out; the root by default.
+        cache: The repository's cache.
+        memory: The repository's stat → digest memory.
+        ignore: The repository's ignore files.
+        link_types: Link types for workspace files, in order of preference.
+        probe: Folder for tests of link types; the root by default.
     """
 
     def __init__(
@@ -112,26 +112,26 @@ class Workspace:
         self._swept: set[str] = set()
 
     def links_into(self, folder: Path) -> Links:
-        """Return what links objects into another folder than the workspace, by the same settings.
+        """Return the links of the same settings for another folder than the workspace.
 
         Args:
-            folder: The folder; link types may be tried out there.
+            folder: The target folder, also used for tests of link types.
         """
         return Links(self._cache, self._memory, self._link_types, folder)
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- inspection --------------------------------------------------------------------------------------------------
 
     def look(self, path: str, *, hash_name: str = MD5, lenient: bool = False) -> Found:
-        """Return what lies at a path now; only files that look changed since the last look are read.
+        """Return the current state of a path; only files with changed stats are read.
 
         Args:
             path: Posix, relative to the root.
             hash_name: ``md5``, or ``md5-dos2unix`` to compare with an output of DVC 2.x.
-            lenient: Only compare, as DVC does: a link that leads nowhere is nothing, and links to directories below a
-                directory are passed over.
+            lenient: Compare only, as DVC does: a broken link counts as nothing, and links to directories below a
+                directory are skipped.
 
         Raises:
-            OutputError: Something there cannot be tracked; names it.
+            OutputError: A file there cannot be tracked; the error names it.
         """
         key = path if hash_name == MD5 else f"{hash_name}:{path}"
         known = self._memory.load(key)
@@ -148,7 +148,7 @@ class Workspace:
                 self._digest(path, rows, missing, hash_name)
                 break
             except FileNotFoundError:
-                since = rows  # removed since it was listed: what was hashed so far need not be again
+                since = rows  # removed since it was listed; keep the digests so far
         else:
             raise OutputError(
                 f"{path}: files go away while they are read. Let whoever removes them end, and run it again."
@@ -174,7 +174,7 @@ class Workspace:
         return (self._root / path).is_dir()
 
     def _scan(self, path: str, *, lenient: bool = False) -> Rows | None:
-        """List the files at a path without reading them; None when nothing is there."""
+        """List the files at a path without reading them; None if nothing exists."""
         base = self._root / path
         try:
             info = base.stat()
@@ -195,11 +195,11 @@ class Workspace:
         return rows
 
     def _walk(self, path: str, rows: Rows, *, lenient: bool = False) -> None:
-        """Add the files below a folder that its ignore files do not leave out, in the order of a manifest."""
+        """Add the files below a folder, except ignored ones, in the order of a manifest."""
         quiet = self._ignore.quiet_below(path)
 
         def listed(prefix: str, place: str) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
-            """List one folder, sorted by name, a folder by its name and a slash: the order of whole paths."""
+            """List one folder in the order of whole paths: a subfolder sorts as its name with a slash."""
             nonlocal quiet
             found: list[tuple[str, os.DirEntry[str], bool]] = []
             try:
@@ -207,14 +207,14 @@ class Workspace:
             except (FileNotFoundError, NotADirectoryError):
                 if not prefix:
                     raise
-                return iter(())  # another process removed it since it was listed
+                return iter(())  # removed by another process since it was listed
             with scan as entries:
                 for entry in entries:
                     name = entry.name
                     is_folder = entry.is_dir(follow_symlinks=False)
                     key = f"{prefix}{name}/" if is_folder else prefix + name
                     if name[0] == "." and is_temporary(name):
-                        # Left by a killed run, or of one at work; never data.
+                        # Temporary file of a killed or running process; never data.
                         self._leftovers.append(entry.path)
                         continue
                     if name[0] == "." and name in _SPECIAL:
@@ -223,11 +223,11 @@ class Workspace:
                                 f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
                                 "move its patterns to one above it"
                             )
-                        if name == IGNORE_FILE and quiet:  # it leaves itself out, and holds from here on
+                        if name == IGNORE_FILE and quiet:  # it ignores itself, and applies from here on
                             quiet = False
                             found = [row for row in found if not self._ignore.matches(f"{path}/{row[0]}")]
                         if name == ".dvc" and prefix and is_folder:
-                            return iter(())  # a repository inside this one: its data is its own
+                            return iter(())  # a nested repository, with its own data
                         continue
                     if not quiet and self._ignore.matches(f"{path}/{key}"):
                         continue
@@ -259,17 +259,17 @@ class Workspace:
                 stack.append(deeper)
         rows.digests = [""] * len(rows)
 
-    # -- into the cache ----------------------------------------------------------------------------------------------
+    # -- storage in the cache ----------------------------------------------------------------------------------------
 
     def take(self, path: str, *, advance: Advance | None = None, keep_manifest: bool = True) -> Stored:
-        """Store what lies at a path in the cache, files before the manifest.
+        """Store the content of a path in the cache, files before the manifest.
 
-        Files that look untouched and are in the cache already are not read. The others are hashed as they are copied.
-        Without ``keep_manifest`` a directory's own manifest is not stored, for a part of a larger directory.
+        Files with unchanged stats and a cached object are not read. All others are hashed while they are copied.
+        Without ``keep_manifest``, a directory's own manifest is not stored, for a part of a larger directory.
 
         Raises:
-            OutputError: Something there cannot be tracked, or nothing is there.
-            DiskFullError: There is no room; what was stored stays, and the next call goes on from there.
+            OutputError: A file there cannot be tracked, or nothing exists.
+            DiskFullError: The disk is full; objects stored so far remain, and the next call resumes.
         """
         started = time.time_ns()
         check_target(self._root, path)
@@ -299,7 +299,7 @@ class Workspace:
                 if advance:
                     advance(1, rows.sizes[todo[n]])
         except BaseException as error:
-            # What was hashed so far need not be hashed again by the run that goes on.
+            # Save the digests so far, so that the next run does not hash these files again.
             rows.distrust_racy(started)
             self._memory.save(path, rows)
             if isinstance(error, FileNotFoundError) and error.filename in files:
@@ -313,21 +313,21 @@ class Workspace:
             self._cache.add_bytes(Tree(rows.relpaths, rows.digests).to_bytes(), tree=True)
         if todo and self._links.shares:
             self._links.relink(base if single else base + "/", rows, todo)
-        # What is remembered as stored is not looked at again.
+        # Flush first: files recorded as stored are not checked again.
         durability.flush()
         rows.tree = found.digest
         rows.distrust_racy(started)
         self._memory.save(path, rows)
         return found.stored()
 
-    # -- out of the cache --------------------------------------------------------------------------------------------
+    # -- checkout ----------------------------------------------------------------------------------------------------
 
     def lost_by(self, output: Output, found: Found) -> list[str]:
-        """Return the files at an output's path whose content is neither in the cache nor what the output records.
+        """Return the files at an output's path with content neither in the cache nor recorded by the output.
 
         Args:
-            output: What would be checked out.
-            found: What lies there now.
+            output: The output to check out.
+            found: Current state of its path.
         """
         if found.rows is None or found.digest in (None, output.digest):
             return []
@@ -336,8 +336,8 @@ class Workspace:
         if output.digest and output.is_dir and self._cache.exists(output.digest, output.hash_name):
             recorded.update(self._cache.read_tree(output.digest, output.hash_name).items())
         keep = set(recorded.values())
-        # Of text, what DVC 2.x hashed is not what it stored: sizes differ.
-        # An empty file, as a power cut leaves it, has nothing to lose.
+        # DVC 2.x hashed text in a converted form, so sizes do not match.
+        # An empty file, as left by a power cut, has nothing to lose.
         sizes = {d: size for _, d, size in rows.files() if d not in keep and size}
         known = sizes if output.hash_name == MD5 else None
         unsaved = self._cache.missing(sizes, output.hash_name, sizes=known)
@@ -352,19 +352,19 @@ class Workspace:
         ]
 
     def put(self, output: Output, found: Found, *, advance: Advance | None = None) -> int:
-        """Make an output's path hold what the output records; return the number of files written or removed.
+        """Check out the recorded content at an output's path; return the number of files written or removed.
 
-        A new directory is built aside and appears at once; in an existing one each file is replaced as a whole.
-        Nothing is removed before everything that must be written was found in the cache.
+        A new directory is built under a temporary name and appears at once. In an existing one, each file is replaced
+        atomically. Nothing is removed until all required objects are found in the cache.
 
         Args:
-            output: What to check out; its digest must be known.
-            found: What lies there now; files of it that the cache does not hold are overwritten.
-            advance: Told of files and bytes.
+            output: The output to check out; its digest must be known.
+            found: Current state of its path; files missing from the cache are overwritten.
+            advance: Called as files and bytes complete.
 
         Raises:
-            TransferError: Objects are missing from the cache or damaged; all other files were put in place.
-            DiskFullError: There is no room.
+            TransferError: Objects are missing from the cache or damaged; all other files were written.
+            DiskFullError: The disk is full.
         """
         digest = output.digest
         if digest is None:
@@ -387,7 +387,7 @@ class Workspace:
         if found.rows is not None and found.nfiles is None:
             target.unlink()
             found = Found(None)
-        # Each object is hashed as it is copied: to look at them before tells no more.
+        # Each object is hashed during the copy, so a check in advance adds nothing.
         if found.digest is None and not self._cache.missing(tree.digests, output.hash_name, look=False):
             with suppress(CorruptObjectError, MissingObjectError):
                 return self._put_new(output, tree, target, advance)
@@ -417,7 +417,7 @@ class Workspace:
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
         self._links.move(str(temporary), str(target))
         rows = Rows.expected([""], [digest])
-        rows.put(0, look(str(target)))  # a move is a change of it
+        rows.put(0, look(str(target)))  # a move changes the stat
         rows.tree = digest
         self._save(output, rows)
         if advance:
@@ -425,7 +425,7 @@ class Workspace:
         return 1
 
     def _put_new(self, output: Output, tree: Tree, target: Path, advance: Advance | None) -> int:
-        """Build a directory aside and move it into place."""
+        """Build a directory under a temporary name and move it into place."""
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(aside_name(target.name))
         rows = Rows.expected(tree.relpaths, tree.digests)
@@ -462,14 +462,14 @@ class Workspace:
         absent: set[str],
         advance: Advance | None,
     ) -> int:
-        """Replace, add and remove just the files that differ."""
+        """Replace, add and remove only the differing files."""
         old = found.rows or Rows()
         have = dict(zip(old.relpaths, range(len(old)), strict=True))
         failures: dict[str, str] = {}
         rows = Rows.expected(tree.relpaths, tree.digests)
         changed = 0
         wanted = set(tree.relpaths)
-        # A file may stand where a folder must come and the other way round: what goes, goes first.
+        # Remove files first: a file may block a new folder, and a folder may block a new file.
         gone = [path for path in old.relpaths if path not in wanted]
         if not absent:
             self._remove_files(target, gone)
@@ -502,7 +502,7 @@ class Workspace:
                 advance(1, placed[0])
         if failures:
             raise TransferError(f"the cache ({self._cache.root})", failures)
-        # Last: each move and each further link to the same object is a change of it.
+        # At the end, since each move and each further link changes an object's stat.
         for row in moved:
             rows.put(row, look(f"{target}/{tree.relpaths[row]}"))
         rows.tree = output.digest
@@ -510,13 +510,13 @@ class Workspace:
         return changed
 
     def relink(self, output: Output, found: Found) -> int:
-        """Replace the files of an output that is as recorded by what the link type makes of them now.
+        """Replace the files of an unchanged output with links of the current type.
 
         Returns:
             The number of files.
 
         Raises:
-            ObjectError: An object is missing or damaged; its file stays as it is.
+            ObjectError: An object is missing or damaged; its file is unchanged.
         """
         if found.rows is None or found.digest != output.digest:
             return 0
@@ -531,7 +531,7 @@ class Workspace:
         return len(chosen)
 
     def remove(self, path: str, found: Found) -> None:
-        """Remove the tracked files at a path; ignored files in it stay."""
+        """Remove the tracked files at a path; ignored files inside it stay."""
         check_output(path, "the repository")
         check_parents(self._root, path)
         target = self._root / path
@@ -562,7 +562,7 @@ class Workspace:
         )
 
     def sweep(self, paths: Iterable[str] = ()) -> None:
-        """Remove what killed runs left beside paths, and in outputs that were looked at; the caller holds the lock.
+        """Remove temporary files of killed runs beside paths and in inspected outputs; the caller holds the lock.
 
         Args:
             paths: Outputs, or files that describe them.

@@ -1,7 +1,7 @@
-"""Periods in which checkouts wrote, to recognise a file that a power cut shortened.
+"""Periods of checkout writes, to recognise a file that a power cut truncated.
 
-A checkout does not wait for the disk: its content is in the cache. After a power cut a file may hold a part of that
-content. Such a file has a time of change within such a period; one that a user shortened has a later one.
+A checkout does not flush its files, since their content is in the cache. After a power cut, a file may hold only a
+part of its content. Such a file was last changed within a recorded period; a user's own truncation has a later time.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 from dvkf_prefect.files import read_description, write_atomic
 
 _KEPT = 16
-# A period without an end, as a power cut or a kill leaves it.
+# Assumed length of a period without an end, as a power cut or a kill leaves it; ns.
 _LONGEST = 600 * 10**9
 _BLOCK = 1 << 16
-# When it began and ended, ns since the epoch.
+# Begin and end, ns since the epoch.
 _Period = tuple[int, int | None]
 
 
 class Written:
-    """The last periods in which one repository's checkouts wrote.
+    """Last periods of checkout writes in one repository.
 
     Args:
-        file: Where they are kept; its folder is made on the first write.
+        file: File that stores the periods; its folder is created on the first write.
     """
 
     def __init__(self, file: Path) -> None:
@@ -35,9 +35,9 @@ class Written:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Record a period; its beginning is on the disk before anything is written in it."""
+        """Record a period; its begin is flushed to disk before the block starts."""
         periods = self._load()[1 - _KEPT :]
-        # File systems keep times by the tick of their clock, which may be some milliseconds behind.
+        # File systems round times to the tick of their clock, up to some milliseconds back.
         begun = time.time_ns() - 10**8
         self._save([*periods, (begun, None)], durable=True)
         try:
@@ -46,10 +46,10 @@ class Written:
             self._save([*periods, (begun, time.time_ns())], durable=False)
 
     def cut(self, files: Iterable[tuple[str, str | Path, str | Path]]) -> set[str]:
-        """Return the names of files that hold but a part of their content, and were last changed by a checkout.
+        """Return the names of files that hold only a part of their content and were last changed by a checkout.
 
         Args:
-            files: Each a name, the file in the workspace, and the place of its whole content.
+            files: For each file its name, its path in the workspace, and the path of its complete content.
         """
         periods = self._load()
         return (

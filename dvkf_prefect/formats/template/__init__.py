@@ -1,4 +1,4 @@
-"""The templates of a dvc.yaml: ``vars``, ``${}``, ``foreach`` and ``matrix``, resolved as DVC resolves them.
+"""Templates of a dvc.yaml: ``vars``, ``${}``, ``foreach`` and ``matrix``, resolved as DVC resolves them.
 
 Source of the format: DVC 3.x (``dvc/parsing``, ``dvc/schema.py``).
 """

@@ -1,4 +1,4 @@
-"""What ``${…}`` can name: the values of params.yaml, of ``vars``, and of the current item.
+"""Values available to ``${…}``: those of params.yaml, of ``vars``, and of the current item.
 
 Source: DVC 3.x (``dvc/parsing/context.py``).
 """
@@ -20,15 +20,15 @@ Read = Callable[[str], "bytes | None"]
 
 
 class Context:
-    """The values that one dvc.yaml, or one of its stages, sees.
+    """Values visible to one dvc.yaml, or to one of its stages.
 
     Args:
         source: The dvc.yaml.
-        read: Gives a file's bytes by its path relative to the root; None where there is none.
-        settings: Gives the settings ``parsing.bool`` and ``parsing.list``.
+        read: Function that returns a file's bytes by its path relative to the root; None if the file is missing.
+        settings: Function that returns the settings ``parsing.bool`` and ``parsing.list``.
 
     Attributes:
-        used: What was selected out of files since it was last emptied: ``{file: {dotted key: value}}``.
+        used: Values selected from files since the last reset: ``{file: {dotted key: value}}``.
     """
 
     def __init__(self, source: Source, read: Read, settings: Callable[[], Mapping[str, str]]) -> None:
@@ -44,24 +44,24 @@ class Context:
 
     @property
     def arguments(self) -> Mapping[str, str]:
-        """How mappings are written as arguments."""
+        """Settings that control how mappings become arguments."""
         return self._settings()
 
     def copy(self) -> Context:
-        """Return one that can take more in without changing this one."""
+        """Return a copy that can load more values without changing this context."""
         made = Context(self.source, self._read, self._settings)
         made._values, made._origins = self._values, dict(self._origins)
         made._imports = {path: keys and list(keys) for path, keys in self._imports.items()}
         made._bound, made._aliases = self._bound, self._aliases
         return made
 
-    # -- what goes in ----------------------------------------------------------------------------------------------
+    # -- loading ---------------------------------------------------------------------------------------------------
 
     def load_default(self, folder: str) -> None:
-        """Take in the params.yaml of a folder, if there is one.
+        """Load the params.yaml of a folder, if there is one.
 
         Raises:
-            ParseError: It does not parse, or holds a value that cannot be used.
+            ParseError: It does not parse, or holds an unusable value.
         """
         path = posixpath.normpath(posixpath.join(folder, DEFAULT_FILE))
         data = self._read(path)
@@ -70,15 +70,15 @@ class Context:
             self._imports[path] = None
 
     def load(self, items: Sequence[Any], folder: str, place: Place) -> None:
-        """Take in a ``vars`` section.
+        """Load a ``vars`` section.
 
         Args:
-            items: Mappings, and files as ``path`` or ``path:key,key``.
-            folder: What the files' paths are relative to, itself relative to the root.
-            place: Where the section stands.
+            items: Mappings, and files in the form ``path`` or ``path:key,key``.
+            folder: Base folder of the files' paths, itself relative to the root.
+            place: Place of the section in the document.
 
         Raises:
-            ParseError: A file is not there or does not parse, or a value is given twice.
+            ParseError: A file is missing or does not parse, or a value is given twice.
             UnsafePathError: A file lies outside the repository.
         """
         for index, item in enumerate(items):
@@ -136,7 +136,7 @@ class Context:
     def _merged(
         self, into: dict[str, Any], more: dict[str, Any], path: _Path, origin: tuple[str, bool], place: Place
     ) -> dict[str, Any]:
-        # A new mapping: the old one may be seen by a context that this one was copied from.
+        # A new mapping: a context that this one was copied from may use the old one.
         made = dict(into)
         for key, value in more.items():
             here = (*path, key)
@@ -155,7 +155,7 @@ class Context:
         return made
 
     def _clean(self, value: Any, place: Place, path: _Path, *, file: str | None = None) -> Any:
-        """Return a value as references see it: keys that are no texts are left out."""
+        """Return a value in the form that references use: keys that are not texts are dropped."""
         if value is None or isinstance(value, _PLAIN):
             return value
         if isinstance(value, dict):
@@ -172,14 +172,14 @@ class Context:
         )
         raise ParseError(file, expected) if file else self.source.wrong(place, expected)
 
-    # -- the item a stage is made for ------------------------------------------------------------------------------
+    # -- the current item of `foreach` and `matrix` ----------------------------------------------------------------
 
     def bind(self, values: Mapping[str, Any], place: Place) -> None:
-        """Let ``item`` and ``key`` be these values, whatever else has these names.
+        """Bind ``item`` and ``key`` to these values, over any other values of these names.
 
         Args:
-            values: Values by name, with a `Node` in them where they come from the context.
-            place: Where they stand.
+            values: Values by name, with a `Node` in them for values from the context.
+            place: Place of the values in the document.
         """
         self._aliases = {}
         bound = {name: self._unwrapped(value, (name,)) for name, value in values.items()}
@@ -196,13 +196,13 @@ class Context:
             return [self._unwrapped(v, (*path, str(i))) for i, v in enumerate(value)]
         return value
 
-    # -- what comes out --------------------------------------------------------------------------------------------
+    # -- lookup ----------------------------------------------------------------------------------------------------
 
     def select(self, reference: Reference) -> Node:
-        """Return what a reference means, and note it where it comes from a file.
+        """Return the value of a reference, and record it in ``used`` if it comes from a file.
 
         Raises:
-            ParseError: There is no such value; names what there is.
+            ParseError: There is no such value; the error lists the available names.
         """
         first = reference.path[0]
         node: Any = self._bound if first in self._bound else self._values
@@ -234,7 +234,7 @@ class Context:
         return node
 
     def _canonical(self, path: _Path) -> _Path | None:
-        """Return where a value is in the loaded values; None for one that stands in the definition."""
+        """Return the path of a value in the loaded values; None for one from the definition itself."""
         if path[0] not in self._bound:
             return path
         for i in range(len(path), 0, -1):

@@ -1,4 +1,4 @@
-"""One definition, many stages: ``foreach`` and ``matrix``; and every other part of a dvc.yaml with ``${…}`` filled in.
+"""Expansion of ``foreach`` and ``matrix`` into stages, and of ``${…}`` in every other part of a dvc.yaml.
 
 Source: DVC 3.x (``dvc/parsing/__init__.py``).
 """
@@ -25,19 +25,19 @@ from dvkf_prefect.formats.template.interpolation import (
 from dvkf_prefect.formats.template.source import Place, Source
 
 JOIN = "@"
-"""What stands between a group's name and the item's in a stage's name."""
+"""Separator between the group's name and the item's name in a stage's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One stage as its definition has it, with every ``${…}`` filled in.
+    """One stage's definition with every ``${…}`` filled in.
 
     Attributes:
-        name: Its name.
-        group: The definition with ``foreach`` or ``matrix`` that it is made by; None for a stage of its own.
+        name: Name of the stage.
+        group: Name of its ``foreach`` or ``matrix`` definition; None for a stage outside a group.
         values: The definition's keys; without ``vars``, ``foreach``, ``do`` and ``matrix``.
-        place: Where the definition stands.
-        used: What was filled in out of files: ``{file: {dotted key: value}}``.
+        place: Place of the definition in the document.
+        used: Values filled in from files: ``{file: {dotted key: value}}``.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Instance:
 
 
 class Resolver:
-    """Resolves one dvc.yaml.
+    """Resolver of the templates in one dvc.yaml.
 
     Args:
         source: The file.
-        document: What it says; it fits the format.
-        read: Gives a file's bytes by its path relative to the root; None where there is none.
-        settings: Gives the settings ``parsing.bool`` and ``parsing.list``.
+        document: The parsed file, already validated.
+        read: Function that returns a file's bytes by its path relative to the root; None if the file is missing.
+        settings: Function that returns the settings ``parsing.bool`` and ``parsing.list``.
 
     Attributes:
         source: The file.
-        folder: The folder it lies in, relative to the root.
+        folder: Folder of the file, relative to the root.
     """
 
     def __init__(
@@ -76,34 +76,34 @@ class Resolver:
 
     @cached_property
     def context(self) -> Context:
-        """The values that all of the file sees; read when something first asks for one."""
+        """Values visible to the whole file, read on first use."""
         context = Context(self.source, self._read, self._settings)
         context.load_default(self.folder)
         context.load(self._document.get("vars", []), self.folder, ("vars",))
         return context
 
     def check_vars(self) -> None:
-        """Load the file's own ``vars``, so that what is wrong with them is told even where nothing uses them.
+        """Load the file's own ``vars``, to report errors in them even if nothing uses them.
 
         Raises:
-            ParseError: They are wrong.
+            ParseError: They are invalid.
         """
         if "vars" in self._document:
             self.forbid_expressions(self._document["vars"], ("vars",))
             _ = self.context
 
     def section(self, name: str) -> Any:
-        """Return one of the file's sections other than its stages, filled in; None where it has none.
+        """Return one of the file's sections other than its stages, filled in; None if the file does not have it.
 
         Raises:
-            ParseError: There is no such value, or it cannot be used there.
+            ParseError: A value is missing, or cannot be used there.
         """
         if name not in self._document:
             return None
         return fill(compile_value(self._document[name], self.source, (name,)), _Lazy(self), None)
 
     def stages(self) -> Iterator[Instance]:
-        """Yield every stage in the order of the file.
+        """Yield every stage in file order.
 
         Raises:
             ParseError: A definition cannot be resolved.
@@ -130,7 +130,7 @@ class Resolver:
         definition: Mapping[str, Any],
         place: Place,
     ) -> Iterator[Instance]:
-        # As in DVC, the last of several items of one name is taken, in the place of the first.
+        # As in DVC, of several items with one name the last is used, at the position of the first.
         by_key = dict(items)
         template: _Template | None = None
         for key, bound in by_key.items():
@@ -187,7 +187,7 @@ class Resolver:
         """Refuse ``${}`` in a ``vars`` section.
 
         Raises:
-            ParseError: There is one.
+            ParseError: The section has one.
         """
         for index, item in enumerate(items):
             if is_interpolated(item):
@@ -197,7 +197,7 @@ class Resolver:
 
 
 class _Lazy:
-    """The file's context, loaded when it is first needed: most files need none."""
+    """The file's context, loaded on first use: most files need none."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
@@ -242,17 +242,17 @@ class _Template:
             return Instance(name, group, values, self._place, context.used)
         finally:
             context.bind({}, ())
-            context.used = {}  # what is selected next is no part of this stage's
+            context.used = {}  # later selections do not belong to this stage
 
     def _folder(self, context: Context) -> str:
-        """Return what the stage's `vars` are relative to: its working directory, told without them."""
+        """Return the base folder of the stage's `vars`: its working directory, resolved without them."""
         wdir = self._keys.get("wdir")
         folder = self._resolver.folder
         return posixpath.join(folder, written(fill(wdir, context, None))) if wdir else folder
 
 
 def _children(value: Any) -> Any:
-    """Return a node's value with its items as nodes; anything else as it is."""
+    """Return a node's value with its items as nodes; any other value unchanged."""
     if not isinstance(value, Node):
         return value
     path = value.path or ()
@@ -264,14 +264,14 @@ def _children(value: Any) -> Any:
 
 
 def _is_composite(value: Any) -> bool:
-    # Bytes are a sequence to DVC, unless they come from the context.
+    # As in DVC, bytes are a sequence unless they come from the context.
     if isinstance(value, Node):
         return isinstance(value.value, (dict, list))
     return isinstance(value, (dict, list, bytes))
 
 
 def _name(value: Any) -> str:
-    # DVC writes true/false where the definition lists them, and True/False where they come from the context.
+    # DVC writes true/false for values in the definition, and True/False for values from the context.
     return str(value.value) if isinstance(value, Node) else written(value)
 
 

@@ -1,7 +1,7 @@
-r"""``${…}``: compiled once for each definition, filled in once for each stage.
+r"""Interpolation of ``${…}``: compiled once per definition, filled in once per stage.
 
 Source: DVC 3.x (``dvc/parsing/interpolate.py``). ``${a.b[0].c}`` walks through mappings and lists; ``\${`` is a plain
-``${``; a text that is one expression alone becomes the value itself, with its type.
+``${``. A text that consists of one expression becomes the value itself, with its type.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from dvkf_prefect.formats.template.source import MAX_TEXT, Place, Source
 
 _WORD = r"[^.\[\]]+"
-# White space belongs to one part only: a text could otherwise be tried in very many ways.
+# White space belongs to one part only: otherwise a text could match in very many ways.
 _SYNTAX = re.compile(rf"{_WORD}(?:\.{_WORD}|\[{_WORD}\]\s*)*")
-_SHOWN = 200  # characters of a wrong expression in a message
+_SHOWN = 200  # characters of an invalid expression in a message
 _PLAIN = (int, float, str, bytes, bool)
 
 
@@ -26,9 +26,9 @@ class Reference:
     """One ``${…}``.
 
     Attributes:
-        text: As it is written.
-        path: The keys and indexes it walks through.
-        place: Where it stands.
+        text: Original text.
+        path: Keys and indexes to walk through.
+        place: Place in the document.
     """
 
     text: str
@@ -38,11 +38,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value out of the context.
+    """A value from the context.
 
     Attributes:
         value: The value.
-        path: Where in the context it is; None for what stands in the definition itself.
+        path: Path in the context; None for a value from the definition itself.
     """
 
     value: Any
@@ -50,31 +50,31 @@ class Node:
 
 
 class Values(Protocol):
-    """What references are looked up in."""
+    """Interface for the lookup of references."""
 
     source: Source
 
     def select(self, reference: Reference) -> Node:
-        """Return what a reference means."""
+        """Return the value of a reference."""
 
     @property
     def arguments(self) -> Mapping[str, str]:
-        """How mappings are written as arguments: the settings ``parsing.bool`` and ``parsing.list``."""
+        """Settings that control how mappings become arguments: ``parsing.bool`` and ``parsing.list``."""
 
 
 class Compiled(Protocol):
-    """A value with ``${…}`` somewhere in it."""
+    """A value that contains ``${…}``."""
 
     def fill(self, values: Values, key: str | None) -> Any:
-        """Return it with every reference filled in.
+        """Return the value with every reference filled in.
 
         Args:
-            values: Where references are looked up.
-            key: The stage's key that it is for, which decides what may be filled in; None for any value.
+            values: Source of the referenced values.
+            key: Key of the stage's definition, which restricts the types filled in; None for any type.
         """
 
     def nodes(self, values: Values) -> Any:
-        """Return it with every text that is one reference alone made a `Node`."""
+        """Return the value with each text that is a single reference replaced by a `Node`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +150,15 @@ def compile_value(value: Any, source: Source, place: Place) -> Any:
     r"""Find the references in a value.
 
     Args:
-        value: What stands in the document.
+        value: Value from the document.
         source: The document.
-        place: Where it stands.
+        place: Place of the value in the document.
 
     Returns:
-        A `Compiled` where there are any, else the value itself with ``\${`` made ``${``.
+        A `Compiled` if there are references, else the value itself with ``\${`` made ``${``.
 
     Raises:
-        ParseError: A ``${…}`` is not written as it should be.
+        ParseError: A ``${…}`` has invalid syntax.
     """
     if isinstance(value, str):
         return _compile_text(value, source, place) if "${" in value else value
@@ -200,11 +200,11 @@ def _compile_text(text: str, source: Source, place: Place) -> Any:
 
 
 def _expressions(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each ``${…}`` begins and ends; one does not go over a line's end, nor begin behind a backslash."""
+    """Yield start and end of each ``${…}``; none spans lines or follows a backslash."""
     place = brace = line = 0
     while (start := text.find("${", place)) >= 0:
         place = start + 2
-        # Each character is looked for once, however often `${` stands there.
+        # Search results are reused, so the text is scanned once for any number of `${`.
         if brace < place and (brace := text.find("}", place)) < 0:
             return
         if line < place and (line := text.find("\n", place)) < 0:
@@ -215,7 +215,7 @@ def _expressions(text: str) -> Iterator[tuple[int, int]]:
 
 
 def is_interpolated(value: Any) -> bool:
-    """Tell whether a value has a ``${…}`` in it anywhere."""
+    """Return True if a value contains a ``${…}`` anywhere."""
     if isinstance(value, str):
         return next(_expressions(value), None) is not None
     if isinstance(value, dict):
@@ -227,16 +227,16 @@ def fill(value: Any, values: Values, key: str | None) -> Any:
     """Return a value of `compile_value` with every reference filled in; see `Compiled.fill`.
 
     Raises:
-        ParseError: There is no such value, or it cannot be used there.
+        ParseError: A value is missing, or cannot be used there.
     """
     return value.fill(values, key) if isinstance(value, _COMPILED) else value
 
 
 def fill_nodes(value: Any, values: Values) -> Any:
-    """Return a value of `compile_value` with every reference that stands alone made a `Node`.
+    """Return a value of `compile_value` with each single reference replaced by a `Node`.
 
     Raises:
-        ParseError: There is no such value.
+        ParseError: A value is missing.
     """
     return value.nodes(values) if isinstance(value, _COMPILED) else value
 
@@ -270,7 +270,7 @@ def _written(values: Values, reference: Reference, key: str | None) -> str:
 
 
 def written(value: Any) -> str:
-    """Return a value as DVC writes it into a text.
+    """Return a value as DVC interpolates it into a text.
 
     Example:
         >>> written(True), written(None), written(1e-5)
@@ -280,15 +280,15 @@ def written(value: Any) -> str:
 
 
 def arguments_of(values: Mapping[str, Any], settings: Mapping[str, str]) -> str:
-    """Return a mapping as a command's arguments.
+    """Format a mapping as command line arguments.
 
     Args:
-        values: The mapping; what is nested gets dotted names.
+        values: The mapping; nested keys get dotted names.
         settings: ``bool``: ``store_true`` (default) or ``boolean_optional``; ``list``: ``nargs`` (default) or
             ``append``.
 
     Raises:
-        ValueError: A list holds a list, or a name comes twice.
+        ValueError: A list holds a list, or a name is repeated.
 
     Example:
         >>> arguments_of({"lr": 0.1, "net": {"layers": [1, 2]}, "fast": True, "slow": False, "name": "a b"}, {})

@@ -1,4 +1,4 @@
-"""What a dvc.yaml may say, before anything in it is filled in.
+"""Schema of a dvc.yaml before its templates are filled in.
 
 Source of the format: DVC 3.x (``dvc/schema.py``).
 """
@@ -28,14 +28,14 @@ _FLAGS: _Kinds = {
     **_ABOUT,
 }
 PLOT_KEYS = ("template", "x", "y", "x_label", "y_label", "title", "header")
-"""What the ``plots`` of a stage say of how to draw them."""
+"""Plot options of a stage's ``plots``."""
 _PLOT_FLAGS: _Kinds = {
     **_FLAGS,
     **dict.fromkeys(PLOT_KEYS[:-1], (str, "a text")),
     "header": (bool, "true or false"),
 }
 OUT_KEYS: Mapping[str, _Kinds] = {"outs": _FLAGS, "metrics": _FLAGS, "plots": _PLOT_FLAGS}
-"""The keys of a stage that name what it writes, each with the options it allows."""
+"""Keys of a stage's outputs, each with its allowed options."""
 _STAGE_KEYS: _Kinds = {
     "cmd": ((str, list), "a command, or a list of commands"),
     "wdir": (str, "a folder relative to the dvc.yaml"),
@@ -60,17 +60,17 @@ _PLOT_DEFINITION: _Kinds = {
 
 
 def check_document(source: Source, document: Any) -> dict[str, Any]:
-    """Check what a dvc.yaml says, as far as it can be told without its values.
+    """Validate a dvc.yaml as far as possible before its values are known.
 
     Args:
         source: The file.
-        document: What YAML made of it.
+        document: The parsed YAML.
 
     Returns:
         The document.
 
     Raises:
-        ParseError: It does not say what the format allows; names line, key and what was expected.
+        ParseError: It violates the format; the error names line, key and expected value.
     """
     if not document:
         return {}
@@ -99,7 +99,7 @@ def check_document(source: Source, document: Any) -> dict[str, Any]:
 
 
 class _Check:
-    """Checks the parts of one file."""
+    """Validator of the parts of one file."""
 
     def __init__(self, source: Source) -> None:
         self._wrong: Callable[[Place, str], Exception] = source.wrong
@@ -119,7 +119,7 @@ class _Check:
                 raise self._wrong((*place, i), f"an item of `vars` is a file or a mapping, not {item!r}")
 
     def keys(self, values: Mapping[Any, Any], known: _Kinds, place: Place, noun: str, owner: str) -> None:
-        """Check a mapping's keys, and the kind of what stands at each."""
+        """Check a mapping's keys, and the kind of each value."""
         for key, value in values.items():
             kind = known.get(key)
             if kind is None:

@@ -1,4 +1,4 @@
-"""A file being read, and where in it something is wrong."""
+"""A file with its line numbers, for errors, and limits on its expansion."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from dvkf_prefect.errors import ParseError, UnsafePathError
 from dvkf_prefect.formats import documents
 
-# What one file may be expanded to; public dvc.yaml have some hundreds of stages.
+# Limits on the expansion of one file; public dvc.yaml files have some hundreds of stages.
 MAX_STAGES = 20_000
 MAX_TEXT = 1 << 20
 MAX_TEXTS = 64 << 20
 
 Place = tuple["str | int", ...]
-"""The keys and indexes that lead to a part of a document."""
+"""Keys and indexes that lead to a part of a document."""
 
 
 class Source:
     """One file of a repository.
 
     Args:
-        data: Its bytes.
-        path: Where it lies, relative to the root.
+        data: The file's bytes.
+        path: The file's path, relative to the root.
     """
 
     def __init__(self, data: bytes, path: str) -> None:
@@ -31,23 +31,23 @@ class Source:
         self._stages = self._texts = 0
 
     def line(self, place: Place) -> int:
-        """Return the line of a part, counted from 1; looked up only when an error has to be told."""
+        """Return the line of a part, counted from 1; computed only to report an error."""
         return documents.line_of(self._data, place) or 1
 
     def wrong(self, place: Place, expected: str) -> ParseError:
-        """Return the error of a part.
+        """Return the error for an invalid part.
 
         Args:
-            place: Where it stands.
-            expected: What was found, and what should stand there.
+            place: Place of the part in the document.
+            expected: Text that names the value found and the value expected.
         """
         return ParseError(self.path, expected, line=self.line(place))
 
     def count_stages(self, count: int, place: Place) -> None:
-        """Count stages that a definition is to be expanded to, before they are made.
+        """Count the stages that a definition expands to, before they are built.
 
         Raises:
-            ParseError: They are more than `MAX_STAGES`.
+            ParseError: There are more than `MAX_STAGES`.
         """
         self._stages += count
         if self._stages > MAX_STAGES:
@@ -57,10 +57,10 @@ class Source:
             raise self.wrong(place, f"'{place[-1]}' {expected}")
 
     def count_text(self, size: int, place: Place) -> None:
-        """Count the characters of a text that is being filled in.
+        """Count the characters of a filled-in text.
 
         Raises:
-            ParseError: The text, or those of the file together, are too long.
+            ParseError: The text, or all texts of the file together, are too long.
         """
         self._texts += size
         if size > MAX_TEXT or self._texts > MAX_TEXTS:
@@ -70,14 +70,14 @@ class Source:
             )
 
     def outside(self, place: Place, name: str) -> UnsafePathError:
-        """Return the error of a path that leads out of the repository."""
+        """Return the error for a path that leads out of the repository."""
         return UnsafePathError(
             f"{self.path}, line {self.line(place)}: '{name}' leads out of the repository; give a path inside it"
         )
 
 
 def one_of(names: Iterable[Any], *, most: int = 20) -> str:
-    """Return names as a text: ``a, b or c``; no more than ``most`` of them."""
+    """Return names as a text: ``a, b or c``; at most ``most`` of them."""
     words = [str(name) for name in names]
     if len(words) > most:
         return f"{', '.join(words[:most])}, … ({len(words)} in all)"
