@@ -142,8 +142,8 @@ def test_a_link_in_place_of_the_marks_is_not_followed(tmp_path: Path) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from dvkf_prefect.data import neighbours
-with neighbours.working(Path(sys.argv[1]), 0):
+from dvkf_prefect.data.repository import cache_users
+with cache_users.working(Path(sys.argv[1]), 0):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -222,7 +222,7 @@ def test_who_reads_from_a_lender_keeps_collections_away(tmp_path: Path) -> None:
 
 COLLECT = """
 import sys
-from dvkf_prefect.data import gc
+from dvkf_prefect.data.upkeep import gc
 from dvkf_prefect.data.repo import Repo
 gc._WAIT = 0.0
 Repo.open(sys.argv[1]).gc(gc.Scope(workspace=True))

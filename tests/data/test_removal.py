@@ -263,7 +263,7 @@ def test_a_move_goes_on_from_where_it_was_killed(
     def kill(*_: object, **__: object) -> None:
         raise Killed
 
-    from dvkf_prefect.data.verbs import remove as removal
+    from dvkf_prefect.data.verbs import move
     from dvkf_prefect.data.workspace.workspace import Workspace
 
     data = repo.root / "moved" / "x" if kind == "folder" else repo.root / "moved"
@@ -276,8 +276,8 @@ def test_a_move_goes_on_from_where_it_was_killed(
         if step == "take":
             patch.setattr(Workspace, "take", kill)
         elif step == "write":
-            write = removal.write_atomic
-            patch.setattr(removal, "write_atomic", lambda p, d: kill() if p.suffix == ".dvc" else write(p, d))
+            write = move.write_atomic
+            patch.setattr(move, "write_atomic", lambda p, d: kill() if p.suffix == ".dvc" else write(p, d))
         elif step == "unignore":
             patch.setattr(gitignore, "unignore", kill)
         else:

@@ -32,7 +32,7 @@ def test_sigkill_of_the_parent_takes_the_grandchildren(tmp_path):
     pids = tmp_path / "pids"
     script = textwrap.dedent(f"""
         import threading
-        from dvkf_prefect.pipeline import leash
+        from dvkf_prefect.processes import leash
         # Started from a thread that ends at once: the bond is to the process, not to the thread.
         started = []
         argv = ["sh", "-c", {FAMILY.format(pids)!r}]

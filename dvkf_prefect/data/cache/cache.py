@@ -94,14 +94,13 @@ class Cache:
             look: Compare sizes, and note objects that a killed run may not have flushed. Not needed if each object
                 is hashed next and only its copy is used.
         """
-        wanted = set(digests)
+        names = wanted = set(digests)
         if not _DIGESTS.fullmatch("".join([f"{digest}\n" for digest in wanted])):
-            # Raises for the invalid one.
-            for digest in wanted:
-                object_key(digest)
+            # What is no digest is in no cache.
+            names = {digest for digest in wanted if _DIGESTS.fullmatch(digest + "\n")}
         young: list[str] = []
         folders: dict[str, list[str]] = {}
-        for digest in wanted:
+        for digest in names:
             folders.setdefault(digest[:2], []).append(digest)
         for inside in folders.values():
             folder = str(self.path(inside[0], hash_name).parent)
