@@ -1,4 +1,4 @@
-"""The command line, with DVC's verbs, options and exit codes where DVC has them."""
+"""Command line ``dvkf``, with the verbs, options and exit codes of DVC."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.text import printable
 from dvkf_prefect.urls import without_secrets
 
-# For each verb the module and name of its function, beside which NAME_arguments describes its command line, and what it
-# does. Only the module of the verb that is asked for is imported.
+# Verbs: module and name of the function, and a description. NAME_arguments beside the function adds its options. A
+# command imports only the module of its verb.
 VERBS = {
     "init": ("data.init", "Make this folder a repository."),
     "add": ("data.add", "Track files or directories."),
@@ -64,7 +64,7 @@ VERBS = {
 }
 
 
-# Verbs of DVC that end with 1 where others end with 255. Source: dvc/commands, ``except DvcException``.
+# DVC's verbs that end with 1 in place of 255. Source: dvc/commands, ``except DvcException``.
 _FAIL_WITH_1 = frozenset(
     {
         "add",
@@ -88,12 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What stands behind ``dvkf``; None for the process's own.
+        arguments: Words after ``dvkf``; None for those of the process.
 
     Returns:
-        The exit code: 0, 1 for "something changed" or a failure where DVC's verb says so, 251 for a wrong
-        configuration, 252 for an interruption, 253 outside a repository, 254 for a wrong command line, 255 for any
-        other failure.
+        The exit code: 0 for success, 1 for "something changed" and for failures of verbs that DVC ends with 1, 251 for
+        an invalid configuration, 252 for an interruption, 253 outside a repository, 254 for an invalid command line,
+        255 for any other failure.
     """
     with safe_output():
         return _run(sys.argv[1:] if arguments is None else arguments)
@@ -113,7 +113,7 @@ def _run(arguments: Sequence[str]) -> int:
         return run(args)
     except DvkfError as error:
         code = error.exit_code
-        # A diff of paths that nobody tracks is Python's own error there, which ends with 255.
+        # In DVC, a diff of untracked paths raises Python's own error, which ends with 255.
         if (
             code == 255
             and verb in _FAIL_WITH_1
@@ -129,8 +129,8 @@ def _run(arguments: Sequence[str]) -> int:
         return 252
     except OSError as error:
         return _fail(error, args, 255)
-    except Exception as error:  # noqa: BLE001 (the command must end as an error does, whatever went wrong)
-        # The last wall: a fault of ours, or of a library, still ends as an error does.
+    except Exception as error:  # noqa: BLE001 (the command must end with an error message in any case)
+        # A bug here or in a library still ends with an error message and an exit code.
         return _fail(error, args, 255, f"unexpected error: {type(error).__name__}: {error}")
 
 
@@ -145,7 +145,7 @@ def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | 
 
 
 def build_parser(verbs: Sequence[str]) -> Parser:
-    """Return the parser of the command line; only the verbs named get their options."""
+    """Return the parser of the command line. With a single verb, its options are included."""
     parser = Parser(
         prog="dvkf", description="Versions of data and models, in DVC's formats, on Prefect and Kubeflow."
     )

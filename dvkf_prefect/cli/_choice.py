@@ -1,4 +1,4 @@
-"""Options that say which outputs, and of which commits, a command is about."""
+"""Options that select outputs and commits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def choice_arguments(parser: Parser) -> None:
-    """Describe the options that say which outputs are meant."""
+    """Add the options that select outputs."""
     parser.add_argument(
         "-d", "--with-deps", action="store_true", help="also all that the targets are made from"
     )
@@ -22,14 +22,14 @@ def choice_arguments(parser: Parser) -> None:
 
 
 def history_arguments(parser: Parser) -> None:
-    """Describe the options that say which commits are meant."""
+    """Add the options that select commits."""
     parser.add_argument("-a", "--all-branches", action="store_true", help="also the tips of all branches")
     parser.add_argument("-T", "--all-tags", action="store_true", help="also all tags")
     parser.add_argument("-A", "--all-commits", action="store_true", help="also all commits")
 
 
 def choice_of(args: argparse.Namespace) -> Choice:
-    """Return what the options of a command line say; those that a command does not have say nothing."""
+    """Return the selection of outputs and commits from parsed options. Missing options keep their defaults."""
     from dvkf_prefect.data.repository.selection import Choice
 
     return Choice(

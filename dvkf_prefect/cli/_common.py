@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Describes a command; a wrong command line ends with DVC's exit code."""
+    """Parser of a command; an invalid command line ends with DVC's exit code."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and end with 254."""
+        """Print the error and exit with 254."""
         self.print_usage(sys.stderr)
         self.exit(254, f"ERROR: {without_secrets(message)}\n")
 
     def runs(self, run: Callable[[argparse.Namespace], int]) -> None:
-        """Make this a command that calls ``run``, with the options every command has."""
+        """Make this parser a command that calls ``run``, with the options of all commands."""
         self.set_defaults(run=run)
         self.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
         self.add_argument("-v", "--verbose", action="store_true", help="with a traceback when it fails")
 
     def commands(self, **commands: tuple[Callable[[argparse.Namespace], int], str]) -> dict[str, Parser]:
-        """Add commands below this one, each with its function and what it does; return their parsers by name."""
+        """Add subcommands with their functions and descriptions, and return their parsers by name."""
         group = self.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
         parsers: dict[str, Parser] = {}
         for name, (run, text) in commands.items():
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Read a number of at least 1."""
+    """Parse a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("expected at least 1")
@@ -56,7 +56,7 @@ def open_repo() -> Repo:
 
 
 def print_git_hint(repo: Repo) -> None:
-    """Print the command that adds what a verb wrote to git, to be pasted where it was typed, as DVC does."""
+    """Print the ``git add`` command for the written files, relative to the current folder, as DVC does."""
     if not repo.unstaged:
         return
     from shlex import quote
@@ -71,7 +71,7 @@ def print_git_hint(repo: Repo) -> None:
 
 
 def targets_of(repo: Repo, targets: Sequence[str]) -> list[str]:
-    """Turn what was typed, relative to the current folder, into targets relative to the root; stage names stay."""
+    """Convert targets from the current folder to the root of the repository. Stage names stay unchanged."""
     typed = []
     for target in targets:
         file, colon, stage = target.rpartition(":")
@@ -85,7 +85,7 @@ def targets_of(repo: Repo, targets: Sequence[str]) -> list[str]:
 
 
 def progress_bar(quiet: bool) -> Progress | None:
-    """Return a progress bar where there is a person to see it."""
+    """Return a progress bar if standard error is a terminal, else None."""
     if quiet or not sys.stderr.isatty():
         return None
     from dvkf_prefect.cli._progress import Bar
@@ -94,7 +94,7 @@ def progress_bar(quiet: bool) -> Progress | None:
 
 
 def readable(count: float) -> str:
-    """Return a number of bytes as a person reads it."""
+    """Format a number of bytes with a decimal unit."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,8 +1,8 @@
-"""Standard output and error of the command line, made safe for a terminal.
+"""Standard output and error of the command line, safe for terminals.
 
-Names, descriptions, metrics and messages come from repositories that others wrote. On a terminal every character that
-it would act on, or not show, is written as an escape, as ``git`` and ``ls`` do. What goes into a file or a pipe stays
-as it is, byte by byte, so that names can be read by programs; standard error is for people and is always escaped.
+Names, descriptions, metrics and messages may come from hostile repositories. On a terminal, control and invisible
+characters are escaped, as ``git`` and ``ls`` do. Output to a file or a pipe stays unchanged byte by byte, for other
+programs. Standard error is always escaped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _BYTES = "dvkf-bytes"
 
 
 class SafeStream(io.TextIOBase):
-    """A text stream that escapes what is written to it.
+    """Text stream that escapes control and invisible characters.
 
     Args:
-        stream: Where the text goes.
+        stream: Stream that receives the escaped text.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.unescaped = stream
 
     def write(self, text: str) -> int:
-        """Write text; returns the number of its characters."""
+        """Write a text, and return the number of its characters."""
         self.unescaped.write(printable(text, lines=True))
         return len(text)
 
@@ -41,11 +41,11 @@ class SafeStream(io.TextIOBase):
             self.write(text)
 
     def flush(self) -> None:
-        """Pass on what is held back."""
+        """Flush the stream behind it."""
         self.unescaped.flush()
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return True if the stream behind it is a terminal."""
         return self.unescaped.isatty()
 
     def fileno(self) -> int:
@@ -53,7 +53,7 @@ class SafeStream(io.TextIOBase):
         return self.unescaped.fileno()
 
     def writable(self) -> bool:
-        """Tell that it can be written to."""
+        """Return True: the stream is writable."""
         return True
 
     def __getattr__(self, name: str) -> Any:
@@ -61,17 +61,17 @@ class SafeStream(io.TextIOBase):
 
 
 def unescaped(stream: TextIO) -> TextIO:
-    """Return the stream behind a safe one, for the colours and bars of our own."""
+    """Return the stream behind a safe stream, for the package's own colours and progress bars."""
     return stream.unescaped if isinstance(stream, SafeStream) else stream
 
 
 def say(*texts: object, stream: TextIO | None = None, flush: bool = False) -> None:
-    """Print one line; a line end inside a text is shown as an escape where a person reads it.
+    """Print one line. On a terminal, line ends inside a text are escaped.
 
     Args:
-        texts: What is printed, with blanks between.
-        stream: Where to; standard output by default.
-        flush: Whether it is seen at once.
+        texts: Values to print, separated by blanks.
+        stream: Stream to print to; standard output by default.
+        flush: Flush the stream after the line.
     """
     out = sys.stdout if stream is None else stream
     line = " ".join(map(str, texts))
@@ -81,18 +81,18 @@ def say(*texts: object, stream: TextIO | None = None, flush: bool = False) -> No
 
 
 def shown(text: str) -> str:
-    """Return a text that is a part of a line: with its line ends escaped where a person reads it."""
+    """Return a part of a line, with line ends escaped if standard output is a terminal."""
     return printable(text) if isinstance(sys.stdout, SafeStream) else text
 
 
 def own_lines(text: str) -> str:
-    """Return a message without secrets whose further lines are indented, so that none looks like one of its own."""
+    """Remove secrets from a message and indent its further lines, so that none looks like another message."""
     return without_secrets(text).replace("\n", "\n  ")
 
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """Escape what is printed within, and print names that are not valid text instead of failing."""
+    """Escape all output inside the context, and print names that are invalid text without failing."""
     codecs.register_error(_BYTES, _as_bytes)
     before = sys.stdout, sys.stderr
     errors = []
@@ -114,7 +114,7 @@ def safe_output() -> Iterator[None]:
 
 
 def _as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Encode the bytes of a file name as they are, and anything else as an escape."""
+    """Encode the raw bytes of file names unchanged, and any other character as an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start : error.end]

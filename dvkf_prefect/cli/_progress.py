@@ -1,4 +1,4 @@
-"""A progress bar for a terminal."""
+"""Progress bar for a terminal."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dvkf_prefect.text import printable
 
 
 class Bar:
-    """A bar on standard error: objects, bytes and the time left; gone when it is done."""
+    """Progress bar on standard error with objects, bytes and remaining time. It is removed at the end."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
-        # The command line escapes what is written to standard error; a bar is made of escape sequences.
+        # A bar consists of escape sequences, which the safe standard error would escape.
         self._stream = getattr(sys.stderr, "unescaped", sys.stderr)
 
     def start(self, label: str, files: int, size: int) -> None:
         """Show a new bar.
 
         Args:
-            label: What is done.
-            files: Number of objects to come; 0 when it is not known.
-            size: Bytes to come, or about so many; 0 when it is not known.
+            label: Name of the operation.
+            files: Expected number of objects; 0 if unknown.
+            size: Expected bytes, exact or estimated; 0 if unknown.
         """
         self.finish()
         self._files = self._size = 0
@@ -47,20 +47,20 @@ class Bar:
         self._progress.start()
 
     def advance(self, files: int, size: int) -> None:
-        """Move the bar on."""
+        """Advance the bar by completed files and bytes."""
         if self._progress:
             self._files += files
             self._size += size
             done = f"{self._files}/{self._total}" if self._total else str(self._files)
             total: float | None = self._expected or None
             if self._total and self._files:
-                # Without a size, or past a guessed one, what came so far tells how much is to come.
+                # Without a size, or beyond an estimate, extrapolate from the completed files.
                 guess = self._size * self._total / self._files
                 total = guess if total is None or self._size > total else total
             self._progress.update(self._task, completed=self._size, total=total, done=done)
 
     def finish(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress:
             self._progress.stop()
             self._progress = None

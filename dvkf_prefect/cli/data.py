@@ -151,7 +151,7 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
             print("Data and pipelines are up to date.")
             return 0
     if targets:
-        # Of a path inside an output, the state of the whole output is shown.
+        # A path inside an output shows the state of the whole output.
         tracked = [output.path for output in repo.outputs()]
         targets = [next((path for path in tracked if t.startswith(path + "/")), t) for t in targets]
     data = repo.status(targets)
@@ -190,7 +190,7 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
 
 
 def _from_here(repo: Repo, report: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return a report whose names, relative to the root, are relative to the current folder, as DVC prints them."""
+    """Convert the names in a report from the root to the current folder, as DVC prints them."""
     if os.getcwd() == str(repo.root):
         return report
 
@@ -220,7 +220,7 @@ def _source_from_here(repo: Repo, source: str) -> str:
 
 
 def _reasons(repo: Repo, targets: Sequence[str]) -> dict[str, str]:
-    """Return what changed for each stage, from what to what; some targets may be data."""
+    """Return changes with old and new values by stage. Targets may include data."""
     from dvkf_prefect.errors import StageNotFoundError
     from dvkf_prefect.pipeline.plan.why import stage_status
 
@@ -274,7 +274,7 @@ def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) 
 
 
 def print_checkout(changes: Checkout) -> None:
-    """Print what a checkout changed, as DVC does."""
+    """Print the changes of a checkout, as DVC does."""
     for mark, paths in (("M", changes.modified), ("A", changes.added), ("D", changes.deleted)):
         for path in paths:
             say(f"{mark}\t{path}")

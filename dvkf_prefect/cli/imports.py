@@ -1,4 +1,4 @@
-"""Commands on data of other repositories and of urls."""
+"""Commands on data of other repositories and urls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class _Options(argparse.Action):
-    """Collects NAME=VALUE words into a mapping."""
+    """Argparse action that collects NAME=VALUE words in a mapping."""
 
     def __call__(
         self,
@@ -39,7 +39,7 @@ class _Options(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Take the words of one option."""
+        """Add the words of one option."""
         words = [values] if isinstance(values, str) else values or ()
         found = dict(getattr(namespace, self.dest) or {})
         for word in words:
@@ -51,7 +51,7 @@ class _Options(argparse.Action):
 
 
 def _tried(what: str, action: Callable[[], T]) -> T | None:
-    """Do something; a failure is told with what it was, and ends the command with 1, as DVC does."""
+    """Run a function and return its result. On failure, print the operation with the error and return None."""
     try:
         return action()
     except DvkfError as error:
@@ -314,7 +314,7 @@ def update(args: argparse.Namespace) -> int:
 
 
 def _told(args: argparse.Namespace, repo: Repo, done: Sequence[Import], *, executed: bool = True) -> int:
-    """Say what was imported, and what git should be told."""
+    """Print the imports and the ``git add`` command for them; return the exit code 0."""
     if args.quiet:
         return 0
     for item in done:

@@ -1,4 +1,4 @@
-"""Commands that look at a repository and change nothing."""
+"""Commands that inspect a repository without changing it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _items(group: object) -> Iterable[str]:
         yield from group
 
 
-# -- what there is -----------------------------------------------------------------------------------------------------
+# -- contents --------------------------------------------------------------------------------------------------------
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def _source_arguments(parser: Parser) -> None:
 
 @contextmanager
 def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str, str]]:
-    """Open the innermost repository that is asked about; yield it, the path in it, and where it lies."""
+    """Open the innermost repository of a path; yield it, the path inside it, and its location."""
     from dvkf_prefect.data.imports.external import open_external
     from dvkf_prefect.data.imports.lookup import repository_of
 
@@ -214,7 +214,7 @@ def list_files(args: argparse.Namespace) -> int:
         return 0
     show = _Painter()
     if not (args.size or args.show_hash):
-        # Of very many files, aligning would take longer than listing.
+        # For very many files, alignment would take longer than the listing.
         if rows:
             print("\n".join(prefix + show(entry) for entry, prefix in rows), file=unescaped(sys.stdout))
         return 0
@@ -233,7 +233,7 @@ def list_files(args: argparse.Namespace) -> int:
 
 
 def _from_here(repo: ExternalRepo, entries: list[Listed]) -> list[Listed]:
-    """Return files of a repository named from the current folder, where that lies below its root, as DVC does."""
+    """Name files of a repository from the current folder if that is below its root, as DVC does."""
     here = os.path.realpath(os.getcwd())
     root = str(repo.root)
     if not here.startswith(root + os.sep):
@@ -247,7 +247,7 @@ def _from_here(repo: ExternalRepo, entries: list[Listed]) -> list[Listed]:
 
 
 def _tree_rows(node: Node, prefix: str = "", tail: str = "") -> Iterator[tuple[Listed, str]]:
-    """Yield each entry with what is drawn before its name."""
+    """Yield each entry with the branches of the tree before its name."""
     yield node.listed, prefix + tail
     inner = prefix + {"": "", "├── ": "│   ", "└── ": "    "}[tail]
     for number, child in enumerate(node.nodes, 1):
@@ -256,7 +256,7 @@ def _tree_rows(node: Node, prefix: str = "", tail: str = "") -> Iterator[tuple[L
 
 
 class _Painter:
-    """Colours names for a terminal by LS_COLORS, as DVC does."""
+    """Colours of names on a terminal by LS_COLORS, as in DVC."""
 
     def __init__(self) -> None:
         self._codes: dict[str, str] = {}
@@ -297,7 +297,7 @@ def du(args: argparse.Namespace) -> int:
     return 0
 
 
-# -- what is left out --------------------------------------------------------------------------------------------------
+# -- ignored paths -----------------------------------------------------------------------------------------------------
 
 
 def check_ignore_arguments(parser: Parser) -> None:
@@ -341,14 +341,14 @@ def check_ignore(args: argparse.Namespace) -> int:
 
 
 def _typed() -> Iterator[str]:
-    """Yield lines of standard input up to an empty one."""
+    """Yield lines of standard input up to the first empty line."""
     for line in sys.stdin:
         if not line.rstrip("\n"):
             return
         yield line.rstrip("\n")
 
 
-# -- where and with what -----------------------------------------------------------------------------------------------
+# -- environment -------------------------------------------------------------------------------------------------------
 
 
 def root_arguments(parser: Parser) -> None:
@@ -397,7 +397,7 @@ def doctor(args: argparse.Namespace) -> int:
             repo = open_repo()
             checks = check_health(repo, remote=not args.no_remote)
     except ConfigError as error:
-        # What is wrong with the settings is what the doctor is asked about.
+        # Invalid settings are among the problems that the doctor reports.
         checks = [Check("settings", "fail", str(error), "correct the file")]
     if args.json:
         print(json.dumps([asdict(check) for check in checks]))

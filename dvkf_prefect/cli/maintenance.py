@@ -1,4 +1,4 @@
-"""Commands that look after caches and remotes."""
+"""Commands that maintain caches and remotes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def _duration(text: str) -> float:
-    """Read ``90``, ``90s``, ``15m``, ``2h``, ``7d`` or ``4w`` as seconds."""
+    """Parse ``90``, ``90s``, ``15m``, ``2h``, ``7d`` or ``4w`` to seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip().lower())
     if not found:
         raise argparse.ArgumentTypeError(f"'{text}' is not a duration such as 90s, 15m, 2h or 7d")
@@ -112,7 +112,7 @@ def gc(args: argparse.Namespace) -> int:
         if args.remote and not (args.cloud or args.not_in_remote):
             raise ConfigError("`--remote` requires `--cloud` or `--not-in-remote`")
     except ConfigError as error:
-        # DVC ends with this code, and not with that of a wrong configuration.
+        # DVC ends with this code, not with that of an invalid configuration.
         print(f"ERROR: {own_lines(str(error))}", file=sys.stderr)
         return 255
     repo = open_repo()
@@ -139,7 +139,7 @@ def gc(args: argparse.Namespace) -> int:
 
 
 def _warning(args: argparse.Namespace, scope: Scope, repo: Repo) -> str:
-    """Say what will be kept, in DVC's words."""
+    """Return DVC's warning on the data that will be kept."""
     num = scope.num or (1 if scope.rev else None)
     kept = ["the workspace"]
     if scope.all_commits:

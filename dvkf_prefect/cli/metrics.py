@@ -166,18 +166,18 @@ def _cell(value: Any, precision: int | None) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> None:
-    """Print a table with a line of headers as DVC does; without rows only in markdown."""
+    """Print a table with headers, as DVC does. Without rows, it is printed only in markdown."""
     from dvkf_prefect.cli.tables import markdown_table, plain_table
 
     if markdown:
         print(markdown_table(headers, rows))
     elif rows:
-        # A header is given two columns more than it needs.
+        # DVC makes a header two columns wider than needed.
         print(plain_table([[header + "  " for header in headers], *rows]))
 
 
 def _warn(found: Mapping[str, Reading]) -> None:
-    """Tell what could not be read."""
+    """Print warnings for unreadable files."""
     for rev, reading in found.items():
         errors = {"": reading.error, **{path: file.error for path, file in reading.files.items()}}
         where = f" of '{rev}'" if rev else ""

@@ -1,4 +1,4 @@
-"""Commands that run pipelines, and on models."""
+"""Commands on pipelines and models."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _confirm(stage: Stage) -> bool:
 
 
 def _name(repo: Repo, address: str) -> str:
-    """Return a stage's address as it reads in the current folder."""
+    """Return a stage's address relative to the current folder."""
     match = re.fullmatch(r"(?:((?:.*/)?dvc\.yaml):)?(.*)", address, re.DOTALL)
     file, name = (match[1] or PIPELINE_FILE, match[2]) if match else (PIPELINE_FILE, address)
     shown = os.path.relpath(repo.root / file)
@@ -213,13 +213,13 @@ def _end(quiet: bool, changed: bool) -> None:
 
 
 class _Screen:
-    """Tells a person what is done, in DVC's words, with the reasons for it."""
+    """Printer of a pipeline's events, in DVC's words, with reasons."""
 
     def __init__(
         self, repo: Repo, *, quiet: bool, on_error: str, echoes: bool = True, dry: bool = False
     ) -> None:
         self._repo = repo
-        self._echoes = echoes  # whether stages print for themselves
+        self._echoes = echoes  # True if the runner prints the output of stages
         self._quiet = quiet
         self._on_error = on_error
         self._dry = dry
@@ -234,7 +234,7 @@ class _Screen:
             sys.stdout.flush()
 
     def tell_source(self, event: SourceEvent) -> None:
-        """Tell of a `.dvc` file."""
+        """Print the state of a `.dvc` file."""
         self._changed |= event.action != "skip"
         would = "would be " if self._dry else ""
         if event.action == "update":
@@ -249,7 +249,7 @@ class _Screen:
         self._say(f"'{os.path.relpath(self._repo.root / event.source)}'{said[event.action]}")
 
     def tell_decision(self, stage: Stage, decision: Decision) -> None:
-        """Tell what would be done with a stage."""
+        """Print the planned action for a stage."""
         from dvkf_prefect.pipeline.run.events import StageEvent
 
         name = _name(self._repo, stage.address)
@@ -263,20 +263,20 @@ class _Screen:
             self.tell(StageEvent(stage.address, decision.action, decision.reasons, frozen=stage.frozen))
 
     def tell_failure(self, stage: Stage, error: DvkfError) -> None:
-        """Tell of a stage that would fail."""
+        """Print the expected failure of a stage."""
         from dvkf_prefect.pipeline.run.events import StageEvent
 
         self.tell(StageEvent(stage.address, "fail", message=str(error)))
 
     def tell(self, event: StageEvent) -> None:
-        """Tell of a stage."""
+        """Print an event of a stage."""
         name = _name(self._repo, event.stage)
         match event.kind:
             case "start":
                 self._running.append(name)
                 space = [""] if self._ran else []
                 self._ran = True
-                # The commands are told by what runs them, each when it begins.
+                # The runner prints the commands, each at its start.
                 self._say(*space, f"Running stage '{name}':", _because(event.reasons))
             case "skip":
                 if event.frozen:
@@ -315,7 +315,7 @@ class _Screen:
         return f"; still running: {', '.join(self._running)}" if self._running else ""
 
     def end(self, result: ReproResult) -> int:
-        """Tell of the whole and return the exit code."""
+        """Print the summary and return the exit code."""
         if result.failed and self._on_error != "ignore":
             names, blocked = (
                 " and ".join(f"'{_name(self._repo, address)}'" for address in addresses)

@@ -130,7 +130,7 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
 
 
 def _folder(args: argparse.Namespace, repo: Repo) -> Path:
-    """Return where pages and pictures go; a repository cannot lead that out of itself."""
+    """Return the output folder of pages and pictures. A repository's setting cannot point outside the repository."""
     from dvkf_prefect.errors import UnsafePathError
     from dvkf_prefect.paths import check_output, check_parents
     from dvkf_prefect.pipeline.report.plot_files import refuse_link

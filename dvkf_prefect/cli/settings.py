@@ -61,9 +61,9 @@ def level_arguments(parser: Parser) -> None:
 
 
 def config_here() -> Config:
-    """Return the settings of the repository here, or without one the user's and the system's.
+    """Return the settings of the current repository; outside one, those of the user and the system.
 
-    They may be wrong: these commands set them right.
+    Invalid settings are accepted, since these commands correct them.
     """
     from dvkf_prefect.data.repository.config import Config
 
@@ -150,7 +150,7 @@ def remote_remove(args: argparse.Namespace) -> int:
     if name not in config.read(level)["remote"]:
         raise ConfigError(f"remote '{name}' doesn't exist.")
     gone = name not in config.below(level)["remote"]
-    # The levels above may name it as their default or give it options; without the remote those would be errors.
+    # Higher levels may use it as their default or set its options, which would be errors without the remote.
     levels = list(config.files)
     for other in reversed(levels[levels.index(level) :]):
         with config.edit(other) as sections:
@@ -176,7 +176,7 @@ def remote_rename(args: argparse.Namespace) -> int:
             sections["core"]["remote"] = args.new
     for other in levels[levels.index(level) + 1 :]:
         with config.edit(other, check_above=False) as sections:
-            # DVC leaves the options that levels above give it, and stops at them from then on.
+            # DVC keeps options of higher levels under the old name, and later fails on them.
             if name in sections["remote"] and "url" not in sections["remote"][name]:
                 sections["remote"][args.new] = sections["remote"].pop(name)
             if sections["core"].get("remote") == name:
@@ -245,7 +245,7 @@ def find(values: dict[str, dict[str, Any]], top: str | None, section: str, optio
     """Return one setting of a level.
 
     Raises:
-        ConfigError: It is not set there.
+        ConfigError: The level does not set it.
     """
     options = (values[top] if top else values).get(section)
     kind = top or "section"
@@ -262,7 +262,7 @@ def _misused(message: str) -> int:
 
 
 def _origin(config: Config, level: str, args: argparse.Namespace) -> str:
-    """Return the file of a level as DVC names it: from the root, or in full."""
+    """Return the path of a level's file as DVC prints it: relative to the root, or absolute."""
     if not args.show_origin:
         return ""
     file = config.files[level]

@@ -113,7 +113,7 @@ def _new_stage(args: argparse.Namespace) -> NewStage:
 
 
 def _command(words: Sequence[str]) -> str:
-    """Return the words of a command as one text, those with blanks in quotes, as DVC does."""
+    """Join the words of a command, with quotes around words with blanks, as DVC does."""
     if len(words) < 2:
         return "".join(words)
     return " ".join(
@@ -150,7 +150,7 @@ def _listed(repo: Repo, args: argparse.Namespace) -> Iterator[Stage | str]:
         try:
             if posixpath.basename(path) == PIPELINE_FILE:
                 return list(load_stages(files, path))
-            read_outputs(files, path)  # refuses a file with a fault
+            read_outputs(files, path)  # raises for an invalid file
             return [path]
         except ParseError:
             if args.fail or strict:
@@ -193,7 +193,7 @@ def _stage_row(repo: Repo, item: Stage | str) -> tuple[str, str]:
 
 
 def _described_data(repo: Repo, file: str) -> str:
-    """Return the description of a `.dvc` file, its paths as it writes them."""
+    """Return the description of a `.dvc` file, with paths in its own spelling."""
     from dvkf_prefect.formats import documents
 
     document = documents.load(repo.files().read(file), file) or {}

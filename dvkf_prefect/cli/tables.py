@@ -10,12 +10,12 @@ from dvkf_prefect.text import printable
 
 
 def plain_table(rows: Sequence[Sequence[str | None]], *, right: bool = False, painted: bool = False) -> str:
-    """Return rows in columns, two spaces apart.
+    """Return rows in aligned columns, two spaces apart.
 
     Args:
-        rows: The cells; None is shown as ``-``.
-        right: Whether the first column ends at one place instead of beginning there.
-        painted: Whether the cells hold colours and are safe to print already.
+        rows: Cells by row; None is shown as ``-``.
+        right: Align the first column to the right.
+        painted: True if the cells have colours and are already safe to print.
     """
     cells = [["-" if cell is None else cell if painted else shown(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
@@ -29,9 +29,9 @@ def plain_table(rows: Sequence[Sequence[str | None]], *, right: bool = False, pa
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in GitHub's markdown, with an empty line behind it; cells are text, never markup."""
+    """Return a table in GitHub's markdown, with an empty line after it. Cells are escaped."""
     headers, rows = [_plain(header) for header in headers], [[_plain(cell) for cell in row] for row in rows]
-    # A header is given two columns more than it needs.
+    # DVC makes a header two columns wider than needed.
     widths = [max(len(header) + 2, *(_width(row[i]) for row in rows), 0) for i, header in enumerate(headers)]
 
     def line(cells: Sequence[str]) -> str:
@@ -43,13 +43,13 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def _plain(cell: str) -> str:
-    """Return a cell without what would end it, or show a picture, a link or HTML; the rest as DVC writes it."""
+    """Escape cell separators, pictures, links and HTML in a cell; all else stays as in DVC."""
     text = " ".join(cell.splitlines()).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
     return printable(text)
 
 
 def natural_size(size: float) -> str:
-    """Return a number of bytes by powers of 1024, in about four characters."""
+    """Format a number of bytes by powers of 1024, in about four characters."""
     if size < 1024:
         return f"{size:.0f}"
     for unit in ("", "k", "M", "G", "T", "P", "E", "Z"):
@@ -62,7 +62,7 @@ def natural_size(size: float) -> str:
 
 
 def _width(text: str) -> int:
-    """Return the columns that a text takes on a screen."""
+    """Return the width of a text on a terminal, in columns."""
     if text.isascii():
         return len(text)
     return sum(

@@ -1,4 +1,4 @@
-"""Commands that move data between the cache and a remote."""
+"""Commands that transfer data between the cache and a remote."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _print_plans(plans: Plans, quiet: bool) -> int:
 
 
 def _arguments(parser: Parser) -> None:
-    """Describe what push, fetch and pull have in common."""
+    """Add the common options of push, fetch and pull."""
     parser.add_argument(
         "targets",
         nargs="*",
@@ -102,15 +102,15 @@ def push(args: argparse.Namespace) -> int:
 def _warn_of_missing(
     verb: Callable[..., Transfer], targets: Sequence[str], **options: Any
 ) -> Transfer | None:
-    """Run a transfer; objects that are in neither place are a warning, as with DVC, once all others arrived.
+    """Run a transfer. Objects missing on both sides are a warning after all others moved, as in DVC.
 
     Args:
-        verb: A transfer of the repository.
-        targets: Its targets.
-        options: Its options.
+        verb: Method of the repository.
+        targets: Targets of the transfer.
+        options: Further arguments of the method.
 
     Returns:
-        The transfer; None where something was missing.
+        The transfer; None if objects were missing.
     """
     try:
         return verb(targets, **options)

@@ -1,4 +1,4 @@
-"""Commands on where data lies: the cache's place and layout, and tracked paths moved, unlinked or let go."""
+"""Commands on storage: the cache's folder and layout, and tracked paths to move, unprotect or remove."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def remove(args: argparse.Namespace) -> int:
 
 
 def _described(repo: Repo, targets: Sequence[str]) -> list[str]:
-    """Return what was typed, relative to the root; a bare word is a stage of the dvc.yaml here."""
+    """Convert a target from the current folder to the root. A bare word is a stage of the dvc.yaml here."""
     typed = []
     for target in targets:
         file, colon, stage = target.rpartition(":")
@@ -159,7 +159,7 @@ def move(args: argparse.Namespace) -> int:
 
 
 def elsewhere_arguments(parser: Parser) -> None:
-    """Add the options of ``dvkf add`` that are about patterns and data that lies elsewhere."""
+    """Add the options of ``dvkf add`` for patterns and external data."""
     parser.add_argument("--glob", action="store_true", help="targets are patterns: *, ?, [abc], **")
     parser.add_argument("-o", "--out", metavar="<path>", help="copy the target to there and track that")
     parser.add_argument(
@@ -180,13 +180,13 @@ def elsewhere_arguments(parser: Parser) -> None:
 
 
 def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
-    """Do what ``dvkf add`` is asked for; return the repository and what was tracked."""
+    """Track the targets of ``dvkf add``; return the repository and the new versions."""
     from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.verbs.add_from import expand, place_for
 
     if wrong := _wrong_together(args):
         raise OutputError(wrong)
-    # Files that are not links of a kind have nothing to be made anew.
+    # With --no-relink, added files stay in place: only hard or symbolic links would replace them.
     repo = Repo.open(config=None if args.relink else {"cache": {"type": "reflink,copy"}})
     progress = progress_bar(args.quiet)
     if not (args.out or args.to_remote):
@@ -212,7 +212,7 @@ def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
 
 
 def _beside_here(repo: Repo, source: str) -> str:
-    """Return where data from elsewhere is tracked when nobody says: here; data of the repository where it lies."""
+    """Return the default path for external data: the current folder, or its own path inside the repository."""
     from dvkf_prefect.data.verbs.add_from import name_of
 
     if "://" not in source and os.path.realpath(source).startswith(f"{repo.root}{os.sep}"):
@@ -221,7 +221,7 @@ def _beside_here(repo: Repo, source: str) -> str:
 
 
 def _wrong_together(args: argparse.Namespace) -> str | None:
-    """Return what DVC says of options that do not go together."""
+    """Return DVC's message for options that exclude each other."""
     if args.to_remote or args.out:
         option = "--to-remote" if args.to_remote else "--out"
         for wrong, name in (
