@@ -1,4 +1,4 @@
-"""One open repository, and what can be done with its data."""
+"""Facade of an open repository: one method for each verb on its data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """What a pull brought and changed."""
+    """Result of a pull: the objects downloaded and the changes to the workspace."""
 
     transfer: Transfer
     checkout: Checkout
@@ -44,15 +44,15 @@ class Repo(RepoImports):
     """A DVC repository, opened for reading and writing.
 
     Args:
-        root: The folder that holds `.dvc`.
-        config: Settings over the files', see `Repo.open`.
+        root: Folder that holds `.dvc`.
+        config: Settings that override those in the files, see `Repo.open`.
 
     Attributes:
-        root: The repository's root.
-        dvc_dir: Its `.dvc` folder.
-        config: Its settings.
-        cache: Its cache.
-        git: The git work tree it lies in, None without one.
+        root: Root folder of the repository.
+        dvc_dir: The `.dvc` folder.
+        config: Merged settings.
+        cache: Local object store.
+        git: Git work tree that contains the repository, None without git.
 
     Example:
         >>> repo = Repo.open("path/to/repository")
@@ -68,17 +68,17 @@ class Repo(RepoImports):
         rev: str | None = None,
         overlap: Overlap = "same",
     ) -> Selection:
-        """Return the outputs, and parts of them, that a person means; see `data.targets`.
+        """Resolve targets and filters to outputs and paths inside them; see `data.repository.selection`.
 
         Args:
-            targets: As of `outputs`, and paths inside outputs.
-            choice: What else is meant, or what not.
-            rev: A git revision; None for the workspace.
-            overlap: As of `outputs`.
+            targets: Those that `outputs` takes, and paths inside outputs.
+            choice: Options that add to the selection or filter it.
+            rev: Git revision; None for the workspace.
+            overlap: As for `outputs`.
 
         Raises:
             OutputNotFoundError: A target is not tracked.
-            ParseError: A file does not say what its format allows.
+            ParseError: A file does not follow its format.
         """
         from dvkf_prefect.data.repository.selection import select
 
@@ -93,25 +93,25 @@ class Repo(RepoImports):
         no_commit: bool = False,
         progress: Progress | None = None,
     ) -> list[DataVersion]:
-        """Track files or directories: into the cache, and a `.dvc` file beside each.
+        """Track files or directories: store them in the cache and write a `.dvc` file beside each.
 
-        A path inside a tracked directory is added to that directory, the rest of which need not be there.
+        A path inside a tracked directory updates that directory; its other files may be absent from the workspace.
 
         Args:
             targets: Paths, relative to the root or absolute.
-            no_commit: Only record the content; do not store it.
-            progress: Told of files and bytes.
+            no_commit: Record the content without storing it in the cache.
+            progress: Called as files and bytes complete.
 
         Returns:
-            The version recorded for each target, in their order.
+            The version recorded for each target, in the order of `targets`.
 
         Raises:
             OutputNotFoundError: A target is not on disk.
-            OutputInGitError: Git tracks it, or files in it.
-            OutputOverlapError: It holds another output, or lies in one of a stage.
-            MissingObjectError: It lies in a directory whose manifest is not in the cache.
-            OutputError: It belongs to a stage, or holds something that cannot be tracked.
-            DiskFullError: There is no room.
+            OutputInGitError: Git tracks a target, or files in it.
+            OutputOverlapError: A target contains another output, or lies inside a stage's output.
+            MissingObjectError: A target lies in a directory whose manifest is not in the cache.
+            OutputError: A target belongs to a stage, or contains something that cannot be tracked.
+            DiskFullError: The disk is full.
         """
         with self.lock(write=[os.fspath(target) for target in targets]):
             return adding.add(self, targets, no_commit=no_commit, progress=progress)
@@ -126,20 +126,20 @@ class Repo(RepoImports):
         force: bool = False,
         progress: Progress | None = None,
     ) -> DataVersion:
-        """Bring data from elsewhere to a remote and track it, without keeping it here.
+        """Upload data from a path or url to a remote and track it, without storing it locally.
 
         Args:
-            source: A path, relative to the root or absolute, or a url; ``remote://name/path`` has a remote's options.
-            out: Where it is to be, relative to the root or absolute; None for its own name at the root.
-            remote: The remote's name; None for the default one.
-            jobs: How many transfers at once.
-            force: Track it also where a place named by ``out`` is taken; what is there stays until a checkout.
-            progress: Told of files and bytes.
+            source: Path, relative to the root or absolute, or a url; ``remote://name/path`` uses a remote's options.
+            out: Path of the output, relative to the root or absolute; None for the source's name at the root.
+            remote: Name of the remote; None for the default one.
+            jobs: Number of parallel transfers.
+            force: Track it even if the path ``out`` exists; that file stays until the next checkout.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputNotFoundError: Nothing is at the source.
-            OutputError: The place is taken, or may not be tracked.
-            TransferError: Some files could not be had; nothing was tracked.
+            OutputNotFoundError: The source does not exist.
+            OutputError: The path is taken, or cannot be tracked.
+            TransferError: Some files could not be read; nothing was tracked.
             RemoteError: The remote cannot be used.
         """
         from dvkf_prefect.data.verbs.add_from import add_to_remote, name_of
@@ -158,20 +158,20 @@ class Repo(RepoImports):
         force: bool = False,
         progress: Progress | None = None,
     ) -> DataVersion:
-        """Copy data from elsewhere into the workspace and track it; the source stays.
+        """Copy data from a path or url into the workspace and track it; the source stays.
 
         Args:
-            source: As of `add_to_remote`.
-            out: As of `add_to_remote`.
-            jobs: How many transfers at once.
-            force: Overwrite what is there.
-            progress: Told of files and bytes.
+            source: As for `add_to_remote`.
+            out: As for `add_to_remote`.
+            jobs: Number of parallel transfers.
+            force: Overwrite an existing file or directory.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputNotFoundError: Nothing is at the source.
-            OutputError: The place is taken, or may not be tracked.
-            TransferError: Some files could not be had; nothing was tracked.
-            DiskFullError: There is no room.
+            OutputNotFoundError: The source does not exist.
+            OutputError: The path is taken, or cannot be tracked.
+            TransferError: Some files could not be read; nothing was tracked.
+            DiskFullError: The disk is full.
         """
         from dvkf_prefect.data.verbs.add_from import add_copy, name_of
 
@@ -181,28 +181,28 @@ class Repo(RepoImports):
     def commit(
         self, targets: Sequence[str] = (), *, sources: bool = False, progress: Progress | None = None
     ) -> list[DataVersion]:
-        """Record and store the outputs of `.dvc` files as they are in the workspace now.
+        """Record and store the current workspace content of the outputs of `.dvc` files.
 
         Args:
-            targets: Only these, see `outputs`.
-            sources: Record what imports come from as it is now, too, as ``dvc commit -f``; they must be there.
-            progress: Told of files and bytes.
+            targets: Limit to these, see `outputs`.
+            sources: Record the current content of imports' sources too, as ``dvc commit -f``; the sources must exist.
+            progress: Called as files and bytes complete.
 
         Returns:
-            The versions of those that changed.
+            The versions of the outputs that changed.
 
         Raises:
-            OutputNotFoundError: An output is not on disk, or what an import comes from does not exist.
-            DiskFullError: There is no room.
+            OutputNotFoundError: An output is not on disk, or the source of an import does not exist.
+            DiskFullError: The disk is full.
         """
         with self.lock(write=lambda: written_paths(self, targets)):
             return adding.commit(self, targets, sources=sources, progress=progress)
 
     def status(self, targets: Sequence[str] = ()) -> Status:
-        """Compare the workspace with what is recorded.
+        """Compare the workspace with the recorded content.
 
         Args:
-            targets: Only these, see `outputs`.
+            targets: Limit to these, see `outputs`.
         """
         return compare_workspace(self, targets)
 
@@ -216,18 +216,18 @@ class Repo(RepoImports):
         remote: str | None = None,
         remote_refresh: bool = True,
     ) -> DataStatus:
-        """Compare the last commit, the `.dvc` files, the workspace, the cache and, when asked to, the remote.
+        """Compare the last commit, the `.dvc` files, the workspace, the cache and, on request, the remote.
 
         Args:
-            targets: Only these paths, and what lies in them; also those that `outputs` takes.
-            granular: File by file, inside directories too.
-            untracked: List the files that nobody tracks.
-            not_in_remote: List what is not on its remote.
-            remote: The remote to ask; None for the default one. An output that names one is looked for there.
-            remote_refresh: False to go by what was found on the remote the last time.
+            targets: Limit to these paths and the paths inside them; also those that `outputs` takes.
+            granular: Compare file by file inside directories.
+            untracked: List the files that neither git nor DVC tracks.
+            not_in_remote: List recorded content that is missing from its remote.
+            remote: Remote to query; None for the default one. An output's own remote takes precedence.
+            remote_refresh: Query the remote; False to use the result of the last query.
 
         Raises:
-            RemoteNotFoundError: There is no remote of that name.
+            RemoteNotFoundError: No remote has that name.
             RemoteError: The remote cannot be used.
         """
         from dvkf_prefect.data.verbs.data_status import data_status
@@ -252,22 +252,22 @@ class Repo(RepoImports):
         relink: bool = False,
         progress: Progress | None = None,
     ) -> Checkout:
-        """Make the workspace hold what is recorded, from the cache.
+        """Restore the recorded content in the workspace from the cache.
 
-        Without targets, outputs that are tracked no longer are removed too, if they are as they were checked out.
+        Without targets, it also removes outputs that are no longer tracked and unchanged since their checkout.
 
         Args:
-            targets: Only these, see `outputs`, and paths inside outputs, of which nothing else is touched.
-            choice: What else is meant: dependencies, folders, patterns.
-            force: Overwrite and remove files whose content is nowhere else.
-            allow_missing: Pass over outputs that the cache does not hold.
-            relink: Make the files that are as recorded anew too, by the link type that is configured now.
-            progress: Told of files and bytes.
+            targets: Limit to these, see `outputs`; a path inside an output restores only that path.
+            choice: Options that add to the selection: dependencies, folders, patterns.
+            force: Overwrite and remove files whose content is stored nowhere else.
+            allow_missing: Skip outputs that are missing from the cache.
+            relink: Recreate unchanged files too, with the link type that is configured now.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputChangedError: Files would be lost; nothing was touched.
-            TransferError: Objects are missing from the cache or damaged; everything else was put in place.
-            DiskFullError: There is no room.
+            OutputChangedError: Files would be lost; nothing was changed.
+            TransferError: Objects are missing from the cache or damaged; everything else was checked out.
+            DiskFullError: The disk is full.
         """
         with self.lock(write=lambda: written_paths(self, targets, choice)):
             return check_out(
@@ -283,18 +283,18 @@ class Repo(RepoImports):
     def remove(
         self, targets: Sequence[str], *, outs: bool = False, force: bool = False, dry_run: bool = False
     ) -> Removal:
-        """Stop tracking data, or take stages out of a dvc.yaml. The data stays, as files that can be written to.
+        """Stop tracking data, or remove stages from a dvc.yaml. The data stays in the workspace as writable files.
 
         Args:
             targets: `.dvc` files, dvc.yaml files, stages of the dvc.yaml at the root, or ``dvc.yaml:name``.
-            outs: Remove the data from the workspace too; what the cache holds stays there.
-            force: With ``outs``, remove files whose content is nowhere else.
-            dry_run: Only say what would be removed.
+            outs: Remove the data from the workspace too; the cache is not changed.
+            force: With ``outs``, remove files whose content is stored nowhere else.
+            dry_run: Return what would be removed without removing it.
 
         Raises:
-            OutputNotFoundError: A target is none of them; nothing was touched.
-            OutputError: A stage is one of those that a `foreach` or a `matrix` makes; nothing was touched.
-            OutputChangedError: Files would be lost; nothing was touched.
+            OutputNotFoundError: A target is none of these; nothing was changed.
+            OutputError: A stage is generated by a `foreach` or a `matrix`; nothing was changed.
+            OutputChangedError: Files would be lost; nothing was changed.
         """
         from dvkf_prefect.data.verbs.remove import remove
 
@@ -308,17 +308,17 @@ class Repo(RepoImports):
         *,
         progress: Progress | None = None,
     ) -> Move:
-        """Give a tracked file or directory another place or name, and its `.dvc` file with it.
+        """Move or rename a tracked file or directory, together with its `.dvc` file.
 
         Args:
-            source: Where it is, relative to the root or absolute.
-            target: Where it shall be; into it, if it is a directory.
-            progress: Told of files and bytes.
+            source: Current path, relative to the root or absolute.
+            target: New path; an existing directory receives the source under its own name.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputNotFoundError: It is not tracked.
-            OutputError: A stage writes it, or the other place is taken.
-            OutputOverlapError: The other place lies in another output.
+            OutputNotFoundError: The source is not tracked.
+            OutputError: A stage writes the source, or the new path is taken.
+            OutputOverlapError: The new path lies inside another output.
         """
         from dvkf_prefect.data.verbs.move import move
 
@@ -329,19 +329,19 @@ class Repo(RepoImports):
     def unprotect(
         self, targets: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None
     ) -> list[str]:
-        """Make files safe to write to: links to the cache become copies.
+        """Make files writable: replace links to the cache by copies.
 
         Args:
             targets: Files or directories, relative to the root or absolute.
-            progress: Told of files and bytes.
+            progress: Called as files and bytes complete.
 
         Returns:
             The files that changed.
 
         Raises:
-            OutputNotFoundError: A target is not on disk; nothing was touched.
-            MissingObjectError: A link leads to an object that the cache does not hold.
-            DiskFullError: There is no room; all files are whole.
+            OutputNotFoundError: A target is not on disk; nothing was changed.
+            MissingObjectError: A link points to an object that is missing from the cache.
+            DiskFullError: The disk is full; every file is complete, as a link or a copy.
         """
         from dvkf_prefect.data.verbs.unprotect import unprotect
 
@@ -362,19 +362,19 @@ class Repo(RepoImports):
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Transfer:
-        """Bring the recorded content of outputs to a remote.
+        """Upload the recorded content of outputs to a remote.
 
-        A manifest that is on the remote vouches for its files, as it does for DVC.
+        If a manifest is on the remote, its files are assumed to be there too, as in DVC.
 
         Args:
-            targets: Only these, see `outputs`, and paths inside outputs.
-            choice: What else is meant, or what not: other commits, dependencies, patterns.
-            remote: The remote's name; None for the default one, or the one an output names. Outputs that name another
-                are left out.
-            run_cache: The run cache too, with what of its outputs the cache holds.
-            deep: Look at the files behind manifests that are on the remote too, and send those that are not.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
+            targets: Limit to these, see `outputs`, and paths inside outputs.
+            choice: Options that add to the selection or filter it: other commits, dependencies, patterns.
+            remote: Name of the remote; None for the output's own remote, else the default one. Outputs with
+                another remote are left out.
+            run_cache: Upload the run cache too, with those of its outputs that are in the cache.
+            deep: Check the files of manifests that are on the remote too, and upload the missing ones.
+            jobs: Number of parallel transfers.
+            progress: Called as files and bytes complete.
 
         Raises:
             OutputNotFoundError: A target is not tracked.
@@ -404,17 +404,17 @@ class Repo(RepoImports):
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Transfer:
-        """Bring the recorded content of outputs from a remote into the cache.
+        """Download the recorded content of outputs from a remote into the cache.
 
         Args:
-            targets: Only these, see `outputs`, and paths inside outputs.
-            rev: As a git revision records them; None for the workspace.
-            choice: What else is meant, or what not: other commits, dependencies, sizes.
-            remote: The remote's name; None for the default one, or the one an output names. Outputs that name another
-                are left out.
-            run_cache: The run cache too.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
+            targets: Limit to these, see `outputs`, and paths inside outputs.
+            rev: Git revision that records the outputs; None for the workspace.
+            choice: Options that add to the selection or filter it: other commits, dependencies, sizes.
+            remote: Name of the remote; None for the output's own remote, else the default one. Outputs with
+                another remote are left out.
+            run_cache: Download the run cache too.
+            jobs: Number of parallel transfers.
+            progress: Called as files and bytes complete.
 
         Raises:
             OutputNotFoundError: A target is not tracked.
@@ -444,11 +444,11 @@ class Repo(RepoImports):
         allow_missing: bool = False,
         progress: Progress | None = None,
     ) -> Pull:
-        """Bring outputs from a remote into the cache and the workspace; see `fetch` and `checkout`.
+        """Download outputs from a remote into the cache and check them out; see `fetch` and `checkout`.
 
         Raises:
             TransferError: Some objects are missing or damaged on the remote; all others arrived and were checked out.
-            OutputChangedError: Files would be lost; the workspace was not touched.
+            OutputChangedError: Files would be lost; the workspace was not changed.
         """
         from dvkf_prefect.data.verbs import push_fetch
 
@@ -464,7 +464,7 @@ class Repo(RepoImports):
                 progress=progress,
             )
         except TransferError as error:
-            # What arrived is put in place before that is told.
+            # Check out the objects that arrived before raising the error.
             failure = error
         changes = self.checkout(
             targets,
@@ -474,7 +474,7 @@ class Repo(RepoImports):
             progress=progress,
         )
         if (self.tmp_dir / "imports.json").exists():
-            # Imports whose content no `.dvc` file records, fetched just now or before.
+            # Fetched imports whose content no `.dvc` file records yet.
             from dvkf_prefect.data.imports.pending import place_imports
 
             with self.lock(write=lambda: written_paths(self, targets, choice)):
@@ -498,17 +498,17 @@ class Repo(RepoImports):
         deep: bool = False,
         jobs: int | None = None,
     ) -> Plans:
-        """Work out what `push` or `fetch` would move, and change nothing.
+        """Return what `push` or `fetch` would transfer, without changing anything.
 
         Args:
             direction: ``push`` or ``fetch``.
-            targets: As theirs.
-            rev: As theirs.
-            choice: As theirs.
-            remote: As theirs.
-            run_cache: As theirs.
-            deep: As of `push`.
-            jobs: How many requests at once.
+            targets: As for `push` and `fetch`.
+            rev: As for `fetch`.
+            choice: As for `push` and `fetch`.
+            remote: As for `push` and `fetch`.
+            run_cache: As for `push` and `fetch`.
+            deep: As for `push`.
+            jobs: Number of parallel requests.
 
         Raises:
             OutputNotFoundError: A target is not tracked.
@@ -530,18 +530,18 @@ class Repo(RepoImports):
         deep: bool = False,
         jobs: int | None = None,
     ) -> dict[str, str]:
-        """Compare the cache with the remotes that outputs go to.
+        """Compare the cache with the remotes of the outputs.
 
         Args:
-            targets: As of `push`.
-            choice: As of `push`.
-            remote: As of `push`.
-            deep: Look at the files behind manifests that are on the remote too.
-            jobs: How many requests at once.
+            targets: As for `push`.
+            choice: As for `push`.
+            remote: As for `push`.
+            deep: Check the files of manifests that are on the remote too.
+            jobs: Number of parallel requests.
 
         Returns:
-            For each path that is not on both: ``new`` (only in the cache), ``deleted`` (only on the remote) or
-            ``missing`` (on neither).
+            State of each path that is not in both: ``new`` (only in the cache), ``deleted`` (only on the remote)
+            or ``missing`` (in neither).
 
         Raises:
             OutputNotFoundError: A target is not tracked.
@@ -568,28 +568,28 @@ class Repo(RepoImports):
         grace: float | None = None,
         assume_unshared: bool = False,
     ) -> GarbageCollection:
-        """Remove objects that nothing uses from the cache and, when asked to, from a remote; see `data.gc`.
+        """Remove unused objects from the cache and, on request, from a remote; see `data.upkeep.gc`.
 
         Args:
-            scope: Which commits' data is kept, beside the workspace's.
+            scope: Commits whose data is kept, beside the workspace's.
             cloud: Remove from the remote too.
-            remote: Its name; None for the default one and those that outputs name.
-            projects: Other repositories whose data is kept too, by the same scope; any folder in each.
-            jobs: How many requests at once.
-            dry_run: Only say what would be removed.
-            not_in_remote: Of what is used keep only what is not on the remote.
-            skip_failed: Do not keep what cannot be known, instead of refusing.
-            run_cache: Keep what the run cache names, too.
-            grace: Keep what came or changed so recently, seconds. None for an hour on a remote and in a cache that
-                others may use, and for none in a cache of our own.
-            assume_unshared: Nobody else uses the cache or the remote, whatever is found there.
+            remote: Name of the remote; None for the default one and those that outputs name.
+            projects: Other repositories whose data is kept too, with the same scope; any folder in each.
+            jobs: Number of parallel requests.
+            dry_run: Return what would be removed without removing it.
+            not_in_remote: Remove used objects too, if they are on the remote.
+            skip_failed: Continue if a file or manifest cannot be read, instead of refusing; its data is not kept.
+            run_cache: Keep the objects that the run cache names, too.
+            grace: Keep objects that were added or changed within this many seconds. None for one hour in shared
+                places and 0 in the repository's own cache.
+            assume_unshared: Assume that no other repository uses the cache or the remote, despite any marks in it.
 
         Raises:
-            ConfigError: The scope says nothing, or options contradict each other.
-            MissingObjectError: A manifest in use cannot be had, so its files are not known; nothing was removed.
-            ObjectError: Other repositories use the cache, or may; nothing was removed.
+            ConfigError: The scope is empty, or options contradict each other.
+            MissingObjectError: A used manifest cannot be read, so its files are unknown; nothing was removed.
+            ObjectError: Other repositories use the cache, or may use it; nothing was removed.
             ParseError: A file that tracks data cannot be read; nothing was removed.
-            RemoteError: The remote cannot be used, or somebody else uses it; nothing was removed.
+            RemoteError: The remote cannot be used, or other repositories use it; nothing was removed.
         """
         from dvkf_prefect.data.upkeep.gc import collect_garbage
 
@@ -611,18 +611,18 @@ class Repo(RepoImports):
     def migrate_cache(
         self, *, dvc_files: bool = False, dry_run: bool = False, progress: Progress | None = None
     ) -> Migration:
-        """Bring the objects of DVC 2.x to the cache's present layout, under the md5 of their bytes.
+        """Convert the cache's DVC 2.x objects to the current layout, named by the md5 of their bytes.
 
-        The old ones stay, as hard links where the disk has them: other commits name them.
+        The old objects stay, because other commits name them; where possible both are hard links to one file.
 
         Args:
             dvc_files: Record the new digests in `.dvc` files and dvc.lock files too.
-            dry_run: Only say what would be done.
-            progress: Told of files and bytes.
+            dry_run: Return what would be done without doing it.
+            progress: Called as files and bytes complete.
 
         Raises:
             ParseError: A file that describes outputs does not parse.
-            DiskFullError: There is no room.
+            DiskFullError: The disk is full.
         """
         from dvkf_prefect.data.upkeep.migrate import migrate
 
@@ -642,25 +642,25 @@ class Repo(RepoImports):
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Verification:
-        """Hash again what the cache holds, or what a remote holds of the outputs.
+        """Hash the objects of the cache, or the outputs' objects on a remote, and report damaged ones.
 
-        Without targets and commits it is the whole cache. With ``cloud`` every object of the outputs is read from the
-        remote, the files behind a manifest that is there too.
+        Without targets and commits, it verifies the whole cache. With ``cloud``, it reads every object of the outputs
+        on the remote, including the files of manifests.
 
         Args:
-            targets: Only the objects of these, see `outputs`.
-            cloud: Look at the remote instead of the cache.
-            remote: Its name; None for the default one, or the one an output names.
-            repair: Put good copies in the places of bad ones: into the cache from the workspace or the remote, and onto
-                the remote from the cache or the workspace. What was damaged in the cache is kept aside.
-            all_branches: The objects of the tips of all branches too.
-            all_tags: Of all tags.
-            all_commits: Of all commits.
-            jobs: How many objects at once.
-            progress: Told of files and bytes.
+            targets: Limit to the objects of these, see `outputs`.
+            cloud: Verify the remote instead of the cache.
+            remote: Name of the remote; None for the output's own remote, else the default one.
+            repair: Replace damaged objects by good copies: in the cache from the workspace or the remote, on
+                the remote from the cache or the workspace. Damaged objects of the cache are moved aside.
+            all_branches: Include the objects of the tips of all branches.
+            all_tags: Include the objects of all tags.
+            all_commits: Include the objects of all commits.
+            jobs: Number of objects read in parallel.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputNotFoundError: A target is tracked nowhere.
+            OutputNotFoundError: A target is tracked neither in the workspace nor in the chosen commits.
             ParseError: A file that tracks data cannot be read.
             RemoteError: The remote cannot be used.
         """
@@ -685,12 +685,12 @@ class Repo(RepoImports):
         """Compare two versions of the data, file by file.
 
         Args:
-            a: The older git revision.
-            b: The newer one; None for the workspace as it is.
-            targets: Only these outputs.
+            a: Older git revision.
+            b: Newer git revision; None for the workspace.
+            targets: Limit to these outputs.
 
         Raises:
-            GitError: There is no such revision.
+            GitError: A revision does not exist.
             OutputNotFoundError: A target is in neither version.
         """
         from dvkf_prefect.data.verbs.diff import diff_versions

@@ -1,4 +1,4 @@
-"""What a repository can do with data that comes from elsewhere."""
+"""Verbs that import data from other repositories and urls, and update it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RepoImports(Repository):
-    """The verbs of `Repo` that track data with where it came from."""
+    """The verbs of `Repo` that track data together with its source."""
 
     def import_(
         self,
@@ -34,28 +34,28 @@ class RepoImports(Repository):
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Import:
-        """Download data of another repository and track it, and where it came from.
+        """Download data of another repository and track it together with its source.
 
         Args:
             url: The repository: a folder or a git url.
-            path: What to import: an output, a path inside one, or a file or folder of git.
-            out: Where to, relative to the root or absolute; None for its own name at the root.
-            rev: A branch or tag to follow, or a commit; None for the default branch.
-            force: Replace what is there.
-            no_exec: Only write the `.dvc` file.
-            no_download: Write the `.dvc` file with the commit, but bring no data.
-            remote: The name of its remote to download from.
-            remote_config: Options over those of that remote.
-            config: A configuration file whose settings go over the other repository's.
-            annotations: What to note of it.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
+            path: Path to import: an output, a path inside one, or a file or folder that git tracks.
+            out: Path of the output, relative to the root or absolute; None for the source's name at the root.
+            rev: Branch or tag to follow, or a commit; None for the default branch.
+            force: Replace an existing file or directory.
+            no_exec: Write the `.dvc` file only, without contacting the repository.
+            no_download: Write the `.dvc` file with the commit, without downloading data.
+            remote: Name of the other repository's remote to download from.
+            remote_config: Options that override those of that remote.
+            config: Configuration file whose settings override the other repository's.
+            annotations: Description, type, labels and meta to record.
+            jobs: Number of parallel transfers.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputError: Something is there already, or may not be there.
-            OutputNotFoundError: The repository has no such path.
-            GitError: It cannot be cloned, or has no such revision.
-            TransferError: Some objects could not be had; nothing was tracked.
+            OutputError: The path is taken, or cannot be tracked.
+            OutputNotFoundError: The other repository has no such path.
+            GitError: The other repository cannot be cloned, or has no such revision.
+            TransferError: Some objects could not be downloaded; nothing was tracked.
         """
         from dvkf_prefect.data.verbs.imports import Annotations, import_repo, resolve_out
 
@@ -94,27 +94,27 @@ class RepoImports(Repository):
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> Import:
-        """Download a file or a directory from a url and track it, and where it came from.
+        """Download a file or a directory from a url and track it together with its source.
 
         Args:
-            url: A path, or a url; ``remote://name/path`` uses the options of a remote.
-            out: Where to, relative to the root or absolute; None for its own name at the root.
-            force: Replace what is there.
-            no_exec: Only write the `.dvc` file.
-            no_download: Write the `.dvc` file with what the service says of the data, but bring none.
-            to_remote: Bring the data to a remote, not here.
-            remote: The remote to bring it to; None for the default one.
-            version_aware: Record the versions of a service that keeps them, and fetch by them.
-            fs_config: Options for the url, by the names that remotes have.
-            annotations: What to note of it.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
+            url: Path or url; ``remote://name/path`` uses the options of a remote.
+            out: Path of the output, relative to the root or absolute; None for the source's name at the root.
+            force: Replace an existing file or directory.
+            no_exec: Write the `.dvc` file only, without contacting the url.
+            no_download: Write the `.dvc` file with the metadata that the service returns, without downloading data.
+            to_remote: Upload the data to a remote instead of storing it locally.
+            remote: Remote to upload to; None for the default one.
+            version_aware: Record the versions that the service keeps, and fetch by them.
+            fs_config: Options for the url, under the names of remote options.
+            annotations: Description, type, labels and meta to record.
+            jobs: Number of parallel transfers.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputError: Something is there already, or may not be there.
-            OutputNotFoundError: Nothing is at the url.
-            TransferError: Some files could not be had; nothing was tracked.
-            RemoteError: The service does not answer, or refuses.
+            OutputError: The path is taken, or cannot be tracked.
+            OutputNotFoundError: The url does not exist.
+            TransferError: Some files could not be downloaded; nothing was tracked.
+            RemoteError: The service does not respond, or refuses.
         """
         from dvkf_prefect.data.verbs.imports import Annotations, import_url, resolve_out
 
@@ -148,23 +148,23 @@ class RepoImports(Repository):
         jobs: int | None = None,
         progress: Progress | None = None,
     ) -> list[Import]:
-        """Bring imports up to date with where they come from.
+        """Update imports to the current content of their sources.
 
         Args:
-            targets: Their `.dvc` files or paths, relative to the root; folders with ``recursive``.
-            rev: Follow this git revision from now on.
-            recursive: Take all imports below targets that are folders.
-            no_download: Only write the `.dvc` files, and take the old content out of the workspace.
-            to_remote: Bring the data to a remote, not here.
-            remote: The remote to bring it to; None for the default one.
-            jobs: How many transfers at once.
-            progress: Told of files and bytes.
+            targets: `.dvc` files or paths of the imports, relative to the root; folders with ``recursive``.
+            rev: Git revision to follow from now on.
+            recursive: Include all imports below targets that are folders.
+            no_download: Write the `.dvc` files only, and remove the old content from the workspace.
+            to_remote: Upload the data to a remote instead of storing it locally.
+            remote: Remote to upload to; None for the default one.
+            jobs: Number of parallel transfers.
+            progress: Called as files and bytes complete.
 
         Raises:
-            OutputNotFoundError: A target is not tracked, or its source is gone.
+            OutputNotFoundError: A target is not tracked, or its source no longer exists.
             OutputError: A target is not an import.
-            OutputChangedError: Files would be lost; nothing was touched.
-            TransferError: Some files could not be had; that import is as it was.
+            OutputChangedError: Files would be lost; nothing was changed.
+            TransferError: Some files could not be downloaded; that import was not changed.
         """
         from dvkf_prefect.data.verbs.imports import update
 
