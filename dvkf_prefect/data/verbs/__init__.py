@@ -1,4 +1,4 @@
-"""One module a verb of the command line: what `dvkf add`, `push` or `checkout` do.
+"""Implementation of the command line's verbs, such as `dvkf add`, `push` and `checkout`: one module each.
 
-A verb may import all rooms below it, and other verbs.
+A verb may import all packages below this one, and other verbs.
 """

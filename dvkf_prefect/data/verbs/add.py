@@ -1,4 +1,4 @@
-"""Take files and directories of the workspace under version control, or record their new content."""
+"""Track files and directories of the workspace, or record their new content."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 def add(
     repo: Repository, targets: Sequence[str | os.PathLike[str]], *, no_commit: bool, progress: Progress | None
 ) -> list[DataVersion]:
-    """Do `Repo.add`; the caller holds the lock."""
+    """Implement `Repo.add`; the caller holds the lock."""
     tracked = repo.outputs()
     paths = [repo.relpath(target) for target in targets]
-    with repo.git_ignored.asking() as git_ignored:  # all at once; each is refused below
+    with repo.git_ignored.asking() as git_ignored:  # one query for all; `_check_new` refuses each below
         git_ignored([path + ".dvc" for path in paths])
     paths = [_check_new(repo, path, tracked) for path in paths]
     versions: list[DataVersion] = []
@@ -78,7 +78,7 @@ def add(
 def commit(
     repo: Repository, targets: Sequence[str], *, sources: bool, progress: Progress | None
 ) -> list[DataVersion]:
-    """Do `Repo.commit`; the caller holds the lock."""
+    """Implement `Repo.commit`; the caller holds the lock."""
     changed: list[DataVersion] = []
     dependencies: dict[str, Sequence[Mapping[str, Any]] | None] = {}
     outputs = repo.outputs(targets, overlap="any")
@@ -117,7 +117,7 @@ def commit(
 
 
 def _commit_empty(repo: Repository, known: set[str], *, sources: bool) -> None:
-    """Write `.dvc` files without outputs as DVC does."""
+    """Rewrite `.dvc` files without outputs in DVC's form."""
     for source in repo.files().find():
         if source.endswith(".dvc") and source not in known:
             file = repo.root / source
@@ -170,7 +170,7 @@ def _record(
     hash_name: str = MD5,
     deps: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[str]:
-    """Write the output's `.dvc` file and keep its data out of git; return the files written."""
+    """Write the output's `.dvc` file and ignore its data in git; return the files written."""
     file = repo.root / output.source
     old = read_description(file) if file.exists() else None
     new = write_dvc_file(
@@ -182,17 +182,19 @@ def _record(
 
 
 def _keep_out_of_git(repo: Repository, output: Output) -> list[str]:
-    """Name the output's data in the `.gitignore` beside it; return that file when it was changed."""
+    """Add the output's data to the `.gitignore` beside it; return that file if it was changed."""
     if repo.git and output.cached and gitignore.ignore(repo.root / output.path):
         return [posixpath.join(posixpath.dirname(output.path), ".gitignore")]
     return []
 
 
 def _merged(repo: Repository, output: Output, path: str) -> tuple[Stored, bool]:
-    """Store a directory's manifest with what lies at one path in it now; the rest need not be there.
+    """Update a directory's manifest with the current content of one path in it, and store the manifest.
+
+    The other files of the directory may be absent from the workspace.
 
     Returns:
-        The directory's new content, and whether its size is known.
+        The directory's new content, and True if its size is known.
 
     Raises:
         MissingObjectError: The directory's own manifest is not in the cache.
@@ -208,7 +210,7 @@ def _merged(repo: Repository, output: Output, path: str) -> tuple[Stored, bool]:
     kept = [(p, digest) for p, digest in old.items() if not is_within(p, inner)]
     tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
     digest = repo.cache.add_bytes(tree.to_bytes(), tree=True)
-    # As DVC does: the manifest has no sizes, so the sum is only known when nothing was replaced; 0 is not known either.
+    # As in DVC: a manifest has no sizes, so the sum is only known if nothing was replaced. A size of 0 means unknown.
     size: int | None = None
     if output.size is not None and digest == output.digest:
         size = output.size

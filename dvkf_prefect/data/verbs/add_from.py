@@ -1,7 +1,8 @@
-"""Track data that lies elsewhere: a path or a url, brought to a remote past the cache, or into the workspace.
+"""Track data from a path or url outside the workspace: upload it to a remote, or copy it into the workspace.
 
-Source of the behaviour: DVC 3.x, ``dvc add --to-remote`` and ``dvc add --out``. Unlike an import, the `.dvc` file says
-nothing of where the data came from.
+An upload streams past the cache. Unlike an import, the `.dvc` file does not record the source.
+
+Source of the behaviour: DVC 3.x, ``dvc add --to-remote`` and ``dvc add --out``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def add_to_remote(
     force: bool = False,
     progress: Progress | None = None,
 ) -> DataVersion:
-    """Do `Repo.add_to_remote`; the caller holds the lock."""
+    """Implement `Repo.add_to_remote`; the caller holds the lock."""
     output = _new_output(repo, out or name_of(source), must_be_free=out is not None and not force)
     found = open_source(repo.config, source, folder=repo.root, fs_config={})
     stored = send(repo, found, remote, jobs, progress)
@@ -57,7 +58,7 @@ def add_copy(
     force: bool = False,
     progress: Progress | None = None,
 ) -> DataVersion:
-    """Do `Repo.add_copy`; the caller holds the lock."""
+    """Implement `Repo.add_copy`; the caller holds the lock."""
     output = _new_output(repo, out or name_of(source), must_be_free=not force)
     found = open_source(repo.config, source, folder=repo.root, fs_config={})
     stored = bring_source(found, repo.cache, jobs, progress)
@@ -72,15 +73,15 @@ def name_of(source: str) -> str:
 
 
 def place_for(source: str, out: str | None) -> str | None:
-    """Return where data goes for what was typed as its place: into it, where it is a folder."""
+    """Return the output path for the value of ``--out``; a folder receives the source under its own name."""
     return os.path.join(out, name_of(source)) if out and os.path.isdir(out) else out
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the paths that shell patterns mean, ``**`` for folders at any depth.
+    """Return the paths that match shell patterns; ``**`` matches folders at any depth.
 
     Raises:
-        OutputNotFoundError: They mean none.
+        OutputNotFoundError: No path matches.
     """
     paths = [path for pattern in patterns for path in sorted(glob.iglob(pattern, recursive=True))]
     if not paths:
@@ -89,10 +90,10 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _new_output(repo: Repository, out: str | os.PathLike[str], *, must_be_free: bool) -> Output:
-    """Return the output to record, a known one or a new one.
+    """Return the output to record: the one already tracked at this path, or a new one.
 
     Raises:
-        OutputError: It may not be there, or is something else already.
+        OutputError: The path cannot be tracked, or is taken by something else.
     """
     path = repo.relpath(out)
     if path:
@@ -120,7 +121,7 @@ def _new_output(repo: Repository, out: str | os.PathLike[str], *, must_be_free: 
 def _record(repo: Repository, output: Output, stored: Stored) -> DataVersion:
     file = repo.root / output.source
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Where the data comes when it is pulled, git must not take it.
+    # A later pull puts the data here, so git must ignore it now.
     staged = [file]
     if repo.git and gitignore.ignore(repo.root / output.path):
         staged.append((repo.root / output.path).with_name(".gitignore"))

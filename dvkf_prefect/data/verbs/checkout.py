@@ -1,4 +1,4 @@
-"""Make the workspace hold what is recorded."""
+"""Restore the recorded content of outputs in the workspace."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _KEPT_OFF = "it is not in the cache, and kept off remotes (push: false); make it
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """What a checkout changed, in output paths; a directory has a slash at the end."""
+    """Output paths that a checkout changed; a directory ends with a slash."""
 
     added: tuple[str, ...] = ()
     modified: tuple[str, ...] = ()
@@ -55,8 +55,8 @@ def checkout(
     relink: bool,
     progress: Progress | None,
 ) -> Checkout:
-    """Do `Repo.checkout`; the caller holds the lock."""
-    # Other commits are nothing to a workspace.
+    """Implement `Repo.checkout`; the caller holds the lock."""
+    # A checkout only concerns the workspace's revision.
     choice = choice and replace(choice, all_branches=False, all_tags=False, all_commits=False)
     selection = select(repo, targets, choice)
     whole = [o for o in selection.outputs if o.cached and o.digest and o.path not in selection.parts]
@@ -73,7 +73,7 @@ def checkout(
         work = [(o, repo.workspace.look(o.path, hash_name=o.hash_name)) for o in tracked]
         repo.workspace.sweep()
         inside = {id(o) for o in tracked[len(whole) :]}
-        # Manifests do not say which files may be executed: those of parts stay as they are.
+        # Manifests do not record the executable bit, so files inside an output keep theirs.
         work = [(replace(o, isexec=f.isexec) if id(o) in inside else o, f) for o, f in work]
         kept = [(o, f) for o, f in work if f.digest == o.digest and f.isexec == o.isexec]
         work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
@@ -114,17 +114,17 @@ def checkout(
 
 
 def _parts(repo: Repository, output: Output, inside: Sequence[str], borrowed: ExitStack) -> list[Output]:
-    """Return parts of a directory as outputs of their own.
+    """Return files and folders of a directory as separate outputs.
 
     Args:
         repo: The repository.
         output: The directory.
-        inside: The files and folders in it that are wanted.
-        borrowed: Ends when the manifests of folders are needed no longer.
+        inside: Selected files and folders, relative to the directory.
+        borrowed: Stack that removes the temporary manifests of folders when it closes.
 
     Raises:
         MissingObjectError: The directory's manifest is not in the cache.
-        OutputNotFoundError: There is nothing of that name in it.
+        OutputNotFoundError: The directory has no such file or folder.
     """
     tree = repo.cache.read_tree(output.digest or "", output.hash_name)
     parts: list[Output] = []
@@ -146,7 +146,7 @@ def _parts(repo: Repository, output: Output, inside: Sequence[str], borrowed: Ex
 
 @contextmanager
 def _lent(cache: Cache, tree: Tree, hash_name: str) -> Iterator[str]:
-    """Have a manifest in the cache for a while that nothing records."""
+    """Keep a manifest in the cache for the length of a ``with`` block; one that was there before stays."""
     digest = tree.digest
     if cache.exists(digest, hash_name):
         yield digest
@@ -173,7 +173,7 @@ def _checked_out(repo: Repository) -> dict[str, str]:
 
 
 def _no_longer_tracked(repo: Repository) -> dict[str, Found]:
-    """Return what we checked out once, nobody tracks now, and is as we left it."""
+    """Return earlier checkouts that neither DVC nor git tracks now and that are unchanged since."""
     paths = {output.path for output in repo.outputs()}
     gone: dict[str, Found] = {}
     for path, digest in _checked_out(repo).items():
@@ -184,7 +184,7 @@ def _no_longer_tracked(repo: Repository) -> dict[str, Found]:
         try:
             found = repo.workspace.look(path)
         except OutputError:
-            continue  # something else took its place, which is not ours to remove
+            continue  # replaced by something that this program did not write: keep it
         if found.digest == digest:
             gone[path] = found
     return gone

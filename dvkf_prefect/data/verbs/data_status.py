@@ -1,4 +1,4 @@
-"""What changed between the last commit, the `.dvc` files and the workspace, and what cache and remote lack.
+"""Compare the last commit, the `.dvc` files and the workspace, and find what cache and remote lack.
 
 Source of the categories: DVC 3.x, dvc/repo/data.py.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How one state of the data differs from an older one; a directory has a slash at the end.
+    """Differences between two states of the data; a directory's path ends with a slash.
 
     Attributes:
-        added: Paths only in the newer one.
-        deleted: Paths only in the older one.
-        modified: Paths with other content.
-        renamed: Old and new path of content that only moved.
-        unknown: Paths of a directory whose recorded files nobody knows.
+        added: Paths only in the newer state.
+        deleted: Paths only in the older state.
+        modified: Paths with different content.
+        renamed: Old and new path of content that was only moved.
+        unknown: Paths in directories without a readable manifest.
     """
 
     added: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Changes:
         return any((self.added, self.deleted, self.modified, self.renamed, self.unknown))
 
     def as_dict(self) -> dict[str, list[Any]]:
-        """Return it as ``dvc data status --json`` has it."""
+        """Return the groups that are not empty, in the form of ``dvc data status --json``."""
         groups: dict[str, list[Any]] = {
             "modified": list(self.modified),
             "added": list(self.added),
@@ -60,19 +60,19 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class DataStatus:
-    """The state of the data; true when anything is not as it was committed and stored.
+    """Result of a status; truthy if any data is uncommitted, untracked or missing from cache or remote.
 
     Paths are relative to the repository's root and sorted.
 
     Attributes:
-        not_in_cache: Recorded content that the cache lacks.
-        not_in_remote: Recorded content that its remote lacks; empty unless it was asked for.
-        committed: From the last git commit to the `.dvc` files.
-        uncommitted: From the `.dvc` files to the workspace.
-        untracked: Files that neither git nor anybody tracks; empty unless asked for.
-        unchanged: Everything else.
-        git_empty: Whether git has no commit yet.
-        git_dirty: Whether git sees changes.
+        not_in_cache: Recorded content that is missing from the cache.
+        not_in_remote: Recorded content that is missing from its remote; empty unless requested.
+        committed: Changes from the last git commit to the `.dvc` files.
+        uncommitted: Changes from the `.dvc` files to the workspace.
+        untracked: Files that neither git nor DVC tracks; empty unless requested.
+        unchanged: Tracked paths without changes.
+        git_empty: True if git has no commit yet.
+        git_dirty: True if git reports changes.
     """
 
     not_in_cache: tuple[str, ...] = ()
@@ -88,10 +88,10 @@ class DataStatus:
         return any((self.not_in_cache, self.not_in_remote, self.committed, self.uncommitted, self.untracked))
 
     def as_dict(self, *, unchanged: bool = True) -> dict[str, Any]:
-        """Return it as ``dvc data status --json`` prints it: without what is empty.
+        """Return the groups that are not empty, in the form of ``dvc data status --json``.
 
         Args:
-            unchanged: With what did not change.
+            unchanged: Include the unchanged paths.
         """
         groups: dict[str, Any] = {
             "not_in_cache": list(self.not_in_cache),
@@ -105,7 +105,7 @@ class DataStatus:
 
 
 def _by_path(outputs: Sequence[Output]) -> list[Output]:
-    """Return one output of each path: the last that has content, as DVC."""
+    """Return one output for each path: as in DVC, the last one with content."""
     ordered = sorted(outputs, key=lambda output: output.digest is not None)
     return list({output.path: output for output in ordered}.values())
 
@@ -121,7 +121,7 @@ def data_status(
     remote_refresh: bool = True,
     head: str = "HEAD",
 ) -> DataStatus:
-    """Do `Repo.data_status`."""
+    """Implement `Repo.data_status`."""
     members = Members(repo)
     wanted = PathFilter(targets)
     recorded = wanted.of(_by_path(repo.outputs(overlap="any")))
@@ -164,12 +164,12 @@ def data_status(
 
 
 def _changes(old: State, new: State) -> tuple[Changes, set[str]]:
-    """Return what changed, and the paths of both sides whose content is the same."""
+    """Return the changes, and the paths with the same content on both sides."""
     found = difference(old, new)
     before, after = old.content, new.content
-    # A file that gave way to a folder is shown as one.
+    # A deleted file that a folder replaced is shown with the folder's slash.
     folders = folders_of(after) if found.deleted else set()
-    # Of what nobody knows, what is there now is told, the folders too.
+    # For directories without a manifest, list the paths of the newer state and their folders.
     seen = {path for path in found.unknown if path in after}
     bases = tuple(f"{path}/" for path in (*old.unknown, *new.unknown))
     seen |= {folder for folder in folders_of(seen) if folder.startswith(bases)}
@@ -201,7 +201,7 @@ def _not_in_remote(
     remote: str | None,
     refresh: bool,
 ) -> tuple[str, ...]:
-    """Return what is not on its remote; without any remote nothing is."""
+    """Return the paths whose content is missing from its remote; without a remote, all paths."""
     by_remote: dict[str | None, list[Output]] = {}
     for output in recorded:
         if output.pushed and not (output.origin and output.origin.repo):
@@ -218,7 +218,7 @@ def _not_in_remote(
 
 
 def _not_there(repo: Repository, name: str, state: State, *, refresh: bool) -> set[str]:
-    """Return the digests that are not on a remote; without ``refresh`` by what was found there the last time."""
+    """Return the digests that are missing from a remote; without ``refresh``, by the result of the last query."""
     remote = repo.remote(name)
     memory = repo.tmp_dir / "remotes" / digest_bytes(remote.url.encode())
     known = _recall(memory)
@@ -242,7 +242,7 @@ def _recall(memory: Path) -> set[str]:
 
 
 def _git_state(git: Git, prefix: str, targets: Sequence[str], *, untracked: bool) -> tuple[bool, list[str]]:
-    """Return whether git sees changes, and the files that nobody tracks, relative to the repository's root."""
+    """Return True if git reports changes, and the untracked files relative to the repository's root."""
     listed = git.run(
         "status", "--porcelain=v1", "-z", "--no-renames", f"--untracked-files={'all' if untracked else 'no'}"
     )

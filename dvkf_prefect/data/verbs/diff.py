@@ -1,4 +1,4 @@
-"""What changed between two versions of the data, file by file."""
+"""Compare two versions of the data file by file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dvkf_prefect.paths import is_within, overlaps
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
 
-# Stands before the digest of content in DVC 2.x's way of hashing, which never equals one in the other.
+# Prefix of digests in DVC 2.x's way of hashing, so that they never equal an md5 of the bytes.
 _LEGACY = LEGACY + ":"
 
 
@@ -27,12 +27,12 @@ class DiffEntry:
     """One path that differs.
 
     Attributes:
-        path: Posix, relative to the root; a directory has a slash at the end.
-        old_digest: What it was, None for a new one.
-        new_digest: What it is, None for one that is gone.
-        old_path: Where it was, when only its place changed.
-        old_size: Bytes it had, where known.
-        new_size: Bytes it has, where known.
+        path: Posix path relative to the root; a directory ends with a slash.
+        old_digest: Digest in the older version, None for an added path.
+        new_digest: Digest in the newer version, None for a deleted path.
+        old_path: Former path, if the content was only moved.
+        old_size: Former size in bytes, None if unknown.
+        new_size: New size in bytes, None if unknown.
     """
 
     path: str
@@ -45,15 +45,15 @@ class DiffEntry:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """The difference between two versions; empty is false.
+    """The difference between two versions; falsy if empty.
 
     Attributes:
-        a: The older side, as it was asked for.
-        b: The newer side; None for the workspace.
+        a: Older revision, as the user named it.
+        b: Newer revision; None for the workspace.
         added: Paths only in ``b``.
         deleted: Paths only in ``a``.
-        modified: Paths with other content.
-        renamed: Content that only moved.
+        modified: Paths with different content.
+        renamed: Paths whose content was only moved.
         not_in_cache: Paths of ``a`` whose content is not in the cache.
     """
 
@@ -69,7 +69,7 @@ class Diff:
         return any((self.added, self.deleted, self.modified, self.renamed, self.not_in_cache))
 
     def as_dict(self, *, hashes: bool = False) -> dict[str, list[dict[str, Any]]]:
-        """Return it as ``dvc diff --json`` prints it; ``{}`` when nothing differs."""
+        """Return the difference in the form of ``dvc diff --json``; ``{}`` if nothing differs."""
         if not self:
             return {}
 
@@ -82,7 +82,7 @@ class Diff:
             "modified": [row(e.path, {"old": e.old_digest, "new": e.new_digest}) for e in self.modified],
             "renamed": [row({"old": e.old_path, "new": e.path}, e.new_digest) for e in self.renamed],
         }
-        # Of two revisions DVC does not ask what the cache holds.
+        # As in DVC: a comparison of two revisions does not check the cache.
         if self.b is None:
             rows["not in cache"] = [row(e.path, e.old_digest) for e in self.not_in_cache]
         return rows
@@ -90,18 +90,18 @@ class Diff:
 
 @dataclass(slots=True)
 class State:
-    """The data at one moment.
+    """Snapshot of the data at one revision, or in the workspace.
 
     Attributes:
-        content: The digest at each path, without a slash for directories, with a mark where it is of DVC 2.x.
-        unknown: Directories whose files are asked for but not known.
+        content: Digest at each path, with a prefix if DVC 2.x recorded it. Directory paths have no slash.
+        unknown: Directories whose files are wanted, but whose manifest cannot be read.
     """
 
     content: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
     def which(self, pick: Callable[[set[str], str], set[str]]) -> set[str]:
-        """Return the digests that ``pick`` picks, which is asked once for each way of hashing and sees no marks."""
+        """Return the digests that ``pick`` selects; it is called once for each way of hashing, without prefixes."""
         digests = set(self.content.values())
         legacy = {digest for digest in digests if digest.startswith(_LEGACY)}
         picked = pick(digests - legacy, MD5) if digests - legacy else set()
@@ -111,12 +111,12 @@ class State:
 
 
 def unmarked(digest: str) -> str:
-    """Return a digest without its mark."""
+    """Return a digest without the prefix of DVC 2.x."""
     return digest.removeprefix(_LEGACY)
 
 
 class PathFilter:
-    """The paths that are asked about: targets, and what lies in them; everything without targets.
+    """Filter for targets and the paths inside them; without targets every path passes.
 
     Args:
         targets: Paths relative to the root; also `.dvc` files and stages, for the outputs they describe.
@@ -128,7 +128,7 @@ class PathFilter:
         self._found: set[str] = set()
 
     def of(self, tracked: Iterable[Output]) -> list[Output]:
-        """Return those outputs in the cache's care that are a target, hold one or lie in one."""
+        """Return the cached outputs that equal a target, contain one or lie inside one."""
         cached = [output for output in tracked if output.cached]
         if self._all:
             return cached
@@ -145,11 +145,11 @@ class PathFilter:
         return bool(held)
 
     def lost(self) -> list[str]:
-        """Return the targets that no output so far is, holds or lies in."""
+        """Return the targets that no output so far equals, contains or lies inside."""
         return [] if self._all else [target for target in self.targets if target not in self._found]
 
     def has(self, path: str) -> bool:
-        """Tell whether a path is asked about."""
+        """Return True if a path passes the filter."""
         return self._all or any(is_within(path, target) for target in self.targets)
 
 
@@ -160,13 +160,13 @@ def state_of(
     *,
     granular: bool = True,
 ) -> State:
-    """Return the data of outputs.
+    """Return the digest at each path of outputs.
 
     Args:
-        members: Knows the files of directories; ask it to learn them first.
-        outputs: Each output and the digest it has; None where there is nothing.
-        selection: Which paths are asked about.
-        granular: With the files of directories.
+        members: Manifests of directories; call its `learn` first.
+        outputs: Each output and its digest; None if it does not exist.
+        selection: Filter for paths.
+        granular: Include the files of directories.
     """
     state = State()
     for output, digest in outputs:
@@ -191,15 +191,15 @@ def state_of(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Which paths differ between two states; paths without a slash for directories.
+    """Paths that differ between two states; directory paths have no slash.
 
     Attributes:
-        same: Paths of both with the same content.
-        modified: Paths of both with other content.
-        added: Paths only in the newer.
-        deleted: Paths only in the older.
-        moved: Old and new path of content that only moved; they are not in the two above.
-        unknown: Paths about which nothing can be said, since the files of the directory they are in are not known.
+        same: Paths in both states with the same content.
+        modified: Paths in both states with different content.
+        added: Paths only in the newer state.
+        deleted: Paths only in the older state.
+        moved: Old and new path of content that was only moved; excluded from ``added`` and ``deleted``.
+        unknown: Paths that cannot be compared, because their directory's manifest cannot be read.
     """
 
     same: set[str]
@@ -222,7 +222,7 @@ def difference(old: State, new: State) -> Difference:
     modified = (before.keys() & after.keys()) - same - unknown
     added = sorted(after.keys() - before.keys() - unknown, key=_parts)
     deleted = sorted(before.keys() - after.keys() - unknown, key=_parts)
-    # Content that vanished in one place and came in another has moved: the first with the first, in DVC's order.
+    # A deleted path and an added path with the same content are a move; they pair up in DVC's order.
     waiting: dict[str, list[str]] = {}
     if added:
         for path in reversed(deleted):
@@ -240,7 +240,7 @@ def _parts(path: str) -> list[str]:
 
 
 def folders_of(paths: Iterable[str]) -> set[str]:
-    """Return every folder that one of the paths lies in."""
+    """Return all parent folders of the paths."""
     found: set[str] = set()
     for path in paths:
         folder = path.rpartition("/")[0]
@@ -251,12 +251,12 @@ def folders_of(paths: Iterable[str]) -> set[str]:
 
 
 def shown(path: str, digest: str) -> str:
-    """Return a path as a person is shown it: with a slash at the end of a directory."""
+    """Return a path for display: a directory ends with a slash."""
     return path + "/" if digest.endswith(SUFFIX) else path
 
 
 def diff_versions(repo: Repository, a: str, b: str | None, targets: Sequence[str]) -> Diff:
-    """Do `Repo.diff`."""
+    """Implement `Repo.diff`."""
     if repo.git and repo.git.head() is None:
         return Diff(a, b)
     selection = PathFilter(targets)
@@ -274,7 +274,8 @@ def diff_versions(repo: Repository, a: str, b: str | None, targets: Sequence[str
             members.tell(found, output.hash_name)
             right.append((output, found.digest))
     else:
-        # What is the same on both sides cannot differ inside; of the workspace it still may be missing from the cache.
+        # Outputs with the same digest on both sides cannot differ inside, so skip them. A comparison with the
+        # workspace keeps them, since their content may be missing from the cache.
         recorded = {(o.path, o.hash_name, d) for o, d in left} & {(o.path, o.hash_name, d) for o, d in right}
         left = [(o, d) for o, d in left if (o.path, o.hash_name, d) not in recorded]
         right = [(o, d) for o, d in right if (o.path, o.hash_name, d) not in recorded]
@@ -286,7 +287,7 @@ def diff_versions(repo: Repository, a: str, b: str | None, targets: Sequence[str
     def size_of(digest: str) -> int | None:
         if is_tree(digest):
             return None
-        # Of many objects the joining of their paths would cost more than the looking.
+        # Plain string formatting: for many objects, `cache.path` would cost more than the stat.
         with suppress(OSError):
             return os.stat(f"{folder}/{digest[:2]}/{digest[2:]}").st_size
         with suppress(OSError):
@@ -307,7 +308,8 @@ def _diff(
     found = difference(old, new)
     before: Mapping[str, str] = old.content
     after: Mapping[str, str] = new.content
-    # A file that gave way to a folder, or the other way round, is not told of: DVC tells of what is in the folder.
+    # A file that a folder replaced, or a folder that a file replaced, is not reported itself: as in DVC, only
+    # the folder's files are.
     folders_before = folders_of(before) if found.added else set()
     folders_after = folders_of(after) if found.deleted else set()
 

@@ -1,4 +1,4 @@
-"""Downloads from repositories and urls, without tracking them."""
+"""Download data from repositories and urls without tracking it."""
 
 from __future__ import annotations
 
@@ -39,27 +39,28 @@ def get(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Download a file or a directory that a repository tracks, by DVC or by git.
+    """Download a file or a directory that a repository tracks by DVC or by git.
 
     Args:
         url: The repository: a folder or a git url.
-        path: What to download, relative to its root; may lie inside a tracked directory.
-        out: Where to; None for its own name here. Into a folder that exists it goes under its own name.
-        rev: A git revision of the repository.
-        force: Replace what is there.
-        remote: The name of its remote to download from.
-        remote_config: Options over those of that remote.
-        config: A configuration file whose settings go over the repository's.
-        jobs: How many transfers at once.
-        progress: Told of files and bytes.
+        path: Path to download, relative to the repository's root; may lie inside a tracked directory.
+        out: Destination; None for the source's name in the current folder. An existing folder receives it
+            under its own name.
+        rev: Git revision of the repository.
+        force: Replace an existing file or directory.
+        remote: Name of the repository's remote to download from.
+        remote_config: Options that override those of that remote.
+        config: Configuration file whose settings override the repository's.
+        jobs: Number of parallel transfers.
+        progress: Called as files and bytes complete.
 
     Returns:
-        Where it is now.
+        The absolute path of the download.
 
     Raises:
-        OutputError: Something is there already, or the path is a `.dvc` file.
+        OutputError: The destination exists, or its name is that of a DVC file.
         OutputNotFoundError: The repository has no such path.
-        TransferError: Some objects could not be had; nothing was put in place.
+        TransferError: Some objects could not be downloaded; the destination was not changed.
 
     Example:
         >>> get("https://git.example.org/team/data.git", "images/cats", rev="v1.2")
@@ -84,7 +85,7 @@ def get(
         try:
             new = export(borrowed, scratch / "out")
         except CorruptObjectError:
-            # Objects that are copied first are verified, and a damaged one is had from the next place.
+            # Retry with a cache of its own: objects copied there are verified; a damaged one is read from elsewhere.
             new = export(Cache(scratch / "own"), scratch / "again")
         put_in_place(new, dest, scratch)
     return dest
@@ -99,18 +100,18 @@ def storage_url(
     remote_config: Mapping[str, str] | None = None,
     config: str | None = None,
 ) -> str:
-    """Return where the remote of a repository keeps a tracked path; of a directory, its manifest.
+    """Return the url of a tracked path on its repository's remote; for a directory, that of its manifest.
 
     Args:
         url: The repository: a folder or a git url.
-        path: An output or a path inside one.
-        rev: A git revision of the repository.
-        remote: The name of its remote.
-        remote_config: Options over those of that remote.
-        config: A configuration file whose settings go over the repository's.
+        path: Path of an output, or inside one.
+        rev: Git revision of the repository.
+        remote: Name of the repository's remote.
+        remote_config: Options that override those of that remote.
+        config: Configuration file whose settings override the repository's.
 
     Raises:
-        OutputNotFoundError: It is not tracked.
+        OutputNotFoundError: The path is not tracked.
         RemoteNotFoundError: The repository has no such remote, or no default one.
     """
     with (
@@ -141,21 +142,22 @@ def get_url(
     """Download a file or a directory from a url.
 
     Args:
-        url: A path, or a url such as ``s3://bucket/images``.
-        out: Where to; None for its own name here. Into a folder that exists it goes under its own name.
-        force: Replace what is there.
-        fs_config: Options for the url, by the names that remotes have.
-        config: The settings that hold the remotes which ``remote://name/path`` may mean.
-        jobs: How many transfers at once.
-        progress: Told of files and bytes.
+        url: Path, or url such as ``s3://bucket/images``.
+        out: Destination; None for the source's name in the current folder. An existing folder receives it
+            under its own name.
+        force: Replace an existing file or directory.
+        fs_config: Options for the url, under the names of remote options.
+        config: Settings with the remotes for ``remote://name/path``.
+        jobs: Number of parallel transfers.
+        progress: Called as files and bytes complete.
 
     Returns:
-        Where it is now.
+        The absolute path of the download.
 
     Raises:
-        OutputError: Something is there already.
-        OutputNotFoundError: Nothing is at the url.
-        TransferError: Some files could not be had; nothing was put in place.
+        OutputError: The destination exists.
+        OutputNotFoundError: The url does not exist.
+        TransferError: Some files could not be downloaded; the destination was not changed.
     """
     dest = Path(os.path.abspath(resolve_out(url, out)))
     check_free(dest, force)
@@ -172,10 +174,10 @@ def get_url(
 def list_url(
     url: str, *, fs_config: Mapping[str, str] | None = None, config: Config | None = None
 ) -> list[tuple[str, int | None]]:
-    """Return the files at a url, each with its bytes; the path of a single file is its name.
+    """Return the files at a url with their sizes in bytes; the path of a single file is its name.
 
     Raises:
-        OutputNotFoundError: Nothing is at the url.
+        OutputNotFoundError: The url does not exist.
     """
     found = open_source(config or Config(None), url, folder=Path.cwd(), fs_config=fs_config)
     name = _name_of(url)
@@ -183,7 +185,7 @@ def list_url(
 
 
 def resolve_out(given: str, out: str | os.PathLike[str] | None) -> str:
-    """Return where a download goes: under its own name, or the one given, or below it where that is a folder."""
+    """Return the destination of a download: ``out``, the source's name inside that folder, or its name alone."""
     if not out:
         return _name_of(given)
     return os.path.join(out, _name_of(given)) if os.path.isdir(out) else os.fspath(out)
@@ -197,11 +199,11 @@ def _name_of(given: str) -> str:
 
 
 def check_free(dest: Path, force: bool) -> None:
-    """Make sure that something new may come to a place.
+    """Check that a destination can be written.
 
     Raises:
-        OutputError: Something is there, and ``force`` is not set.
-        OutputNotFoundError: Its folder is not there.
+        OutputError: It exists, and ``force`` is not set.
+        OutputNotFoundError: Its folder does not exist.
     """
     if os.path.lexists(dest) and not force:
         raise OutputError(

@@ -1,6 +1,6 @@
-"""Data of other repositories and of urls: downloaded, imported, brought up to date, fetched from where it came from.
+"""Import data from other repositories and urls, and update imports.
 
-Source of the format: an import is a `.dvc` file with one dependency, signed by an md5 of its own, and frozen.
+Source of the format: DVC 3.x. An import is a frozen `.dvc` file with one dependency and an md5 of the file itself.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
     "update",
 ]
 
-# Keys of an output that say what its content is.
+# Keys of an output that describe its content.
 _CONTENT = (
     "md5", "md5-dos2unix", "etag", "checksum", "size", "nfiles", "isexec", "hash", "files", "cloud", "version_id",
 )  # fmt: skip
@@ -67,14 +67,14 @@ _CONTENT = (
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One output that comes from elsewhere.
+    """Result of an import or an update, for one output.
 
     Attributes:
-        path: The output, relative to the root.
-        source: Its `.dvc` file.
-        origin: Where it comes from, as a person reads it.
-        digest: Its digest; None where the content was not looked at.
-        changed: Whether anything was written.
+        path: Path of the output, relative to the root.
+        source: Path of its `.dvc` file.
+        origin: Readable description of the source.
+        digest: Digest of the output; None if the content was not read.
+        changed: False if the source was unchanged and nothing was written.
     """
 
     path: str
@@ -86,13 +86,13 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What people may note of an output.
+    """User's annotations of an output.
 
     Attributes:
-        desc: A description.
-        type: What kind of data it is.
-        labels: Words to find it by.
-        meta: Anything else.
+        desc: Description.
+        type: Kind of data.
+        labels: Keywords.
+        meta: Any other mapping.
     """
 
     desc: str | None = None
@@ -101,7 +101,7 @@ class Annotations:
     meta: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return those that are set, in the order of a `.dvc` file."""
+        """Return the annotations that are set, in the order of a `.dvc` file."""
         values = {
             "desc": self.desc,
             "type": self.type,
@@ -131,7 +131,7 @@ def import_repo(
     jobs: int | None,
     progress: Progress | None,
 ) -> Import:
-    """Do `Repo.import_`; the caller holds the lock."""
+    """Implement `Repo.import_`; the caller holds the lock."""
     output = _new_output(repo, out, force)
     values: dict[str, Any] = {"url": _relative_to(url, repo.root)}
     if rev:
@@ -173,7 +173,7 @@ def import_url(
     jobs: int | None,
     progress: Progress | None,
 ) -> Import:
-    """Do `Repo.import_url`; the caller holds the lock."""
+    """Implement `Repo.import_url`; the caller holds the lock."""
     if to_remote and (no_exec or no_download or version_aware):
         raise ConfigError("--no-exec/--no-download/--version-aware cannot be combined with --to-remote")
     if remote and not to_remote:
@@ -203,7 +203,7 @@ def import_url(
 def _repo_settings(
     remote: str | None, remote_config: Mapping[str, str] | None, config: str | None
 ) -> dict[str, Any]:
-    """Return the keys `config` and `remote` of an import, as DVC chooses them."""
+    """Return the keys `config` and `remote` of an import, by DVC's rules."""
     if remote and remote_config:
         if config:
             raise ConfigError(
@@ -246,14 +246,17 @@ def _others(repo: Repository, source: str) -> list[Output]:
 
 
 def _relative_to(url: str, root: Path) -> str:
-    """Return a repository's folder as it is found from the root, whatever folder it was typed in; a url stays."""
+    """Return a repository's folder relative to the root instead of the current folder; a url is not changed."""
     if os.path.isabs(url) or not os.path.isdir(url) or Path.cwd() == root:
         return url
     return os.path.relpath(url, root)
 
 
 def _url_path(repo: Repository, url: str, folder: Path) -> str:
-    """Return a url as the `.dvc` file names it: a path that is relative or in the repository, from that file."""
+    """Return a url as the `.dvc` file records it.
+
+    A path that is relative, or inside the repository, becomes relative to the `.dvc` file.
+    """
     if "://" in url:
         return url
     full = os.path.abspath(url)
@@ -316,7 +319,7 @@ def update(
     jobs: int | None,
     progress: Progress | None,
 ) -> list[Import]:
-    """Do `Repo.update`; the caller holds the lock."""
+    """Implement `Repo.update`; the caller holds the lock."""
     if to_remote and no_download:
         raise ConfigError("--to-remote can't be used with --no-download")
     if remote and not to_remote:
@@ -387,7 +390,7 @@ def _update_repo(
 
 
 def _is_as_locked(repo: Repository, output: Output, origin: Origin, source: ExternalRepo) -> bool:
-    """Tell whether the commit that an import names still holds the path's content, and can still be had."""
+    """Return True if the path is unchanged since the commit that an import records, and that commit still opens."""
     values = origin.repo or {}
     if output.digest is None or not values.get("rev_lock") or not is_same(repo, output, origin, source):
         return False
@@ -429,10 +432,10 @@ def _update_url(
 
 
 def _check_kept(repo: Repository, output: Output, found: Found) -> None:
-    """Refuse to replace files whose content is nowhere else.
+    """Refuse to replace files whose content is stored nowhere else.
 
     Raises:
-        OutputChangedError: There are some.
+        OutputChangedError: There are such files.
     """
     lost = repo.workspace.lost_by(replace(output, digest=None) if output.digest is None else output, found)
     if lost:
@@ -448,7 +451,7 @@ def _rewrite(
     found: Found | None,
     progress: Progress | None,
 ) -> Import:
-    """Put new content in place and record it in the `.dvc` file, the rest of which is kept."""
+    """Check out new content and record it in the `.dvc` file, keeping the file's other fields."""
     if stored is not None and found is not None:
         put(repo, with_content(output, stored), found, progress)
     elif found is not None and found.digest is not None:

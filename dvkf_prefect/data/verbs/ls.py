@@ -1,6 +1,8 @@
-"""What a repository holds, as ``dvc list`` and ``dvc du`` show it: plain files, and tracked data there or not.
+"""List a repository's files and their sizes, as ``dvc list`` and ``dvc du`` do.
 
-Source of the merging of both: DVC 3.x, dvc/fs/dvc.py and dvc/repo/ls.py.
+The listing merges the files on disk with tracked data, including tracked data that is not checked out.
+
+Source of the merge rules: DVC 3.x, dvc/fs/dvc.py and dvc/repo/ls.py.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ class Listed(NamedTuple):
     """One file or folder.
 
     Attributes:
-        path: Relative to the folder that was listed.
-        isdir: Whether it is a folder.
-        isout: Whether it is tracked data.
-        isexec: Whether it is there and may be executed.
-        size: Bytes; None where nobody knows.
-        digest: The recorded md5 of tracked data; None for other files, and for folders inside of it.
+        path: Path relative to the listed folder.
+        isdir: True for a folder.
+        isout: True for tracked data.
+        isexec: True for an executable file on disk.
+        size: Size in bytes, None if unknown.
+        digest: Recorded md5 of tracked data; None for other files, and for folders inside an output.
     """
 
     path: str
@@ -44,7 +46,7 @@ class Listed(NamedTuple):
     digest: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as ``dvc list --json`` has it."""
+        """Return the entry in the form of ``dvc list --json``."""
         return {
             "isout": self.isout,
             "isdir": self.isdir,
@@ -57,11 +59,11 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A file or folder with what it holds.
+    """A file, or a folder with its content.
 
     Attributes:
-        listed: What it is; its path is its name, of the top what was asked for.
-        nodes: What a folder holds, sorted by name.
+        listed: The entry. Its path is its name; for the top node, the requested path.
+        nodes: Content of a folder, sorted by name.
     """
 
     listed: Listed
@@ -70,11 +72,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much lies at a path.
+    """Size of a path.
 
     Attributes:
-        path: Relative to the repository's root.
-        size: Bytes; a file whose size nobody knows counts as none.
+        path: Path relative to the repository's root.
+        size: Size in bytes; a file of unknown size counts as 0.
     """
 
     path: str
@@ -89,18 +91,18 @@ def list_files(
     tracked_only: bool = False,
     depth: int | None = None,
 ) -> list[Listed]:
-    """Return what lies in a folder of a repository, or the one file at a path, sorted by path.
+    """Return the content of a folder, or the one file at a path, sorted by path.
 
     Args:
         repo: The repository.
-        path: Relative to its root; empty for the root.
-        recursive: The files of folders below too; folders themselves only where ``depth`` ends.
-        tracked_only: Only tracked data.
-        depth: How many levels of folders, when recursive; 0 for the path itself, None for all.
+        path: Path relative to the root; empty for the root.
+        recursive: List files of subfolders too. Folders themselves are only listed at the limit of ``depth``.
+        tracked_only: List tracked data only.
+        depth: Number of folder levels with ``recursive``; 0 for the path itself, None for all.
 
     Raises:
-        OutputNotFoundError: Nothing is there.
-        MissingObjectError: The files of a directory that is not in the workspace are not known.
+        OutputNotFoundError: The path does not exist.
+        MissingObjectError: A directory is not in the workspace and its manifest cannot be read.
 
     Example:
         >>> list_files(Repo.open("path/to/repository"), "data", recursive=True)
@@ -110,7 +112,7 @@ def list_files(
     if not top.isdir or (recursive and depth == 0):
         return [top._replace(path=os.path.basename(path) or ".")]
     found: list[Listed] = []
-    # Each folder, its path from the top, and how many levels more are wanted.
+    # Each folder, its path relative to the top, and the number of levels left.
     folders: list[tuple[str, str, int | None]] = [(path, "", depth if recursive else 1)]
     while folders:
         place, prefix, levels = folders.pop()
@@ -127,17 +129,17 @@ def list_files(
 def tree_of(
     repo: Repository, path: str = "", *, tracked_only: bool = False, depth: int | None = None
 ) -> Node:
-    """Return what lies at a path, each folder with what it holds.
+    """Return the tree of files and folders at a path.
 
     Args:
         repo: The repository.
-        path: Relative to its root; empty for the root.
-        tracked_only: Only tracked data.
-        depth: How many levels; None for all.
+        path: Path relative to the root; empty for the root.
+        tracked_only: Include tracked data only.
+        depth: Number of folder levels; None for all.
 
     Raises:
-        OutputNotFoundError: Nothing is there.
-        MissingObjectError: The files of a directory that is not in the workspace are not known.
+        OutputNotFoundError: The path does not exist.
+        MissingObjectError: A directory is not in the workspace and its manifest cannot be read.
     """
     browser = _Browser(repo, tracked_only=tracked_only)
 
@@ -152,17 +154,17 @@ def tree_of(
 
 
 def disk_usage(repo: Repository, path: str = "", *, summarize: bool = False, depth: int = 1) -> list[Usage]:
-    """Return how much what lies in a folder takes, and last the folder itself.
+    """Return the sizes of a folder's entries, and last that of the folder.
 
     Args:
         repo: The repository.
-        path: Relative to its root; empty for the root.
-        summarize: Only the sum.
-        depth: How many levels of folders get a row each.
+        path: Path relative to the root; empty for the root.
+        summarize: Return the total only.
+        depth: Number of folder levels with a row for each entry.
 
     Raises:
-        OutputNotFoundError: Nothing is there.
-        MissingObjectError: The files of a directory that is not in the workspace are not known.
+        OutputNotFoundError: The path does not exist.
+        MissingObjectError: A directory is not in the workspace and its manifest cannot be read.
     """
     browser = _Browser(repo)
     rows: list[Usage] = []
@@ -170,7 +172,7 @@ def disk_usage(repo: Repository, path: str = "", *, summarize: bool = False, dep
     def measure(listed: Listed, place: str, level: int) -> int:
         size = listed.size or 0
         if listed.isdir:
-            # Of an output that is not there the whole size is recorded. What only describes data is not counted.
+            # An output that is not checked out has a recorded size. Files that only describe data are not counted.
             known = browser.recorded_size(place)
             if known is None or level < depth:
                 size = sum(
@@ -195,7 +197,7 @@ def disk_usage(repo: Repository, path: str = "", *, summarize: bool = False, dep
 
 
 class _Tracked(NamedTuple):
-    """What is tracked at a path."""
+    """Tracked data at one path."""
 
     isdir: bool
     size: int | None = None
@@ -204,21 +206,21 @@ class _Tracked(NamedTuple):
 
 
 class _Browser:
-    """Reads folder after folder, in the workspace and in what is tracked.
+    """Folder-by-folder reader that merges the workspace with tracked data.
 
     Args:
         repo: The repository.
-        tracked_only: Leave out what is not tracked data.
+        tracked_only: Leave out files that are not tracked data.
     """
 
     def __init__(self, repo: Repository, *, tracked_only: bool = False) -> None:
         self._repo = repo
         self._root = str(repo.root)
-        # At a revision the files are a clone's, where a link is as long as what it says.
+        # At a revision the files are a clone's; there a link's size is the length of its text.
         self._is_clone = getattr(repo, "at", None) is not None
         self._tracked_only = tracked_only
         self._members = Members(repo)
-        # What is tracked in each folder, by name; the inside of a directory is filled in when it is entered.
+        # Tracked data of each folder, by name; a directory's manifest is read when it is first entered.
         self._tracked: dict[str, dict[str, _Tracked]] = {"": {}}
         self._closed: dict[str, Output] = {}
         outputs = repo.outputs(overlap="any")
@@ -230,14 +232,14 @@ class _Browser:
     def _take(self, output: Output) -> None:
         folder, _, name = output.path.rpartition("/")
         self._make(folder, isout=False)
-        # As with dvc: 0 for what was never recorded, unknown for a record without a size.
+        # As in DVC: 0 for an output without a record, None for a record without a size.
         size = output.size if output.digest else output.size or 0
         self._tracked[folder][name] = _Tracked(output.is_dir, size, output.digest, True)
         if output.is_dir:
             self._closed[output.path] = output
 
     def _make(self, folder: str, *, isout: bool) -> None:
-        """Make a folder known, and those it lies in."""
+        """Register a folder and its parents."""
         missing = []
         while folder not in self._tracked:
             self._tracked[folder] = {}
@@ -248,7 +250,7 @@ class _Browser:
             self._tracked[above].setdefault(name, _Tracked(True, isout=isout))
 
     def _open(self, path: str) -> Output | None:
-        """Fill in the output that a path is or lies in; return it when its files are not known."""
+        """Read the manifest of the output at or around a path; return the output if its manifest cannot be read."""
         place = path
         while place and place not in self._closed:
             place = place.rpartition("/")[0]
@@ -285,17 +287,17 @@ class _Browser:
         return None
 
     def recorded_size(self, path: str) -> int | None:
-        """Return the bytes of a tracked directory that is not in the workspace; None for anything else."""
+        """Return the recorded size in bytes of a directory that is not in the workspace; None for any other path."""
         tracked = self._tracked_at(path)
         if tracked is None or not is_tree(tracked.digest or "") or self._on_disk(path):
             return None
         return tracked.size
 
     def info(self, path: str) -> Listed:
-        """Return what lies at a path.
+        """Return the entry at a path.
 
         Raises:
-            OutputNotFoundError: Nothing does.
+            OutputNotFoundError: The path does not exist, on disk or as tracked data.
         """
         found = self._on_disk(path)
         if found and path and self._repo.ignore.matches(path + ("/" if stat.S_ISDIR(found.st_mode) else "")):
@@ -313,7 +315,7 @@ class _Browser:
         )
 
     def _blocked(self, path: str) -> bool:
-        """Tell whether a file stands where a folder on the way to a path would have to be."""
+        """Return True if one of a path's parent folders is a file on disk."""
         parent = path.rpartition("/")[0]
         while parent:
             found = self._on_disk(parent)
@@ -331,11 +333,11 @@ class _Browser:
         return Listed(name, tracked.isdir, tracked.isout, False, tracked.size, tracked.digest)
 
     def children(self, path: str) -> Iterator[Listed]:
-        """Yield what a folder holds, in no given order; each path is a name.
+        """Yield a folder's entries in arbitrary order; each entry's path is its name.
 
         Raises:
-            MissingObjectError: The folder is not in the workspace, and its files are not known.
-            ParseError: Its manifest cannot be read.
+            MissingObjectError: The folder is not in the workspace and its manifest cannot be read.
+            ParseError: The manifest cannot be read.
         """
         unknown = self._open(path)
         tracked = self._tracked.get(path, {})
@@ -368,7 +370,7 @@ class _Browser:
                 yield self._recorded(name, what)
 
     def _entries(self, path: str) -> list[os.DirEntry[str]]:
-        """List a folder of the workspace; one that was removed meanwhile holds nothing."""
+        """List a folder of the workspace; a folder removed in the meantime is empty."""
         try:
             with os.scandir(f"{self._root}/{path}") as entries:
                 return [entry for entry in entries if not is_temporary(entry.name)]
@@ -376,7 +378,7 @@ class _Browser:
             return []
 
     def _stat(self, entry: os.DirEntry[str]) -> os.stat_result:
-        """Return a file's stat; of a link its own, with the size of what it leads to."""
+        """Return a file's stat; for a link, its own stat with the size of its target."""
         info = entry.stat(follow_symlinks=False)
         if not stat.S_ISLNK(info.st_mode) or self._is_clone:
             return info

@@ -1,4 +1,4 @@
-"""`move`: tracked data gets another place or name."""
+"""Move or rename tracked data (`dvkf move`)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
     from dvkf_prefect.data.transfer.transfer import Progress
 
-# What a move is about to do, as long as it is not done; in the folder for the state of a repository.
+# Note of a move in progress, in the repository's `tmp_dir`; a killed move is resumed from it.
 _MOVING = "moving"
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What was moved: the output and the `.dvc` file that describes it, before and now."""
+    """Result of a move: old and new path of the output, and of the `.dvc` file that describes it."""
 
     path: str
     new_path: str
@@ -41,7 +41,7 @@ class Move:
 
 
 def move(repo: Repository, source: str, target: str, *, progress: Progress | None = None) -> Move:
-    """Do `Repo.move`; the caller holds the lock."""
+    """Implement `Repo.move`; the caller holds the lock."""
     tracked = repo.outputs()
     output = next((o for o in matching(tracked, source) if o.path == source), None)
     if output is None:
@@ -57,7 +57,7 @@ def move(repo: Repository, source: str, target: str, *, progress: Progress | Non
         target = begun
     elif (repo.root / target).is_dir():
         target = posixpath.join(target, posixpath.basename(source))
-    # A .dvc file that is called like its output goes with it.
+    # A .dvc file named after its output moves with it.
     follows = posixpath.basename(output.source) == posixpath.basename(source) + ".dvc"
     file = target + ".dvc" if follows else output.source
     moved = replace(output, path=target, source=file)
@@ -84,7 +84,7 @@ def move(repo: Repository, source: str, target: str, *, progress: Progress | Non
     if repo.git and output.cached and target != source and gitignore.unignore(old):
         changed.append(posixpath.join(posixpath.dirname(source), ".gitignore"))
     if follows and file != output.source:
-        # Last: as long as it is there, the same call goes on from wherever this one was killed.
+        # Last: while the old file exists, repeating the call resumes a killed move.
         (repo.root / output.source).unlink()
     note.unlink(missing_ok=True)
     repo.stage(changed)
@@ -92,7 +92,7 @@ def move(repo: Repository, source: str, target: str, *, progress: Progress | Non
 
 
 def _begun(note: Path, source: str, asked: str) -> str | None:
-    """Return where a killed run was moving an output to, when it was asked for the same; None otherwise."""
+    """Return the destination of a killed move with the same arguments; None without one."""
     try:
         begun = json.loads(read_description(note))
     except (OSError, ValueError, RecursionError, DvkfError):
@@ -108,10 +108,10 @@ def _has_command(repo: Repository, file: str) -> bool:
 def _check_place(
     repo: Repository, output: Output, moved: Output, tracked: Sequence[Output], *, begun: bool = False
 ) -> None:
-    """Refuse a place that is taken, unless by what a killed run had moved there already.
+    """Refuse a destination that is taken, unless a killed move has already put the data there.
 
     Raises:
-        OutputError: Something is there, or may not be there.
+        OutputError: The destination exists, or cannot be tracked.
     """
     if moved.path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(moved.path)):
         raise OutputError(f"'{moved.path}' cannot be tracked; name another place")
@@ -128,7 +128,7 @@ def _check_place(
 
 
 def _moved_document(repo: Repository, output: Output, moved: Output, stored: Stored | None) -> bytes:
-    """Return the `.dvc` file of an output that is elsewhere now, the rest of it kept."""
+    """Return the content of a moved output's `.dvc` file, keeping its other fields."""
     old = read_description(repo.root / output.source)
     document = documents.load(old, output.source)
     folder = posixpath.join(posixpath.dirname(output.source), document.get("wdir") or ".")

@@ -1,4 +1,4 @@
-"""What a repository shares through its remotes: which outputs go to which, and what came of it."""
+"""Push and fetch: group outputs by remote, transfer each group, and collect the results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plans:
-    """What a push or a fetch would move, remote by remote; `str` of it tells a person.
+    """Planned transfers of a push or a fetch, one for each remote; `str` returns a readable summary.
 
     Attributes:
-        plans: For each remote.
-        runs: Entries of the run cache that would be moved, by remote.
-        elsewhere: Outputs that come from where they were imported from, or from a remote that keeps versions.
+        plans: One plan for each remote.
+        runs: Entries of the run cache to transfer, by remote.
+        elsewhere: Outputs to fetch from their import source, or from a remote that keeps versions.
     """
 
     plans: tuple[Plan, ...]
@@ -37,7 +37,7 @@ class Plans:
 
     @property
     def files(self) -> int:
-        """Objects to move."""
+        """Number of objects to transfer."""
         return sum(plan.files for plan in self.plans) + sum(len(runs.keys) for runs in self.runs.values())
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Plans:
 
 @dataclass(slots=True)
 class _Result:
-    """What was moved, and what was not."""
+    """Collected results and failures of the transfers to several remotes."""
 
     done: Transfer | None = None
     failures: dict[str, str] = field(default_factory=dict)
@@ -83,16 +83,16 @@ def plan(
     deep: bool = False,
     jobs: int | None = None,
 ) -> Plans:
-    """Work out what a push or a fetch would move; nothing is changed anywhere.
+    """Return what a push or a fetch would transfer, without changing anything.
 
     Args:
         repo: The repository.
         direction: ``push`` or ``fetch``.
-        selection: What is meant.
-        remote: The remote's name; None for the default one, or the one an output names.
-        run_cache: The run cache too.
-        deep: Of a push: look at the files behind manifests that are on the remote too.
-        jobs: How many requests at once.
+        selection: Outputs and paths inside them.
+        remote: Name of the remote; None for the output's own remote, else the default one.
+        run_cache: Include the run cache.
+        deep: For a push, check the files of manifests that are on the remote too.
+        jobs: Number of parallel requests.
 
     Raises:
         RemoteError: A remote cannot be used.
@@ -128,11 +128,11 @@ def push(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Do `Repo.push`."""
+    """Implement `Repo.push`."""
     result = _Result()
 
     def send(group: Sequence[Output], place: Remote, runs: bool) -> None:
-        # What runs wrote goes before the entries that name it.
+        # Upload the outputs of runs before the run cache entries that name them.
         extra = run_outputs(repo.cache) if runs else []
         made = plan_push(
             group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep, jobs=jobs
@@ -156,7 +156,7 @@ def fetch(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Do `Repo.fetch`; with ``allow_missing`` nothing is said of what is just not there."""
+    """Implement `Repo.fetch`; with ``allow_missing``, missing objects are no failures."""
     result = _Result()
 
     def receive(group: Sequence[Output], place: Remote, runs: bool) -> None:
@@ -190,7 +190,7 @@ def status(
     deep: bool = False,
     jobs: int | None = None,
 ) -> dict[str, str]:
-    """Do `Repo.cloud_status`."""
+    """Implement `Repo.cloud_status`."""
     states: dict[str, str] = {}
     for name, group in _groups(repo, list(selection.outputs), remote, "push").items():
         found = cloud_status(
@@ -211,7 +211,10 @@ def _each_remote(
     jobs: int | None,
     progress: Progress | None,
 ) -> None:
-    """Do something with each remote's outputs; one that cannot be used does not keep the others from theirs."""
+    """Call ``act`` with the outputs of each remote.
+
+    If one of several remotes cannot be used, the error is kept in ``result`` and the others continue.
+    """
     groups = _groups(repo, outputs, remote, direction)
     shares_runs = repo.config.remote(remote)[0] if run_cache else None
     if shares_runs is not None:
@@ -238,7 +241,7 @@ def _each_remote(
 def _groups(
     repo: Repository, outputs: list[Output], remote: str | None, direction: Direction
 ) -> dict[str | None, list[Output]]:
-    """Return outputs by the remote they go to; those that may not go to the remote asked for are left out."""
+    """Group outputs by remote; outputs that name a remote other than the requested one are left out."""
     groups: dict[str | None, list[Output]] = {}
     for output in outputs:
         if direction == "push" and not output.pushed:
@@ -252,7 +255,10 @@ def _groups(
 def _split(
     repo: Repository, outputs: Sequence[Output], remote: str | None
 ) -> tuple[list[Output], list[Output]]:
-    """Return the outputs that remotes hold as objects named by digest, and those that are fetched from elsewhere."""
+    """Split outputs into those that remotes store by digest, and those with another source.
+
+    The second group is fetched from import sources and from remotes that keep versions.
+    """
     kept = any(keeps_versions(options) for options in repo.config.values["remote"].values())
     if not kept and not any(output.origin for output in outputs):
         return list(outputs), []

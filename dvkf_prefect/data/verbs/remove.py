@@ -1,6 +1,6 @@
-"""Let tracked data go, give it another place, or make it writable.
+"""Stop tracking data, or remove stages from a dvc.yaml (`dvkf remove`).
 
-Source of the behaviour: DVC 3.x, ``dvc remove``, ``dvc move`` and ``dvc unprotect``.
+Source of the behaviour: DVC 3.x, ``dvc remove``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What is tracked no longer.
+    """Result of a removal.
 
     Attributes:
-        files: The `.dvc` files that were removed, and the dvc.yaml files that stages were taken out of.
-        stages: The stages, as ``dvc.yaml:name``.
-        outputs: The outputs, relative to the root.
-        deleted: Those whose data was removed from the workspace.
+        files: Removed `.dvc` files, and dvc.yaml files that lost stages.
+        stages: Removed stages, as ``dvc.yaml:name``.
+        outputs: Outputs that are no longer tracked, relative to the root.
+        deleted: Outputs whose data was removed from the workspace.
     """
 
     files: tuple[str, ...]
@@ -56,7 +56,7 @@ def remove(
     force: bool = False,
     dry_run: bool = False,
 ) -> Removal:
-    """Do `Repo.remove`; the caller holds the lock."""
+    """Implement `Repo.remove`; the caller holds the lock."""
     chosen: dict[str, list[str] | None] = {}
     for target in targets:
         file, stage = _described(repo, target)
@@ -102,10 +102,10 @@ def remove(
 
 
 def _described(repo: Repository, target: str) -> tuple[str, str | None]:
-    """Return the file that a target means, and the stage in it.
+    """Resolve a target to a file and a stage in it; the stage is None for a whole file.
 
     Raises:
-        OutputNotFoundError: There is no such file.
+        OutputNotFoundError: The file does not exist.
     """
     file, stage = target, ""
     if not describes_outputs(posixpath.basename(target)):
@@ -119,16 +119,21 @@ def _described(repo: Repository, target: str) -> tuple[str, str | None]:
 
 
 def _meant(repo: Repository, file: str, name: str) -> str:
-    """Return a hint where somebody names data instead of its `.dvc` file."""
+    """Return a hint if the target is a data path with a `.dvc` file beside it; else an empty string."""
     meant = posixpath.join(posixpath.dirname(file), name) + ".dvc"
     return f"; do you mean '{meant}'?" if (repo.root / meant).is_file() else ""
 
 
 def _stages_of(repo: Repository, file: str, names: Sequence[str] | None) -> list[str]:
-    """Return the stages that are written in a dvc.yaml; None for all.
+    """Check that stages can be removed from a dvc.yaml, and return their names.
+
+    Args:
+        repo: The repository.
+        file: The dvc.yaml, relative to the root.
+        names: Stage names; None for all.
 
     Raises:
-        OutputNotFoundError: It has no such stage.
+        OutputNotFoundError: The file has no such stage.
         OutputError: The stage comes from a `foreach`, a `matrix` or a template.
     """
     document = documents.load(read_description(repo.root / file, name=file), file)
@@ -153,7 +158,7 @@ def _looked_at(repo: Repository, outputs: Sequence[Output]) -> dict[str, Found]:
     for output in outputs:
         place = repo.root / output.path
         if place.is_symlink() and place.is_dir():
-            # The link alone goes; what it leads to is not ours.
+            # Only the link is removed; its target is not part of the repository.
             found[output.path] = Found(output.digest or "link")
         else:
             found[output.path] = repo.workspace.look(output.path, hash_name=output.hash_name)
@@ -161,7 +166,7 @@ def _looked_at(repo: Repository, outputs: Sequence[Output]) -> dict[str, Found]:
 
 
 def _lost(repo: Repository, output: Output, found: dict[str, Found]) -> list[str]:
-    """Return the files of an output that would be nowhere any more: neither in the cache nor in git."""
+    """Return the files of an output whose content is neither in the cache nor in git."""
     rows = found[output.path].rows
     if rows is None or (not output.cached and _in_git(repo, output.path)):
         return []
@@ -174,7 +179,7 @@ def _lost(repo: Repository, output: Output, found: dict[str, Found]) -> list[str
 
 
 def _in_git(repo: Repository, path: str) -> bool:
-    """Tell whether the last commit has all that lies at a path as it is now."""
+    """Return True if the last commit contains the current content of a path."""
     if repo.git is None:
         return False
     try:
@@ -187,9 +192,9 @@ def _in_git(repo: Repository, path: str) -> bool:
 
 
 def _take_out(place: Path, file: str, names: Sequence[str]) -> None:
-    """Take stages out of a dvc.yaml and its dvc.lock; a file that says nothing else is removed.
+    """Remove stages from a dvc.yaml and its dvc.lock; a file without other content is deleted.
 
-    DVC removes both files with the last stage, whatever else they hold.
+    DVC deletes both files with the last stage, even if they have other content.
     """
     for path in (place.with_suffix(".lock"), place):
         try:
@@ -207,9 +212,3 @@ def _take_out(place: Path, file: str, names: Sequence[str]) -> None:
             path.unlink()
         else:
             write_atomic(path, documents.dump(document))
-
-
-# -- links to copies ---------------------------------------------------------------------------------------------------
-
-
-# -- moving ------------------------------------------------------------------------------------------------------------

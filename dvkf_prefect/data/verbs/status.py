@@ -1,4 +1,4 @@
-"""What of the workspace is not as it was recorded."""
+"""Find outputs whose workspace content differs from the recorded content."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One output that is not as it was recorded.
+    """One output that differs from its record.
 
     Attributes:
-        path: The output, relative to the root.
-        source: The file that describes it.
-        stage: The stage it belongs to, if any.
-        state: ``deleted``, ``modified`` or ``not in cache``, as DVC says it.
+        path: Path of the output, relative to the root.
+        source: File that describes the output.
+        stage: Stage that writes the output, None without one.
+        state: ``deleted``, ``modified`` or ``not in cache``, in DVC's words.
     """
 
     path: str
@@ -33,14 +33,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The outputs that changed; false when there are none.
+    """Changed outputs; falsy if there are none.
 
     Attributes:
-        changes: One for each.
-        outputs: How many outputs were looked at.
-        imports: Those of them that were imported from elsewhere, where they may have changed too.
-        edited: The `.dvc` files whose own md5 does not fit them.
-        always: The `.dvc` files that say that they always change.
+        changes: One entry for each changed output.
+        outputs: Number of outputs compared.
+        imports: The imports among them; their sources may have changed too.
+        edited: `.dvc` files whose md5 field does not match their content.
+        always: `.dvc` files marked as always changed.
     """
 
     changes: tuple[Change, ...]
@@ -54,7 +54,7 @@ class Status:
 
 
 def status(repo: Repository, targets: Sequence[str]) -> Status:
-    """Do `Repo.status`."""
+    """Implement `Repo.status`."""
     tracked = repo.outputs(targets, overlap="any")
     changes = [
         Change(output.path, output.source, output.stage, state)
@@ -80,9 +80,9 @@ def _state(repo: Repository, output: Output) -> str | None:
 
 
 def _in_cache(repo: Repository, output: Output, found: Found) -> bool:
-    """Tell whether all of an output's content is in the cache.
+    """Return True if all of an output's content is in the cache.
 
-    What lies in the workspace spares reading the manifest when it is the same.
+    If the workspace has the same content, its file digests are used instead of reading the manifest.
     """
     if output.digest is None or not repo.cache.exists(output.digest, output.hash_name):
         return False

@@ -1,4 +1,4 @@
-"""`unprotect`: links to the cache become copies that can be written to."""
+"""Replace links to the cache by writable copies (`dvkf unprotect`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def unprotect(repo: Repository, targets: Sequence[str], *, progress: Progress | None = None) -> list[str]:
-    """Do `Repo.unprotect`; the caller holds the lock."""
+    """Implement `Repo.unprotect`; the caller holds the lock."""
     for target in targets:
         if target.split("/")[0] in (".dvc", ".git"):
             raise OutputError(f"'{target}' belongs to the repository itself; name data of the workspace")
@@ -43,7 +43,7 @@ def unprotect(repo: Repository, targets: Sequence[str], *, progress: Progress | 
 
 
 def copies_of_links(repo: Repository, place: Path) -> list[tuple[Path, int]]:
-    """Replace links by copies and make files writable; return the files that changed and their bytes."""
+    """Replace links by copies and make files writable; return the changed files and their sizes in bytes."""
     shared = repo.config.get("cache", "shared") == "group"
     changed: list[tuple[Path, int]] = []
     if place.is_symlink() and place.is_dir():
@@ -52,7 +52,7 @@ def copies_of_links(repo: Repository, place: Path) -> list[tuple[Path, int]]:
         try:
             info = os.lstat(path)
         except FileNotFoundError:
-            continue  # another process removed it since it was listed
+            continue  # another process removed it after the listing
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(path).st_mode):
                 continue
@@ -70,7 +70,7 @@ def copies_of_links(repo: Repository, place: Path) -> list[tuple[Path, int]]:
 
 def _files(place: Path) -> Iterator[Path]:
     if place.is_symlink() or not place.is_dir():
-        # What a link to a folder leads to is not the repository's.
+        # The target of a link to a folder is not part of the repository.
         if not place.is_dir():
             yield place
         return
@@ -81,11 +81,11 @@ def _files(place: Path) -> Iterator[Path]:
 
 
 def _replace_by_copy(path: Path) -> None:
-    """Put a copy in the place of a link, as a whole.
+    """Replace a link by a copy of its target, atomically.
 
     Raises:
-        MissingObjectError: The link leads nowhere.
-        DiskFullError: There is no room; the link stays.
+        MissingObjectError: The link's target does not exist.
+        DiskFullError: The disk is full; the link stays.
     """
     try:
         mode = 0o777 if os.stat(path).st_mode & 0o100 else 0o666
