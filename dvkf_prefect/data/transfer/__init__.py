@@ -1,4 +1,4 @@
-"""Objects moved between a cache and a remote: planned, moved, verified.
+"""Transfer of objects between a cache and a remote: plan, move and verify.
 
-It may import a repository and what that may; no verb.
+It may import `repository` and the packages below it; no verb.
 """

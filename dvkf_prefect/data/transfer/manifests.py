@@ -1,4 +1,4 @@
-"""Manifests read for what they name, from wherever they are, changing nothing."""
+"""Read-only access to manifests: from caches first, then from remotes; nothing is stored."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Manifest:
     """A manifest to read.
 
     Attributes:
-        digest: Its own, with ``.dir``.
+        digest: Digest of the manifest, with ``.dir``.
         hash_name: ``md5`` or ``md5-dos2unix``.
-        path: The output it belongs to, for messages.
-        repo: The repository that names it.
-        remote: The remote it is on, where the output names one.
-        imported: Whether its content belongs to another repository.
+        path: Path of its output, for messages.
+        repo: Repository that records it.
+        remote: Remote that the output names, None without one.
+        imported: True if its content belongs to another repository.
     """
 
     digest: str
@@ -41,7 +41,7 @@ class Manifest:
 
 
 def distinct(manifests: Iterable[Manifest]) -> list[Manifest]:
-    """Return the first of each digest."""
+    """Return the manifests without duplicates, the first of each digest."""
     first: dict[tuple[str, str], Manifest] = {}
     for manifest in manifests:
         first.setdefault((manifest.digest, manifest.hash_name), manifest)
@@ -49,12 +49,12 @@ def distinct(manifests: Iterable[Manifest]) -> list[Manifest]:
 
 
 class Manifests:
-    """Reads manifests from several repositories' caches and, where none has them, from the remotes.
+    """Reader of manifests: from the caches of several repositories, else from their remotes.
 
     Args:
-        repos: Whose caches to look in.
-        remote: The remote to ask before the one that the output names and the default one.
-        jobs: How many requests at once.
+        repos: Repositories whose caches are searched.
+        remote: Remote to try before the output's own remote and the default one.
+        jobs: Number of parallel requests.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Manifests:
         self._opened: dict[tuple[str, str | None], Remote | DvkfError] = {}
 
     def read(self, wanted: Sequence[Manifest]) -> Iterator[tuple[Manifest, Tree | DvkfError]]:
-        """Yield each manifest, or why it cannot be had; in no given order.
+        """Yield each manifest, or the error that prevented reading it, in arbitrary order.
 
-        Those in a cache come first, one at a time, so that they need not all be in memory.
+        Manifests in a cache come first and one at a time, so that memory holds one of them.
         """
         away: list[tuple[Manifest, DvkfError]] = []
         for manifest in wanted:
@@ -79,7 +79,7 @@ class Manifests:
                 away.append((manifest, found))
         if not away:
             return
-        # Opened here, by one thread.
+        # Open the remotes here, in one thread.
         places = [self._places(manifest) for manifest, _ in away]
         opened = [remote for group in places for remote in group if not isinstance(remote, DvkfError)]
         jobs = self._jobs or max((remote.jobs for remote in opened), default=1)
@@ -99,7 +99,7 @@ class Manifests:
         return problem
 
     def _places(self, manifest: Manifest) -> list[Remote | DvkfError]:
-        """Return the remotes that may have a manifest, or why one cannot be opened."""
+        """Return the remotes that may have a manifest, or the error of one that cannot be opened."""
         places: dict[str, Remote | DvkfError] = {}
         for name in dict.fromkeys((self._remote, manifest.remote, None)):
             key = (str(manifest.repo.root), name)
@@ -132,17 +132,17 @@ def _fetch(item: tuple[Manifest, DvkfError], places: Sequence[Remote | DvkfError
             said.append(str(error))
             if isinstance(error, ParseError) and not isinstance(problem, RemoteError):
                 problem = error
-    # One that is there and cannot be read is not missing.
+    # A manifest that exists but cannot be read is not missing.
     return problem if isinstance(problem, (RemoteError, ParseError)) else MissingObjectError(", ".join(said))
 
 
 def read_manifest(cache: Cache, digest: str, hash_name: str = MD5) -> Tree:
-    """Read a manifest from a cache; unlike `Cache.read_tree` it leaves a damaged one where it is.
+    """Read a manifest from a cache; unlike `Cache.read_tree`, it does not move a damaged one aside.
 
     Raises:
-        MissingObjectError: It is not there.
-        CorruptObjectError: Its bytes do not hash to its name.
-        ParseError: It is not a manifest.
+        MissingObjectError: The cache does not have it.
+        CorruptObjectError: Its bytes do not match its digest.
+        ParseError: The object is not a manifest.
     """
     own = cache.is_own(digest, hash_name)
     try:
@@ -153,11 +153,11 @@ def read_manifest(cache: Cache, digest: str, hash_name: str = MD5) -> Tree:
 
 
 def parse_manifest(data: bytes, digest: str, hash_name: str, place: str, *, own: bool = False) -> Tree:
-    """Read a manifest from its bytes, verified.
+    """Verify and parse the bytes of a manifest.
 
     Raises:
-        CorruptObjectError: Its bytes do not hash to its name.
-        ParseError: It is not a manifest.
+        CorruptObjectError: The bytes do not match the digest.
+        ParseError: The bytes are not a manifest.
     """
     if hash_name == MD5 and digest_bytes(data) != digest.removesuffix(SUFFIX):
         raise CorruptObjectError(f"{digest} is damaged in {place}")

@@ -1,4 +1,4 @@
-"""Which files tracked directories hold, from wherever that can be learnt; nothing is written for it."""
+"""Manifests of tracked directories, read from the workspace, the cache or a remote; nothing is written."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Members:
-    """The files of directories, each manifest read once.
+    """Manifests of a repository's directories, each read at most once.
 
     Args:
-        repo: The repository whose outputs they are.
+        repo: Repository that records the outputs.
     """
 
     def __init__(self, repo: Repository) -> None:
@@ -27,12 +27,12 @@ class Members:
         self._refused: dict[tuple[str, str], ParseError] = {}
 
     def tell(self, found: Found, hash_name: str) -> None:
-        """Take over what was seen of a directory in the workspace, which spares reading its manifest."""
+        """Store the manifest of a directory as scanned in the workspace, so that it need not be read."""
         if found.digest and found.nfiles is not None and found.rows is not None:
             self._known[hash_name, found.digest] = Tree(found.rows.relpaths, found.rows.digests)
 
     def learn(self, outputs: Iterable[Output]) -> None:
-        """Read the manifests of directories that are not known yet: from the cache, or else from the remote."""
+        """Read the manifests of directories that are not stored yet: from the cache, else from the remote."""
         from dvkf_prefect.data.transfer.manifests import Manifest, Manifests
 
         wanted: list[Manifest] = []
@@ -54,14 +54,14 @@ class Members:
                     self._refused[key] = tree
 
     def of(self, output: Output) -> Tree | None:
-        """Return the files of a directory, or None where nobody knows them or it is a file."""
+        """Return a directory's manifest; None for a file, or if the manifest cannot be read."""
         self.learn([output])
         return self.known(output.digest or "", output.hash_name)
 
     def refusal(self, output: Output) -> ParseError | None:
-        """Return why the manifest of a directory is there and cannot be read; None where that is not so."""
+        """Return the error of a directory's manifest that exists but cannot be read; None otherwise."""
         return self._refused.get((output.hash_name, output.digest or ""))
 
     def known(self, digest: str, hash_name: str) -> Tree | None:
-        """Return the files of a directory that was learnt of."""
+        """Return the stored manifest of a digest; None without one."""
         return self._known.get((hash_name, digest))

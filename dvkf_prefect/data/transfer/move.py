@@ -1,4 +1,4 @@
-"""The objects of a remote: which of them are there, and how they come to it and from it, each one verified."""
+"""Upload and download of objects between a cache and a remote; every object is verified."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.objects import MD5, object_key
 from dvkf_prefect.formats.tree import SUFFIX
 
-# Up to this many bytes an object is sent from memory.
+# Objects of up to this many bytes are uploaded from memory.
 _SMALL = 1 << 20
-# When so many objects failed, no more are tried.
+# After this many failed objects, no more are tried.
 MOST_FAILED = 100_000
 
 
@@ -39,18 +39,18 @@ MOST_FAILED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many bytes objects may have, as far as it is recorded.
+    """Upper limits for the size of objects, from the recorded sizes.
 
     Attributes:
-        exact: Of some, by digest.
-        most: Of any other; None where it is not known.
+        exact: Size in bytes by digest, if recorded.
+        most: Limit in bytes for all other objects; None if unknown.
     """
 
     exact: Mapping[str, int] = field(default_factory=dict)
     most: int | None = None
 
     def of(self, digest: str) -> int | None:
-        """Return the most bytes that an object may have; None where it is not known."""
+        """Return the largest size in bytes that an object may have; None if unknown."""
         if digest.endswith(SUFFIX):
             return manifest_rows.file_limit()
         return self.exact.get(digest, self.most)
@@ -61,12 +61,12 @@ NO_LIMITS = Limits()
 
 @dataclass(slots=True)
 class Moved:
-    """What came of moving objects.
+    """Result of moving objects.
 
     Attributes:
-        files: How many arrived.
-        size: Their bytes.
-        failed: Why the others did not, by digest.
+        files: Number of objects that arrived.
+        size: Bytes of those objects.
+        failed: Error of each other object, by digest.
     """
 
     files: int = 0
@@ -75,7 +75,7 @@ class Moved:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether so many failed that no more are tried; to tell of one takes a kilobyte of memory."""
+        """True if so many objects failed that no more are tried; each failure takes a kilobyte of memory."""
         return len(self.failed) >= MOST_FAILED
 
 
@@ -90,21 +90,21 @@ def move(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Moved:
-    """Move objects between a cache and a remote, each verified on the way. All that moves, moves here.
+    """Move objects between a cache and a remote, and verify each one; every transfer goes through here.
 
     Args:
         direction: ``push`` or ``fetch``.
-        digests: Which, in order, so that neighbours share a folder.
+        digests: Digests in sorted order, so that objects of one folder are adjacent.
         hash_name: ``md5`` or ``md5-dos2unix``.
         cache: The cache.
         remote: The remote.
-        limits: How large what is fetched may be.
-        jobs: How many at once; None for what suits the remote.
-        progress: Told of each that is done.
+        limits: Upper limits for the size of downloaded objects.
+        jobs: Number of parallel transfers; None for the remote's default.
+        progress: Called as objects complete.
 
     Raises:
-        RemoteError: The remote cannot be used at all; what arrived stays.
-        DiskFullError: There is no room; what arrived stays.
+        RemoteError: The remote cannot be used at all; objects that arrived are kept.
+        DiskFullError: The disk is full; objects that arrived are kept.
     """
     if not digests:
         return Moved()
@@ -139,7 +139,7 @@ def _beside(
     """Move objects to or from a folder of this machine, in several processes."""
     moved = Moved()
     first = object_key(digests[0], hash_name)
-    storage.size(first)  # says so when it is the folder itself that is gone
+    storage.size(first)  # raises if the folder itself is missing
     folder = storage.local_path(first).parent.parent
     results: Iterator[tuple[str, int | ObjectError]]
     if direction == "push":
@@ -173,16 +173,16 @@ def _beside(
 
 
 def _is_over(storage: FolderStorage, key: str) -> bool:
-    """Tell whether a manifest has more bytes than are read of one."""
+    """Return True if a manifest is larger than the limit for reading one."""
     return (storage.size(key) or 0) > manifest_rows.file_limit()
 
 
 def _each(
     digests: Sequence[str], action: Callable[[str], int], jobs: int, progress: Progress | None
 ) -> Moved:
-    """Run ``action``, which returns bytes, on each digest, a few at once.
+    """Call ``action`` for each digest in parallel; it returns the bytes moved.
 
-    An error that concerns the remote or the disk as a whole stops the rest and is raised.
+    An error of the whole remote or disk stops the remaining work and is raised.
     """
     moved = Moved()
     rest = iter(digests)
@@ -222,7 +222,7 @@ def _each(
             for future in running:
                 future.result()
         except BaseException as error:
-            # An interruption of this thread ends the others after the object they are at.
+            # An interruption of this thread ends the others after their current object.
             fatal.append(error)
             raise
     if fatal:
@@ -231,7 +231,7 @@ def _each(
 
 
 def _send(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
-    """Send one object, after making sure that it is what its name says."""
+    """Upload one object after verifying it against its digest."""
     key = object_key(digest, hash_name)
     path = cache.path(digest, hash_name)
     try:
@@ -256,7 +256,7 @@ def _send(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
 def _receive(
     cache: Cache, remote: Remote, digest: str, hash_name: str, partials: dict[str, Path], limit: int | None
 ) -> int:
-    """Receive one object; what arrived of a large one before an interruption is kept for the next run."""
+    """Download and verify one object; after an interruption, the partial file is kept for the next run."""
     storage = remote.storage
     key = object_key(digest, hash_name)
     temporary = cache.partial(digest)
@@ -270,7 +270,7 @@ def _receive(
                 md5.update(chunk)
                 start += len(chunk)
     try:
-        # What this process left of an attempt before is not what was hashed above.
+        # Append only to the partial file hashed above; a file left by this process's last attempt is overwritten.
         with open(temporary, "ab" if left is not None else "wb", buffering=0) as stream:
             for chunk in storage.stream(key, start=start, limit=limit):
                 md5.update(chunk)

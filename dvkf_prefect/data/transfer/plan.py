@@ -1,7 +1,7 @@
-"""What a push or a fetch would move, worked out before anything does.
+"""Plan of a push or a fetch: the set of objects to transfer.
 
-Only manifests are read for it. Names of files are worked out when something is to be said about one, so that a million
-of them cost no more than their digests.
+Planning reads manifests only. File names are resolved only for messages, so that a million files cost no more than
+their digests.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.paths import is_within
 
-# Of so many objects each is looked at to tell how large all are; of more about so many of them.
+# The total size is estimated from at most about this many objects.
 _SAMPLE = 5_000
-# Directories up to so many files are looked into on a remote that is a folder.
+# On a remote that is a folder, the files of directories with up to this many files are compared by size.
 _NEAR = 100_000
-# Parts of outputs: for the path of each output the paths inside it that are wanted.
+# Selected parts of outputs: for the path of an output, the paths inside it.
 Parts = Mapping[str, Sequence[str]]
 
 
@@ -44,11 +44,11 @@ class Root:
     """An output that objects belong to.
 
     Attributes:
-        path: The output.
-        inside: The paths in it that are wanted, relative to it; none for all of it.
-        optional: Nothing is said when it is not there.
-        size: Bytes of it as it is recorded, None where that is not known.
-        nfiles: Number of its files as it is recorded.
+        path: Path of the output.
+        inside: Selected paths, relative to the output; empty for all of it.
+        optional: True if a missing object is no failure.
+        size: Recorded size in bytes, None if unknown.
+        nfiles: Recorded number of files, None if unknown.
     """
 
     path: str
@@ -58,24 +58,24 @@ class Root:
     nfiles: int | None = None
 
     def wants(self, relpath: str) -> bool:
-        """Tell whether a file of it is wanted."""
+        """Return True if a file of the output is selected."""
         return not self.inside or any(is_within(relpath, part) for part in self.inside)
 
 
 @dataclass(slots=True)
 class Batch:
-    """The objects of one hash kind.
+    """The objects of one way of hashing.
 
     Attributes:
         hash_name: ``md5`` or ``md5-dos2unix``.
-        files: The outputs that are files, by digest.
-        trees: The outputs that are directories, by the digest of their manifest.
-        digests: The files to move, in order.
-        manifests: The manifests to move, in order: after the files by a push; a fetch has them already.
-        absent: The files that cannot be moved since they are not where they would come from.
-        away: What of all that was looked for is not on the remote; of a push only.
-        opened: The manifests whose files were looked at.
-        looked_for: How many files were looked at.
+        files: Outputs that are files, by digest.
+        trees: Outputs that are directories, by the digest of their manifest.
+        digests: Files to transfer, sorted.
+        manifests: Manifests to transfer, sorted. A push uploads them after the files; a fetch has read them already.
+        absent: Files that cannot be transferred, because the source does not have them.
+        away: For a push, all objects that are missing from the remote.
+        opened: Manifests whose files were checked.
+        looked_for: Number of files that were checked.
     """
 
     hash_name: str
@@ -89,7 +89,7 @@ class Batch:
     looked_for: int = 0
 
     def limits(self) -> Limits:
-        """Return how large what is fetched may be: no file of a directory is larger than all of it."""
+        """Return size limits for downloads: no file of a directory is larger than the whole directory."""
         exact = {digest: root.size for digest, root in self.files.items() if root.size is not None}
         sizes = [root.size for root in self.trees.values()]
         known = [size for size in sizes if size is not None]
@@ -98,12 +98,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What of a plan belongs to one output.
+    """Share of one output in a plan.
 
     Attributes:
-        path: The output; of equal content in several the first.
-        files: Objects to move, the manifest not counted.
-        size: Their bytes; of a fetch as far as the `.dvc` file tells.
+        path: Path of the output; the first one if several have the same content.
+        files: Number of objects to transfer, without the manifest.
+        size: Bytes to transfer; for a fetch, an estimate from the `.dvc` file.
     """
 
     path: str
@@ -113,17 +113,17 @@ class Share:
 
 @dataclass(slots=True)
 class Plan:
-    """What a push or a fetch would move; `str` of it tells a person.
+    """Objects that a push or a fetch would transfer; `str` returns a readable summary.
 
     Attributes:
         direction: ``push`` or ``fetch``.
         cache: The cache.
         remote: The remote.
-        batches: The objects, by hash kind.
-        present: Objects that are there already.
-        failures: What cannot be moved, by the file of an output, and why.
-        missing: Those of ``failures`` that are just not where they would come from.
-        brought: Manifests and bytes that were fetched to make the plan.
+        batches: Objects to transfer, one batch for each way of hashing.
+        present: Number of objects that the destination already has.
+        failures: Reason why a file cannot be transferred, by its path.
+        missing: Paths in ``failures`` whose object is missing at the source.
+        brought: Number and bytes of the manifests that were fetched to make the plan.
     """
 
     direction: Direction
@@ -142,11 +142,11 @@ class Plan:
 
     @property
     def files(self) -> int:
-        """Objects to move, manifests included."""
+        """Number of objects to transfer, including manifests."""
         return sum(len(batch.digests) + len(batch.manifests) for batch in self.batches)
 
     def expected(self) -> int:
-        """Return about how many bytes there are to move, quickly, for a progress bar; 0 where nothing is known."""
+        """Return a quick estimate of the bytes to transfer, for a progress bar; 0 if unknown."""
         total = 0
         for batch in self.batches:
             if self.direction == "push":
@@ -180,7 +180,7 @@ class Plan:
         return "\n".join(lines)
 
     def shares(self) -> list[Share]:
-        """Return what each output has of it, sorted by path; outputs with nothing to move are left out."""
+        """Return the share of each output, sorted by path, without outputs that have nothing to transfer."""
         found: dict[str, list[int]] = {}
         for batch in self.batches:
             todo = set(batch.digests)
@@ -194,7 +194,7 @@ class Plan:
                 if mine or digest in batch.manifests:
                     root = batch.trees[digest]
                     self._count(found, root, batch, mine, root.nfiles or len(mine))
-            # A manifest that goes up though nothing of its files has to.
+            # Add manifests that are uploaded although the remote has all of their files.
             for digest in batch.manifests:
                 found.setdefault(batch.trees[digest].path, [0, 0])
         return [Share(path, files, size) for path, (files, size) in sorted(found.items())]
@@ -216,11 +216,11 @@ class Plan:
         counts[1] += size
 
     def tree(self, digest: str, hash_name: str) -> Tree:
-        """Return a manifest that the plan has read."""
+        """Return a manifest that was read for the plan."""
         return self._trees.get(digest) or self.cache.read_tree(digest, hash_name)
 
     def fail(self, batch: Batch, failed: Mapping[str, DvkfError | str]) -> None:
-        """Record why objects cannot be moved, by the files they belong to; a text says that one is missing."""
+        """Record the reasons why objects cannot be transferred, by file; a plain string means the object is missing."""
         for digest, (root, name) in self.names(batch, failed).items():
             reason = failed[digest]
             missing = isinstance(reason, (str, MissingObjectError))
@@ -231,14 +231,14 @@ class Plan:
                 self.missing.add(name)
 
     def names(self, batch: Batch, digests: Iterable[str]) -> dict[str, tuple[Root, str]]:
-        """Return what each of some digests belongs to: an output, and the file of it."""
+        """Return the output and the file path of each digest."""
         wanted = set(digests)
         found: dict[str, tuple[Root, str]] = {}
         for known in (batch.files, batch.trees):
             for digest in wanted.intersection(known):
                 found[digest] = (known[digest], known[digest].path)
         wanted.difference_update(found)
-        # A file that several have is told of by one that must not fail.
+        # Attribute an object that several directories contain to a required one before an optional one.
         for opened in sorted(batch.opened, key=lambda tree: batch.trees[tree].optional):
             if not wanted:
                 break
@@ -263,7 +263,7 @@ def _batches(outputs: Sequence[Output], parts: Parts | None, optional: Sequence[
                 batch.files.setdefault(output.digest, root)
                 continue
             other = batch.trees.get(output.digest)
-            # One content at two places: what is wanted of either.
+            # Two outputs with the same content: select the union of their parts.
             if other and lenient:
                 continue
             if other and other.inside:
@@ -275,13 +275,13 @@ def _batches(outputs: Sequence[Output], parts: Parts | None, optional: Sequence[
 
 
 class _Parts:
-    """Picks the wanted files of directories, and sees to it that each part was met in one of them at least."""
+    """Selector of parts of directories; it records which parts exist in at least one version of a directory."""
 
     def __init__(self) -> None:
         self._met: dict[tuple[str, str], bool] = {}
 
     def choose(self, root: Root, tree: Tree) -> list[str]:
-        """Return the digests of a directory's files that are wanted."""
+        """Return the digests of a directory's selected files."""
         if not root.inside:
             return tree.digests
         chosen: list[str] = []
@@ -292,10 +292,10 @@ class _Parts:
         return chosen
 
     def check(self) -> None:
-        """Refuse a part that no directory has.
+        """Check that every part exists in a directory.
 
         Raises:
-            OutputNotFoundError: There is one.
+            OutputNotFoundError: A part does not exist.
         """
         for (path, part), met in self._met.items():
             if not met:
@@ -312,19 +312,19 @@ def plan_push(
     deep: bool = False,
     jobs: int | None = None,
 ) -> Plan:
-    """Work out what a push would send.
+    """Plan a push.
 
-    A manifest that is on the remote vouches for its files, as it does for DVC. It is sent when all of its files are
-    there, or go with it: also when only a part of a directory is pushed and the rest is there.
+    If a manifest is on the remote, its files are assumed to be there too, as in DVC. A manifest is uploaded once all of
+    its files are on the remote. A push of a part of a directory uploads it too, if the remote has the other files.
 
     Args:
-        outputs: What to push.
-        cache: Where from.
-        remote: Where to.
-        parts: For the path of an output, the paths inside it that are meant; all of it otherwise.
-        optional: What to push too, as far as the cache holds it.
-        deep: Look at the files behind manifests that are on the remote too, and send those that are not.
-        jobs: How many requests at once.
+        outputs: Outputs to push.
+        cache: Source of the objects.
+        remote: Destination.
+        parts: Selected paths inside an output, by the path of the output; all of it otherwise.
+        optional: Further outputs to push, as far as they are in the cache.
+        deep: Check the files of manifests that are on the remote too, and upload the missing ones.
+        jobs: Number of parallel requests.
 
     Raises:
         RemoteError: The remote cannot be used.
@@ -359,7 +359,7 @@ def plan_push(
         unsent.update(away.intersection(batch.files))
         selected.update(batch.files)
         todo = unsent & selected if partial else unsent
-        # What is sent is hashed on the way.
+        # Check for existence only: objects are hashed during the upload.
         batch.absent = cache.missing(todo, batch.hash_name, look=False)
         plan.fail(
             batch,
@@ -385,9 +385,10 @@ def plan_push(
 
 
 def _cut_short(plan: Plan, batch: Batch, away: set[str], jobs: int | None) -> set[str]:
-    """Find files behind manifests of a remote that is a folder that are there with another size than here.
+    """Find files on a remote folder whose size differs from the cache's, although their manifest is there.
 
-    A manifest vouches for its files; what a power cut or a full disk left of them costs little to see in a folder.
+    A power cut or a full disk may have truncated files that the manifest stands for. In a folder, sizes are cheap to
+    read.
     """
     if not plan.remote.is_folder:
         return set()
@@ -413,7 +414,7 @@ def _cut_short(plan: Plan, batch: Batch, away: set[str], jobs: int | None) -> se
 
 
 def _away(plan: Plan, digests: Iterable[str], hash_name: str, jobs: int | None) -> set[str]:
-    """Return what the remote lacks; of a folder also what is not as large there as here."""
+    """Return the digests missing from the remote; for a folder, also those with a size other than the cache's."""
     wanted = set(digests)
     if not plan.remote.is_folder:
         return plan.remote.missing(wanted, hash_name, jobs=jobs)
@@ -427,7 +428,7 @@ def _away(plan: Plan, digests: Iterable[str], hash_name: str, jobs: int | None) 
 
 
 def _tree_of(plan: Plan, batch: Batch, digest: str, *, on_remote: bool) -> Tree:
-    """Return a manifest from the cache, or from the remote where only that has it."""
+    """Return a manifest from the cache, else from the remote."""
     try:
         return plan.cache.read_tree(digest, batch.hash_name)
     except MissingObjectError:
@@ -462,22 +463,22 @@ def plan_fetch(
     check: bool = False,
     jobs: int | None = None,
 ) -> Plan:
-    """Work out what a fetch would receive; manifests that the cache lacks are fetched for it.
+    """Plan a fetch; manifests that are missing from the cache are downloaded first.
 
     Args:
-        outputs: What to fetch.
-        cache: Where to.
-        remote: Where from.
-        parts: For the path of an output, the paths inside it that are meant; all of it otherwise.
-        check: Ask the remote for each object, so that sizes and what is missing are known; the cache stays as it is.
-        jobs: How many requests at once.
+        outputs: Outputs to fetch.
+        cache: Destination.
+        remote: Source of the objects.
+        parts: Selected paths inside an output, by the path of the output; all of it otherwise.
+        check: Query the remote for the size of each object to find missing ones; the cache is not changed.
+        jobs: Number of parallel requests.
 
     Raises:
-        ObjectError: There is too much to fetch at once.
-        OutputNotFoundError: There is nothing at a part of an output.
+        ObjectError: There are too many objects to fetch at once.
+        OutputNotFoundError: A selected path does not exist in its output.
         RemoteError: The remote cannot be used.
     """
-    # What is kept off remotes may be on one all the same, from before, and need not be.
+    # Outputs with push: false may be on the remote from earlier; fetch them if so, without failing.
     kept_off = [output for output in outputs if not output.pushed]
     pushed = [output for output in outputs if output.pushed]
     plan = Plan("fetch", cache, remote, _batches(pushed, parts, kept_off))
@@ -517,10 +518,10 @@ def plan_fetch(
 
 
 def _check_number(absent: Collection[str]) -> None:
-    """Refuse to fetch so much at once that the memory for it is no longer small.
+    """Refuse to fetch more objects at once than the memory limit allows.
 
     Raises:
-        ObjectError: There is more.
+        ObjectError: There are more.
     """
     if len(absent) > manifest_rows.most_objects():
         raise ObjectError(
@@ -530,7 +531,7 @@ def _check_number(absent: Collection[str]) -> None:
 
 
 def _bring_manifests(plan: Plan, batch: Batch, *, keep: bool, jobs: int | None) -> dict[str, DvkfError | str]:
-    """Have the manifests at hand that the cache lacks; return why some could not be had."""
+    """Read the manifests that are missing from the cache from the remote; return the errors by digest."""
     absent = sorted(plan.cache.missing(batch.trees, batch.hash_name))
     plan.present += len(batch.trees) - len(absent)
     if keep:
@@ -549,7 +550,7 @@ def _bring_manifests(plan: Plan, batch: Batch, *, keep: bool, jobs: int | None) 
 def _size_of(cache: Cache, digest: str, hash_name: str) -> int:
     with suppress(OSError):
         return os.stat(f"{cache.root}/{object_key(digest, hash_name)}").st_size
-    # A cache may have its objects in more than one place.
+    # A cache may read objects from more than one folder.
     with suppress(OSError):
         return cache.path(digest, hash_name).stat().st_size
     return 0

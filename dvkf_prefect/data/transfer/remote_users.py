@@ -1,12 +1,11 @@
-"""Projects that push to one remote: a mark of each, so that no collection removes what another of them relies on.
+"""Marks of the projects that push to a remote, so that a garbage collection can see its other users.
 
-Equal content is stored once, so a project may rely on objects that another put there, and every one of which that
-other one knows. Its mark tells. It is a small file in ``users-dvkf`` of the remote, where DVC does not look, and DVC
-leaves none.
+Equal content is stored once. A project may thus rely on objects that another project uploaded and also uses. Every
+push leaves a mark: a small file in ``users-dvkf`` of the remote. DVC ignores that folder, and leaves no marks itself.
 
-Clones of one project share its mark: they have an origin or a first commit in common, with the same place in the git
-work tree. A clone that was cut short is known by the commit that it pushed at. A project without git is known by the
-identity in its ``.dvc/tmp``, or by its place.
+Clones of one project share its mark. They have the same path in the git work tree, and an origin or a first commit in
+common. A shallow clone is recognized by the commit checked out at its push. A project without git is recognized by
+the identity in its ``.dvc/tmp``, or by its path.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
 
 FOLDER = cache_users.USERS
-# A mark that somebody removed comes back within a week of pushes.
+# Seconds until a mark is written again: a removed mark returns with the first push after a week.
 _FRESH = 7 * 86_400.0
 _LIMIT = 1 << 16
 _MOST = 10_000
@@ -50,13 +49,13 @@ class Project:
     """A project that left a mark on a remote.
 
     Attributes:
-        key: The mark, relative to the remote's root.
-        keys: What its clones have in common.
-        name: Its origin or folder; empty where the mark cannot be read.
-        host: The machine that it was on, where the remote is a folder of one.
-        path: Its folder there.
-        prefix: Its place in its git work tree.
-        commit: What was checked out when it pushed.
+        key: Path of the mark, relative to the remote's root.
+        keys: Identifiers that all clones of the project share.
+        name: Origin or folder name; empty if the mark cannot be read.
+        host: Machine of the project, if the remote is a local folder.
+        path: Folder of the project on that machine.
+        prefix: Path of the project in its git work tree.
+        commit: Commit that was checked out at the push.
     """
 
     key: str
@@ -73,11 +72,11 @@ class Project:
         return f"{place} on {self.host or 'another machine'}" if away else place
 
     def is_of(self, repo: Repository, keys: frozenset[str]) -> bool:
-        """Tell whether a repository is a clone of this project.
+        """Return True if a repository is a clone of this project.
 
         Args:
             repo: The repository.
-            keys: Its own.
+            keys: Identifiers of the repository.
         """
         if self.keys & keys or self.key.rpartition("/")[2] in keys:
             return True
@@ -95,9 +94,9 @@ class Project:
 
 
 def mark(repo: Repository, remote: Remote) -> None:
-    """Leave a repository's mark on a remote that it is about to push to.
+    """Write a repository's mark to a remote before a push.
 
-    It is written once, and again after a week. A remote that does not take it is left without.
+    The mark is written once, and again after a week. Failures are ignored.
     """
     note = repo.tmp_dir / f"pushes-{digest_bytes(remote.url.encode())}"
     git = repo.git
@@ -105,7 +104,7 @@ def mark(repo: Repository, remote: Remote) -> None:
     with suppress(OSError, DvkfError, ValueError):
         file, state = read_description(note, limit=_LIMIT).decode().split()
         fresh = 0 <= time.time() - note.stat().st_mtime < _FRESH
-        # Before its first commit a project has too little in common with its clones.
+        # A mark from before the first commit does not identify the project's clones, so it is written again.
         if fresh and (state == "whole" or (git and not git.head())):
             return
     with suppress(OSError, DvkfError):
@@ -127,7 +126,7 @@ def mark(repo: Repository, remote: Remote) -> None:
 
 
 def others(remote: Remote, repos: Iterable[Repository]) -> list[Project]:
-    """Return the projects that left a mark on a remote, beside those of some repositories.
+    """Return the projects that left a mark on a remote, except those of the given repositories.
 
     Raises:
         RemoteError: The remote cannot be listed or read.
@@ -141,16 +140,16 @@ def others(remote: Remote, repos: Iterable[Repository]) -> list[Project]:
 
 
 def shown(users: Sequence[Project]) -> str:
-    """Return the names of some projects for a message."""
+    """Return the names of projects for a message."""
     more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
     return ", ".join(printable(user) for user in users[:_SHOWN]) + more
 
 
 def check(remote: Remote, repos: Sequence[Repository]) -> None:
-    """Refuse a remote that projects push to which are not named.
+    """Check that no project other than the given repositories uses a remote.
 
     Raises:
-        RemoteError: There are such.
+        RemoteError: Other projects left a mark.
     """
     users = others(remote, repos)
     if not users:
@@ -174,7 +173,7 @@ def _read(key: str, data: bytes) -> Project:
 
 
 def _keys(repo: Repository) -> list[str]:
-    """Return what a repository has in common with its clones, the most lasting first."""
+    """Return the identifiers that a repository shares with its clones, the most durable first."""
     keys: list[str] = []
     git = repo.git
     if git is not None:
@@ -193,7 +192,7 @@ def _origin(git: Git | None) -> str:
 
 
 def _address(url: str) -> str:
-    """Return what several spellings of a url have in common; nothing for a folder.
+    """Return a canonical form of a git url for comparisons; an empty string for a folder.
 
     Example:
         >>> _address("git@host:team/data.git") == _address("https://host/team/data")

@@ -1,7 +1,7 @@
-"""The run cache shared through a remote: what each run of a stage wrote, as files of a known layout.
+"""Transfer of the run cache, which records the outputs of each run of a stage, to and from a remote.
 
-Source of the layout: DVC 3.x, ``<cache>/runs/<K[:2]>/<K>/<V>`` and the same below a remote's root. An entry is named by
-what is in it, so that one that is there need not be sent again.
+Source of the layout: DVC 3.x, ``<cache>/runs/<K[:2]>/<K>/<V>`` and the same below a remote's root. An entry's name is
+a digest of its content, so an existing entry is never transferred again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 @dataclass(slots=True)
 class Runs:
-    """Entries of a run cache to move, or moved.
+    """Plan and result of a transfer of run cache entries.
 
     Attributes:
-        keys: Those to move, by their path below the root.
-        files: How many were moved.
-        size: Their bytes.
-        present: How many were there already.
-        failures: Why some were not, by their path.
+        keys: Entries to transfer, as paths below the root.
+        files: Number of entries transferred.
+        size: Bytes transferred.
+        present: Number of entries that the destination already has.
+        failures: Error of each entry that failed, by its path.
     """
 
     keys: list[str]
@@ -52,10 +52,10 @@ def plan_runs(cache: Cache, remote: Remote, *, push: bool) -> Runs:
     Args:
         cache: The cache.
         remote: The remote.
-        push: Whether they are to go to the remote; otherwise they are to come from it.
+        push: True to upload to the remote, False to download from it.
 
     Raises:
-        RemoteError: The remote cannot be used, or cannot list what it has.
+        RemoteError: The remote cannot be used, or cannot list its entries.
     """
     here = set(_local(cache))
     if push and not here:
@@ -74,11 +74,11 @@ def move_runs(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Move the entries; what came of it is added to ``runs``.
+    """Transfer the entries and add the results to ``runs``.
 
     Raises:
         RemoteError: The remote cannot be used at all.
-        DiskFullError: There is no room.
+        DiskFullError: The disk is full.
     """
 
     def send(key: str) -> int:
@@ -132,13 +132,13 @@ def _each(action: Callable[[str], int], runs: Runs, jobs: int, progress: Progres
 
 
 def run_outputs(cache: Cache) -> list[Output]:
-    """Return the outputs that the cache's run cache names; entries that cannot be read are passed over."""
+    """Return the outputs named in the cache's run cache; entries that cannot be read are skipped."""
     found: dict[tuple[str, str], Output] = {}
     for key in _local(cache):
         try:
             data = read_description(cache.root / key)
         except FileNotFoundError:
-            continue  # another process collected it since it was listed
+            continue  # another process removed it after the listing
         for item in _outs(data, key) or ():
             digest = item["md5"]
             hash_name = MD5 if item.get("hash") == MD5 else LEGACY
@@ -157,7 +157,7 @@ def _local(cache: Cache) -> Iterator[str]:
 
 
 def _outs(data: bytes, key: str) -> Iterable[dict[str, Any]] | None:
-    """Return the outputs of an entry with digests, or None for what is no entry."""
+    """Return the outputs of an entry that have a digest; None if the data is not an entry."""
     try:
         entry: Any = documents.load(data, key)
     except ParseError:

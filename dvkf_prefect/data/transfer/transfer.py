@@ -1,4 +1,4 @@
-"""Objects between the cache and a remote: planned first, then moved, bounded, resumable, each one verified."""
+"""Execution of transfers between the cache and a remote: bounded, resumable, and verified object by object."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Progress", "Remote", "Transfer", "cloud_status", "execute", "fetch",
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a transfer did.
+    """Result of a transfer.
 
     Attributes:
-        remote: The remote's name.
-        files: Objects moved, manifests included.
-        size: Bytes moved.
-        present: Objects that were there already.
+        remote: Name of the remote.
+        files: Number of objects transferred, including manifests.
+        size: Bytes transferred.
+        present: Number of objects that the destination already had.
     """
 
     remote: str
@@ -39,18 +39,18 @@ class Transfer:
 
 
 def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = None) -> Transfer:
-    """Do what a plan says; why some of it failed is added to the plan.
+    """Execute a plan, and add the failures to it.
 
-    A push sends files first and each manifest after all of its files; a fetch has the manifests already.
+    A push uploads files first, and each manifest after all of its files. A fetch has read the manifests already.
 
     Args:
         plan: The plan.
-        jobs: How many transfers at once; None for what suits the remote.
-        progress: Told of files and bytes.
+        jobs: Number of parallel transfers; None for the remote's default.
+        progress: Called as files and bytes complete.
 
     Raises:
-        RemoteError: The remote cannot be used at all; what arrived stays.
-        DiskFullError: There is no room; what arrived stays.
+        RemoteError: The remote cannot be used at all; objects that arrived are kept.
+        DiskFullError: The disk is full; objects that arrived are kept.
     """
     files, size = plan.brought
     if progress and plan:
@@ -76,7 +76,7 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
                 )
                 continue
             lost = batch.absent.union(moved.failed)
-            # A manifest vouches for its files.
+            # A manifest on the remote stands for its files, so those must be durable first.
             durability.flush()
             whole = [
                 digest
@@ -105,10 +105,10 @@ def push(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Bring outputs to a remote: files first, each manifest after all of its files; see `plan_push`.
+    """Upload outputs to a remote: files first, each manifest after all of its files; see `plan_push`.
 
     Raises:
-        TransferError: Some objects failed; all others arrived, and no manifest whose files did not.
+        TransferError: Some objects failed; all others arrived, except manifests with failed files.
         RemoteError: The remote cannot be used at all.
     """
     plan = plan_push(outputs, cache, remote, parts=parts, deep=deep, jobs=jobs)
@@ -127,10 +127,10 @@ def fetch(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Bring outputs from a remote into the cache; every object is verified before it enters; see `plan_fetch`.
+    """Download outputs from a remote into the cache, verifying each object before it is stored; see `plan_fetch`.
 
     Raises:
-        TransferError: Some objects are missing on the remote or damaged; all others arrived.
+        TransferError: Some objects are missing or damaged on the remote; all others arrived.
         RemoteError: The remote cannot be used at all.
     """
     plan = plan_fetch(outputs, cache, remote, parts=parts, jobs=jobs)
@@ -152,16 +152,16 @@ def cloud_status(
     """Compare the cache with a remote.
 
     Args:
-        outputs: What to look for; those that are not pushed are passed over.
+        outputs: Outputs to check; those with ``push: false`` are skipped.
         cache: The cache.
         remote: The remote.
-        parts: For the path of an output, the paths inside it that are meant; all of it otherwise.
-        deep: Look at the files behind manifests that are on the remote too.
-        jobs: How many requests at once.
+        parts: Selected paths inside an output, by the path of the output; all of it otherwise.
+        deep: Check the files of manifests that are on the remote too.
+        jobs: Number of parallel requests.
 
     Returns:
-        For each path that is not on both: ``new`` (only in the cache), ``deleted`` (only on the remote) or ``missing``
-        (on neither).
+        State of each path that is not in both: ``new`` (only in the cache), ``deleted`` (only on the remote) or
+        ``missing`` (in neither).
 
     Raises:
         RemoteError: The remote cannot be used.

@@ -1,7 +1,7 @@
-"""Remotes that keep versions themselves (``version_aware``, ``worktree``), read by the versions a `.dvc` file lists.
+"""Fetch from remotes that keep versions (``version_aware``, ``worktree``), by the version ids in `.dvc` files.
 
-Source of the format: on such a remote DVC stores each file at ``<url>/<path>`` under its own name, and records the
-service's ``version_id`` of it under ``cloud:`` in the `.dvc` file.
+Source of the format: DVC 3.x. Such a remote stores each file at ``<url>/<path>`` under its own name. The `.dvc` file
+records the service's ``version_id`` of each file under ``cloud:``.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def fetch_versions(
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Transfer:
-    """Bring outputs from a remote that keeps versions into the cache, each file verified by its md5.
+    """Download outputs from a remote that keeps versions into the cache; each file is verified by its md5.
 
     Args:
-        repo: The repository that records them.
-        outputs: The outputs.
-        remote: The remote; None for the default one.
-        jobs: How many transfers at once.
-        progress: Told of files and bytes.
-        cache: Where to; None for the repository's own cache.
+        repo: Repository that records the outputs.
+        outputs: Outputs to fetch.
+        remote: Name of the remote; None for the default one.
+        jobs: Number of parallel transfers.
+        progress: Called as files and bytes complete.
+        cache: Destination; None for the repository's cache.
 
     Raises:
-        TransferError: Some files have no version there, are gone or damaged; all others arrived.
+        TransferError: Some files have no recorded version, are missing or damaged; all others arrived.
         RemoteError: The remote cannot be used at all.
     """
     cache = cache or repo.cache
@@ -60,7 +60,7 @@ def fetch_versions(
         if output.digest is None or not output.cached:
             continue
         if not output.versions and cache.exists(output.digest, output.hash_name):
-            # It was never there, and need not be.
+            # It was never uploaded, and need not be: the cache has it.
             present += 1
             continue
         if not output.versions:
@@ -108,7 +108,7 @@ def fetch_versions(
         if not (output.versions and output.is_dir and output.cached):
             continue
         tree = tree_of(output)
-        # A manifest whose files are not all there would say that they are.
+        # A manifest stands for all of its files, so store it only if the cache has them.
         if tree.digest == output.digest and not cache.missing(tree.digests, output.hash_name):
             cache.add_bytes(tree.to_bytes(), tree=True)
     if failures:
@@ -117,5 +117,5 @@ def fetch_versions(
 
 
 def tree_of(output: Output) -> Tree:
-    """Return the manifest of a directory whose `.dvc` file lists its files."""
+    """Return the manifest of a directory, made from the files that its `.dvc` file lists."""
     return Tree.from_pairs((file.relpath, file.digest or "") for file in output.versions)
