@@ -1,4 +1,4 @@
-"""Data that comes from elsewhere: other repositories, folders and urls.
+"""Import of data from other repositories, folders and urls.
 
-It may import transfer and what that may; no verb.
+It may import `transfer` and the packages below it; no verb.
 """

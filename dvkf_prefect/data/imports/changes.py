@@ -1,4 +1,4 @@
-"""Comparison of imports with the places they come from."""
+"""Comparison of imports with the current content of their sources."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 
 def changed_sources(repo: Repository, outputs: Sequence[Output]) -> dict[str, dict[str, str]]:
-    """Tell which imports have other content where they come from, asking each repository once.
+    """Return the imports whose source has changed, querying each repository once.
 
-    As DVC, only imports from repositories and by version are asked for; of the others, those that are not frozen.
-    A repository is cloned only if its branch has moved on. An import whose path kept its content is up to date.
-    A service that does not answer has its imports told as deleted.
+    As in DVC, imports from repositories and by version are compared; other imports only if they are not frozen. A
+    repository is cloned only if its branch has moved. An import whose path kept its content is up to date. If a service
+    does not respond, its imports are reported as deleted.
 
     Args:
         repo: The repository.
-        outputs: The outputs to ask for.
+        outputs: Outputs to compare.
 
     Returns:
-        For each `.dvc` file of one that changed: the source as a person reads it, and ``update available``,
-        ``modified`` or ``deleted``, as DVC's "changed deps" say it.
+        For the `.dvc` file of each changed import: a readable source, and ``update available``, ``modified`` or
+        ``deleted``, in the form of DVC's "changed deps".
 
     Raises:
-        GitError: A repository does not answer.
+        GitError: A repository does not respond.
     """
     changed: dict[str, dict[str, str]] = {}
     asked: dict[tuple[str, str | None], list[tuple[Output, Origin]]] = {}
@@ -75,7 +75,7 @@ def changed_sources(repo: Repository, outputs: Sequence[Output]) -> dict[str, di
 
 
 def _others(repo: Repository, group: Sequence[tuple[Output, Origin]]) -> set[str]:
-    """Return the paths of those imports of one repository whose content is another one now, or not known."""
+    """Return the paths of one repository's imports whose content has changed or cannot be read."""
     try:
         with open_origin(repo.root, group[0][1].repo or {}, None) as source:
             return {output.path for output, origin in group if not is_same(repo, output, origin, source)}
@@ -84,9 +84,9 @@ def _others(repo: Repository, group: Sequence[tuple[Output, Origin]]) -> set[str
 
 
 def is_same(repo: Repository, output: Output, origin: Origin, source: ExternalRepo) -> bool:
-    """Tell whether an import's path holds in an opened repository what it held when it was imported.
+    """Return True if an import's path has the same content in an opened repository as at the import.
 
-    Where the recorded digest cannot tell, the repository is opened at the import's commit too.
+    If the recorded digest cannot be compared, the repository is opened at the import's commit too.
     """
     values = origin.repo or {}
     with scratch_folder("dvkf-look-") as folder:
@@ -113,7 +113,7 @@ def _source_state(repo: Repository, output: Output, origin: Origin) -> str | Non
         )
     except OutputNotFoundError:
         return "deleted"
-    except RemoteError as error:  # as in DVC, all else is told
+    except RemoteError as error:  # as in DVC, any other failure counts as deleted
         import logging
 
         logging.getLogger(__name__).warning("'%s' cannot be looked at: %s", output.source, error)

@@ -1,4 +1,4 @@
-"""What the dependencies of a `.dvc` file are now, for a file that is recorded anew."""
+"""Current content of a `.dvc` file's dependencies, for recording the file again."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _OF_CONTENT = frozenset(
 
 
 def dependencies_now(repo: Repository, source: str) -> list[Dep] | None:
-    """Return the dependencies of a `.dvc` file with the content that they have now.
+    """Return the dependencies of a `.dvc` file with their current content.
 
     Args:
         repo: The repository.
-        source: The `.dvc` file, relative to the root.
+        source: Path of the `.dvc` file, relative to the root.
 
     Returns:
-        Each as the file says it; None for a file without dependencies. What another repository holds stays as it is:
-        its commit names its content.
+        The entries of the file; None for a file without dependencies. An entry of another repository is not changed,
+        because its commit identifies the content.
 
     Raises:
-        OutputNotFoundError: One does not exist, or does not answer.
+        OutputNotFoundError: A dependency does not exist, or its service does not respond.
     """
     data = read_description(repo.root / source)
     if b"deps" not in data:

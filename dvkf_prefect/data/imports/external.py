@@ -1,4 +1,4 @@
-"""Other repositories, opened for reading: a folder on this machine, or a git url at a revision."""
+"""Read access to other repositories: a folder on this machine, or a git url at a revision."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from dvkf_prefect.scratch import scratch_folder
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer.transfer import Remote
 
-# Seconds each git command may take.
+# Timeout of each git command, seconds.
 _TIMEOUT = 600.0
-# Seconds to wait for a collection in a cache that is read.
+# Seconds to wait for a garbage collection in a cache that is read.
 _LOCK_WAIT = 60.0
 
 Overlay = dict[str, dict[str, str]]
 
 
 class ExternalRepo(Repository):
-    """A repository opened to read from.
+    """Another repository, opened for reading.
 
     Attributes:
-        url: As it was asked for.
-        at: The commit that its files are of; None where they are a folder as it lies there.
-        lender: The cache of the folder it was cloned from, where it was one.
-        folder: That folder.
+        url: Folder or url as the user gave it.
+        at: Commit of its files; None for the working files of a folder.
+        lender: Cache of the local folder that it was cloned from, None without one.
+        folder: That local folder.
     """
 
     url: str
@@ -47,13 +47,13 @@ class ExternalRepo(Repository):
     folder: Path | None = None
 
     def below(self, prefix: str) -> ExternalRepo:
-        """Return the repository of its own that a folder of this one is.
+        """Return the repository that is nested in a folder of this one.
 
         Args:
-            prefix: The folder, posix, relative to the root.
+            prefix: Posix path of the folder, relative to the root.
 
         Raises:
-            ConfigError: Its settings are wrong.
+            ConfigError: Its settings are invalid.
         """
         overlay: Overlay = {"cache": {"dir": str(self.cache.root)}} if self.at else {}
         doubtful: Overlay = {}
@@ -82,14 +82,14 @@ class ExternalRepo(Repository):
         self.cache = BorrowedCache(self.cache.root, lender)
 
     def places(self, name: str | None = None) -> list[Remote]:
-        """Return where objects of its outputs may be had, the nearest first: its own cache, then a remote.
+        """Return the stores that may have its objects, the nearest first: its cache, then a remote.
 
         Args:
-            name: The remote that an output names; None for the default one.
+            name: Remote that an output names; None for the default one.
 
         Raises:
-            RemoteNotFoundError: The remote that is named does not exist.
-            RemoteError: It keeps versions itself, so that it has no objects.
+            RemoteNotFoundError: The named remote does not exist.
+            RemoteError: The remote keeps versions itself, and so has no objects.
         """
         found = self.caches()
         if name or self.config.default_remote():
@@ -97,7 +97,7 @@ class ExternalRepo(Repository):
         return found
 
     def caches(self) -> list[Remote]:
-        """Return the caches of this machine that may hold objects of its outputs."""
+        """Return the caches of this machine that may have its objects."""
         from dvkf_prefect.data.remotes import open_storage
         from dvkf_prefect.data.transfer.transfer import Remote
 
@@ -125,23 +125,23 @@ def open_external(
 ) -> Iterator[ExternalRepo]:
     """Open another repository for reading.
 
-    A folder of one on this machine is opened as it lies there. At a revision, or by a git url, the files are those of a
-    clone that goes away at the end of the block; it uses the remotes of the folder it was made from, whose relative
-    urls and ``config.local`` stay valid, and reads what it lacks from that folder's cache.
+    A folder on this machine is read in place. A revision or a git url is cloned, and the clone is removed at the end of
+    the block. A clone of a local folder uses that folder's remotes, including relative urls and ``config.local``. It
+    reads missing objects from the folder's cache.
 
     Args:
-        url: A folder, or a git url.
-        rev: A git revision; None for the folder as it is, or the default branch.
-        remote: The name of its remote to take as the default one.
-        remote_config: Options over those of that remote.
-        config: A configuration file, or its sections, whose settings go over its own.
-        cache_dir: Where objects fetched for a clone are kept; None for a place that goes away with it.
-        typed: Whether the user gives ``remote_config`` and ``config``; False where a file does, see `trust`.
+        url: Folder or git url.
+        rev: Git revision; None for the working files of a folder, or the default branch of a url.
+        remote: Name of the remote to use as the default one.
+        remote_config: Options that override those of that remote.
+        config: Configuration file, or its sections, whose settings override the repository's.
+        cache_dir: Folder for the objects fetched for a clone; None for one that is removed with the clone.
+        typed: True if the user gave ``remote_config`` and ``config``, False if a file did; see `trust`.
 
     Raises:
         NotARepositoryError: The folder is in no DVC and no git repository.
-        GitError: It cannot be cloned, or has no such revision.
-        ConfigError: Its settings, or those given, are wrong.
+        GitError: The repository cannot be cloned, or has no such revision.
+        ConfigError: Its settings, or the given ones, are invalid.
 
     Example:
         >>> with open_external("https://git.example.org/team/data.git", "v1.2") as repo:
@@ -191,7 +191,7 @@ def open_external(
 
 
 def _cloned(folder: Path | None) -> Path | None:
-    """Return what git can clone of a folder: the work tree that it lies in, or itself where it is bare."""
+    """Return the folder that git can clone: the work tree around it, or the folder itself if bare."""
     if folder is None or ((folder / "HEAD").is_file() and (folder / "objects").is_dir()):
         return folder
     git = Git.find(folder)
@@ -199,7 +199,7 @@ def _cloned(folder: Path | None) -> Path | None:
 
 
 def local_folder(url: str) -> Path | None:
-    """Return the folder that a url means on this machine, or None where it means another place."""
+    """Return the local folder that a url names; None if it names none."""
     path = Path(url.removeprefix("file://")).expanduser()
     return path.resolve() if path.is_dir() else None
 
@@ -214,7 +214,7 @@ def _opened(
     at_rest: bool,
     lent: bool,
 ) -> ExternalRepo:
-    """Open a repository that is not the user's own; the last three are `Config`'s."""
+    """Open another repository; `Config` describes the last three arguments."""
     config = Config(
         root / ".dvc", overlay=overlay, doubtful=doubtful, source=source, at_rest=at_rest, lent=lent
     )
@@ -227,10 +227,10 @@ def _opened(
 
 
 def _work_tree(folder: Path) -> Path | None:
-    """Return the root of the repository that a folder lies in: DVC's, else git's; None for a bare one.
+    """Return the root of the DVC repository around a folder, else of the git repository; None for a bare one.
 
     Raises:
-        NotARepositoryError: It lies in neither.
+        NotARepositoryError: The folder is in neither.
     """
     for parent in (folder, *folder.parents):
         if (parent / ".dvc").is_dir():
@@ -263,7 +263,7 @@ def _overlay(
     config: str | Mapping[str, Any] | None,
     typed: bool,
 ) -> tuple[Overlay, Overlay]:
-    """Return the settings over a repository's own: those that are the user's word, and those that are not."""
+    """Return the settings that override a repository's: those from the user, and those from other sources."""
     merged: Overlay = {section: dict(options) for section, options in base.items()}
     others: Overlay = {section: dict(options) for section, options in doubtful.items()}
     into = merged if typed else others
@@ -296,7 +296,7 @@ def _file_settings(config: str | Mapping[str, Any]) -> Overlay:
     settings: Overlay = {}
     for section, options in sections.items():
         for option, value in options.items() if isinstance(options, Mapping) else ():
-            if isinstance(value, Mapping):  # as a `.dvc` file says it: remote: {name: {url: ...}}
+            if isinstance(value, Mapping):  # the form in a `.dvc` file: remote: {name: {url: ...}}
                 named = settings.setdefault(f'{section} "{option}"', {})
                 named.update({key: _text(item) for key, item in value.items()})
             else:

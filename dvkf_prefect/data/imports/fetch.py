@@ -1,4 +1,4 @@
-"""What lies at a path of another repository, tracked or plain file of git, brought into a cache."""
+"""Fetch paths of other repositories, and the content of imports, into a cache."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Content that is in a cache now.
+    """Content that was fetched into a cache.
 
     Attributes:
-        stored: Its digest and size.
-        hash_name: ``md5``, or ``md5-dos2unix`` of an output of DVC 2.x.
-        tree: The files of a directory.
-        transfer: What was moved for it.
+        stored: Digest and size.
+        hash_name: ``md5``, or ``md5-dos2unix`` for an output of DVC 2.x.
+        tree: Manifest of a directory.
+        transfer: Objects that were downloaded for it.
     """
 
     stored: Stored
@@ -71,19 +71,19 @@ def bring(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Content:
-    """Bring a file or a directory of another repository into a cache.
+    """Fetch a file or a directory of another repository into a cache.
 
     Args:
         source: The repository.
-        path: An output, a path inside one, or a file or a directory that git tracks; posix, relative to the root.
-        cache: Where to.
-        jobs: How many transfers at once.
-        progress: Told of files and bytes.
+        path: Output, path inside one, or file or directory that git tracks; posix, relative to the root.
+        cache: Destination.
+        jobs: Number of parallel transfers.
+        progress: Called as files and bytes complete.
 
     Raises:
-        OutputNotFoundError: There is no such path.
-        TransferError: Some objects could not be had; all others are in the cache.
-        UnsafePathError: The path leaves the repository.
+        OutputNotFoundError: The path does not exist.
+        TransferError: Some objects could not be downloaded; all others are in the cache.
+        UnsafePathError: The path leads outside the repository.
     """
     source, path = repository_of(source, plain_path(path))
     around, inside = outputs_at(source, path)
@@ -96,18 +96,18 @@ def bring(
 
 
 def find_tracked(source: ExternalRepo, path: str, cache: Cache) -> tuple[ExternalRepo, Output, str]:
-    """Find a tracked path without bringing its content; of a directory only the manifest is read.
+    """Find a tracked path without fetching its content; for a directory, only the manifest is read.
 
     Args:
         source: The repository.
-        path: An output or a path inside one.
-        cache: Where a manifest that must be read is kept.
+        path: Path of an output, or inside one.
+        cache: Cache for manifests that must be fetched.
 
     Returns:
-        The repository that tracks it, which may be one inside ``source``, the output, and the path's own digest.
+        The repository that tracks the path (``source`` or one nested in it), the output, and the path's digest.
 
     Raises:
-        OutputNotFoundError: It is not tracked.
+        OutputNotFoundError: The path is not tracked.
     """
     source, path = repository_of(source, plain_path(path))
     around = next((o for o in source.outputs() if (path + "/").startswith(o.path + "/")), None)
@@ -119,20 +119,20 @@ def find_tracked(source: ExternalRepo, path: str, cache: Cache) -> tuple[Externa
 
 
 def digest_of(source: ExternalRepo, path: str, cache: Cache) -> tuple[str, str]:
-    """Return the digest that `bring` would give a path, and its hash name, without bringing data.
+    """Return the digest that `bring` would give a path, and its hash name, without fetching data.
 
-    Manifests are read where the digest rests on what they list. The digest of a folder that holds outputs of DVC 2.x
-    is one of its own: it tells two contents apart, and is no object's name.
+    Manifests are read if the digest depends on them. A folder with outputs of DVC 2.x gets a digest for comparisons
+    only; no object has that name.
 
     Args:
         source: The repository.
         path: As for `bring`.
-        cache: Where manifests that must be read are kept.
+        cache: Cache for manifests that must be fetched.
 
     Raises:
-        OutputNotFoundError: There is no such path, or nothing is recorded of it.
-        MissingObjectError: A manifest is nowhere.
-        UnsafePathError: The path leaves the repository.
+        OutputNotFoundError: The path does not exist, or has no recorded content.
+        MissingObjectError: A manifest is missing everywhere.
+        UnsafePathError: The path leads outside the repository.
     """
     source, path = repository_of(source, plain_path(path))
     around, inside = outputs_at(source, path)
@@ -160,7 +160,7 @@ def digest_of(source: ExternalRepo, path: str, cache: Cache) -> tuple[str, str]:
 
 
 def _part(source: ExternalRepo, output: Output, path: str, cache: Cache) -> tuple[str, Tree | None]:
-    """Return the digest, and for a directory the manifest, of a path inside an output."""
+    """Return the digest of a path inside an output, and its manifest for a directory."""
     inner = path[len(output.path) + 1 :]
     if not output.is_dir:
         raise OutputNotFoundError(f"'{path}' is not there: '{output.path}' is a file, in {source.url}")
@@ -208,7 +208,7 @@ def _bring_mixed(
     jobs: int | None,
     progress: Progress | None,
 ) -> Content:
-    """Bring a directory that holds outputs and files of git, but, as DVC does, not those that describe the outputs."""
+    """Fetch a directory that contains outputs and git's files; as in DVC, without the files that describe outputs."""
     rows: list[tuple[str, str]] = []
     size = 0
     moved: Transfer | None = None
@@ -233,7 +233,7 @@ def _bring_mixed(
 
 
 def _plain_files(source: ExternalRepo, path: str, outputs: set[str]) -> Iterator[str]:
-    """Yield the files below a folder that are no output and describe none, relative to the folder."""
+    """Yield the files below a folder that neither are nor describe outputs, relative to the folder."""
     top = source.root / path
     for folder, folders, names in os.walk(top):
         here = os.path.relpath(folder, source.root).replace(os.sep, "/")
@@ -268,10 +268,10 @@ def fetch_from(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Bring an output of another repository into a cache, from the nearest place that has it.
+    """Fetch an output of another repository into a cache, from the nearest store that has it.
 
     Raises:
-        TransferError: Some objects could not be had; all others are in the cache.
+        TransferError: Some objects could not be downloaded; all others are in the cache.
         RemoteError: The remote cannot be used.
     """
     kept = source.config.is_versioned(output.remote)
@@ -302,7 +302,7 @@ def _imported(output: Output) -> bool:
 
 
 def _manifest(source: ExternalRepo, output: Output, cache: Cache) -> Tree:
-    """Return a directory's manifest, from wherever it is."""
+    """Return a directory's manifest from its `.dvc` file, the cache, or the nearest store."""
     digest = output.digest or ""
     if output.versions:
         return versioned.tree_of(output)
@@ -332,7 +332,7 @@ def _keep_manifest(tree: Tree, cache: Cache, hash_name: str) -> None:
 
 
 def modern(content: Content, cache: Cache) -> Content:
-    """Return content of DVC 2.x as DVC 3.x names it, by the md5 of the bytes as they are."""
+    """Store content of DVC 2.x under the names of DVC 3.x, the md5 of the unchanged bytes."""
     if content.hash_name != LEGACY:
         return content
     old = content.stored
@@ -349,7 +349,7 @@ def modern(content: Content, cache: Cache) -> Content:
 
 
 def bring_source(found: Source, cache: Cache, jobs: int | None, progress: Progress | None) -> Stored:
-    """Bring what lies outside into a cache; a person sees how it goes."""
+    """Read a source into a cache, with progress."""
     if progress:
         progress.start(
             f"import {public_url(found.url)}", len(found.relpaths), sum(size or 0 for size in found.sizes)
@@ -368,19 +368,19 @@ def fetch_imports(
     progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Transfer:
-    """Bring imports into the cache from where they come from; those that are there are not asked for.
+    """Fetch imports from their sources into the cache; imports that are in the cache are skipped.
 
-    Content that was never recorded (`--no-download`) is remembered for `place_imports`.
+    The digest of content without a record (`--no-download`) is kept for `place_imports`.
 
     Args:
-        repo: The repository that records them.
-        outputs: The outputs; those that are fetched from a remote are passed over, see `from_source`.
-        jobs: How many transfers at once.
-        progress: Told of files and bytes.
-        cache: Where to; None for the repository's own cache.
+        repo: Repository that records the imports.
+        outputs: Outputs to fetch; those that remotes store are skipped, see `from_source`.
+        jobs: Number of parallel transfers.
+        progress: Called as files and bytes complete.
+        cache: Destination; None for the repository's cache.
 
     Raises:
-        TransferError: Some could not be had, or are not there as they were recorded; all others arrived.
+        TransferError: Some imports could not be downloaded, or their source has changed; all others arrived.
     """
     cache = cache or repo.cache
     groups: dict[str, list[tuple[Output, Origin]]] = {}
@@ -441,7 +441,7 @@ def fetch_imports(
 
 @dataclass(slots=True)
 class _Failures:
-    """What went wrong, by the output's path, and which of the content is just not there."""
+    """Failures by path; ``missing`` has the paths whose content does not exist at the source."""
 
     reasons: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
@@ -467,7 +467,7 @@ def _fetch_group(
     arrived: Callable[[Output, Origin, Stored], None],
     failed: _Failures,
 ) -> None:
-    """Bring imports from one revision of one repository."""
+    """Fetch imports from one revision of one repository."""
     values = group[0][1].repo or {}
     with open_origin(repo.root, values, values.get("rev_lock")) as source:
         for output, origin in group:
@@ -493,18 +493,18 @@ def fetch_all(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Bring outputs into the cache from wherever they are: imports from their source, the others from remotes.
+    """Fetch outputs into the cache: imports from their source, all others from remotes.
 
     Args:
         repo: The repository.
-        outputs: The outputs.
-        remote: The remote to use; None for the default one, or the one an output names.
-        rest: Fetches those that remotes hold as objects named by digest.
-        jobs: How many transfers at once.
-        progress: Told of files and bytes.
+        outputs: Outputs to fetch.
+        remote: Name of the remote; None for the output's own remote, else the default one.
+        rest: Function that fetches the outputs stored by digest on remotes.
+        jobs: Number of parallel transfers.
+        progress: Called as files and bytes complete.
 
     Raises:
-        TransferError: Some could not be had; all others arrived.
+        TransferError: Some outputs could not be downloaded; all others arrived.
         RemoteError: A remote cannot be used.
     """
     imported = [output for output in outputs if from_source(output)]

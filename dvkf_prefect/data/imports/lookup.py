@@ -1,4 +1,4 @@
-"""Paths of another repository, found in its outputs and its git tree."""
+"""Lookup of paths in another repository: its outputs and the files that git tracks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dvkf_prefect.formats.outputs import Output
 
 
 def check_there(source: ExternalRepo, path: str) -> None:
-    """Make sure that a repository has a path, as far as that can be told without reading manifests.
+    """Check that a repository has a path, without reading manifests.
 
     Raises:
-        OutputNotFoundError: It has not.
+        OutputNotFoundError: The path does not exist.
     """
     source, path = repository_of(source, plain_path(path))
     if not (source.root / path).exists() and not any(
@@ -25,11 +25,11 @@ def check_there(source: ExternalRepo, path: str) -> None:
 
 
 def outputs_at(source: ExternalRepo, path: str) -> tuple[Output | None, list[Output]]:
-    """Return the output that a path is or lies in, and those that lie below it.
+    """Return the output at or around a path, and the outputs below it.
 
     Raises:
-        OutputNotFoundError: Nothing is at the path.
-        UnsafePathError: It leaves the repository.
+        OutputNotFoundError: The path does not exist.
+        UnsafePathError: The path leads outside the repository.
     """
     tracked = source.outputs()
     around = next((o for o in tracked if o.cached and (path + "/").startswith(o.path + "/")), None)
@@ -45,10 +45,10 @@ def outputs_at(source: ExternalRepo, path: str) -> tuple[Output | None, list[Out
 
 
 def plain_path(path: str) -> str:
-    """Return a path inside a repository, posix and relative to its root; empty for the root.
+    """Return a normalized posix path inside a repository, relative to its root; empty for the root.
 
     Raises:
-        UnsafePathError: It leads outside.
+        UnsafePathError: The path leads outside the repository.
     """
     plain = posixpath.normpath(path.replace(os.sep, "/")) if path else ""
     if plain.startswith(("/", "../")) or plain == "..":
@@ -57,7 +57,7 @@ def plain_path(path: str) -> str:
 
 
 def repository_of(source: ExternalRepo, path: str) -> tuple[ExternalRepo, str]:
-    """Return the innermost repository that holds a path, and the path in it."""
+    """Return the innermost DVC repository that contains a path, and the path relative to it."""
     parts = path.split("/")
     for count in range(len(parts), 0, -1):
         prefix = "/".join(parts[:count])
@@ -67,10 +67,10 @@ def repository_of(source: ExternalRepo, path: str) -> tuple[ExternalRepo, str]:
 
 
 def check_inside(source: ExternalRepo, place: Path) -> None:
-    """Refuse a link by which a clone would hand out files of this machine.
+    """Refuse a link in a clone that points to other files of this machine.
 
     Raises:
-        UnsafePathError: It leads out of the clone.
+        UnsafePathError: The link points outside the clone.
     """
     if source.at is not None and not place.resolve().is_relative_to(source.root.resolve()):
         raise UnsafePathError(

@@ -1,4 +1,4 @@
-"""Where imports come from: opened, fetched from, and asked whether there is something newer."""
+"""Sources of imports: the fields that `.dvc` files record of them, and how to open them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TIMEOUT = 120.0
 
 
 def repo_dep(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dependency of an import from a repository, in DVC's order."""
+    """Return the dependency of an import from a repository, with keys in DVC's order."""
     order = ("url", "rev", "rev_lock", "config", "remote")
     return {"path": path, "repo": {key: values[key] for key in order if values.get(key)}}
 
 
 def url_dep(path: str, facts: Facts | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dependency of an import from a url, in DVC's order; without facts it was never looked at."""
+    """Return the dependency of an import from a url, with keys in DVC's order; ``facts`` is None if it was not read."""
     dep: dict[str, Any] = {**(facts.values if facts else {}), "hash": MD5, "path": path}
     if options:
         dep["fs_config"] = dict(options)
@@ -42,10 +42,10 @@ def url_dep(path: str, facts: Facts | None, options: Mapping[str, Any]) -> dict[
 
 
 def aware(repo: Repository, origin: Origin) -> dict[str, Any]:
-    """Return the options by which a url is read.
+    """Return the options for reading an import's url.
 
     Raises:
-        ConfigError: One of them would run a command, see `trust`.
+        ConfigError: An option would run a command, see `trust`.
     """
     if origin.fs_config:
         check_options(origin.fs_config, repo.root, f"the import of {origin}")
@@ -53,7 +53,7 @@ def aware(repo: Repository, origin: Origin) -> dict[str, Any]:
 
 
 def dependency(repo: Repository, output: Output) -> Any:
-    """Return the dependency of an import as its `.dvc` file says it."""
+    """Return the dependency of an import, as recorded in its `.dvc` file."""
     return documents.load(read_description(repo.root / output.source), output.source)["deps"][0]
 
 
@@ -61,7 +61,7 @@ def dependency(repo: Repository, output: Output) -> Any:
 
 
 def from_source(output: Output) -> bool:
-    """Tell whether an output's content is fetched from where it was imported rather than from a remote."""
+    """Return True if an output's content is fetched from its import source rather than from a remote."""
     origin = output.origin
     return (
         origin is not None
@@ -73,13 +73,13 @@ def from_source(output: Output) -> bool:
 def open_origin(
     root: Path, values: Mapping[str, Any], rev_lock: str | None, *, typed: bool = False
 ) -> AbstractContextManager[ExternalRepo]:
-    """Open the repository that an import names, always at a commit.
+    """Open the repository that an import names, at a commit.
 
     Args:
-        root: The importing repository's root, from which a relative path is found.
-        values: The keys of ``repo`` in the `.dvc` file.
-        rev_lock: The commit; None for what ``rev`` is at now.
-        typed: Whether the user gives the values now; else they are a file's, see `trust`.
+        root: Root of the importing repository, the base of a relative path.
+        values: Keys of ``repo`` in the `.dvc` file.
+        rev_lock: Commit; None for the current commit of ``rev``.
+        typed: True if the user gave the values, False if a file did; see `trust`.
     """
     url = str(values["url"])
     if local_folder(url) is None and "://" not in url and local_folder(str(root / url)) is not None:
@@ -94,6 +94,3 @@ def open_origin(
         config=values.get("config"),
         typed=typed,
     )
-
-
-# -- status ------------------------------------------------------------------------------------------------------------

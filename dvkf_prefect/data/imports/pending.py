@@ -1,4 +1,7 @@
-"""Imports that were fetched and are not yet recorded in their `.dvc` files."""
+"""Fetched content of imports whose `.dvc` files do not record it.
+
+The content's digest is kept in ``imports.json`` of the repository's `tmp_dir`; a pull checks it out from there.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def is_complete(cache: Cache, output: Output) -> bool:
-    """Tell whether a cache holds all of an output's recorded content."""
+    """Return True if a cache has all of an output's recorded content."""
     digest = output.digest
     if digest is None or not cache.exists(digest, output.hash_name):
         return False
@@ -34,7 +37,7 @@ def is_complete(cache: Cache, output: Output) -> bool:
 
 
 def put(repo: Repository, output: Output, found: Found, progress: Progress | None) -> None:
-    """Make an output's path hold what it records; a person sees how it goes."""
+    """Check out an output's recorded content, with progress."""
     advance = starting(progress, f"checkout {output.path}")
     repo.workspace.put(output, found, advance=advance)
     if progress:
@@ -54,14 +57,14 @@ def _remembered(repo: Repository) -> dict[str, Any]:
 
 
 def _mark(origin: Origin) -> str:
-    """Return what changes when an import is to have other content."""
+    """Return a digest of an import's source; it changes whenever the expected content changes."""
     versions = [(file.relpath, file.etag, file.version_id) for file in origin.versions]
     values = [origin.path, origin.repo, origin.checksum, versions]
     return digest_bytes(json.dumps(values, sort_keys=True, default=str).encode())
 
 
 def remember(repo: Repository, output: Output, origin: Origin, stored: Stored) -> None:
-    """Remember the content that was fetched for an import whose `.dvc` file does not record it."""
+    """Store the digest of content that was fetched for an import without a recorded digest."""
     entry = {"of": _mark(origin), "digest": stored.digest, "size": stored.size, "nfiles": stored.nfiles}
     repo.tmp_dir.mkdir(parents=True, exist_ok=True)
     known = {**_remembered(repo), output.source: entry}
@@ -69,7 +72,7 @@ def remember(repo: Repository, output: Output, origin: Origin, stored: Stored) -
 
 
 def known_content(repo: Repository, output: Output) -> Output:
-    """Return the output with the content that was fetched for it, where its `.dvc` file records none."""
+    """Return the output with its fetched content, if its `.dvc` file records none."""
     if output.digest is not None or output.origin is None:
         return output
     entry = _remembered(repo).get(output.source)
@@ -88,21 +91,21 @@ def known_content(repo: Repository, output: Output) -> Output:
 def place_imports(
     repo: Repository, outputs: Sequence[Output], *, force: bool = False, progress: Progress | None = None
 ) -> list[str]:
-    """Put imports whose content no `.dvc` file records into the workspace, as they were fetched.
+    """Check out the fetched content of imports whose `.dvc` files record none.
 
     The caller holds the lock.
 
     Args:
         repo: The repository.
-        outputs: The outputs; all others are passed over.
-        force: Overwrite files whose content is nowhere else.
-        progress: Told of files and bytes.
+        outputs: Outputs to check out; those with recorded content are skipped.
+        force: Overwrite files whose content is stored nowhere else.
+        progress: Called as files and bytes complete.
 
     Returns:
-        The paths that were put in place, with a slash behind a directory.
+        The paths that were checked out; a directory ends with a slash.
 
     Raises:
-        OutputChangedError: Files would be lost; nothing was touched.
+        OutputChangedError: Files would be lost; nothing was changed.
     """
     work: list[tuple[Output, Found]] = []
     for output in outputs:

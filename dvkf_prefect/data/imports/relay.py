@@ -1,4 +1,4 @@
-"""Data from a url to a remote, past the cache."""
+"""Upload of data from a url to a remote, without storing it in the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
     from dvkf_prefect.data.transfer.transfer import Progress
 
-# What goes through this machine at a time on its way from a url to a remote, bytes and files.
+# Limits of one batch on its way through this machine's disk: bytes and number of files.
 _BATCH_SIZE = 256 << 20
 
 _BATCH_FILES = 1000
@@ -26,7 +26,7 @@ _BATCH_FILES = 1000
 def send(
     repo: Repository, found: Source, remote: str | None, jobs: int | None, progress: Progress | None
 ) -> Stored:
-    """Bring files to a remote by way of this machine's disk, a few at a time, past the cache."""
+    """Upload a source's files to a remote in batches, through a temporary cache on this machine's disk."""
     place = repo.remote(remote)
     remote_users.mark(repo, place)
     digests = [""] * len(found.relpaths)

@@ -1,8 +1,8 @@
-"""Files outside any repository, in a folder or at a url: what is there, and how it comes into a cache.
+"""Files outside any repository, in a folder or at a url: list them, and read them into a cache.
 
-Source of the formats: DVC describes such a place by what its service says of it unread: an ``etag`` for object stores,
-a ``checksum`` for web servers, the md5 of the bytes for anything else. A directory's checksum is the md5 of the list of
-``{"etag", "relpath"}``.
+Source of the formats: DVC 3.x. A `.dvc` file describes such files by metadata of their service: an ``etag`` for object
+stores, a ``checksum`` for web servers, the md5 of the bytes otherwise. A directory's checksum is the md5 of the list
+of ``{"etag", "relpath"}``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dvkf_prefect.formats.objects import Stored
 from dvkf_prefect.formats.outputs import FileVersion
 from dvkf_prefect.formats.tree import SUFFIX, Tree
 
-# What a service's mark of a file is called in a `.dvc` file; for the others the bytes are hashed.
+# Key of the service's checksum in a `.dvc` file, by url scheme; for other schemes the bytes are hashed.
 _MARKS = {"s3": "etag", "gs": "etag", "azure": "etag", "oss": "etag", "http": "checksum", "https": "checksum"}
 
 Advance = Callable[[int, int], None]
@@ -38,11 +38,11 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a `.dvc` file records of a place outside.
+    """Fields that a `.dvc` file records of a source.
 
     Attributes:
-        values: Its checksum, size and the like, by DVC's names and in its order.
-        files: The version of each file of a directory, where the service keeps versions.
+        values: Checksum, size and further fields, with DVC's names and in its order.
+        files: Version of each file of a directory, if the service keeps versions.
     """
 
     values: Mapping[str, Any]
@@ -53,11 +53,11 @@ class Source(ABC):
     """A file, or the files of a directory, outside the repository.
 
     Attributes:
-        url: As it was asked for.
-        is_dir: Whether it is a directory.
-        relpaths: Each file's path below it, in order; one empty text for a file.
-        sizes: Bytes of each; None where the service does not say.
-        digests: The md5 of each, once they were read.
+        url: Path or url as the user gave it.
+        is_dir: True for a directory.
+        relpaths: Sorted paths of the files, relative to the directory; one empty string for a single file.
+        sizes: Size of each file in bytes; None if the service does not report it.
+        digests: md5 of each file; None before the files are read.
     """
 
     url: str
@@ -70,30 +70,30 @@ class Source(ABC):
     def take(
         self, cache: Cache, rows: Sequence[int], *, jobs: int | None = None, advance: Advance | None = None
     ) -> Iterator[tuple[int, str, int]]:
-        """Bring files into a cache.
+        """Read files into a cache.
 
         Args:
-            cache: Where to.
-            rows: Which, by their place in ``relpaths``.
-            jobs: How many transfers at once.
-            advance: Told of files and bytes.
+            cache: Destination.
+            rows: Files to read, as indices of ``relpaths``.
+            jobs: Number of parallel transfers.
+            advance: Called as files and bytes complete.
 
         Yields:
-            A file's row, the md5 of its bytes, and how many they are; in no given order.
+            Index, md5 and size in bytes of each file, in arbitrary order.
 
         Raises:
-            TransferError: Some could not be had; all others are in the cache.
+            TransferError: Some files could not be read; all others are in the cache.
         """
 
     @abstractmethod
     def facts(self) -> Facts:
-        """Return what a `.dvc` file records of it."""
+        """Return the fields that a `.dvc` file records of the source."""
 
     def bring(self, cache: Cache, *, jobs: int | None = None, advance: Advance | None = None) -> Stored:
-        """Bring all of it into a cache, files before the manifest.
+        """Read all files into a cache, and then store the manifest.
 
         Raises:
-            TransferError: Some files could not be had; all others are in the cache.
+            TransferError: Some files could not be read; all others are in the cache.
         """
         digests = [""] * len(self.relpaths)
         size = 0
@@ -103,7 +103,7 @@ class Source(ABC):
         return self.stored(cache, digests, size)
 
     def stored(self, cache: Cache, digests: Sequence[str], size: int) -> Stored:
-        """Return it as content, once all its files are known; a directory's manifest is stored."""
+        """Return the content of the source from the digests of its files; a directory's manifest is stored."""
         self.digests = list(digests)
         if not self.is_dir:
             return Stored(digests[0], size)
@@ -115,12 +115,12 @@ class FolderSource(Source):
     """A file or a directory of this machine.
 
     Args:
-        path: Where it lies.
-        url: How messages call it.
+        path: Path of the file or directory.
+        url: Name of the source in messages.
 
     Raises:
-        OutputNotFoundError: Nothing is there.
-        OutputError: Something in it cannot be tracked.
+        OutputNotFoundError: The path does not exist.
+        OutputError: The directory contains something that cannot be tracked.
     """
 
     def __init__(self, path: Path, url: str) -> None:
@@ -137,7 +137,7 @@ class FolderSource(Source):
     def take(
         self, cache: Cache, rows: Sequence[int], *, jobs: int | None = None, advance: Advance | None = None
     ) -> Iterator[tuple[int, str, int]]:
-        """Bring files into a cache."""
+        """Read files into a cache."""
         sizes = [self.sizes[row] or 0 for row in rows]
         for number, digest in cache.add_files([self._file(row) for row in rows], sizes):
             if advance:
@@ -145,7 +145,7 @@ class FolderSource(Source):
             yield rows[number], digest, sizes[number]
 
     def facts(self) -> Facts:
-        """Return what a `.dvc` file records of it."""
+        """Return the fields that a `.dvc` file records of the source."""
         digests = self.digests or [digest_file(self._file(row)) for row in range(len(self.relpaths))]
         return Facts({**_by_content(self, digests), **({"isexec": True} if self._isexec else {})})
 
@@ -157,14 +157,14 @@ class UrlSource(Source):
     """A file or a directory at a url.
 
     Args:
-        files: Its service.
-        url: As it was asked for.
-        scheme: Of the url that it stands for.
-        versions: The versions to read; None for what is there now.
+        files: Client for the url's files.
+        url: Url as the user gave it.
+        scheme: Scheme of the resolved url.
+        versions: Versions to read; None for the current ones.
 
     Raises:
-        OutputNotFoundError: Nothing is there.
-        RemoteError: The service does not answer, or refuses.
+        OutputNotFoundError: The url does not exist.
+        RemoteError: The service does not respond, or refuses.
     """
 
     def __init__(
@@ -204,14 +204,14 @@ class UrlSource(Source):
             version = info.get("version_id")
         elif self._mark == "checksum":
             etag = info.get("ETag") or info.get("Content-MD5") or self._files.checksum(relpath)
-        # Buckets without versions call the only one "null".
+        # Buckets without versioning name the only version "null".
         version = str(version) if version not in (None, "null") else None
         return FileVersion(relpath, None, info.get("size"), etag, version)
 
     def take(
         self, cache: Cache, rows: Sequence[int], *, jobs: int | None = None, advance: Advance | None = None
     ) -> Iterator[tuple[int, str, int]]:
-        """Bring files into a cache; one whose size is not what the service said is refused."""
+        """Read files into a cache; a file whose size differs from the listed one is refused."""
 
         def receive(row: int) -> tuple[str, int]:
             file = self.versions[row]
@@ -239,7 +239,7 @@ class UrlSource(Source):
             raise TransferError(public_url(self.url), failures)
 
     def facts(self) -> Facts:
-        """Return what a `.dvc` file records of it."""
+        """Return the fields that a `.dvc` file records of the source."""
         if self._mark is None:
             return Facts(_by_content(self, self.digests or self._hash_all()))
         if self.is_dir and self._files.versioned:
@@ -274,16 +274,16 @@ def open_source(
     """Open a file or a directory outside the repository.
 
     Args:
-        config: The settings that hold the remotes which ``remote://name/path`` may mean.
-        url: A path, or a url.
-        folder: What a relative path counts from.
-        fs_config: Options for the url, by the names that remotes have; ``version_aware`` reads by version.
-        versions: Read these versions; None for what is there now.
+        config: Settings with the remotes for ``remote://name/path``.
+        url: Path or url.
+        folder: Base of a relative path.
+        fs_config: Options for the url, under the names of remote options; ``version_aware`` reads by version.
+        versions: Versions to read; None for the current ones.
 
     Raises:
-        OutputNotFoundError: Nothing is there.
+        OutputNotFoundError: The path or url does not exist.
         ConfigError: The url or the options cannot be used.
-        RemoteError: The service does not answer, or refuses.
+        RemoteError: The service does not respond, or refuses.
 
     Example:
         >>> open_source(repo.config, "s3://bucket/images", folder=repo.root).facts()
@@ -305,10 +305,10 @@ def open_source(
 def resolve_url(
     config: Config, url: str, fs_config: Mapping[str, Any] | None = None
 ) -> tuple[str | None, str, dict[str, str]]:
-    """Return the remote that a url names if it names one, what the url stands for, and its options.
+    """Resolve a ``remote://`` url to the remote's name, the real url and its options; the name is None otherwise.
 
     Raises:
-        RemoteNotFoundError: It names a remote that does not exist.
+        RemoteNotFoundError: The url names a remote that does not exist.
     """
     given = {
         key: str(value).lower() if isinstance(value, bool) else str(value)
