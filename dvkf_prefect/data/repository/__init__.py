@@ -1,4 +1,4 @@
-"""An open repository: its settings, locks, small files, and which outputs targets mean.
+"""An open repository: its settings, locks and small files, and the resolution of targets to outputs.
 
-It may import the workspace, the cache, remotes and git; no verb.
+It may import `workspace`, `cache`, `remotes` and `git`; no verb.
 """

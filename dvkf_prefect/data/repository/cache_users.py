@@ -1,11 +1,11 @@
-"""Repositories that share one cache: a mark of each, and no collection while another works.
+"""Marks of the repositories that share a cache, and a lock between their verbs and garbage collections.
 
-A mark is a small file in ``users-dvkf`` of the cache, named by a random identity that the repository keeps in
-``.dvc/tmp``, so that a repository that was moved is known again. Every verb that writes leaves one in a cache outside
-its own `.dvc` folder. DVC leaves none.
+A mark is a small file in ``users-dvkf`` of the cache. Its name is a random identity that the repository keeps in
+``.dvc/tmp``, so that a moved repository is recognized. Every verb that writes leaves a mark in a cache outside the
+repository's `.dvc` folder. DVC leaves none.
 
-A verb holds a shared ``flock`` on the cache's folder, a collection an exclusive one. The kernel gives both up when a
-process ends.
+A verb holds a shared ``flock`` on the cache's folder, a garbage collection an exclusive one. The kernel releases both
+when a process ends.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHOWN = 5
 
 
 class Project(Protocol):
-    """A repository, as far as its neighbours know it."""
+    """The attributes of a repository that this module reads."""
 
     root: Path
     dvc_dir: Path
@@ -47,18 +47,18 @@ class Project(Protocol):
 
     @property
     def tmp_dir(self) -> Path:
-        """The folder of what can be lost at any time."""
+        """Folder for state that may be deleted at any time."""
 
 
 @dataclass(slots=True)
 class _Lease:
-    """What this process holds of one cache.
+    """This process's lock on one cache.
 
     Attributes:
-        descriptor: The open folder, whose lock it is.
-        threads: How often each thread holds it.
-        collector: The thread that holds it alone.
-        refused: Whether the file system has no such locks.
+        descriptor: Descriptor of the open folder, which carries the lock.
+        threads: Number of times that each thread holds it.
+        collector: Thread that holds it exclusively, None without one.
+        refused: True if the file system does not support the lock.
     """
 
     descriptor: int
@@ -67,13 +67,13 @@ class _Lease:
     refused: bool = False
 
     def lock(self, kind: int) -> bool:
-        """Take the lock if it is free."""
+        """Take the lock; return False if another process holds it."""
         try:
             fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            # Network file systems without it; there the age of objects protects them.
+            # Some network file systems have no flock; there, gc's minimum age protects new objects.
             self.refused = True
         return True
 
@@ -83,7 +83,7 @@ _changed = threading.Condition()
 
 
 def _forget_leases() -> None:
-    """Start a forked process without leases; its parent's end with the parent."""
+    """Reset the leases in a forked process; its parent keeps the locks."""
     global _changed
     _changed = threading.Condition()
     _leases.clear()
@@ -94,14 +94,14 @@ os.register_at_fork(after_in_child=_forget_leases)
 
 @contextmanager
 def working(root: Path, timeout: float) -> Iterator[None]:
-    """Keep collections away from a cache for the length of a ``with`` block; one that is not there needs none.
+    """Block garbage collections in a cache for the length of a ``with`` block; a missing cache is not locked.
 
     Args:
-        root: The cache.
-        timeout: How long to wait for a collection, in seconds.
+        root: Root of the cache.
+        timeout: Seconds to wait for a collection.
 
     Raises:
-        LockedError: A collection went on for the whole time.
+        LockedError: A collection ran the whole time.
     """
     try:
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -158,14 +158,14 @@ def _leave(key: tuple[int, int]) -> None:
 
 @contextmanager
 def collecting(root: Path, timeout: float) -> Iterator[None]:
-    """Hold a cache alone for the length of a ``with`` block, within `working` of this thread.
+    """Hold a cache exclusively for the length of a ``with`` block, inside a `working` block of this thread.
 
     Args:
-        root: The cache.
-        timeout: How long to wait for others, in seconds.
+        root: Root of the cache.
+        timeout: Seconds to wait for others.
 
     Raises:
-        LockedError: Others used it the whole time.
+        LockedError: Other processes or threads used the cache the whole time.
     """
     try:
         info = os.stat(root)
@@ -181,7 +181,7 @@ def collecting(root: Path, timeout: float) -> Iterator[None]:
             return
         while lease.collector not in (None, thread) or set(lease.threads) != {thread}:
             _wait_for_others(root, timeout, deadline)
-        # A lock that cannot be made exclusive is lost at once, so that two collections do not wait for each other.
+        # A failed upgrade also drops the shared lock, so that two collections do not wait for each other.
         lease.collector = thread
         try:
             while not lease.lock(fcntl.LOCK_EX):
@@ -216,10 +216,10 @@ class User:
     """A repository that left a mark in a cache.
 
     Attributes:
-        identity: The name of its mark.
-        host: The machine that it was on.
-        paths: Where it was, the last place last.
-        file: The mark.
+        identity: Name of its mark.
+        host: Machine of the repository.
+        paths: Known folders of the repository, the latest one last.
+        file: Path of the mark.
     """
 
     identity: str
@@ -235,12 +235,12 @@ class User:
 
 
 def is_own(repo: Project) -> bool:
-    """Tell whether a repository's cache lies in its own `.dvc` folder, links followed."""
+    """Return True if a repository's cache lies in its own `.dvc` folder, after resolving links."""
     return _inside(os.path.realpath(repo.cache.root), os.path.realpath(repo.dvc_dir))
 
 
 def is_inside(repo: Project) -> bool:
-    """Tell whether a repository's cache lies below its root, links followed."""
+    """Return True if a repository's cache lies below its root, after resolving links."""
     return _inside(os.path.realpath(repo.cache.root), os.path.realpath(repo.root))
 
 
@@ -249,9 +249,12 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def mark(repo: Project) -> bool:
-    """Leave a repository's mark in a cache that is not its own; return whether nothing is left to do.
+    """Write a repository's mark to a cache outside its `.dvc` folder.
 
-    A folder without objects is left alone: it may be no cache at all.
+    A folder without objects gets no mark, because it may not be a cache.
+
+    Returns:
+        True if no later attempt is needed.
     """
     root = repo.cache.root
     if is_own(repo):
@@ -270,7 +273,7 @@ def mark(repo: Project) -> bool:
         paths = [path for path in (known.paths if known else ()) if path != here]
         if not file.parent.is_dir():
             file.parent.mkdir(exist_ok=True)
-            # A group that shares the cache writes here too.
+            # A group that shares the cache must be able to write here.
             os.chmod(file.parent, os.stat(root).st_mode & 0o7777)
         data = json.dumps({"host": host, "paths": [*paths[-7:], here]})
         write_atomic(file, data.encode())
@@ -278,11 +281,11 @@ def mark(repo: Project) -> bool:
 
 
 def others(root: Path, repos: Iterable[Project]) -> list[User]:
-    """Return who left a mark in a cache, beside some repositories.
+    """Return the repositories that left a mark in a cache, except the given ones.
 
     Args:
-        root: The cache.
-        repos: The repositories that are known.
+        root: Root of the cache.
+        repos: Known repositories.
     """
     roots = {str(repo.root) for repo in repos}
     identities = {known for repo in repos if (known := _identity(repo))}
@@ -294,21 +297,21 @@ def others(root: Path, repos: Iterable[Project]) -> list[User]:
                 continue
             user = _read(root / USERS / name) or User(name, "", (), root / USERS / name)
             if name in identities:
-                # It may have been moved, or copied: a copy has the same identity, and is there still.
+                # Moved or copied: a copy has the same identity, and its folder still exists.
                 copies = [path for path in user.paths if path not in roots and _names(path, name)]
                 if copies:
                     found.append(User(name, user.host, tuple(copies), user.file))
             elif user.host != host or user.paths[-1:] == () or user.paths[-1] not in roots:
-                # Made anew at the same place, a repository has another identity.
+                # A repository recreated in the same folder has a new identity; its old mark does not count.
                 found.append(user)
     return found
 
 
 def check(repo: Project, repos: Sequence[Project]) -> None:
-    """Refuse a cache that repositories use which are not named.
+    """Check that no repository other than the given ones uses a cache.
 
     Raises:
-        ObjectError: There are such, or there may be.
+        ObjectError: Other repositories use the cache, or may use it.
     """
     root = repo.cache.root
     users = others(root, repos)
@@ -335,7 +338,7 @@ def _names(path: str, identity: str) -> bool:
 
 
 def identity(repo: Project) -> str:
-    """Return the random name by which a repository is known, made on the first call."""
+    """Return the repository's random identity; the first call creates it."""
     return _identity(repo) or _make_identity(repo)
 
 

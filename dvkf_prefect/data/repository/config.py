@@ -1,20 +1,20 @@
-"""The settings of a repository, and the remotes that they name."""
+"""Settings of a repository, and the remotes configured in them."""
 
 from __future__ import annotations
 
 from dvkf_prefect.errors import ConfigError, RemoteNotFoundError
 from dvkf_prefect.formats.config import ConfigFiles, keeps_versions, option_text
 
-_CHAIN = 20  # remotes that name one another
-# Options of most remotes, of which nobody needs to ask who set them.
+_CHAIN = 20  # longest chain of remotes that refer to one another
+# Common options that are safe from any source, so they need no check of their origin.
 _HARMLESS = frozenset(("url", "region", "profile", "endpointurl", "jobs", "verify", "type", "user", "port"))
 
 
 class Config(ConfigFiles):
-    """The merged settings of a repository; see `ConfigFiles` for its arguments."""
+    """Merged settings of a repository; see `ConfigFiles` for the arguments."""
 
     def default_remote(self) -> str | None:
-        """Return the default remote's name."""
+        """Return the name of the default remote, None without one."""
         name: str | None = self.get("core", "remote")
         return name
 
@@ -22,8 +22,8 @@ class Config(ConfigFiles):
         """Return a remote's name and options; a ``remote://other/sub`` url is resolved.
 
         Raises:
-            RemoteNotFoundError: There is none of that name, or no default is set.
-            ConfigError: Somebody else's configuration has an option that runs a command here, see `trust`.
+            RemoteNotFoundError: No remote has that name, or there is no default one.
+            ConfigError: An untrusted configuration sets an option that runs a command, see `trust`.
         """
         known = ", ".join(sorted(self.values["remote"])) or "none"
         if name is None:
@@ -57,10 +57,10 @@ class Config(ConfigFiles):
         return name, options
 
     def is_versioned(self, name: str | None) -> bool:
-        """Return whether a remote keeps versions itself; one that does not exist does not.
+        """Return True if a remote keeps versions itself; False for a remote that does not exist.
 
         Args:
-            name: The remote; None for the default one.
+            name: Name of the remote; None for the default one.
         """
         try:
             return keeps_versions(self.remote(name)[1])

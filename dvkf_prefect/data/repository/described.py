@@ -1,4 +1,4 @@
-"""Data that the files of a workspace describe, also those that git leaves out."""
+"""Outputs described by the DVC files of a workspace, including files that git ignores."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _DIGESTS = re.compile(rb"\b[0-9a-f]{32}(?:\.dir)?(?![0-9A-Za-z])")
 
 
 def workspace_described(repo: Repository) -> list[Described]:
-    """Return what each file of the workspace tracks; one that cannot be read says so instead of ending the rest."""
+    """Return the outputs of each DVC file of the workspace; an unreadable file yields its error instead."""
     return list(_find_described(repo, repo.git_ignored, {}).values())
 
 
 def left_out_described(repo: Repository, known: Iterable[Described]) -> list[Described]:
-    """Return what those files of the workspace track that git, and so every verb, leaves out.
+    """Return the outputs of the workspace's DVC files that git, and so every verb, ignores.
 
-    Such a file may be all that tells of its data, so it stands for every digest in its text, well-formed or not.
+    Such a file may be the only record of its data. So every digest in its text counts, even if it does not parse.
 
     Args:
         repo: The repository.
-        known: What `workspace_described` returned.
+        known: Result of `workspace_described`.
     """
     before = {item.path: item for item in known}
     found = _find_described(repo, GitIgnored(repo.root, None), before)
@@ -59,7 +59,7 @@ def _find_described(
 
 
 def _spelled(repo: Repository, path: str) -> tuple[Output, ...]:
-    """Return an output for every digest that the text of a file, or of its lock, holds."""
+    """Return an output for every digest in the text of a file or of its lock."""
     texts: list[bytes] = []
     for place in (path, lock_of(path)):
         with suppress(OSError, DvkfError):

@@ -1,4 +1,4 @@
-"""A repository's small files (`.dvc`, dvc.yaml, dvc.lock, params) in the workspace or at a git revision."""
+"""Small files of a repository (`.dvc`, dvc.yaml, dvc.lock, params), in the workspace or at a git revision."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dvkf_prefect.formats.files import describes_outputs
 
 
 class WorkspaceFiles:
-    """The files as they lie on disk.
+    """Small files of the workspace, on disk.
 
     Args:
-        root: The repository's root.
-        skip: Told a folder's path relative to the root, says whether to stay out of it.
-        outputs_of: Gives the output paths that a file describes, so that data folders are not walked.
-        git_ignored: Paths that git leaves out; DVC finds nothing there.
+        root: Root of the repository.
+        skip: Function that returns True for a folder to leave out, by its path relative to the root.
+        outputs_of: Function that returns the output paths that a file describes; folders of outputs are not searched.
+        git_ignored: Paths that git ignores; like DVC, the search skips them.
     """
 
     rev = None
@@ -40,19 +40,19 @@ class WorkspaceFiles:
         self._git_ignored = git_ignored
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes."""
+        """Return the content of a file."""
         return read_description(self._root / path, name=path)
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Return True if the file exists."""
         return (self._root / path).is_file()
 
     def find(self) -> list[str]:
-        """Return every `.dvc` file and dvc.yaml, sorted; folders that are outputs or git-ignored are not entered."""
+        """Return all `.dvc` and dvc.yaml files, sorted; outputs and git-ignored folders are not searched."""
         found: list[str] = []
         data: set[str] = set()
         level = [""]
-        # Level by level: an output is described beside it or above it, before its folder would be entered.
+        # Level by level: an output is described beside or above it, so its file is read before its folder is reached.
         with self._git_ignored.asking() as git_ignored:
             while level:
                 folders, here = self._scan(level, data)
@@ -64,20 +64,20 @@ class WorkspaceFiles:
                         data |= self._outputs_of(path)
                     except FileNotFoundError:
                         if os.path.lexists(self._root / path):
-                            raise  # a link that leads nowhere, or what it needs is missing
-                        continue  # another process removed it since it was listed
+                            raise  # a dangling link, or a file that it needs is missing
+                        continue  # another process removed it after the listing
                     found.append(path)
                 level = [f for f in folders if f[:-1] not in data and f not in left_out]
         return sorted(found)
 
     def _scan(self, level: list[str], data: set[str]) -> tuple[list[str], list[str]]:
-        """Return the folders in some folders, and the files there that describe outputs."""
+        """Return the subfolders of some folders, and the files in them that describe outputs."""
         folders: list[str] = []
         here: list[str] = []
         for prefix in level:
             if prefix.rstrip("/") in data:
                 continue
-            # Another process may remove a folder meanwhile; it then holds nothing.
+            # A folder that another process removes in the meantime counts as empty.
             with suppress(FileNotFoundError), os.scandir(self._root / prefix) as entries:
                 for entry in entries:
                     if entry.name[0] == "." and is_temporary(entry.name):
@@ -91,12 +91,12 @@ class WorkspaceFiles:
 
 
 class RevisionFiles:
-    """The files as they stand in a commit.
+    """Small files of a commit.
 
     Args:
         git: The work tree.
         rev: The commit.
-        prefix: The repository's root relative to the work tree's top, with a slash at the end; "" for the top.
+        prefix: Path of the repository's root in the work tree, with a trailing slash; "" for the top.
     """
 
     def __init__(self, git: Git, rev: str, prefix: str = "") -> None:
@@ -111,18 +111,18 @@ class RevisionFiles:
         )
 
     def read(self, path: str) -> bytes:
-        """Return a file's bytes."""
+        """Return the content of a file."""
         try:
             return self._git.show(self.rev, self._prefix + path)
         except GitError as error:
             raise FileNotFoundError(f"{path} at {self.rev[:7]}") from error
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
+        """Return True if the file exists."""
         return path in self._paths
 
     def find(self) -> list[str]:
-        """Return every `.dvc` file and dvc.yaml, sorted."""
+        """Return all `.dvc` and dvc.yaml files, sorted."""
         return sorted(
             path
             for path in self._paths

@@ -1,4 +1,4 @@
-"""Content of DVC 2.x that is unchanged keeps its name: the md5 of its text without carriage returns, see `LEGACY`."""
+"""Unchanged content of DVC 2.x keeps its digest: the md5 of the text without carriage returns, see `LEGACY`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def unchanged(repo: Repository, path: str, digest: str | None, hash_name: str) -> Found | None:
-    """Return what lies at a path if DVC 2.x recorded it and it did not change since; else None.
+    """Return the content of a path if DVC 2.x recorded it and it is unchanged; else None.
 
     Args:
         repo: The repository.
-        path: The path, relative to the root.
-        digest: The recorded digest.
-        hash_name: How it was made; nothing but ``md5-dos2unix`` is looked at.
+        path: Path relative to the root.
+        digest: Recorded digest.
+        hash_name: Way of hashing of that digest; only ``md5-dos2unix`` is compared.
     """
     if hash_name != LEGACY or not digest:
         return None
@@ -32,17 +32,17 @@ def unchanged(repo: Repository, path: str, digest: str | None, hash_name: str) -
 
 
 def keep(repo: Repository, path: str, found: Found, *, commit: bool = True) -> Stored:
-    """Store what `unchanged` returned under its old name, where the cache lacks it.
+    """Store the content that `unchanged` returned under its old digest, unless the cache has it.
 
     Args:
-        repo: The repository; locked by the caller.
-        path: The path, relative to the root.
-        found: What lies there.
-        commit: False stores nothing.
+        repo: The repository; the caller holds the lock.
+        path: Path relative to the root.
+        found: Content of the path.
+        commit: Store the content; False to store nothing.
 
     Raises:
-        OutputError: A file changed meanwhile.
-        OutputNotFoundError: A file is gone.
+        OutputError: A file changed while it was read.
+        OutputNotFoundError: A file no longer exists.
     """
     rows, cache = found.rows, repo.cache
     if not commit or rows is None:

@@ -1,8 +1,8 @@
-"""The repository's locks, shared with DVC: a running `dvc` blocks us and we block it.
+"""Locks of a repository, shared with DVC: `dvc` and `dvkf` exclude each other.
 
-Source: DVC takes ``flock(LOCK_EX | LOCK_NB)`` on ``.dvc/tmp/lock`` and writes its pid into it; with core.hardlink_lock
-the lock is a hard link instead, see `_Link`. While the command of a stage runs it gives that lock up and notes which
-paths it reads and writes, see `stage_notes`.
+Source: DVC 3.x takes ``flock(LOCK_EX | LOCK_NB)`` on ``.dvc/tmp/lock`` and writes its pid into the file. With
+core.hardlink_lock the lock is a hard link instead, see `_Link`. While a stage's command runs, DVC releases the lock.
+It records the paths that the stage reads and writes instead, see `stage_notes`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.leftovers import share_with_helpers, unshare
 from dvkf_prefect.paths import overlaps
 
-# A link in place of a lock would lead to a file of the user, and a fifo would block.
+# O_NOFOLLOW: a link in place of a lock would point to one of the user's files. O_NONBLOCK: a fifo would block.
 _LOCK_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
-# Paths, absolute; or how they are found out, which is only done while somebody runs stages.
+# Absolute paths, or a function that returns them; it is only called while stages are running.
 Paths = Iterable[str] | Callable[[], Iterable[str]]
 
 
 class _Held(Protocol):
     def release(self) -> None:
-        """Give the lock up."""
+        """Release the lock."""
 
 
 class RepoLock:
-    """A lock between processes and, within one, between threads; a thread that holds it may take it again.
+    """A lock between processes, and between threads of one process; a thread that holds it may take it again.
 
     Args:
-        path: The lock file; its folder is made when needed.
-        hardlink: Lock by a hard link, as core.hardlink_lock asks for where flock does not work.
+        path: Lock file; its folder is created when needed.
+        hardlink: Lock by a hard link instead of flock (core.hardlink_lock), for file systems without flock.
     """
 
     def __init__(self, path: Path, *, hardlink: bool = False) -> None:
@@ -54,12 +54,12 @@ class RepoLock:
         """Hold the lock for the length of a ``with`` block.
 
         Args:
-            timeout: How long to wait for another holder, seconds.
-            read: What will be read; nobody's stage may be writing it.
-            write: What will be written; nobody's stage may be reading or writing it.
+            timeout: Seconds to wait for another holder.
+            read: Paths to be read; no running stage may be writing them.
+            write: Paths to be written; no running stage may be reading or writing them.
 
         Raises:
-            LockedError: Somebody else held it the whole time; names the process.
+            LockedError: Another process or thread held the lock the whole time; the message names the process.
         """
         deadline = time.monotonic() + timeout
         if not self._threads.acquire(timeout=max(timeout, 0)):
@@ -98,7 +98,7 @@ class RepoLock:
                     raise
                 if not blockers:
                     return held
-                # Whoever runs the stage must be able to take the lock when its command ends.
+                # Release the lock while waiting: the process that runs the stage needs it when the command ends.
                 held.release()
             if time.monotonic() >= deadline:
                 if blockers:
@@ -127,7 +127,7 @@ class RepoLock:
         )
 
     def _blockers(self, read: Paths, write: Paths) -> list[Blocker]:
-        """Return who reads or writes what we are to use; the lock is held."""
+        """Return the running stages that use these paths; the caller holds the lock."""
         live = live_stages(self._path.with_name("rwlock"))
         if not live:
             return []
@@ -144,7 +144,7 @@ class RepoLock:
 
 
 class _Flock:
-    """The lock as DVC has it on most file systems: a file that stays, locked while a process has it open."""
+    """DVC's default lock: a permanent file, locked by flock while a process has it open."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -162,7 +162,7 @@ class _Flock:
             raise
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid():>6}\n".encode(), 0)
-        # A helper that outlives this process still writes for it.
+        # A helper process that outlives this one keeps the lock, because it still writes.
         share_with_helpers(descriptor)
         return cls(descriptor)
 
@@ -172,10 +172,10 @@ class _Flock:
 
 
 class _Link:
-    """The lock as DVC has it with core.hardlink_lock: a hard link to a file of the process's own.
+    """DVC's lock with core.hardlink_lock: a hard link to a private file of the process.
 
-    Source: flufl.lock as dvc/lock.py sets it up. The file holds its own path and says by its modification time until
-    when the lock may be held, a year. Nothing says which process has it, so one that was killed leaves it locked.
+    Source: flufl.lock with the settings of dvc/lock.py. The private file contains its own path. Its modification time
+    is the lock's expiry, one year ahead. The lock does not name its process, so a killed process leaves it locked.
     """
 
     _LIFETIME = 365 * 24 * 3600
@@ -209,7 +209,7 @@ class _Link:
 
     @staticmethod
     def _drop_leftover(path: Path) -> bool:
-        """Remove a lock file of the other kind that nobody holds; DVC would wait for it for ever."""
+        """Remove an unlocked lock file of the flock kind; DVC would wait for it forever."""
         try:
             descriptor = os.open(path, _LOCK_FLAGS)
         except FileNotFoundError:

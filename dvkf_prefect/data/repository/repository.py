@@ -1,4 +1,4 @@
-"""An open repository: where it is, its settings, and what is tracked in it."""
+"""An open repository: its folder, its settings and its tracked outputs."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ _Opened = TypeVar("_Opened", bound="Repository")
 
 
 class Repository:
-    """What every verb of `Repo` builds on.
+    """An open repository, the base of every verb of `Repo`.
 
     Args:
-        root: The folder that holds `.dvc`.
-        config: Settings over the files', see `open`; or all settings.
+        root: Folder that holds `.dvc`.
+        config: Settings that override those in the files, see `open`; or a complete `Config`.
     """
 
     def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | Config | None = None) -> None:
@@ -76,7 +76,7 @@ class Repository:
             ledger=self.tmp_dir / "large-objects",
         )
         self.git = None if self.config.get("core", "no_scm") else Git.find(root)
-        # Files written since, relative to the root, that git was not told of.
+        # Files written since opening that were not staged in git, relative to the root.
         self.unstaged: set[str] = set()
         self._check_cache()
         self.ignore = Ignore(root)
@@ -92,10 +92,10 @@ class Repository:
         )
 
     def _check_cache(self) -> None:
-        """Refuse links in the cache that git's tree brought; those that the user made are the user's choice.
+        """Refuse links in the cache that came with the git repository; links made by the user are allowed.
 
         Raises:
-            UnsafePathError: Git tracks one.
+            UnsafePathError: Git tracks such a link.
         """
         link = find_link(self.dvc_dir / "cache")
         if (
@@ -117,16 +117,16 @@ class Repository:
         *,
         config: Mapping[str, Mapping[str, str]] | None = None,
     ) -> _Opened:
-        """Open the repository that holds a path.
+        """Open the repository that contains a path.
 
         Args:
-            path: A folder in it.
-            config: Settings over those in its files, for instance
+            path: Folder in the repository.
+            config: Settings that override those in its files, for instance
                 ``{"core": {"remote": "lake"}, 'remote "lake"': {"url": "s3://bucket/data"}}``.
 
         Raises:
-            NotARepositoryError: Neither the folder nor any above it has a `.dvc` folder.
-            ConfigError: Its settings are wrong.
+            NotARepositoryError: Neither the folder nor any parent has a `.dvc` folder.
+            ConfigError: The settings are invalid.
         """
         start = Path(path).resolve()
         for folder in (start, *start.parents):
@@ -145,16 +145,16 @@ class Repository:
         subdir: bool = False,
         force: bool = False,
     ) -> _Opened:
-        """Make a folder a repository.
+        """Create a repository in a folder.
 
         Args:
-            path: The folder; it must exist.
-            no_scm: Do without git.
+            path: Existing folder.
+            no_scm: Create a repository without git.
             subdir: Allow a folder below the top of a git work tree.
             force: Replace the settings of an existing repository; its cache is kept.
 
         Raises:
-            ConfigError: It is a repository already, or not the top of a git work tree.
+            ConfigError: The folder is a repository already, or not the top of a git work tree.
         """
         root = Path(path).resolve()
         git = None if no_scm else Git.find(root)
@@ -180,21 +180,21 @@ class Repository:
 
     @property
     def tmp_dir(self) -> Path:
-        """Where we keep what can be lost at any time; not made before it is needed."""
+        """Folder for state that may be deleted at any time; it is created on first use."""
         return self.dvc_dir / "tmp" / "dvkf"
 
     @contextmanager
     def lock(
         self, timeout: float = _LOCK_WAIT, *, write: Sequence[str] | Callable[[], Sequence[str]] = ()
     ) -> Iterator[None]:
-        """Hold the repository's lock, which is DVC's too, and keep collections of others out of its cache.
+        """Hold the repository's lock, shared with DVC, and block garbage collections in its cache.
 
         Args:
-            timeout: How long to wait for another holder, seconds.
-            write: What will be written, relative to the root; no stage that DVC runs may be using it.
+            timeout: Seconds to wait for another holder.
+            write: Paths to be written, relative to the root; no running stage of another process may use them.
 
         Raises:
-            LockedError: Somebody else held it the whole time.
+            LockedError: Another process or thread held the lock the whole time.
         """
 
         def written() -> list[str]:
@@ -208,11 +208,11 @@ class Repository:
             try:
                 yield
             finally:
-                # The cache may have been made meanwhile.
+                # The cache may have been created in the block.
                 self._mark()
 
     def _sweep(self) -> None:
-        """Remove what killed runs left where any verb writes; the lock is held."""
+        """Remove leftovers of killed runs from the folders that verbs write to; the caller holds the lock."""
         if not self._swept:
             self._swept = True
             self.cache.sweep()
@@ -227,13 +227,13 @@ class Repository:
     def note_stages(
         self, *, read: Sequence[str], write: Sequence[str], anew: bool = False, timeout: float = _LOCK_WAIT
     ) -> None:
-        """Note what stages of this process read and write while their commands run, where DVC notes it.
+        """Record the paths that this process's stages read and write, in DVC's ``rwlock`` file.
 
         Args:
             read: Absolute paths.
             write: Absolute paths.
-            anew: Whether these take the place of what was noted before; otherwise nobody else may be using them.
-            timeout: How long to wait for others, seconds.
+            anew: Replace the paths recorded before. If False, no other process may be using the new ones.
+            timeout: Seconds to wait for others.
 
         Raises:
             LockedError: Another process runs a stage on the same paths.
@@ -250,27 +250,27 @@ class Repository:
         """Open a remote.
 
         Args:
-            name: Its name; None for the default one.
+            name: Name of the remote; None for the default one.
 
         Raises:
-            RemoteNotFoundError: There is none of that name, or no default.
-            ConfigError: Its options are wrong.
-            RemoteError: It keeps versions itself; dvkf only fetches from such a remote.
+            RemoteNotFoundError: No remote has that name, or there is no default one.
+            ConfigError: Its options are invalid.
+            RemoteError: The remote keeps versions itself; dvkf only fetches from such a remote.
         """
         from dvkf_prefect.data.remotes.remote import open_remote  # takes a while to import
 
         return open_remote(*self.config.remote(name))
 
-    # -- what git is told ----------------------------------------------------------------------------------------------
+    # -- staging in git ------------------------------------------------------------------------------------------------
 
     def stage(self, names: Iterable[str]) -> None:
-        """Have git stage files where ``core.autostage`` asks for it; `unstaged` remembers them otherwise.
+        """Stage files in git if ``core.autostage`` is set; otherwise add them to `unstaged`.
 
         Args:
             names: Files that were written or removed, relative to the root.
 
         Raises:
-            GitError: Git refused.
+            GitError: Git failed.
         """
         if self.git is None:
             return
@@ -279,19 +279,19 @@ class Repository:
         else:
             self.unstaged.update(names)
 
-    # -- what is tracked ---------------------------------------------------------------------------------------------
+    # -- tracked data ------------------------------------------------------------------------------------------------
 
     def relpath(self, path: str | os.PathLike[str]) -> str:
-        """Return a path as posix relative to the root; a relative one is taken from the root.
+        """Return a path in posix form relative to the root, which is also the base of a relative path.
 
         Raises:
-            UnsafePathError: It lies outside the repository.
+            UnsafePathError: The path lies outside the repository.
         """
         full = os.path.normpath(self.root / path)
         with suppress(ValueError):
             relative = Path(full).relative_to(self.root)
             return relative.as_posix() if relative.parts else ""
-        # The root is resolved; the way to it may lead through links.
+        # The root is resolved, but the path may reach it through links.
         parent = os.path.realpath(os.path.dirname(full))
         with suppress(ValueError):
             return (Path(parent) / os.path.basename(full)).relative_to(self.root).as_posix()
@@ -299,7 +299,7 @@ class Repository:
 
     @cached_property
     def git_prefix(self) -> str:
-        """The root relative to the top of the git work tree, with a slash at the end; empty at the top."""
+        """Path of the root in the git work tree, with a trailing slash; empty at the top."""
         if self.git is None:
             return ""
         relative = self.root.relative_to(self.git.root.resolve()).as_posix()
@@ -309,8 +309,8 @@ class Repository:
         """Return the small files of a revision, or of the workspace.
 
         Raises:
-            GitError: There is no such revision.
-            ConfigError: A revision was asked for, but there is no git.
+            GitError: The revision does not exist.
+            ConfigError: A revision was given, but the repository has no git.
         """
         if rev is None:
             return WorkspaceFiles(
@@ -326,20 +326,20 @@ class Repository:
     def outputs(
         self, targets: Sequence[str] = (), *, rev: str | None = None, overlap: Overlap = "refused"
     ) -> list[Output]:
-        """Return what is tracked, sorted by path.
+        """Return the tracked outputs, sorted by path.
 
         Args:
-            targets: Only these: output paths, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
+            targets: Limit to these: output paths, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
                 relative to the root.
-            rev: A git revision; None for the workspace.
-            overlap: Whether outputs may claim one path: ``refused``; ``same``, if `.dvc` files record the same content
-                of it; ``any``, for verbs that only look.
+            rev: Git revision; None for the workspace.
+            overlap: Rule for several outputs with one path: ``refused``; ``same`` allows `.dvc` files that record
+                the same content; ``any`` allows all, for verbs that only read.
 
         Raises:
-            GitError: There is no such revision.
-            ParseError: A file does not say what its format allows.
-            OutputError: A .dvcignore leaves one out.
-            OutputNotFoundError: A target is none of them.
+            GitError: The revision does not exist.
+            ParseError: A file does not follow its format.
+            OutputError: A .dvcignore excludes an output.
+            OutputNotFoundError: A target is none of these.
             OutputOverlapError: Two outputs claim one path.
         """
         found: list[Output]
@@ -379,10 +379,10 @@ class Repository:
         return [picked[key] for key in sorted(picked)]
 
     def check_ignored(self, found: Iterable[Output]) -> None:
-        """Refuse outputs of the workspace that a .dvcignore leaves out: they could be neither seen nor stored.
+        """Refuse outputs of the workspace that a .dvcignore excludes, because they could be neither listed nor stored.
 
         Raises:
-            OutputError: There is one.
+            OutputError: There is such an output.
         """
         for output in found:
             path, ignore = output.path, self.ignore
@@ -397,18 +397,18 @@ class Repository:
         """Return the recorded version of one output.
 
         Args:
-            path: The output, relative to the root.
-            rev: A git revision; None for what the workspace's `.dvc` file or dvc.lock says.
+            path: Path of the output, relative to the root.
+            rev: Git revision; None for the workspace's `.dvc` file or dvc.lock.
 
         Raises:
-            OutputNotFoundError: It is not tracked, or nothing was recorded for it yet.
+            OutputNotFoundError: The output is not tracked, or has no recorded content yet.
         """
         (output, *_) = self.outputs([path], rev=rev)
         commit = self.git.resolve(rev) if rev and self.git else None
         return self.version_of(output, commit)
 
     def version_of(self, output: Output, rev: str | None = None) -> DataVersion:
-        """Return the version that an output records; ``rev`` is the commit it was read from."""
+        """Return the recorded version of an output; ``rev`` is the commit that it was read from."""
         if output.digest is None:
             raise OutputNotFoundError(f"'{output.path}' has no recorded content yet ({output.source})")
         size, nfiles = output.size, output.nfiles

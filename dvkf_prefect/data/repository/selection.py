@@ -1,4 +1,4 @@
-"""Which outputs a person means: by paths, files, stages and patterns, here and in many commits."""
+"""Resolution of targets and filters to outputs, in the workspace and in many commits."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _KINDS = {"metrics": "metric", "plots": "plot"}
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is meant beyond, or only of, the outputs named; as DVC's options of these names.
+    """Options that add to a selection of outputs or filter it, named as in DVC.
 
     Attributes:
-        all_branches: Also what the tips of all branches record.
-        all_tags: Also what all tags record.
-        all_commits: Also what all commits record.
-        with_deps: Also all that the outputs are made from, by their stages.
-        recursive: A target that is a folder means all that is described in it.
-        glob: Targets are patterns, ``*`` within a name and ``**`` across folders.
-        max_size: Only outputs of less than so many bytes.
-        types: Only outputs that are ``metrics`` or ``plots``.
+        all_branches: Include the outputs recorded at the tips of all branches.
+        all_tags: Include the outputs recorded at all tags.
+        all_commits: Include the outputs recorded at all commits.
+        with_deps: Include the outputs of all upstream stages and imports.
+        recursive: Resolve a folder to all outputs described in it.
+        glob: Treat targets as patterns, with ``*`` within a name and ``**`` across folders.
+        max_size: Include only outputs smaller than this, in bytes.
+        types: Include only outputs that are ``metrics`` or ``plots``.
     """
 
     all_branches: bool = False
@@ -48,18 +48,18 @@ class Choice:
 
     @property
     def history(self) -> bool:
-        """Whether other commits are meant too."""
+        """True if the selection includes other commits."""
         return self.all_branches or self.all_tags or self.all_commits
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Outputs that are meant.
+    """Selected outputs.
 
     Attributes:
-        outputs: The outputs; of one path there may be several versions.
-        parts: For the path of an output, the paths inside it that are meant; all of it where it is not named.
-        skipped: Why some files of some commits could not be read.
+        outputs: The outputs; one path may have several versions.
+        parts: Selected paths inside an output, by the output's path; an output without an entry is selected whole.
+        skipped: Errors of files in other commits that could not be read.
     """
 
     outputs: tuple[Output, ...]
@@ -75,21 +75,21 @@ def select(
     rev: str | None = None,
     overlap: Overlap = "same",
 ) -> Selection:
-    """Return the outputs that a person means.
+    """Resolve targets and filters to outputs and paths inside them.
 
     Args:
         repo: The repository.
-        targets: Paths of outputs or in them, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``, relative
-            to the root; none for all.
-        choice: What else is meant, or what not.
-        rev: A git revision to look in instead of the workspace.
-        overlap: Whether outputs may claim one path, as of `Repo.outputs`.
+        targets: Paths of outputs or inside them, `.dvc` files, dvc.yaml files, stage names or ``dvc.yaml:name``,
+            relative to the root; none for all outputs.
+        choice: Options that add to the selection or filter it.
+        rev: Git revision to read instead of the workspace.
+        overlap: Rule for several outputs with one path, as for `Repo.outputs`.
 
     Raises:
-        OutputNotFoundError: A target is none of them, in no revision looked at.
-        ConfigError: Other commits are meant, but there is no git.
-        GitError: There is no such revision.
-        ParseError: A file of the workspace does not say what its format allows.
+        OutputNotFoundError: A target is none of these in any of the revisions.
+        ConfigError: The choice includes other commits, but the repository has no git.
+        GitError: The revision does not exist.
+        ParseError: A file of the workspace does not follow its format.
     """
     choice = choice or Choice()
     here = repo.outputs(rev=rev, overlap=overlap)
@@ -115,7 +115,7 @@ def select(
 
 
 def written_paths(repo: Repository, targets: Sequence[str], choice: Choice | None = None) -> list[str]:
-    """Return the paths that a verb with these targets may write; ``""`` stands for all.
+    """Return the paths that a verb with these targets may write; ``""`` means all paths.
 
     Raises:
         OutputNotFoundError: A target is not tracked.
@@ -125,7 +125,7 @@ def written_paths(repo: Repository, targets: Sequence[str], choice: Choice | Non
 
 
 class _Picker:
-    """Gathers what targets mean, over several revisions."""
+    """Collector of the outputs that targets match, over several revisions."""
 
     def __init__(self, repo: Repository, targets: Sequence[str], choice: Choice) -> None:
         self._repo = repo
@@ -139,7 +139,7 @@ class _Picker:
         self._skipped: dict[str, None] = {}
 
     def take(self, found: Sequence[Output], files: RepoFiles | None) -> None:
-        """Pick from the outputs of one revision."""
+        """Add the matching outputs of one revision."""
         picked: dict[str, Output] = {}
         targets = self._targets
         if self._choice.glob:
@@ -175,9 +175,9 @@ class _Picker:
                 self._outputs.setdefault(key, output)
 
     def look_back(self, commits: Sequence[str]) -> None:
-        """Pick from commits; one that cannot be read is passed over."""
+        """Add the matching outputs of commits; a commit that cannot be read is skipped."""
         if self._choice.with_deps or self._choice.types:
-            # What depends on what is a matter of each commit as a whole.
+            # Dependencies and types need all files of a commit, so read each commit as a whole.
             for commit in commits:
                 try:
                     self.take(self._repo.outputs(rev=commit), self._repo.files(commit))
@@ -195,10 +195,10 @@ class _Picker:
                     self.take(described.outputs, None)
 
     def picked(self) -> Selection:
-        """Return all that was picked.
+        """Return the selection.
 
         Raises:
-            OutputNotFoundError: A target was met nowhere.
+            OutputNotFoundError: A target matched nothing in any revision.
         """
         for target in self._targets:
             if target in self._met:
@@ -222,7 +222,7 @@ class _Picker:
         return Selection(tuple(ordered), parts, tuple(self._skipped))
 
     def _globbed(self, found: Sequence[Output]) -> list[str]:
-        """Return what patterns match of one revision: outputs, what describes them, stages, files in outputs."""
+        """Return the names in one revision that match the patterns: outputs, DVC files, stages, files in outputs."""
         names: dict[str, None] = {}
         for pattern in self._targets:
             for output in found:
@@ -248,11 +248,11 @@ def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(name) and fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 
-# -- what outputs are made from ----------------------------------------------------------------------------------------
+# -- dependencies of outputs -------------------------------------------------------------------------------------------
 
 
 def _upstream(found: Sequence[Output], picked: Iterable[Output], files: RepoFiles) -> list[Output]:
-    """Return the outputs of all stages and imports that the picked ones are made from, directly or not."""
+    """Return the outputs of all stages and imports upstream of the picked outputs."""
     reads = _dependencies(found, files)
     todo = [(output.source, output.stage) for output in picked]
     seen = set(todo)
@@ -267,13 +267,13 @@ def _upstream(found: Sequence[Output], picked: Iterable[Output], files: RepoFile
                 if maker not in seen:
                     seen.add(maker)
                     todo.append(maker)
-    # All outputs of a stage come with it, as DVC has it.
+    # As in DVC, a stage is selected with all of its outputs.
     makers = {(output.source, output.stage) for output in made}
     return [output for output in found if (output.source, output.stage) in makers]
 
 
 def _dependencies(found: Sequence[Output], files: RepoFiles) -> dict[tuple[str, str | None], list[str]]:
-    """Return what each stage and import reads, relative to the root."""
+    """Return the paths that each stage and import reads, relative to the root."""
     from dvkf_prefect.formats.dvcyaml import load_stages  # takes a while to import
 
     reads: dict[tuple[str, str | None], list[str]] = {}
@@ -294,7 +294,7 @@ def _dependencies(found: Sequence[Output], files: RepoFiles) -> dict[tuple[str, 
 def _of_types(
     chosen: Iterable[Output], found: Sequence[Output], files: RepoFiles, types: Sequence[str]
 ) -> list[Output]:
-    """Return the outputs that are, hold or lie in metrics or plots."""
+    """Return the outputs that equal, contain or lie inside metrics or plots."""
     paths: list[str] = []
     from dvkf_prefect.formats.dvcyaml import load_stages, read_sections  # takes a while to import
 
@@ -313,7 +313,7 @@ def _of_types(
 
 
 def _drawn(plots: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the paths that the plots of a dvc.yaml are drawn from; a plot's name may be its path."""
+    """Return the data paths of a dvc.yaml's plots; a plot's name may be its path."""
     paths: list[str] = []
     for name, options in plots.items():
         axis = options.get("y")

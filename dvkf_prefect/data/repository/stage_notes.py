@@ -1,12 +1,11 @@
-"""The paths that stages read and write while their commands run: noted as DVC does, and told by a lock.
+"""Records of the paths that running stages read and write: in DVC's format, plus a lock for each process.
 
-Source of the format: while the command of a stage runs DVC notes in ``.dvc/tmp/rwlock``, under the lock
-``rwlock.lock``, ``{"read": {path: [{pid, cmd}]}, "write": {path: {pid, cmd}}}``.
+Source of the format: DVC 3.x. While a stage's command runs, DVC writes
+``{"read": {path: [{pid, cmd}]}, "write": {path: {pid, cmd}}}`` to ``.dvc/tmp/rwlock``, under the lock ``rwlock.lock``.
 
-A number tells nothing of processes in other containers that share the disk: one that is gone may seem to run, and
-block everybody, one that runs may seem to be gone. So each process of ours also holds a folder in
-``.dvc/tmp/dvkf-stages`` with the same notes, see `leftovers`. Where there is such a folder, its lock decides; only the
-notes of a `dvc` are told by their number.
+A pid is meaningless to other containers that share the disk: an ended process may seem to run, and a running one to
+have ended. So each dvkf process also holds a locked folder in ``.dvc/tmp/dvkf-stages`` with the same records, see
+`leftovers`. If a process has such a folder, its lock decides; the pid decides only for records of `dvc`.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ _own: dict[str, OwnedFolder] = {}
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A process that runs the command of a stage.
+    """One path that a running stage reads or writes.
 
     Attributes:
-        path: What it reads or writes, absolute, or a url.
+        path: Absolute path, or a url.
         mode: ``read`` or ``write``.
-        pid: Its number.
-        command: Its command line.
+        pid: Process id.
+        command: Command line of the process.
     """
 
     path: str
@@ -53,13 +52,13 @@ class Blocker:
 
 
 def live_stages(file: Path) -> list[Blocker]:
-    """Return what commands of stages that run now read and write, those of this process left out.
+    """Return the paths that running stages of other processes read and write.
 
     Args:
         file: DVC's ``rwlock`` file.
 
     Raises:
-        LockedError: It does not say.
+        LockedError: The file cannot be parsed.
     """
     noted = _noted(file)
     told: set[tuple[int, str]] = set()
@@ -76,16 +75,16 @@ def live_stages(file: Path) -> list[Blocker]:
 
 
 def note_stages(file: Path, *, read: Iterable[str], write: Iterable[str], anew: bool) -> None:
-    """Write what this process's stages read and write; notes of processes that are gone are dropped.
+    """Record the paths that this process's stages read and write, and drop the records of ended processes.
 
     Args:
-        file: DVC's ``rwlock`` file; the caller holds the lock that goes with it.
+        file: DVC's ``rwlock`` file; the caller holds its lock.
         read: Absolute paths.
         write: Absolute paths.
-        anew: Whether these take the place of what this process noted before.
+        anew: Replace this process's earlier records instead of adding to them.
 
     Raises:
-        LockedError: The file does not say who runs stages.
+        LockedError: The file cannot be parsed.
     """
     live = live_stages(file)
     command = " ".join(sys.argv)
@@ -102,7 +101,7 @@ def note_stages(file: Path, *, read: Iterable[str], write: Iterable[str], anew: 
     if not own and (mark := _own.pop(_key(file), None)) is not None:
         mark.release()
     for _ in claim(_folder(file)):
-        pass  # what they said is in the file no more
+        pass  # removes the folders of ended processes, whose records were just dropped from the file
 
 
 def _of(mode: str, read: Iterable[str], write: Iterable[str]) -> Iterable[str]:
@@ -152,7 +151,7 @@ def _own_notes(file: Path) -> list[Blocker]:
     return _read_mark(Path(mark)) if mark else []
 
 
-# -- the folders whose locks tell who runs ---------------------------------------------------------------------------
+# -- one locked folder for each running process ----------------------------------------------------------------------
 
 
 def _key(file: Path) -> str:
@@ -192,7 +191,7 @@ def _read_mark(mark: Path) -> list[Blocker]:
 
 
 def _is_held(mark: Path) -> bool:
-    """Tell whether the process that made a mark is there; others that look at the same time do not count."""
+    """Return True if the owner of a folder is running; a shared lock keeps concurrent checks from counting."""
     try:
         descriptor = os.open(mark / OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -202,7 +201,7 @@ def _is_held(mark: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return True
-        return any(is_alive(note.pid) for note in _read_mark(mark))  # locks do not work here
+        return any(is_alive(note.pid) for note in _read_mark(mark))  # this file system has no locks
     else:
         return False
     finally:
@@ -210,7 +209,7 @@ def _is_held(mark: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process of this machine is there."""
+    """Return True if a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

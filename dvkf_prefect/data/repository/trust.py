@@ -1,12 +1,15 @@
-"""Settings that come from others: which of them may run a command or read a file of credentials here.
+"""Checks of untrusted settings that could run a command or read a file of credentials on this machine.
 
-A configuration counts as the user's own where it is the system's, the user's (``--global``), given on the command line
-or in code, or a ``config.local`` that git does not track. The committed ``.dvc/config`` of a cloned repository, the
-configuration of a repository that is read from (``get``, ``import``, ``list``, ``update``), and what a ``.dvc`` file
-says under ``repo`` or ``fs_config`` are the word of somebody else.
+Trusted settings come from the system or global configuration, the command line or code. A ``config.local`` is trusted
+if git does not track it. Untrusted settings come from other authors:
 
-The user allows an option by setting it at an own level, or all of a source by naming it in ``feature.trusted_sources``
-of the global configuration, or in ``DVKF_TRUSTED_SOURCES``. DVC warns of that setting and goes on.
+- the committed ``.dvc/config`` of a cloned repository,
+- the configuration of a repository that is read (``get``, ``import``, ``list``, ``update``),
+- the keys ``repo`` and ``fs_config`` of a ``.dvc`` file.
+
+To allow one option, the user sets it at a trusted level. To trust a whole source, the user names it in
+``feature.trusted_sources`` of the global configuration or in ``DVKF_TRUSTED_SOURCES``. DVC ignores that setting with a
+warning.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from dvkf_prefect.urls import public_url
 if TYPE_CHECKING:
     from dvkf_prefect.formats.config import ConfigFiles
 
-# Options that run a command, or name a file that can name one or be sent elsewhere.
+# Options that run a command, or name a file that can contain a command or be uploaded.
 _RUNS = {
     "bearer_token_command": "runs a command",
     "configpath": "names a file that can run a command",
@@ -34,7 +37,7 @@ _RUNS = {
     "gdrive_user_credentials_file": "names a file of credentials",
     "gdrive_service_account_json_file_path": "names a file of credentials",
 }
-# Options that use what is secret here for a place somebody else chose; common in one's own clone, and harmless there.
+# Options that use a local secret for a server that the settings' author chose; harmless in the user's own clone.
 _USES = {
     "keyfile": "names a key",
     "cert_path": "names a certificate",
@@ -47,15 +50,15 @@ _USES = {
 
 
 def check_remote(config: ConfigFiles, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options of a remote that somebody else set and the user did not allow.
+    """Refuse dangerous options of a remote that come from an untrusted configuration.
 
     Args:
-        config: The configuration, of one's own repository or another.
-        name: The remote.
-        options: Its options, as the configuration merged them.
+        config: Configuration of the user's repository or of another one.
+        name: Name of the remote.
+        options: Merged options of the remote.
 
     Raises:
-        ConfigError: One of them runs a command, or names a file of credentials.
+        ConfigError: An option runs a command, or names a file of credentials.
     """
     source = config.source
     foreign = source is not None and not config.lent
@@ -75,7 +78,7 @@ def check_remote(config: ConfigFiles, name: str, options: Mapping[str, Any]) -> 
 
 
 def _check_recipient(config: ConfigFiles, source: str, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse to send a secret of the user's own configuration where a repository of somebody else says."""
+    """Refuse to send a secret from the user's configuration to a url from another repository's configuration."""
     kept = [option for option in SECRETS if option in options]
     own = ("system", "global")
     if (
@@ -94,12 +97,12 @@ def check_options(options: Mapping[str, Any], root: Path, place: str) -> None:
     """Refuse options of a url in a `.dvc` file that run a command or read a file of credentials.
 
     Args:
-        options: By the names that remotes have.
-        root: The repository's root.
-        place: The file, for the message.
+        options: Options under the names of remote options.
+        root: Root of the repository.
+        place: Name of the file, for the message.
 
     Raises:
-        ConfigError: One of them does, and the user did not trust the repository.
+        ConfigError: An option does so, and the user does not trust the repository.
     """
     for option, value in options.items():
         reason = _reason(option, value, False)
@@ -111,7 +114,7 @@ def check_options(options: Mapping[str, Any], root: Path, place: str) -> None:
 
 
 def own_options(config: ConfigFiles) -> dict[str, dict[str, str]]:
-    """Return the sensitive options of remotes that the user set, as an overlay for a clone of the repository."""
+    """Return the user's sensitive options of remotes, as an overlay for a clone of the repository."""
     overlay: dict[str, dict[str, str]] = {}
     for name, options in config.values["remote"].items():
         for option, value in options.items():
@@ -124,7 +127,7 @@ def own_options(config: ConfigFiles) -> dict[str, dict[str, str]]:
 
 
 def is_trusted(source: str, config: ConfigFiles | None = None) -> bool:
-    """Tell whether the user trusts a repository: a folder or a git url at or below one that was named."""
+    """Return True if the user trusts a folder or git url: it equals, or lies below, a named one."""
     named = os.environ.get("DVKF_TRUSTED_SOURCES", "")
     if config is not None:
         for level in ("system", "global"):
@@ -151,7 +154,7 @@ def _is_trusted(config: ConfigFiles) -> bool:
 
 
 def _reason(option: str, value: Any, foreign: bool) -> str | None:
-    """Return what an option does that somebody else may not; None where it is harmless."""
+    """Return the reason why an option is dangerous from an untrusted source; None if it is harmless."""
     if option in _RUNS:
         return _RUNS[option]
     if foreign and str(value).lower() not in ("true", "false"):
