@@ -1,4 +1,4 @@
-"""Caches and remotes over the years: collection, verification, migration, health.
+"""Maintenance of caches and remotes: garbage collection, verification, migration and health checks.
 
-It may import transfer and what that may; no verb.
+It may import `transfer` and the packages below it; no verb.
 """

@@ -1,4 +1,4 @@
-"""What this installation and a repository are made of, and whether they are in order."""
+"""Version information (`dvkf version`) and health checks (`dvkf doctor`) of the installation and a repository."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
 
 _LIBRARIES = ("prefect", "kfp", "fsspec", "obstore", "s3fs", "pandas", "pathspec", "ruamel.yaml")
-# Which kinds of remote there are, and the packages that serve each: as they are imported and as they are installed.
+# Kinds of remote and the packages that serve each, as import name and distribution name.
 _SCHEMES = {
     "azure": (("obstore", "obstore"),),
     "gs": (("obstore", "obstore"),),
@@ -35,9 +35,9 @@ _SCHEMES = {
     "webdav": (("webdav4", "webdav4"),),
     "webhdfs": (("fsspec", "fsspec"), ("requests", "requests")),
 }
-# Where a cache keeps what is not whole yet.
+# Folder of a cache for incomplete files.
 _TEMPORARY = "tmp-dvkf"
-# Paths to one git command.
+# Number of paths for each git command.
 _AT_ONCE = 500
 _LEVELS_SHOWN = ("global", "system")
 
@@ -46,13 +46,13 @@ State = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """Result of one health check.
 
     Attributes:
-        name: What.
-        state: ``ok``, ``warn`` where something is worth knowing, ``fail`` where work will fail.
-        found: What was found.
-        next_step: What to do about it; empty where there is nothing to do.
+        name: Name of the check.
+        state: ``ok``; ``warn`` for a possible problem; ``fail`` if commands will fail.
+        found: Description of the finding.
+        next_step: Advice for the user; empty if there is nothing to do.
     """
 
     name: str
@@ -66,15 +66,15 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an installation and a repository are made of.
+    """Versions and facts of an installation and a repository.
 
     Attributes:
-        version: The package's version.
-        platform: Python and the operating system.
-        libraries: Name and version of those that do the work.
-        supports: Kinds of remote that can be used, with the packages that serve them.
-        config: Where the settings of the user and of the machine are, by level.
-        repository: Facts about the repository, by name; empty outside of one.
+        version: Version of the package.
+        platform: Python version and operating system.
+        libraries: Name and version of the main dependencies.
+        supports: Kinds of remote that are available, with the packages that serve them.
+        config: Folders of the global and the system settings, by level.
+        repository: Facts about the repository, by name; empty outside a repository.
     """
 
     version: str
@@ -97,8 +97,8 @@ def about(repo: Repository | None, *, version: str) -> About:
     """Describe the installation, and a repository.
 
     Args:
-        repo: The repository; None outside of one.
-        version: The package's version.
+        repo: The repository; None outside a repository.
+        version: Version of the package.
     """
     from dvkf_prefect.data.repository.config import Config
 
@@ -155,7 +155,7 @@ def _scheme(url: str) -> str:
 
 
 def _file_system(path: Path) -> str:
-    """Return the kind of the file system that holds a path, and its device, as Linux tells of them."""
+    """Return the type and the device of the file system that contains a path, from ``/proc/self/mounts``."""
     found, deepest = "unknown", -1
     with suppress(OSError):
         place = path.resolve()
@@ -168,11 +168,11 @@ def _file_system(path: Path) -> str:
 
 
 def check_health(repo: Repository, *, remote: bool = True) -> list[Check]:
-    """Look at what work on a repository needs; nothing is changed.
+    """Run the health checks of a repository, without changing anything.
 
     Args:
-        repo: The repository; that it could be opened says that its settings parse.
-        remote: Ask the default remote too.
+        repo: The repository; its settings parse, because it is open.
+        remote: Check the default remote too.
     """
     checks: Sequence[Callable[[Repository], Check]] = (
         _config,
@@ -253,7 +253,7 @@ def _cache(repo: Repository) -> Check:
 
 
 def _leftovers(repo: Repository) -> Check:
-    """Tell of what the cache holds that is no object: downloads to go on with, objects that were damaged."""
+    """Check the cache for partial downloads and for damaged objects that were moved aside."""
     temporary = [
         name for _, _, names in os.walk(repo.cache.root / _TEMPORARY) for name in names if name != OWNER
     ]
@@ -320,7 +320,7 @@ def _kept_out_of_git(repo: Repository) -> Check:
 
 
 def _not_ignored(git: Git, prefix: str, paths: Sequence[str]) -> list[str]:
-    """Return those paths that git would take in."""
+    """Return the paths that git does not ignore."""
     loose: list[str] = []
     for start in range(0, len(paths), _AT_ONCE):
         some = [f":(top,literal){prefix}{path}" for path in paths[start : start + _AT_ONCE]]

@@ -1,30 +1,29 @@
-"""Removing objects that nothing uses from the cache and, when asked to, from a remote.
+"""Garbage collection: remove unused objects from the cache and, on request, from a remote.
 
-What is kept is what DVC keeps (``dvc gc``): all that the workspace and the chosen commits track, of this repository
-and of the others named, with the files of every manifest among them. Imports from other repositories are kept too,
-and so is what `.dvc` files of the workspace name that git ignores; DVC lets go of both. The run cache (``runs/``) is
-never touched; objects that only it names go, as with DVC, unless ``run_cache`` asks to keep them. Whatever is not
-named like an object stays.
+As in ``dvc gc``, all objects are kept that the workspace and the chosen commits track, including the files of every
+manifest. This holds for the other named repositories too. Imports from other repositories are also kept, and so are
+objects named in `.dvc` files that git ignores; DVC removes both. The run cache (``runs/``) is never changed. As in
+DVC, objects that only the run cache names are removed, unless ``run_cache`` keeps them. Files without an object's name
+are kept.
 
-Where DVC loses what it cannot know, this refuses and removes nothing anywhere:
+In these cases DVC may lose data; this collection refuses instead, and removes nothing:
 
-- A cache outside the repository, or one in which another repository left its mark (see `neighbours`), holds what
-  others use. Their repositories must be named, or ``assume_unshared`` must say that there are none.
-- A manifest in use that is neither in a cache nor on a remote does not tell its files. DVC removes them after a
-  question, with ``-f`` without one.
-- A remote on which another project left its mark (see `remote_users`) holds what that one relies on. The same choices
-  are there.
-- A remote that holds objects unknown to every repository told of is used by somebody else, whose objects DVC removes.
-  See `ownership` for what "known" means; ``assume_unshared`` says that there is nobody else.
+- The cache is outside the repository, or another repository left a mark in it (see `cache_users`). Name the other
+  repositories, or pass ``assume_unshared`` if there are none.
+- A used manifest is neither in a cache nor on a remote, so its files are unknown. DVC removes them after a question,
+  or without one with ``-f``.
+- Another project left a mark on the remote (see `remote_users`). Name a clone of it, or pass ``assume_unshared``.
+- The remote has objects that none of the named repositories knows, so another user exists. DVC removes those objects.
+  See `owners` for the meaning of "known"; ``assume_unshared`` skips the check.
 
-A cache is collected while no other process works in it. Right before objects are removed, a place is looked at again:
-what changed meanwhile stays, and so do the files of manifests that came.
+A cache is collected while no other process works in it. Immediately before the removal, each place is listed again:
+objects that changed in the meantime are kept, and so are the files of new manifests.
 
-An object that came or changed less than ``grace`` seconds before the start may belong to a push or a run that is still
-going on, and stays; of a manifest that stays so do its files, since a manifest on a remote vouches for them.
+An object added or changed less than ``grace`` seconds before the start is kept: a running push or stage may need it.
+If it is a manifest, its files are kept too, because a manifest on a remote stands for its files.
 
-Below ``dvkf/`` of a remote lie the sources and results of stages that ran on a cluster. A collection there removes
-what is older than such a run may be (`RUN_AGE`), whoever left it: all of it can be made again.
+Stages that run on a cluster leave their sources and results below ``dvkf/`` of a remote. A collection there removes
+everything older than the longest possible run (`RUN_AGE`), from any project. All of it can be recreated.
 """
 
 from __future__ import annotations
@@ -57,9 +56,9 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.transfer.transfer import Remote
 
 GRACE = 3600.0
-"""Seconds for which an object of a place that others write to stays, whoever uses it."""
+"""Minimum age in seconds before an object is removed from a cache or remote that others write to."""
 RUN_AGE = 8 * 86_400.0
-"""Seconds for which what a run on a cluster left on the remote stays at least; a run is ended after seven days."""
+"""Minimum age in seconds of a cluster run's files before removal; a run is ended after seven days."""
 _RUNS = "dvkf"
 _SHOWN = 5
 _BATCH = 1000
@@ -69,17 +68,17 @@ _WAIT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which commits' data is kept, beside the workspace's; as DVC's options of these names.
+    """Commits whose data is kept in addition to the workspace's; the options have DVC's names.
 
     Attributes:
-        workspace: Nothing more than the workspace.
-        all_branches: The tips of all branches.
-        all_tags: All tags.
-        all_commits: All commits of branches, remote branches and tags.
-        all_experiments: All experiments that ``dvc exp`` saved.
-        rev: This revision.
-        num: So many commits back from ``rev`` and from each branch, themselves counted.
-        date: All commits of this day (``yyyy-mm-dd``) and later.
+        workspace: Keep the workspace only.
+        all_branches: Keep the tips of all branches.
+        all_tags: Keep all tags.
+        all_commits: Keep all commits of branches, remote branches and tags.
+        all_experiments: Keep all experiments that ``dvc exp`` saved.
+        rev: Keep this revision.
+        num: Number of commits to keep back from ``rev`` and from each branch, including the first.
+        date: Keep all commits of this day (``yyyy-mm-dd``) and later.
     """
 
     workspace: bool = False
@@ -92,10 +91,10 @@ class Scope:
     date: str | None = None
 
     def check(self) -> None:
-        """Refuse what says nothing, or contradicts itself.
+        """Check that the scope is not empty and its options are consistent.
 
         Raises:
-            ConfigError: It does.
+            ConfigError: The scope is empty or contradictory.
         """
         commits = self.all_branches or self.all_tags or self.all_commits or self.all_experiments
         if not (self.workspace or commits or self.date or self.rev):
@@ -115,11 +114,11 @@ class Scope:
             raise ConfigError(f"'{self.date}' is not a date; write it as yyyy-mm-dd") from None
 
     def commits(self, repo: Repository) -> list[str]:
-        """Return the commits, each once.
+        """Return the commits without duplicates.
 
         Raises:
-            GitError: There is no such revision.
-            ConfigError: Commits are asked for, but there is no git.
+            GitError: The revision does not exist.
+            ConfigError: The scope includes commits, but the repository has no git.
         """
         wanted = (
             self.rev,
@@ -171,17 +170,17 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What a collection did, or would do, in one place.
+    """Result of a collection, or of its dry run, in one place.
 
     Attributes:
-        place: ``repo`` or ``legacy`` for the two layouts of the cache, as DVC calls them, or the remote's name; with
-            ``/dvkf`` what runs on a cluster left there.
-        remote: Whether it is a remote.
-        objects: Objects removed.
-        size: Their bytes.
-        kept: Objects that stay.
-        young: Those of them that stay only for their age.
-        names: Where each removed object was, in a dry run.
+        place: ``repo`` or ``legacy`` (DVC's names for the two layouts of the cache), or the remote's name; ``/dvkf`` is
+            appended for the files of cluster runs.
+        remote: True for a remote.
+        objects: Number of objects removed.
+        size: Bytes removed.
+        kept: Number of objects kept.
+        young: Number of unused objects kept because they are too new.
+        names: Path or url of each object that would be removed, in a dry run.
     """
 
     place: str
@@ -195,12 +194,12 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class GarbageCollection:
-    """What a collection did, or would do; false when there was nothing to remove.
+    """Result of a collection or its dry run; falsy if there was nothing to remove.
 
     Attributes:
-        places: One for each layout of each place.
-        dry: Whether nothing was removed.
-        skipped: Why some data could not be known, and was not kept, when failures were to be skipped.
+        places: One entry for each layout of each place.
+        dry: True for a dry run.
+        skipped: With ``skip_failed``, the errors that made some data unknown; that data was not kept.
     """
 
     places: tuple[Removed, ...]
@@ -212,28 +211,28 @@ class GarbageCollection:
 
     @property
     def objects(self) -> int:
-        """Objects removed."""
+        """Number of objects removed."""
         return sum(place.objects for place in self.places)
 
     @property
     def size(self) -> int:
-        """Their bytes."""
+        """Bytes removed."""
         return sum(place.size for place in self.places)
 
     @property
     def kept(self) -> int:
-        """Objects that stay."""
+        """Number of objects kept."""
         return sum(place.kept for place in self.places)
 
     @property
     def young(self) -> int:
-        """Objects that stay only for their age."""
+        """Number of unused objects kept because they are too new."""
         return sum(place.young for place in self.places)
 
 
 @dataclass(slots=True)
 class _Used:
-    """Keys of what is in use, by the remote that the output names."""
+    """Keys of the used objects, by the remote that the output names."""
 
     keys: dict[str | None, set[str]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
@@ -247,7 +246,7 @@ class _Used:
 
 @dataclass(slots=True)
 class _Place:
-    """A cache or a remote, and what of it is to go."""
+    """A cache or a remote, and the objects to remove from it."""
 
     name: str
     inventory: Inventory
@@ -257,7 +256,7 @@ class _Place:
     sizes: dict[str, int] = field(default_factory=dict)
     times: dict[str, float | None] = field(default_factory=dict)
     young: set[str] = field(default_factory=set)
-    # Whether all of these are known to be ours.
+    # True if all objects above are known to belong to the named repositories.
     proven: bool = False
 
 
@@ -276,13 +275,13 @@ def collect_garbage(
     grace: float | None = None,
     assume_unshared: bool = False,
 ) -> GarbageCollection:
-    """Do `Repo.gc`."""
+    """Implement `Repo.gc`."""
     scope.check()
     if cloud and not_in_remote:
         raise ConfigError("`--not-in-remote` and `--cloud` are mutually exclusive")
     with ExitStack() as stack:
         repos = _open(repo, projects)
-        # In one order, so that two collections that name each other do not wait for each other.
+        # Sorted, so that two collections that name each other's repositories do not deadlock.
         for each in sorted(repos, key=lambda each: each.root):
             stack.enter_context(each.lock())
         if not assume_unshared:
@@ -294,7 +293,7 @@ def collect_garbage(
             history = stack.enter_context(History(each.git, each.git_prefix)) if each.git else None
             told.append(Told(each, history))
         started = _now()
-        # What is there is listed before what is used is read: what is pushed meanwhile is not up for removal.
+        # List objects before reading the used ones, so that objects pushed in the meantime are not candidates.
         local = _Place(
             "cache", FolderInventory(repo.cache.root), set(), _grace(grace, cache_users.is_own(repo))
         )
@@ -337,7 +336,7 @@ def _now() -> float:
 
 
 def _grace(given: float | None, own: bool) -> float:
-    """Return how long objects stay; in a place of our own, whose lock is held, nobody else is writing."""
+    """Return the minimum age for removal; the repository's own cache needs none, because its lock is held."""
     if given is not None:
         return given
     return -math.inf if own else GRACE
@@ -361,11 +360,11 @@ def _remote_place(repo: Repository, name: str | None, grace: float | None) -> _P
 
 
 def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed: bool) -> _Used:
-    """Read what the scope keeps.
+    """Read the keys of all objects that the scope keeps.
 
     Raises:
         ParseError: A file cannot be read.
-        MissingObjectError: A manifest cannot be had.
+        MissingObjectError: A used manifest cannot be read.
     """
     used = _Used()
     wanted: list[Manifest] = []
@@ -386,7 +385,7 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
                 if output.digest and output.cached:
                     used.add(output.remote, named_keys(output))
                     if output.versions:
-                        # Its files stand beside it; the manifest itself may never have been stored.
+                        # The `.dvc` file lists the files; the manifest itself may never have been stored.
                         spelled.add((output.digest, output.hash_name))
         wanted += each.manifests(described)
         each.described += left_out
@@ -408,7 +407,7 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
         if isinstance(tree, Tree):
             used.add(manifest.remote if name in known else None, keys_of(tree.digests, manifest.hash_name))
         elif name not in known and isinstance(tree, MissingObjectError):
-            continue  # without it nothing tells of its files any more
+            continue  # its files are unknown without it
         elif not manifest.imported and name not in spelled:
             lost.append(f"'{manifest.path}': {tree}")
     if lost and not skip_failed:
@@ -424,7 +423,7 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
 
 
 def _on_remotes(repo: Repository, name: str | None, used: _Used, local: _Place) -> set[str]:
-    """Return what is in use, in the cache, and on the remote it belongs to in the same size."""
+    """Return the used keys that are in the cache and, with the same size, on their remote."""
     there: set[str] = set()
     for group, keys in used.keys.items():
         remote = repo.remote(name or group)
@@ -436,10 +435,10 @@ def _on_remotes(repo: Repository, name: str | None, used: _Used, local: _Place) 
 
 
 def _choose(place: _Place, keep: set[str], started: float, manifests: Manifests, repo: Repository) -> None:
-    """Find what nothing uses and is old enough; `_Place.sizes` and `_Place.young` say the result."""
+    """Add unused objects that are old enough to `_Place.sizes`, and the newer ones to `_Place.young`."""
     newest = started - place.grace
     for key, size, changed in place.inventory.measure(place.keys - keep):
-        # Where a place does not tell the age, only a grace of nothing lets go.
+        # An object of unknown age is only removed without a minimum age.
         if changed > newest if changed is not None else place.grace > 0:
             place.young.add(key)
         else:
@@ -449,7 +448,7 @@ def _choose(place: _Place, keep: set[str], started: float, manifests: Manifests,
 
 
 def _look_again(place: _Place, manifests: Manifests, repo: Repository) -> None:
-    """Let go of what changed since it was chosen, and of the files of manifests that came since."""
+    """Exclude objects that changed since they were chosen, and the files of manifests added since."""
     if not place.sizes:
         return
     there = place.inventory.keys()
@@ -467,7 +466,7 @@ def _look_again(place: _Place, manifests: Manifests, repo: Repository) -> None:
 
 
 def _spare(place: _Place, young: Iterable[str], manifests: Manifests, repo: Repository) -> None:
-    """Keep the files of those manifests that stay."""
+    """Exclude the files of manifests that are kept."""
     trees = [
         Manifest(digest, hash_name, digest, repo, place.name if place.remote else None)
         for digest, hash_name in map(identity, young)
@@ -483,10 +482,10 @@ def _spare(place: _Place, young: Iterable[str], manifests: Manifests, repo: Repo
 
 
 def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: Notes) -> None:
-    """Refuse when somebody else uses the remote.
+    """Check that no other repository uses the remote.
 
     Raises:
-        RemoteError: It holds what no repository told of knows.
+        RemoteError: The remote has objects that none of the named repositories knows.
     """
     assert place.remote
     foreign = unknown({*place.sizes, *place.young}, told, manifests, notes.read())
@@ -512,7 +511,7 @@ def _manifests_first(key: str) -> tuple[bool, str]:
 
 
 def _remove(place: _Place, repo: Repository, jobs: int | None) -> None:
-    """Remove what was chosen: manifests first, for one that outlives its files would vouch for them."""
+    """Remove the chosen objects: manifests first, because a manifest on a remote stands for its files."""
     if not place.sizes:
         return
     notes = Notes(repo, f"{place.name} {place.remote.url}") if place.remote else None
@@ -526,7 +525,7 @@ def _remove(place: _Place, repo: Repository, jobs: int | None) -> None:
             batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
             list(pool.map(place.inventory.delete, batches))
     if notes:
-        # What stays for its age is known to be ours, also when its manifest is gone.
+        # Record the young objects as known, because their manifests may be removed now.
         notes.write(place.young if place.proven else place.young & noted)
 
 
@@ -553,7 +552,7 @@ def _report(place: _Place, dry: bool) -> Iterator[Removed]:
 
 
 def _runs(remote: Remote, newest: float, dry: bool) -> Removed | None:
-    """Remove what old runs on a cluster left; None where there was no such run."""
+    """Remove the files of old cluster runs; return None if there are no runs."""
     old: dict[str, int] = {}
     kept = 0
     for key, size, changed in remote.storage.dated(_RUNS):

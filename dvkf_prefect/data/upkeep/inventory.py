@@ -1,4 +1,4 @@
-"""What objects a cache or a remote holds, how large and how old they are; anything of another shape is not seen."""
+"""Listing of a cache's or a remote's objects with size and age; files without an object's name are left out."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 
 class Inventory(ABC):
-    """The objects of one place, by their keys (``files/md5/aa/bbb…``, of DVC 2.x ``aa/bbb…``)."""
+    """Objects of one place by key: ``files/md5/aa/bbb…``, or ``aa/bbb…`` for DVC 2.x."""
 
     @abstractmethod
     def keys(self) -> set[str]:
-        """List the objects there are."""
+        """Return the keys of all objects."""
 
     @abstractmethod
     def measure(self, keys: Iterable[str]) -> Iterator[tuple[str, int, float | None]]:
-        """Yield key, bytes and last change (seconds since 1970, None if not known) of those that are still there."""
+        """Yield key, size in bytes and last change (seconds since 1970, None if unknown) of the objects that exist."""
 
     @abstractmethod
     def delete(self, keys: list[str]) -> None:
-        """Remove objects; those that are not there are passed over."""
+        """Remove objects; missing ones are ignored."""
 
     @abstractmethod
     def name(self, key: str) -> str:
-        """Return where a person finds an object."""
+        """Return the path or url of an object, for display."""
 
 
 class FolderInventory(Inventory):
-    """Objects in a folder of this machine: a cache, or a remote that is one.
+    """Objects in a folder of this machine: a cache, or a remote that is a folder.
 
     Args:
         root: The folder.
-        storage: The remote whose folder it is.
+        storage: Storage of the remote; None for a cache.
     """
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
@@ -49,9 +49,9 @@ class FolderInventory(Inventory):
         self._storage = storage
 
     def keys(self) -> set[str]:
-        """List the objects there are."""
+        """Return the keys of all objects."""
         if self._storage:
-            self._storage.size("files")  # says so when it is the folder itself that is gone
+            self._storage.size("files")  # raises if the folder itself is missing
         found: set[str] = set()
         for layout in LAYOUTS:
             base = f"{self._root}/{layout}"
@@ -65,11 +65,11 @@ class FolderInventory(Inventory):
         return found
 
     def measure(self, keys: Iterable[str]) -> Iterator[tuple[str, int, float | None]]:
-        """Yield key, bytes and last change."""
+        """Yield key, size in bytes and last change."""
         for key in keys:
             with suppress(FileNotFoundError):
                 status = os.stat(f"{self._root}/{key}")
-                # A file that was moved in keeps its time; that it was moved shows in the other.
+                # A file that was moved here keeps its mtime, but the move updates its ctime.
                 yield key, status.st_size, max(status.st_mtime, status.st_ctime)
 
     def delete(self, keys: list[str]) -> None:
@@ -82,15 +82,15 @@ class FolderInventory(Inventory):
                 os.unlink(f"{self._root}/{key}")
 
     def name(self, key: str) -> str:
-        """Return an object's file."""
+        """Return the path of an object."""
         return f"{self._root}/{key}"
 
 
 class ServiceInventory(Inventory):
-    """Objects of a remote that is a service, asked once.
+    """Objects of a remote that is a service; one listing returns keys, sizes and times.
 
     Args:
-        storage: The remote's storage.
+        storage: Storage of the remote.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -98,12 +98,12 @@ class ServiceInventory(Inventory):
         self._found: dict[str, tuple[int, float | None]] = {}
 
     def keys(self) -> set[str]:
-        """List the objects there are."""
+        """Return the keys of all objects."""
         self._found = {key: (size, time) for key, size, time in self._storage.dated() if KEY.fullmatch(key)}
         return set(self._found)
 
     def measure(self, keys: Iterable[str]) -> Iterator[tuple[str, int, float | None]]:
-        """Yield key, bytes and last change, as they were listed."""
+        """Yield key, size in bytes and last change, from the last listing."""
         for key in keys:
             if key in self._found:
                 yield (key, *self._found[key])
@@ -113,11 +113,11 @@ class ServiceInventory(Inventory):
         self._storage.delete(keys)
 
     def name(self, key: str) -> str:
-        """Return an object's url."""
+        """Return the url of an object."""
         return f"{self._storage.url.rstrip('/')}/{key}"
 
 
 def inventory_of(storage: Storage) -> Inventory:
-    """Return what lists a remote the fastest."""
+    """Return the fastest inventory for a remote: of its folder if it has one, else of its service."""
     place = storage.local_path("files/md5")
     return FolderInventory(place.parent.parent, storage) if place else ServiceInventory(storage)

@@ -1,7 +1,7 @@
-"""Bring what DVC 2.x left to the layout and the digests of DVC 3.x.
+"""Migration of DVC 2.x data to the layout and the digests of DVC 3.x.
 
-Source of the behaviour: DVC 3.x, ``dvc cache migrate``. A digest of 2.x is that of a text with Unix line ends, so one
-of its objects may stand for files with either kind.
+Source of the behaviour: DVC 3.x, ``dvc cache migrate``. DVC 2.x hashed text with Unix line ends. One of its objects
+may therefore stand for files with either kind of line end.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What was brought to the present layout.
+    """Result of a migration.
 
     Attributes:
-        found: Objects of DVC 2.x in the cache.
-        added: Those that the present layout did not have yet.
-        damaged: Digests of those that do not hash to their names; they were left alone.
-        files: `.dvc` files and dvc.lock files that were rewritten, or would be.
-        left: Paths whose content is neither in the cache nor in the workspace, so that their entries stay as they are.
+        found: Number of DVC 2.x objects in the cache.
+        added: Number of objects added to the current layout.
+        damaged: Digests of objects whose bytes do not match their name; they were not migrated.
+        files: `.dvc` and dvc.lock files that were rewritten, or would be.
+        left: Paths whose content is neither in the cache nor in the workspace; their entries were not changed.
     """
 
     found: int
@@ -57,7 +57,7 @@ class Migration:
 def migrate(
     repo: Repository, *, dvc_files: bool = False, dry_run: bool = False, progress: Progress | None = None
 ) -> Migration:
-    """Do `Repo.migrate_cache`; the caller holds the lock."""
+    """Implement `Repo.migrate_cache`; the caller holds the lock."""
     old = list(_legacy_objects(repo.cache.root))
     if dry_run:
         return Migration(len(old), files=tuple(_outdated(repo)) if dvc_files else ())
@@ -71,7 +71,7 @@ def migrate(
 
 
 def _legacy_objects(root: Path) -> Iterator[str]:
-    """Yield the digests of the objects that lie in ``<root>/aa/bbb…``."""
+    """Yield the digests of the objects in ``<root>/aa/bbb…``."""
     for high in "0123456789abcdef":
         for low in "0123456789abcdef":
             try:
@@ -85,7 +85,7 @@ def _legacy_objects(root: Path) -> Iterator[str]:
 
 
 def _digests(repo: Repository, old: list[str], progress: Progress | None) -> tuple[dict[str, str], list[str]]:
-    """Return the md5 of each object by its digest of 2.x, and those that are not what they are called."""
+    """Return the md5 of each object by its DVC 2.x digest, and the digests of damaged objects."""
     advance = starting(progress, "hash objects of DVC 2.x")
     files = [str(repo.cache.path(digest, LEGACY)) for digest in old]
     sizes = [os.stat(file).st_size for file in files]
@@ -106,7 +106,7 @@ def _digests(repo: Repository, old: list[str], progress: Progress | None) -> tup
 
 
 def _add(cache: Cache, old: str, new: str) -> bool:
-    """Put an object into the present layout, as a hard link where the disk has them; tell whether it was not there."""
+    """Add an object to the current layout, as a hard link if possible; return True if it was added."""
     target = cache.path(new)
     if target.exists():
         return False
@@ -123,12 +123,12 @@ def _add(cache: Cache, old: str, new: str) -> bool:
             temporary.unlink()
         raise_disk_full(error, target)
         raise
-    # Where they were one file already, moving one onto the other does nothing.
+    # If both names were links to one file already, the rename did nothing and left the temporary name.
     temporary.unlink(missing_ok=True)
     return True
 
 
-# -- what describes outputs --------------------------------------------------------------------------------------------
+# -- files that describe outputs ---------------------------------------------------------------------------------------
 
 
 def _is_outdated(entry: Mapping[str, Any]) -> bool:
@@ -141,12 +141,12 @@ def _elsewhere(entry: Mapping[str, Any]) -> bool:
 
 
 def _entries(document: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the folder and each outdated output or dependency of a `.dvc` file or a dvc.lock."""
+    """Yield the working folder and the entry of each DVC 2.x output or dependency in a file."""
     if not isinstance(document, dict):
         return
     parts = list((document.get("stages") or {}).values()) if "schema" in document else [document]
     for part in parts:
-        # An import's dependency says what its service says of it.
+        # An import's dependency records metadata of its service, not a digest of DVC.
         is_import = "schema" not in document and not part.get("cmd") and len(part.get("deps") or ()) == 1
         for key in ("outs",) if is_import else ("deps", "outs"):
             for entry in part.get(key) or ():
@@ -155,7 +155,7 @@ def _entries(document: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _describing(repo: Repository) -> Iterator[tuple[str, str]]:
-    """Yield each file that may hold old entries, and how DVC calls it."""
+    """Yield each file that may have DVC 2.x entries, and DVC's display name for it."""
     for file in sorted(repo.files().find()):
         if posixpath.basename(file) == PIPELINE_FILE:
             lock = posixpath.splitext(file)[0] + ".lock"
@@ -173,16 +173,16 @@ def _outdated(repo: Repository) -> Iterator[str]:
 
 @dataclass
 class _Contents:
-    """What outputs and dependencies hold, by today's digests."""
+    """Content of outputs and dependencies under the digests of DVC 3.x."""
 
     repo: Repository
     now: Mapping[str, str]
     known: dict[tuple[str, str], Stored | None] = field(default_factory=dict)
 
     def of(self, path: str, digest: str) -> Stored | None:
-        """Return the content that an entry of 2.x records; None where it is nowhere.
+        """Return the content of a DVC 2.x entry; None if it does not exist.
 
-        What lies in the workspace counts first: the cache may hold the same text with other line ends.
+        The workspace comes first, because the cache may have the same text with other line ends.
         """
         key = path, digest
         if key not in self.known:
@@ -250,7 +250,7 @@ def _rewrite(repo: Repository, now: Mapping[str, str], migration: Migration) -> 
 
 
 def _keep(repo: Repository, output: Output, stored: Stored) -> Stored:
-    """See to it that an output's content is in the cache, and that links in the workspace lead to where it is now."""
+    """Store an output's content in the cache, and update links in the workspace to the new object."""
     if not output.cached or not os.path.lexists(repo.root / output.path):
         return stored
     found = repo.workspace.look(output.path)

@@ -1,17 +1,17 @@
-"""Which objects of a remote are known to be ours: what a prefix that others may share is decided by.
+"""Ownership of a remote's objects: find objects that none of the named repositories knows.
 
-A remote's objects carry no owner. An object counts as known when one of the repositories that were told of
+Objects on a remote carry no owner. An object is known if one of the named repositories
 
-1. tracks it in a commit that git still has, in any branch, tag, stash or reflog, or in the workspace; files by the
-   manifests that name them, read from a cache or the remote;
-2. has it in a cache of its own, one in its own `.dvc` folder (a cache elsewhere may be others' too);
+1. tracks it in the workspace, or in a commit of any branch, tag, stash or reflog; the files of a directory count by
+   its manifest, read from a cache or the remote;
+2. has it in its own cache, inside its `.dvc` folder (a cache elsewhere may belong to others too);
 3. names it in the run cache of such a cache;
-4. wrote down, in an earlier collection that did not come to its end, that it was about to be removed.
+4. recorded it for removal in an earlier collection that was interrupted.
 
-What a repository only imported from another (``dvc import``) is the other's, and 2 and 3 do not make it ours.
-An object that is not known was put there by a repository, or a clone of one, that was not told of. Then nothing of that
-remote can be proven unused: those who put it there may use any other object too, for equal content is stored once.
-Whoever uses nothing there but what is known cannot be seen; only naming their repository keeps what they use.
+Content that a repository only imported (``dvc import``) belongs to the other repository; rules 2 and 3 do not apply to
+it. An unknown object was pushed from a repository, or a clone of one, that was not named. Equal content is stored
+once, so that repository may use any other object too, and none can be proven unused. A repository that only uses
+known objects cannot be detected; pass it with ``projects``.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _MD5_LINE = re.compile(rb"^\s*(?:- )?md5: ['\"]?([0-9a-f]{32}(?:\.dir)?)['\"]?\s
 
 @dataclass(slots=True)
 class Told:
-    """A repository whose objects are known.
+    """A named repository, and the outputs read from it.
 
     Attributes:
         repo: The repository.
-        history: Its open history; None without git.
-        described: What was read of it so far.
+        history: Open git history; None without git.
+        described: DVC files read so far.
     """
 
     repo: Repository
@@ -56,18 +56,18 @@ class Told:
     described: list[Described] = field(default_factory=list)
 
     def read_all(self) -> None:
-        """Read what every commit that git still has tracks, as far as it can be read."""
+        """Read the outputs of every commit that git has, including the reflog; unreadable files are skipped."""
         if self.history is None or self.repo.git is None:
             return
         heads = [head] if (head := self.repo.git.head()) else []
         try:
             listed = self.repo.git.run("rev-list", "--all", "--reflog", *heads)
-        except GitError:  # a reflog may name commits that are gone
+        except GitError:  # a reflog may name deleted commits
             listed = self.repo.git.run("rev-list", "--all", *heads)
         self.described.extend(self.history.walk(listed.split()))
 
     def manifests(self, described: Iterable[Described]) -> Iterator[Manifest]:
-        """Yield the manifests that described files name."""
+        """Yield the manifests that DVC files name."""
         for item in described:
             for output in item.outputs:
                 if output.digest and output.cached and is_tree(output.digest):
@@ -82,24 +82,24 @@ class Told:
 
 
 def is_import(output: Output) -> bool:
-    """Tell whether an output's content belongs to another repository (``dvc import``)."""
+    """Return True if an output's content belongs to another repository (``dvc import``)."""
     return bool(output.origin and output.origin.repo)
 
 
 def named_keys(output: Output) -> set[str]:
-    """Return the keys that an output names itself, without those of its manifest."""
+    """Return the keys that an output's record names, without the files of its manifest."""
     digests = {output.digest, *(file.digest for file in output.versions)} - {None}
     return set(keys_of((digest for digest in digests if digest), output.hash_name))
 
 
 def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, noted: set[str]) -> set[str]:
-    """Return those keys that no repository told of knows; see above.
+    """Return the keys that no named repository knows, see above.
 
     Args:
         candidates: Keys of objects.
-        told: The repositories; all of their history is read.
-        manifests: Where to read manifests.
-        noted: What an earlier collection wrote down.
+        told: Named repositories; their complete history is read.
+        manifests: Reader of manifests.
+        noted: Keys recorded by an interrupted collection.
     """
     left = set(candidates) - noted
     ours: set[str] = set()
@@ -112,7 +112,7 @@ def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, n
             for output in item.outputs:
                 (foreign if is_import(output) else ours).update(named_keys(output))
     left -= ours
-    # Manifests are read only while there is something to explain.
+    # Read manifests only while unknown keys are left.
     every_import = True
     named = [manifest for each in told for manifest in each.manifests(each.described)] if left else []
     imported = distinct(manifest for manifest in named if manifest.imported)
@@ -142,7 +142,7 @@ def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, n
 
 
 def run_keys(root: Path) -> Iterator[str]:
-    """Yield the keys that the run cache of a cache names, of dependencies and of outputs."""
+    """Yield the keys of all dependencies and outputs in a cache's run cache."""
     for folder, _, names in os.walk(root / "runs"):
         for name in names:
             with suppress(OSError):
@@ -153,28 +153,28 @@ def run_keys(root: Path) -> Iterator[str]:
 
 
 class Notes:
-    """What a collection is about to remove from a remote, kept until it is done.
+    """File with the keys that a collection is about to remove from a remote, kept until it has finished.
 
-    A manifest goes before its files, for one without its files would vouch for them to the next push. When the process
-    ends between the two, only this tells whose the files were.
+    A manifest is removed before its files, because the next push would take its files to be there. If the process ends
+    in between, only this file identifies the remaining files as known.
 
     Args:
-        repo: The repository that collects.
-        url: The remote.
+        repo: The repository that runs the collection.
+        url: Name and url of the remote.
     """
 
     def __init__(self, repo: Repository, url: str) -> None:
         self._path = repo.tmp_dir / f"gc-{digest_bytes(url.encode())}"
 
     def read(self) -> set[str]:
-        """Return what was written down."""
+        """Return the recorded keys."""
         try:
             return set(read_description(self._path, limit=MANIFEST_LIMIT).decode().split())
         except FileNotFoundError:
             return set()
 
     def write(self, keys: Iterable[str]) -> None:
-        """Write down keys in place of what stood there; with none, forget."""
+        """Replace the recorded keys; without keys, delete the file."""
         text = "\n".join(sorted(keys))
         if text:
             self._path.parent.mkdir(parents=True, exist_ok=True)

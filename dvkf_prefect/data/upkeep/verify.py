@@ -1,7 +1,7 @@
-"""Hashing again what caches and remotes hold, naming the files that are damaged or gone, and bringing good copies.
+"""Verification of caches and remotes: hash every object, report damaged and missing files, and repair them.
 
-DVC trusts a read-only file of its cache and never hashes it again, and it takes the files of a manifest that is on a
-remote to be there too. Here nothing is trusted: every object is read whole.
+DVC trusts read-only files of its cache without hashing them again. It also assumes that the files of a manifest on a
+remote are there. Verification assumes nothing and reads every object completely.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
     from dvkf_prefect.data.transfer.transfer import Progress, Remote
 
-# DVC 2.x took the carriage returns out of text, one such piece after another.
+# DVC 2.x removed carriage returns from text in pieces of this size.
 _PIECE = 1 << 20
 _AT_ONCE = 64
 _LOCAL_JOBS = 4
@@ -48,16 +48,16 @@ _LOCAL_JOBS = 4
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One object that is not as its name says, or not there.
+    """One object that is damaged or missing.
 
     Attributes:
-        digest: Its name; a directory's manifest has ``.dir`` behind.
-        paths: The tracked files it is the content of, relative to the root; empty where nothing tracks it.
+        digest: Digest of the object; a directory's manifest ends with ``.dir``.
+        paths: Tracked files with this content, relative to the root; empty if untracked.
         place: ``cache``, or the remote's name.
-        kind: ``damaged``; ``missing`` from the remote; ``lost`` when besides neither the cache nor the workspace has a
-            good copy of it.
-        detail: What was found.
-        repaired: Whether a good copy is in its place now.
+        kind: ``damaged``; ``missing`` from the remote; ``lost`` if neither the cache nor the workspace has a good copy
+            either.
+        detail: Description of the finding.
+        repaired: True if a good copy has replaced it.
     """
 
     digest: str
@@ -77,12 +77,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found; true when nothing is wrong (any more).
+    """Result of a verification; truthy if everything is intact or repaired.
 
     Attributes:
-        objects: Objects that were looked at.
-        size: Bytes that were hashed.
-        problems: What was wrong, by path.
+        objects: Number of objects verified.
+        size: Bytes hashed.
+        problems: Problems found, sorted by path.
     """
 
     objects: int
@@ -93,13 +93,13 @@ class Verification:
         return all(problem.repaired for problem in self.problems)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values for JSON."""
+        """Return the result as plain values for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """What hashing one object said: ``good``, ``damaged`` or ``missing``."""
+    """Result of hashing one object; its state is ``good``, ``damaged`` or ``missing``."""
 
     key: str
     state: str
@@ -109,7 +109,7 @@ class _Checked:
 
 @dataclass(slots=True)
 class _Run:
-    """One verification: what it looks at and what it found."""
+    """State of one verification: its options, outputs and findings."""
 
     repo: Repository
     repair: bool
@@ -118,14 +118,14 @@ class _Run:
     objects: int = 0
     size: int = 0
     problems: list[Problem] = field(default_factory=list)
-    # The manifests that could be read, beside the outputs they belong to.
+    # The readable manifests, each with its output.
     trees: list[tuple[Output, Tree]] = field(default_factory=list)
     named: list[Output] = field(default_factory=list)
 
     def check(
         self, label: str, keys: Iterable[str], look: Callable[[str], _Checked], jobs: int
     ) -> dict[str, _Checked]:
-        """Hash objects, a few at once; return those that are not good."""
+        """Hash objects in parallel, and return those that are damaged or missing."""
         order = sorted(set(keys))
         wrong: dict[str, _Checked] = {}
         if not order:
@@ -146,7 +146,7 @@ class _Run:
         return wrong
 
     def paths(self, keys: Iterable[str]) -> dict[str, list[str]]:
-        """Return the tracked files that objects are the content of."""
+        """Return the tracked files of each object."""
         found: dict[str, list[str]] = {key: [] for key in keys}
         for output in self.named:
             for key in keys_of([output.digest or ""], output.hash_name):
@@ -161,11 +161,11 @@ class _Run:
     def tell(
         self, key: str, paths: Sequence[str], place: str, kind: str, detail: str, repaired: bool
     ) -> None:
-        """Note a problem."""
+        """Record a problem."""
         self.problems.append(Problem(identity(key)[0], tuple(paths), place, kind, detail, repaired))
 
     def result(self) -> Verification:
-        """Return what was found."""
+        """Return the result."""
         self.problems.sort(key=lambda problem: (problem.paths, problem.digest))
         return Verification(self.objects, self.size, tuple(self.problems))
 
@@ -183,7 +183,7 @@ def verify(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Do `Repo.verify`."""
+    """Implement `Repo.verify`."""
     revs: list[str] = []
     if all_branches or all_tags or all_commits:
         if repo.git is None:
@@ -205,7 +205,7 @@ def verify(
 
 
 def _outputs(repo: Repository, targets: Sequence[str], revs: Sequence[str]) -> list[Output]:
-    """Return the cached outputs of the workspace and of commits, each content of each path once."""
+    """Return the cached outputs of the workspace and of commits, without duplicates of path and content."""
     described = list(workspace_described(repo))
     if revs and repo.git:
         with History(repo.git, repo.git_prefix) as history:
@@ -237,7 +237,7 @@ def _open(repo: Repository, name: str | None) -> Remote:
 
 
 class _Hash:
-    """The md5 of what is fed to it, and for DVC 2.x the one of its text with Unix line ends."""
+    """Incremental md5 of bytes; for DVC 2.x, also the md5 of the text with Unix line ends."""
 
     def __init__(self, hash_name: str) -> None:
         self.size = 0
@@ -256,7 +256,7 @@ class _Hash:
                     self._rest = self._rest[_PIECE:]
 
     def checked(self, key: str, digest: str) -> _Checked:
-        """Return what the bytes say of an object."""
+        """Return the result of comparing the hash with an object's digest."""
         wanted = digest.removesuffix(SUFFIX)
         found = self._plain.hexdigest()
         if self._text is not None:
@@ -334,7 +334,7 @@ def _verify_cache(run: _Run, remote: str | None, *, everything: bool) -> None:
 
 
 def _not_gone(wrong: dict[str, _Checked]) -> dict[str, _Checked]:
-    """Leave out what another process removed since it was listed."""
+    """Drop objects that another process removed after the listing."""
     return {key: found for key, found in wrong.items() if found.state != "missing"}
 
 
@@ -343,7 +343,7 @@ def _key(output: Output) -> Iterator[str]:
 
 
 def _name_older(run: _Run) -> None:
-    """Read the whole history for the files whose content is damaged, named with a commit that has them."""
+    """Add the outputs of the whole history, prefixed with a commit, so that damaged objects can be named."""
     repo = run.repo
     assert repo.git
     with History(repo.git, repo.git_prefix) as history:
@@ -362,7 +362,7 @@ def _name_older(run: _Run) -> None:
 
 
 def _settle_cache(run: _Run, wrong: dict[str, _Checked], remote: str | None) -> None:
-    """Name damaged objects of the cache and, when asked to, put good ones in their places."""
+    """Record damaged objects of the cache and, with ``repair``, replace them by good copies."""
     if not wrong:
         return
     known = run.paths(wrong)
@@ -396,7 +396,7 @@ def _settle_cache(run: _Run, wrong: dict[str, _Checked], remote: str | None) -> 
 
 
 def _from_workspace(repo: Repository, key: str, paths: Sequence[str]) -> bool:
-    """Take an object's content from a workspace file that still has it."""
+    """Restore an object from an intact workspace file; return True on success."""
     digest, hash_name = identity(key)
     if hash_name != MD5 or is_tree(digest):
         return False
@@ -409,7 +409,7 @@ def _from_workspace(repo: Repository, key: str, paths: Sequence[str]) -> bool:
 
 
 def _from_remote(run: _Run, name: str | None, keys: Sequence[str]) -> dict[str, str]:
-    """Bring objects from a remote, verified; return those that came, each with where from."""
+    """Download and verify objects from a remote; return the remote of each object that arrived."""
     from dvkf_prefect.data.transfer.transfer import fetch
 
     cache = run.repo.cache
@@ -487,7 +487,7 @@ def _verify_remote(run: _Run, group: Sequence[Output], remote: Remote) -> None:
 
 
 def _tree(repo: Repository, remote: Remote, key: str, *, on_remote: bool) -> Tree | None:
-    """Read a manifest from the remote where it is good there, else from the cache."""
+    """Read a manifest from the remote if it is intact there, else from the cache."""
     digest, hash_name = identity(key)
     with suppress(DvkfError):
         if on_remote:
@@ -497,7 +497,7 @@ def _tree(repo: Repository, remote: Remote, key: str, *, on_remote: bool) -> Tre
 
 
 def _good_copy(run: _Run, key: str, paths: Sequence[str]) -> bool:
-    """Tell whether the cache has a good copy, or can have one of the workspace's when repairing."""
+    """Return True if the cache has a good copy, or the workspace; with ``repair``, the latter is stored."""
     repo = run.repo
     state = _look_at_file(key, repo.cache.root / key).state
     if state == "good":
