@@ -1,4 +1,4 @@
-"""Tables of any revision, as pandas frames. The only room that imports pandas.
+"""Tables of any revision as pandas frames; the only package of `data` that imports pandas.
 
-It may import everything of `data`.
+It may import all of `data`.
 """

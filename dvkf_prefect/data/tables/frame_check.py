@@ -1,4 +1,4 @@
-"""Tables that are read back as they were written: what a format cannot hold is found before it is tracked."""
+"""Check that a written table reads back unchanged, so that losses are found before it is tracked."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     import pandas as pd
 
-# What parquet and feather keep as it is, so that it need not be read back.
+# Kinds of dtype that parquet and feather keep unchanged, so that they need not be read back.
 _KEPT_BY_ARROW = "biuMm"
 _SHOWN = 60
 _BLOCK = 10_000
 
 
 class LossError(Exception):
-    """A table that a format cannot hold; says which column."""
+    """Raised for a table that a format cannot hold; the message names the column."""
 
 
 def check_shape(frame: pd.DataFrame, kind: str, index: bool) -> None:
-    """Refuse what no format holds.
+    """Refuse tables whose names or index would be lost.
 
     Args:
-        frame: The table to write.
-        kind: The format.
-        index: Whether its index is written too.
+        frame: Table to write.
+        kind: Format.
+        index: True if the index is written too.
 
     Raises:
-        LossError: Columns share a name, or an index that says something is left out.
+        LossError: Columns share a name, or a meaningful index is not written.
     """
     import pandas as pd
 
@@ -47,19 +47,19 @@ def check_shape(frame: pd.DataFrame, kind: str, index: bool) -> None:
 
 
 def expected(frame: pd.DataFrame, kind: str, index: bool) -> pd.DataFrame:
-    """Return the table that reading gives when nothing was lost.
+    """Return the table that a lossless round trip gives.
 
     Args:
-        frame: The table that was written.
-        kind: The format.
-        index: Whether its index was written too.
+        frame: Table that was written.
+        kind: Format.
+        index: True if the index was written too.
     """
     if not index:
         return frame.reset_index(drop=True)
     if kind == "parquet":
         return frame
     if kind in ("csv", "tsv"):
-        # An index without a name is a column without one, which pandas calls by its place.
+        # An unnamed index becomes an unnamed column, which pandas names by its position.
         names = [f"Unnamed: {n}" if name is None else name for n, name in enumerate(frame.index.names)]
         return frame.reset_index(names=names)
     return frame.reset_index()
@@ -69,7 +69,7 @@ def columns_to_read(frame: pd.DataFrame, kind: str) -> list[Any] | None:
     """Return the columns to read back for a comparison; None for all."""
     if kind not in ("parquet", "feather"):
         return None
-    # A half float and all that is an object, a category or a type of pandas' own may come back otherwise.
+    # Half floats, objects, categories and pandas' own types may change in a round trip.
     return [
         name
         for name, dtype in frame.dtypes.items()
@@ -79,13 +79,13 @@ def columns_to_read(frame: pd.DataFrame, kind: str) -> list[Any] | None:
 
 
 def compare(wanted: pd.DataFrame, got: pd.DataFrame) -> None:
-    """Find the first value that is not what was written.
+    """Compare a written table with the one read back.
 
-    Types may be wider or narrower where every value is the same: a small integer is read as a large one, a category as
-    its text. What is missing is missing, whatever stands for it.
+    Types may be wider or narrower if all values are equal: a small integer may read as a large one, a category as its
+    text. All markers of missing values are equal.
 
     Raises:
-        LossError: Something differs; says which column and row.
+        LossError: A value differs; the message names the column and row.
     """
     import pandas as pd
 
@@ -108,7 +108,7 @@ def _compare_column(name: Any, old: pd.Series[Any], new: pd.Series[Any]) -> None
         raise LossError(f"the order of the categories of column {_shown(name)} would be lost")
     narrow = old.dtype.name if old.dtype.kind == "f" and new.dtype.kind in "iuf" else None
     if narrow is not None:
-        # What was written as a short float is the same once it is one again.
+        # Compare a short float at its own precision.
         new = new.astype(narrow)  # type: ignore[call-overload]
     for row, (before, after) in enumerate(zip(_values(old), _values(new), strict=True)):
         if not _same(before, after):
@@ -118,7 +118,7 @@ def _compare_column(name: Any, old: pd.Series[Any], new: pd.Series[Any]) -> None
 
 
 def _is_same_at_once(old: pd.Series[Any], new: pd.Series[Any]) -> bool:
-    """Compare columns of numbers, times or texts as a whole; False where that cannot tell."""
+    """Compare columns of numbers, times or text as a whole; False means that values must be compared one by one."""
     import numpy as np
     import pandas as pd
 
@@ -167,7 +167,7 @@ def _same(old: Any, new: Any) -> bool:
     if not isinstance(new, type(old)) and not isinstance(old, type(new)):
         return False
     try:
-        # Times of one moment in two zones are equal, and are not the same.
+        # Times of the same moment in different zones compare equal, but are not the same value.
         return bool(old == new) and str(getattr(old, "tzinfo", "")) == str(getattr(new, "tzinfo", ""))
     except Exception:  # noqa: BLE001 - values of a table may be of any type
         return False
@@ -179,15 +179,15 @@ def _shown(value: Any) -> str:
 
 
 def write_json(frame: pd.DataFrame, stream: BinaryIO, lines: bool) -> None:
-    """Write records with every digit of their numbers; else as pandas writes them.
+    """Write records with all digits of their numbers, and otherwise in pandas' format.
 
     Args:
         frame: The table.
-        stream: Where to.
-        lines: One record a line, without a list around them.
+        stream: Output stream.
+        lines: Write one record on each line, without a list around them.
 
     Raises:
-        LossError: A value is of a type that JSON does not have.
+        LossError: A value has a type that JSON does not support.
     """
     names = [name if isinstance(name, str) else str(name) for name in frame.columns]
     if not lines:
@@ -201,7 +201,7 @@ def write_json(frame: pd.DataFrame, stream: BinaryIO, lines: bool) -> None:
             for row in rows
         )
         before = "" if start == 0 or lines else ","
-        # A slash is only ever part of a text; pandas writes it so.
+        # pandas escapes slashes; in JSON they occur only inside strings.
         stream.write((before + text.replace("/", "\\/") + ("\n" if lines else "")).encode())
     if not lines:
         stream.write(b"]")

@@ -1,4 +1,4 @@
-"""What changed between two versions of a table: columns, rows, values, and how the numbers drifted."""
+"""Compare two versions of a table: columns, rows, values and column statistics."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ WORKSPACE = "workspace"
 
 @dataclass(frozen=True, slots=True)
 class ColumnStats:
-    """A column of one version.
+    """Statistics of a column in one version.
 
     Attributes:
-        dtype: Its pandas type.
-        nulls: How many values are missing.
-        mean: Of numbers, without the missing ones; None of anything else, and of no numbers at all.
-        std: Their standard deviation (of a sample: n - 1).
+        dtype: pandas type.
+        nulls: Number of missing values.
+        mean: Mean of the numbers, without missing ones; None for other types, and without any numbers.
+        std: Standard deviation of the numbers (sample: n - 1); None likewise.
     """
 
     dtype: str
@@ -44,10 +44,10 @@ class ColumnDiff:
     """A column that both versions have.
 
     Attributes:
-        name: Its name.
-        old: How it was.
-        new: How it is.
-        changed: In how many rows of the same key its value differs; None where rows have no key.
+        name: Name of the column.
+        old: Statistics in the older version.
+        new: Statistics in the newer version.
+        changed: Number of rows with the same key and a different value; None without a key.
     """
 
     name: str
@@ -61,22 +61,22 @@ class ColumnDiff:
 
 @dataclass(frozen=True, slots=True)
 class FrameDiff:
-    """The difference between two versions of a table; empty is false.
+    """The difference between two versions of a table; falsy if empty.
 
     Attributes:
-        path: The table.
-        a: The older revision, as it was asked for.
-        b: The newer one; ``workspace`` for the workspace.
-        key: The columns that tell rows apart; none where rows are compared as a whole.
-        rows_a: Rows of the older version.
-        rows_b: Rows of the newer one.
-        rows_added: Rows only in the newer: by key, or else by content.
-        rows_removed: Rows only in the older.
-        rows_changed: Rows of the same key with other values; None without a key, where such a row is one removed and
-            one added.
-        columns_added: Columns only in the newer; they do not make rows differ.
-        columns_removed: Columns only in the older.
-        columns: What became of each column of both.
+        path: Path of the table.
+        a: Older revision, as the user named it.
+        b: Newer revision; ``workspace`` for the workspace.
+        key: Columns that identify a row; empty if whole rows are compared.
+        rows_a: Number of rows in the older version.
+        rows_b: Number of rows in the newer version.
+        rows_added: Number of rows only in the newer version, by key or else by content.
+        rows_removed: Number of rows only in the older version.
+        rows_changed: Number of rows with the same key and different values. None without a key; such a row then counts
+            as one removed and one added.
+        columns_added: Columns only in the newer version; they do not count as changed rows.
+        columns_removed: Columns only in the older version.
+        columns: Comparison of each column that both versions have.
     """
 
     path: str
@@ -106,11 +106,11 @@ class FrameDiff:
 
     @property
     def dtypes_changed(self) -> tuple[ColumnDiff, ...]:
-        """The columns whose type changed."""
+        """Columns whose type changed."""
         return tuple(column for column in self.columns if column.old.dtype != column.new.dtype)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values for JSON."""
+        """Return the difference as plain values for JSON."""
         values = asdict(self)
         values["columns"] = list(values["columns"])
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -134,10 +134,10 @@ class FrameDiff:
         return f"'{self.path}' from {self.a} to {self.b}: {said} ({self.rows_a:,} to {self.rows_b:,} rows)"
 
     def as_markdown(self, *, limit: int = 20) -> str:
-        """Return it for a card: the counts, and a table of the columns that changed.
+        """Return the difference as markdown for a card: the counts, and a table of the changed columns.
 
         Args:
-            limit: How many columns are shown at most.
+            limit: Largest number of columns to show.
         """
         sides = f"`{_code(self.a)}` to `{_code(self.b)}`"
         parts = [f"## {_escape(self.path)}, {sides}"]
@@ -192,22 +192,22 @@ def diff_frames(
     """Compare two versions of a table.
 
     Args:
-        repo: The repository: open, or a folder in it, or a git url.
-        path: A file, or a directory of parts that is one table; relative to the root.
-        a: The older git revision; ``workspace`` for the workspace.
-        b: The newer one.
-        key: The column or columns that tell rows apart: rows of one key are one row, changed or not. None compares
-            whole rows, in no order, over the columns that both versions have.
-        columns: Only these, beside the key.
-        file_format: One of `frames.FORMATS`; None goes by the name.
-        options: More arguments of pandas' reader.
-        jobs: How many transfers at once.
+        repo: Open repository, folder in a repository, or git url.
+        path: File, or directory of parts of one table, relative to the root.
+        a: Older git revision; ``workspace`` for the workspace.
+        b: Newer git revision; ``workspace`` for the workspace.
+        key: Column or columns that identify a row: rows with the same key are compared by value. None compares
+            whole rows, regardless of their order, over the columns that both versions have.
+        columns: Limit to these columns and the key.
+        file_format: One of `frames.FORMATS`; None to derive it from the name.
+        options: Further arguments of pandas' reader.
+        jobs: Number of parallel transfers.
 
     Raises:
         OutputNotFoundError: A version has no such path.
-        OutputError: A version lacks a column of the key, or has several rows of one key.
-        ParseError: A version is not what its name says.
-        GitError: There is no such revision.
+        OutputError: A version lacks a column of the key, or has several rows with one key.
+        ParseError: A version is not of the expected format.
+        GitError: A revision does not exist.
 
     Example:
         >>> print(diff_frames(".", "data/users.csv", "v1", "v2", key="id"))
@@ -231,15 +231,15 @@ def compare_frames(
     """Compare two frames; see `diff_frames`.
 
     Args:
-        old: The older one, rows x columns.
-        new: The newer one.
-        path: How messages call the table.
-        a: How they call the older one.
-        b: How they call the newer one.
-        key: The columns that tell rows apart.
+        old: Older frame, rows x columns.
+        new: Newer frame, rows x columns.
+        path: Name of the table in messages.
+        a: Name of the older version in messages.
+        b: Name of the newer version in messages.
+        key: Columns that identify a row.
 
     Raises:
-        OutputError: A frame lacks a column of the key, or has several rows of one key.
+        OutputError: A frame lacks a column of the key, or has several rows with one key.
     """
     old, new = old.rename(columns=str), new.rename(columns=str)
     both = [name for name in old.columns if name in set(new.columns)]
@@ -287,7 +287,7 @@ def _check_key(frame: pd.DataFrame, key: Sequence[str], name: str) -> None:
 def _matched(
     old: pd.DataFrame, new: pd.DataFrame, key: Sequence[str]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the rows of each that have one key."""
+    """Return the row numbers in both frames of the keys that both have."""
     import pandas as pd
 
     indexes = [
@@ -306,7 +306,7 @@ def _changes(
     right: npt.NDArray[np.intp],
     columns: Sequence[str],
 ) -> tuple[dict[str, int], int]:
-    """Return in how many matched rows each column differs, and in how many any does."""
+    """Return the number of matched rows that differ in each column, and in any column."""
     import numpy as np
 
     anywhere = np.zeros(len(left), dtype=bool)
@@ -328,14 +328,14 @@ def _equal(old: pd.Series[Any], new: pd.Series[Any]) -> npt.NDArray[np.bool_]:
     try:
         equal = pd.Series(old.array == new.array).fillna(False).to_numpy(dtype=bool)
     except (TypeError, ValueError):
-        # Values that do not compare, such as lists or times with and without a zone.
+        # Values that cannot be compared, such as lists, or times with and without a zone.
         equal = old.astype(str).to_numpy() == new.astype(str).to_numpy()
     result: npt.NDArray[np.bool_] = equal | both_null
     return result
 
 
 def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return a column without categories, which compare only to the same ones."""
+    """Return a column with categories converted to values, because different categories cannot be compared."""
     import pandas as pd
 
     if isinstance(column.dtype, pd.CategoricalDtype):
@@ -344,7 +344,7 @@ def _plain(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _by_content(old: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str]) -> tuple[int, int]:
-    """Return how many rows only the older and only the newer has; of equal rows, each counts."""
+    """Return the number of rows only in the older and only in the newer frame; duplicates count individually."""
     import numpy as np
 
     if not columns:
@@ -352,7 +352,7 @@ def _by_content(old: pd.DataFrame, new: pd.DataFrame, columns: Sequence[str]) ->
     try:
         hashes = [_hashes(frame, other, columns) for frame, other in ((old, new), (new, old))]
     except TypeError:
-        # Lists and the like have no hash; their text has.
+        # Lists and similar values cannot be hashed, so hash their text.
         hashes = [_hashes(frame, other, columns, as_text=True) for frame, other in ((old, new), (new, old))]
     _, place, counts = np.unique(np.concatenate(hashes), return_inverse=True, return_counts=True)
     before = np.bincount(place[: len(old)], minlength=len(counts))
@@ -369,7 +369,7 @@ def _hashes(
     made: dict[str, pd.Series[Any]] = {}
     for name in columns:
         mine, theirs = _plain(frame[name]), _plain(other[name])
-        # 1 and 1.0 are the same number, and hash alike only as the same type.
+        # 1 and 1.0 are equal, but have the same hash only as the same type.
         if mine.dtype != theirs.dtype:
             numbers = is_numeric_dtype(mine) and is_numeric_dtype(theirs)
             mine = mine.astype("float64") if numbers else _text(mine)

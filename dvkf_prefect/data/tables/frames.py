@@ -1,8 +1,8 @@
 """Tables as pandas frames: read from any revision, written and tracked.
 
-The format is what the name ends with: csv, tsv, json (a list of records), jsonl, parquet, feather; text also compressed
-(``.gz``, ``.bz2``, ``.xz``, ``.zst``, to read also ``.zip``). A directory of parts is one table, in the order of their
-paths; names that begin with ``_`` or ``.`` are no parts.
+The end of the name sets the format: csv, tsv, json (a list of records), jsonl, parquet or feather. Text may be
+compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``, and ``.zip`` for reading). A directory of parts is one table, in the
+order of the paths; names that begin with ``_`` or ``.`` are left out.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _SUFFIXES = {
 }
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "feather")
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
-# What readers and decompressors say of bytes that are something else; of the system's own faults OSError has a number.
+# Errors of readers and decompressors for bytes of another format. A fault of the system is an OSError with an errno.
 _UNREADABLE = (ValueError, KeyError, EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 _BINARY = ("parquet", "feather")
-# What writers say of values that a format cannot hold.
+# Errors of writers for values that a format cannot hold.
 _UNWRITABLE = (ValueError, TypeError, OverflowError, NotImplementedError, AttributeError)
 
 
@@ -70,25 +70,25 @@ def read_frame(
     options: Mapping[str, Any] | None = None,
     jobs: int | None = None,
 ) -> pd.DataFrame:
-    """Read a table of any revision; what of it is not in the cache is brought there, verified.
+    """Read a table of any revision; missing objects are downloaded into the cache and verified.
 
     Args:
-        repo: The repository: open, or a folder in it, or a git url.
-        path: A file, or a directory of parts that is one table; relative to the root. Tracked by DVC or by git.
-        rev: A git revision; None for the workspace.
-        columns: Only these, in this order; of parquet and feather no others are read.
-        file_format: One of `FORMATS`; None goes by the name.
-        options: More arguments of pandas' reader: ``{"dtype": {"zip": str}}``.
-        jobs: How many transfers at once.
+        repo: Open repository, folder in a repository, or git url.
+        path: File, or directory of parts of one table, relative to the root; tracked by DVC or by git.
+        rev: Git revision; None for the workspace.
+        columns: Columns to return, in this order; parquet and feather read no others.
+        file_format: One of `FORMATS`; None to derive it from the name.
+        options: Further arguments of pandas' reader: ``{"dtype": {"zip": str}}``.
+        jobs: Number of parallel transfers.
 
     Returns:
-        The table; the rows of parts are numbered through.
+        The table; the rows of all parts are numbered consecutively.
 
     Raises:
-        OutputNotFoundError: There is no such path.
+        OutputNotFoundError: The path does not exist.
         MissingObjectError: The content is neither in the cache nor on the remote.
-        ParseError: It is not what its name says.
-        OutputError: It is no table, or the parts are not of one format.
+        ParseError: The content is not of the expected format.
+        OutputError: The path is not a table, or its parts have different formats.
         ConfigError: The format needs a package that is not installed.
 
     Example:
@@ -109,29 +109,30 @@ def write_frame(
     read_options: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> DataVersion:
-    """Write a table to a file of the workspace, and track it; the same table is the same bytes each time.
+    """Write a table to a file of the workspace and track it; equal tables give equal bytes.
 
-    What was written is read back before it is tracked: a table that the format cannot hold is refused. With ``options``
-    of the writer and no ``read_options`` this check is left out.
+    The written file is read back before it is tracked, and a table that the format cannot hold is refused. This check
+    is skipped with ``options`` but without ``read_options``.
 
     Args:
-        repo: The repository: open, or a folder in it.
+        repo: Open repository, or folder in a repository.
         frame: The table.
-        path: The file, relative to the root or absolute. One in a tracked directory becomes a part of that.
-        file_format: One of `FORMATS`; None goes by the name.
+        path: File to write, relative to the root or absolute. Inside a tracked directory it becomes a part of it.
+        file_format: One of `FORMATS`; None to derive it from the name.
         index: Write the frame's index too.
-        options: More arguments of pandas' writer: ``{"float_format": "%.6g"}``.
-        read_options: How the table will be read, as `read_frame`'s ``options``: ``{"dtype": {"zip": "str"}}``.
-        force: Replace a file whose content is nowhere else.
+        options: Further arguments of pandas' writer: ``{"float_format": "%.6g"}``.
+        read_options: Arguments for reading the table back, as `read_frame`'s ``options``:
+            ``{"dtype": {"zip": "str"}}``.
+        force: Replace a file whose content is stored nowhere else.
 
     Returns:
-        The version recorded for it.
+        The recorded version of the table.
 
     Raises:
-        OutputChangedError: The file's content is in no cache and would be lost; nothing was touched.
-        OutputError: The path cannot be tracked, or the format cannot hold the table; what was there is there still.
+        OutputChangedError: The file's content is not in the cache and would be lost; nothing was changed.
+        OutputError: The path cannot be tracked, or the format cannot hold the table; the old file was kept.
         ConfigError: The format needs a package that is not installed.
-        DiskFullError: There is no room; what was there is there still.
+        DiskFullError: The disk is full; the old file was kept.
 
     Example:
         >>> write_frame(".", frame, "data/train/2024-05.csv.gz")
@@ -165,7 +166,7 @@ def write_frame(
         raise _needs(relpath, kind, error) from error
     except (LossError, *_UNWRITABLE) as error:
         if options and not isinstance(error, LossError):
-            # An argument that the writer does not know, for instance.
+            # Probably an argument that the writer does not accept.
             raise
         raise OutputError(
             f"'{relpath}': {kind} cannot hold this table: {error}. Convert the column, write parquet, "
@@ -187,15 +188,15 @@ def write_frame(
 
 
 def format_of(path: str, given: str | None = None) -> tuple[str, str | None]:
-    """Return a table's format and compression by its name.
+    """Return a table's format and compression from its name.
 
     Args:
-        path: The file.
-        given: Its format, where that is told.
+        path: Path of the file.
+        given: Format that the user gave, None without one.
 
     Raises:
-        OutputError: The name ends with no format that is known, or the format cannot be compressed from outside.
-        ConfigError: The format that is given is none.
+        OutputError: The name has no known suffix, or the format does not allow compression of the file.
+        ConfigError: The given format is unknown.
 
     Example:
         >>> format_of("data/rows.csv.gz")
@@ -219,16 +220,16 @@ def format_of(path: str, given: str | None = None) -> tuple[str, str | None]:
 
 
 class Table:
-    """A table of one revision: its files, not read yet.
+    """A table of one revision; its files are read by `read`.
 
     Args:
         view: The revision.
-        path: The file, or the directory of parts.
-        file_format: One of `FORMATS`; None goes by the names.
+        path: File, or directory of parts.
+        file_format: One of `FORMATS`; None to derive it from the names.
 
     Raises:
-        OutputNotFoundError: There is no such path.
-        OutputError: It is no table, or the parts are not of one format.
+        OutputNotFoundError: The path does not exist.
+        OutputError: The path is not a table, or its parts have different formats.
     """
 
     def __init__(self, view: View, path: str, *, file_format: str | None = None) -> None:
@@ -260,7 +261,7 @@ class Table:
     ) -> Table:
         """Find a table in a repository; see `read_frame`."""
         if isinstance(repo, Repository):
-            # Says so where there is no git, or no such revision.
+            # Raises if there is no git, or no such revision.
             commit = repo.files(rev).rev if rev is not None else None
             return cls(View(repo, commit, label=rev), path, file_format=file_format)
         from dvkf_prefect.data.views.filesystem import DvkfFileSystem
@@ -269,7 +270,7 @@ class Table:
 
     @property
     def identity(self) -> tuple[tuple[str, str], ...] | None:
-        """What tells its content from another's without reading it; None in the workspace."""
+        """Identifier of the content that needs no reading; None in the workspace."""
         if any(part.place for part in self.parts):
             return None
         return tuple((part.path, part.digest or part.blob or "") for part in self.parts)
@@ -281,7 +282,7 @@ class Table:
         options: Mapping[str, Any] | None = None,
         jobs: int | None = None,
     ) -> pd.DataFrame:
-        """Read it; see `read_frame`."""
+        """Read the table; see `read_frame`."""
         import pandas as pd
 
         if len(self.parts) > 1:
@@ -336,7 +337,7 @@ def _read(
     else:
         if kind == "tsv":
             given.setdefault("sep", "\t")
-        # From pandas 3.1 on that is so by itself.
+        # The default from pandas 3.1 on.
         if "engine" not in given and tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):
             given.setdefault("float_precision", "round_trip")
         frame = pd.read_csv(file, usecols=wanted, **given)
@@ -381,10 +382,10 @@ def _read_back(
     index: bool,
     options: Mapping[str, Any],
 ) -> None:
-    """Read what was written, and compare.
+    """Read a written table back and compare it with the frame.
 
     Raises:
-        LossError: Another table is read.
+        LossError: The tables differ.
     """
     wanted = expected(frame, kind, index)
     names = None if options else columns_to_read(wanted, kind)
@@ -406,7 +407,7 @@ def _read_back(
 
 @contextmanager
 def _compressed(raw: BinaryIO, compression: str | None) -> Iterator[BinaryIO]:
-    """Compress what is written, without a name or a time in it."""
+    """Open a compressing stream that stores neither a name nor a time, so that equal tables give equal bytes."""
     made: AbstractContextManager[Any] = nullcontext(raw)
     if compression == "gzip":
         made = gzip.GzipFile("", "wb", 6, raw, mtime=0)

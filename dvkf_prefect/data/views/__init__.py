@@ -1,4 +1,4 @@
-"""Any revision, read without a checkout: listings, verified file objects, the ``dvkf://`` filesystem.
+"""Read access to any revision without a checkout: listings, verified file objects, the ``dvkf://`` filesystem.
 
-It may import imports, transfer and what they may; no verb.
+It may import `imports`, `transfer` and the packages below them; no verb.
 """

@@ -1,16 +1,16 @@
-"""The fsspec protocol ``dvkf``: any file of any revision, read lazily.
+"""The fsspec protocol ``dvkf``: lazy read access to any file of any revision.
 
-What reads through fsspec reads versions with it: pandas, dask, pyarrow, polars, universal_pathlib.
+All libraries that read through fsspec can read versions with it: pandas, dask, pyarrow, polars, universal_pathlib.
 
-    dvkf://data/train/a.csv                              a path in the repository, which the options name
-    dvkf://@v1/data/train/a.csv                          the same at a revision; a slash in its name is %2F
-    dvkf://data/train/a.csv::/srv/repos/images           of another repository: a folder, or a git url
+    dvkf://data/train/a.csv                              a path in the repository that the options name
+    dvkf://@v1/data/train/a.csv                          the same at a revision; write %2F for a slash in its name
+    dvkf://data/train/a.csv::/srv/repos/images           a path in another repository: a folder, or a git url
     dvkf://@v1/data/train/a.csv::https://git.example.org/team/images.git
 
-A revision in a path goes before the one of the options. Where the repository has a file or a folder at its top that is
-named like ``@v1``, the path means that one.
+A revision in a path overrides the one in the options. If the repository's root has a file or folder with the name
+``@v1``, the path refers to that one.
 
-Source of the url forms: ``::`` is fsspec's own chaining, which DVC's filesystem takes its repository from too.
+Source of the url forms: ``::`` is fsspec's chaining, and DVC's filesystem reads its repository from it too.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _TIMEOUT = 120.0
 
 
 class _Pinned(type(AbstractFileSystem)):  # type: ignore[misc]
-    """Makes what a filesystem is of definite before fsspec looks for one it has made already.
+    """Metaclass that pins a filesystem's repository and revision before fsspec looks in its instance cache.
 
-    The folder becomes absolute and the revision a commit, so that an instance never shows an old state of a branch, and
-    so that whoever it is sent to, or finds its options in a plan, reads the same.
+    The folder becomes absolute and the revision a commit. So a cached instance never shows an old state of a branch.
+    Other processes that receive the filesystem or its options read the same data.
     """
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
@@ -70,7 +70,7 @@ class _Pinned(type(AbstractFileSystem)):  # type: ignore[misc]
         elif ":" in repo and (rev is None or not _COMMIT.fullmatch(rev)):
             rev = clones.tip(repo, rev, timeout=_TIMEOUT) or rev
         if folder is not None and rev is None:
-            # The workspace changes.
+            # The workspace may change, so do not reuse an instance.
             options["skip_instance_cache"] = True
         made = super().__call__(repo=repo, rev=rev, **options)
         made.label = label or made.label
@@ -78,32 +78,31 @@ class _Pinned(type(AbstractFileSystem)):  # type: ignore[misc]
 
 
 class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[misc]
-    """The files of a repository, of any revision, to read: those that DVC tracks and those that git does.
+    """Read-only filesystem of a repository at any revision: the files that DVC tracks and those that git tracks.
 
-    Listing needs no data: it goes by git's objects and by manifests. A file is brought into the cache when it is read,
-    verified; a large one that is not there is read piece by piece, as it is asked for. ``get`` and ``cat`` of many
-    files bring them several at once. Files that describe what is tracked (``.dvc``, dvc.yaml) are left out of listings,
-    as DVC does, unless ``dvcfiles=True``. A repository inside the repository is listed and read by its own paths; from
-    above it is not listed.
+    A listing reads git's objects and manifests, not the data. A file is downloaded into the cache and verified when it
+    is read. A large file that is missing from the cache is downloaded piece by piece, on demand. ``get`` and ``cat``
+    download many files in parallel. As in DVC, listings leave out DVC files (``.dvc``, dvc.yaml) unless
+    ``dvcfiles=True``. A nested repository is listed and read under its own path; listings of its parents leave it out.
 
-    Without a revision it shows the workspace as it is, and from the cache what is tracked but not there; of a git url,
-    the default branch. Names of revisions mean what they mean when the filesystem is made; those in a path, of a folder
-    of this machine, each time.
+    Without a revision, the filesystem shows the workspace, and tracked files that are not checked out come from the
+    cache. For a git url it shows the default branch. The option ``rev`` is resolved when the filesystem is created. A
+    revision in a path is resolved on each access if the repository is a local folder.
 
     Args:
-        repo: A folder in a repository, or a git url; None for the current folder.
-        rev: A git revision.
-        remote: The name of the remote to read from; None for the default one.
-        remote_config: Options over those of that remote.
-        config: Settings over the repository's: a configuration file, or its sections.
-        cache_dir: Where objects of a repository at a git url are kept; None for a place that goes away with the
+        repo: Folder in a repository, or a git url; None for the current folder.
+        rev: Git revision.
+        remote: Name of the remote to read from; None for the default one.
+        remote_config: Options that override those of that remote.
+        config: Settings that override the repository's: a configuration file, or its sections.
+        cache_dir: Folder for the objects of a repository at a git url; None for one that is removed with the
             filesystem.
-        jobs: How many transfers at once; None for what suits the remote.
+        jobs: Number of parallel transfers; None for the remote's default.
 
     Raises:
         NotARepositoryError: The folder is in no repository.
-        GitError: There is no such revision, or the repository cannot be cloned.
-        ConfigError: The settings are wrong.
+        GitError: The revision does not exist, or the repository cannot be cloned.
+        ConfigError: The settings are invalid.
 
     Example:
         >>> import pandas
@@ -143,13 +142,13 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
 
     @property
     def fsid(self) -> str:
-        """What tells it from other filesystems, in other processes too."""
+        """Identifier of the filesystem, equal in all processes."""
         return f"dvkf_{tokenize(self.repo, self.rev)}"
 
     # -- revisions ---------------------------------------------------------------------------------------------------
 
     def _repo(self) -> ExternalRepo | None:
-        """Return the repository where it is a folder to be read in place, opened once."""
+        """Return the repository if it is a local folder that is read in place; it is opened on the first call."""
         with self._opening:
             if self._here is None and local_folder(self.repo) is not None:
                 opened = self._stack.enter_context(open_external(self.repo, **self._settings))
@@ -158,10 +157,10 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             return self._here
 
     def view(self, rev: str | None = None) -> View:
-        """Return all files of a revision, for what fsspec has no words for.
+        """Return the view of a revision, for operations that fsspec does not have.
 
         Args:
-            rev: A git revision; None for the filesystem's own.
+            rev: Git revision; None for the filesystem's own.
         """
         label = rev or self.label
         rev = rev or self.rev
@@ -180,7 +179,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             return self._views[rev]
 
     def _locate(self, path: str) -> tuple[View, str, str]:
-        """Return the view that a path is of, the path in it, and what stands before the paths of that view."""
+        """Return the view of a path, the path inside it, and the prefix of that view's paths."""
         plain = plain_path(self._strip_protocol(path))
         own = self.view()
         if not plain.startswith("@"):
@@ -193,7 +192,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         return self._innermost(own, plain, "")
 
     def _innermost(self, view: View, path: str, prefix: str) -> tuple[View, str, str]:
-        """Return the same of the repository inside a view's repository that a path lies in, if it lies in one."""
+        """Return view, path and prefix for the nested repository around a path; unchanged without one."""
         project = view.project_at(path)
         if not project:
             return view, path, prefix
@@ -201,14 +200,14 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             key = (view.commit, project)
             if key not in self._projects:
                 repo = view.repo
-                if not (repo.root / project / ".dvc").is_dir():  # a revision may have what the folder has not
+                if not (repo.root / project / ".dvc").is_dir():  # it may exist at the revision only
                     repo = self._clone(view.commit)
                 assert isinstance(repo, ExternalRepo)
                 self._projects[key] = View(repo.below(project), view.commit, label=self.label)
             return self._projects[key], path[len(project) + 1 :], f"{prefix}{project}/"
 
     def _clone(self, rev: str | None) -> ExternalRepo:
-        """Return a clone at a revision, which goes away with the filesystem."""
+        """Return a clone at a revision; it is removed with the filesystem."""
         cache_dir = Path(self._cache_dir).absolute() if self._cache_dir else None
         opening = open_external(self.repo, rev, cache_dir=cache_dir, **self._settings)
         return self._stack.enter_context(opening)
@@ -216,16 +215,16 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
     # -- listing -----------------------------------------------------------------------------------------------------
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """List a directory, or tell of a file.
+        """List a directory; for a file, return the file.
 
         Args:
             path: The directory.
-            detail: Dictionaries as `info` returns; False for paths only.
-            kwargs: ``dvcfiles=True`` lists the files that describe what is tracked, too; ``sizes=False`` leaves sizes
-                None that would have to be looked up.
+            detail: Return dictionaries as `info` does; False for paths only.
+            kwargs: ``dvcfiles=True`` lists DVC files too; ``sizes=False`` returns None for sizes that would have to be
+                looked up.
 
         Raises:
-            OutputNotFoundError: There is no such path.
+            OutputNotFoundError: The path does not exist.
             MissingObjectError: The manifest is neither in the cache nor on the remote.
         """
         view, inner, prefix = self._locate(path)
@@ -240,14 +239,14 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         return self._infos(view, entries, prefix, sizes=kwargs.get("sizes", True))
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Tell of a path: ``name``, ``size``, ``type``, ``isdvc``, ``isexec``, and ``md5`` where it is recorded.
+        """Return ``name``, ``size``, ``type``, ``isdvc`` and ``isexec`` of a path, and ``md5`` if recorded.
 
         Args:
             path: The path.
-            kwargs: ``sizes=False`` leaves the size None where it would have to be looked up.
+            kwargs: ``sizes=False`` returns None for a size that would have to be looked up.
 
         Raises:
-            OutputNotFoundError: There is no such path.
+            OutputNotFoundError: The path does not exist.
         """
         view, inner, prefix = self._locate(path)
         entry = view.entry(inner)
@@ -261,7 +260,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         return [_info(entry, prefix, size) for entry, size in zip(entries, found, strict=True)]
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        """Tell whether there is such a path."""
+        """Return True if the path exists."""
         try:
             self.info(path, sizes=False)
         except (FileNotFoundError, ValueError):
@@ -269,11 +268,11 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         return True
 
     def isdir(self, path: str) -> bool:
-        """Tell whether a path is a directory."""
+        """Return True if a path is a directory."""
         return self._is(path, "directory")
 
     def isfile(self, path: str) -> bool:
-        """Tell whether a path is a file."""
+        """Return True if a path is a file."""
         return self._is(path, "file")
 
     def _is(self, path: str, kind: str) -> bool:
@@ -283,7 +282,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             return False
 
     def isdvc(self, path: str) -> bool:
-        """Tell whether DVC tracks a path, or a directory it lies in."""
+        """Return True if DVC tracks a path, or a directory around it."""
         return self.exists(path) and bool(self.info(path, sizes=False)["isdvc"])
 
     def find(
@@ -294,14 +293,14 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         detail: bool = False,
         **kwargs: Any,
     ) -> list[str] | dict[str, dict[str, Any]]:
-        """List all files below a directory; nothing is found where there is none.
+        """List all files below a directory; the result is empty if it does not exist.
 
         Args:
             path: The directory.
-            maxdepth: How many levels to go down; None for all.
+            maxdepth: Number of levels; None for all.
             withdirs: List directories too.
-            detail: With what `info` tells of each.
-            kwargs: As of `ls`.
+            detail: Return the result of `info` for each path.
+            kwargs: As for `ls`.
 
         Raises:
             MissingObjectError: A manifest is neither in the cache nor on the remote.
@@ -336,7 +335,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         on_error: Any = "omit",
         **kwargs: Any,
     ) -> Iterator[tuple[str, Any, Any]]:
-        """Go through all directories; sizes are looked up only with ``detail=True``."""
+        """Walk all directories; sizes are looked up only with ``detail=True``."""
         kwargs.setdefault("sizes", bool(kwargs.get("detail")))
         yield from super().walk(path, maxdepth, topdown, on_error, **kwargs)
 
@@ -353,18 +352,18 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         withdirs: bool = False,
         **kwargs: Any,
     ) -> int | dict[str, int]:
-        """Return how many bytes the files below a path have.
+        """Return the size in bytes of the files below a path.
 
         Args:
             path: The path.
-            total: The sum; False for each file.
-            maxdepth: How many levels to go down; None for all.
-            withdirs: Name directories too, with no bytes of their own.
-            kwargs: As of `ls`.
+            total: Return the total; False for the size of each file.
+            maxdepth: Number of levels; None for all.
+            withdirs: Include directories, with a size of 0.
+            kwargs: As for `ls`.
 
         Raises:
             MissingObjectError: An object is neither in the cache nor on the remote.
-            RemoteError: The remote has to be asked, and does not answer.
+            RemoteError: A size must be looked up, and the remote does not respond.
         """
         view, inner, prefix = self._locate(path)
         top = view.entry(inner)
@@ -380,11 +379,11 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         return {info["name"]: info["size"] if info["type"] == "file" else 0 for info in infos}
 
     def checksum(self, path: str) -> str:
-        """Return what tells one content of a path from another."""
+        """Return an identifier of a path's content; same as `ukey`."""
         return self.ukey(path)
 
     def ukey(self, path: str) -> str:
-        """Return what tells one content of a path from another: a digest where one is known without reading."""
+        """Return an identifier of a path's content: a digest if it is known without reading."""
         view, inner, _ = self._locate(path)
         entry = view.entry(inner)
         if entry.place is None and (entry.digest or entry.blob):
@@ -395,24 +394,24 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         return str(tokenize(view.name, entry.path))
 
     def created(self, path: str) -> datetime:
-        """Return the same as `modified`."""
+        """Return the same time as `modified`."""
         return self.modified(path)
 
     def modified(self, path: str) -> datetime:
-        """Return when a file of the workspace was changed; of a revision, when the commit was made."""
+        """Return the mtime of a file in the workspace; for a revision, the time of the commit."""
         view, inner, _ = self._locate(path)
         entry = view.entry(inner)
         if entry.place is not None:
             seconds: float | None = os.stat(entry.place).st_mtime
         elif view.commit is None and entry.output is not None:
-            # It is not there: the file that describes it is.
+            # It is not checked out; use the file that describes it.
             seconds = os.stat(view.repo.root / entry.output.source).st_mtime
         else:
             seconds = view.modified
         return datetime.fromtimestamp(seconds or 0.0, tz=timezone.utc)
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Look anew at what the workspace tracks, and at what names of revisions mean at a git url."""
+        """Invalidate the tracked outputs of the workspace, and the resolved revisions of a git url."""
         with self._opening:
             here = self._here
             self._views = {rev: view for rev, view in self._views.items() if here and rev is not None}
@@ -447,14 +446,14 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         outfile: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Copy a file to this machine; a directory is made.
+        """Copy a file to this machine; a directory is created empty.
 
         Args:
             rpath: The file.
-            lpath: Where to, or an open file.
-            callback: Told of bytes.
-            outfile: An open file to write to instead.
-            kwargs: None is used.
+            lpath: Destination path, or an open file.
+            callback: Called as bytes complete.
+            outfile: Open file to write to instead.
+            kwargs: Ignored.
         """
         pairs = kwargs.pop("collected", None)
         if pairs is not None:
@@ -478,21 +477,21 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         maxdepth: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Copy files to this machine; those that are not in the cache are brought several at once first.
+        """Copy files to this machine; files that are missing from the cache are first downloaded in parallel.
 
         Args:
-            rpath: A file, a directory, a pattern, or a list of them.
-            lpath: Where to: a path, or a list of as many.
-            recursive: Copy what is in directories.
-            callback: Told of files.
-            maxdepth: How many levels to go down.
-            kwargs: None is used.
+            rpath: File, directory, pattern, or a list of them.
+            lpath: Destination path, or a list of the same length.
+            recursive: Copy the content of directories.
+            callback: Called as files complete.
+            maxdepth: Number of levels; None for all.
+            kwargs: Ignored.
 
         Raises:
-            TransferError: Some could not be had; nothing was copied.
+            TransferError: Some files could not be downloaded; nothing was copied.
         """
         pairs: list[tuple[str, str]] = []
-        # fsspec decides what goes where; then all of it is moved at once.
+        # fsspec pairs sources with destinations; then all files are copied together.
         super().get(rpath, lpath, recursive=recursive, maxdepth=maxdepth, collected=pairs)
         callback.set_size(len(pairs))
         self._get_all(pairs)
@@ -511,17 +510,17 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             view.export(rows, jobs=self._jobs)
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
-        """Return the bytes of a file, or of many by their paths; they are brought several at once first.
+        """Return the content of a file, or of several files by path; missing objects are first downloaded in parallel.
 
         Args:
-            path: A file, a directory, a pattern, or a list of them.
-            recursive: Take what is in directories.
+            path: File, directory, pattern, or a list of them.
+            recursive: Include the content of directories.
             on_error: ``raise``, ``omit`` or ``return``.
-            kwargs: ``start`` and ``end`` of what is wanted.
+            kwargs: ``start`` and ``end`` of the range to read.
         """
         paths = self.expand_path(path, recursive=recursive)
         if recursive:
-            # Only files have bytes.
+            # Only files have content.
             paths = [name for name in paths if not self.isdir(name)]
         if len(paths) > 1:
             try:

@@ -1,6 +1,6 @@
-"""What lies in one revision, or in the workspace: the files that DVC tracks and those that git does.
+"""Listing of one revision, or of the workspace: the files that DVC tracks and those that git tracks.
 
-It is known from git's objects and from manifests, whether or not the data is here.
+A listing reads git's objects and manifests only; it does not need the data.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from dvkf_prefect.formats.tree import Tree
 
 _LINK = "120000"
 _PROGRAM = "100755"
-# As many links as Linux follows.
+# Largest number of links to follow, as in Linux.
 _LINKS = 40
 _HIDDEN = (".git", ".hg", ".dvc")
-# Bytes of git's files that are in memory at once.
+# Bytes of git's files to read into memory at once.
 _BATCH = 64 << 20
 
 Key = tuple[str, str]
@@ -42,16 +42,16 @@ class Entry:
     """A file or a directory.
 
     Attributes:
-        path: Posix, relative to the repository's root; empty for the root.
-        is_dir: Whether it is a directory.
-        size: Bytes, where that is known without asking for it; of a tracked directory the sum.
-        digest: md5 in hex, with ``.dir`` for a directory; None of a file that DVC does not track, and of one that lies
-            in the workspace, where it may hold anything.
-        output: The output that it is, or lies in.
-        isexec: Whether it may be executed.
-        blob: Git's name of the content, where it is git's.
-        place: Where it lies in the workspace, if it does.
-        is_link: Whether it is a link to a directory.
+        path: Posix path relative to the repository's root; empty for the root.
+        is_dir: True for a directory.
+        size: Size in bytes, None if it must be looked up; for a tracked directory, the total.
+        digest: md5 in hex, with ``.dir`` for a directory. None for a file that DVC does not track. None also for a file
+            in the workspace, because its content may have changed.
+        output: Output that it is or lies in, None without one.
+        isexec: True for an executable file.
+        blob: Git's id of the content; None if git does not track it.
+        place: Path on disk, if it is in the workspace; None otherwise.
+        is_link: True for a link to a directory.
     """
 
     path: str
@@ -66,30 +66,30 @@ class Entry:
 
     @property
     def hash_name(self) -> str:
-        """``md5``, or ``md5-dos2unix`` of an output of DVC 2.x."""
+        """``md5``, or ``md5-dos2unix`` for an output of DVC 2.x."""
         return self.output.hash_name if self.output else MD5
 
 
 class _Paths:
-    """Sorted paths, in which what lies below a folder is found by halving."""
+    """Sorted paths; the paths below a folder are found by binary search."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = paths
 
     def span(self, folder: str) -> tuple[int, int]:
-        """Return where the paths below a folder begin and end."""
+        """Return the first row of the paths below a folder, and the row after the last."""
         if not folder:
             return 0, len(self.paths)
-        # "0" comes right after "/".
+        # "0" is the character after "/".
         return bisect_left(self.paths, folder + "/"), bisect_left(self.paths, folder + "0")
 
     def has_below(self, folder: str) -> bool:
-        """Tell whether a folder holds anything."""
+        """Return True if there are paths below a folder."""
         start, end = self.span(folder)
         return end > start
 
     def level(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        """Yield what lies directly in a folder: its name, and the row of a file or None of a folder."""
+        """Yield name and row of each direct child of a folder; the row of a subfolder is None."""
         row, end = self.span(folder)
         skip = len(folder) + 1 if folder else 0
         while row < end:
@@ -99,20 +99,20 @@ class _Paths:
             row = bisect_left(self.paths, f"{path[:skip]}{name}0", row, end) if deeper else row + 1
 
     def row(self, path: str) -> int | None:
-        """Return the row of a path."""
+        """Return the row of a path; None if it is not in the list."""
         found = bisect_left(self.paths, path)
         return found if found < len(self.paths) and self.paths[found] == path else None
 
 
 @dataclass(frozen=True, slots=True)
 class _GitFiles:
-    """The files of a commit.
+    """Files of a commit.
 
     Attributes:
-        paths: Their paths.
-        blobs: For each its mode, its object and its bytes.
-        links: What each link leads to.
-        projects: The folders that are repositories of their own.
+        paths: Paths of the files.
+        blobs: Mode, object id and size in bytes of each file.
+        links: Target of each link.
+        projects: Folders of nested DVC repositories.
     """
 
     paths: _Paths
@@ -121,20 +121,20 @@ class _GitFiles:
     projects: tuple[str, ...] = ()
 
     def is_above(self, path: str) -> bool:
-        """Tell whether a folder holds a repository of its own."""
+        """Return True if a folder contains a nested DVC repository."""
         return any(project.startswith(path + "/") for project in self.projects)
 
 
 class Listing(ABC):
-    """The files of one revision of a repository, or of its workspace; safe to use from several threads.
+    """Files of one revision of a repository, or of its workspace; thread-safe.
 
-    A revision never changes, so what was learnt of it stays. In the workspace files are looked at each time, but what
-    is tracked is read once: make a new one to see what was added since.
+    A revision never changes, so its files and manifests are read once. In the workspace, files are read each time, but
+    tracked outputs are read once; create a new listing after adding outputs.
 
     Args:
         repo: The repository.
         commit: The commit; None for the workspace.
-        label: How the commit was asked for, for messages.
+        label: Revision as the user named it, for messages.
     """
 
     def __init__(self, repo: Repository, commit: str | None = None, *, label: str | None = None) -> None:
@@ -152,16 +152,16 @@ class Listing(ABC):
 
     @abstractmethod
     def _read_tree(self, output: Output) -> Tree:
-        """Return the manifest of a directory, from wherever it is.
+        """Return the manifest of a directory, from the cache or a remote.
 
         Raises:
-            MissingObjectError: It is nowhere.
+            MissingObjectError: Neither has it.
         """
 
     def project_at(self, path: str) -> str:
-        """Return the innermost folder on a path that is a repository of its own; empty where there is none.
+        """Return the innermost nested repository on a path; empty if there is none.
 
-        Its files are no part of this listing.
+        Files of nested repositories are not part of this listing.
         """
         known = self._git.projects
         folder = path
@@ -172,11 +172,11 @@ class Listing(ABC):
         return ""
 
     def entry(self, path: str) -> Entry:
-        """Return what is at a path.
+        """Return the entry at a path.
 
         Raises:
-            OutputNotFoundError: Nothing is.
-            MissingObjectError: It lies in a tracked directory whose manifest is neither in the cache nor on the remote.
+            OutputNotFoundError: The path does not exist.
+            MissingObjectError: The manifest of the directory around it is neither in the cache nor on the remote.
         """
         real = self._real(path)
         if real is not None:
@@ -187,10 +187,10 @@ class Listing(ABC):
         raise OutputNotFoundError(f"'{path}' is not in {self.name}")
 
     def children(self, path: str) -> dict[str, Entry]:
-        """Return what lies directly in a directory, by name; of a file only itself, with an empty name.
+        """Return the direct children of a directory by name; for a file, itself under an empty name.
 
         Raises:
-            OutputNotFoundError: Nothing is there.
+            OutputNotFoundError: The path does not exist.
             MissingObjectError: The manifest is neither in the cache nor on the remote.
         """
         top = self.entry(path)
@@ -201,7 +201,7 @@ class Listing(ABC):
         try:
             recorded = self._recorded_level(real)
         except MissingObjectError:
-            # The files of the workspace are there, whatever was recorded of them.
+            # The files on disk can be listed without the manifest.
             if top.place is None:
                 raise
             recorded = {}
@@ -216,16 +216,16 @@ class Listing(ABC):
     def find(
         self, path: str = "", *, depth: int | None = None, folders: bool = False, describing: bool = False
     ) -> Iterator[Entry]:
-        """Yield every file below a directory; a file yields itself. Links to directories are not entered.
+        """Yield every file below a directory; a file yields itself. Links to directories are not followed.
 
         Args:
             path: The directory.
-            depth: How many levels to go down; None for all.
-            folders: Yield directories too, each before what it holds.
-            describing: Yield the files that describe outputs, and ignore files, too.
+            depth: Number of levels; None for all.
+            folders: Yield directories too, each before its content.
+            describing: Yield DVC files and ignore files too.
 
         Raises:
-            OutputNotFoundError: Nothing is there.
+            OutputNotFoundError: The path does not exist.
             MissingObjectError: A manifest is neither in the cache nor on the remote.
         """
         for name, entry in self.children(path).items():
@@ -242,7 +242,7 @@ class Listing(ABC):
     def names(self, path: str) -> list[str] | None:
         """Return the paths of all files of a tracked directory in a revision, or below a path in one.
 
-        No object is made for each, so that a million of them are listed at once. None where they must be looked for.
+        This fast path creates no entries, for directories with a million files. It returns None if `find` is needed.
         """
         output, inner = self._around(path)
         if self.commit is None or output is None or not output.is_dir or self._git.paths.has_below(path):
@@ -257,7 +257,7 @@ class Listing(ABC):
 
     @cached_property
     def modified(self) -> float | None:
-        """When the commit was made, seconds since 1970; None for the workspace."""
+        """Time of the commit, in seconds since 1970; None for the workspace."""
         if self.commit is None or self.repo.git is None:
             return None
         return float(self.repo.git.run("show", "-s", "--format=%ct", self.commit))
@@ -302,7 +302,7 @@ class Listing(ABC):
         return _GitFiles(paths, [row[1] for row in found], targets, tuple(sorted(projects)))
 
     def _real(self, path: str) -> str | None:
-        """Return where a path leads by the links of a commit; None where that is nowhere in it."""
+        """Resolve the links of a commit in a path; return None if they lead outside the repository."""
         links = self._git.links
         if not links:
             return path
@@ -348,10 +348,10 @@ class Listing(ABC):
         return found
 
     def _blobs(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Yield the bytes of git's files, many of them by one process.
+        """Yield the content of git's files, many of them from one process.
 
         Raises:
-            GitError: Git does not have one.
+            GitError: Git does not have an object.
         """
         git = self.repo.git
         group: list[Entry] = []
@@ -400,12 +400,12 @@ class Listing(ABC):
         with scan:
             for item in scan:
                 below = f"{path}/{item.name}" if path else item.name
-                # A link that leads nowhere, or a file that was removed meanwhile.
+                # A dangling link, or a file that was removed in the meantime.
                 with suppress(FileNotFoundError):
                     info = item.stat()
                     is_dir = stat.S_ISDIR(info.st_mode)
                     hidden = (not path and item.name in _HIDDEN) or is_temporary(item.name)
-                    looked_at = is_dir or not quiet  # a folder may be a repository of its own
+                    looked_at = is_dir or not quiet  # a folder may be a nested repository
                     if hidden or (looked_at and self.repo.ignore.matches(below + "/" if is_dir else below)):
                         continue
                     entry = _disk_entry(below, item.path, info, is_link=is_dir and item.is_symlink())
@@ -414,7 +414,7 @@ class Listing(ABC):
         return found
 
     def _is_blocked(self, path: str) -> bool:
-        """Tell whether a file of the workspace stands where a path needs a folder."""
+        """Return True if one of a path's parent folders is a file in the workspace."""
         folder = posixpath.dirname(path)
         while folder:
             place = f"{self.repo.root}/{folder}"
@@ -423,7 +423,7 @@ class Listing(ABC):
             folder = posixpath.dirname(folder)
         return False
 
-    # -- what is tracked ---------------------------------------------------------------------------------------------
+    # -- tracked data ------------------------------------------------------------------------------------------------
 
     @property
     def _outputs(self) -> tuple[_Paths, dict[str, Output]]:
@@ -441,7 +441,7 @@ class Listing(ABC):
         return _Paths(sorted(known)), known
 
     def _around(self, path: str) -> tuple[Output | None, str]:
-        """Return the output that a path is or lies in, and the path within it."""
+        """Return the output at or around a path, and the path inside it."""
         _, known = self._outputs
         folder = path
         while folder:
@@ -451,7 +451,7 @@ class Listing(ABC):
         return None, ""
 
     def _recorded(self, path: str, found: Entry | None) -> Entry | None:
-        """Return what is recorded of a path; ``found`` is what is there."""
+        """Return the recorded entry of a path; ``found`` is the entry in git or on disk."""
         output, inner = self._around(path)
         if output is None:
             below = bool(path) and self._outputs[0].has_below(path)
@@ -487,10 +487,10 @@ class Listing(ABC):
         return found
 
     def _tree(self, output: Output) -> Tree:
-        """Return a directory's manifest, read once.
+        """Return a directory's manifest; it is read on the first call.
 
         Raises:
-            MissingObjectError: It is nowhere.
+            MissingObjectError: The manifest is neither in the cache nor on the remote.
         """
         key = (output.hash_name, output.digest or "")
         with self._lock:
@@ -500,15 +500,15 @@ class Listing(ABC):
 
 
 def is_describing(name: str) -> bool:
-    """Tell whether a file of that name says what is tracked or left out, and is no data itself."""
+    """Return True for the name of a DVC file or an ignore file, which is not data."""
     return describes_outputs(name) or name == IGNORE_FILE
 
 
 def plain_path(path: str) -> str:
-    """Return a path as listings know it: no slash at either end, nothing that leads up.
+    """Return a normalized path without a leading or trailing slash and without ``..``.
 
     Raises:
-        UnsafePathError: It leaves the repository.
+        UnsafePathError: The path leads outside the repository.
     """
     plain = posixpath.normpath(path.strip("/") or ".")
     if plain == ".." or plain.startswith("../"):
@@ -525,12 +525,12 @@ def _output_entry(output: Output) -> Entry:
 
 
 def _merged(found: Entry | None, recorded: Entry | None) -> Entry | None:
-    """Return what is really there, with what is recorded of it where it is of the same kind."""
+    """Return the entry found in git or on disk, with the recorded fields if both are of the same kind."""
     if found is None:
         return recorded
     if recorded is None or recorded.is_dir != found.is_dir:
         return found
-    # What lies in the workspace may have changed since it was recorded.
+    # A file in the workspace may have changed since it was recorded, so it has no digest.
     return replace(found, output=recorded.output, digest=None if found.place else recorded.digest)
 
 

@@ -1,6 +1,6 @@
-"""Any file of one revision, or of the workspace, read: from git, from the cache, or from the remote.
+"""Read access to the files of one revision, or of the workspace: from git, the cache or the remote.
 
-Only what is read is brought, into the cache, and only if its bytes are what its name says.
+Only files that are read are downloaded. They are stored in the cache if they match their digest.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from dvkf_prefect.formats.objects import MD5, object_key
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tree import Tree
 
-# So many sizes are asked for one by one; for more the remote is listed.
+# Up to this many sizes are queried one by one; for more, the remote is listed.
 _ASK_EACH = 64
 
 
 class View(Listing):
-    """The files of one revision of a repository, or of its workspace, to read; see `Listing`.
+    """Readable files of one revision of a repository, or of its workspace; see `Listing`.
 
     Example:
         >>> repo = Repo.open(".")
@@ -59,16 +59,16 @@ class View(Listing):
         self._pid = self._first_pid = os.getpid()
 
     def sizes(self, entries: Sequence[Entry], *, strict: bool = False) -> list[int | None]:
-        """Return the bytes of files; those that are not known are looked up in the cache, or else on the remote.
+        """Return the sizes of files in bytes; unknown sizes are looked up in the cache, else on the remote.
 
-        A few are asked for one by one; for many, the remote is listed once.
+        A few files are queried one by one; for many, the remote is listed once.
 
         Args:
-            entries: The files; directories have the size that is recorded of them, or none.
-            strict: Refuse where one cannot be known, instead of leaving it out.
+            entries: The files. A directory has its recorded size, or None.
+            strict: Raise if a size is unknown, instead of returning None.
 
         Raises:
-            RemoteError: With ``strict``, the remote does not answer.
+            RemoteError: With ``strict``, the remote does not respond.
             MissingObjectError: With ``strict``, an object is neither in the cache nor on the remote.
         """
         self._learn([e for e in entries if e.size is None and e.digest and not e.is_dir], strict)
@@ -85,15 +85,15 @@ class View(Listing):
     def open(self, entry: Entry) -> BinaryIO:
         """Open a file for reading.
 
-        An object of the cache is verified: a large one, which is opened where it lies, as it is read. One that is not
-        in the cache is brought first; a large one is read piece by piece instead, as it is asked for, and enters the
-        cache once all of it was read.
+        A small object of the cache is verified first; a large one is opened in place and verified while it is read. A
+        small object that is missing from the cache is downloaded first. A large one is downloaded piece by piece, on
+        demand, and stored in the cache once it is complete.
 
         Raises:
-            MissingObjectError: Its content is neither in the cache nor on the remote.
-            CorruptObjectError: Its bytes do not hash to its name; on reading, if it is large.
+            MissingObjectError: The content is neither in the cache nor on the remote.
+            CorruptObjectError: The content does not match its digest; for a large file, raised while reading.
             RemoteError: The remote cannot be used.
-            IsADirectoryError: It is a directory.
+            IsADirectoryError: The entry is a directory.
         """
         if entry.is_dir:
             raise IsADirectoryError(f"'{entry.path}' is a directory in {self.name}")
@@ -108,21 +108,21 @@ class View(Listing):
         except MissingObjectError:
             return self._open_missing(entry)
         except CorruptObjectError:
-            # It was moved aside; there may be a good one on the remote.
+            # The damaged object was moved aside; the remote may have a good one.
             with suppress(DvkfError, OSError):
                 return self._open_missing(entry)
             raise
 
     def bring(self, entries: Iterable[Entry], *, jobs: int | None = None) -> None:
-        """Bring the content of files into the cache, several at once.
+        """Download the content of files into the cache, in parallel.
 
         Args:
-            entries: The files; those that are git's or lie in the workspace need nothing.
-            jobs: How many transfers at once.
+            entries: The files; those in git or in the workspace are skipped.
+            jobs: Number of parallel transfers.
 
         Raises:
-            TransferError: Some could not be had; all others are in the cache.
-            MissingObjectError: The only one that was asked for could not be had, or there is no remote.
+            TransferError: Some files could not be downloaded; all others are in the cache.
+            MissingObjectError: The only requested file could not be downloaded, or there is no remote.
             RemoteError: The remote cannot be used.
         """
         wanted = {_key(e): e for e in entries if e.digest and e.output and not e.place and not e.blob}
@@ -149,16 +149,16 @@ class View(Listing):
             raise failed
 
     def export(self, pairs: Sequence[tuple[Entry, str]], *, jobs: int | None = None) -> None:
-        """Copy files out, those of the cache hashed on the way; each appears whole.
+        """Copy files to paths on this machine, atomically; objects of the cache are verified while they are copied.
 
         Args:
-            pairs: Each file and where it goes; what is there is replaced. The folders are made.
-            jobs: How many transfers at once.
+            pairs: Each file and its destination. Existing files are replaced; missing folders are created.
+            jobs: Number of parallel transfers.
 
         Raises:
-            TransferError: Some could not be had; nothing was copied.
-            CorruptObjectError: An object of the cache does not hash to its name.
-            DiskFullError: There is no room.
+            TransferError: Some files could not be downloaded; nothing was copied.
+            CorruptObjectError: An object of the cache does not match its digest.
+            DiskFullError: The disk is full.
         """
         self.bring([entry for entry, _ in pairs], jobs=jobs)
         for folder in {os.path.dirname(dest) for _, dest in pairs} - {""}:
@@ -180,11 +180,11 @@ class View(Listing):
                 _write(BytesIO(data), dest, entry.isexec)
 
     def remote(self, name: str | None) -> Remote:
-        """Return a remote, opened once.
+        """Return a remote; it is opened on the first call.
 
         Raises:
-            RemoteNotFoundError: There is none of that name, or no default.
-            RemoteError: It cannot be used.
+            RemoteNotFoundError: No remote has that name, or there is no default one.
+            RemoteError: The remote cannot be used.
         """
         with self._lock:
             if self._pid != os.getpid():
@@ -203,7 +203,7 @@ class View(Listing):
     def _open_remote(self, name: str | None) -> Remote:
         if self._pid == self._first_pid:
             return self.repo.remote(name)
-        # The threads behind obstore are not in a forked process, such as a loader of batches: it would wait for ever.
+        # A forked process, such as a data loader's worker, lacks obstore's threads, and obstore would wait forever.
         from dvkf_prefect.data.remotes.remote import open_remote
 
         name, options = self.repo.config.remote(name)
@@ -212,7 +212,7 @@ class View(Listing):
     # -- objects -----------------------------------------------------------------------------------------------------
 
     def _is_special(self, output: Output) -> bool:
-        """Tell whether an output's content is not on a remote under its digest."""
+        """Return True if no remote stores an output's content under its digest."""
         return from_source(output) or self.repo.config.is_versioned(output.remote)
 
     def _bring_group(self, name: str | None, entries: Sequence[Entry], jobs: int | None) -> None:
@@ -294,7 +294,7 @@ class View(Listing):
             raise MissingObjectError(
                 f"the files of '{output.path}' in {self.name} are not known: {found}; push it from where it is"
             )
-        # Kept for the next time, which needs no remote then.
+        # Stored in the cache, so that the next read needs no remote.
         if found.digest == digest and not cache.exists(digest, hash_name) and _is_writable(cache.root):
             with suppress(OSError):
                 temporary = cache.temporary()
@@ -303,7 +303,7 @@ class View(Listing):
         return found
 
     def _why(self, entry: Entry, said: str) -> ObjectError:
-        """Return why a single file could not be had."""
+        """Return the error for a single file that could not be downloaded."""
         output = cast("Output", entry.output)
         key = object_key(entry.digest or "", entry.hash_name)
         if not self._is_special(output) and self.remote(output.remote).storage.size(key) is not None:
@@ -342,11 +342,11 @@ class View(Listing):
             except DvkfError:
                 if strict:
                     raise
-                # A listing is of use without sizes; who needs them asks strictly.
+                # A listing is useful without sizes, so failures count only with ``strict``.
                 self._silent.add(name)
 
     def _ask(self, remote: Remote, hash_name: str, digests: Sequence[str]) -> None:
-        """Learn sizes from a remote."""
+        """Read the sizes of objects from a remote."""
         storage, sizes = remote.storage, self._sizes
         if storage.local_path(object_key(digests[0], hash_name)) is None:
             self._asked += len(digests)
@@ -358,7 +358,7 @@ class View(Listing):
                     )
                 prefix = "files/md5" if hash_name == MD5 else ""
                 skip = len(prefix) + 1 if prefix else 0
-                # Not every service can list.
+                # Some services cannot list.
                 with suppress(RemoteError):
                     for key, size in storage.list(prefix):
                         digest = key[skip : skip + 2] + key[skip + 3 :]
@@ -377,11 +377,11 @@ def _key(entry: Entry) -> Key:
 
 
 def _part(entry: Entry) -> Output:
-    """Return a file as an output of its own."""
+    """Return a file as a separate output."""
     output = cast("Output", entry.output)
     if entry.digest == output.digest:
         return output
-    # By its content, for a link has another path.
+    # Match by content, because a link has another path.
     files = tuple(replace(file, relpath="") for file in output.versions if file.digest == entry.digest)[:1]
     return replace(output, path=entry.path, digest=entry.digest, size=None, nfiles=None, versions=files)
 

@@ -1,4 +1,4 @@
-"""Files that are verified as they are read, and large ones of a remote that are read before they are here."""
+"""File objects that verify objects while reading, and that read large remote objects piece by piece."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.base import Storage
 
 _BLOCK = 1 << 20
-# So many blocks that nobody asked for are read over, rather than asking the remote anew.
+# Up to this many unwanted blocks are read through instead of starting a new request.
 _AHEAD = 4
 _TRIES = 3
 
-# What objects looked like that were hashed in this process and found right: by file, size and time.
+# Objects that this process has verified: (device, inode) -> (size, mtime in ns).
 _right: dict[tuple[int, int], tuple[int, int]] = {}
 
 _moving: set[object] = set()
@@ -33,7 +33,7 @@ _moved = threading.Condition()
 
 
 def _forget_moves() -> None:
-    """Start anew in a forked process, which does not have the threads that moved something."""
+    """Reset the state in a forked process, which does not have the threads of the transfers."""
     global _moved
     _moving.clear()
     _moved = threading.Condition()
@@ -44,7 +44,7 @@ os.register_at_fork(after_in_child=_forget_moves)
 
 @contextmanager
 def in_flight(keys: Iterable[object]) -> Iterator[None]:
-    """Hold keys that no other thread of this process may hold; of two that want one object, the second waits."""
+    """Hold keys exclusively among the threads of this process; a second thread with the same key waits."""
     wanted = set(keys)
     with _moved:
         _moved.wait_for(lambda: wanted.isdisjoint(_moving))
@@ -58,20 +58,20 @@ def in_flight(keys: Iterable[object]) -> Iterator[None]:
 
 
 class Whole(io.BytesIO):
-    """A file that is in memory."""
+    """A file in memory."""
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file; fsspec's files tell theirs."""
+        """Size of the file in bytes, an attribute of fsspec's files."""
         return self.getbuffer().nbytes
 
 
 class Reader(io.BufferedReader):
-    """A file that is read through a buffer.
+    """A buffered file.
 
     Args:
-        raw: The file.
-        size: Bytes of the whole file; fsspec's files tell theirs.
+        raw: The unbuffered file.
+        size: Size of the file in bytes, an attribute of fsspec's files.
     """
 
     def __init__(self, raw: io.RawIOBase, size: int) -> None:
@@ -80,13 +80,13 @@ class Reader(io.BufferedReader):
 
 
 class CheckedFile(io.RawIOBase):
-    """An object of a cache, hashed as it is read from its start to its end; whoever jumps in it reads it unhashed.
+    """An object of a cache that is hashed while it is read from start to end; reads after a seek are not verified.
 
     Args:
-        file: The file.
-        digest: What it must hash to.
-        name: How messages call it.
-        cache: Where it lies; a damaged object is moved aside there.
+        file: The open file.
+        digest: Expected digest.
+        name: Name in messages.
+        cache: Cache of the object; a damaged object is moved aside there.
     """
 
     def __init__(self, file: io.FileIO, digest: str, name: str, cache: Cache) -> None:
@@ -107,11 +107,11 @@ class CheckedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Move the read position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the read position."""
         return self._file.tell()
 
     def fileno(self) -> int:
@@ -119,10 +119,10 @@ class CheckedFile(io.RawIOBase):
         return self._file.fileno()
 
     def readinto(self, buffer: Any) -> int:
-        """Read what comes next; the last of it only if all of it is right.
+        """Read the next bytes; the last ones are returned only if the whole file matches its digest.
 
         Raises:
-            CorruptObjectError: The file does not hash to its name.
+            CorruptObjectError: The file does not match its digest.
         """
         start = self._file.tell()
         count = self._file.readinto(buffer) or 0
@@ -153,16 +153,16 @@ class CheckedFile(io.RawIOBase):
 
 
 def open_checked(cache: Cache, digest: str, hash_name: str, name: str) -> BinaryIO:
-    """Open an object of a cache where it lies.
+    """Open an object of a cache in place.
 
     Args:
         cache: The cache.
-        digest: The object.
-        hash_name: ``md5`` or ``md5-dos2unix``; only the former can be verified.
-        name: How messages call it.
+        digest: Digest of the object.
+        hash_name: ``md5`` or ``md5-dos2unix``; only ``md5`` is verified.
+        name: Name in messages.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: The cache does not have the object.
     """
     file = io.FileIO(cache.path(digest, hash_name), "rb")
     info = os.fstat(file.fileno())
@@ -173,19 +173,19 @@ def open_checked(cache: Cache, digest: str, hash_name: str, name: str) -> Binary
 
 
 class RemoteFile(io.RawIOBase):
-    """A blob of a remote, read piece by piece as it is asked for.
+    """A blob of a remote that is downloaded piece by piece, on demand.
 
-    What was read is kept beside the cache's objects, so that nothing is read twice; once all of it was, it is hashed
-    and enters the cache.
+    Downloaded pieces are stored in a temporary file of the cache, so that none is downloaded twice. The complete file
+    is verified and becomes an object of the cache.
 
     Args:
-        storage: The remote.
-        key: The blob.
-        size: Its bytes.
-        digest: What it must hash to.
-        hash_name: ``md5`` or ``md5-dos2unix``; only the former can be verified.
-        cache: Where it goes; None to keep nothing.
-        name: How messages call it.
+        storage: Storage of the remote.
+        key: Key of the blob.
+        size: Size in bytes.
+        digest: Expected digest.
+        hash_name: ``md5`` or ``md5-dos2unix``; only ``md5`` is verified.
+        cache: Cache for the object; None to keep nothing.
+        name: Name in messages.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class RemoteFile(io.RawIOBase):
             self._spool = cache.temporary(digest)
             self._file = os.open(self._spool, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         else:
-            # It has no name, and goes away when it is closed.
+            # An unnamed file, which is deleted when it is closed.
             with tempfile.TemporaryFile(prefix="dvkf-") as file:
                 self._file = os.dup(file.fileno())
 
@@ -232,7 +232,7 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place; nothing is read for it."""
+        """Move the read position without downloading anything."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
             raise ValueError(f"negative seek position {start + offset}")
@@ -240,17 +240,17 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the read position."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read what comes next, from the remote where it is not here yet.
+        """Read the next bytes, and download the missing ones.
 
         Raises:
-            CorruptObjectError: All of it was read, and does not hash to its name.
-            MissingObjectError: It is not on the remote any more.
+            CorruptObjectError: The complete file does not match its digest.
+            MissingObjectError: The blob is no longer on the remote.
             RemoteError: The remote cannot be used.
-            DiskFullError: There is no room for it.
+            DiskFullError: The disk is full.
         """
         view = memoryview(buffer).cast("B")
         if self._position >= self._size or not len(view):
@@ -265,7 +265,7 @@ class RemoteFile(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Close it; a part that was read is forgotten."""
+        """Close the file; an incomplete download is deleted."""
         if self.closed:
             return
         super().close()
@@ -287,7 +287,7 @@ class RemoteFile(io.RawIOBase):
                 self._read_to(block * _BLOCK, end)
                 break
             except RemoteUnreachableError:
-                # A connection that broke on the way: go on from where it did.
+                # A broken connection: continue from the last byte received.
                 self._end_stream()
                 if tried == _TRIES - 1:
                     raise
@@ -323,7 +323,7 @@ class RemoteFile(io.RawIOBase):
             self._md5.update(chunk)
             self._hashed += len(chunk)
         self._arrived = start + len(chunk)
-        # A stream begins where a block does, so that all blocks it has passed are whole.
+        # A stream starts at a block boundary, so all blocks that it has passed are complete.
         first = start // _BLOCK
         last = len(self._blocks) if self._arrived == self._size else self._arrived // _BLOCK
         for block in range(first, last):
@@ -338,7 +338,7 @@ class RemoteFile(io.RawIOBase):
             self._hashed += len(data)
         found = self._md5.hexdigest()
         if self._hash_name == MD5 and found != self._digest:
-            # Nothing of it may be read again.
+            # Discard all blocks, so that no damaged data is read again.
             self._blocks = bytearray(len(self._blocks))
             self._left, self._hashed = len(self._blocks), 0
             self._md5 = hashlib.md5(usedforsecurity=False)
