@@ -1,1 +1,1 @@
-"""Versions of models: registry and lineage."""
+"""Model versions: registry and lineage."""

@@ -1,4 +1,4 @@
-"""What a model's file or folder is at a commit, and how to get it."""
+"""Content of a model's file or folder at a commit: look it up and export it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from dvkf_prefect.paths import is_within
 
 @dataclass(frozen=True)
 class ModelContent:
-    """A model's content at a commit.
+    """Content of a model at a commit.
 
     Attributes:
-        path: Its file or folder, relative to the repository's root.
+        path: The model's file or folder, relative to the repository's root.
         digest: Its md5, with ``.dir`` for a folder.
-        size: Bytes, where they are recorded.
+        size: Size in bytes; None if not recorded.
         nfiles: Number of files; 1 for a file.
-        output: The output it is, or is a part of.
+        output: The output that is the model or contains it.
     """
 
     path: str
@@ -54,30 +54,30 @@ class ModelContent:
 
 
 class ModelContents:
-    """The models that the commits of a repository declare.
+    """The models declared by the commits of a repository.
 
     Args:
         repo: The repository.
-        git: The work tree it lies in.
+        git: The git work tree that contains the repository.
     """
 
     def __init__(self, repo: Repo, git: Git) -> None:
         self._repo = repo
         self._git = git
-        # What a commit holds never changes.
+        # A commit's content never changes, so this is never invalidated.
         self._known: dict[tuple[str, str], ModelContent] = {}
 
     def read(self, name: str, rev: str) -> ModelContent:
-        """Return a model's content at a commit.
+        """Return the content of a model at a commit.
 
         Args:
-            name: The model; ``folder:name`` when declared in folder/dvc.yaml, relative to git's top.
+            name: Name of the model; ``folder:name`` if declared in folder/dvc.yaml, relative to git's top.
             rev: The commit.
 
         Raises:
             ModelNotFoundError: The commit does not declare the model.
-            ModelError: Its path is no output, or has no recorded digest.
-            ParseError: A file of the commit does not say what its format allows.
+            ModelError: The model's path is not an output, or has no recorded digest.
+            ParseError: A file of the commit does not follow its format.
         """
         if (name, rev) not in self._known:
             self._known[name, rev] = self._look_up(name, rev)
@@ -121,13 +121,13 @@ class ModelContents:
         return ModelContent(path, part.digest, None, len(part), output)
 
     def _part(self, output: Output, path: str) -> Tree:
-        """Return the manifest of a folder inside an output; of a file one entry without a name."""
+        """Return the manifest of a folder inside an output; for a file, one entry without a name."""
         inside = path[len(output.path) + 1 :]
         part = self._manifest(output).below(inside)
         return Tree([relpath[len(inside) + 1 :] for relpath in part.relpaths], part.digests)
 
     def _manifest(self, output: Output) -> Tree:
-        """Return a directory's manifest from the cache, or else from the remote."""
+        """Return a directory's manifest from the cache, else from the remote."""
         digest = output.digest or ""
         with suppress(MissingObjectError, CorruptObjectError):
             return self._repo.cache.read_tree(digest, output.hash_name)
@@ -138,18 +138,18 @@ class ModelContents:
         return Tree.from_bytes(data, digest)
 
     def export(self, content: ModelContent, dest: Path) -> Path:
-        """Copy a model out of the cache, filled from the remote when something is missing or damaged there.
+        """Copy a model out of the cache; objects missing or damaged in the cache are fetched from the remote.
 
         Args:
-            content: What to copy.
-            dest: Where to. When it is there already with that content, nothing is done.
+            content: The content to copy.
+            dest: Destination path. If it already has that content, nothing is done.
 
         Returns:
             ``dest``.
 
         Raises:
-            OutputChangedError: Something else is there.
-            ModelDigestError: What is missing or damaged in the cache is so on the remote too.
+            OutputChangedError: ``dest`` exists with other content.
+            ModelDigestError: An object is missing or damaged both in the cache and on the remote.
             RemoteError: The remote cannot be used.
         """
         if dest.exists():
@@ -169,7 +169,7 @@ class ModelContents:
         cache = self._repo.cache
         output = content.output
         if content.digest.endswith(SUFFIX) and content.path != output.path:
-            # The manifest of a part of a directory is stored nowhere.
+            # The cache has no manifest for a part of a directory; store one.
             cache.add_bytes(self._part(output, content.path).to_bytes(), tree=True)
         try:
             cache.export(content.digest, dest, hash_name=output.hash_name)

@@ -1,8 +1,8 @@
-"""What the registry's tags add up to, by the rules of GTO's reader.
+"""State of the registry derived from its tags, by the rules of GTO's reader.
 
-Source: GTO 1.9, ``gto.base``: a version stands while its newest own tag registers it; it is in a stage while the newest
-of its tags for that stage assigns it; of several versions in a stage, the one assigned last holds it. Of the same
-second, the withdrawing tag counts as the newer one.
+Source: GTO 1.9, ``gto.base``. A version is active if its newest own tag registers it. A version is in a stage if
+the newest of its tags for that stage assigns it. Of several versions in a stage, the one assigned last holds it. Of
+two tags with the same second, the withdrawing one counts as newer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from datetime import datetime
 
 from dvkf_prefect.models.tags import TagEvent, is_version, version_key
 
-#: The trailer of an assignment that goes back to an earlier version; it names the version left.
+#: Trailer of an assignment that returns to an earlier version; it names the version left.
 ROLLED_BACK = "Rolled-Back-From"
 
 
 @dataclass(eq=False)
 class Registered:
-    """One version of a model; one that was assigned a stage without being registered is named by its commit."""
+    """One version of a model; named by its commit if it was assigned a stage without being registered."""
 
     name: str
     rev: str
@@ -29,7 +29,7 @@ class Registered:
 
     @property
     def event(self) -> TagEvent:
-        """The tag that made it what it is: its newest registration, or else its newest tag."""
+        """The version's newest registration, or else its newest tag."""
         if self.registrations:
             return self.registrations[-1]
         others = [*self.withdrawals, *(event for events in self.stages.values() for event in events)]
@@ -37,12 +37,12 @@ class Registered:
 
     @property
     def active(self) -> bool:
-        """Whether it was not withdrawn."""
+        """True unless the version is withdrawn."""
         own = [*self.registrations, *self.withdrawals]
         return not own or _newest(own).action == "register"
 
     def assigned(self, stage: str) -> datetime | None:
-        """Return when it came to a stage that it is still in."""
+        """Return the time of the latest assignment to a stage; None if the version is not in it."""
         events = self.stages.get(stage)
         if not events or _newest(events).action != "assign":
             return None
@@ -50,11 +50,11 @@ class Registered:
 
 
 class ModelHistory:
-    """The tags of one model, and what follows from them.
+    """Tags of one model and the versions and stages derived from them.
 
     Args:
-        name: The model.
-        events: Its tags, oldest first.
+        name: Name of the model.
+        events: Tags of the model, oldest first.
     """
 
     def __init__(self, name: str, events: Sequence[TagEvent]) -> None:
@@ -71,7 +71,7 @@ class ModelHistory:
                 self._at(event.rev).stages.setdefault(event.stage, []).append(event)
 
     def _at(self, rev: str) -> Registered:
-        """Return the version a stage tag on a commit speaks of."""
+        """Return the version that a stage tag on this commit refers to."""
         here = [version for version in self._versions.values() if version.rev == rev]
         if not here:
             return self._versions.setdefault((rev, rev), Registered(rev, rev))
@@ -79,23 +79,23 @@ class ModelHistory:
 
     @property
     def active(self) -> bool:
-        """Whether the model was not deprecated, or was used again after that."""
+        """True unless the model was deprecated and not used again since."""
         deprecated = [event.created for event in self.events if event.action == "deprecate"]
         others = [event.created for event in self.events if event.action != "deprecate"]
         return not deprecated or bool(others and max(others) >= max(deprecated))
 
     @property
     def versions(self) -> list[Registered]:
-        """Every version, the highest first; those named by a commit come last."""
+        """Every version, highest first; those named by a commit are last."""
         return sorted(self._versions.values(), key=lambda version: _order(version.name), reverse=True)
 
     @property
     def standing(self) -> list[Registered]:
-        """The versions that were not withdrawn, the highest first."""
+        """The versions that are not withdrawn, highest first."""
         return [version for version in self.versions if version.active]
 
     def find(self, name: str) -> Registered | None:
-        """Return the version of that name, the one that stands where there are several."""
+        """Return the version with this name; of several, the active one."""
         found = [version for version in self.versions if version.name == name]
         return max(found, key=lambda version: version.active) if found else None
 
@@ -107,7 +107,7 @@ class ModelHistory:
 
     def holder(self, stage: str) -> Registered | None:
         """Return the version that holds a stage now."""
-        # Of versions assigned in the same second GTO takes the one that was registered first.
+        # Of versions assigned in the same second GTO takes the one registered first.
         by_age = sorted(
             (version for version in self._versions.values() if version.active),
             key=lambda version: version.event.created,
@@ -118,10 +118,10 @@ class ModelHistory:
         return next((version for moment, version in reversed(since) if moment == newest), None)
 
     def before(self, stage: str) -> Registered | None:
-        """Return the version that held a stage before the one that holds it now and can hold it again.
+        """Return the version that held a stage before its current holder and is still active.
 
-        A rollback takes the version it left off the line, so that one after another goes further back and never to a
-        version that was rolled back from.
+        A rollback removes the version it left from the line of holders. So repeated rollbacks go further back,
+        never to a version that was rolled back from.
         """
         line: list[Registered] = []
         for event in self.events:
@@ -141,7 +141,7 @@ class ModelHistory:
 
 
 def gather(events: Iterable[TagEvent]) -> dict[str, ModelHistory]:
-    """Sort tags by model, in the order of the names."""
+    """Group tags by model, in the order of the names."""
     by_model: dict[str, list[TagEvent]] = {}
     for event in events:
         by_model.setdefault(event.model, []).append(event)

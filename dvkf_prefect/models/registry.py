@@ -1,7 +1,7 @@
-"""Versions of models, registered by annotated git tags that GTO and DVC Studio read too.
+"""Model versions, registered by annotated git tags that GTO and DVC Studio read too.
 
-A model is declared in a dvc.yaml under ``artifacts``; a version is a commit with a tag. What its file was at that
-commit stands in dvc.lock or a `.dvc` file there, so a version names its content without anything being downloaded.
+A model is declared in a dvc.yaml under ``artifacts``; a version is a commit with a tag. The commit's dvc.lock or
+`.dvc` file records the model's digest. So a version identifies its content without any download.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dvkf_prefect.models.tags import TagEvent
 Part = Literal["major", "minor", "patch"]
 
 _LOCK_WAIT = 30.0
-# How often a tag's number may be taken by somebody else between looking and making it.
+# Attempts at a tag whose number another process may take first.
 _ATTEMPTS = 20
 
 
@@ -37,19 +37,19 @@ class ModelVersion:
     """A version of a model.
 
     Attributes:
-        name: The model; ``folder:model`` when declared in folder/dvc.yaml.
-        version: ``v`` and a semantic version; the commit for one that was given a stage without being registered.
+        name: Name of the model; ``folder:model`` if declared in folder/dvc.yaml.
+        version: ``v`` and a semantic version; the commit if a stage was assigned without a registration.
         rev: The commit.
-        path: The model's file or folder, relative to the repository's root; None when the commit declares none.
-        digest: Its md5, with ``.dir`` for a folder; None when DVC recorded none at that commit.
-        size: Bytes, where they are recorded.
+        path: The model's file or folder, relative to the repository's root; None if the commit declares none.
+        digest: Its md5, with ``.dir`` for a folder; None if DVC recorded none at that commit.
+        size: Size in bytes; None if not recorded.
         nfiles: Number of files; 1 for a file.
-        stages: The stages it holds now, sorted.
-        created: When it was registered.
-        author: Who registered it.
-        message: The message of its tag, without trailers.
-        trailers: The trailers of its tag, such as the run that made it.
-        active: False when the version was withdrawn or the model is deprecated.
+        stages: Stages the version holds now, sorted.
+        created: Time of the registration.
+        author: Name of the tagger who registered it.
+        message: Message of its tag, without trailers.
+        trailers: Trailers of its tag, such as the run that produced the model.
+        active: False if the version was withdrawn or the model is deprecated.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ModelVersion:
     active: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values for JSON; the time as ISO 8601."""
+        """Return the version as plain values for JSON; the time as ISO 8601."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
             **values,
@@ -88,7 +88,7 @@ class ModelRegistry:
         repo: The repository; it must be in git.
 
     Raises:
-        ConfigError: It has no git.
+        ConfigError: The repository is not in git.
 
     Example:
         >>> registry = ModelRegistry(Repo.open("path/to/repository"))
@@ -108,11 +108,11 @@ class ModelRegistry:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def list(self, name: str | None = None, *, include_inactive: bool = False) -> builtins.list[ModelVersion]:
-        """Return the versions, by model and from the highest down.
+        """Return the versions, grouped by model, highest first.
 
         Args:
-            name: Only this model's.
-            include_inactive: Also withdrawn versions and deprecated models.
+            name: Restrict the list to this model.
+            include_inactive: Include withdrawn versions and deprecated models.
 
         Raises:
             ModelNotFoundError: No model of that name is registered.
@@ -130,20 +130,20 @@ class ModelRegistry:
         """Return one version.
 
         Args:
-            name: The model.
-            which: A version; ``latest``, the highest that stands; or ``#stage``, the one that holds a stage.
+            name: Name of the model.
+            which: A version; ``latest``, the highest active one; or ``#stage``, the holder of a stage.
 
         Raises:
-            ModelNotFoundError: There is none; names those there are.
+            ModelNotFoundError: There is no such version; the message lists the existing ones.
         """
         history = self._model(self._read(), name)
         return self._version(history, self._find(history, which))
 
     def history(self, name: str | None = None) -> builtins.list[TagEvent]:
-        """Return what happened to the models, newest first.
+        """Return the events of the models, newest first.
 
         Args:
-            name: Only this model.
+            name: Restrict the events to this model.
 
         Raises:
             ModelNotFoundError: No model of that name is registered.
@@ -169,15 +169,15 @@ class ModelRegistry:
 
         Args:
             name: The model as dvc.yaml declares it under ``artifacts``; ``folder:name`` for folder/dvc.yaml.
-            version: The version; by default the highest one's next patch, v0.0.1 for the first.
-            bump: Which part of the highest version to count up instead.
+            version: The version; by default the next patch of the highest one, v0.0.1 for the first.
+            bump: Part of the highest version to increment instead.
             rev: The commit.
-            message: The tag's message.
-            trailers: ``Key: value`` lines for the end of the message, such as the run that made the model.
+            message: Message of the tag.
+            trailers: ``Key: value`` lines for the end of the message, such as the run that produced the model.
 
         Raises:
-            ModelError: The name or version is not valid, the commit or the version is registered already, or the
-                model is not declared, or has no recorded content, at that commit.
+            ModelError: The name or version is not valid, or the commit or version is already registered. Also if
+                the commit does not declare the model or records no content for it.
             GitError: There is no such revision, or git refused the tag.
         """
         tags.check_model_name(name)
@@ -229,7 +229,7 @@ class ModelRegistry:
 
         Raises:
             ModelNotFoundError: There is no such version.
-            ModelError: It was withdrawn before.
+            ModelError: The version was already withdrawn.
         """
         with self._writing():
             history = self._model(self._read(), name)
@@ -242,11 +242,11 @@ class ModelRegistry:
             return self._version(after, self._named(after, version))
 
     def deprecate(self, name: str, *, message: str = "") -> None:
-        """Say that a model is no longer kept; it is hidden until a version is registered or assigned again.
+        """Deprecate a model; it is hidden until a version is registered or assigned again.
 
         Raises:
             ModelNotFoundError: No model of that name is registered.
-            ModelError: It was deprecated before.
+            ModelError: The model is already deprecated.
         """
         with self._writing():
             history = self._model(self._read(), name)
@@ -268,18 +268,19 @@ class ModelRegistry:
         message: str = "",
         trailers: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """Give a stage to a version.
+        """Assign a stage to a version.
 
         Args:
-            name: The model.
+            name: Name of the model.
             version: The version, or ``latest``.
             stage: The stage, such as ``prod``.
-            message: The tag's message.
-            trailers: ``Key: value`` lines for its end.
+            message: Message of the tag.
+            trailers: ``Key: value`` lines for the end of the message.
 
         Raises:
             ModelNotFoundError: There is no such version.
-            ModelError: The stage's name is not valid or not allowed by the file .gto, or the version holds it already.
+            ModelError: The stage's name is invalid or not allowed by the file .gto, or the version already holds
+                it.
         """
         self._check_stage(stage)
         with self._writing():
@@ -292,7 +293,7 @@ class ModelRegistry:
             return self.show(name, found.name)
 
     def unassign(self, name: str, version: str, stage: str, *, message: str = "") -> ModelVersion:
-        """Take a stage from a version; the version assigned before it, if any, holds it again.
+        """Remove a stage from a version; the version assigned before it, if any, holds it again.
 
         Raises:
             ModelNotFoundError: There is no such version, or it is not in that stage.
@@ -317,22 +318,22 @@ class ModelRegistry:
         reason: str = "",
         trailers: Mapping[str, str] | None = None,
     ) -> ModelVersion:
-        """Give a stage back to the version that held it before.
+        """Return a stage to the version that held it before.
 
-        Each rollback goes one version further back; it never returns to a version that was rolled back from, and
-        passes over withdrawn ones.
+        Each rollback goes one version further back. It skips withdrawn versions and those that were rolled back
+        from.
 
         Args:
-            name: The model.
+            name: Name of the model.
             stage: The stage.
-            reason: Why; it goes into the tag's message.
-            trailers: ``Key: value`` lines for its end.
+            reason: Reason for the rollback; added to the tag's message.
+            trailers: ``Key: value`` lines for the end of the message.
 
         Returns:
             The version that holds the stage now.
 
         Raises:
-            ModelNotFoundError: Nothing holds the stage, or nothing did before; names the versions there are.
+            ModelNotFoundError: No version holds the stage, or none did before; the message lists the versions.
         """
         self._check_stage(stage)
         with self._writing():
@@ -368,18 +369,18 @@ class ModelRegistry:
     # -- content -------------------------------------------------------------------------------------------------------
 
     def materialise(self, version: ModelVersion, dest: Path) -> Path:
-        """Bring a version's file or folder out of the cache, fetching it from the remote when it is not there.
+        """Copy a version's file or folder out of the cache; fetch it from the remote if missing.
 
         Args:
             version: The version.
-            dest: Where to put it. When it is there already with that content, nothing is done.
+            dest: Destination path. If it already has that content, nothing is done.
 
         Returns:
             ``dest``.
 
         Raises:
-            OutputChangedError: Something else is there.
-            ModelDigestError: The content in the cache is damaged, and the remote has no good one.
+            OutputChangedError: ``dest`` exists with other content.
+            ModelDigestError: The content is damaged in the cache, and the remote has no intact copy.
             ModelError: The version has no recorded content.
             MissingObjectError: Neither the cache nor the remote has it.
             RemoteError: The remote cannot be used.
@@ -396,10 +397,10 @@ class ModelRegistry:
         return self._contents.export(content, dest)
 
     def find_same(self, name: str, rev: str = "HEAD") -> ModelVersion | None:
-        """Return the latest version if its content is what a commit holds, so that it need not be registered again.
+        """Return the latest version if its content equals a commit's, which then needs no registration.
 
         Args:
-            name: The model.
+            name: Name of the model.
             rev: The commit.
 
         Raises:
@@ -436,7 +437,7 @@ class ModelRegistry:
         return found
 
     def _find(self, history: ModelHistory, which: str) -> Registered:
-        """Return the version that `show`'s ``which`` means, among those that stand."""
+        """Return the active version that `show`'s ``which`` selects."""
         if which.startswith("#"):
             found = history.holder(which[1:])
             if found is None:
@@ -456,7 +457,7 @@ class ModelRegistry:
     def _version(self, history: ModelHistory, version: Registered) -> ModelVersion:
         event = version.event
         content: ModelContent | None = None
-        # What others tagged may lack what we ask of a registration; it is shown all the same.
+        # Tags of other tools may lack the content that `register` demands; show such versions all the same.
         with suppress(DvkfError, OSError, ValueError):
             content = self._contents.read(history.name, version.rev)
         return ModelVersion(
@@ -477,7 +478,7 @@ class ModelRegistry:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep this repository's other writers out, who would count to the same number."""
+        """Lock out this repository's other writers, so that no two take the same number."""
         with RepoLock(self._repo.tmp_dir / "models.lock").hold(_LOCK_WAIT):
             yield
 
@@ -496,7 +497,7 @@ class ModelRegistry:
         text: str,
         trailers: Mapping[str, str] | None = None,
     ) -> None:
-        """Make a tag with the model's next number; another clone's or gto's may be faster, then the one after."""
+        """Create a tag with the model's next number; if another process takes it first, try the one after."""
         for _ in range(_ATTEMPTS):
             history = self._model(self._read(), name)
             counters = (event.counter or 0 for event in history.events)

@@ -1,4 +1,4 @@
-"""The git tags that are a model registry: their grammar, and reading and writing them.
+"""Git tags that form a model registry: their grammar, reading and writing.
 
 Source: GTO 1.9 (https://mlem.ai/doc/gto), whose tags these are. Annotated tags only:
 
@@ -7,11 +7,11 @@ Source: GTO 1.9 (https://mlem.ai/doc/gto), whose tags these are. Annotated tags 
 | ``model@v1.0.0`` | the commit is version v1.0.0 of the model |
 | ``model@v1.0.0!`` | that version is withdrawn |
 | ``model#prod#3`` | the commit's version holds the stage ``prod``; 3 counts the model's assignments |
-| ``model#prod!#4`` | it holds it no longer |
+| ``model#prod!#4`` | it no longer holds the stage |
 | ``model@deprecated`` | the model is no longer kept |
 
-A model declared in ``folder/dvc.yaml`` is ``folder:model``, in a tag ``folder=model``. Where two tags of one model have
-the same time, GTO cannot tell which came first, so a tag written here is never as old as the one before it.
+A model declared in ``folder/dvc.yaml`` is ``folder:model``, in a tag ``folder=model``. GTO cannot order two tags of
+one model with the same time. So a tag written here is always younger than the model's tags before it.
 """
 
 from __future__ import annotations
@@ -52,32 +52,32 @@ _FORMAT = (
     "%(taggerdate:raw)%00%(contents:signature)%00%(contents)%00"
 )
 _FIELDS = _FORMAT.count("%00")
-# Longer names are none that gto or this writes; their numbers could be longer than Python reads.
+# Neither GTO nor this module writes longer names, and their numbers might exceed the digits Python parses.
 _LONGEST = 1000
-# A day before the end of the year 9999, which every zone can show; what claims to be younger, or older than 1970,
-# counts as oldest.
+# A day before the end of the year 9999, which every time zone can represent. Times outside 1970 to this limit count
+# as oldest.
 _LATEST = 253_402_214_400
-# The highest counter that a new tag counts on from: a pushed tag must not use up the numbers.
+# Highest counter that a new tag continues from: a pushed tag must not exhaust the numbers.
 COUNTERS = 10**15
 
 
 @dataclass(frozen=True)
 class TagEvent:
-    """What one tag says.
+    """Meaning of one registry tag.
 
     Attributes:
-        action: What happened.
-        model: The model's name.
-        version: The version registered or withdrawn.
-        stage: The stage assigned or taken away.
-        counter: The number at the tag's end.
-        rev: The commit the tag is on.
-        created: When it was made.
-        author: Who made it.
-        email: Their address.
-        message: Its message without the trailers.
-        trailers: The ``Key: value`` lines of its last paragraph.
-        tag: Its name.
+        action: Kind of event.
+        model: Name of the model.
+        version: Version registered or withdrawn.
+        stage: Stage assigned or removed.
+        counter: Number at the end of the tag.
+        rev: Commit of the tag.
+        created: Time of the tag.
+        author: Name of the tagger.
+        email: E-mail address of the tagger.
+        message: Message of the tag, without trailers.
+        trailers: ``Key: value`` lines of the message's last paragraph.
+        tag: Name of the tag.
     """
 
     action: Action
@@ -95,10 +95,10 @@ class TagEvent:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a name that GTO would.
+    """Refuse a model name that GTO would refuse.
 
     Raises:
-        ModelError: It is none; says what is.
+        ModelError: The name is not valid; the message gives the rule.
     """
     if not _FULL_NAME_RE.fullmatch(name):
         raise ModelError(
@@ -108,10 +108,10 @@ def check_model_name(name: str) -> None:
 
 
 def check_stage_name(name: str) -> None:
-    """Refuse a stage name that GTO would.
+    """Refuse a stage name that GTO would refuse.
 
     Raises:
-        ModelError: It is none; says what is.
+        ModelError: The name is not valid; the message gives the rule.
     """
     if not _NAME_RE.fullmatch(name):
         raise ModelError(
@@ -120,12 +120,12 @@ def check_stage_name(name: str) -> None:
 
 
 def is_version(text: str) -> bool:
-    """Tell whether a text is a version: ``v`` and a semantic version."""
+    """Return True if a text is a version: ``v`` and a semantic version."""
     return bool(_VERSION_RE.fullmatch(text))
 
 
 def version_key(version: str) -> tuple[object, ...]:
-    """Return what versions are ordered by: semantic versioning's precedence.
+    """Return the sort key of a version: semantic versioning's precedence.
 
     Example:
         >>> sorted(["v1.0.0", "v1.0.0-rc.2", "v1.0.0-rc.10", "v0.9.9"], key=version_key)
@@ -166,7 +166,7 @@ def tag_name(
 
 
 class TagName(NamedTuple):
-    """What the name of a tag says; the fields are `TagEvent`'s."""
+    """Parts of a tag's name; the fields are those of `TagEvent`."""
 
     action: Action
     model: str
@@ -176,7 +176,7 @@ class TagName(NamedTuple):
 
 
 def parse_tag_name(tag: str) -> TagName | None:
-    """Read the name of a tag; None when it is none of the registry's.
+    """Parse the name of a tag; None if it is not one of the registry's.
 
     Example:
         >>> parse_tag_name("vision=net#prod!#4")
@@ -195,14 +195,14 @@ def parse_tag_name(tag: str) -> TagName | None:
 
 
 def read_tags(git: Git) -> list[TagEvent]:
-    """Read every registry tag, oldest first; of the same second, by name, as GTO reads them.
+    """Read every registry tag, oldest first; those of the same second by name, as GTO reads them.
 
-    Tags that cannot be read are passed over: one of them must not take the others away.
+    Unreadable tags are skipped: one of them must not hide the others.
     """
     try:
         events = _read(git, "refs/tags")
     except GitError:
-        # One broken tag ends git's whole listing, so each is asked for.
+        # One broken tag fails git's whole listing, so read the tags one by one.
         events = []
         for name in git.run("for-each-ref", "--format=%(refname:strip=2)", "refs/tags").splitlines():
             if parse_tag_name(name):
@@ -213,7 +213,7 @@ def read_tags(git: Git) -> list[TagEvent]:
 
 def _read(git: Git, refs: str) -> list[TagEvent]:
     listed = git.run_bytes("for-each-ref", f"--format={_FORMAT}", "--", refs).decode(errors="replace")
-    # Each record is followed by a newline, which so begins the next one's first field.
+    # A newline follows each record; it becomes part of the next record's first field.
     fields = listed.split("\0")
     events = []
     for start in range(0, len(fields) - _FIELDS + 1, _FIELDS):
@@ -227,7 +227,7 @@ def _read(git: Git, refs: str) -> list[TagEvent]:
 
 
 def _time(raw: str) -> datetime:
-    """Return the moment that git gives for a tag, whatever was written there; 1970 where it says none."""
+    """Return the time of a tag as git prints it; 1970 if it is missing or out of range."""
     match = re.fullmatch(r"(\d{1,18})(?: ([+-])(\d\d)(\d\d))?", raw, re.ASCII)
     if not match or int(match[1]) > _LATEST:
         return datetime.fromtimestamp(0, timezone.utc)
@@ -240,7 +240,7 @@ def _time(raw: str) -> datetime:
 
 
 def split_message(message: str) -> tuple[str, dict[str, str]]:
-    """Part a tag's message into its text and its trailers, git's ``Key: value`` lines in the last paragraph."""
+    """Split a tag's message into its text and its trailers, git's ``Key: value`` lines in the last paragraph."""
     message = message.strip()
     text, blank, last = message.rpartition("\n\n")
     matches = [_TRAILER_RE.fullmatch(line) for line in last.split("\n")]
@@ -251,7 +251,7 @@ def split_message(message: str) -> tuple[str, dict[str, str]]:
 
 
 def join_message(text: str, trailers: Mapping[str, str]) -> str:
-    """Put trailers at the end of a message.
+    """Append trailers to a message.
 
     Raises:
         ModelError: A key or value cannot be a trailer.
@@ -266,20 +266,20 @@ def join_message(text: str, trailers: Mapping[str, str]) -> str:
 
 
 def create_tag(git: Git, name: str, rev: str, message: str, *, after: Iterable[TagEvent] = ()) -> bool:
-    """Make an annotated tag, later than all those it must come after.
+    """Create an annotated tag, younger than the given tags.
 
     Args:
         git: The work tree.
-        name: The tag.
-        rev: The commit it is on.
-        message: Its message.
-        after: Tags that it must be read as newer than.
+        name: Name of the tag.
+        rev: Commit to tag.
+        message: Message of the tag.
+        after: Tags that must be read as older.
 
     Returns:
-        False when there is a tag of that name already; nothing was changed then.
+        False if a tag of that name already exists; nothing is changed then.
 
     Raises:
-        GitError: Git refused, for want of an identity for instance.
+        GitError: Git refused, for example because no identity is configured.
     """
     newest = max((int(event.created.timestamp()) for event in after), default=0)
     moment = min(max(int(time.time()), newest + 1), _LATEST)
@@ -291,7 +291,7 @@ def create_tag(git: Git, name: str, rev: str, message: str, *, after: Iterable[T
             env={"GIT_COMMITTER_DATE": f"@{moment} {zone}"},
         )  # fmt: skip
     except GitError as error:
-        # The second is what git says when another process is just making the tag.
+        # Git's second message means that another process is creating the tag at the same time.
         if "already exists" in str(error) or "File exists" in str(error):
             return False
         raise

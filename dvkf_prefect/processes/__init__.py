@@ -1,4 +1,4 @@
-"""Child and server processes, and their ends.
+"""Child and server processes: start, identify and end them.
 
-It knows nothing of data, and may import nothing but helpers.
+The package knows nothing of data and may import only helpers.
 """

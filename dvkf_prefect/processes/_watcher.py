@@ -1,8 +1,8 @@
 """The child's side of a leash: ``python -I -S _watcher.py FD PROGRAM ARGS…``, light to start.
 
-Two processes stand between whoever starts a program and the program: a guard, which has the number that the starter
-knows, and a reaper. Both are subreapers: what the program's descendants leave behind comes to them, whatever session it
-is in, and they end it. Whichever of the two is killed, the other one does it.
+Two processes stand between the starter and the program. The guard has the process id that the starter knows; below
+it is the reaper. Both are subreapers: they inherit the program's orphaned descendants, of any session, and kill
+them. If one of the two is killed, the other does the killing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 def watch(fd: int) -> None:
     """Turn this process into a guard, and return in a grandchild: the program.
 
-    The program leads a process group of its own and gets the signals that are sent to the guard. It ends, with all its
-    descendants, when the other end of ``fd`` closes, when it is told to end, when it fails, or when a guard is killed.
-    After a success, those of its own session are killed; daemons that made a session of their own are left.
+    The program leads its own process group and gets the signals sent to the guard. It and all its descendants end
+    when the other end of ``fd`` closes or a guard is killed, on a stopping signal, and on failure. After a success,
+    the processes left in its session are killed; daemons with their own session are kept.
 
     Args:
-        fd: The child's end of the leash; the program does not keep it.
+        fd: The child's end of the leash; the program does not inherit it.
     """
     prctl = _prctl()
     prctl(_SUBREAPER, 1)
@@ -44,7 +44,7 @@ def watch(fd: int) -> None:
         _guard(fd, reaper, told, answer, heard)
     os.close(told)
     os.close(answer)
-    # A fork keeps no subreaper's mark.
+    # The subreaper flag does not survive a fork.
     prctl(_SUBREAPER, 1)
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_IGN)
@@ -57,7 +57,7 @@ def watch(fd: int) -> None:
         with suppress(OSError):
             os.setpgid(0, 0)
         prctl(_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != own:  # killed before it could be told so
+        if os.getppid() != own:  # the parent was killed before the death signal was set
             os._exit(128 + signal.SIGKILL)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -68,7 +68,7 @@ def watch(fd: int) -> None:
 
 
 def _guard(fd: int, reaper: int, told: int, answer: int, heard: Iterable[int]) -> None:
-    """Hand signals on, and end as the program ended; does not return."""
+    """Forward signals to the reaper and exit with the program's status; does not return."""
 
     def forward(number: int, frame: object) -> None:
         with suppress(OSError):
@@ -80,7 +80,7 @@ def _guard(fd: int, reaper: int, told: int, answer: int, heard: Iterable[int]) -
     status = b""
     while len(status) < 4:
         chunk = os.read(answer, 4 - len(status))
-        if not chunk:  # the reaper was killed, and what was below it has come here
+        if not chunk:  # the reaper was killed, and its descendants are now this process's children
             _kill(_descendants())
             os._exit(_die(signal.SIGKILL))
         status += chunk
@@ -91,7 +91,7 @@ def _guard(fd: int, reaper: int, told: int, answer: int, heard: Iterable[int]) -
 
 
 def _reap(fd: int, program: int, orders: int, result: int, wakeup: int, woken: int) -> None:
-    """Wait for the program and end what it leaves; does not return."""
+    """Wait for the program and kill the processes it leaves; does not return."""
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -100,7 +100,7 @@ def _reap(fd: int, program: int, orders: int, result: int, wakeup: int, woken: i
     for each in (fd, orders, wakeup):
         waiting.register(each, select.POLLIN)
     stopped = False
-    status = _collect(program)  # it may have ended before its signal was listened to
+    status = _collect(program)  # the program may have ended before SIGCHLD was handled
     while status is None:
         ready = [each for each, _ in waiting.poll()]
         if wakeup in ready:
@@ -138,7 +138,7 @@ def _is_held(fd: int) -> bool:
 
 
 def _collect(program: int) -> int | None:
-    """Take the end of every child that has ended; return the program's status once it is among them."""
+    """Reap every child that has ended; return the program's status if it is among them."""
     found = None
     while True:
         try:
@@ -152,8 +152,8 @@ def _collect(program: int) -> int | None:
 
 
 def _kill(found: Iterable[int]) -> None:
-    """Kill processes until there are none; each look may find what others have started meanwhile."""
-    # A process that cannot be killed, of another user for instance, must not hold this one for ever.
+    """Kill processes until none are found; each pass also finds those started meanwhile."""
+    # Bounded: a process that cannot be killed, of another user for instance, must not block this one for ever.
     for _ in range(200):
         pids = list(found)
         killed = 0
@@ -168,7 +168,7 @@ def _kill(found: Iterable[int]) -> None:
 
 
 class _Look:
-    """The processes below this one, looked for anew each time it is asked."""
+    """Descendants of this process, read from /proc on every iteration."""
 
     def __init__(self, *, session: bool) -> None:
         self._session = session
@@ -177,7 +177,7 @@ class _Look:
         own = os.getpid()
         try:
             if os.readlink("/proc/self") != str(own):
-                return  # the numbers there are those of another container
+                return  # /proc belongs to another pid namespace
             names = os.listdir("/proc")
         except OSError:
             return
@@ -207,7 +207,7 @@ def _of_session() -> _Look:
 
 
 def _die(number: int) -> int:
-    """End by a signal, without a second core file."""
+    """End this process by a signal, without a second core file."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -219,7 +219,7 @@ def _die(number: int) -> int:
 
 
 def _keep_only(*kept: int) -> None:
-    """Close all other file descriptors, so that whoever reads the program's output waits for the program alone."""
+    """Close all other file descriptors, so that a reader of the program's output waits for the program alone."""
     with suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write("dvkf-watcher")
     null = os.open(os.devnull, os.O_RDWR)
@@ -233,7 +233,7 @@ def _keep_only(*kept: int) -> None:
 
 
 def _prctl() -> Callable[[int, int], object]:
-    """Return Linux's call of that name; where there is none, sessions of their own are not reached."""
+    """Return Linux's ``prctl``, or a no-op if unavailable; descendants in their own sessions then escape."""
     try:
         import ctypes
 
@@ -247,11 +247,11 @@ def _main(arguments: list[str]) -> int:
     fd = int(arguments[0])
     watch(fd)
     os.close(fd)
-    # Python ignores these from its start, and a program would inherit that.
+    # Python ignores these signals at start-up, and the program would inherit that.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
-        os.execvp(arguments[1], arguments[1:])  # noqa: S606 (to become another program is its purpose)
+        os.execvp(arguments[1], arguments[1:])  # noqa: S606 (replacing this process is the purpose)
     except OSError as error:
         sys.stderr.write(f"{arguments[1]}: {error.strerror}\n")
     return 127

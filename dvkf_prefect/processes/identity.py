@@ -1,7 +1,7 @@
-"""Server processes that outlive the one who started them: known again by their start time, reached on 127.0.0.1.
+"""Server processes that outlive their starter, identified by their start time, and listening sockets on 127.0.0.1.
 
-A process id alone may belong to somebody else by now; together with the time the process started and the boot it
-started in, it does not. Source: proc_pid_stat(5), pidfd_open(2).
+The kernel may reuse a process id. Together with the process's start time and the boot id it is unique. Source:
+proc_pid_stat(5), pidfd_open(2).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process of this machine, never mistaken for a later one of the same number.
+    """Identity of one process of this machine; a later process with the same pid has another identity.
 
     Attributes:
-        pid: Its number.
-        started: Clock ticks between boot and its start.
-        boot: The id of the boot.
+        pid: Process id.
+        started: Clock ticks between boot and the process's start.
+        boot: Boot id of the kernel.
     """
 
     pid: int
@@ -40,40 +40,40 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """Return who has that number now; None when nobody has, or only a zombie."""
+        """Return the identity of the process with this pid; None if there is none or it is a zombie."""
         started = _started(pid)
         return None if started is None else cls(pid, started, _boot())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessId:
-        """Make one of `as_dict`'s values."""
+        """Build an identity from the values of `as_dict`."""
         return cls(int(values["pid"]), int(values["started"]), str(values["boot"]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values for JSON."""
+        """Return the identity as plain values for JSON."""
         return asdict(self)
 
     @property
     def alive(self) -> bool:
-        """Whether that process still runs."""
+        """True while the process runs."""
         return self == ProcessId.of(self.pid)
 
     def end(self, grace: float) -> None:
-        """End it by SIGTERM, and by SIGKILL when it has not ended after ``grace`` seconds; wait until it has.
+        """End the process by SIGTERM, by SIGKILL after ``grace`` seconds, and wait for its end.
 
         Args:
-            grace: Seconds it has to finish.
+            grace: Seconds between SIGTERM and SIGKILL.
 
         Raises:
-            TimeoutError: It is there even 5 seconds after SIGKILL.
-            PermissionError: It belongs to another user.
+            TimeoutError: The process is still there 5 seconds after SIGKILL.
+            PermissionError: The process belongs to another user.
         """
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return
         try:
-            # Looked at after the descriptor was opened: from here on it is this process or nobody.
+            # Checked after opening the descriptor: from here on it can only mean this process.
             if not self.alive:
                 return
             for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
@@ -117,12 +117,12 @@ def listen(port: int) -> socket.socket:
     """Open the listening socket of a server on 127.0.0.1.
 
     Args:
-        port: The port; 0 takes a free one.
+        port: Port number; 0 takes a free one.
 
     Raises:
         ServingError: The port is taken or not allowed.
     """
-    # asyncio turns Nagle's algorithm off (40 ms an answer) only where the protocol is named.
+    # asyncio turns Nagle's algorithm off (40 ms an answer) only if the socket names its protocol.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

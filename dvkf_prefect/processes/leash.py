@@ -1,9 +1,9 @@
-"""Child processes that die with their parent, however it dies.
+"""Child processes that die with their parent, even if the parent is killed.
 
-A child gets its own session and holds one end of a socket pair whose other end only the parent has. Two watchers
-above the child read it: when the parent closes it, or is gone (SIGKILL included), they kill the child and all its
-descendants, in whatever session. Unlike ``PR_SET_PDEATHSIG`` this does not depend on the thread that started the
-child. See `dvkf_prefect.processes._watcher`.
+A child gets its own session and holds one end of a socket pair; only the parent holds the other end. Two watchers
+above the child read it. When the parent closes its end or dies (SIGKILL included), they kill the child and all its
+descendants, of any session. Unlike ``PR_SET_PDEATHSIG`` this does not depend on the thread that started the child.
+See `dvkf_prefect.processes._watcher`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dvkf_prefect.processes import _watcher
 
 _held: weakref.WeakSet[Leash] = weakref.WeakSet()
 
-# What `-P` does from Python 3.11 on: `-m` would put the current folder first on the search path, and so import a
-# repository's own random.py. PYTHONPATH stays, and no setting is left in the environment of what runs below.
+# The effect of `-P` (Python 3.11 and later). `-m` would put the current folder first on the search path and import
+# a repository's own random.py. PYTHONPATH stays, and no setting is left in the environment of the processes below.
 _BOOT = (
     "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -32,20 +32,20 @@ _BOOT = (
 
 
 def module_argv(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module of ours with this Python, importing nothing from the current folder.
+    """Return the command that runs one of our modules with this Python, importing nothing from the current folder.
 
     Args:
-        module: Its dotted name.
-        arguments: What it is given.
+        module: Dotted name of the module.
+        arguments: Command-line arguments of the module.
     """
     return [sys.executable, "-c", _BOOT, module, *arguments]
 
 
 class Leash:
-    """A bond between this process and one child, for code that forks by itself.
+    """Bond between this process and one child, for code that forks by itself.
 
-    Make it before ``os.fork``; in the child call ``os.setsid`` and then `follow`; in the parent keep it, and
-    `close` it when the child has ended. `spawn` does all this for programs.
+    Create it before ``os.fork``. In the child call ``os.setsid``, then `follow`. In the parent keep it, and `close`
+    it when the child has ended. `spawn` does all this for programs.
     """
 
     def __init__(self) -> None:
@@ -53,24 +53,25 @@ class Leash:
         _held.add(self)
 
     def fileno(self) -> int:
-        """The child's end; inheritable only if the one who starts the child makes it so."""
+        """Return the child's end; it is inheritable only if the starter of the child makes it so."""
         return self._child.fileno()
 
     def follow(self) -> None:
-        """In the child, once it leads its own session: turn it into a guard, and return in a process below it.
+        """Turn the child, once it leads its own session, into a guard; return in a process below it.
 
-        The guard ends as that process does, hands signals on to it, and dies with the parent, all descendants first.
+        The guard forwards signals to that process and ends with the same status. It dies with the parent, after all
+        its descendants.
         """
         self._parent.close()
         _watcher.watch(self._child.fileno())
         self._child.close()
 
     def hold(self) -> None:
-        """In the parent, once the child is started: give up the child's end."""
+        """Give up the child's end; call it in the parent once the child is started."""
         self._child.close()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Kill what is left of the child and its descendants, and wait until it is killed.
+        """Kill the child and its remaining descendants, and wait for their end.
 
         Args:
             timeout: Seconds to wait for their end.
@@ -83,7 +84,7 @@ class Leash:
         self._parent.close()
 
     def hang_up(self) -> None:
-        """Have the child and its descendants killed, without waiting for it."""
+        """Have the child and its descendants killed, without waiting for their end."""
         with suppress(OSError):
             self._parent.shutdown(socket.SHUT_WR)
 
@@ -92,7 +93,7 @@ class Leash:
 
 
 def _drop_inherited() -> None:
-    # A forked child must not keep its brothers alive by holding the parent's ends of their leashes.
+    # A forked child must not keep its siblings alive by holding the parent's ends of their leashes.
     for leash in list(_held):
         leash._drop()
 
@@ -133,14 +134,14 @@ class LeashedProcess(subprocess.Popen[bytes]):
         self._leash.hold()
 
     def poll(self) -> int | None:
-        """Like `subprocess.Popen.poll`; when the program has ended, so has the rest of its session."""
+        """Poll like `subprocess.Popen.poll`; once the program has ended, the rest of its session is killed."""
         code = super().poll()
         if code is not None:
             self._release()
         return code
 
     def wait(self, timeout: float | None = None) -> int:
-        """Like `subprocess.Popen.wait`; when it returns, the rest of the session has been killed too."""
+        """Wait like `subprocess.Popen.wait`; on return the rest of the session has been killed too."""
         code = super().wait(timeout)
         self._release()
         return code
@@ -168,18 +169,18 @@ def spawn(
     """Start a program in its own session; it and all its descendants die with this process.
 
     Args:
-        argv: The program, found by PATH, and its arguments. One that cannot be executed ends with exit code
-            127 and a line on its standard error.
-        env: Its whole environment, or None for this process's.
-        cwd: Its working directory.
+        argv: The program, found by PATH, and its arguments. One that cannot be executed ends with exit code 127 and
+            a line on its standard error.
+        env: Whole environment of the program, or None for this process's.
+        cwd: Working directory of the program.
         stdin: As for `subprocess.Popen`; nothing by default.
         stdout: As for `subprocess.Popen`.
         stderr: As for `subprocess.Popen`.
-        pass_fds: Further file descriptors it inherits.
+        pass_fds: Further file descriptors that the program inherits.
 
     Returns:
-        The process; its number is that of a guard, which hands signals on. What the program leaves behind in its
-        session is killed when it ends. Daemons that made a session of their own are left, if it ended well.
+        The process. Its pid is that of a guard, which forwards signals. Processes left in the program's session are
+        killed when it ends. Daemons with their own session are kept if the program succeeded.
 
     Example:
         >>> import subprocess
@@ -195,11 +196,11 @@ def end(process: LeashedProcess, grace: float = 5.0) -> int:
     """Stop a program that `spawn` started, and all its descendants.
 
     Args:
-        process: What `spawn` returned.
+        process: The process returned by `spawn`.
         grace: Seconds between SIGTERM and SIGKILL.
 
     Returns:
-        Its exit code; negative for the signal that ended it.
+        Exit code of the program; negative for the signal that ended it.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
