@@ -1,4 +1,4 @@
 """A local model server and its client.
 
-It may import processes and `formats`.
+The package may import only processes and `formats`.
 """

@@ -1,8 +1,8 @@
-"""Connections of the model server, with times and bounds that uvicorn has not.
+"""Connections of the model server, with the timeouts and limits that uvicorn lacks.
 
-A request's headers must be whole in `HEADER_SECONDS`, its body must come at `BODY_RATE` or faster, and there are
-`MAX_CONNECTIONS` at most; past them the longest idle one is closed. A connection that is closed before its request was
-read whole is drained for a while, so that the client gets to read the answer rather than a reset.
+A request's headers must be complete within `HEADER_SECONDS`, and its body must arrive at `BODY_RATE` or faster. At
+most `MAX_CONNECTIONS` are open; past them the longest idle one is closed. A connection closed before its request was
+read completely is drained for a while. So the client can read the answer instead of getting a reset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINGER_BYTES = 256 << 20
 
 
 class _Lingering:
-    """A transport that half-closes and reads on for a while when it is closed."""
+    """Transport that half-closes on `close` and keeps reading for a while."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -65,18 +65,18 @@ class _Lingering:
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection."""
+    """One connection of the server."""
 
     _lingering: _Lingering
     _deadline: asyncio.TimerHandle | None = None
-    # What is waited for: "headers", "body" or nothing of the client's.
+    # The part of a request awaited from the client: "headers", "body", or "" for none.
     _phase = ""
     _since = 0.0
     _received = 0
     _used = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for headers; make room when there are too many connections."""
+        """Start the timeout for headers; make room if there are too many connections."""
         self._lingering = _Lingering(transport, self.loop)
         super().connection_made(self._lingering)  # type: ignore[arg-type]
         self._used = time.monotonic()
@@ -85,12 +85,12 @@ class BoundedProtocol(H11Protocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
+        """Cancel the timeout."""
         self._enter("")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and look what is waited for next."""
+        """Process received data, and set the timeout for the next part of the request."""
         if self._lingering.lingers:
             self._lingering.discard(len(data))
             return
@@ -103,7 +103,7 @@ class BoundedProtocol(H11Protocol):
             self._received = len(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection for the answer, when the request is whole; half a one never becomes so."""
+        """Keep the connection for the answer if the request is complete; an incomplete one is dropped."""
         if self.cycle is None or self.cycle.response_complete or self._lingering.lingers:
             return False
         if self._phase == "body":
@@ -114,21 +114,21 @@ class BoundedProtocol(H11Protocol):
         return True
 
     def on_response_complete(self) -> None:
-        """Wait for the rest of a body that was not needed, or for the next request."""
+        """Await the rest of an unneeded body, or the next request."""
         super().on_response_complete()
         self._used = time.monotonic()
         if not self._lingering.is_closing():
             self._look(idle="")
 
     def shutdown(self) -> None:
-        """End; at once when nothing is being answered."""
+        """Close after the current answer; at once if there is none."""
         idle = self.cycle is None or self.cycle.response_complete
         super().shutdown()
         if idle:
             self._lingering.close_now()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP."""
+        """Refuse data that is not HTTP."""
         self._refuse(400, msg)
 
     def _look(self, idle: str = "headers") -> None:
@@ -167,7 +167,7 @@ class BoundedProtocol(H11Protocol):
             )
 
     def _refuse(self, status: int, text: str) -> None:
-        """Answer by itself, and close; the application, if it was asked, is told that the client has gone."""
+        """Answer without the application and close; a running application sees a disconnected client."""
         self._enter("")
         answered = self.cycle is not None and self.cycle.response_started
         if self.cycle is not None and not self.cycle.response_complete:
@@ -185,12 +185,12 @@ class BoundedProtocol(H11Protocol):
                 for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
             except h11.LocalProtocolError:
-                # An answer has been given to this request already.
+                # This request already has an answer.
                 pass
         self.transport.close()
 
     def _make_room(self) -> None:
-        """Close the connection that waits longest for its client; this one, when the others are all at work."""
+        """Close the longest idle connection; refuse this one if all others are busy."""
         waiting = [
             each
             for each in self.connections

@@ -17,13 +17,13 @@ class Endpoint:
     """A running model server.
 
     Attributes:
-        url: Where it answers, without a path.
-        model: The model's name.
-        version: The version it serves.
-        digest: The digest it verified before it loaded the model.
-        pid: Its process.
-        log: Its log file.
-        detached: Whether it outlives the process that started it.
+        url: URL of the server, without a path.
+        model: Name of the model.
+        version: Version it serves.
+        digest: Digest verified before the model was loaded.
+        pid: Process id of the server.
+        log: Path of its log file.
+        detached: True if the server outlives the process that started it.
     """
 
     url: str
@@ -38,10 +38,10 @@ class Endpoint:
         return f"{self.model} {self.version} at {self.url} (pid {self.pid})"
 
     def ready(self, *, timeout: float = 5.0) -> bool:
-        """Ask whether it is ready to predict with this version.
+        """Return True if the server is ready to predict with this version.
 
         Args:
-            timeout: Seconds to wait for its answer.
+            timeout: Seconds to wait for the answer.
         """
         try:
             self._call("GET", f"{self._v2}/versions/{quote(self.version)}/ready", None, timeout)
@@ -53,7 +53,7 @@ class Endpoint:
         """Return the model's V2 metadata: its inputs and outputs with datatypes and shapes.
 
         Raises:
-            ServingError: It does not answer.
+            ServingError: The server does not answer.
         """
         return self._call("GET", self._v2, None, timeout)
 
@@ -65,10 +65,10 @@ class Endpoint:
             timeout: Seconds to wait for the answer.
 
         Returns:
-            One prediction for each row.
+            One prediction per row.
 
         Raises:
-            PredictionError: The rows do not fit the model; says what does.
+            PredictionError: The rows do not fit the model; the message says what does.
             ServingError: The server does not answer, or failed.
 
         Example:
@@ -91,14 +91,14 @@ class Endpoint:
 
         Args:
             inputs: Tensors, each with ``name``, ``shape``, ``datatype`` and ``data``.
-            outputs: The outputs wanted by name (``predict``, ``predict_proba``); all of them by default.
+            outputs: Names of the requested outputs (``predict``, ``predict_proba``); all by default.
             timeout: Seconds to wait for the answer.
 
         Returns:
             The V2 response: ``model_name``, ``model_version`` and ``outputs``.
 
         Raises:
-            PredictionError: The request does not fit the model; says what does.
+            PredictionError: The request does not fit the model; the message says what does.
             ServingError: The server does not answer, or failed.
         """
         document: dict[str, Any] = {"inputs": [dict(tensor) for tensor in inputs]}
@@ -121,7 +121,7 @@ class Endpoint:
         # Plain HTTP needs no certificates, and loading the machine's takes longer than the request.
         no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
-            # A proxy of the environment has no business with 127.0.0.1.
+            # 127.0.0.1 must not be reached through a proxy set in the environment.
             with httpx.Client(timeout=timeout, trust_env=False, verify=no_tls) as client:
                 response = client.request(method, self.url + path, content=content, headers=headers)
         except httpx.TimeoutException as error:
@@ -147,10 +147,10 @@ def _rows(instances: Any) -> list[Any]:
 
 
 def _json(document: object) -> bytes:
-    """Return a document as JSON, with null for NaN.
+    """Encode a document as JSON, with null for NaN.
 
     Raises:
-        PredictionError: It has infinity, or what is neither number nor text.
+        PredictionError: The document contains infinity or an unsupported type.
     """
     try:
         return json.dumps(document, default=_number, allow_nan=False).encode()
@@ -175,7 +175,7 @@ def _with_nulls(value: Any) -> Any:
 
 
 def _number(value: object) -> object:
-    """Let numpy's scalars through to JSON."""
+    """Convert numpy's scalars and arrays for JSON."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise PredictionError(f"a {type(value).__name__} cannot be sent as JSON; use numbers or text")

@@ -1,7 +1,7 @@
-"""What the model server takes in: bodies of bounded size, memory and number, plain or compressed.
+"""Intake of the model server: request bodies, plain or compressed, of bounded size, memory and number.
 
-A body is bounded three times: by its bytes, by its bytes once decompressed, and by the memory that its values will
-take as Python objects, which is estimated before anything is parsed. All requests at work share one budget of memory.
+A body has three bounds: its bytes, its decompressed bytes, and the memory of its values as Python objects. That
+memory is estimated before parsing. All running requests share one memory budget.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import Any
 from dvkf_prefect.errors import DvkfError, PredictionError
 
 MAX_REQUEST_BYTES = 32 << 20
-# What the values of all requests at work may take, estimated; one request may take it whole.
+# Estimated bytes for the values of all running requests; one request may use them all.
 MAX_MEMORY = 384 << 20
 MAX_REQUESTS = 512
-# What Python's objects take for each of these bytes of a JSON text: a list, a mapping, a number with its place, half a
-# text's quotes.
+# Bytes of Python objects per occurrence of these bytes in a JSON text: a list, a mapping, a number with its slot,
+# half of a text's quotes.
 _COSTS = {b"[": 80, b"{": 240, b",": 40, b'"': 30}
 _CHUNK = 1 << 16
-# Of a compressed body; each has a cost of its own.
+# Maximum number of parts of a compressed body; each has its own cost.
 _MEMBERS = 1000
 _PLAIN_TYPES = ("application/json", "text/plain", "application/x-www-form-urlencoded", "text/json")
 
 
 class HttpError(DvkfError):
-    """An answer that is no success, with its status.
+    """An error answer with its HTTP status.
 
     Attributes:
-        status: The status code.
-        headers: Headers that belong to it.
+        status: Status code.
+        headers: Headers of the answer.
     """
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
@@ -44,11 +44,11 @@ class HttpError(DvkfError):
 
 
 class Budget:
-    """The memory and the number of requests at work.
+    """Limits on the memory and the number of running requests.
 
     Args:
-        memory: Bytes that all of them may take together.
-        requests: How many there may be.
+        memory: Bytes for all of them together.
+        requests: Maximum number of running requests.
     """
 
     def __init__(self, memory: int = MAX_MEMORY, requests: int = MAX_REQUESTS) -> None:
@@ -59,10 +59,10 @@ class Budget:
 
     @contextmanager
     def share(self) -> Iterator[Share]:
-        """Admit one request, until the context ends.
+        """Admit one request until the context ends.
 
         Raises:
-            HttpError: There are too many; 503 with the time after which to ask again.
+            HttpError: Too many requests are running; 503 with the time to retry after.
         """
         with self._lock:
             if self._requests <= 0:
@@ -84,17 +84,17 @@ class Budget:
 
 
 class Share:
-    """What one request has of a budget."""
+    """One request's share of a budget."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self.taken = 0
 
     def grow(self, size: int) -> None:
-        """Take memory for a request, up to ``size`` in all.
+        """Reserve memory for a request, up to ``size`` bytes in all.
 
         Raises:
-            HttpError: It is more than any request may have (413), or than is left for now (503).
+            HttpError: ``size`` exceeds the limit of a request (413), or the memory left for now (503).
         """
         if size > self._budget.memory:
             raise _too_large("the values of the request would take too much memory")
@@ -110,20 +110,20 @@ def _busy() -> HttpError:
 
 
 def _too_large(what: str) -> HttpError:
-    # What is left of the body is not read, so the connection cannot be used again.
+    # The rest of the body is not read, so the connection cannot be reused.
     return HttpError(413, f"{what}; send fewer rows at a time", {"connection": "close"})
 
 
 def check_headers(headers: Mapping[str, str], limit: int) -> str:
-    """Refuse by its headers what need not be read; return how the body is compressed.
+    """Refuse a request by its headers, before reading it; return the compression of its body.
 
     Args:
-        headers: The request's, by lower-case name.
-        limit: The largest body, in bytes.
+        headers: Headers of the request, by lower-case name.
+        limit: Maximum size of a body, in bytes.
 
     Raises:
-        PredictionError: It has binary tensors.
-        HttpError: It is too large (413), or of a type or compression that is not read (415).
+        PredictionError: The request has binary tensors.
+        HttpError: The body is too large (413), or its type or compression is not supported (415).
     """
     if "inference-header-content-length" in headers:
         raise PredictionError("binary tensor data is not supported; send the tensors as JSON")
@@ -147,7 +147,7 @@ async def read_body(chunks: AsyncIterator[bytes], limit: int, share: Share) -> b
     """Read a body of at most ``limit`` bytes.
 
     Raises:
-        HttpError: It is larger, or there is no memory left for it.
+        HttpError: The body is larger, or no memory is left for it.
     """
     body = bytearray()
     async for chunk in chunks:
@@ -159,11 +159,11 @@ async def read_body(chunks: AsyncIterator[bytes], limit: int, share: Share) -> b
 
 
 def decompress(body: bytes, encoding: str, limit: int, share: Share) -> bytes:
-    """Return a body without its compression, of at most ``limit`` bytes.
+    """Decompress a body to at most ``limit`` bytes.
 
     Raises:
-        PredictionError: It is not compressed as it says.
-        HttpError: It is larger, or there is no memory left for it.
+        PredictionError: The body is not valid data of its declared compression.
+        HttpError: The result is larger, or no memory is left for it.
     """
     if encoding in ("", "identity"):
         return body
@@ -190,18 +190,18 @@ def decompress(body: bytes, encoding: str, limit: int, share: Share) -> bytes:
 
 
 def _window(body: bytes, position: int, encoding: str) -> int:
-    """Return zlib's number for a format; of the two called deflate, one has no header."""
+    """Return zlib's window size for a format; of the two formats called deflate, one has no header."""
     first, second = (*body[position : position + 2], 0, 0)[:2]
     bare = encoding == "deflate" and (first & 15 != 8 or (first << 8 | second) % 31)
     return -zlib.MAX_WBITS if bare else zlib.MAX_WBITS + 32
 
 
 def parse(body: bytes, share: Share) -> object:
-    """Parse a JSON body, once there is memory for its values.
+    """Parse a JSON body, after reserving memory for its values.
 
     Raises:
-        PredictionError: It is not JSON.
-        HttpError: Its values take too much memory (413), or more than is left for now (503).
+        PredictionError: The body is not JSON.
+        HttpError: Its values need more memory than allowed (413), or than is left for now (503).
     """
 
     def refuse(constant: str) -> object:
@@ -216,12 +216,12 @@ def parse(body: bytes, share: Share) -> object:
 
 
 def render(document: Mapping[str, Any]) -> bytes:
-    """Return a document as JSON, in ASCII, so that no text of it can fail to be encoded."""
+    """Encode a document as JSON in ASCII, which no text can break."""
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def accepts_gzip(headers: Mapping[str, str]) -> bool:
-    """Tell whether a client asks for gzip."""
+    """Return True if the client accepts gzip."""
     for item in headers.get("accept-encoding", "").lower().split(","):
         name, _, quality = item.partition(";")
         if name.strip() in ("gzip", "x-gzip"):
@@ -230,5 +230,5 @@ def accepts_gzip(headers: Mapping[str, str]) -> bool:
 
 
 def compress(data: bytes) -> bytes:
-    """Compress an answer; quickly, since it goes to this machine."""
+    """Compress an answer; fast rather than small, since the client is on this machine."""
     return gzip.compress(data, 1, mtime=0)

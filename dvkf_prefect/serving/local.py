@@ -1,8 +1,8 @@
-"""Model servers on this machine: start, take over, find again, stop.
+"""Model servers on this machine: start, replace, find and stop them.
 
-A server is a process of its own (`dvkf_prefect.serving.server`). What is known of it lies in one small file a model
-in a state folder, so that any later process finds it. A new version gets the listening socket of the one before it,
-so there is no moment without somebody accepting, and no request is refused or cut off.
+A server is a separate process (`dvkf_prefect.serving.server`). Its state lies in a state folder, one small file a
+model, so any later process finds it. A new version gets the listening socket of the version before it. So the port
+always accepts, and no request is refused or cut off.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from dvkf_prefect.serving.endpoint import Endpoint
 
 _LOG_LINES = 20
 _LOG_LIMIT = 1 << 20
-# A server that ends finishes its requests: 2 s for idle connections, 30 s for what is being computed.
+# An ending server finishes its requests: 2 s for idle connections, 30 s for running computations.
 _END_GRACE = 35.0
 
-# The servers this process started, until they end: a leashed one dies when its leash is let go of.
+# Servers started by this process, until they end: a leashed one dies when its leash is released.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
 class _Server:
-    """An endpoint with what it takes to find its process and its listening socket again."""
+    """An endpoint with the data to find its process and its listening socket again."""
 
     endpoint: Endpoint
     process: ProcessId
@@ -68,7 +68,7 @@ class LocalServing:
     """The model servers of one state folder.
 
     Args:
-        state_dir: Where their state and logs are kept; made when needed.
+        state_dir: Folder of their state and logs; created if missing.
 
     Example:
         >>> import tempfile
@@ -90,22 +90,22 @@ class LocalServing:
         detached: bool = True,
         timeout: float = 60.0,
     ) -> Endpoint:
-        """Serve a version of a model; take over from the version that runs, on its port.
+        """Serve a version of a model; replace the running version on its port.
 
-        When it returns, only the new version answers. When it fails, the old one goes on as before.
+        On return, only the new version answers. On failure, the old version continues to run.
 
         Args:
-            name: The model's name.
-            version: The version.
+            name: Name of the model.
+            version: Version to serve.
             model_file: A joblib or pickle file, or a folder with one.
-            digest: Its md5, or of a folder its manifest's with ``.dir``; verified before it is unpickled.
-            port: The port on 127.0.0.1; 0 keeps the running version's, or takes a free one.
-            detached: Let the server outlive this process; otherwise it ends with it, however that ends.
+            digest: md5 of the file, or of the folder's manifest with ``.dir``; verified before unpickling.
+            port: Port on 127.0.0.1; 0 keeps the running version's, or takes a free one.
+            detached: Let the server outlive this process; otherwise it ends when this process does, even if killed.
             timeout: Seconds until it must be ready.
 
         Raises:
-            ModelDigestError: The file is not that digest.
-            ServingError: The server did not start; gives the end of its log.
+            ModelDigestError: The file does not have that digest.
+            ServingError: The server did not start; the message ends with the last lines of its log.
         """
         self.state_dir.mkdir(parents=True, exist_ok=True)
         with self._lock(name, timeout):
@@ -133,7 +133,7 @@ class LocalServing:
         return running[0].endpoint if running else None
 
     def list(self) -> builtins.list[Endpoint]:
-        """Return every running server, by model."""
+        """Return all running servers, sorted by model."""
         found = [self._read(file) for file in self.state_dir.glob("*.json")]
         running = [[server for server in servers if server.process.alive] for servers in found]
         return sorted((servers[0].endpoint for servers in running if servers), key=lambda e: e.model)
@@ -142,14 +142,14 @@ class LocalServing:
         """Stop a model's server; requests in flight are answered first.
 
         Args:
-            name: The model's name.
-            timeout: Seconds to wait for another process that is deploying it.
+            name: Name of the model.
+            timeout: Seconds to wait for another process that deploys the model.
 
         Returns:
-            Whether one was running.
+            True if a server was running.
 
         Raises:
-            ServingError: It does not end.
+            ServingError: The server does not end.
         """
         if not self.state_dir.is_dir():
             return False
@@ -177,7 +177,7 @@ class LocalServing:
             yield
 
     def _read(self, file: Path) -> builtins.list[_Server]:
-        """Return the servers a state file names: the one that answers, and those it takes over from."""
+        """Return the servers in a state file: the one that answers, then those it replaces."""
         try:
             return [_Server.from_dict(entry) for entry in json.loads(file.read_bytes())["servers"]]
         except FileNotFoundError:
@@ -196,12 +196,12 @@ class LocalServing:
         write_atomic(self._file(name), json.dumps(document, indent=1).encode(), mode=0o600)
 
     def _serves(self, old: _Server, version: str, digest: str, port: int, detached: bool) -> bool:
-        """Tell whether what runs is what is asked for, and well."""
+        """Return True if the running server matches the request and is ready."""
         endpoint = old.endpoint
         return (
             (endpoint.version, endpoint.digest, endpoint.detached) == (version, digest, detached)
             and port in (0, old.port)
-            # A leashed server of another process would end with that one.
+            # A leashed server of another process would end with that process.
             and (detached or endpoint.pid in _children)
             and endpoint.ready()
         )
@@ -219,7 +219,7 @@ class LocalServing:
                     if fds:
                         return socket.socket(fileno=fds[0])
             except OSError:
-                # It hangs, so it serves nobody: what it holds is freed by ending it.
+                # The server hangs; ending it frees its port.
                 self._end(old, grace=1.0)
             port = old.port
         return listen(port)
@@ -263,7 +263,8 @@ class LocalServing:
                     f"http://{LOCALHOST}:{port}", name, version, digest, process.pid, str(log), detached
                 )
                 new = _Server(endpoint, identity, control, port)
-                # Written before it may accept: whoever dies now, no server runs that no state file names.
+                # Written before the server may accept: if this process dies now, every running server is in a state
+                # file.
                 self._write(name, [new, *([old] if old else [])])
                 ours.sendall(b"g")
                 self._expect(said, "ready", name, version, log, log_start)
@@ -283,7 +284,7 @@ class LocalServing:
         return new
 
     def _expect(self, said: _Said, state: str, name: str, version: str, log: Path, log_start: int) -> None:
-        """Wait until the server says that it has come to ``state``."""
+        """Wait until the server reports ``state``."""
         answer = said.line()
         if answer.get("state") == state:
             return
@@ -305,7 +306,7 @@ class LocalServing:
 
 
 class _Said:
-    """The lines a starting server says, each waited for until one deadline."""
+    """Lines reported by a starting server, read until one deadline."""
 
     def __init__(self, channel: socket.socket, deadline: float) -> None:
         self._channel = channel
@@ -313,10 +314,10 @@ class _Said:
         self._buffer = b""
 
     def line(self) -> dict[str, str]:
-        """Return the next line; empty when the server ended without one.
+        """Return the next line; empty if the server ended without one.
 
         Raises:
-            TimeoutError: It said nothing until the deadline.
+            TimeoutError: The deadline passed without a line.
         """
         while b"\n" not in self._buffer:
             self._channel.settimeout(max(self._deadline - time.monotonic(), 0.001))
@@ -335,7 +336,7 @@ class _Said:
 
 
 def _rotate(log: Path) -> None:
-    """Put a log that has grown large aside; one older file is kept."""
+    """Rename a log that exceeds the size limit; one older file is kept."""
     with suppress(FileNotFoundError):
         if log.stat().st_size > _LOG_LIMIT:
             os.replace(log, log.with_name(log.name + ".1"))

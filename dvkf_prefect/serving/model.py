@@ -1,8 +1,8 @@
-"""One scikit-learn model behind KServe's two request formats, without the HTTP around it.
+"""One scikit-learn model behind KServe's two request formats, without HTTP.
 
 Sources: KServe's V1 protocol (``instances`` and ``predictions``) and the Open Inference Protocol V2 (tensors with
-``name``, ``shape``, ``datatype`` and ``data``). numpy and joblib are imported when a model is loaded, after its
-digest was checked.
+``name``, ``shape``, ``datatype`` and ``data``). numpy and joblib are imported only to load a model, after its digest
+is verified.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ PROBABILITY = "predict_proba"
 
 
 def read_verified(path: Path, digest: str) -> bytes:
-    """Read the bytes to unpickle, once, and check that they belong to a digest.
+    """Read the bytes to unpickle once, and verify them against a digest.
 
-    What is returned is what was hashed, so nobody can put another file in its place in between.
+    The returned bytes are the hashed ones, so replacing the file in between has no effect.
 
     Args:
-        path: The model's file, or a folder with exactly one file that ends in .joblib, .pkl or .pickle at its top.
+        path: The model's file, or a folder. A folder has exactly one file that ends in .joblib, .pkl or .pickle at
+            its top.
         digest: DVC's md5 of the file, or of the folder's manifest with ``.dir``.
 
     Raises:
-        ModelDigestError: The file or folder is not that version; nothing was unpickled.
-        ServingError: It cannot be read, or the folder does not have one model file.
+        ModelDigestError: The file or folder has another digest; nothing was unpickled.
+        ServingError: It cannot be read, or the folder does not have exactly one model file.
     """
     try:
         if path.is_dir():
@@ -88,12 +89,12 @@ class Model:
     """A loaded estimator that answers both protocols.
 
     Args:
-        estimator: A fitted scikit-learn estimator, or anything with its ``predict``.
-        name: The model's name.
-        version: Its version.
+        estimator: A fitted scikit-learn estimator, or any object with its ``predict``.
+        name: Name of the model.
+        version: Version of the model.
 
     Raises:
-        ServingError: It has no ``predict``.
+        ServingError: The estimator has no ``predict``.
     """
 
     def __init__(self, estimator: Any, name: str, version: str) -> None:
@@ -109,7 +110,7 @@ class Model:
         columns = _attribute(estimator, "feature_names_in_")
         self._columns = None if columns is None else [str(column) for column in columns]
         categories = _attribute(estimator, "is_categorical_")
-        # Columns that were of pandas' categories when the estimator was fitted have to be so again.
+        # Columns that were pandas categories in training must be categories again.
         self._categories = [
             column for column, is_one in zip(self._columns or (), _flags(categories), strict=False) if is_one
         ]
@@ -123,12 +124,12 @@ class Model:
         """Unpickle an estimator from verified bytes.
 
         Args:
-            data: What joblib or pickle wrote.
-            name: The model's name.
-            version: Its version.
+            data: Bytes written by joblib or pickle.
+            name: Name of the model.
+            version: Version of the model.
 
         Raises:
-            ServingError: It does not unpickle, for want of a package for instance.
+            ServingError: The bytes cannot be unpickled, for example because a package is missing.
         """
         import joblib
 
@@ -142,7 +143,7 @@ class Model:
         return cls(estimator, name, version)
 
     def metadata(self) -> dict[str, Any]:
-        """Return the V2 model metadata; ``-1`` is a size that varies."""
+        """Return the V2 model metadata; ``-1`` is a variable size."""
         document: dict[str, Any] = {"name": self.name, "versions": [self.version], "platform": PLATFORM}
         if self._features is not None:
             document["inputs"] = [{"name": INPUT, "datatype": "FP64", "shape": [-1, self._features]}]
@@ -154,15 +155,15 @@ class Model:
         """Answer a V1 request.
 
         Args:
-            document: ``{"instances": [row, …]}``; a row is a list of features, or a mapping of them by name when the
-                model was trained with named features.
+            document: ``{"instances": [row, …]}``. A row is a list of features, or a mapping by name if the model was
+                trained with named features.
 
         Returns:
-            ``{"predictions": […]}``, one for each instance.
+            ``{"predictions": […]}``, one per instance.
 
         Raises:
-            PredictionError: The request does not fit the model; says what does.
-            ServingError: The model answered what JSON cannot say.
+            PredictionError: The request does not fit the model; the message says what does.
+            ServingError: The model's answer cannot be expressed in JSON.
         """
         if not isinstance(document, dict) or not isinstance(document.get("instances"), list):
             raise PredictionError(f'expected {{"instances": [...]}}, {self._wanted()}')
@@ -179,14 +180,14 @@ class Model:
         """Answer a V2 inference request.
 
         Args:
-            document: Its JSON: ``inputs`` with one tensor of shape ``[rows, features]``, or one of shape ``[rows]`` for
-                each named feature; ``outputs`` and ``id`` where wanted.
+            document: JSON of the request. ``inputs`` has one tensor of shape ``[rows, features]``, or one of shape
+                ``[rows]`` for each named feature. ``outputs`` and ``id`` are optional.
 
         Returns:
             The V2 inference response.
 
         Raises:
-            PredictionError: The request does not fit the model; says what does.
+            PredictionError: The request does not fit the model; the message says what does.
         """
         if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
             raise PredictionError(f'expected {{"inputs": [tensor]}} with {self._wanted()}')
@@ -214,7 +215,7 @@ class Model:
         return response
 
     def _outputs_of(self, document: Mapping[str, Any]) -> list[str] | None:
-        """Return the names of the outputs asked for; None for all."""
+        """Return the names of the requested outputs; None for all."""
         asked = document.get("outputs")
         if not asked:
             return None
@@ -237,7 +238,7 @@ class Model:
         try:
             return tensors_of(method, self._call(method, batch), rows)
         except (NotImplementedError, AttributeError):
-            # Some estimators have the method and not what it needs.
+            # Some estimators have the method but lack its requirements.
             if optional and method != PREDICT:
                 return []
             raise
@@ -266,7 +267,7 @@ class Model:
         return batch if self._columns is None else self._frame(batch.tolist(), self._columns)
 
     def _batch(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Check an array against what the estimator takes."""
+        """Check an array against the shape and type that the estimator expects."""
         import numpy as np
 
         if not values.size:
@@ -276,13 +277,13 @@ class Model:
                 raise PredictionError(f"shape {list(values.shape)}; expected {self._wanted()}")
             if self._columns is None and values.dtype.kind not in "biuf":
                 raise PredictionError(f"not all values are numbers; expected {self._wanted()}")
-        # NaN is what null became; whether it takes missing values the model knows.
+        # NaN stands for null; the model decides if it accepts missing values.
         if values.dtype.kind == "f" and np.isinf(values).any():
             raise PredictionError(f"a value is not a finite number; expected {self._wanted()}")
         return values
 
     def _frame(self, rows: Sequence[object], columns: Sequence[str]) -> Any:
-        """Make a data frame of rows, which may be mappings, for an estimator fitted on one."""
+        """Build a data frame from rows, which may be mappings, for an estimator fitted on one."""
         import pandas as pd
 
         table: list[Sequence[object]] = []
@@ -307,7 +308,7 @@ class Model:
         return self._typed(pd.DataFrame(table, columns=list(columns)))
 
     def _typed(self, table: Any) -> Any:
-        """Give columns without any value the type of numbers, and those of categories theirs."""
+        """Make empty columns numeric and restore categorical columns."""
         empty = [column for column in table.columns if table[column].isna().all()]
         return table.astype(
             {**dict.fromkeys(empty, "float64"), **dict.fromkeys(self._categories, "category")}
@@ -327,13 +328,13 @@ class Model:
         try:
             return getattr(self._estimator, method)(batch)
         except (ValueError, TypeError) as error:
-            # scikit-learn checks its input and says so by these; the server's own checks cannot know every estimator.
+            # scikit-learn reports bad input by these errors; the server's own checks cannot know every estimator.
             raise PredictionError(f"the model refused the input: {error}") from error
         except (SystemExit, KeyboardInterrupt, StopIteration, StopAsyncIteration) as error:
             raise ServingError(f"the model ended with {type(error).__name__}: {error}") from error
 
     def _probe(self) -> list[dict[str, Any]]:
-        """Predict once, so that the outputs' types are known and the first request is not the slow one."""
+        """Predict once, to learn the outputs' types and to spare the first request the slow start."""
         import numpy as np
 
         if self._features is None:
@@ -346,7 +347,7 @@ class Model:
             for method in self._outputs:
                 tensors += self._answer(method, row, 1, optional=True)
         except Exception:  # noqa: BLE001 - a model may fail in any way on zeros that it was not trained for
-            # A model of texts or categories does not take zeros; what it answers is then learned from its answers.
+            # A model of texts or categories rejects zeros; its output types are then taken from its answers.
             return []
         return [
             {"name": each["name"], "datatype": each["datatype"], "shape": [-1, *each["shape"][1:]]}
@@ -355,7 +356,7 @@ class Model:
 
 
 def _attribute(estimator: Any, name: str) -> Any:
-    """Return an attribute, which of some estimators is a property that fails; None when there is none."""
+    """Return an attribute; None if it is missing or a property that fails."""
     try:
         return getattr(estimator, name, None)
     except Exception:  # noqa: BLE001 - a property runs the estimator's code
@@ -367,7 +368,7 @@ def _flags(value: Any) -> list[bool]:
 
 
 def _is_of(name: str, output: str) -> bool:
-    """Tell whether a tensor is an output or a part of it."""
+    """Return True if a tensor is an output or a part of it."""
     return name == output or name.startswith(f"{output}-")
 
 
@@ -419,7 +420,7 @@ def _tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
         raise PredictionError(f"input '{name}': {array.size} values do not fill shape {shape}")
     dtype = np.dtype(DATATYPES[datatype])
     if dtype.kind == "O" and array.dtype.kind == "f" and np.isnan(array).all():
-        # Nothing but null.
+        # Only nulls.
         array = np.full(array.shape, None, dtype=object)
     fits = {"b": "b", "u": "iu", "i": "iu", "f": "iuf", "O": "O"}[dtype.kind]
     if array.size and array.dtype.kind not in fits:

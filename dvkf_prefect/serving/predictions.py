@@ -1,4 +1,4 @@
-"""A model's answers, of any shape and type, as values of JSON and as tensors of the Open Inference Protocol."""
+"""Conversion of a model's answers, of any shape and type, to JSON values and Open Inference Protocol tensors."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _DEPTH = 32
 
 
 def rows_of(answer: Any) -> list[Any]:
-    """Return an answer as JSON values, one for each row where it has rows.
+    """Convert an answer to JSON values, one per row if it has rows.
 
     Args:
-        answer: What an estimator's method returned: an array, a table, a sparse matrix, a mapping of columns, ...
+        answer: Return value of an estimator's method: an array, a table, a sparse matrix, a mapping of columns, ...
 
     Raises:
-        ServingError: It has NaN or infinity, for which JSON has no word.
+        ServingError: It contains NaN or infinity, which JSON cannot express.
     """
     columns = _columns(answer)
     if columns is not None:
@@ -57,15 +57,15 @@ def rows_of(answer: Any) -> list[Any]:
 
 
 def tensors_of(name: str, answer: Any, rows: int) -> list[dict[str, Any]]:
-    """Return an answer as output tensors of V2.
+    """Convert an answer to V2 output tensors.
 
     Args:
-        name: The output's name. Of an answer with several parts, each is ``NAME-PART``: a column's name or a number.
-        answer: What an estimator's method returned.
-        rows: How many rows it was asked about, to tell a list of outputs from a list of rows.
+        name: Name of the output. Parts of an answer are ``NAME-PART``: a column's name or a number.
+        answer: Return value of an estimator's method.
+        rows: Number of rows in the request; distinguishes a list of outputs from a list of rows.
 
     Raises:
-        ServingError: It has NaN or infinity, for which JSON has no word.
+        ServingError: It contains NaN or infinity, which JSON cannot express.
     """
     parts: Mapping[Any, Any] | None = _columns(answer)
     if parts is None and isinstance(answer, list | tuple) and _is_several(answer, rows):
@@ -76,7 +76,7 @@ def tensors_of(name: str, answer: Any, rows: int) -> list[dict[str, Any]]:
 
 
 def _is_several(answer: Any, rows: int) -> bool:
-    """Tell a list of one array for each output, as forests give of several targets, from a list of rows."""
+    """Distinguish a list of one array per output, as forests return for several targets, from a list of rows."""
     shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in answer]
     if not shapes or not all(len(shape) >= 1 and shape[0] == rows for shape in shapes):
         return False
@@ -86,7 +86,7 @@ def _is_several(answer: Any, rows: int) -> bool:
 def _columns(answer: Any) -> Mapping[Any, Any] | None:
     if isinstance(answer, Mapping):
         return answer
-    # A table of pandas, polars or another: known by what it has, so that none is imported for it.
+    # A table of pandas, polars or another library, recognised by its attributes without an import.
     if hasattr(answer, "columns") and hasattr(answer, "iloc"):
         return {name: answer.iloc[:, position] for position, name in enumerate(answer.columns)}
     return None
@@ -100,14 +100,14 @@ def _array(answer: Any) -> npt.NDArray[Any]:
     if isinstance(answer, np.ma.MaskedArray):
         return np.asarray(answer.tolist(), dtype=object)
     if hasattr(answer, "isna") and not _is_numbers(answer):
-        # pandas' own types: what is missing is null, not NaN.
+        # pandas' own types: missing values become null, not NaN.
         missing = np.asarray(answer.isna(), dtype=bool)
         answer = np.asarray(answer, dtype=object).copy()
         answer[missing] = None
     if not isinstance(answer, np.ndarray) and hasattr(answer, "to_numpy"):
         answer = answer.to_numpy()
     try:
-        # What numpy can but guess at, such as numbers among texts, keeps its types.
+        # Keep the types where numpy would guess, such as numbers among texts.
         array = np.asarray(answer, dtype=object if _is_mixed(answer) else None)
     except ValueError:
         # Rows of different lengths.
@@ -132,7 +132,7 @@ def _is_mixed(answer: Any) -> bool:
 
 
 def _narrowed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array of objects that are all numbers of one kind as one of numbers."""
+    """Convert an array of objects to numbers if all are of one numeric kind."""
     import numpy as np
 
     kinds = {type(value) for value in array.ravel().tolist()}
@@ -166,7 +166,7 @@ def _text(value: Any) -> str:
 
 
 def _value(value: Any, depth: int = _DEPTH) -> Any:
-    """Return one answer as JSON's own types; what JSON has no type for becomes text."""
+    """Convert one answer to JSON's own types; other types become text."""
     if value is None or isinstance(value, str | bool):
         return str(value) if isinstance(value, str) else value
     if isinstance(value, int):

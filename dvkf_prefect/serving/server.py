@@ -1,4 +1,4 @@
-"""The local model server: one scikit-learn model on 127.0.0.1, as KServe would answer for it.
+"""The local model server: one scikit-learn model on 127.0.0.1, with KServe's protocols.
 
 ``python -m dvkf_prefect.serving.server --name NAME --version v1.0.0 --model FILE --digest MD5 --port 8080``
 
@@ -8,8 +8,8 @@
 | ``GET /v2``, ``/v2/health/live``, ``/v2/health/ready`` | Open Inference Protocol V2 |
 | ``GET /v2/models/NAME[/versions/VERSION][/ready]``, ``POST …/infer`` | the same |
 
-On SIGTERM it stops accepting, answers what was asked, tells clients with open connections to reconnect, and ends.
-`dvkf_prefect.serving.local.LocalServing` starts it, and lets one version take over from another.
+On SIGTERM it stops accepting, answers the pending requests, and asks clients with open connections to reconnect. Then
+it ends. `dvkf_prefect.serving.local.LocalServing` starts it, and replaces one version by another.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ from dvkf_prefect.serving.intake import (
 )
 from dvkf_prefect.serving.model import Model, read_verified
 
-# How long a client may keep an idle connection to a server that is ending before it is closed under it.
+# Seconds to keep idle connections open during shutdown.
 _IDLE_GRACE = 2.0
-# A parent that takes longer to say "go" has died in a way that left its socket open.
+# A parent that takes longer to say "go" died in a way that left its socket open.
 _GO_TIMEOUT = 60.0
 
-# Answers below this are not worth compressing.
+# Smaller answers are not worth compressing.
 _COMPRESSED_FROM = 4096
 _ERROR = 2000
 _REST = re.compile(r"(:predict|(/versions/[^/]+)?(/ready|/infer)?)")
@@ -74,7 +74,7 @@ def create_app(model: Model, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> F
 
     Args:
         model: The loaded model.
-        max_request_bytes: The largest request body it reads.
+        max_request_bytes: Maximum size of a request body.
 
     Example:
         >>> from sklearn.dummy import DummyClassifier
@@ -82,7 +82,7 @@ def create_app(model: Model, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> F
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     budget = Budget()
-    # Stands for the model's name once the path was understood: names may hold whatever a path may.
+    # Placeholder for the model's name in a matched path: names may contain any character of a path.
     here = secrets.token_hex(8)
     app.add_middleware(_Named, name=model.name, here=here)
     get = partial(app.api_route, methods=["GET", "HEAD"])
@@ -99,7 +99,7 @@ def create_app(model: Model, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> F
         with budget.share() as share:
             body = await read_body(_stream(request), max_request_bytes, share)
             zipped = accepts_gzip(request.headers)
-            # Parsing, predicting and rendering all take long for many rows.
+            # Parsing, predicting and rendering are all slow for many rows.
             return await run_in_threadpool(_work, work, body, encoding, max_request_bytes, share, zipped)
 
     @app.exception_handler(HTTPException)
@@ -186,7 +186,7 @@ def _failure_of(error: Exception) -> Response:
         return _failure(500, str(error))
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - a model's exception is code of its own
+    except Exception:  # noqa: BLE001 - a model's exception runs the model's code
         text = "(its text cannot be made)"
     return _failure(500, f"{type(error).__name__}: {text}")
 
@@ -201,7 +201,7 @@ def _work(
 ) -> Response:
     try:
         data = render(work(parse(decompress(body, encoding, limit, share), share)))
-    except Exception as error:  # noqa: BLE001 - whatever a model raises is an answer
+    except Exception as error:  # noqa: BLE001 - any error of a model becomes an answer
         return _failure_of(error)
     headers = {"vary": "accept-encoding"}
     if zipped and len(data) >= _COMPRESSED_FROM:
@@ -219,7 +219,7 @@ async def _stream(request: Request) -> AsyncIterator[bytes]:
 
 
 class _Named:
-    """Puts a mark for the model's name into paths, so that a name like a path's other parts is understood."""
+    """Replaces the model's name in paths by a placeholder, so that a name may look like other parts of a path."""
 
     def __init__(self, app: ASGIApp, name: str, here: str) -> None:
         self._app = app
@@ -237,7 +237,7 @@ class _Named:
 
 
 class _Answering:
-    """Answers whatever is raised, so that the server above need not end the connection."""
+    """Answers every exception, so that uvicorn need not close the connection."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -259,7 +259,7 @@ class _Answering:
 
 
 class _Draining:
-    """Closes each connection behind its next answer, once ``on`` is set."""
+    """Closes each connection after its next answer, once ``on`` is set."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -275,7 +275,7 @@ class _Draining:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that gives its listening socket to its successor and ends without dropping a request."""
+    """A uvicorn server that hands its listening socket to its successor and ends without dropping a request."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket, control: str | None) -> None:
         self._draining = _Draining(app)
@@ -309,7 +309,7 @@ class _Server(uvicorn.Server):
         self.on_ready()
 
     def _hand_over(self, control: socket.socket) -> None:
-        """Give the listening socket to a process of the same user."""
+        """Send the listening socket to a process of the same user."""
         try:
             peer, _ = control.accept()
         except BlockingIOError:
@@ -324,8 +324,8 @@ class _Server(uvicorn.Server):
         if self._control_socket is not None:
             loop.remove_reader(self._control_socket.fileno())
             self._control_socket.close()
-        # Stop accepting before closing: a connection accepted but not yet wired up would be dropped by the close, and
-        # one that still waits in the queue belongs to the successor, who listens on the same socket.
+        # Stop accepting before closing. The close would drop a connection that is accepted but not yet set up. One
+        # that still waits in the queue belongs to the successor, which listens on the same socket.
         loop.remove_reader(self._listener.fileno())
         self._draining.on = True
         deadline = loop.time() + _IDLE_GRACE
@@ -336,7 +336,7 @@ class _Server(uvicorn.Server):
 
 
 class _Channel:
-    """The socket on standard input over which the one who started the server speaks with it."""
+    """Socket on standard input, to communicate with the starter of the server."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(0))
@@ -385,7 +385,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the server until it is told to end; return the exit code."""
+    """Run the server until it is stopped; return the exit code."""
     options = _parser().parse_args(argv)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
