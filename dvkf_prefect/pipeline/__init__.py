@@ -1,1 +1,1 @@
-"""dvc.yaml: what to run, whether, and why."""
+"""Pipelines of dvc.yaml: plan, run and report stages."""

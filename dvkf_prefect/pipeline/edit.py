@@ -1,4 +1,4 @@
-"""Writing dvc.yaml: new stages, and stages that are frozen or thawed; byte for byte as DVC writes it.
+"""Edits of dvc.yaml: add, freeze and unfreeze stages; byte for byte as DVC writes it.
 
 Source of the format: DVC 3.x (``dvc/stage/serialize.py``).
 """
@@ -34,13 +34,13 @@ _KINDS = {"out": "outs", "metric": "metrics", "plot": "plots"}
 
 @dataclass(frozen=True, slots=True)
 class NewOutput:
-    """An output of a stage that is added.
+    """Output of a stage to add.
 
     Attributes:
-        name: Its path, relative to the stage's working directory.
+        name: Path, relative to the stage's working directory.
         kind: ``out``, ``metric`` or ``plot``.
         cached: False keeps it out of the cache.
-        persist: Whether the stage finds its last content there when it starts.
+        persist: True keeps its last content in place while the stage runs.
     """
 
     name: str
@@ -54,14 +54,14 @@ class NewStage:
     """A stage to add.
 
     Attributes:
-        name: Its name.
-        command: What it runs.
-        deps: What it reads, relative to its working directory.
+        name: Name of the stage.
+        command: Shell command of the stage.
+        deps: Dependencies, relative to its working directory.
         params: Parameters by file; no keys mean the whole file.
-        outs: What it writes.
+        outs: Outputs of the stage.
         wdir: Its working directory, relative to the dvc.yaml's folder.
-        desc: A text for people.
-        always_changed: Whether it runs every time.
+        desc: Description for readers.
+        always_changed: True if the stage runs every time.
     """
 
     name: str
@@ -76,11 +76,11 @@ class NewStage:
 
 @dataclass(frozen=True, slots=True)
 class AddedStage:
-    """A stage that was added.
+    """Result of adding a stage.
 
     Attributes:
         stage: The stage as dvc.yaml now has it.
-        written: The files that were written, relative to the root.
+        written: Files that were written, relative to the root.
     """
 
     stage: Stage
@@ -93,19 +93,19 @@ def add_stage(repo: Repo, stage: NewStage, *, folder: str = "", force: bool = Fa
     Args:
         repo: The repository.
         stage: The stage.
-        folder: The folder of the dvc.yaml, relative to the root; the file is made when it is not there.
-        force: Replace a stage of that name. What dvc.yaml says about it for people (desc, meta, and the annotations,
-            remote and push of its outputs) stays.
+        folder: Folder of the dvc.yaml, relative to the root; the file is created if missing.
+        force: Replace an existing stage of that name. Its desc and meta, and the annotations, remote and push of its
+            outputs are kept.
 
     Returns:
-        The stage, and what was written.
+        The stage and the files that were written.
 
     Raises:
-        StageError: Its name or its paths are wrong, or there is one of that name.
-        StageGraphError: It would not fit to the other stages.
-        OutputOverlapError: It writes what is tracked.
+        StageError: The stage's name or paths are wrong, or its name is taken.
+        StageGraphError: It does not form a graph with the other stages.
+        OutputOverlapError: One of its outputs is already tracked.
         OutputInGitError: Git tracks one of its outputs.
-        ParseError: The dvc.yaml does not say what its format allows.
+        ParseError: The dvc.yaml does not follow its format.
     """
     file = posixpath.join(folder, PIPELINE_FILE)
     _check(repo, stage, folder)
@@ -130,20 +130,20 @@ def add_stage(repo: Repo, stage: NewStage, *, folder: str = "", force: bool = Fa
 
 
 def freeze(repo: Repo, target: str, *, frozen: bool = True) -> str:
-    """Make a stage or an import keep what it has, or let it go on.
+    """Freeze or unfreeze a stage or an import.
 
     Args:
         repo: The repository.
         target: A stage's name or address, or a `.dvc` file, relative to the root.
-        frozen: False thaws it.
+        frozen: False unfreezes it.
 
     Returns:
-        The file that says so.
+        The file with the flag.
 
     Raises:
-        StageNotFoundError: It is neither.
+        StageNotFoundError: The target is neither a stage nor a `.dvc` file.
         StageError: The stage comes from a template.
-        ParseError: The file does not say what its format allows.
+        ParseError: The file does not follow its format.
     """
     with repo.lock():
         file = (
@@ -160,7 +160,7 @@ def _freeze_output(repo: Repo, target: str, frozen: bool) -> str:
     if not path.is_file():
         raise StageNotFoundError(f"'{target}' does not exist")
     old = read_description(path)
-    read_outputs(repo.files(), target)  # says what is wrong with the file
+    read_outputs(repo.files(), target)  # raises if the file is invalid
     document = dict(documents.load(old, target))
     document.pop("frozen", None)
     if frozen:
@@ -196,11 +196,11 @@ def _freeze_stage(repo: Repo, target: str, frozen: bool) -> str:
 
 
 def definition_of(stage: Stage, *, frozen: bool | None = None) -> dict[str, Any]:
-    """Return a stage as DVC writes it into dvc.yaml: paths and parameters sorted, defaults left out.
+    """Return a stage as DVC writes it into dvc.yaml: paths and parameters sorted, defaults omitted.
 
     Args:
         stage: The stage.
-        frozen: Whether it is frozen; None leaves that as it is.
+        frozen: Value of the frozen flag; None keeps the stage's own.
     """
     groups: dict[str, list[Any]] = {"outs": [], "metrics": [], "plots": []}
     for out in sorted(stage.outs, key=lambda out: out.name):
@@ -244,7 +244,7 @@ def _params(params: Mapping[str, Iterable[str]]) -> list[Any]:
 
 
 def _definition(stage: NewStage, old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what dvc.yaml says of a new stage; what it said for people of an old one is kept."""
+    """Return the dvc.yaml entry of a new stage; the annotations and meta of the old entry are kept."""
     kept: dict[str, Mapping[str, Any]] = {}
     for key in _KINDS.values():
         for item in old.get(key) or ():
@@ -299,7 +299,7 @@ def _check(repo: Repo, stage: NewStage, folder: str) -> None:
 
 
 def _check_fit(files: RepoFiles, file: str, name: str) -> Stage:
-    """Refuse a dvc.yaml whose stages do not form a graph; return the new stage as it says it."""
+    """Refuse a dvc.yaml whose stages do not form a graph; return the new stage as loaded from it."""
     sources = sorted({*files.find(), file})
     stages = [
         stage
@@ -316,7 +316,7 @@ def _check_fit(files: RepoFiles, file: str, name: str) -> Stage:
 
 
 class _Draft:
-    """The workspace's files, one of them as it would be."""
+    """Files of the workspace, with one of them replaced by a draft."""
 
     rev = None
 
@@ -348,12 +348,12 @@ def _check_git(repo: Repo, stage: Stage) -> None:
 
 
 def _keep_out_of_git(repo: Repo, stage: Stage, order: Sequence[str]) -> list[str]:
-    """Ignore a stage's outputs in the order in which they were given; return the files that changed."""
+    """Ignore a stage's outputs in the given order; return the files that changed."""
     changed = []
     for out in sorted(stage.outs, key=lambda out: order.index(out.name)):
         place = repo.root / out.path
         if not out.cached or repo.git is None or not place.parent.is_dir():
-            continue  # it is done when the stage has made the folder
+            continue  # ignored after the stage has created the folder
         if not repo.git.is_ignored(str(place)) and gitignore.ignore(place):
             changed.append(posixpath.join(posixpath.dirname(out.path), ".gitignore"))
     return list(dict.fromkeys(changed))

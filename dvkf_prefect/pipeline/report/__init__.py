@@ -1,4 +1,4 @@
-"""Reports of pipelines: metrics, plots, the graph as a drawing.
+"""Reports on pipelines: metrics, plots, the graph as a drawing.
 
-It may import plan, and nothing else of `pipeline`.
+The package may import plan, and nothing else of `pipeline`.
 """

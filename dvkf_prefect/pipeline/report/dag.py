@@ -1,6 +1,6 @@
-"""The graph of stages, or of their outputs, drawn: as text, for Mermaid, for Graphviz.
+"""Drawings of the graph of stages or outputs: as text, for Mermaid, for Graphviz.
 
-Source of the two languages' form: DVC 3.x (``dvc/commands/dag.py``), node for node and line for line.
+Source of both languages' form: DVC 3.x (``dvc/commands/dag.py``), node for node and line for line.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _JOIN = "@"
 
 @dataclass(frozen=True)
 class Drawing:
-    """A graph that can be drawn.
+    """A graph to draw.
 
     Attributes:
-        needs: For each node those that it needs; nodes in the order of their files.
+        needs: Nodes that each node needs; nodes in the order of their files.
     """
 
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def pipelines(self) -> Iterator[list[str]]:
-        """Yield the nodes of each part that is connected, in their order."""
+        """Yield the nodes of each connected part, in their order."""
         users = self.users()
         seen: set[str] = set()
         place = {node: i for i, node in enumerate(self.needs)}
@@ -51,7 +51,7 @@ class Drawing:
             yield sorted(part, key=place.__getitem__)
 
     def users(self) -> dict[str, list[str]]:
-        """Return for each node those that need it, in their order."""
+        """Return the users of each node, in their order."""
         users: dict[str, list[str]] = {node: [] for node in self.needs}
         for node, needed in self.needs.items():
             for other in needed:
@@ -62,7 +62,7 @@ class Drawing:
         """Return the graph in Mermaid's language.
 
         Args:
-            markdown: In a block of markdown.
+            markdown: Wrap the graph in a fenced Markdown block.
         """
         lines = ["flowchart TD"]
         count = 0
@@ -85,7 +85,7 @@ class Drawing:
         return "\n".join([*lines, "}", ""])
 
     def text(self) -> str:
-        """Return the graph as a tree for a terminal: each node below one that it needs, the others named behind it."""
+        """Return the graph as a text tree: each node below one of its needs, the others named behind it."""
         blocks = [_tree(pipeline, self.needs) for pipeline in self.pipelines()]
         return "\n\n".join("\n".join(lines) for lines in blocks)
 
@@ -99,12 +99,12 @@ def _quoted(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    """Return a name as text between the quotes of Mermaid: no end of them, no HTML, no entity of its own."""
+    """Escape a name for Mermaid's quotes: no quote, no HTML, no entity of its own."""
     return printable(re.sub(r"#(?=\w+;)", "#35;", name)).replace('"', "#quot;").replace("<", "#lt;")
 
 
 def _tree(pipeline: Iterable[str], needs: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Put each node below the one of its needs that is done last, so that a line only looks up."""
+    """Put each node below its deepest need, so that all other needs are further up."""
     depth: dict[str, int] = {}
     for root in pipeline:
         stack = [root]
@@ -152,15 +152,15 @@ def draw(
 
     Args:
         repo: The repository.
-        target: A stage, a `.dvc` file, a dvc.yaml, or an output, with what it needs; all if None.
-        outs: Outputs as nodes instead of stages.
-        full: With the target all that is connected with it.
-        collapse: One node for all stages of a ``foreach`` or ``matrix``.
-        folder: The folder, relative to the root, that the names of nodes are relative to.
+        target: A stage, a `.dvc` file, a dvc.yaml, or an output, drawn with its needs; all if None.
+        outs: Draw outputs as nodes instead of stages.
+        full: Draw everything connected with the target.
+        collapse: Draw one node for all stages of a ``foreach`` or ``matrix``.
+        folder: Folder, relative to the root, that the names of nodes are relative to.
 
     Raises:
-        StageNotFoundError: The target is none of them, or ``outs`` and ``collapse`` are both asked for.
-        ParseError: A file does not say what its format allows.
+        StageNotFoundError: The target is none of these, or ``outs`` and ``collapse`` are both given.
+        ParseError: A file does not follow its format.
         StageGraphError: The stages do not form a graph.
 
     Example:
@@ -177,7 +177,7 @@ def draw(
 
 
 class _Nodes:
-    """The nodes of a repository: its stages and `.dvc` files, and the outputs of both."""
+    """Nodes of a repository: its stages and `.dvc` files, and the outputs of both."""
 
     def __init__(self, snapshot: Snapshot, folder: str) -> None:
         self._folder = folder
@@ -191,7 +191,7 @@ class _Nodes:
             if source.endswith(".dvc") and source not in described
         ]
         items: list[Stage | Output] = [*stages, *plain, *empty]
-        # A file's stages in its order; a folder's files before those below it.
+        # A file's stages in its order; a folder's files before those of its subfolders.
         items.sort(key=_place)
         self._items = items
         self._writers: dict[str, str] = {}
@@ -214,7 +214,7 @@ class _Nodes:
         return posixpath.relpath(path, self._folder or ".")
 
     def _read(self, item: Stage | Output) -> Iterator[str]:
-        """Yield the outputs that a stage's dependencies are, lie in, or hold."""
+        """Yield the outputs that equal, contain or lie inside a stage's dependencies."""
         if isinstance(item, Output):
             return
         for path in (
@@ -229,7 +229,7 @@ class _Nodes:
             yield from self._inside.get(path, ()) if path else self._writers
 
     def of_stages(self) -> dict[str, tuple[str, ...]]:
-        """Return for each stage those that it needs."""
+        """Return the stages that each stage needs."""
         found: dict[str, tuple[str, ...]] = {}
         for item in self._items:
             needed = dict.fromkeys(self._writers[path] for path in self._read(item))
@@ -237,7 +237,7 @@ class _Nodes:
         return found
 
     def of_outputs(self) -> dict[str, tuple[str, ...]]:
-        """Return for each output those that are read to write it."""
+        """Return the outputs that each output is made from."""
         needs: dict[str, dict[str, None]] = {}
         for item in self._items:
             read = dict.fromkeys(map(self._shown, self._read(item)))
@@ -247,7 +247,7 @@ class _Nodes:
         return {self._shown(path): tuple(needs[path]) for path in sorted(needs, key=order.__getitem__)}
 
     def named(self, target: str, *, outs: bool) -> list[str]:
-        """Return the nodes a person means."""
+        """Resolve a target to nodes."""
         graph = self._snapshot.graph
         plain = posixpath.normpath(target)
         around = next((path for path in _upwards(plain) if path in self._writers), None)
@@ -285,7 +285,7 @@ def _upwards(path: str) -> Iterator[str]:
 
 
 def _trie_order(paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return the places of outputs as DVC comes to them: those of one folder together, as it was first come to."""
+    """Return sort keys in DVC's order of outputs: grouped by folder, folders by first appearance."""
     seen: dict[str, int] = {}
     return {
         path: tuple(seen.setdefault(above, len(seen)) for above in reversed(list(_upwards(path))))
@@ -294,7 +294,7 @@ def _trie_order(paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _around(drawing: Drawing, targets: Iterable[str], *, full: bool) -> Drawing:
-    """Keep what the targets need, or with ``full`` all that is connected with them."""
+    """Keep the needs of the targets; with ``full`` everything connected with them."""
     wanted: set[str] = set()
     users = drawing.users() if full else {}
     queue = list(targets)
@@ -314,6 +314,6 @@ def _collapsed(drawing: Drawing) -> Drawing:
     for node, needed in drawing.needs.items():
         merged = needs.setdefault(group(node), {})
         merged.update(dict.fromkeys(name for name in map(group, needed) if name != group(node)))
-    # As DVC: those that stand for several come after the others.
+    # As DVC: nodes that stand for several stages are last.
     plain = [name for name in needs if name in drawing.needs]
     return Drawing({name: tuple(needs[name]) for name in (*plain, *(n for n in needs if n not in plain))})

@@ -1,6 +1,6 @@
-"""Metrics and parameters: the values that files hold, of one version or of several side by side.
+"""Metrics and parameters: values in files, of one version or compared between versions.
 
-Source of what is chosen and shown: DVC 3.x (``dvc/repo/metrics``, ``dvc/repo/params``).
+Source of the selection and the layout: DVC 3.x (``dvc/repo/metrics``, ``dvc/repo/params``).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class MetricChange:
     """One metric or parameter in two versions.
 
     Attributes:
-        path: The file that holds it, relative to the root.
-        name: Its dotted name.
-        old: Its value in the older version, None if it has none.
-        new: Its value in the newer one.
-        change: The difference of two numbers.
+        path: File with the value, relative to the root.
+        name: Dotted name of the value.
+        old: Value in the older version, None if absent.
+        new: Value in the newer version, None if absent.
+        change: Difference, if both are numbers.
     """
 
     path: str
@@ -44,7 +44,7 @@ class MetricChange:
     change: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the change as ``dvc metrics diff --json`` has it."""
+        """Return the change in the shape of ``dvc metrics diff --json``."""
         values = {"old": self.old, "new": self.new}
         if isinstance(self.old, (int, float)) and isinstance(self.new, (int, float)):
             values["diff"] = self.new - self.old
@@ -53,28 +53,28 @@ class MetricChange:
 
 @dataclass(frozen=True, slots=True)
 class FileValues:
-    """What one file of one version holds.
+    """Content of one file in one version.
 
     Attributes:
-        values: Its values, nested as in the file.
-        error: Why it could not be read.
+        values: Values, nested as in the file.
+        error: Error of reading it; None on success.
     """
 
     values: Any = None
     error: Exception | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as ``dvc metrics show --json`` has it."""
+        """Return the content in the shape of ``dvc metrics show --json``."""
         return {"data": self.values} if self.error is None else {"error": _told(self.error)}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The files of one version.
+    """Content of all files of one version.
 
     Attributes:
-        files: What each holds, by its path relative to the root.
-        error: Why it is not known which files there are.
+        files: Content by path relative to the root.
+        error: Error of finding the files; None on success.
     """
 
     files: Mapping[str, FileValues] = field(default_factory=dict)
@@ -82,11 +82,11 @@ class Reading:
 
     @property
     def failed(self) -> bool:
-        """Whether something could not be read."""
+        """True if something could not be read."""
         return self.error is not None or any(file.error is not None for file in self.files.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as ``dvc metrics show --json`` has it."""
+        """Return the content in the shape of ``dvc metrics show --json``."""
         if self.error is not None:
             return {"error": _told(self.error)}
         return {"data": {path: file.as_dict() for path, file in self.files.items()}}
@@ -104,7 +104,7 @@ def show(repo: Repo, rev: str | None = None) -> dict[str, dict[str, Any]]:
         rev: A git revision; None for the workspace.
 
     Returns:
-        Values by dotted name by file. A file that is not to be had is left out.
+        Values by dotted name by file. Missing files are omitted.
 
     Raises:
         ParseError: A file does not parse.
@@ -130,21 +130,21 @@ def read_metrics(
     all_tags: bool = False,
     all_commits: bool = False,
 ) -> dict[str, Reading]:
-    """Return the metrics of the workspace, or of it and many commits.
+    """Return the metrics of the workspace, optionally with those of many commits.
 
     Args:
         repo: The repository.
         targets: Files or folders, relative to the root; all that dvc.yaml files declare if empty.
-        all_branches: Also those of the tips of all branches.
-        all_tags: Also those of all tags.
-        all_commits: Also those of all commits.
+        all_branches: Include the tips of all branches.
+        all_tags: Include all tags.
+        all_commits: Include all commits.
 
     Returns:
-        What was read, by ``workspace`` and the names of revisions; by "" if only the workspace was asked for. The
-        workspace is left out where it holds what the current branch holds.
+        Readings by ``workspace`` and the names of revisions; by "" if only the workspace was requested. The workspace
+        is omitted if it equals the current branch.
 
     Raises:
-        ConfigError: Commits are asked for, but there is no git.
+        ConfigError: Commits are requested, but there is no git.
     """
 
     def read(rev: str | None) -> Reading:
@@ -172,10 +172,10 @@ def diff(repo: Repo, a: str = "HEAD", b: str | None = None) -> list[MetricChange
     Args:
         repo: The repository.
         a: The older git revision.
-        b: The newer one; None for the workspace.
+        b: The newer git revision; None for the workspace.
 
     Returns:
-        A row for each metric of either version, sorted by file and name, equal ones too.
+        A row for each metric of either version, sorted by file and name, unchanged ones included.
 
     Raises:
         ParseError: A file does not parse.
@@ -200,17 +200,17 @@ def diff_metrics(
     *,
     unchanged: bool = False,
 ) -> tuple[list[MetricChange], dict[str, Reading]]:
-    """Compare metrics as ``dvc metrics diff`` does: what cannot be read is told, not raised.
+    """Compare metrics as ``dvc metrics diff`` does: read errors are returned, not raised.
 
     Args:
         repo: The repository.
         a: The older git revision, or ``workspace``.
-        b: The newer one; None for the workspace.
-        targets: Files or folders, relative to the root, declared or not; all that are declared if empty.
-        unchanged: Equal ones too.
+        b: The newer git revision; None for the workspace.
+        targets: Files or folders, relative to the root, declared or not; all declared ones if empty.
+        unchanged: Include unchanged metrics.
 
     Returns:
-        Rows sorted by file and name, and what was read of each version. Before the first commit there are none.
+        Rows sorted by file and name, and the reading of each version. Both are empty before the first commit.
 
     Raises:
         GitError: There is no such revision.
@@ -232,13 +232,13 @@ def diff_params(
     Args:
         repo: The repository.
         a: The older git revision, or ``workspace``.
-        b: The newer one; None for the workspace.
-        targets: Files, relative to the root, declared or not; all that are declared, and params.yaml, if empty.
-        unchanged: Equal ones too.
-        deps_only: Only those that stages depend on.
+        b: The newer git revision; None for the workspace.
+        targets: Files, relative to the root, declared or not; all declared ones and params.yaml if empty.
+        unchanged: Include unchanged parameters.
+        deps_only: Include only parameters that stages depend on.
 
     Returns:
-        Rows sorted by file and name, and what was read of each version. Before the first commit there are none.
+        Rows sorted by file and name, and the reading of each version. Both are empty before the first commit.
 
     Raises:
         GitError: There is no such revision.
@@ -294,7 +294,7 @@ def _difference(old: Any, new: Any) -> float | None:
 def _named_revisions(
     repo: Repo, all_branches: bool, all_tags: bool, all_commits: bool
 ) -> dict[str, list[str]]:
-    """Return commits and what they are called: as DVC, by their ids where all of them are meant."""
+    """Return commits with their names; as in DVC, named by their ids if all commits are requested."""
     assert repo.git is not None
     if all_commits:
         return {commit: [commit] for commit in revisions_of(repo.git, all_commits=True)}
@@ -323,14 +323,14 @@ def _read(
     keep: Callable[[Any], Any],
     more: Callable[[RepoFiles], Mapping[str, Any]] | None = None,
 ) -> Reading:
-    """Read what is declared in a version: from its files, else from the cache or the remote.
+    """Read the declared values of a version: from its files, else from the cache or the remote.
 
     Args:
         repo: The repository.
         rev: A git revision; None for the workspace.
-        declared: Tells which files, and which keys of each; no keys mean all.
-        keep: Tells what counts of a file's values.
-        more: Tells values of other files.
+        declared: Returns the files to read and the keys of each; no keys mean all.
+        keep: Selects the relevant part of a file's values.
+        more: Returns values of other files.
     """
     files = repo.files(rev)
     try:
@@ -354,7 +354,7 @@ def _expand(view: View, path: str) -> Iterator[str]:
             yield from sorted(entry.path for entry in view.find(path))
             return
     except (DvkfError, OSError):
-        pass  # said again, and then told, when it is read
+        pass  # _read_file meets the same error and reports it
     yield path
 
 
@@ -372,10 +372,10 @@ def _read_file(view: View, path: str, keys: Sequence[str], keep: Callable[[Any],
 
 
 def read_bounded(file: IO[bytes], name: str) -> bytes:
-    """Return what a file of values holds.
+    """Read a file of values whole.
 
     Raises:
-        ParseError: It is larger than a file that describes things may be.
+        ParseError: The file is larger than a description file may be.
     """
     data = file.read(DESCRIPTION_LIMIT + 1)
     if len(data) > DESCRIPTION_LIMIT:
@@ -384,14 +384,14 @@ def read_bounded(file: IO[bytes], name: str) -> bytes:
 
 
 def load_values(data: bytes, name: str) -> Any:
-    """Read a file of values; its kind is told by its suffix, YAML where it has another one.
+    """Parse a file of values by its suffix; unknown suffixes are read as YAML.
 
     Args:
-        data: The file's bytes.
-        name: The file's name.
+        data: Bytes of the file.
+        name: Name of the file.
 
     Raises:
-        ParseError: It does not parse.
+        ParseError: The file does not parse.
     """
     suffix = posixpath.splitext(name)[1].lower()
     if suffix == ".json":
@@ -400,7 +400,7 @@ def load_values(data: bytes, name: str) -> Any:
 
 
 def _metrics_of(values: Any) -> Any:
-    """Return what counts as a metric: numbers, texts and truths; lists and nulls are left out."""
+    """Keep the metrics among values: numbers, texts and booleans; lists and nulls are omitted."""
     kept = _metric(values)
     return kept if kept not in (None, 0, "") else {}
 
@@ -442,7 +442,7 @@ def _metric_files(files: RepoFiles, targets: Sequence[str]) -> dict[str, Sequenc
 
 
 def _param_files(files: RepoFiles, targets: Sequence[str], deps_only: bool) -> dict[str, Sequence[str]]:
-    """Return the keys to read by file; none mean all of it."""
+    """Return the keys to read by file; no keys mean the whole file."""
     if targets:
         return dict.fromkeys(targets, ())
     pipelines = _pipelines(files)
@@ -464,7 +464,7 @@ def _param_files(files: RepoFiles, targets: Sequence[str], deps_only: bool) -> d
 
 
 def _used(files: RepoFiles) -> dict[str, dict[str, Any]]:
-    """Return the values that templates took out of files."""
+    """Return the values that templates took from files."""
     found: dict[str, dict[str, Any]] = {}
     for source in _pipelines(files):
         for stage in load_stages(files, source):

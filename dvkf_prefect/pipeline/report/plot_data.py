@@ -1,6 +1,6 @@
-"""Points to draw: the files of plots, of one version or several, brought into the form that templates take.
+"""Points of plots: files of one or several versions, converted to the form that templates take.
 
-Source of what is chosen and how it is joined: DVC 3.x (``dvc/repo/plots``, ``dvc/render``).
+Source of the selection and the joins: DVC 3.x (``dvc/repo/plots``, ``dvc/render``).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Points = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What one version contributes to a plot.
+    """Contribution of one version to a plot.
 
     Attributes:
         points: A row for each point.
-        props: How to draw them: the axes' fields and labels among the rest.
+        props: Properties of the drawing, among them the axes' fields and labels.
     """
 
     points: Points
@@ -41,18 +41,18 @@ class Drawn:
 
 
 def parse(data: bytes, name: str, *, header: bool = True) -> Any:
-    """Read a file of points; its kind is told by its suffix.
+    """Parse a file of points by its suffix.
 
     Args:
-        data: The file's bytes.
-        name: The file's name.
-        header: Whether the first line of a table names its columns; they are numbered otherwise.
+        data: Bytes of the file.
+        name: Name of the file.
+        header: True if the first line of a table names its columns; otherwise they are numbered.
 
     Returns:
         The bytes of an image, the rows of a table, or nested values.
 
     Raises:
-        ParseError: It does not parse, or is of no kind that can be drawn.
+        ParseError: The file does not parse, or its type cannot be drawn.
     """
     suffix = posixpath.splitext(name)[1]
     if suffix in IMAGES:
@@ -78,11 +78,11 @@ def parse(data: bytes, name: str, *, header: bool = True) -> Any:
 
 
 def sources(name: str, props: Mapping[str, Any]) -> list[str]:
-    """Return the files that a plot is drawn from.
+    """Return the source files of a plot.
 
     Args:
-        name: The plot's name, which is a file where ``y`` names none.
-        props: What is said of it.
+        name: Name of the plot; also its file if ``y`` names none.
+        props: Properties of the plot.
     """
     x, y = props.get("x"), props.get("y")
     found = list(y) if isinstance(y, dict) else [name]
@@ -95,10 +95,10 @@ def points_of(name: str, props: Mapping[str, Any], contents: Mapping[str, Any], 
     """Return the points of one version of a plot.
 
     Args:
-        name: The plot's name.
-        props: What is said of it.
-        contents: What its files hold, see `parse`; those that could not be read are left out.
-        rev: What the version is called.
+        name: Name of the plot.
+        props: Properties of the plot.
+        contents: Parsed contents by file, see `parse`; unreadable files are omitted.
+        rev: Name of the version.
 
     Raises:
         ParseError: A field does not exist, or the axes have different numbers of points.
@@ -156,7 +156,7 @@ def _copy(rows: Points, name: str, others: Points, column: str) -> None:
 
 
 def _axes(name: str, props: Mapping[str, Any], contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the axes by file, where they are not given so."""
+    """Return the axes as fields by file, if they are given in another form."""
     x, y = props.get("x"), props.get("y")
     found: dict[str, Any] = {}
     if isinstance(x, str):
@@ -214,7 +214,7 @@ def _lists(content: Any) -> Iterator[list[Any]]:
 
 
 def _rows(content: Any) -> Points:
-    """Return the rows of a file; lists of rows that lie beside each other are joined row by row."""
+    """Return the rows of a file; parallel lists of rows are joined row by row."""
     found: Points = []
     for rows in _lists(content):
         if not rows or not all(isinstance(row, dict) for row in rows):

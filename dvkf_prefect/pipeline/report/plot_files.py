@@ -15,7 +15,7 @@ from dvkf_prefect.pipeline.report.plots import VEGA_LITE, Plot, extra
 
 
 def drawable(plots: Sequence[Plot]) -> tuple[list[Plot], list[tuple[Plot, ConfigError]]]:
-    """Return the plots that can be drawn, and the others with why their templates do not fit.
+    """Return the drawable plots, and the others with the errors of their templates.
 
     Raises:
         ConfigError: The extra ``plots`` is not installed.
@@ -35,7 +35,7 @@ def drawable(plots: Sequence[Plot]) -> tuple[list[Plot], list[tuple[Plot, Config
 
 
 def write_images(plots: Sequence[Plot], folder: Path) -> None:
-    """Write the pictures of image plots into a folder.
+    """Write the images of image plots into a folder.
 
     Raises:
         UnsafePathError: The folder is a link.
@@ -48,10 +48,10 @@ def write_images(plots: Sequence[Plot], folder: Path) -> None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Refuse a folder that a repository made a link: what is drawn would be written wherever that leads.
+    """Refuse a folder that is a link: a repository could direct the files to any place.
 
     Raises:
-        UnsafePathError: It is a link.
+        UnsafePathError: The folder is a link.
     """
     if folder.is_symlink():
         raise UnsafePathError(
@@ -60,12 +60,12 @@ def refuse_link(folder: Path) -> None:
 
 
 def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None) -> None:
-    """Write a page that shows plots, and beside it, in ``static``, the pictures it shows.
+    """Write a page with plots, and its images beside it in ``static``.
 
     Args:
-        plots: The plots; those with nothing to show are left out.
-        file: The page.
-        template: Its HTML, with ``{plot_divs}`` where the plots go and ``{scripts}`` where the library goes.
+        plots: The plots; empty ones are omitted.
+        file: Path of the page.
+        template: HTML of the page, with ``{plot_divs}`` for the plots and ``{scripts}`` for the library.
 
     Raises:
         ConfigError: The template lacks ``{plot_divs}``, or the extra ``plots`` is not installed.
@@ -79,18 +79,18 @@ def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None
     pictures = sorted((plot for plot in plots if plot.images), key=lambda plot: _image_order(plot.name))
     shown += [_image_div(plot) for plot in pictures]
     parts = {"scripts": scripts, "plot_divs": "\n".join(shown), "refresh_tag": ""}
-    # At once: what is filled in is not looked through again.
+    # One pass: inserted text is not searched for placeholders.
     page = re.sub(r"\{(scripts|plot_divs|refresh_tag)\}", lambda match: parts[match[1]], page)
     write_atomic(file, page.encode())
 
 
 def write_pngs(plots: Sequence[Plot], folder: Path, *, scale: float = 1.0) -> list[Path]:
-    """Write a picture of each plot that has points; return the files. One that cannot be drawn ends it last.
+    """Write a PNG of each plot that has points; return the files. An error is raised after all were tried.
 
     Args:
         plots: The plots.
-        folder: Where to.
-        scale: How many pixels stand for one.
+        folder: Destination folder.
+        scale: Scale factor of the pixels.
 
     Raises:
         ConfigError: A template does not fit, or the extra ``plots`` is not installed.
@@ -113,7 +113,7 @@ def write_pngs(plots: Sequence[Plot], folder: Path, *, scale: float = 1.0) -> li
 
 
 def _library() -> str:
-    """Return Vega and what draws with it, to stand in a page."""
+    """Return Vega and its embedding code as script text for a page."""
     bundle: str = extra("vl_convert", "vl-convert-python").javascript_bundle(
         "window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE
     )
@@ -121,7 +121,7 @@ def _library() -> str:
 
 
 def _vega_div(number: int, plot: Plot) -> str:
-    # Nothing in the data may end the script that it stands in.
+    # Nothing in the data may end the script around it.
     filled = plot.spec()
     # Options of the page itself, HTML among them, that a template may carry.
     filled.pop("usermeta", None)
@@ -152,7 +152,7 @@ def _quoted(name: str) -> str:
 
 
 def _image_order(name: str) -> tuple[str, int, str]:
-    """Return the place of a picture: those that are numbered by step in the order of their numbers."""
+    """Return the sort key of an image: images numbered by step in numeric order."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
     return (
         posixpath.dirname(name),

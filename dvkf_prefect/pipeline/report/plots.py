@@ -1,10 +1,9 @@
-"""Plots: what dvc.yaml says is to be drawn, in one version or several, drawn as a page, as pictures, or as Vega's JSON.
+"""Plots declared in dvc.yaml, of one version or several: as a page, as images, or as Vega's JSON.
 
-The page holds all that it needs, the drawing library too, so it opens without a network. Templates and their
-filling are `dvc-render`'s, which are DVC's own; pictures and the library come from `vl-convert`. Both are in the
-extra ``plots``.
+The page contains the drawing library, so it opens without a network. Templates are filled by `dvc-render`, DVC's own
+package. Images and the library come from `vl-convert`. Both are in the extra ``plots``.
 
-Source of what is chosen: DVC 3.x (``dvc/repo/plots``, ``dvc/render/match.py``).
+Source of the selection: DVC 3.x (``dvc/repo/plots``, ``dvc/render/match.py``).
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ WORKSPACE = "workspace"
 _PROPS = ("template", "x", "y", "x_label", "y_label", "title", "header")
 
 VEGA_LITE = "5.20"
-"""The version of Vega-Lite that pictures and pages are made with."""
+"""Version of Vega-Lite for images and pages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture that a stage wrote, in one version.
+    """An image written by a stage, in one version.
 
     Attributes:
-        rev: What the version is called.
-        path: The file, as a person names it.
-        data: Its bytes.
+        rev: Name of the version.
+        path: Path of the file, relative to the current folder.
+        data: Bytes of the image.
     """
 
     rev: str
@@ -52,22 +51,22 @@ class Image:
     data: bytes
 
     def file_name(self) -> str:
-        """Return the name it has among the page's files, as DVC gives it."""
+        """Return the name of the image among the page's files, as DVC names it."""
         return f"{self.rev}_{self.path}".replace(os.sep, "_").replace("/", "_")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot, with all versions of it that are shown.
+    """One plot with all its shown versions.
 
     Attributes:
-        name: Its name.
+        name: Name of the plot.
         kind: ``vega`` or ``image``.
-        points: The rows of all versions; each names its version as ``rev``.
-        props: How they are drawn.
-        images: The pictures of an image plot.
-        errors: What could not be read or drawn: version, file ("" for the plot as a whole), why.
-        lost: Whether it stands for a whole version whose plots are not known.
+        points: Rows of all versions; each names its version as ``rev``.
+        props: Properties of the drawing.
+        images: Images of an image plot.
+        errors: Read and draw errors: version, file ("" for the plot as a whole), error.
+        lost: True if it stands for a whole version whose plots are unknown.
     """
 
     name: str
@@ -79,10 +78,10 @@ class Plot:
     lost: bool = False
 
     def spec(self) -> dict[str, Any]:
-        """Return the plot in Vega-Lite's JSON; empty when it has no points.
+        """Return the plot in Vega-Lite's JSON; empty if it has no points.
 
         Raises:
-            ConfigError: Its template is not there or does not fit, or the extra ``plots`` is not installed.
+            ConfigError: Its template is missing or does not fit, or the extra ``plots`` is not installed.
         """
         return dict(self._whole)
 
@@ -91,11 +90,11 @@ class Plot:
         return self._filled(split=False)[0]
 
     def as_dict(self, *, split: bool = False, out: Path | None = None) -> list[dict[str, Any]]:
-        """Return the plot as ``dvc plots show --json`` has it.
+        """Return the plot in the shape of ``dvc plots show --json``.
 
         Args:
-            split: Leave out of the template what its anchors are filled with, and give it beside it.
-            out: Where the pictures lie; they are told as data when there is none.
+            split: Return the values of the template's anchors apart from the template.
+            out: Folder of the images; if None they are embedded as data.
         """
         if self.kind == "image":
             return [
@@ -112,10 +111,10 @@ class Plot:
         return list(dict.fromkeys(row["rev"] for row in self.points))
 
     def png(self, *, scale: float = 1.0) -> bytes:
-        """Return the plot as a picture.
+        """Return the plot as a PNG image.
 
         Args:
-            scale: How many pixels stand for one.
+            scale: Scale factor of the pixels.
 
         Raises:
             ConfigError: The template does not fit, or the extra ``plots`` is not installed.
@@ -133,7 +132,7 @@ class Plot:
         if not self.points:
             return {}, {}
         try:
-            # Filling a template changes rows; they may be asked for again.
+            # Filling a template modifies rows; they may be needed again.
             _check_template(self.props.get("template"), str(self.props.get("template_dir", "")))
             rows = [dict(row) for row in self.points]
             renderer = render.VegaRenderer(rows, self.name, **self.props)
@@ -147,7 +146,7 @@ def extra(module: str, package: str) -> Any:
     """Import a package that the extra ``plots`` installs.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: The package is not installed.
     """
     try:
         return import_module(module)
@@ -158,10 +157,10 @@ def extra(module: str, package: str) -> Any:
 
 
 def _check_template(template: object, folder: str) -> None:
-    """Refuse a template that is no regular file: a fifo would be waited for, a device read without end.
+    """Refuse a template that is not a regular file: a fifo would block, a device would never end.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: The template is not a regular file.
     """
     if not isinstance(template, str):
         return
@@ -188,7 +187,8 @@ def templates() -> dict[str, dict[str, Any]]:
     return {template.DEFAULT_NAME: template.DEFAULT_CONTENT for template in known}
 
 
-# -- what is to be drawn -----------------------------------------------------------------------------------------------
+# -- selection
+# ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -196,11 +196,11 @@ class _Version:
     """The plots of one version.
 
     Attributes:
-        name: What it is called.
-        definitions: What is said of each plot, by its name, by the file that says it ("" for stages and targets).
-        contents: What the files hold.
-        errors: Why files could not be read.
-        error: Why it is not known what is to be drawn.
+        name: Name of the version.
+        definitions: Properties by plot by the file that declares it ("" for stages and targets).
+        contents: Parsed contents by file.
+        errors: Read errors by file.
+        error: Error of finding the plots; None on success.
     """
 
     name: str
@@ -218,17 +218,17 @@ def read_plots(
     props: Mapping[str, Any] | None = None,
     folder: str = "",
 ) -> list[Plot]:
-    """Return what is to be drawn.
+    """Return the plots to draw.
 
     Args:
         repo: The repository.
         targets: Files, or names of plots; all that dvc.yaml files declare if empty.
-        revs: Git revisions, and ``workspace``, which comes first in every plot.
-        props: How to draw, over what dvc.yaml says: template, x, y, x_label, y_label, title, header.
-        folder: The folder, relative to the root, that targets and the names of plots are relative to.
+        revs: Git revisions, and ``workspace``, which is first in every plot.
+        props: Properties that override dvc.yaml: template, x, y, x_label, y_label, title, header.
+        folder: Folder, relative to the root, that targets and the names of plots are relative to.
 
     Returns:
-        The plots, each with what could not be read of it.
+        The plots, each with its read errors.
 
     Raises:
         GitError: There is no such revision.
@@ -253,7 +253,7 @@ def read_plots(
 
 
 def changed_versions(repo: Repo, revs: Sequence[str] = ()) -> list[str]:
-    """Return the versions that ``plots diff`` compares: those given, or the last commit and what changed since.
+    """Return the versions that ``plots diff`` compares: the given ones, or the last commit and the workspace.
 
     Args:
         repo: The repository.
@@ -270,7 +270,7 @@ def changed_versions(repo: Repo, revs: Sequence[str] = ()) -> list[str]:
 def _named(
     definitions: Mapping[str, Mapping[str, dict[str, Any]]],
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield plots under names that tell them apart: with the file where several say something of one name."""
+    """Yield plots under unique names: with the declaring file if several files declare the same name."""
     places: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for file, plots in definitions.items():
         for name, definition in plots.items():
@@ -354,7 +354,7 @@ class _Reader:
         return "" if path == "." else path
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes."""
+        """Return the bytes of a file."""
         with self._view.open(self._view.entry(self._place(name))) as file:
             return read_bounded(file, name)
 
@@ -367,7 +367,7 @@ class _Reader:
                 found = sorted(entry.path[skip:] for entry in self._view.find(path))
                 return [posixpath.normpath(posixpath.join(name, inner)) for inner in found]
         except (DvkfError, OSError):
-            pass  # said again, and then told, when it is read
+            pass  # `read` meets the same error and reports it
         return [name]
 
     def collect(
@@ -376,7 +376,7 @@ class _Reader:
         props: dict[str, Any],
         definitions: dict[str, dict[str, dict[str, Any]]],
     ) -> dict[str, bool]:
-        """Put in what is said of plots; return which files say whether they have a header."""
+        """Add the properties of all plots to ``definitions``; return the header option of the files that have one."""
         pipelines = [path for path in self._files.find() if posixpath.basename(path) == PIPELINE_FILE]
         for source in pipelines:
             plots = read_sections(self._files, source).plots
@@ -439,7 +439,7 @@ class _Reader:
             for file in self._expand(place):
                 if (
                     _closest(file, parents) == place
-                ):  # what is said of it alone goes before what is said of its folder
+                ):  # a plot's own properties take precedence over its folder's
                     yield file, {**definition, **props}
 
 
@@ -453,7 +453,7 @@ def _closest(path: str, parents: Sequence[str]) -> str:
 
 
 def _matches(targets: Sequence[str], config: str, name: str) -> bool:
-    """Tell whether a plot is meant: as in DVC, targets are patterns of what its name begins with."""
+    """Return True if a target selects a plot: as in DVC, targets are patterns of the start of its name."""
     if not targets:
         return True
     for target in targets:
