@@ -1,4 +1,4 @@
-"""Decisions, without running anything: graph, signatures, reasons, the run cache.
+"""Decisions without running anything: graph, signatures, reasons, the run cache.
 
-It may import nothing else of `pipeline`.
+The package may import nothing else of `pipeline`.
 """

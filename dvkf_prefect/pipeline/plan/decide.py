@@ -1,4 +1,4 @@
-"""What is to be done with each stage: run it, skip it, or restore what an equal run wrote."""
+"""Decision on each stage: run it, skip it, or restore the outputs of an equal run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ABSENT = ("is missing", "is not in the cache")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which stages are meant by targets.
+    """Expansion of targets to stages.
 
     Attributes:
-        single_item: Only the targets, not what they need.
-        pipeline: All that is connected with the targets.
-        downstream: The targets and all that need them, instead of what they need.
-        recursive: A target that is a folder means all stages described in it and below.
-        glob: Names of stages are patterns.
+        single_item: Select only the targets, not their upstream stages.
+        pipeline: Select everything connected with the targets.
+        downstream: Select the targets and their downstream stages instead of the upstream ones.
+        recursive: Let a folder select all stages defined in it and its subfolders.
+        glob: Treat names of stages as patterns.
     """
 
     single_item: bool = False
@@ -43,14 +43,14 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to decide; as DVC's options of these names.
+    """Rules of a decision, named as DVC's options.
 
     Attributes:
-        force: Run stages for which nothing changed, too, and ask no run cache.
-        force_downstream: Run all that need a stage that ran.
-        run_cache: Restore what an equal run wrote.
-        pull: What is not here may come from the remote.
-        allow_missing: Data that is not here is no reason to run.
+        force: Run stages even if nothing changed, without the run cache.
+        force_downstream: Run all stages downstream of a stage that ran.
+        run_cache: Restore the outputs of an equal run.
+        pull: Fetch missing data from the remote.
+        allow_missing: Ignore missing data as a reason to run.
     """
 
     force: bool = False
@@ -62,12 +62,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class Choice:
-    """A decision and what it rests on.
+    """A decision with its basis.
 
     Attributes:
         decision: The decision.
-        inputs: What the stage would read.
-        entry: The run whose outputs are restored; for a skip with reasons, the last one.
+        inputs: Current inputs of the stage.
+        entry: The run whose outputs are restored; for a skip with reasons, the last run.
     """
 
     decision: Decision
@@ -76,15 +76,15 @@ class Choice:
 
 
 def selected(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
-    """Return the stages that are meant, in the order of the graph.
+    """Return the selected stages, in the order of the graph.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         targets: See `dvkf_prefect.pipeline.plan.selection.choose`; all stages if empty.
-        scope: What else is meant by them, or what not.
+        scope: Expansion of the targets.
 
     Raises:
-        StageNotFoundError: A target is none.
+        StageNotFoundError: A target selects no stage.
     """
     graph = snapshot.graph
     if not targets:
@@ -116,15 +116,15 @@ def decide(
     dry: bool = True,
     on_disk: bool = False,
 ) -> Choice:
-    """Decide on one stage; those that it needs were decided on.
+    """Decide on one stage, after the stages that it needs.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stage: The stage.
-        rules: How to decide.
-        forced: Run it, whatever has changed.
-        dry: Only ask the remote; otherwise what a decision rests on is brought.
-        on_disk: What it reads has to lie in the workspace, see `Snapshot.inputs`.
+        rules: Rules of the decision.
+        forced: Run it in any case.
+        dry: Only query the remote; if False, fetch the data that the decision depends on.
+        on_disk: Require its inputs in the workspace, see `Snapshot.inputs`.
     """
     entry = snapshot.entry(stage)
     inputs = snapshot.inputs(stage, entry, on_disk=on_disk)
@@ -160,8 +160,8 @@ def _known_run(
     *,
     dry: bool,
 ) -> Entry | None:
-    """Return a run with the same inputs whose outputs can all be had, or None."""
-    # What lies at a persistent output is where the next run goes on.
+    """Return a run with the same inputs whose outputs are all available, or None."""
+    # The next run continues from the current content of a persistent output.
     only_outputs = all(reason.kind == "output" for reason in reasons) and not any(
         out.persist and snapshot.look(out.path).digest for out in stage.outs
     )
@@ -186,9 +186,10 @@ def _known_run(
 
 
 def _is_known(stage: Stage, entry: Entry, reasons: Sequence[Reason], rules: Rules) -> bool:
-    """Tell whether the last run's outputs may come from the cache: as DVC, only what reads something has known runs.
+    """Return True if the last run's outputs may be restored; as in DVC, only stages with inputs have known runs.
 
-    What lies in the workspace as it was recorded is taken in again whatever the stage reads.
+    Outputs that are unchanged in the workspace and missing only from the cache are cached again, whatever the stage
+    reads.
     """
     if can_restore(stage, entry) or (rules.pull and all(map(_is_absence, reasons))):
         return True
@@ -196,7 +197,7 @@ def _is_known(stage: Stage, entry: Entry, reasons: Sequence[Reason], rules: Rule
 
 
 def _can_have(snapshot: Snapshot, stage: Stage, entry: Entry, *, pull: bool, dry: bool) -> bool:
-    """Tell whether all outputs of a run are in the cache, in the workspace, or with ``pull`` on the remote."""
+    """Return True if all outputs of a run are in the cache, in the workspace, or with ``pull`` on the remote."""
     recorded = {item["path"]: item for item in entry.get("outs", ())}
     away: list[Output] = []
     for out in stage.outs:
@@ -231,12 +232,12 @@ def _output(stage: Stage, path: str, item: dict[str, Any], remote: str | None) -
 
 
 def bring(repo: Repo, outputs: Sequence[Output], *, dry: bool = False) -> bool:
-    """Bring outputs into the cache from their remotes; tell whether all of them are there.
+    """Fetch outputs into the cache from their remotes; return True if all of them are there.
 
     Args:
         repo: The repository.
-        outputs: What to bring.
-        dry: Only ask whether the remotes have them.
+        outputs: The outputs to fetch.
+        dry: Only check if the remotes have them.
     """
     from dvkf_prefect.data.transfer.plan import plan_fetch
     from dvkf_prefect.data.transfer.transfer import fetch

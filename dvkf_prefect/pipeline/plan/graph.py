@@ -1,4 +1,4 @@
-"""The graph of stages: who reads what whom wrote."""
+"""Dependency graph of stages, built from the paths they read and write."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dvkf_prefect.formats.files import PIPELINE_FILE
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.template import JOIN
 
-# A stage in a file; its own name may have a colon in it, from the item that it was made for.
+# A stage in a file; a stage's name may contain a colon, from its ``foreach`` or ``matrix`` item.
 _ADDRESS = re.compile(r"((?:.*?/)?dvc\.yaml|):(.+)", re.DOTALL)
 
 
 class Graph:
-    """Stages and the edges between them: from a stage to those that write what it reads.
+    """Stages and their edges: from a stage to the writers of its inputs.
 
-    A dependency needs every output that it is, lies in, or holds.
+    A dependency needs every output that equals it, contains it or lies inside it.
 
     Args:
         stages: All stages of a repository, in the order of their files.
-        sources: What `.dvc` files describe. A stage that reads an import which follows its source (one that is not
-            frozen) needs those that write what was imported; other `.dvc` files bring no edges.
-        lenient: Take stages that no order suits or that write one path, for a verb that only looks.
+        sources: Outputs of `.dvc` files. An import that follows its source (not frozen) adds edges: its readers need
+            the writers of the source. Other `.dvc` files add no edges.
+        lenient: Accept cycles and several writers of one path, for read-only commands.
 
     Raises:
         StageGraphError: Two stages write one path, one writes into the other's output, or they form a cycle.
@@ -66,11 +66,11 @@ class Graph:
         self._order = self._postorder(self.stages, self.needs)
 
     def order(self, addresses: Iterable[str] | None = None, *, alone: bool = False) -> list[Stage]:
-        """Return stages, each after those it needs, in the order DVC runs them.
+        """Return stages in the order DVC runs them, each after those it needs.
 
         Args:
-            addresses: The stages wanted; None for all.
-            alone: Leave out those that they need.
+            addresses: The selected stages; None for all.
+            alone: Leave out the stages they need.
         """
         if addresses is None:
             return [self.stages[address] for address in self._order]
@@ -80,18 +80,18 @@ class Graph:
         return [self.stages[address] for address in self._order if address in wanted]
 
     def needs(self, address: str) -> tuple[str, ...]:
-        """Return the stages that one waits for; a frozen one waits for none."""
+        """Return the stages that a stage waits for; a frozen one waits for none."""
         return () if self.stages[address].frozen else self.upstream[address]
 
     def find(self, target: str) -> list[str]:
-        """Return the stages a person means.
+        """Resolve a target to stages.
 
         Args:
-            target: A stage's name or address, the name of a group made by ``foreach`` or ``matrix`` for all of its
-                stages, a dvc.yaml, or an output, relative to the root.
+            target: A stage's name or address, a dvc.yaml, or an output, relative to the root. The name of a
+                ``foreach`` or ``matrix`` group means all of its stages.
 
         Raises:
-            StageNotFoundError: It is none of them; names what there is.
+            StageNotFoundError: The target is none of these; the message lists the stages.
         """
         if target in self.stages:
             return [target]
@@ -120,7 +120,7 @@ class Graph:
         here = [(address, stage) for address, stage in self.stages.items() if stage.file == file]
         if not any(stage.group == group for _, stage in here):
             return []
-        # As in DVC, by the name alone.
+        # As in DVC, matched by the name alone.
         return [address for address, stage in here if stage.name.startswith(group + JOIN)]
 
     def _postorder(self, roots: Iterable[str], needs: Callable[[str], tuple[str, ...]]) -> list[str]:
@@ -152,7 +152,7 @@ class Graph:
 
 
 def followed(output: Output) -> str | None:
-    """Return the path in the repository that a `.dvc` file's output follows, if it does.
+    """Return the path in the repository that a `.dvc` file's output follows, or None.
 
     Args:
         output: The output.
@@ -167,7 +167,7 @@ def followed(output: Output) -> str | None:
 
 
 def _through(imports: Mapping[str, str], read: Iterable[str]) -> list[str]:
-    """Return paths with those that were imported as them, as what holds them, or as what they hold."""
+    """Return the paths read, plus the sources of all imports that overlap them."""
     found = dict.fromkeys(read)
     waiting = list(found)
     while waiting:
@@ -181,7 +181,7 @@ def _through(imports: Mapping[str, str], read: Iterable[str]) -> list[str]:
 
 
 def _upwards(path: str) -> list[str]:
-    """Return a path and every folder above it."""
+    """Return a path and all its parent folders."""
     found = []
     while path:
         found.append(path)

@@ -1,7 +1,7 @@
 """Dependencies outside the repository: an absolute path, a path that leads out, or a url.
 
-They are described as `dvc import-url` describes its source: by what the service says of them, else by the md5 of their
-bytes. They are neither brought nor stored; the command reads them where they are.
+They are recorded as `dvc import-url` records its source: by the metadata of the service, else by the md5 of their
+bytes. They are neither downloaded nor cached; the command reads them in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MARKS = ("md5", "etag", "checksum")
 
 
 def mark_of(item: Mapping[str, Any]) -> str | None:
-    """Return what tells the content of an entry's dependency: its digest, or the mark of a service.
+    """Return the content identifier of an entry's dependency: its digest, or the etag or checksum of a service.
 
     Args:
         item: The dependency as the entry holds it.
@@ -34,7 +34,7 @@ def mark_of(item: Mapping[str, Any]) -> str | None:
 
 
 def place_of(repo: Repo, stage: Stage, dep: Dependency) -> str:
-    """Return where a dependency outside lies: an absolute path, or a url.
+    """Return the place of an outside dependency: an absolute path, or a url.
 
     Args:
         repo: The repository.
@@ -47,7 +47,7 @@ def place_of(repo: Repo, stage: Stage, dep: Dependency) -> str:
 
 
 def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | None, Item | None]:
-    """Return what a dependency outside is now, to compare and as an entry holds it; None where it is not there.
+    """Return the current state of an outside dependency, to compare and as an entry holds it; None if missing.
 
     Args:
         repo: The repository.
@@ -55,8 +55,8 @@ def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | No
         dep: One of its dependencies.
 
     Raises:
-        RemoteError: Its service does not answer, or refuses.
-        ConfigError: Its url cannot be used.
+        RemoteError: The service does not answer, or refuses.
+        ConfigError: The url cannot be used.
     """
     from dvkf_prefect.data.imports.sources import open_source
 
@@ -64,7 +64,7 @@ def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | No
     if "://" not in place and not _can_be_read(place):
         return None, None
     if "://" not in place and os.path.isfile(place) and not os.path.getsize(place):
-        # Nothing to read; files that the kernel makes up, and whose reader may wait, seem to be empty.
+        # Treated as empty without reading: the kernel's virtual files have size 0, and reading them may block.
         isexec = {"isexec": True} if os.stat(place).st_mode & 0o111 else {}
         return Stored(_EMPTY, 0, isexec=bool(isexec)), {
             "path": dep.name,
@@ -88,15 +88,15 @@ def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | No
 
 
 def differs_at_a_look(repo: Repo, stage: Stage, dep: Dependency, recorded: Mapping[str, Any] | None) -> bool:
-    """Tell whether a local dependency differs from its record by kind, size or number of files; nothing is read.
+    """Return True if a local dependency differs from its record by kind, size or number of files; reads no content.
 
-    Whoever only looks at a repository need not hash what its author names: a whole disk, for instance.
+    A status query need not hash a large dependency, for instance a whole disk.
 
     Args:
         repo: The repository.
         stage: The stage.
         dep: One of its dependencies.
-        recorded: It as dvc.lock has it; None where that has none.
+        recorded: The dependency in dvc.lock; None if absent.
     """
     if recorded is None or mark_of(recorded) is None:
         return True
@@ -120,7 +120,7 @@ def differs_at_a_look(repo: Repo, stage: Stage, dep: Dependency, recorded: Mappi
 
 
 def exists_outside(repo: Repo, stage: Stage, dep: Dependency) -> bool:
-    """Tell whether a local dependency outside can be read; of a url nothing is asked.
+    """Return True if a local outside dependency can be read; urls are not queried and count as readable.
 
     Args:
         repo: The repository.

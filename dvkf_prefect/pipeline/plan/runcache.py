@@ -1,4 +1,4 @@
-"""The run cache: what each signature's run wrote, in ``.dvc/cache/runs``, byte for byte as DVC keeps it."""
+"""Run cache: the result of each signature's run, in ``.dvc/cache/runs``, byte for byte as DVC stores it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from dvkf_prefect.pipeline.plan.signature import input_key, result_key
 
 
 class RunCache:
-    """The runs a cache remembers.
+    """The recorded runs of a cache.
 
     Args:
-        root: The cache's root.
+        root: Root folder of the cache.
     """
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "runs"
 
     def path(self, key: str, value: str) -> Path:
-        """Return where the run of an input key and a result key is kept."""
+        """Return the path of the run with an input key and a result key."""
         return self._folder / key[:2] / key / value
 
     def find(self, key: str) -> Entry | None:
-        """Return the newest run with these inputs, or None; one that cannot be read is passed over.
+        """Return the newest run with these inputs, or None; unreadable ones are skipped.
 
         Args:
-            key: A stage's signature.
+            key: Input key of a stage.
         """
         folder = self._folder / key[:2] / key
         try:
@@ -43,7 +43,7 @@ class RunCache:
             return None
         found: list[tuple[int, str]] = []
         for entry in entries:
-            # A collection may remove it meanwhile.
+            # A garbage collection may remove it meanwhile.
             with suppress(FileNotFoundError):
                 if not entry.name.startswith("."):
                     found.append((entry.stat().st_mtime_ns, entry.path))
@@ -54,13 +54,13 @@ class RunCache:
         return None
 
     def save(self, entry: Entry) -> None:
-        """Remember a run; one that is known already is left as it is.
+        """Record a run; an existing record is kept.
 
         Args:
             entry: The stage's entry of dvc.lock.
 
         Raises:
-            DiskFullError: There is no room.
+            DiskFullError: The disk is full.
         """
         path = self.path(input_key(entry), result_key(entry))
         if _read(path) is None:
@@ -69,11 +69,11 @@ class RunCache:
 
 
 def can_restore(stage: Stage, entry: Entry) -> bool:
-    """Tell whether equal inputs may be answered from the run cache, as DVC decides it.
+    """Return True if a run with equal inputs may be restored from the run cache, by DVC's rules.
 
     Args:
         stage: The stage.
-        entry: Its inputs: dependencies with digests, and parameters.
+        entry: Inputs of the stage: dependencies with digests, and parameters.
     """
     return bool(
         not stage.runs_always
@@ -87,7 +87,7 @@ def can_restore(stage: Stage, entry: Entry) -> bool:
 
 
 def can_save(stage: Stage, entry: Entry) -> bool:
-    """Tell whether a run is remembered: DVC leaves out those with a plain output that is not cached."""
+    """Return True if a run is recorded; DVC omits stages with a plain output that is not cached."""
     return can_restore(stage, entry) and all(out.cached or out.kind != "out" for out in stage.outs)
 
 
@@ -96,7 +96,7 @@ def _read(path: Path) -> Entry | None:
         entry: Any = documents.load(read_description(path), path.name)
     except (OSError, ParseError):
         return None
-    # Entries come from remotes, too: a digest of another form would be a path out of the cache.
+    # Entries may come from a remote: a malformed digest could form a path outside the cache.
     if find_wrong(entry) or not all("md5" in out for out in entry.get("outs", [])):
         return None
     return cast(Entry, entry)

@@ -1,4 +1,4 @@
-"""Which stages a person means: by names, groups, patterns, files, folders and outputs."""
+"""Selection of stages by names, groups, patterns, files, folders and outputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dvkf_prefect.pipeline.plan.graph import Graph
 def choose(
     repo: Repo, graph: Graph, targets: Sequence[str], *, recursive: bool = False, glob: bool = False
 ) -> list[str]:
-    """Return the addresses of the stages that are meant, none twice.
+    """Return the addresses of the selected stages, without duplicates.
 
     Args:
         repo: The repository.
-        graph: Its stages.
-        targets: For each a stage's name or address, the name of a ``foreach`` or ``matrix``, a dvc.yaml, a folder that
-            holds one, or an output; relative to the root.
-        recursive: A folder means all stages described in it and below.
-        glob: Names of stages are patterns.
+        graph: Stages of the repository.
+        targets: Each a stage's name or address, the name of a ``foreach`` or ``matrix``, a dvc.yaml, its folder, or
+            an output; relative to the root.
+        recursive: Let a folder select all stages defined in it and its subfolders.
+        glob: Treat names of stages as patterns.
 
     Raises:
-        StageNotFoundError: A target is none of them.
+        StageNotFoundError: A target is none of these.
     """
     found: dict[str, None] = {}
     for target in targets:
@@ -52,12 +52,12 @@ def _meant(repo: Repo, graph: Graph, target: str, recursive: bool, glob: bool) -
     try:
         return graph.find(target)
     except StageNotFoundError:
-        # A name means a stage of the dvc.yaml beside which it was typed; a folder means the one in it.
+        # A name means a stage of the dvc.yaml in the same folder; a folder means the dvc.yaml in it.
         beside = f"{posixpath.join(posixpath.dirname(plain), PIPELINE_FILE)}:{posixpath.basename(plain)}"
         inside = posixpath.normpath(posixpath.join(plain, PIPELINE_FILE))
         for other in () if colon else (beside, inside):
             with suppress(StageNotFoundError):
                 return graph.find(other)
         if posixpath.basename(plain) == PIPELINE_FILE and (repo.root / plain).is_file():
-            return []  # it describes plots, metrics, parameters or artifacts alone
+            return []  # the file has only plots, metrics, parameters or artifacts
         raise

@@ -1,6 +1,6 @@
-"""What makes two runs of a stage the same: the run cache's keys.
+"""Signatures of runs: the run cache's keys.
 
-Source: DVC 3.x (``dvc/stage/cache.py``): sha256 of the entry's JSON, keys sorted, sizes left out.
+Source: DVC 3.x (``dvc/stage/cache.py``): sha256 of the entry's JSON, with sorted keys and without sizes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def input_key(entry: Entry) -> str:
 
 
 def result_key(entry: Entry) -> str:
-    """Return the key of a whole entry, the outputs' content included."""
+    """Return the key of a whole entry, including the outputs' content."""
     return _sha256(entry)
 
 
@@ -29,7 +29,7 @@ def _sha256(entry: Entry) -> str:
 
 
 def _without_sizes(value: Any) -> Any:
-    # DVC leaves these keys out wherever they stand, in parameters too.
+    # DVC omits these keys at every level, in parameters too.
     if isinstance(value, dict):
         return {k: _without_sizes(v) for k, v in value.items() if k not in _LEFT_OUT}
     if isinstance(value, list):

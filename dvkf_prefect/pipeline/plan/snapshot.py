@@ -1,4 +1,4 @@
-"""A repository's stages beside what is on disk now; each file is asked about once."""
+"""Stages of a repository and the current state of the workspace; each file is examined once."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.remote import Remote
 
 UNKNOWN = Stored("", 0)
-"""Content that a stage will write, which nobody knows yet."""
+"""Content that a stage will write and that is not known yet."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage would read now.
+    """Current inputs of a stage.
 
     Attributes:
-        deps: Its dependencies by name as written: content, `UNKNOWN`, or None for one that is not to be had.
-        items: The same as an entry holds it, and its datasets, where all are known.
+        deps: Dependencies by name as written: content, `UNKNOWN`, or None if not available.
+        items: Dependencies as an entry holds them, with the datasets; only those that are known.
         params: Parameter values by file as written.
-        missing_params: ``file`` or ``file:key`` of what is declared and not there.
-        datasets: The datasets it reads, by name as written: as dvc.lock has them, None for one whose version is not
-            known: it was never updated, or is declared anew, or nowhere.
-        wrong: Why dependencies are not to be had that are there, by name as written.
-        storable: Whether dvc.lock can hold the parameters; only those of a look may be others.
+        missing_params: ``file`` or ``file:key`` of declared parameters that are missing.
+        datasets: Datasets by name as written, as dvc.lock has them. None if the version is not known: never updated,
+            declared anew, or not declared.
+        wrong: Reasons why existing dependencies are not usable, by name as written.
+        storable: True if dvc.lock can hold the parameters; always True unless the snapshot only looks.
     """
 
     deps: Mapping[str, Stored | None]
@@ -56,7 +56,7 @@ class Inputs:
 
     @property
     def known(self) -> bool:
-        """Whether all of it is known and there."""
+        """True if all inputs are known and present."""
         return (
             self.storable
             and not self.missing_params
@@ -67,20 +67,20 @@ class Inputs:
 
 @dataclass
 class Snapshot:
-    """The stages and outputs of a workspace, and what lies there.
+    """Stages and outputs of a workspace, with its current state.
 
     Args:
         repo: The repository.
-        away: Where outputs are that nobody brings here, for manifests and sizes.
-        only_looks: Whether nothing will be recorded, so that what lies outside need not be read if its size differs.
-        lenient: Take outputs that claim one path and stages that no order suits, to say how each of them is.
+        away: Remote of outputs that are not fetched here, for manifests and sizes.
+        only_looks: True if nothing will be recorded; outside dependencies of another size are then not read.
+        lenient: Accept overlapping outputs and cycles of stages, to report on each of them.
 
     Attributes:
-        graph: Its stages.
-        outputs: Everything tracked, by path, as recorded.
+        graph: Graph of the stages.
+        outputs: All tracked outputs by path, as recorded.
 
     Raises:
-        ParseError: A file does not say what its format allows.
+        ParseError: A file does not follow its format.
         StageGraphError: The stages do not form a graph.
         OutputOverlapError: A stage's output overlaps a tracked one.
     """
@@ -119,7 +119,7 @@ class Snapshot:
         self.outputs = {output.path: output for output in tracked}
 
     def _with_own_paths(self, stage: Stage) -> Stage:
-        """Return a stage whose absolute dependencies in the repository are such as all others, as DVC has them."""
+        """Return a stage with absolute dependencies inside the repository made relative, as in DVC."""
         root = f"{self.repo.root}/"
         if not any(dep.external and dep.name.startswith("/") for dep in stage.deps):
             return stage
@@ -131,21 +131,21 @@ class Snapshot:
         ]
         return replace(stage, deps=tuple(deps))
 
-    # -- what was recorded -----------------------------------------------------------------------------------------
+    # -- records ---------------------------------------------------------------------------------------------------
 
     def entry(self, stage: Stage) -> Entry | None:
-        """Return what dvc.lock had of a stage's last run when it was first asked for one."""
+        """Return the stage's last run; dvc.lock is read once, at the first request."""
         if stage.file not in self._locks:
             self._locks[stage.file] = read_lock(self.files, lock_file(stage.file))
         return self._locks[stage.file].get(stage.name)
 
-    # -- what is there ---------------------------------------------------------------------------------------------
+    # -- current state ---------------------------------------------------------------------------------------------
 
     def look(self, path: str, hash_name: str = MD5) -> Found:
-        """Return what lies at a path, as a comparison needs it, see `Workspace.look`.
+        """Return the current state of a path for a comparison, see `Workspace.look`.
 
         Raises:
-            OutputError: Something there cannot be tracked.
+            OutputError: The path holds something that cannot be tracked.
         """
         key = (path, hash_name)
         if key not in self._found:
@@ -155,7 +155,7 @@ class Snapshot:
         return self._found[key]
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Look again at paths, at what they hold and at what holds them: they were written to."""
+        """Invalidate cached state of these paths, their children and parents."""
         for path in paths:
             for other in (path, *_folders(path), *self._below.get(path, ())):
                 for hash_name in (MD5, LEGACY):
@@ -164,14 +164,14 @@ class Snapshot:
                 del self._params[file]
 
     def forget_all(self) -> None:
-        """Look again at everything: a command ran that may have written anywhere."""
+        """Invalidate all cached state: a command ran that may have written anywhere."""
         self._found.clear()
         self._outside.clear()
         self._below.clear()
         self._params.clear()
 
     def tracked(self, path: str) -> Output | None:
-        """Return the output that a path is, or lies in."""
+        """Return the output that equals or contains a path."""
         while path:
             if path in self.outputs:
                 return self.outputs[path]
@@ -179,7 +179,7 @@ class Snapshot:
         return None
 
     def is_cached(self, digest: str, hash_name: str = MD5) -> bool:
-        """Tell whether all of a content is in the cache."""
+        """Return True if the cache has all of a content."""
         key = f"{hash_name}:{digest}"
         if key in self._cached:
             return True
@@ -187,14 +187,14 @@ class Snapshot:
         found = cache.exists(digest, hash_name) and (
             not is_tree(digest) or not cache.missing(cache.read_tree(digest, hash_name).digests, hash_name)
         )
-        if found:  # what is not there may come
+        if found:  # a missing object may be added later, so only success is remembered
             self._cached.add(key)
         return found
 
-    # -- what a stage would read -----------------------------------------------------------------------------------
+    # -- inputs of a stage -----------------------------------------------------------------------------------------
 
     def plan(self, stage: Stage, entry: Entry | None) -> None:
-        """Note what a stage will write, for the stages after it: an entry's outputs, or nobody knows what."""
+        """Record a stage's future outputs for the stages after it: an entry's outputs, or unknown content."""
         recorded = {item["path"]: stored_of(item) for item in (entry or {}).get("outs", ())}
         for out in stage.outs:
             self._planned[out.path] = recorded.get(out.name, UNKNOWN)
@@ -204,7 +204,7 @@ class Snapshot:
                 folder = posixpath.dirname(folder)
 
     def expect(self, output: Output) -> None:
-        """Note that what a `.dvc` file records will lie in the workspace."""
+        """Record that a `.dvc` file's content will be in the workspace."""
         if output.digest:
             self._planned[output.path] = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
 
@@ -212,14 +212,14 @@ class Snapshot:
         return bool(self._planned) and any(above in self._planned for above in (path, *_folders(path)))
 
     def ahead(self) -> Snapshot:
-        """Return the same for a look ahead: what is planned here is planned there, but not the other way round."""
+        """Return a copy for planning ahead: it sees this snapshot's plans; its own plans do not come back here."""
         other = copy.copy(self)
         other._planned = ChainMap({}, self._planned)
         other._planned_folders = ChainMap({}, self._planned_folders)
         return other
 
     def content(self, path: str) -> Stored | None:
-        """Return what a dependency holds: what will be written there, what lies there, or what is recorded."""
+        """Return a dependency's content: planned, in the workspace, or recorded, in this order."""
         if path in self._planned_folders:
             return UNKNOWN
         above = path
@@ -236,14 +236,14 @@ class Snapshot:
             output = self.outputs.get(above)
             if output is not None and output.digest and output.hash_name == MD5:
                 if above != path and (self.repo.root / above).exists():
-                    return None  # the directory is here, without this part of it
+                    return None  # the directory is in the workspace, without this part of it
                 stored = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
                 return stored if above == path else self._part(stored, above, path)
             above = posixpath.dirname(above)
         return None
 
     def _part(self, whole: Stored, folder: str, path: str) -> Stored | None:
-        """Return one file or folder of a directory, as its manifest has it."""
+        """Return one file or folder inside a directory, by its manifest."""
         if not is_tree(whole.digest):
             return None
         cache = self.repo.cache
@@ -277,12 +277,12 @@ class Snapshot:
             return None if self.away is None else self.away.storage.size(object_key(digest))
 
     def inputs(self, stage: Stage, entry: Entry | None, *, on_disk: bool = False) -> Inputs:
-        """Return what a stage would read now.
+        """Return the current inputs of a stage.
 
         Args:
             stage: The stage.
-            entry: Its last run.
-            on_disk: Whether only what lies in the workspace counts, or is expected there, not what could be brought.
+            entry: Last run of the stage.
+            on_disk: Count only inputs that are, or are expected, in the workspace; not those that could be fetched.
 
         Raises:
             ParseError: A parameter file does not parse.
@@ -353,14 +353,14 @@ class Snapshot:
                     raise
                 import logging
 
-                # All else can still be told.
+                # The report remains useful without it.
                 logging.getLogger(__name__).warning("a dependency cannot be looked at: %s", error)
                 self._outside[place] = None, None
         stored, item = self._outside[place]
         return stored, None if item is None else {**item, "path": dep.name}
 
     def _dataset(self, name: str) -> Mapping[str, Any] | None:
-        """Return what dvc.lock has of a dataset; one of any dvc.yaml, as in DVC."""
+        """Return the dvc.lock record of a dataset; it may be in any dvc.yaml, as in DVC."""
         if self._datasets is None:
             from dvkf_prefect.formats.artifacts import read_datasets
 
@@ -369,7 +369,7 @@ class Snapshot:
         return self._datasets.get(name)
 
     def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Stored | None:
-        """Return the recorded content of DVC 2.x, if it is still what lies there."""
+        """Return the recorded content of DVC 2.x, if the workspace still has it."""
         if old is None or not old.get("md5") or old.get("hash") == MD5:
             return None
         return stored_of(old) if self.look(dep.path, LEGACY).digest == old["md5"] else None

@@ -1,4 +1,4 @@
-"""Whether a stage has to run, and why."""
+"""Reasons to run a stage, and the decision derived from them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _VERBS: dict[Action, str] = {"run": "run", "skip": "skip", "restore": "restore f
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One thing that is not as the stage's last run left it.
+    """One difference from the stage's last run.
 
     Attributes:
-        kind: What sort of thing: ``new``, nothing is recorded of the stage; ``command``, ``dependency``,
-            ``parameter`` or ``output``, it is another one now, or gone; ``always``, the stage runs every time;
-            ``forced``, it was asked for.
-        name: Which: a path, ``file:key`` of a parameter, or the stage.
-        old: The digest, value or command of the last run; None if there was none.
-        new: The one now; None if there is none, or nobody knows it yet.
-        note: How it differs, where old and new do not tell.
+        kind: Kind of difference. ``new``: the stage has no record. ``command``, ``dependency``, ``parameter`` or
+            ``output``: it changed or is missing. ``always``: the stage runs every time. ``forced``: the user forced
+            the run.
+        name: A path, ``file:key`` of a parameter, or the stage.
+        old: Digest, value or command of the last run; None if there was none.
+        new: Current digest, value or command; None if absent or not known yet.
+        note: Description of the difference, if old and new do not show it.
     """
 
     kind: Kind
@@ -59,20 +59,20 @@ class Reason:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it: ``kind``, ``name``, ``old``, ``new``, and ``text`` for people."""
+        """Return the reason as for JSON: ``kind``, ``name``, ``old``, ``new``, and a readable ``text``."""
         name = without_secrets(self.name)
         return {"kind": self.kind, "name": name, "old": self.old, "new": self.new, "text": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be done with a stage, or was.
+    """A planned or completed action on a stage.
 
     Attributes:
-        stage: Its address.
-        action: ``run``, ``skip``, or ``restore`` its outputs from the cache instead of running it.
-        reasons: Why; none for a stage that nothing changed for.
-        commands: What the stage runs.
+        stage: Address of the stage.
+        action: ``run``, ``skip``, or ``restore``: take its outputs from the cache instead of running it.
+        reasons: Reasons of the action; empty if nothing changed.
+        commands: Commands of the stage.
     """
 
     stage: str
@@ -85,12 +85,12 @@ class Decision:
         return f"Stage '{self.stage}': {_VERBS[self.action]} ({why})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it: ``stage``, ``action``, and the ``reasons``, see `Reason.as_dict`."""
+        """Return the decision as for JSON: ``stage``, ``action``, and the ``reasons``, see `Reason.as_dict`."""
         reasons = [reason.as_dict() for reason in self.reasons]
         return {"stage": self.stage, "action": self.action, "reasons": reasons}
 
     def markdown(self) -> str:
-        """Return it as markdown: what is done, and a table of what changed, from what to what."""
+        """Return the decision as Markdown: the action, and a table of the changes with old and new values."""
         head = f"**{_escape(self.stage)}**: {_VERBS[self.action]}"
         if not self.reasons:
             return f"{head}, nothing changed"
@@ -108,7 +108,7 @@ class Decision:
 
 
 def _escape(text: str) -> str:
-    """Return a text that means nothing to markdown, and stays in its cell."""
+    """Escape a text for a cell of a Markdown table."""
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text).replace("\n", " ")
 
 
@@ -127,13 +127,13 @@ def reasons_for(snapshot: Snapshot, stage: Stage, entry: Entry | None, inputs: I
     """Compare a stage with its last run.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stage: The stage.
-        entry: Its last run.
-        inputs: What it would read now.
+        entry: Last run of the stage.
+        inputs: Current inputs of the stage.
 
     Returns:
-        All that differs, inputs first; nothing for a stage that is up to date.
+        All differences, inputs first; empty if the stage is up to date.
     """
     if entry is None:
         always = (Reason("always", stage.address),) if stage.runs_always and not stage.frozen else ()
@@ -184,13 +184,13 @@ def _dataset_reasons(
     if new is None:
         yield Reason("dependency", name, _version(old), None, "has no version; run `dvc dataset update`")
     elif old is None or old != new:
-        # What it is read from may have changed without its version.
+        # The dataset's source may have changed without its version.
         note = "" if old is None or _version(old) != _version(new) else "is another one"
         yield Reason("dependency", name, _version(old), _version(new), note)
 
 
 def _version(dataset: Mapping[str, Any] | None) -> Any:
-    """Return what tells the versions of a dataset apart: a commit, a number, or what its files are."""
+    """Return the version of a dataset: a commit, a number, or the metadata of its files."""
     if dataset is None:
         return None
     for key in ("rev_lock", "version"):
@@ -200,7 +200,7 @@ def _version(dataset: Mapping[str, Any] | None) -> Any:
 
 
 def output_reasons(snapshot: Snapshot, stage: Stage, entry: Entry) -> Iterable[Reason]:
-    """Compare a stage's outputs with what its last run wrote."""
+    """Compare a stage's outputs with the outputs of its last run."""
     recorded = {item["path"]: item for item in entry.get("outs", ())}
     for out in stage.outs:
         item = recorded.get(out.name, {})
@@ -216,18 +216,18 @@ def output_reasons(snapshot: Snapshot, stage: Stage, entry: Entry) -> Iterable[R
 
 
 def stage_status(repo: Repo, stages: Sequence[str] = ()) -> dict[str, tuple[Reason, ...]]:
-    """Tell what changed for stages; nothing is run and nothing is planned ahead.
+    """Return the changes of stages; nothing is run and nothing is planned ahead.
 
     Args:
         repo: The repository.
         stages: Names, addresses, dvc.yaml files or outputs; all stages if empty.
 
     Returns:
-        Reasons by address, for those that have any.
+        Reasons by address, only for stages that have any.
 
     Raises:
-        StageNotFoundError: A target is none of them.
-        ParseError: A file does not say what its format allows.
+        StageNotFoundError: A target is none of these.
+        ParseError: A file does not follow its format.
 
     Example:
         >>> stage_status(Repo.open("path/to/repository"), ["train"])
@@ -253,12 +253,12 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
 
     Args:
         repo: The repository.
-        data: What `Repo.status` said of the same targets.
-        targets: Only these; all if empty.
+        data: Result of `Repo.status` for the same targets.
+        targets: Restrict the report to these; all if empty.
 
     Returns:
-        By `.dvc` file or stage: ``{"changed deps": …}``, ``{"changed outs": …}``, ``"changed command"``,
-        ``"always changed"``.
+        By `.dvc` file or stage: ``{"changed deps": …}``, ``{"changed outs": …}``, ``"changed command"``, ``"always
+        changed"``.
     """
     snapshot = Snapshot(repo, only_looks=True, lenient=True)
     report: dict[str, list[Any]] = {}
@@ -276,7 +276,7 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
         try:
             wanted.update(snapshot.graph.find(target))
         except StageNotFoundError:
-            continue  # a `.dvc` file or its output, which `data` is about
+            continue  # a `.dvc` file or its output; `data` covers it
     for stage in snapshot.graph.order(wanted if targets else None, alone=True):
         entry = snapshot.entry(stage)
         inputs = snapshot.inputs(stage, entry, on_disk=True)
@@ -311,7 +311,7 @@ def _changed_deps(repo: Repo, stage: Stage, entry: Entry | None, inputs: Inputs)
             changed[reason.name] = state
             continue
         if reason.kind == "dependency":
-            # DVC calls one that was never read modified, too.
+            # DVC also calls a dependency modified that was never read.
             gone = reason.new is None and reason.name not in inputs.wrong
             changed[paths[reason.name]] = "deleted" if gone else "modified"
             continue
