@@ -1,4 +1,4 @@
-"""The commands of a stage: the shell they run in, their environment, and what they print."""
+"""Commands of a stage: their shell, their environment and their output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dvkf_prefect.pipeline.step.spec import StepSpec
 from dvkf_prefect.processes import leash
 
 PYTHONPATH_VARIABLE = "DVKF_STAGE_PYTHONPATH"
-"""The module path that commands get instead of the one that runs them; set by whoever changes that one."""
+"""Variable with the commands' PYTHONPATH, set by a starter that changes its own for this process."""
 
 _TAIL_BYTES = 16_384
 _TAIL_LINES = 60
@@ -29,10 +29,12 @@ _SHELL_FLAGS = {"zsh": ["--no-rcs"], "bash": ["--noprofile", "--norc"]}
 
 
 class Interrupts:
-    """Ctrl-C in a process that runs one stage: its command gets it, as with DVC in a terminal, and may end well.
+    """Ctrl-C handling of a process that runs one stage.
+
+    The stage's command gets the interrupt, as with DVC in a terminal, and may still succeed.
 
     Attributes:
-        came: Whether one came.
+        came: True once an interrupt arrived.
     """
 
     def __init__(self) -> None:
@@ -40,12 +42,12 @@ class Interrupts:
         self._process: leash.LeashedProcess | None = None
 
     def listen(self) -> None:
-        """Hand interrupts of this process on from now on; one that ignores them goes on doing so."""
+        """Forward interrupts of this process from now on; a process that ignores them continues to do so."""
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._take)
 
     def hand_to(self, process: leash.LeashedProcess | None) -> None:
-        """Name the command that runs now; it gets what came before it was there.
+        """Set the running command; an earlier interrupt is sent to it at once.
 
         Args:
             process: The command, or None for none.
@@ -61,7 +63,7 @@ class Interrupts:
 
 
 interrupts = Interrupts()
-"""Those of this process."""
+"""Interrupts of this process."""
 
 
 class Commands:
@@ -69,10 +71,10 @@ class Commands:
 
     Args:
         spec: The stage.
-        root: The folder that stands for the repository's root.
+        root: Folder that serves as the repository's root.
 
     Attributes:
-        seconds: How long they ran.
+        seconds: Running time of the commands.
     """
 
     def __init__(self, spec: StepSpec, root: Path) -> None:
@@ -83,15 +85,16 @@ class Commands:
 
     @property
     def log_tail(self) -> str:
-        """The end of what they printed, as plain text."""
+        """Last lines of the commands' output, as plain text."""
         return clean_log(b"".join(self._tail))
 
     def run(self) -> None:
-        """Run them.
+        """Run all commands.
 
         Raises:
-            StageFailedError: One ended with an error; those after it were not run.
-            StageCancelledError: One was interrupted; if it was the last and ended well all the same, all is well.
+            StageFailedError: A command failed; the commands after it were not run.
+            StageCancelledError: A command was interrupted. If the last command succeeds in spite of it, the stage
+                succeeds.
         """
         shell = os.environ.get("SHELL") or "/bin/sh"
         argv = [shell, *_flags(shell), "-c"]
@@ -125,7 +128,7 @@ class Commands:
         reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
         reader.start()
         try:
-            # No bound: a training may take days. It is ended by whoever started the step.
+            # No timeout: a training may take days. The starter of the step ends it.
             return process.wait()
         finally:
             interrupts.hand_to(None)
@@ -135,7 +138,7 @@ class Commands:
                 process.stdout.close()
 
     def _environment(self) -> dict[str, str]:
-        """Return the environment as DVC makes it, with the module path of whoever started the run."""
+        """Return the environment as DVC builds it, with the module path of the run's starter."""
         environment = {**os.environ, **self._spec.env, "DVC_STAGE": self._spec.stage}
         if (path := environment.pop(PYTHONPATH_VARIABLE, None)) is not None:
             environment.pop("PYTHONPATH", None)
@@ -153,7 +156,7 @@ class Commands:
     def _say(self, chunk: bytes, log: IO[bytes] | None, *, tail: bool = True) -> None:
         if log:
             log.write(chunk)
-        # A reader of our own output that went away is no failure of the stage.
+        # A closed output of this process must not fail the stage.
         with suppress(OSError, ValueError):
             binary = getattr(sys.stdout, "buffer", None)
             if binary:
@@ -169,7 +172,7 @@ class Commands:
 
 
 def _flags(shell: str) -> list[str]:
-    """Return the flags that keep a shell from reading its own settings. Source: dvc/stage/run.py, ``_make_cmd``."""
+    """Return the flags that keep a shell from reading its settings. Source: dvc/stage/run.py, ``_make_cmd``."""
     name = os.path.basename(shell).lower()
     if name == "fish":
         with suppress(OSError, ValueError, subprocess.SubprocessError):
@@ -181,7 +184,7 @@ def _flags(shell: str) -> list[str]:
 
 
 def clean_log(data: bytes) -> str:
-    """Return the end of a log as plain text: no terminal codes, of a progress bar its last state."""
+    """Return the end of a log as plain text: no terminal codes, and only the last state of a progress bar."""
     text = _TERMINAL_CODES.sub("", data[-2 * _TAIL_BYTES :].decode(errors="replace"))
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return "\n".join(lines[-_TAIL_LINES:])[-_TAIL_BYTES:]

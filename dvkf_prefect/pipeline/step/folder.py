@@ -1,4 +1,4 @@
-"""The folder of its own that a stage runs in, and what a run that was killed left in one."""
+"""Work folder of a stage's run, and recovery of the folders of killed runs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from dvkf_prefect.leftovers import OwnedFolder, claim, sweep_old
 from dvkf_prefect.paths import check_parents
 from dvkf_prefect.pipeline.step.spec import WORK, StepSpec
 
-# Its outputs are being moved into the store, and no longer whole.
+# Marker file: outputs are being moved into the store and are no longer complete.
 _STORED = "stored"
 _NAME = 40
-# Seconds for which folders of other stages, and of other repositories with the same cache, are left for a look.
+# Seconds to keep folders of other stages, and of other repositories with the same cache, for inspection.
 _KEPT = 7 * 24 * 3600
 
 
 class StepFolder:
-    """A folder for one run of one stage, below the cache so that files can be moved between the two.
+    """Work folder for one run of one stage, below the cache so that files can be moved between the two.
 
-    Leftovers of earlier runs of the stage go first; what they hold at persistent outputs comes into the workspace.
-    The owner is told by a lock, see `leftovers`: a process number says nothing about another container's run.
+    Leftovers of earlier runs of the stage are removed first; their persistent outputs are moved into the workspace. A
+    lock identifies the owner, see `leftovers`: a process id does not identify a run in another container.
 
     Args:
         spec: The stage's run.
 
     Attributes:
         path: The folder.
-        root: In it, the folder that stands for the repository's root.
-        side: In it, the root of a cache for outputs that stay out of the real one.
-        regained: The persistent outputs that an earlier run left.
+        root: Its subfolder that serves as the repository's root.
+        side: Its subfolder with a cache for outputs that stay out of the real one.
+        regained: Persistent outputs recovered from an earlier run.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: The folder cannot be created.
         DvkfError: A persistent output leads out of the workspace.
     """
 
@@ -54,14 +54,14 @@ class StepFolder:
         self.side = self.path / "side"
 
     def begin_to_store(self) -> None:
-        """Mark the outputs as being moved, so that what is left of them is never taken for a whole."""
+        """Mark the outputs as being moved, so that leftovers are never taken for complete outputs."""
         (self.path / _STORED).touch()
 
     def release(self, *, keep: bool) -> None:
-        """Give it up, persistent outputs of a run that did not end well first.
+        """Release the folder; persistent outputs of a failed run are saved first.
 
         Args:
-            keep: Leave it for a look, or for whoever takes what lies beside; the stage's next run removes it.
+            keep: Leave the folder for inspection or for the reader of `side`; the stage's next run removes it.
         """
         try:
             self._keep_persistent(self.path)
@@ -69,7 +69,7 @@ class StepFolder:
             self._owned.release(keep=keep)
 
     def _keep_persistent(self, folder: Path) -> None:
-        """Bring what a run that failed or was killed left at persistent outputs to where the next one goes on."""
+        """Copy persistent outputs of a failed or killed run into the workspace, where the next run continues."""
         workspace, left = self._spec.workspace, folder / WORK
         if workspace is None or not left.exists() or (folder / _STORED).exists():
             return
@@ -99,7 +99,7 @@ def copy_writable(source: Path, target: Path) -> None:
 
 
 def _prefix(spec: StepSpec) -> str:
-    """Return how the folders of a stage are named: repositories that share a cache have stages of the same name."""
+    """Return the name prefix of a stage's folders; repositories with a shared cache may have equal stage names."""
     place = hashlib.sha256(f"{spec.workspace}\0{spec.stage}".encode(errors="surrogateescape")).hexdigest()
     name = re.sub(r"[^A-Za-z0-9_.]+", "-", spec.stage).strip("-.")[:_NAME]
     return f"{name or 'stage'}-{place[:8]}-"

@@ -1,4 +1,4 @@
-"""Run one stage in the workspace, as DVC does: nothing is copied, and what it leaves stays where it is."""
+"""Run of one stage in the workspace, as in DVC: nothing is copied, and files it leaves stay in place."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from dvkf_prefect.pipeline.step.spec import StepContent, StepOutput, StepResult,
 def run_in_place(spec: StepSpec) -> StepResult:
     """Run a stage's commands in the workspace, then hash its outputs and put them into the cache.
 
-    The outputs are removed first, but for persistent ones. When a command fails or is stopped, all that it wrote
-    stays.
+    Non-persistent outputs are removed first. If a command fails or is stopped, all its files stay.
 
     Args:
-        spec: What to run.
+        spec: Specification of the run.
 
     Returns:
-        How it ended; a failure is told by `StepResult.error` and raised by `StepResult.check`.
+        The result. A failure is in `StepResult.error`; `StepResult.check` raises it.
     """
     root = Path(spec.workspace or ".")
     commands = Commands(spec, root)
@@ -76,7 +75,7 @@ def _make_way(root: Path, out: StepOutput, stage: str) -> None:
 
 
 def _unprotect(place: Path, info: os.stat_result) -> None:
-    """Replace links into the cache by copies that can be written to."""
+    """Replace links into the cache by writable copies."""
     if stat.S_ISDIR(info.st_mode):
         with os.scandir(place) as entries:
             for entry in entries:
@@ -97,7 +96,7 @@ def _unprotect(place: Path, info: os.stat_result) -> None:
 
 
 def _take(repo: Repository, out: StepOutput, spec: StepSpec) -> StepContent:
-    """Hash an output, put it into the cache if it belongs there, and link it as the settings say."""
+    """Hash an output, add it to the cache if it belongs there, and link it as configured."""
     check_parents(repo.root, out.path)
     found = repo.workspace.look(out.path) if not out.cached else None
     if (found is not None and found.digest is None) or not (repo.root / out.path).exists():

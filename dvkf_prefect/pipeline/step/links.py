@@ -1,8 +1,8 @@
-"""Data that a stage reads in a folder of its own: linked from the cache as ``cache.type`` allows, rather than copied.
+"""Linked data of a stage's work folder: placed from the cache by the link types of ``cache.type``, without a copy.
 
-A link of blocks is the stage's own. A hard link or a symbolic link leads to the object itself, which is read-only, but
-not for root, nor for whoever makes it writable. So objects are looked at when the commands have ended: one that
-was written to is taken out of the cache, and put back from the workspace where that has it.
+A reflink is independent of the object. A hard link or a symbolic link is the object itself. The object is read-only,
+but root or a chmod can still write to it. So all linked objects are checked after the commands. A modified object is
+removed from the cache, and restored from the workspace if that has a good copy.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class StepLinks:
     """The linked data of one stage.
 
     Args:
-        workspace: The repository's root.
-        config: The settings of its cache.
-        root: The folder that stands for the repository's root.
+        workspace: Root of the repository.
+        config: Settings of its cache.
+        root: Folder that serves as the repository's root.
 
     Attributes:
-        damaged: The digests of objects that were written to, see `mend`.
+        damaged: Digests of objects that were modified, see `mend`.
     """
 
     def __init__(self, workspace: Path, config: Mapping[str, str], root: Path) -> None:
@@ -45,12 +45,12 @@ class StepLinks:
         self.damaged: set[str] = set()
 
     def place(self, digest: str, path: str, *, isexec: bool = False) -> None:
-        """Place a file or directory that the cache has.
+        """Place a cached file or directory.
 
         Args:
-            digest: Its digest.
-            path: Where to, relative to the root; its parent folder is there.
-            isexec: Whether a single file may be executed.
+            digest: Digest of the content.
+            path: Destination, relative to the root; its parent folder exists.
+            isexec: True if a single file is executable.
 
         Raises:
             ObjectError: An object is missing or damaged.
@@ -69,20 +69,20 @@ class StepLinks:
                 self._placed[os.path.relpath(base + relpaths[row], self._root)] = digests[row]
 
     def settle(self) -> None:
-        """Remember what the objects look like, once all is placed."""
+        """Record the stat data of all placed objects, to detect later writes."""
         if self._links.shares:
             self._links.settle()
             self._looks = {digest: _look(self._cache.path(digest)) for digest in self._placed.values()}
 
     def digest_of(self, path: str) -> str | None:
-        """Return the digest of what was placed at a path as a link to an object, or None."""
+        """Return the digest of the object linked at a path, or None."""
         return self._placed.get(path)
 
     def mend(self) -> tuple[str, ...]:
-        """Take objects that were written to out of the cache, and put them back from the workspace where they are good.
+        """Remove modified objects from the cache, and restore them from good copies in the workspace.
 
         Returns:
-            The paths whose content is nowhere else on this machine.
+            Paths of modified objects without a good copy on this machine.
         """
         lost: list[str] = []
         seen: set[str] = set()

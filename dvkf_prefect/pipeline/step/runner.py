@@ -1,4 +1,4 @@
-"""Where stages execute: the contract of a runner, and the runner of plain child processes."""
+"""Execution of stages: the contract of a runner, and the runner of plain child processes."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from dvkf_prefect.pipeline.step.commands import PYTHONPATH_VARIABLE
 from dvkf_prefect.pipeline.step.spec import StepResult, StepSpec
 from dvkf_prefect.processes import leash
 
-# Folders of runs that were killed are told by it, and go with the next run.
+# Prefix that identifies folders of killed runs; the next run removes them.
 _PREFIX = "dvkf-stages-"
 
 
 class StageRun(Protocol):
-    """One stage on its way."""
+    """One running stage."""
 
     def wait(self, timeout: float | None = None) -> StepResult:
-        """Wait for the end and return what the stage put out.
+        """Wait for the stage's end and return its result.
 
         Args:
-            timeout: Seconds; None waits for as long as the stage runs.
+            timeout: Seconds; None waits without a limit.
 
         Raises:
-            TimeoutError: It still runs.
-            StageError: It failed; the class tells how.
+            TimeoutError: The stage still runs.
+            StageError: The stage failed; the class gives the kind of failure.
             StageCancelledError: `cancel` or the runner's ``close`` stopped it.
-            RunnerError: It is not known how it ended.
+            RunnerError: The outcome is unknown.
         """
 
     def cancel(self) -> None:
-        """Stop it and all that it started; `wait` then raises `StageCancelledError`."""
+        """Stop the stage and all its processes; `wait` then raises `StageCancelledError`."""
 
 
 @runtime_checkable
 class Interruptible(StageRun, Protocol):
-    """A stage whose command can get Ctrl-C, as in a terminal."""
+    """A stage that can forward Ctrl-C to its command, as in a terminal."""
 
     def interrupt(self) -> None:
-        """Hand it on and return at once; `wait` returns the result should the command end well all the same."""
+        """Forward Ctrl-C and return at once; `wait` still returns the result if the command succeeds."""
 
 
 class Runner(Protocol):
-    """Something that runs stages, several at once; a context manager that ends all it started."""
+    """Runs stages, several at once; as a context manager it ends all of them on exit."""
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Name of the runner for users."""
 
     def start(self, spec: StepSpec) -> StageRun:
         """Start a stage and return at once."""
 
     def close(self) -> None:
-        """End what still runs."""
+        """Stop all running stages."""
 
     def __enter__(self) -> Runner: ...
 
@@ -74,15 +74,15 @@ class Runner(Protocol):
 
 @runtime_checkable
 class BatchRunner(Runner, Protocol):
-    """A runner that takes stages together with those they wait for, and starts each as it becomes possible.
+    """A runner that takes stages together with those they wait for, and starts each when its inputs are ready.
 
-    A cluster runs them as one pipeline: what a stage writes is handed on by digest, without this machine. A runner
-    that is none of these is given a stage when all that it reads is known.
+    A cluster runs them as one pipeline: outputs go from stage to stage by digest, without this machine. Any other
+    runner gets a stage only when all its inputs are known.
 
     Attributes:
-        fetches: Whether the objects that a stage wrote are in the cache of its specification when `StageRun.wait`
-            returns. Where they are not, they are on the remote, and the result tells their digests; only outputs that
-            stay out of the cache are brought, to `StepResult.side_dir`.
+        fetches: True if a stage's objects are in the cache of its specification when `StageRun.wait` returns. If
+            False, they are on the remote, and the result has their digests. Then only outputs that stay out of the
+            cache are downloaded, to `StepResult.side_dir`.
     """
 
     fetches: bool
@@ -90,41 +90,41 @@ class BatchRunner(Runner, Protocol):
     def start_all(
         self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
     ) -> Mapping[str, StageRun]:
-        """Start stages that may need each other; returns when they are on their way.
+        """Start stages that may depend on each other; return when they are submitted.
 
         Args:
-            specs: The stages, in any order. What the digest of a dependency says counts only where no other of them
-                writes it; `StepResult.deps` tells what it was.
-            edges: For a stage's address those it has to wait for besides the ones whose outputs it reads.
+            specs: The stages, in any order. A dependency's digest is ignored if another of these stages writes it;
+                `StepResult.deps` then has the actual one.
+            edges: Additional predecessors by stage address, besides the writers of its inputs.
 
         Returns:
-            The run of each stage by its address. ``wait`` returns as soon as that stage has ended. When one fails,
-            those that need it raise `StageCancelledError`; others may, too. ``cancel`` of one cancels all of them.
+            The run of each stage by its address. ``wait`` returns as soon as that stage has ended. If one fails, the
+            stages that need it raise `StageCancelledError`; others may, too. ``cancel`` of one cancels all.
 
         Raises:
-            StageGraphError: They do not form a graph.
-            RunnerError: They could not be started.
+            StageGraphError: The stages do not form a graph.
+            RunnerError: The stages could not be started.
         """
 
 
 def runs_in_place(runner: Runner, stage: Stage) -> bool:
-    """Tell whether a runner runs a stage in the workspace: where it does so, unless the stage says otherwise.
+    """Return True if a stage runs in the workspace: if the runner does so and the stage does not forbid it.
 
     Args:
-        runner: The runner; one that says nothing gives each stage a clean folder.
-        stage: The stage; ``meta: {dvkf: {hermetic: true}}`` asks for a clean folder.
+        runner: The runner; without an ``in_place`` attribute it gives each stage a clean folder.
+        stage: The stage; ``meta: {dvkf: {hermetic: true}}`` requests a clean folder.
     """
     return bool(getattr(runner, "in_place", False)) and not is_hermetic(stage)
 
 
 def is_hermetic(stage: Stage) -> bool:
-    """Tell whether a stage asks for a clean folder.
+    """Return True if a stage requests a clean folder.
 
     Args:
         stage: The stage.
 
     Raises:
-        ParseError: ``meta.dvkf`` says something that is not known.
+        ParseError: ``meta.dvkf`` has an unknown key or value.
     """
     values = stage.meta.get("dvkf") if isinstance(stage.meta, Mapping) else None
     if values is None:
@@ -138,7 +138,7 @@ def is_hermetic(stage: Stage) -> bool:
 
 
 def is_lenient(runner: Runner, stage: Stage) -> bool:
-    """Tell whether a stage in a folder of its own may write more than its outputs: unless a clean folder was asked for.
+    """Return True if a stage in a work folder may write more than its outputs: unless a clean folder is requested.
 
     Args:
         runner: The runner.
@@ -148,12 +148,12 @@ def is_lenient(runner: Runner, stage: Stage) -> bool:
 
 
 class LocalRunner:
-    """Runs each stage in a child process of its own session, which dies with this process.
+    """Runs each stage in a child process with its own session; it dies with this process.
 
     Args:
-        echo: Let the stages' output through to this process's own.
-        in_place: Whether stages run in the workspace, as DVC runs them; False gives each a clean folder.
-        patience: Seconds that an interrupted command has to end by itself, before SIGTERM and then SIGKILL.
+        echo: Pass the stages' output through to this process's own.
+        in_place: True runs stages in the workspace, as DVC does; False gives each a clean folder.
+        patience: Seconds for an interrupted command to end by itself, before SIGTERM and then SIGKILL.
 
     Example:
         >>> import tempfile
@@ -187,7 +187,7 @@ class LocalRunner:
         return run
 
     def close(self) -> None:
-        """End what still runs."""
+        """Stop all running stages."""
         for run in self._runs:
             run.cancel()
         self._folder.release()
@@ -207,7 +207,9 @@ class _ProcessRun:
     ) -> None:
         self._patience = patience
         self._timer: threading.Timer | None = None
-        self._runner = runner  # its folder, which holds the result, goes when nobody has it
+        self._runner = (
+            runner  # keeps the runner's folder, which holds the result, until the run is no longer used
+        )
         self._stage = spec.stage
         self._result = place / "result.json"
         (place / "spec.json").write_text(spec.to_json())
@@ -244,7 +246,7 @@ class _ProcessRun:
             leash.end(self._process)
 
     def interrupt(self) -> None:
-        """Hand Ctrl-C on; the command may end well all the same. Does not wait for it."""
+        """Forward Ctrl-C and return at once; the command may still succeed."""
         if self._process.poll() is None and self._timer is None:
             self._cancelled = True
             self._process.send_signal(signal.SIGINT)
@@ -254,7 +256,7 @@ class _ProcessRun:
 
 
 def _environment() -> dict[str, str]:
-    """Return the child's environment: where this package was found, it must be found again."""
+    """Return the child's environment, in which it finds this same package."""
     package = str(Path(__file__).resolve().parents[3])
     if package not in sys.path or "site-packages" in package:
         return dict(os.environ)

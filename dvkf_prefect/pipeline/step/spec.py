@@ -1,4 +1,4 @@
-"""What a stage's run needs, and what it gives back: plain values that travel as JSON."""
+"""Specification and result of a stage's run: plain values that are passed as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from dvkf_prefect import errors
 from dvkf_prefect.errors import DvkfError, RunnerError, StageFailedError
 
-# Where, in a stage's own folder, its copy of the repository is.
+# Subfolder of a stage's work folder with its copy of the repository.
 WORK = "work"
 
 
@@ -19,11 +19,11 @@ class StepDependency:
     """A dependency, by content.
 
     Attributes:
-        path: Posix, relative to the repository's root.
+        path: Posix path, relative to the repository's root.
         digest: md5 in hex, with ``.dir`` for a directory.
-        size: Bytes.
-        isexec: Whether a single file may be executed.
-        nfiles: Number of files of a directory, where it is known.
+        size: Size in bytes.
+        isexec: True if a single file is executable.
+        nfiles: Number of files of a directory, None if not known.
     """
 
     path: str
@@ -38,12 +38,12 @@ class StepOutput:
     """An output that the command must write.
 
     Attributes:
-        path: Posix, relative to the repository's root.
-        cached: False keeps it out of the cache; its content then waits in `StepResult.side_dir`.
+        path: Posix path, relative to the repository's root.
+        cached: False keeps it out of the cache; its content is then in `StepResult.side_dir`.
         kind: ``out``, ``metric`` or ``plot``.
-        previous: The digest of the content that a persistent output has when the command starts.
-        isexec: Whether that content is an executable file.
-        persist: Whether the output is kept where it is when the command starts, and when it fails.
+        previous: Digest of a persistent output's content at the start of the command.
+        isexec: True if that content is an executable file.
+        persist: True keeps the output in place when the command starts, and when it fails.
     """
 
     path: str
@@ -59,12 +59,12 @@ class StepContent:
     """An output as the command wrote it.
 
     Attributes:
-        path: Posix, relative to the repository's root.
+        path: Posix path, relative to the repository's root.
         digest: md5 in hex, with ``.dir`` for a directory.
-        size: Bytes; of a directory the sum.
+        size: Size in bytes; of a directory the sum.
         nfiles: Number of files of a directory, None for a file.
-        isexec: Whether a single file may be executed.
-        hash_name: ``md5``, or ``md5-dos2unix`` for what an entry of DVC 2.x recorded.
+        isexec: True if a single file is executable.
+        hash_name: ``md5``, or ``md5-dos2unix`` for the record of an entry of DVC 2.x.
     """
 
     path: str
@@ -77,11 +77,11 @@ class StepContent:
 
 @dataclass(frozen=True, slots=True)
 class StepKnown:
-    """A run of the same commands and parameters that is known already.
+    """A known earlier run of the same commands and parameters.
 
     Attributes:
-        deps: The digest of each dependency that it read, by path.
-        outs: What it wrote.
+        deps: Digests of its dependencies, by path.
+        outs: Outputs of that run.
     """
 
     deps: Mapping[str, str]
@@ -93,24 +93,24 @@ class StepSpec:
     """One run of one stage.
 
     Attributes:
-        stage: The stage's address.
-        cmd: The commands, run one after another.
-        cache_dir: The cache's root.
-        wdir: The folder they run in, relative to the root; "" for the root.
-        deps: What the folder holds when they start.
-        params: The values the stage may read: ``{file: {dotted key: value}}``, files relative to the root; the
-            key "" holds a whole file.
-        outs: What they must write.
-        workspace: Where a dependency that is not in the cache is copied from; None when all are.
-        log: A file that the output of the commands goes to as well.
-        env: Further environment variables.
-        known: A run to take the outputs of, instead of running the commands, should the dependencies turn out to be
-            what it read. Only for runners that start stages before all that they read is known.
-        in_place: Whether the commands run in the workspace itself, as DVC runs them.
-        cache_config: The settings of the cache that the outputs of such a run go into, and that data is linked from;
-            empty where it is copied.
-        sources: A folder whose files are in a clean folder, too, under what is declared; None for none.
-        lenient: Whether a run in a clean folder may write more than its outputs, which is then lost.
+        stage: Address of the stage.
+        cmd: Commands, run one after another.
+        cache_dir: Root of the cache.
+        wdir: Folder they run in, relative to the root; "" for the root.
+        deps: Contents of the folder at the start.
+        params: Values the stage may read: ``{file: {dotted key: value}}``, files relative to the root; the key ""
+            holds a whole file.
+        outs: Outputs they must write.
+        workspace: Folder to copy uncached dependencies from; None if all are cached.
+        log: Additional file for the output of the commands.
+        env: Additional environment variables.
+        known: Earlier run whose outputs are taken, without running the commands, if the dependencies equal its own.
+            Only for runners that start stages before all inputs are known.
+        in_place: True runs the commands in the workspace itself, as DVC does.
+        cache_config: Settings of the cache that stores such a run's outputs and that data is linked from. If empty,
+            data is copied.
+        sources: Folder whose files are copied into the clean folder, except declared paths; None for none.
+        lenient: True lets a run in a clean folder write more than its outputs; the additional files are lost.
     """
 
     stage: str
@@ -130,16 +130,16 @@ class StepSpec:
     lenient: bool = False
 
     def to_json(self) -> str:
-        """Return it as JSON."""
+        """Return the specification as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StepSpec:
-        """Read what `to_json` wrote.
+        """Read the JSON of `to_json`.
 
         Raises:
             TypeError: A field is missing or unknown.
-            ValueError: It is not JSON.
+            ValueError: The text is not JSON.
         """
         values = json.loads(text)
         values["cmd"] = tuple(values["cmd"])
@@ -152,26 +152,26 @@ class StepSpec:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
-        stage: The stage's address.
-        outs: What was written and stored; empty when it failed.
-        exit_code: Of the command that ended the run; negative for the signal that killed it.
-        seconds: How long the commands ran.
-        log_tail: The end of what they printed, without terminal codes.
+        stage: Address of the stage.
+        outs: Outputs written and stored; empty on failure.
+        exit_code: Exit code of the command that ended the run; negative for the signal that killed it.
+        seconds: Running time of the commands.
+        log_tail: Last lines of the commands' output, without terminal codes.
         command: The command that failed.
-        error: The name of the error's class in `dvkf_prefect.errors`; "" when all is well.
-        message: The error's message.
-        side_dir: The root of a cache that holds the outputs which stay out of the real one; whoever started
-            the run takes them and removes its parent folder. "" when there are none.
-        deps: The dependencies with the content that the command found, where they were not all known when the run
-            was started: stages of one batch hand each other digests. Empty when the specification tells.
-        commit: The commit that the sources were bundled of, where they were.
-        dirty: The source files that were not as in that commit.
-        run: The id of the run that the stage was a task of, where there is one.
-        restored: Whether no command ran, since the outputs were known: `StepSpec.known`.
-        warnings: What was read or written and not declared, as far as it was seen.
+        error: Name of the error's class in `dvkf_prefect.errors`; "" on success.
+        message: Message of the error.
+        side_dir: Root of a cache with the outputs that stay out of the real one; "" if there are none. The starter of
+            the run takes them and removes its parent folder.
+        deps: Dependencies with the content that the command read, if not all were known at the start: stages of one
+            batch pass digests to each other. Empty if the specification has them all.
+        commit: Commit of the bundled sources, if any.
+        dirty: Source files that differed from that commit.
+        run: Id of the run that the stage was a task of, if any.
+        restored: True if no command ran because the outputs were known: `StepSpec.known`.
+        warnings: Undeclared reads and writes, as far as detected.
     """
 
     stage: str
@@ -192,18 +192,18 @@ class StepResult:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error; otherwise every output was written and stored."""
+        """True if the run ended with an error; otherwise all outputs were written and stored."""
         return bool(self.error)
 
     def check(self) -> None:
-        """Raise the error that ended the run; do nothing when all is well.
+        """Raise the error that ended the run; do nothing on success.
 
         Raises:
             StageFailedError: A command ended with an error.
             StageOutputError: An output was not written.
             StageWriteError: Something other than the outputs was written.
-            StageCancelledError: It was stopped.
-            DvkfError: Whatever else the run met, in its own class.
+            StageCancelledError: The run was stopped.
+            DvkfError: Any other error of the run, in its own class.
         """
         if self.error == StageFailedError.__name__:
             raise StageFailedError(self.stage, self.command, self.exit_code, self.log_tail)
@@ -214,16 +214,16 @@ class StepResult:
             raise RunnerError(self.message)
 
     def to_json(self) -> str:
-        """Return it as JSON."""
+        """Return the result as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StepResult:
-        """Read what `to_json` wrote.
+        """Read the JSON of `to_json`.
 
         Raises:
             TypeError: A field is missing or unknown.
-            ValueError: It is not JSON.
+            ValueError: The text is not JSON.
         """
         values = json.loads(text)
         values["outs"] = tuple(StepContent(**out) for out in values.get("outs", ()))

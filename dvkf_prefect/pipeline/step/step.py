@@ -1,7 +1,7 @@
-"""Run one stage from digests, in a clean folder: the same code on a laptop and in a pod.
+"""Run of one stage from digests, in a clean folder: the same code on a laptop and in a pod.
 
-``python -m dvkf_prefect.pipeline.step.step SPEC.json RESULT.json`` runs the `StepSpec` in the first file and
-writes a `StepResult` to the second; it ends with 0 whenever it could write one.
+``python -m dvkf_prefect.pipeline.step.step SPEC.json RESULT.json`` runs the `StepSpec` in the first file and writes a
+`StepResult` to the second. It exits with 0 whenever a result was written.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
 
 
 class Objects(Protocol):
-    """Where a run gets content by digest, and puts it; a `Cache` is one, a remote can be."""
+    """Store of content by digest for a run; a `Cache` is one, a remote can be."""
 
     def exists(self, digest: str) -> bool:
-        """Tell whether the object is there."""
+        """Return True if the object exists."""
 
     def export(self, digest: str, dest: Path, *, isexec: bool = False) -> None:
         """Copy a file or directory out, verified."""
@@ -70,17 +70,17 @@ class Objects(Protocol):
 
 
 def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
-    """Run a stage's commands: in a folder that holds exactly what the stage declares, or in the workspace.
+    """Run a stage's commands: in a folder with exactly the declared files, or in the workspace.
 
-    The outputs are hashed and stored, files before manifests. When a command writes less or more than its
-    outputs in a folder of its own, that folder is kept and the message names it.
+    The outputs are hashed and stored, files before manifests. If a command in a work folder writes less or more than
+    its outputs, that folder is kept, and the message names it.
 
     Args:
-        spec: What to run.
-        objects: Where content comes from and goes to; the cache of the specification by default.
+        spec: Specification of the run.
+        objects: Store for the content read and written; the cache of the specification by default.
 
     Returns:
-        How it ended; a failure is told by `StepResult.error` and raised by `StepResult.check`.
+        The result. A failure is in `StepResult.error`; `StepResult.check` raises it.
 
     Example:
         >>> import tempfile
@@ -193,7 +193,7 @@ class _Step:
                 self._objects.export(out.previous, target, isexec=out.isexec)
 
     def _place_sources(self, folder: Path) -> None:
-        """Copy the files that git tracks, as they are now, but for what the stage declares: that comes by digest."""
+        """Copy git-tracked files in their current state, except declared paths, which are placed by digest."""
         declared = {dep.path for dep in self._spec.deps} | {out.path for out in self._spec.outs}
         for path in _source_files(folder):
             if path.startswith(".dvc/") or posixpath.basename(path) == "dvc.lock":
@@ -246,7 +246,7 @@ class _Step:
     # -- after -------------------------------------------------------------------------------------------------
 
     def _check(self) -> tuple[str, ...]:
-        """Refuse a run that wrote less than its outputs or, unless it may, more; return what to warn of.
+        """Refuse a run that wrote less than its outputs or, unless lenient, more; return the warnings.
 
         Raises:
             StageOutputError: An output is missing.
@@ -318,10 +318,10 @@ class _Step:
         try:
             return _look(entry.stat(follow_symlinks=linked))
         except FileNotFoundError:
-            return (0, 0, 0, 0)  # what it leads to was removed
+            return (0, 0, 0, 0)  # the target of the link was removed
 
     def _differs(self, path: str, place: str) -> bool:
-        """Tell whether a file that was there before has other bytes now; touching one is allowed."""
+        """Return True if the bytes of a file changed during the run; touching it is allowed."""
         if self._links is not None and (digest := self._links.digest_of(path)) is not None:
             return digest in self._links.damaged or not os.path.exists(place) or digest_file(place) != digest
         if path in self._sources:
@@ -354,7 +354,7 @@ class _Step:
 
 
 def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stored:
-    """Move a file or directory of a clean folder into a store, files before the manifest."""
+    """Move a file or directory of a work folder into a store, files before the manifest."""
     info = path.stat()
     if not stat.S_ISDIR(info.st_mode):
         if not stat.S_ISREG(info.st_mode):
@@ -372,7 +372,7 @@ def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stor
 
 
 def _source_files(folder: Path) -> Iterator[str]:
-    """Yield the files that git tracks below a folder; of one that is not in git, such as an unpacked bundle, all."""
+    """Yield the git-tracked files below a folder; outside git, for example in an unpacked bundle, all files."""
     git = Git.find(folder)
     if git is None:
         yield from (path for path, _ in _walk(folder, set()))
