@@ -1,4 +1,4 @@
-"""`repro`: stages brought their inputs, run in order, and recorded.
+"""`repro`: stages get their inputs, run in order, and are recorded.
 
-It may import plan and step.
+The package may import plan and step.
 """

@@ -1,11 +1,12 @@
-"""Stages that are started together, before all that they read is known, on a runner that hands content on by itself.
+"""Batches of stages, started together before all inputs are known, on a runner that passes content on by itself.
 
-On a cluster a pipeline run is one thing: its stages wait for each other there, and content goes from one to the next
-by digest. So the stages that certainly run are joined by those that wait for them. Such a stage might turn out to need
-no run, because what it reads comes out as before; its specification then names the run that is known
-(`StepSpec.known`), and the runner takes that one's outputs. That run is the last one, in dvc.lock: of older
-ones, in the run cache, there may be many for each stage, and which one fits is known only when what it reads is. So a
-stage may run there that would be restored here; what is recorded is the same.
+On a cluster a pipeline is one run: its stages wait for each other there, and content is passed on by digest. So a
+batch has the stages that certainly run, and those that wait for them.
+
+A waiting stage may turn out to need no run, because its inputs are unchanged. So its specification names its last run
+in dvc.lock (`StepSpec.known`). If the inputs match, the runner takes the outputs of that run. Older runs in the run
+cache are not considered: there may be many, and the match is known only with the inputs. So a stage may run on a
+cluster that would be restored locally; the record is the same.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Member:
 
     Attributes:
         stage: The stage.
-        choice: Why it runs, and what is known of what it reads.
-        spec: Its run.
-        waits_for: The stages of the batch that it needs.
+        choice: The decision on the stage, with the known inputs.
+        spec: Specification of its run.
+        waits_for: Stages of the batch that it needs.
     """
 
     stage: Stage
@@ -48,26 +49,26 @@ class Member:
 
 
 def can_join(stage: Stage, members: Iterable[Stage]) -> bool:
-    """Tell whether a stage can be told what it reads without looking at what other stages of its batch write.
+    """Return True if a stage's inputs can be specified without reading what the rest of its batch writes.
 
     Args:
         stage: The stage.
-        members: The others.
+        members: The other stages.
     """
     written = {out.path for member in members for out in member.outs}
     if any(path.startswith(dep.path + "/") or not dep.path for dep in stage.deps for path in written):
-        return False  # a folder of which outputs are parts: nobody else can tell its digest
+        return False  # a folder that contains outputs: the runner cannot compute its digest
     read = {stage.params_path(file) for file in stage.params}
     return not any(is_within(file, path) for file in read for path in written)
 
 
 def known_run(stage: Stage, choice: Choice, entry: Entry | None) -> StepKnown | None:
-    """Return the stage's last run, if it is to be taken should its dependencies come out as they were then.
+    """Return the stage's last run, if its outputs may be taken in case the dependencies are unchanged.
 
     Args:
         stage: The stage.
         choice: The decision on it.
-        entry: What dvc.lock has of it.
+        entry: Its entry in dvc.lock.
     """
     if entry is None or any(
         reason.kind not in ("dependency", "output") for reason in choice.decision.reasons
@@ -86,11 +87,11 @@ def known_run(stage: Stage, choice: Choice, entry: Entry | None) -> StepKnown | 
 
 
 def items_read(member: Member, result: StepResult) -> tuple[Item, ...]:
-    """Return what a stage read as an entry of dvc.lock holds it.
+    """Return the inputs of a run as an entry of dvc.lock holds them.
 
     Args:
         member: The stage.
-        result: What the runner said of its run.
+        result: Result of its run.
     """
     known = {item["path"]: item for item in member.choice.inputs.items}
     found = {dep.path: dep for dep in result.deps}
@@ -106,13 +107,13 @@ def items_read(member: Member, result: StepResult) -> tuple[Item, ...]:
 
 
 class Batch:
-    """One call of `BatchRunner.start_all` and what becomes of it.
+    """One call of `BatchRunner.start_all` and its outcomes.
 
     Args:
-        runner: Where the stages run.
+        runner: Runner of the stages.
         members: The stages, by address, in the order of the graph.
-        on_start: Told of a stage when all that it waits for has ended well.
-        on_end: Told of a stage when it has ended.
+        on_start: Called with a stage once all stages it waits for have succeeded.
+        on_end: Called with a stage when it has ended.
     """
 
     def __init__(
@@ -130,10 +131,10 @@ class Batch:
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self) -> None:
-        """Run the stages; ``outcomes`` has each that ended, also when this is interrupted.
+        """Run the stages; ``outcomes`` then has each that ended, even after an interrupt.
 
         Raises:
-            DvkfError: They could not be started.
+            DvkfError: The stages could not be started.
         """
         from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -173,14 +174,14 @@ class Batch:
 
     @property
     def failed(self) -> bool:
-        """Whether a stage failed, other than by being stopped."""
+        """True if a stage failed; a stopped stage does not count."""
         return any(
             isinstance(outcome, DvkfError) and not isinstance(outcome, StageCancelledError)
             for outcome in self.outcomes.values()
         )
 
     def blocked(self, address: str) -> bool:
-        """Tell whether a stage did not run because one that it needs failed or did not run."""
+        """Return True if a stage did not run because one that it needs failed or did not run."""
         return isinstance(self.outcomes.get(address), StageCancelledError) and any(
             isinstance(self.outcomes.get(other), DvkfError) for other in self._members[address].waits_for
         )
@@ -194,12 +195,12 @@ def _outcome(future: Future[StepResult]) -> Outcome:
 
 
 def with_known(spec: StepSpec, stage: Stage, choice: Choice, entry: Entry | None) -> StepSpec:
-    """Return a specification that names the stage's last run, if that may be taken; see `known_run`."""
+    """Return a specification with the stage's last run, if its outputs may be taken; see `known_run`."""
     return replace(spec, known=known_run(stage, choice, entry))
 
 
 class Followers:
-    """The stages new to a dvc.lock that come after one in the graph's order, by name."""
+    """Names of the stages that are new to a dvc.lock and follow a stage in the graph's order."""
 
     def __init__(self, fresh: dict[tuple[str, str], int], file: str, place: int) -> None:
         self._fresh = fresh

@@ -1,4 +1,4 @@
-"""`commit` of stages: dvc.lock takes what the workspace holds."""
+"""`commit` of stages: record the workspace's state in dvc.lock."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dvkf_prefect.pipeline.run.outputs import record, take_outputs
 
 
 def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
-    """Record stages as they are in the workspace now, without running them.
+    """Record stages in their current state in the workspace, without running them.
 
     Args:
         repo: The repository.
-        targets: Only these; what is not a stage is passed over. All stages if empty.
+        targets: Restrict the commit to these; other targets than stages are ignored. All stages if empty.
 
     Returns:
-        The addresses of those that changed.
+        Addresses of the changed stages.
 
     Raises:
         StageError: A dependency or parameter of a changed stage is missing.

@@ -1,4 +1,4 @@
-"""What `repro` would do: each stage judged by what is there now, as DVC's ``repro --dry`` does."""
+"""Dry runs of `repro`: each stage is judged by the current state, as in DVC's ``repro --dry``."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def plan(
     scope: Scope | None = None,
     rules: Rules | None = None,
 ) -> list[Decision]:
-    """Tell what `repro` would do; nothing is run or written but what a look remembers.
+    """Return what `repro` would do, without running it (only the stat cache changes).
 
     Args:
         repo: The repository.
         targets: Stages, groups of them, dvc.yaml files, folders with one, outputs or `.dvc` files, relative to the
-            root, with what they need; all stages if empty.
-        force: Run stages for which nothing changed, too.
-        single_item: Leave out what the targets need.
-        scope: What else is meant by the targets, or what not; takes the place of ``single_item``.
-        rules: How to decide; takes the place of ``force``.
+            root. Their upstream stages are included. All stages if empty.
+        force: Run stages even if nothing changed.
+        single_item: Leave out the upstream stages of the targets.
+        scope: Expansion of the targets; replaces ``single_item``.
+        rules: Rules of the decisions; replaces ``force``.
 
     Returns:
-        A decision for each stage, in the order of the graph. Each is judged by what is here now, as DVC does: a stage
-        after one that runs is skipped, unless something that it reads has changed already.
+        A decision for each stage, in the order of the graph. Each is judged by the current state, as in DVC: a stage
+        after one that runs is skipped, unless its inputs have already changed.
 
     Raises:
-        StageNotFoundError: A target is none of them.
+        StageNotFoundError: A target is none of these.
         StageGraphError: The stages do not form a graph.
-        ParseError: A file does not say what its format allows.
+        ParseError: A file does not follow its format.
 
     Example:
         >>> for decision in plan(Repo.open("path/to/repository")):
@@ -76,9 +76,9 @@ def rehearse(
     on_failure: Callable[[Stage, DvkfError], None],
     on_source: Callable[[SourceEvent], None],
 ) -> ReproResult:
-    """Tell what ``repro`` would do, as ``repro --dry`` does: nothing is run or written.
+    """Return what ``repro`` would do, as ``repro --dry`` does: nothing is run or written.
 
-    Unlike for `plan`, what stages read has to lie in the workspace, unless it may be missing or come from a remote.
+    Unlike for `plan`, inputs must be in the workspace, unless the rules let them be missing or pulled.
 
     Args:
         repo: The repository.
@@ -86,17 +86,17 @@ def rehearse(
         scope: As for `repro`.
         rules: As for `repro`.
         on_error: As for `repro`.
-        on_decision: Told of each stage that can be judged.
-        on_failure: Told of each stage that lacks what it reads.
-        on_source: Told of each `.dvc` file that stages read, and of what would be done with it.
+        on_decision: Called with each stage that has a decision.
+        on_failure: Called with each stage that lacks an input.
+        on_source: Called with each `.dvc` file that stages read, and its planned action.
 
     Returns:
-        The decisions, and the stages that failed or were not come to.
+        The decisions, and the stages that failed or were blocked.
 
     Raises:
-        StageNotFoundError: A target is none of them.
+        StageNotFoundError: A target is none of these.
         StageGraphError: The stages do not form a graph.
-        ParseError: A file does not say what its format allows.
+        ParseError: A file does not follow its format.
     """
     snapshot = Snapshot(repo, only_looks=True)
     stages = chosen(snapshot, targets, scope)
@@ -150,13 +150,13 @@ def rehearse(
 
 
 def _check_there(snapshot: Snapshot, stage: Stage) -> None:
-    """Refuse a stage for which DVC cannot look up a known run, since it lacks what it reads.
+    """Refuse a stage that lacks inputs, for which DVC cannot look up a known run.
 
     Raises:
-        StageError: It lacks something.
+        StageError: An input is missing.
     """
     if stage.runs_always or not stage.outs:
-        return  # DVC knows no runs of these
+        return  # DVC has no known runs of these
     inputs = snapshot.inputs(stage, snapshot.entry(stage), on_disk=True)
     check_readable(stage, inputs)
     missing = [name for name, stored in inputs.deps.items() if stored is None]
@@ -170,7 +170,7 @@ def _check_there(snapshot: Snapshot, stage: Stage) -> None:
 
 
 def chosen(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
-    """Return the stages that targets mean; of `.dvc` files those that read them, where it goes downstream."""
+    """Return the selected stages; if the scope includes downstream stages, also the readers of `.dvc` files."""
     named = [target for target in targets if not is_source(target)]
     if len(named) < len(targets):
         if scope.downstream or scope.pipeline:

@@ -1,4 +1,4 @@
-"""Tracked data that stages read: recorded when it changed, brought back when it is gone, imports brought up to date."""
+"""Tracked data that stages read: changes are recorded, missing data is restored, imports are updated."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Action = Literal["skip", "record", "checkout", "pull", "update"]
 
 @dataclass(frozen=True, slots=True)
 class SourceEvent:
-    """What was done with a `.dvc` file whose output stages read.
+    """Action on a `.dvc` file whose output stages read.
 
     Attributes:
-        source: The file, relative to the root.
+        source: Path of the `.dvc` file, relative to the root.
         action: ``skip``, ``record`` new content, ``checkout``, ``pull``, or ``update`` of an import.
-        path: The output, relative to the root.
-        origin: Where an import comes from, as a person reads it.
+        path: Path of the output, relative to the root.
+        origin: Readable source of an import.
     """
 
     source: str
@@ -36,12 +36,12 @@ class SourceEvent:
 
 
 def is_source(target: str) -> bool:
-    """Tell whether a target names a `.dvc` file."""
+    """Return True if a target names a `.dvc` file."""
     return target.endswith(".dvc")
 
 
 def add_users(snapshot: Snapshot, sources: Sequence[str]) -> list[str]:
-    """Return the addresses of the stages that read what `.dvc` files describe.
+    """Return the addresses of the stages that read the outputs of `.dvc` files.
 
     Raises:
         StageNotFoundError: There is no such `.dvc` file.
@@ -65,10 +65,10 @@ def _of(snapshot: Snapshot, sources: Sequence[str]) -> list[Output]:
 
 
 def late_sources(snapshot: Snapshot, stages: Sequence[Stage]) -> set[str]:
-    """Return the outputs of imports that follow what stages write: they are due when those have run.
+    """Return the outputs of imports that follow stages' outputs: they are updated after those stages.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stages: The stages that may run.
     """
     written = [out.path for stage in stages for out in stage.outs]
@@ -88,7 +88,7 @@ def late_sources(snapshot: Snapshot, stages: Sequence[Stage]) -> set[str]:
 
 
 def read_by(stage: Stage, sources: Collection[str]) -> set[str]:
-    """Return those of tracked paths that a stage reads, whole or in part."""
+    """Return the tracked paths that a stage reads, whole or in part."""
     read = [dep.path for dep in stage.deps if not dep.external]
     return {path for path in sources if any(overlaps(path, dep) for dep in read)}
 
@@ -103,20 +103,20 @@ def settle(
     late: Collection[str] = (),
     dry: bool = False,
 ) -> None:
-    """Do with `.dvc` files what DVC's repro does: those that stages read, and those that are named.
+    """Update `.dvc` files as DVC's repro does: those that stages read, and the named ones.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stages: The stages.
-        sources: `.dvc` files.
-        rules: Whether data may come from the remote, and whether it may be missing.
-        tell: Told of each.
-        late: Outputs to pass over, see `late_sources`.
-        dry: Only tell; what would be brought is noted as expected.
+        sources: Paths of `.dvc` files.
+        rules: Options to pull data, and to allow missing data.
+        tell: Called with the action on each file.
+        late: Outputs to skip, see `late_sources`.
+        dry: Only report; data that would be restored is recorded as expected.
 
     Raises:
         StageNotFoundError: There is no such `.dvc` file.
-        DvkfError: An import could not be brought up to date.
+        DvkfError: An import could not be updated.
     """
     read = {dep.path for stage in stages if not stage.frozen for dep in stage.deps if not dep.external}
     folders = {path[:i] for path in read for i, letter in enumerate(path) if letter == "/"}
@@ -138,14 +138,15 @@ def settle(
 
 
 def _judge(snapshot: Snapshot, output: Output, rules: Rules) -> Action:
-    """Return what is to be done with a `.dvc` file."""
+    """Return the action on a `.dvc` file."""
     repo = snapshot.repo
     found = snapshot.look(output.path, output.hash_name)
     changed = found.digest is not None and found.digest != output.digest
     if output.origin is not None and not output.origin.frozen:
         from dvkf_prefect.data.imports.changes import changed_sources
 
-        # It holds what its source holds; what was changed by hand and is nowhere else is not overwritten.
+        # An import has its source's content; an update does not overwrite manual changes that are stored nowhere
+        # else.
         if changed or changed_sources(repo, [output]):
             return "update"
     if not output.digest or found.digest == output.digest:

@@ -1,4 +1,4 @@
-"""What `repro` tells while it works, and in the end."""
+"""Events and result of `repro`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dvkf_prefect.pipeline.plan.why import Decision, Reason
 
 @dataclass(frozen=True, slots=True)
 class StageEvent:
-    """Something that happened to a stage.
+    """Event of a stage.
 
     Attributes:
-        stage: Its address.
+        stage: Address of the stage.
         kind: ``start``, ``skip``, ``restore``, ``done`` or ``fail``.
-        reasons: Why it ran or was restored.
-        seconds: How long its commands ran.
-        log_tail: The end of what they printed.
-        message: What went wrong, for ``fail``.
-        frozen: Whether it is frozen.
-        ended: How many stages were done with, this one among them, but for ``start``.
-        total: How many there are.
-        warnings: What it read or wrote and did not declare, as far as it was seen.
+        reasons: Reasons why it ran or was restored.
+        seconds: Running time of its commands.
+        log_tail: Last lines of the commands' output.
+        message: Error message, for ``fail``.
+        frozen: True if the stage is frozen.
+        ended: Number of finished stages, this one included except for ``start``.
+        total: Total number of stages.
+        warnings: Undeclared reads and writes, as far as detected.
     """
 
     stage: str
@@ -53,15 +53,15 @@ class StageEvent:
 
 @dataclass(frozen=True, slots=True)
 class ReproResult:
-    """What was done, each in the order of the graph.
+    """Result of `repro`; stages in the order of the graph.
 
     Attributes:
-        decisions: One for each stage that was come to.
+        decisions: Decisions on all stages that were reached.
         ran: Addresses of stages that ran.
-        skipped: Those that nothing changed for.
-        restored: Those whose outputs came from the cache.
-        failed: Those that failed.
-        blocked: Those that were not come to, because one that they need failed, or any did and it was to end there.
+        skipped: Addresses of stages without changes.
+        restored: Addresses of stages whose outputs were restored from the cache.
+        failed: Addresses of failed stages.
+        blocked: Stages not started because a dependency failed or `on_error="fail"` stopped the run.
     """
 
     decisions: tuple[Decision, ...] = ()

@@ -1,4 +1,4 @@
-"""Inputs of a stage: described, brought to where it runs, checked."""
+"""Inputs of a stage: specification, checkout and checks."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def make_spec(
     lenient: bool = False,
     linked: bool = False,
 ) -> StepSpec:
-    """Return what a stage's run needs.
+    """Return the specification of a stage's run.
 
     Args:
         repo: The repository.
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stage: The stage.
-        inputs: What it reads; what is not known yet gets an empty digest.
-        commit: False keeps all that it writes out of the repository's cache.
-        in_place: Whether it runs in the workspace.
-        lenient: Whether it may write more than its outputs elsewhere.
-        linked: Whether it runs where it can link to the cache.
+        inputs: Inputs of the stage; an unknown one gets an empty digest.
+        commit: False keeps all outputs out of the repository's cache.
+        in_place: True runs it in the workspace.
+        lenient: True lets it write more than its outputs in a work folder.
+        linked: True if the stage runs on a machine that can link to the cache.
 
     Raises:
         OutputInGitError: Git tracks one of its outputs.
@@ -73,7 +73,9 @@ def make_spec(
         if out.persist and snapshot.look(out.path).digest:
             stored = repo.workspace.take(out.path)
             previous, isexec = stored.digest, stored.isexec
-        elif out.persist and out.cached and snapshot.away is not None:  # nobody brought it here
+        elif (
+            out.persist and out.cached and snapshot.away is not None
+        ):  # the last content is only on the remote
             kept = snapshot.outputs.get(out.path)
             if kept is not None and kept.digest and kept.hash_name == MD5:
                 previous, isexec = kept.digest, kept.isexec
@@ -99,12 +101,13 @@ def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[Ste
     deps = {}
     for dep in stage.deps:
         if dep.external:
-            continue  # the command gets it by itself, a dataset by the version in dvc.lock
+            continue  # the command reads it directly, a dataset by the version in dvc.lock
         item = items.get(dep.name)
         if item is None:
             deps[dep.path] = StepDependency(dep.path, "")
             continue
-        # The digest of a DVC 2.x entry is not that of the bytes; it is only kept while the workspace still has it.
+        # The digest of a DVC 2.x entry is not of the raw bytes; it is valid only while the workspace still has the
+        # content.
         stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
         deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)
     return tuple(deps.values())
@@ -118,7 +121,7 @@ def _parameters(stage: Stage, inputs: Inputs) -> dict[str, Mapping[str, Any]]:
 
 
 def _cache_config(repo: Repo) -> dict[str, str]:
-    """Return the settings that tell where outputs go and how they are linked; none of them is a secret."""
+    """Return the settings of the cache's folder and its links; none of them is a secret."""
     settings = {"dir": str(repo.cache.root)}
     for name in ("type", "shared"):
         if value := repo.config.get("cache", name):
@@ -127,14 +130,14 @@ def _cache_config(repo: Repo) -> dict[str, str]:
 
 
 def bring_inputs(snapshot: Snapshot, stage: Stage) -> None:
-    """Check out what a stage reads and is tracked, but not in the workspace.
+    """Check out tracked inputs of a stage that are missing from the workspace.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stage: The stage.
 
     Raises:
-        StageError: The cache lacks it.
+        StageError: The cache lacks an input.
     """
     repo = snapshot.repo
     absent: dict[str, Output] = {}
@@ -159,7 +162,7 @@ def bring_inputs(snapshot: Snapshot, stage: Stage) -> None:
 
 
 def pull_runs(repo: Repo) -> None:
-    """Bring the run cache of the default remote; a repository without one goes on without.
+    """Pull the run cache from the default remote; failures are logged and ignored.
 
     Args:
         repo: The repository.
@@ -178,10 +181,10 @@ def pull_runs(repo: Repo) -> None:
 
 
 def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
-    """Bring what a stage reads and is tracked, but neither in the workspace nor in the cache.
+    """Pull tracked inputs of a stage that are neither in the workspace nor in the cache.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stage: The stage.
     """
     if stage.frozen:
@@ -193,21 +196,21 @@ def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
         if output is None or not output.digest:
             continue
         if not snapshot.is_cached(output.digest, output.hash_name):
-            with suppress(DvkfError):  # what is missing after all is said before it runs
+            with suppress(DvkfError):  # check_inputs reports missing inputs before the run
                 snapshot.repo.pull([output.path])
             snapshot.forget([output.path])
 
 
 def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
-    """Refuse to run a stage that lacks what it reads.
+    """Refuse to run a stage that lacks an input.
 
     Args:
         stage: The stage.
-        inputs: What it reads.
-        ahead: Whether it waits for others; what those will write is no lack.
+        inputs: Inputs of the stage.
+        ahead: True if the stage waits for others; their future outputs are not missing.
 
     Raises:
-        StageError: It lacks something.
+        StageError: An input is missing.
     """
     for dep in stage.deps:
         if dep.dataset is not None and inputs.datasets.get(dep.name) is None:
@@ -233,20 +236,20 @@ def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
 
 
 def check_readable(stage: Stage, inputs: Inputs) -> None:
-    """Refuse a stage that reads what no manifest can hold.
+    """Refuse a stage with an input that no manifest can describe.
 
     Raises:
-        StageError: It does.
+        StageError: An input cannot be read.
     """
     for name, said in inputs.wrong.items():
         raise StageError(f"stage '{stage.address}': its dependency '{name}' cannot be read: {said}")
 
 
 def check_params_there(stage: Stage, inputs: Inputs) -> None:
-    """Refuse a stage whose parameters are not all there.
+    """Refuse a stage with missing parameters.
 
     Raises:
-        StageError: They are not.
+        StageError: A parameter is missing.
     """
     if inputs.missing_params:
         raise StageError(
@@ -256,7 +259,7 @@ def check_params_there(stage: Stage, inputs: Inputs) -> None:
 
 
 def check_git(repo: Repo, stage: Stage) -> None:
-    """Refuse to write over what git tracks: nobody would see that it changed twice."""
+    """Refuse to overwrite outputs that git tracks: changes in git and in the cache would diverge unnoticed."""
     cached = [str(repo.root / out.path) for out in stage.outs if out.cached]
     if repo.git is None or not cached:
         return

@@ -1,4 +1,4 @@
-"""Between the repository and a stage's run: what the run needs, and where its outputs end up."""
+"""Outputs of stages: move them between runs, cache and workspace, and record them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from dvkf_prefect.pipeline.step.spec import StepContent
 
 
 def keep_changed(snapshot: Snapshot, stage: Stage) -> None:
-    """Store outputs that were changed by hand, which a stage's run is about to remove, so that they can be had again.
+    """Cache manually changed outputs that a stage's run is about to remove, so that they can be restored.
 
     Args:
-        snapshot: What is there.
+        snapshot: State of the workspace.
         stage: The stage.
     """
     repo = snapshot.repo
@@ -52,14 +52,14 @@ def settle_outputs(
     old: Entry | None = None,
     commit: bool = True,
 ) -> list[Item]:
-    """Keep the outputs of a run in the workspace out of git, and see that the cache has them still.
+    """Add the workspace's outputs of a run to `.gitignore`, and ensure that the cache still has them.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
-        contents: What the run wrote.
-        old: What dvc.lock has of the last run.
-        commit: Whether the cache must have them.
+        contents: Outputs of the run.
+        old: Entry of the last run in dvc.lock.
+        commit: True if the cache must have them.
 
     Returns:
         The outputs as an entry holds them.
@@ -70,7 +70,8 @@ def settle_outputs(
         content = by_path[out.path]
         _ignore(repo, out)
         if commit and out.cached and _absent(repo, content):
-            # A collection by the real dvc, which goes by dvc.lock alone, may have come between the run and this lock.
+            # Between the run and this lock, a garbage collection by dvc, which only knows dvc.lock, may have removed
+            # objects.
             repo.workspace.take(out.path)
         stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
         items.append(_legacy_item(repo, out, old, commit=commit) or item_of(out.name, stored))
@@ -78,11 +79,11 @@ def settle_outputs(
 
 
 def contents_of(stage: Stage, entry: Entry) -> tuple[StepContent, ...]:
-    """Return the outputs that an entry recorded, by the stage's paths.
+    """Return the outputs recorded in an entry, by the stage's paths.
 
     Args:
         stage: The stage.
-        entry: One of its runs.
+        entry: Entry of one of its runs.
     """
     recorded = {item["path"]: item for item in entry.get("outs", ())}
     contents = []
@@ -106,16 +107,16 @@ def put_outputs(
     old: Entry | None = None,
     commit: bool = True,
 ) -> list[Item]:
-    """Make the workspace hold a run's outputs.
+    """Write a run's outputs into the workspace.
 
-    What lies there and is nowhere else goes into the cache first, so that a changed output can be had again.
+    Workspace content that is stored nowhere else is cached first, so a changed output can be restored.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
-        contents: What the run wrote, in the order of the stage's outputs.
-        side_dir: The root of the cache that holds those which stay out of the repository's; "" if all are in that.
-        old: What dvc.lock has of the last run.
+        contents: Outputs of the run, in the order of the stage's outputs.
+        side_dir: Root of the cache with the outputs that stay out of the repository's; "" if there are none.
+        old: Entry of the last run in dvc.lock.
         commit: False keeps all of them out of the repository's cache.
 
     Returns:
@@ -123,7 +124,7 @@ def put_outputs(
 
     Raises:
         TransferError: An object is missing or damaged.
-        DiskFullError: There is no room.
+        DiskFullError: The disk is full.
     """
     by_path = {content.path: content for content in contents}
     items: list[Item] = []
@@ -140,20 +141,20 @@ def put_outputs(
 def refer_outputs(
     repo: Repo, stage: Stage, contents: Sequence[StepContent], side_dir: str = ""
 ) -> list[Item]:
-    """Record a run's outputs, which stay on the remote; only those that git keeps go into the workspace.
+    """Record a run's outputs that stay on the remote; only uncached ones are written into the workspace.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
-        contents: What the run wrote.
-        side_dir: The root of the cache that holds those which stay out of the repository's.
+        contents: Outputs of the run.
+        side_dir: Root of the cache with the outputs that stay out of the repository's.
 
     Returns:
         The outputs as an entry holds them.
 
     Raises:
         TransferError: An object is missing or damaged.
-        DiskFullError: There is no room.
+        DiskFullError: The disk is full.
     """
     by_path = {content.path: content for content in contents}
     items: list[Item] = []
@@ -169,7 +170,7 @@ def refer_outputs(
 
 
 def _put(repo: Repo, stage: Stage, content: StepContent, side_dir: str) -> None:
-    """Make the workspace hold one output, from the cache or from the one beside it."""
+    """Write one output into the workspace, from the repository's cache or from the side cache."""
     output = Output(
         path=content.path,
         digest=content.digest,
@@ -186,7 +187,7 @@ def _put(repo: Repo, stage: Stage, content: StepContent, side_dir: str) -> None:
 
 
 def _absent(repo: Repo, content: StepContent) -> bool:
-    """Tell whether the cache lacks any of a content."""
+    """Return True if the cache lacks any part of a content."""
     digests = {content.digest}
     if content.nfiles is not None and repo.cache.exists(content.digest):
         digests.update(repo.cache.read_tree(content.digest).digests)
@@ -198,7 +199,7 @@ def _beside(repo: Repo, side: Path) -> Workspace:
 
 
 def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: bool = True) -> list[Item]:
-    """Store a stage's outputs as they lie in the workspace.
+    """Cache a stage's outputs in their current state in the workspace.
 
     Args:
         repo: The repository; locked by the caller.
@@ -210,8 +211,8 @@ def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: 
         The outputs as an entry holds them.
 
     Raises:
-        OutputNotFoundError: One is not there.
-        OutputInGitError: Git tracks one.
+        OutputNotFoundError: An output is missing.
+        OutputInGitError: Git tracks an output.
     """
     check_git(repo, stage)
     items = []
@@ -228,7 +229,7 @@ def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: 
 
 
 def _settle(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item:
-    """Keep an output out of git; return it as it lies in the workspace."""
+    """Add an output to `.gitignore`; return its current state in the workspace."""
     _ignore(repo, out)
     item = _legacy_item(repo, out, old, commit=commit)
     return item or item_of(out.name, repo.workspace.look(out.path).stored())
@@ -256,12 +257,14 @@ def _legacy_item(repo: Repo, out: StageOutput, old: Entry | None, *, commit: boo
 def _ignore(repo: Repo, out: StageOutput) -> None:
     path = repo.root / out.path
     if out.cached and repo.git is not None and not _is_ignored(repo, path):
-        path.parent.mkdir(parents=True, exist_ok=True)  # it may be that nothing was brought there
+        path.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # the folder may not exist if no output was written there
         gitignore.ignore(path)
 
 
 def _is_ignored(repo: Repo, path: Path) -> bool:
-    """Tell whether git leaves an output out; git is only asked where the file beside it does not say so."""
+    """Return True if git ignores an output; git is only queried if the .gitignore beside it has no such line."""
     try:
         lines = read_description(path.parent / ".gitignore").decode(errors="surrogateescape").splitlines()
     except FileNotFoundError:
@@ -279,21 +282,21 @@ def record(
     before: Container[str] = (),
     save_run: bool = True,
 ) -> None:
-    """Remember a run in the run cache, then in dvc.lock.
+    """Record a run in the run cache, then in dvc.lock.
 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
-        entry: Its run; its outputs are in the cache and in the workspace.
+        entry: Its run; the outputs are in the cache and in the workspace.
         before: See `dvkf_prefect.formats.dvclock.write_entry`.
-        save_run: False leaves the run cache as it is.
+        save_run: False leaves the run cache unchanged.
 
     Raises:
-        DiskFullError: There is no room.
+        DiskFullError: The disk is full.
     """
     if save_run and can_save(stage, entry):
         for out in stage.outs:
-            if not out.cached:  # the run cache answers for it too, as DVC's does
+            if not out.cached:  # a run cache entry needs these outputs in the cache, too, as in DVC
                 repo.workspace.take(out.path)
         RunCache(repo.cache.root).save(entry)
     lock = lock_file(stage.file)

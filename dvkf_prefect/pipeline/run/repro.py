@@ -1,4 +1,4 @@
-"""Bring stages up to date: run what has to run, restore what is known, skip the rest."""
+"""Reproduction of stages: run the changed ones, restore known results, skip the rest."""
 
 from __future__ import annotations
 
@@ -73,38 +73,38 @@ def repro(
     on_event: Callable[[StageEvent], None] | None = None,
     on_source: Callable[[SourceEvent], None] | None = None,
 ) -> ReproResult:
-    """Bring stages up to date; those that do not need each other run at the same time.
+    """Bring stages up to date; independent stages run at the same time.
 
-    After each stage its outputs are put into the workspace, and its entry into the run cache and dvc.lock. The
-    repository is locked only then, not while commands run. A runner that takes batches gets all stages that run at
-    once, and they are recorded when the last of them has ended.
+    After each stage its outputs are written into the workspace, and its entry into the run cache and dvc.lock. The
+    repository is locked only then, not while commands run. A batch runner gets all stages that run at once; they are
+    recorded when the last of them has ended.
 
     Args:
         repo: The repository.
         targets: Stages, groups of them, dvc.yaml files, folders with one, outputs or `.dvc` files, relative to the
-            root, with what they need; all stages if empty.
-        runner: Where stages execute.
-        force: Run stages for which nothing changed, too.
-        single_item: Leave out what the targets need.
-        scope: What else is meant by the targets, or what not; takes the place of ``single_item``.
-        rules: How to decide, and whether data may come from the remote; takes the place of ``force``.
-        on_error: When a stage fails: ``keep-going`` leaves out those that need it and finishes all others, ``fail``
-            starts no other, ``ignore`` goes on as if it had not.
-        commit: False records what was written, but stores it neither in the cache nor in the run cache.
-        jobs: How many stages run at once; a runner that takes batches decides for itself.
+            root. Their upstream stages are included. All stages if empty.
+        runner: Runner that executes the stages.
+        force: Run stages even if nothing changed.
+        single_item: Leave out the upstream stages of the targets.
+        scope: Expansion of the targets; replaces ``single_item``.
+        rules: Rules of the decisions, and the option to pull data; replaces ``force``.
+        on_error: Reaction to a failed stage. ``keep-going`` leaves out its downstream stages and finishes all others,
+            ``fail`` starts no more stages, ``ignore`` continues as if it had succeeded.
+        commit: False records the outputs, but stores them neither in the cache nor in the run cache.
+        jobs: Number of stages that run at once; a batch runner decides for itself.
         raise_failures: False returns failed stages in the result instead of raising the first one's error.
-        confirm: Asked before a stage runs or is restored; False ends it as a failure.
-        on_event: Told of each stage's start and end, in this thread.
-        on_source: Told of each `.dvc` file that stages read, in this thread.
+        confirm: Called before a stage runs or is restored; False makes the stage fail.
+        on_event: Called with each stage's start and end, in this thread.
+        on_source: Called with each `.dvc` file that stages read, in this thread.
 
     Returns:
-        What was done with each stage, and why.
+        Decisions and outcomes of all stages.
 
     Raises:
-        StageError: A stage failed; the first one, after the others have ended.
-        StageNotFoundError: A target is none of them.
+        StageError: A stage failed; the first one, raised after the others have ended.
+        StageNotFoundError: A target is none of these.
         StageGraphError: The stages do not form a graph.
-        ParseError: A file does not say what its format allows.
+        ParseError: A file does not follow its format.
         LockedError: Another process held the repository for too long.
 
     Example:
@@ -149,9 +149,9 @@ class _Repro:
     ) -> None:
         self._repo = repo
         self._runner = runner
-        # Whether what stages write stays on the remote.
+        # True if the stages' outputs stay on the remote.
         self._by_reference = isinstance(runner, BatchRunner) and not runner.fetches
-        # Made when there is something to run: to import it takes longer than to find out that there is not.
+        # Created on demand: importing it takes longer than a run without changes.
         self._pool: ThreadPoolExecutor | None = None
         self._scope = scope
         self._rules = rules
@@ -164,26 +164,26 @@ class _Repro:
         self._decisions: dict[str, Decision] = {}
         self._forced: set[str] = set()
         self._ended = 0
-        self._late: set[str] = set()  # outputs of imports that follow what stages write, until they are due
-        # Stages of a batch whose end is recorded now, and stages that were started in one and did not end.
+        self._late: set[str] = set()  # outputs of imports that follow stages' outputs, until they are due
+        # Stages of the batch that is being recorded, and stages stopped once because others of their batch failed.
         self._together: set[str] = set()
         self._ended_along: set[str] = set()
         self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
         self._started: dict[str, int] = {}
-        # Stages that ran beside others, whose writes cannot be told apart.
+        # Stages that ran beside others; their undeclared writes cannot be distinguished.
         self._crowded: set[str] = set()
         self._stages_lock = StagesLock(repo)
         self.errors: dict[str, DvkfError] = {}
 
     def run(self, targets: Sequence[str]) -> ReproResult:
-        """Bring the stages up to date; failures end up in ``errors``."""
+        """Bring the stages up to date; failures are collected in ``errors``."""
         if self._rules.pull and self._rules.run_cache:
             pull_runs(self._repo)
         self._snapshot = Snapshot(self._repo, self._repo.remote() if self._by_reference else None)
         stages = chosen(self._snapshot, targets, self._scope)
         self._order = [stage.address for stage in stages]
         self._place = {address: i for i, address in enumerate(self._order)}
-        # What is new to a dvc.lock goes in in the graph's order, as DVC has it, whoever ends first.
+        # New entries of a dvc.lock follow the graph's order, as in DVC, regardless of which stage ends first.
         self._fresh = {
             (stage.file, stage.name): self._place[stage.address]
             for stage in stages
@@ -200,7 +200,7 @@ class _Repro:
         for address, needed in needs.items():
             for other in needed:
                 self._users[other].append(address)
-        # First come is not first served: with one job at a time, stages run in the order DVC runs them.
+        # A heap, not a queue: with one job at a time, stages run in DVC's order.
         self._free = [self._place[a] for a in self._order if not needs[a]]
         if isinstance(self._runner, BatchRunner):
             while members := self._gather():
@@ -226,7 +226,7 @@ class _Repro:
         return self._result()
 
     def _interrupt(self) -> None:
-        """Let commands end as they do on Ctrl-C; what ends well is recorded. A second Ctrl-C stops them."""
+        """Let commands end as on Ctrl-C and record those that succeed. A second Ctrl-C stops them."""
         runs = {future: run for future, (_, _, run) in self._running.items()}
         for run in runs.values():
             if isinstance(run, Interruptible):
@@ -240,7 +240,7 @@ class _Repro:
 
     def _result(self) -> ReproResult:
         if self._late and not self.errors:
-            # Those that no stage read were due only if somebody asked for them.
+            # Those that no stage read are only due if they were targets.
             due = {self._snapshot.outputs[path].source for path in self._late}
             self._late = set()
             self._settle_sources([], [source for source in self._sources if source in due])
@@ -256,14 +256,14 @@ class _Repro:
         )
 
     def _advance(self) -> None:
-        """Come to stages whose needs are done, in their order, while there is room for one that runs."""
+        """Start or settle stages whose upstream stages are done, in order, up to the number of jobs."""
         while self._free and len(self._running) < self._jobs:
             if self.errors and self._on_error == "fail":
                 return
             stage = self._snapshot.graph.stages[self._order[heapq.heappop(self._free)]]
             try:
                 choice = self._decide(stage)
-            except DvkfError as error:  # what it reads cannot be told; others need not read that
+            except DvkfError as error:  # its inputs cannot be determined; other stages may not need them
                 decision = Decision(stage.address, "run", (), stage.cmd)
                 self._decisions[stage.address] = decision
                 self._fail(stage, Choice(decision, Inputs({}, (), {})), error)
@@ -287,15 +287,15 @@ class _Repro:
         if self._rules.pull:
             pull_inputs(self._snapshot, stage)
         forced = stage.address in self._forced
-        if self._by_reference:  # what is on the remote can be had, and stays there
+        if self._by_reference:  # data on the remote counts as available, and stays there
             rules = replace(self._rules, pull=True)
             return decide(self._snapshot, stage, rules, forced=forced)
         return decide(self._snapshot, stage, self._rules, forced=forced, dry=False)
 
-    # -- stages that are started together --------------------------------------------------------------------------
+    # -- batches ---------------------------------------------------------------------------------------------------
 
     def _gather(self) -> dict[str, Member]:
-        """Come to the stages that are free; return those that run, with those that wait for them."""
+        """Decide on all free stages; return those that run, together with those that wait for them."""
         members: dict[str, Member] = {}
         ahead = self._snapshot
         while self._free:
@@ -313,7 +313,7 @@ class _Repro:
             else:
                 choice = self._decide(stage)
             if choice.decision.action != "run" and waits_for:
-                continue  # it is come to again when what it reads is known
+                continue  # reconsidered once its inputs are known
             self._decisions[stage.address] = choice.decision
             try:
                 if choice.decision.action == "run":
@@ -344,10 +344,10 @@ class _Repro:
         return Member(stage, choice, spec, waits_for)
 
     def _run_batch(self, members: Mapping[str, Member], runner: BatchRunner) -> None:
-        """Run stages, then record those that ended well.
+        """Run stages, then record those that succeeded.
 
-        Only then, and not one by one: whoever is killed before finds the same stages to run again, and by that the
-        run that is there.
+        They are recorded together at the end. If this process is killed earlier, the next call finds the same stages
+        to run, and so the run that already exists.
         """
 
         def start(member: Member) -> None:
@@ -378,7 +378,8 @@ class _Repro:
                     self._fail(member.stage, member.choice, error)
             elif outcome is None or isinstance(outcome, StageCancelledError):
                 del self._decisions[address]
-                # It may have been ended along with another one that failed, but not for ever.
+                # It may have been stopped because another stage failed; it gets one more attempt, not an endless
+                # number.
                 if batch.blocked(address) or (batch.failed and address not in self._ended_along):
                     again.append(address)
                     self._ended_along.add(address)
@@ -395,7 +396,7 @@ class _Repro:
                 heapq.heappush(self._free, self._place[address])
 
     def _take(self, member: Member, result: StepResult) -> None:
-        """Record a stage of a batch that ended well."""
+        """Record a successful stage of a batch."""
         stage, choice = member.stage, member.choice
         if result.restored:
             unknown = all(reason.kind == "dependency" for reason in choice.decision.reasons)
@@ -409,7 +410,7 @@ class _Repro:
         self._finish(stage, choice, result.outs, side_dir=result.side_dir)
         self._done(stage, changed=not result.restored)
 
-    # -- one stage after another -----------------------------------------------------------------------------------
+    # -- single stages ---------------------------------------------------------------------------------------------
 
     def _ask(self, stage: Stage) -> None:
         if self._confirm is not None and not self._confirm(stage):
@@ -452,7 +453,7 @@ class _Repro:
         self._running[self._pool.submit(run.wait)] = (stage, choice, run)
 
     def _settle(self, stage: Stage, choice: Choice) -> None:
-        """Restore a stage, or pass it over."""
+        """Restore a stage, or skip it."""
         reasons = choice.decision.reasons
         restored = choice.decision.action == "restore"
         if restored and choice.entry is not None:
@@ -477,9 +478,9 @@ class _Repro:
                 self._forced.add(user)
 
     def _record_frozen(self, stage: Stage, choice: Choice) -> None:
-        """Record what differs of a frozen stage, which never runs.
+        """Record the changes of a frozen stage, which never runs.
 
-        Outputs that are gone are a failure, as in DVC; they come back only where data may come from the remote.
+        Missing outputs are a failure, as in DVC; they are restored only if data may be pulled.
         """
         may_come = self._rules.pull or self._by_reference
         if (
@@ -533,7 +534,7 @@ class _Repro:
                 self._stages_lock.drop(stage)
 
     def _finish_in_place(self, stage: Stage, choice: Choice, contents: Sequence[StepContent]) -> None:
-        """Record a run whose outputs are in the workspace; what it read is recorded as it is now, as DVC does."""
+        """Record a run whose outputs are in the workspace; inputs are recorded in their current state, as in DVC."""
         self._snapshot.forget_all()
         with self._repo.lock(write=[out.path for out in stage.outs]):
             known = self._snapshot.entry(stage)
@@ -552,7 +553,7 @@ class _Repro:
     def _finish(
         self, stage: Stage, choice: Choice, contents: Sequence[StepContent], *, side_dir: str = ""
     ) -> None:
-        """Put a run's outputs where they belong, then record it: outputs, run cache, dvc.lock."""
+        """Store a run's outputs, then record it: outputs, run cache, dvc.lock."""
         with self._repo.lock(write=[out.path for out in stage.outs]):
             try:
                 away = self._by_reference and self._commit and is_away(self._snapshot, stage, contents)

@@ -1,4 +1,4 @@
-"""The paths of stages that run in the workspace, noted where DVC notes them."""
+"""Paths of the stages that run in the workspace, recorded in DVC's lock file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dvkf_prefect.formats.dvcyaml import Stage
 
 
 class StagesLock:
-    """What stages of this process read and write while their commands run.
+    """Inputs and outputs of this process's stages while their commands run.
 
     Args:
         repo: The repository.
@@ -20,20 +20,20 @@ class StagesLock:
         self._held: dict[str, Stage] = {}
 
     def add(self, stage: Stage) -> None:
-        """Note a stage before its commands start.
+        """Record a stage before its commands start.
 
         Args:
             stage: The stage.
 
         Raises:
-            LockedError: Another process runs a stage that reads or writes the same.
+            LockedError: Another process runs a stage that reads or writes the same paths.
         """
         read, write = self._paths(stage)
         self._repo.note_stages(read=read, write=write)
         self._held[stage.address] = stage
 
     def drop(self, stage: Stage) -> None:
-        """Forget a stage when it has ended; one that was not noted is passed over.
+        """Remove the record of a stage when it has ended; do nothing if it has none.
 
         Args:
             stage: The stage.
@@ -42,7 +42,7 @@ class StagesLock:
             self._note()
 
     def drop_all(self) -> None:
-        """Forget all stages."""
+        """Remove the records of all stages."""
         if self._held:
             self._held.clear()
             self._note()

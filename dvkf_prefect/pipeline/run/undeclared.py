@@ -1,7 +1,7 @@
-"""What a stage read or wrote although it did not declare it.
+"""Undeclared reads and writes of stages.
 
-In a clean folder what it read is not there, and the command fails. In the workspace all is there: then it is told what
-can be seen at a look.
+In a clean folder an undeclared input is missing, so the command fails; its log gets a hint. In the workspace all
+files are present; a quick scan then detects some undeclared reads and writes.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from dvkf_prefect.pipeline.step.spec import WORK
 
 _ABSENT = re.compile(r"no such file|not found|can't (?:open|cd)|cannot open|no module named", re.IGNORECASE)
 VARIABLE = "DVKF_UNDECLARED"
-"""The environment variable that turns warnings of what is not declared off, by ``0``."""
+"""Environment variable that turns off warnings of undeclared reads and writes, by ``0``."""
 
-# Files and modules that are looked at, and how many are named.
+# Limits: directory entries scanned, modules scanned, paths named.
 _ENTRIES, _MODULES, _NAMED = 10_000, 200, 5
 _PASSED_OVER = frozenset(
     (".git", ".dvc", ".venv", "venv", "node_modules", "__pycache__", ".ipynb_checkpoints")
 )
-# What dvc and dvkf write beside a run.
+# Files that dvc and dvkf write beside a run.
 _OURS = frozenset(("dvc.lock", ".gitignore"))
 _WORD = re.compile(r"[\w.+/@-]+")
 
 
 def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> StageFailedError:
-    """Add to a failed command's log which files of the repository it names but the stage does not declare.
+    """Add a hint to a failed command's log: files of the repository that it names but the stage does not declare.
 
     Args:
         repo: The repository.
         stage: The stage.
-        error: How it failed.
+        error: The failure.
     """
     if not _ABSENT.search(error.log_tail):
         return error
     declared = {dep.path for dep in stage.deps} | {out.path for out in stage.outs}
     declared |= {stage.params_path(file) for file in stage.params}
-    # Modules are looked for beside the script that imports them, too.
+    # Modules may also lie beside the script that imports them.
     folders = dict.fromkeys([stage.wdir, "", *sorted(posixpath.dirname(path) for path in declared)])
     named: set[str] = set()
     for line in f"{error.command}\n{error.log_tail}".splitlines():
@@ -86,24 +86,24 @@ def _paths(word: str, wdir: str, folders: Iterable[str]) -> Iterator[str]:
 def warn_of_undeclared(
     repo: Repo, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool
 ) -> tuple[str, ...]:
-    """Return what a stage that ran in the workspace read and wrote without declaring it, as far as a look tells.
+    """Return warnings of undeclared reads and writes of a stage that ran in the workspace.
 
-    Reads are what its commands name, and the modules of the repository that its Python files import. Writes are files
-    that are younger than its start and that git does not ignore. Up to 10,000 entries are looked at.
+    Reads are files named in its commands, and modules of the repository that its Python files import. Writes are
+    files younger than its start that git does not ignore. At most 10,000 entries are scanned.
 
     Args:
         repo: The repository.
-        stage: The stage, which ended well.
-        outputs: The paths that anything in the repository tracks.
-        since: Its start, in nanoseconds.
-        alone: Whether nothing else ran meanwhile; otherwise writes cannot be told apart.
+        stage: The stage, which succeeded.
+        outputs: All tracked paths of the repository.
+        since: Start of the stage, in nanoseconds.
+        alone: True if no other stage ran meanwhile; otherwise writes cannot be attributed.
     """
     if os.environ.get(VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
         return ()
     try:
         return tuple(_told(repo, stage, outputs=outputs, since=since, alone=alone))
     except (DvkfError, OSError, ValueError):
-        return ()  # a warning is never a failure
+        return ()  # a failed scan must not fail the stage
 
 
 def _told(repo: Repo, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool) -> list[str]:
@@ -157,7 +157,7 @@ def _reads(repo: Repo, stage: Stage, since: int) -> list[str]:
 
 
 def _is_young(repo: Repo, path: str, since: int) -> bool:
-    """Tell whether a file was written by the stage itself, or is no longer there."""
+    """Return True if the stage itself wrote a file, or the file is gone."""
     try:
         return (repo.root / path).stat().st_mtime_ns >= since
     except OSError:
@@ -165,11 +165,11 @@ def _is_young(repo: Repo, path: str, since: int) -> bool:
 
 
 def _imported(repo: Repo, path: str, wdir: str) -> Iterator[str]:
-    """Yield the files of the repository that a Python file imports: beside it, or from where the command runs."""
+    """Yield the repository's files that a Python file imports, from its own folder or the working directory."""
     import ast
 
     try:
-        # As everything that describes something: a regular file of a bounded size.
+        # As for all description files: a regular file of bounded size.
         tree = ast.parse(read_description(repo.root / path))
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError, DvkfError):
         return
@@ -190,7 +190,7 @@ def _imported(repo: Repo, path: str, wdir: str) -> Iterator[str]:
 
 
 def _module(repo: Repo, folders: Iterable[str], name: str) -> Iterator[str]:
-    """Yield the files that a module's name stands for in the first folder that has it, its packages first."""
+    """Yield the files of a module in the first folder that has it, its packages first."""
     parts = name.split(".")
     for folder in dict.fromkeys(folders):
         place = posixpath.join(folder, *parts) if name else folder
