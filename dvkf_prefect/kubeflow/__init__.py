@@ -1,1 +1,1 @@
-"""Dispatch to Kubeflow, on a cluster or on this machine."""
+"""Dispatch of stages to Kubeflow, on a cluster or on this machine."""

@@ -219,7 +219,7 @@ async def _stream(request: Request) -> AsyncIterator[bytes]:
 
 
 class _Named:
-    """Replaces the model's name in paths by a placeholder, so that a name may look like other parts of a path."""
+    """Middleware that replaces the model's name in paths by a placeholder, so that names cannot confuse routes."""
 
     def __init__(self, app: ASGIApp, name: str, here: str) -> None:
         self._app = app
@@ -237,7 +237,7 @@ class _Named:
 
 
 class _Answering:
-    """Answers every exception, so that uvicorn need not close the connection."""
+    """Middleware that answers every exception, so that uvicorn need not close the connection."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -259,7 +259,7 @@ class _Answering:
 
 
 class _Draining:
-    """Closes each connection after its next answer, once ``on`` is set."""
+    """Middleware that closes each connection after its next answer, once ``on`` is set."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Stages on a Kubeflow Pipelines server: submitted, watched, collected.
+"""Stages on a Kubeflow Pipelines server: submit, watch, collect.
 
-It may import compile, exchange and pod.
+The package may import compile, exchange and pod.
 """

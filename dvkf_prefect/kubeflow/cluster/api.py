@@ -1,7 +1,7 @@
-"""Kubeflow Pipelines' API: the few calls that running a pipeline takes, each with a time limit.
+"""Client of Kubeflow Pipelines' API: the few calls to run a pipeline, each with a timeout.
 
-Source: ``/apis/v2beta1`` of KFP 2.5 to 2.17. KFP's own client has no time limit unless each call is given one, keeps a
-file in the user's home, and does not know that a cancelled run has ended; the calls themselves are plain HTTP.
+Source: ``/apis/v2beta1`` of KFP 2.5 to 2.17. KFP's own client has no default timeout, writes a file in the user's
+home, and does not recognise a cancelled run as ended. The calls themselves are plain HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import httpx
 from dvkf_prefect.errors import ConfigError, RunnerError
 
 ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
-# Answers that may be other ones soon: of proxies, of a server that starts or is overloaded.
+# Temporary statuses: of proxies, or of a server that starts or is overloaded.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _SLOWEST = 15.0  # seconds between two tries
 _PAGES = 20
@@ -29,14 +29,14 @@ Sleep = Callable[[float], object]
 
 
 class KfpUnreachableError(RunnerError):
-    """The API gave no answer, or none that holds, for as long as it was asked."""
+    """The API gave no usable answer within the time allowed."""
 
 
 class KfpAnswerError(RunnerError):
-    """The API refused.
+    """The API refused a request.
 
     Attributes:
-        status: The HTTP status.
+        status: HTTP status of the answer.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -48,15 +48,15 @@ class KfpApi:
     """A connection to the API server.
 
     Args:
-        host: Its address, such as ``https://kubeflow.example.org/pipeline``.
+        host: Address of the server, such as ``https://kubeflow.example.org/pipeline``.
         token: Returns the bearer token for a request, or "" for none.
-        cookies: Cookies to send, of a session with Dex for instance.
-        ca_file: Certificates to trust instead of the usual ones.
+        cookies: Cookies to send, for example of a session with Dex.
+        ca_file: Certificates to trust instead of the default ones.
         verify_ssl: False trusts every server.
         connect_timeout: Seconds to wait for a connection.
         read_timeout: Seconds to wait for an answer.
-        patience: Seconds for which a call is tried again when there is no answer, or one that may pass.
-        sleep: Waits between two tries; may raise to end them.
+        patience: Seconds to retry a call that gets no answer or a temporary error.
+        sleep: Waits between two attempts; may raise to end them.
 
     Raises:
         ConfigError: The address or the certificates are wrong.
@@ -102,20 +102,20 @@ class KfpApi:
         return f"KfpApi({self.host!r})"
 
     def having(self, *, patience: float | None = None, sleep: Sleep | None = None) -> KfpApi:
-        """Return the same connection with another patience or another way to wait; only one of them is to be closed."""
+        """Return the same connection with another patience or wait function; close only one of them."""
         other = copy(self)
         other._patience = self._patience if patience is None else patience
         other._sleep = sleep or self._sleep
         return other
 
     def close(self) -> None:
-        """Give up the connections."""
+        """Close the connections."""
         self._client.close()
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def run(self, run_id: str) -> dict[str, Any] | None:
-        """Return a run, or None when there is none of that id."""
+        """Return a run, or None if there is none with that id."""
         try:
             return self._call("GET", f"/apis/v2beta1/runs/{quote(run_id, safe='')}")
         except KfpAnswerError as error:
@@ -126,13 +126,13 @@ class KfpApi:
     def find_run(
         self, display_name: str, marker: str, *, experiment_id: str, namespace: str | None
     ) -> dict[str, Any] | None:
-        """Return the run of that name whose description holds a marker.
+        """Return the run with that name whose description contains a marker.
 
         Args:
-            display_name: Its name.
-            marker: A text that no other run's description holds.
-            experiment_id: The experiment it belongs to.
-            namespace: The namespace.
+            display_name: Name of the run.
+            marker: Text that occurs in no other run's description.
+            experiment_id: Experiment of the run.
+            namespace: Namespace of the run.
         """
         query = {"experiment_id": experiment_id, "filter": _equals("display_name", display_name)}
         for run in self._listed("/apis/v2beta1/runs", "runs", query | _in(namespace)):
@@ -141,16 +141,16 @@ class KfpApi:
         return None
 
     def create_run(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Start a run; tried once, since a second try might start another.
+        """Start a run; not retried, because a second attempt might start another.
 
         Raises:
-            KfpUnreachableError: It is not known whether it was started.
-            KfpAnswerError: It was refused.
+            KfpUnreachableError: It is unknown if the run was started.
+            KfpAnswerError: The request was refused.
         """
         return self._once("POST", "/apis/v2beta1/runs", body=body)
 
     def terminate(self, run_id: str) -> None:
-        """Ask for a run's end; one that has ended is left alone."""
+        """Request the end of a run; do nothing if it has ended."""
         try:
             self._call("POST", f"/apis/v2beta1/runs/{quote(run_id, safe='')}:terminate")
         except KfpAnswerError as error:
@@ -158,11 +158,11 @@ class KfpApi:
                 raise
 
     def node_log(self, run_id: str, node: str) -> str:
-        """Return the log of a node of the run's workflow; "" when the server has none.
+        """Return the log of a node of the run's workflow; "" if the server has none.
 
         Args:
-            run_id: The run.
-            node: The node's id, which is its pod's name.
+            run_id: Id of the run.
+            node: Id of the node, which is its pod's name.
         """
         path = f"/apis/v1alpha1/runs/{quote(run_id, safe='')}/nodes/{quote(node, safe='')}/log"
         try:
@@ -171,7 +171,7 @@ class KfpApi:
             return ""
 
     def experiment(self, name: str, namespace: str | None) -> str:
-        """Return the id of an experiment, which is made when there is none of that name."""
+        """Return the id of an experiment; create the experiment if it does not exist."""
         for attempt in (1, 2):
             query = {"filter": _equals("display_name", name)}
             for found in self._listed("/apis/v2beta1/experiments", "experiments", query | _in(namespace)):
@@ -181,7 +181,7 @@ class KfpApi:
                 body = {"display_name": name, **_in(namespace)}
                 return str(self._call("POST", "/apis/v2beta1/experiments", body=body)["experiment_id"])
             except KfpAnswerError as error:
-                # Somebody else made it meanwhile, or the first of two tries did.
+                # Another client created it meanwhile, or an earlier attempt did.
                 if attempt == 2 or error.status not in (400, 409, 500):
                     raise
         raise AssertionError
@@ -206,7 +206,7 @@ class KfpApi:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Call until there is an answer that holds, or the patience ends."""
+        """Call until there is a final answer, or the patience ends."""
         end = time.monotonic() + self._patience
         wait = 0.2
         while True:
@@ -215,13 +215,13 @@ class KfpApi:
                 return self._once(method, path, query=query, body=body)
             except RunnerError as error:
                 if isinstance(error, KfpAnswerError) and error.status == 401 and self._token() != token:
-                    continue  # it was renewed meanwhile
+                    continue  # the token was renewed meanwhile
                 passing = not isinstance(error, KfpAnswerError) or error.status in _PASSING
                 if not passing:
                     raise
                 if time.monotonic() + wait > end:
                     raise KfpUnreachableError(f"{error}; it was tried for {self._patience:.0f} s") from error
-            # Many that wait for one server should not come back together.
+            # Random, so that many waiting clients do not return at the same time.
             self._sleep(wait * random.uniform(0.7, 1.3))  # noqa: S311
             wait = min(wait * 2, _SLOWEST)
 
@@ -290,7 +290,7 @@ def _in(namespace: str | None) -> dict[str, str]:
 
 
 def _said(response: httpx.Response) -> str:
-    """Return what an answer says went wrong, without what else may be in it."""
+    """Return the error message of an answer, and nothing else of it."""
     if response.is_redirect:
         return f", sent on to {urlsplit(response.headers.get('location', '')).path or 'elsewhere'}"
     try:

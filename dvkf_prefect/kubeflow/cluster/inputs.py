@@ -1,4 +1,4 @@
-"""What stages read on a cluster: seen to before they start, for a pod has nothing but the sources and the remote."""
+"""Ensure every stage input is in the source bundle or on the remote before a run starts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _logger = logging.getLogger(__name__)
 
 
 class Supply:
-    """What the stages of a run read.
+    """Inputs of a run's stages.
 
     Args:
         repo: The repository.
-        remote: Where pods find it.
-        bundle: The sources that they get.
+        remote: Remote that pods read.
+        bundle: Sources that pods get.
         specs: The stages.
-        folder: Where to work.
-        push: Whether what only this machine has is pushed.
+        folder: Folder for temporary files.
+        push: True pushes objects that only this machine has.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Supply:
         self._push = push
 
     def provide(self) -> None:
-        """See to it before anything starts.
+        """Make all inputs available before the run starts.
 
         Raises:
-            StageError: Something is neither in git nor on the remote, so no pod can have it.
-            MissingObjectError: Something is only here, and is not to be pushed.
+            StageError: An input is neither in git nor on the remote, so no pod can get it.
+            MissingObjectError: An input is only on this machine, and pushing is off.
             RemoteError: The remote cannot be used.
         """
         written = {out.path for spec in self._specs for out in spec.outs}
@@ -81,7 +81,7 @@ class Supply:
             if out.path in apart
         }
         for digest in uncached(self._remote).missing(known):
-            self._hand_over(known[digest], digest)  # otherwise the stage runs
+            self._hand_over(known[digest], digest)  # on failure the stage just runs
         renew(self._remote, {*wanted, *known})
         absent = self._remote.missing(wanted)
         absent = uncached(self._remote).missing(absent)
@@ -105,7 +105,7 @@ class Supply:
             send(sorted(here), self._repo.cache, self._remote)
 
     def _in_sources(self, path: str, digest: str) -> bool:
-        """Tell whether the sources hold a file or directory with this content."""
+        """Return True if the sources contain a file or directory with this content."""
         root = self._repo.root
         if not is_tree(digest):
             return path in self._sources and digest_file(root / path) == digest
@@ -118,9 +118,9 @@ class Supply:
         return bool(pairs) and Tree.from_pairs(pairs).digest == digest
 
     def _hand_over(self, path: str, digest: str) -> bool:
-        """Bring a result that is no object to where pods find it; tell whether it is one.
+        """Upload a result that is not an object of the remote; return True on success.
 
-        That is what stays out of the cache, metrics mostly, and a folder that outputs are parts of.
+        Such results are outputs that stay out of the cache, mostly metrics, and folders that contain outputs.
         """
         outputs = self._repo.outputs()
         parts = path.split("/")
@@ -150,9 +150,9 @@ class Supply:
         return True
 
     def _hand_over_part(self, path: str, digest: str) -> bool:
-        """Bring the manifest of a folder in a tracked directory to where pods find it; tell whether it is one.
+        """Upload the manifest of a folder inside a tracked directory; return True on success.
 
-        No remote has it; the files that it names are objects as all others.
+        No remote has such a manifest; the files that it names are ordinary objects.
         """
         for output in self._repo.outputs() if is_tree(digest) else ():
             whole = output.digest or ""

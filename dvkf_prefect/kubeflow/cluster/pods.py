@@ -1,7 +1,7 @@
-"""The pods of a run, where Kubernetes can be asked: why one does not start, what it printed, how it was ended.
+"""Pods of a run, queried from Kubernetes: start failures, logs, and reasons of their end.
 
-Kubeflow Pipelines says of a pod whose image cannot be pulled, or that fits on no node, that it is running.
-Source: KFP labels the pods of a run ``pipeline/runid``; Kubernetes' Pod status and Event.
+Kubeflow Pipelines reports a pod as running even if its image cannot be pulled or it fits on no node. Source: KFP
+labels the pods of a run ``pipeline/runid``; Kubernetes' Pod status and Event.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dvkf_prefect.pipeline.step.step import clean_log
 
 _RUN_LABEL = "pipeline/runid"
 _NODE_NAME = "workflows.argoproj.io/node-name"
-# Reasons why a container waits that do not go away by waiting.
+# Waiting reasons of a container that do not resolve by themselves.
 _STUCK = frozenset(
     {
         "ImagePullBackOff",
@@ -32,20 +32,20 @@ _STUCK = frozenset(
         "CrashLoopBackOff",
     }
 )
-_SUPPRESS = 120.0  # seconds until Kubernetes is asked again after it could not be
+_SUPPRESS = 120.0  # seconds until Kubernetes is queried again after a failed query
 _LOG_LINES = 200
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """Why a pod does not come to run.
+    """Reason why a pod does not start, or ended.
 
     Attributes:
-        task: The task.
-        pod: The pod's name.
+        task: Name of the task.
+        pod: Name of the pod.
         kind: ``image`` (or anything else that keeps a container from starting), ``schedule``, or ``ended``.
-        message: What Kubernetes says.
+        message: Message of Kubernetes.
     """
 
     task: str
@@ -55,12 +55,12 @@ class PodProblem:
 
 
 class Pods:
-    """The pods of one namespace.
+    """Pods of one namespace.
 
     Args:
-        namespace: The namespace.
+        namespace: Name of the namespace.
         config_file: A kubeconfig; None for the pod's own account, or else the user's.
-        context: A context in it.
+        context: A context of the kubeconfig.
         timeout: Seconds to wait for an answer.
     """
 
@@ -80,10 +80,10 @@ class Pods:
         self._not_before = 0.0
 
     def problems(self, run_id: str) -> list[PodProblem]:
-        """Return what keeps pods of a run from running, or ended them; none where Kubernetes cannot be asked.
+        """Return start failures and failed pods of a run; empty if Kubernetes cannot be queried.
 
         Args:
-            run_id: The run's id, as the server knows it.
+            run_id: Id of the run on the server.
         """
         found = []
         for pod in self._of(run_id):
@@ -93,7 +93,7 @@ class Pods:
         return found
 
     def log(self, run_id: str, task: str) -> str:
-        """Return the end of what a task's last pod printed; "" when it cannot be had."""
+        """Return the last log lines of a task's last pod; "" if not available."""
         pods = [pod for pod in self._of(run_id) if _task_of(pod) == task]
         for pod in sorted(pods, key=lambda pod: str(pod.metadata.creation_timestamp), reverse=True):
             text = self._ask(
@@ -108,7 +108,7 @@ class Pods:
         return ""
 
     def name(self, run_id: str, task: str) -> str:
-        """Return the name of a task's pod; "" when it is not known."""
+        """Return the name of a task's pod; "" if unknown."""
         return next((str(pod.metadata.name) for pod in self._of(run_id) if _task_of(pod) == task), "")
 
     def _of(self, run_id: str) -> Iterator[Any]:
@@ -145,7 +145,7 @@ class Pods:
         return None
 
     def _warning(self, pod: str) -> str:
-        """Return the last warning about a pod that waits for something else: a volume or a secret, mostly."""
+        """Return the last warning about a pending pod, mostly about a volume or a secret."""
         listed = self._ask(
             "list_namespaced_event",
             self.namespace,
@@ -156,12 +156,12 @@ class Pods:
         return f"{events[-1].reason}: {events[-1].message}" if events else ""
 
     def _ask(self, call: str, *arguments: Any, **options: Any) -> Any:
-        """Ask Kubernetes; None where it cannot be asked, which is then left for a while."""
+        """Query Kubernetes; None on failure, after which queries pause for a while."""
         if time.monotonic() < self._not_before:
             return None
         try:
             return getattr(self._client(), call)(*arguments, _request_timeout=self._timeout, **options)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the run goes on without what it would tell)
+        except Exception as error:  # noqa: BLE001 (on any error the run continues without this information)
             if getattr(error, "status", None) not in (
                 400,
                 404,
@@ -175,7 +175,7 @@ class Pods:
             from kubernetes import client, config  # type: ignore[import-untyped]
 
             settings = client.Configuration()
-            # The client's own default is to try three times, each with the whole time limit.
+            # By default the client tries three times, each with the full timeout.
             settings.retries = False
             if self._config_file or self._context:
                 config.load_kube_config(self._config_file, self._context, settings, persist_config=False)

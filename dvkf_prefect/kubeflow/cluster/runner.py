@@ -1,9 +1,9 @@
-"""Stages on a cluster: all that must run become one Kubeflow pipeline, and this machine only looks on.
+"""Runner for stages on a cluster: all stages to run become one Kubeflow pipeline, which this machine watches.
 
-A run is found again by whoever starts the same stages with the same content: its id is made of that content, and its
-description holds the same mark for servers that give ids of their own. So a dispatcher that was killed goes on where
-it was, and two of them never start one thing twice. A run that failed, was cancelled, or whose results were taken is
-not found again; the next start is a new one.
+Starting the same stages with the same content finds the existing run again. The run's id is derived from the content.
+Its description has the same mark, for servers that assign their own ids. So a killed dispatcher continues with its
+run, and two dispatchers never start the same run twice. A run that failed, was cancelled, or whose results were
+collected is not reused; the next start is a new run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dvkf_prefect.kubeflow.exchange.objects import uncached
 from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline.step.spec import StepResult, StepSpec
 
-# Folders for what stays out of the cache, of runs whose starter is gone.
+# Prefix of folders with uncached outputs; a sweep removes those whose starter is gone.
 _PREFIX = "side-"
 
 __all__ = ["ClusterSettings", "KfpClusterRun", "KfpClusterRunner", "TaskEvent"]
@@ -44,9 +44,9 @@ class KfpClusterRun:
     """A stage of a pipeline run.
 
     Attributes:
-        stage: The stage's address.
-        run_id: The KFP run that it is a task of.
-        url: Where KFP's UI shows that.
+        stage: Address of the stage.
+        run_id: Id of its KFP run.
+        url: URL of the run in KFP's UI.
     """
 
     def __init__(self, spec: StepSpec, batch: _Batch) -> None:
@@ -65,16 +65,16 @@ class KfpClusterRun:
         """Wait for the stage's end.
 
         Args:
-            timeout: Seconds to wait at most; None waits as long as the run may take.
+            timeout: Maximum number of seconds; None waits as long as the run may take.
 
         Returns:
-            What it put out. Its outputs are on the remote; those that stay out of the cache are also in ``side_dir``.
+            The result. Its outputs are on the remote; those that stay out of the cache are also in ``side_dir``.
 
         Raises:
-            TimeoutError: It still runs.
-            StageError: It failed; the class tells how.
-            StageCancelledError: It was stopped, or never run because a stage that it needs failed.
-            RunnerError: It is not known how it ended.
+            TimeoutError: The stage still runs.
+            StageError: The stage failed; the class gives the kind of failure.
+            StageCancelledError: It was stopped, or never ran because a stage that it needs failed.
+            RunnerError: The outcome is unknown.
         """
         outcome = self._batch.watch.outcome(self.stage, timeout)
         with self._lock:
@@ -87,11 +87,11 @@ class KfpClusterRun:
             return self._result
 
     def cancel(self) -> None:
-        """Have the whole run terminated; stages that have ended keep their results. Does not wait for it."""
+        """Terminate the whole run; ended stages keep their results. Returns at once."""
         self._batch.cancel()
 
     def _brought(self, result: StepResult) -> StepResult:
-        """Bring the outputs that stay out of the cache, which git is to keep; the others where that was asked for."""
+        """Download the uncached outputs, which git keeps; the others only with ``fetch``."""
         apart = {out.path for out in self._spec.outs if not out.cached}
         if self._batch.fetch:
             digests = {out.digest for out in result.outs if out.path not in apart}
@@ -99,14 +99,14 @@ class KfpClusterRun:
         digests = {out.digest for out in result.outs if out.path in apart}
         if not digests:
             return result
-        # Whoever takes them removes the folder that they are in.
+        # The receiver of the outputs removes their folder.
         side = Cache(self._batch.place_beside() / "side")
         _bring(digests, side, uncached(self._batch.remote))
         return dataclasses.replace(result, side_dir=str(side.root))
 
 
 class _Batch:
-    """A pipeline run and the stages in it."""
+    """A pipeline run and its stages."""
 
     def __init__(
         self, watch: Watch, remote: Remote, folder: OwnedFolder, note: Path, stages: int, *, fetch: bool
@@ -125,16 +125,16 @@ class _Batch:
             self.watch.cancel()
 
     def place_beside(self) -> Path:
-        """Make a folder for what stays out of the cache until it is taken."""
+        """Create a folder for uncached outputs until they are collected."""
         place = self._folder.path / str(next(self._places))
         place.mkdir()
         return place
 
     def close(self) -> None:
-        """End it, unless it has ended; remember when all its results were taken."""
+        """Terminate the run unless it has ended; record that its results were collected, if all were."""
         self.cancel()
         self.watch.join()
-        self._folder.release(keep=True)  # what was not taken by now goes with the next run
+        self._folder.release(keep=True)  # uncollected outputs are removed by the next run
         if len(self.waited) == self._stages:
             with suppress(OSError, ValueError):
                 known = json.loads(self._note.read_bytes())
@@ -142,14 +142,14 @@ class _Batch:
 
 
 class KfpClusterRunner:
-    """Run stages on a Kubeflow cluster, several as one pipeline.
+    """Runner that executes stages on a Kubeflow cluster, several as one pipeline.
 
     Args:
-        repo: The repository; its default remote is where pods find what they need.
-        settings: The cluster.
-        fetch: Bring what stages wrote into the cache; otherwise it stays on the remote.
-        run_key: What makes a run another one although its content is the same, for instance the id of a flow run.
-        on_event: Told of each task's state, in a thread of its own.
+        repo: The repository; pods read their inputs from its default remote.
+        settings: Settings of the cluster.
+        fetch: True downloads outputs into the cache; otherwise they stay on the remote.
+        run_key: Distinguishes runs with equal content, for example the id of a flow run.
+        on_event: Called with each task's state changes, in a separate thread.
 
     Example:
         ``KfpClusterRunner(Repo.open("."), ClusterSettings("http://localhost:8080"))``
@@ -201,21 +201,21 @@ class KfpClusterRunner:
     def start_all(
         self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
     ) -> dict[str, KfpClusterRun]:
-        """Start stages as one pipeline, or find the run again that was started for them.
+        """Start stages as one pipeline, or find the existing run of these stages.
 
         Args:
-            specs: The stages, in any order. A digest of a dependency counts only where none of them writes it.
-            edges: For a stage's address those it has to wait for besides the ones whose outputs it reads.
+            specs: The stages, in any order. A dependency's digest is ignored if one of these stages writes it.
+            edges: Additional predecessors by stage address, besides the writers of its inputs.
 
         Returns:
             The run of each stage by its address.
 
         Raises:
-            StageGraphError: They do not form a graph.
-            StageError: Sources are not committed, or something that a stage reads is neither in git nor on the remote.
+            StageGraphError: The stages do not form a graph.
+            StageError: Sources are not committed, or an input is neither in git nor on the remote.
             ParseError: A stage's ``meta: kubeflow:`` is wrong.
-            ConfigError: The remote or the cluster is not set up for this.
-            RunnerError: They could not be started.
+            ConfigError: The remote or the cluster is not configured for this.
+            RunnerError: The stages could not be started.
         """
         if self._closed.is_set():
             raise RunnerError("the runner is closed; stages cannot start")
@@ -248,7 +248,7 @@ class KfpClusterRunner:
         return {spec.stage: KfpClusterRun(spec, batch) for spec in specs}
 
     def close(self) -> None:
-        """Terminate what still runs and wait until it has ended; a second call does nothing."""
+        """Terminate all running stages and wait for their end; a second call does nothing."""
         with self._lock:
             self._closed.set()
             batches, self._batches = self._batches, []
@@ -260,7 +260,7 @@ class KfpClusterRunner:
 
 
 def _bring(digests: set[str], cache: Cache, remote: Remote) -> None:
-    """Bring files and directories into a cache, manifests first."""
+    """Download files and directories into a cache, manifests first."""
     trees = {digest for digest in digests if is_tree(digest)}
     _fetch(trees, cache, remote)
     _fetch((digests - trees).union(*(cache.read_tree(tree).digests for tree in trees)), cache, remote)

@@ -1,4 +1,4 @@
-"""Stages on their way to a cluster: what they need is seen to, and one pipeline run started or found again."""
+"""Submission of stages to a cluster: provide their inputs, then start one pipeline run or find it again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from dvkf_prefect.pipeline.step.spec import StepDependency, StepKnown, StepResul
 
 _NAMESPACE = uuid.UUID("5f0c1c5e-6a0e-5d0a-9f6e-3d7f4f4b7c11")
 _ATTEMPTS = 100
-# A workflow of Argo fits into one object of etcd, 1.5 MiB, with all its specifications.
+# Argo stores a workflow, with all its specifications, in one object of etcd, at most 1.5 MiB.
 _ALL_SPECS = 512 * 1024
 _FILE = re.compile(r"((?:.*?/)?dvc\.yaml):(.+)", re.DOTALL)
 _FAILED = frozenset({"FAILED", "CANCELED", "CANCELING", "SKIPPED"})
@@ -49,14 +49,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run that is on its way.
+    """A submitted run.
 
     Attributes:
-        key: Under which its pods leave their results.
-        run_id: Its id on the server.
-        tasks: The task name of each stage.
-        edges: The stages that each stage waits for.
-        note: The file that remembers it.
+        key: Key of its results on the remote.
+        run_id: Id of the run on the server.
+        tasks: Task name of each stage.
+        edges: Predecessors of each stage.
+        note: Local file that records the run.
     """
 
     key: str
@@ -67,16 +67,16 @@ class Submitted:
 
 
 class Dispatch:
-    """From stages to a pipeline run.
+    """Submission of stages as a pipeline run.
 
     Args:
         repo: The repository.
-        settings: The cluster.
-        api: Its API.
+        settings: Settings of the cluster.
+        api: API of the cluster.
         specs: The stages, in any order.
-        edges: What stages wait for besides those whose outputs they read.
-        run_key: What makes the run another one although its content is the same.
-        folder: Where it is remembered which runs there are.
+        edges: Predecessors of stages, besides the writers of their inputs.
+        run_key: Distinguishes runs with equal content.
+        folder: Folder of the local records of runs.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class Dispatch:
         self._remote = repo.remote()
 
     def submit(self) -> Submitted:
-        """Start the stages, or find the run that was started for them.
+        """Start the stages, or find the existing run of these stages.
 
         Raises:
-            StageError: Sources are not committed, or something that a stage reads is neither in git nor on the remote.
+            StageError: Sources are not committed, or an input is neither in git nor on the remote.
             ParseError: A stage's ``meta: kubeflow:`` is wrong.
-            ConfigError: The remote or the cluster is not set up for this.
-            RunnerError: They could not be started.
+            ConfigError: The remote or the cluster is not configured for this.
+            RunnerError: The stages could not be started.
         """
         for spec in self._specs:
             if spec.env:
@@ -156,10 +156,10 @@ class Dispatch:
         key, run_id = self._start(content, note, about, placements, account, bundle)
         return Submitted(key, run_id, self._names, self._edges, note)
 
-    # -- what dvc.yaml says ------------------------------------------------------------------------------------------
+    # -- settings in dvc.yaml ----------------------------------------------------------------------------------------
 
     def _settings_of_stages(self) -> tuple[dict[str, Placement], dict[str, tuple[str, ...]]]:
-        """Return the settings of each stage's pod, and the outputs of each that are models."""
+        """Return the settings of each stage's pod, and the outputs of each stage that are models."""
         files = self._repo.files()
         stages: dict[str, dict[str, Stage]] = {}
         declared: dict[str, set[str]] = {}
@@ -209,14 +209,15 @@ class Dispatch:
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def _content(self, about: PodRun, placements: Mapping[str, Placement]) -> str:
-        """Return the digest of all that makes this run what it is."""
+        """Return the digest of everything that identifies this run."""
         steps = [
             dataclasses.replace(
                 spec,
                 cache_dir="",
                 workspace=None,
                 log=None,
-                # What another of them writes has no digest yet; what is known of it here changes nothing.
+                # Outputs of other stages have no digest yet; local knowledge of them must not change the run's
+                # identity.
                 deps=tuple(sorted(self._known(spec), key=lambda dep: dep.path)),
             ).to_json()
             for spec in sorted(self._specs, key=lambda spec: spec.stage)
@@ -250,7 +251,7 @@ class Dispatch:
         account: str | None,
         bundle: Bundle,
     ) -> tuple[str, str]:
-        """Start the run, or find it; return the key its results lie under, and its id on the server."""
+        """Start the run, or find it; return the key of its results, and its id on the server."""
         experiment = self._api.experiment(self._settings.experiment, self._settings.namespace)
         left = _left(note)
         for attempt in range(_first_attempt(note), _ATTEMPTS):
@@ -273,9 +274,9 @@ class Dispatch:
         raise RunnerError(f"these stages were started {_ATTEMPTS} times already and never ended well")
 
     def _learn_from(self, key: str) -> None:
-        """Have what ended well in a run that nobody took the results of taken by the one in its place.
+        """Reuse the successful stages of an earlier run whose results were never collected.
 
-        Whoever started it was killed, and so its stages are not in dvc.lock.
+        The starter of that run was killed, so its stages are not in dvc.lock.
         """
         found = []
         for spec in self._specs:
@@ -302,7 +303,7 @@ class Dispatch:
         return f"{self._repo.root.name} {shown} {key[:8]}"
 
     def _has_results(self, key: str) -> bool:
-        """Tell whether what a run put out is still on the remote."""
+        """Return True if all outputs of a run are still on the remote."""
         digests: set[str] = set()
         beside: set[str] = set()
         for spec in self._specs:
@@ -353,13 +354,13 @@ class Dispatch:
         return body
 
     def _create(self, key: str, body: Mapping[str, Any], experiment: str) -> dict[str, Any]:
-        """Start the run. After an answer that leaves it open, it is looked for before it is tried again."""
+        """Start the run; after an ambiguous answer, look for it before another attempt."""
         wait = 0.5
         for attempt in range(_CREATE_TRIES):
             try:
                 return self._api.create_run(body)
             except KfpAnswerError as error:
-                # A run of this id that is there already is answered by 500, or by 409.
+                # The server answers 500 or 409 if a run with this id exists.
                 if error.status < 500 and error.status not in (408, 409, 429):
                     raise
                 problem: RunnerError = error
@@ -380,7 +381,7 @@ def _mark(key: str) -> str:
 
 
 def _left(note: Path) -> str:
-    """Return the key of the run that was started last, if nobody took all of its results; else ""."""
+    """Return the key of the run started last, if not all of its results were collected; else ""."""
     try:
         known = json.loads(note.read_bytes())
         return "" if known.get("taken") else str(known["key"])
@@ -389,7 +390,7 @@ def _left(note: Path) -> str:
 
 
 def _first_attempt(note: Path) -> int:
-    """Return the attempt to look for first: after one whose results were taken, the next."""
+    """Return the attempt to look for first; the next one if the last run's results were collected."""
     try:
         known = json.loads(note.read_bytes())
         return int(known["attempt"]) + bool(known.get("taken"))

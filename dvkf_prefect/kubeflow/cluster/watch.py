@@ -1,4 +1,4 @@
-"""One pipeline run, looked after until its end: states, results, pods that do not start, and its cancellation."""
+"""Watch of one pipeline run until its end: states, results, pods that do not start, cancellation."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from dvkf_prefect.kubeflow.exchange.runs import RESULT, read_log, run_place
 from dvkf_prefect.pipeline.step.spec import StepResult
 
 RUN_LIMIT = 7 * 86400.0
-"""Seconds that a run may take. What it needs beside the objects of a remote is collected a day after
-(`dvkf_prefect.data.upkeep.gc.RUN_AGE`)."""
+"""Maximum duration of a run, in seconds.
+
+The files it needs beside the remote's objects may be collected a day later (`dvkf_prefect.data.upkeep.gc.RUN_AGE`).
+"""
 _PODS_EVERY = 10.0  # seconds
-# For how long a run that ended may still owe us a result: object stores and the server's view of tasks may lag.
+# Seconds to wait for results after a run's end: object stores and the server's view of tasks may lag.
 _LAG = 5.0
 _TERMINATE_PATIENCE = 60.0
 _logger = logging.getLogger(__name__)
@@ -35,14 +37,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """Something that happened to a stage on the cluster.
+    """State change of a stage on the cluster.
 
     Attributes:
-        stage: Its address.
-        state: KFP's word for it: PENDING, RUNNING, SUCCEEDED, FAILED, …; or WAITING, when its pod does not start.
-        message: What is known about it.
-        run_id: The KFP run.
-        url: Where KFP's UI shows that.
+        stage: Address of the stage.
+        state: KFP's state: PENDING, RUNNING, SUCCEEDED, FAILED, …; or WAITING if its pod does not start.
+        message: Details of the state.
+        run_id: Id of the KFP run.
+        url: URL of the run in KFP's UI.
     """
 
     stage: str
@@ -59,15 +61,15 @@ class TaskEvent:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long is waited for what, in seconds.
+    """Timeouts, in seconds.
 
     Attributes:
-        poll_from: Between two looks at a run in which something just happened.
-        poll_to: Between two looks at one in which nothing has happened for long.
-        run: For a run's end; then it is terminated. No more than `RUN_LIMIT`.
-        cancel: For a terminated run's end.
-        start: For a pod whose image cannot be pulled, or whose container cannot be made.
-        schedule: For a pod that fits on no node.
+        poll_from: Interval between two polls of a run after a change.
+        poll_to: Interval between two polls of a run without changes for a long time.
+        run: Maximum duration of a run, at most `RUN_LIMIT`; then it is terminated.
+        cancel: Wait for a terminated run's end.
+        start: Wait for a pod whose image cannot be pulled, or whose container cannot be created.
+        schedule: Wait for a pod that fits on no node.
     """
 
     poll_from: float = 2.0
@@ -79,22 +81,22 @@ class Patience:
 
 
 class _InterruptedError(Exception):
-    """The wait between two tries was ended by a cancellation."""
+    """A cancellation ended the wait between two attempts."""
 
 
 class Watch:
-    """A thread that follows a run.
+    """Thread that watches a run.
 
     Args:
         api: The API.
-        run_id: The run's id on the server.
-        key: Under which its pods leave their results.
-        tasks: The task name of each stage.
-        needs: The stages that each stage waits for.
-        remote: Where the results are.
-        patience: How long is waited for what.
-        pods: Where Kubernetes can be asked.
-        tell: Told of each change, in the thread.
+        run_id: Id of the run on the server.
+        key: Key of its results on the remote.
+        tasks: Task name of each stage.
+        needs: Predecessors of each stage.
+        remote: Remote with the results.
+        patience: Timeouts of the run.
+        pods: Access to the pods in Kubernetes; None for no queries.
+        tell: Called with each change, in the thread.
     """
 
     def __init__(
@@ -132,14 +134,14 @@ class Watch:
         self._thread.start()
 
     def outcome(self, stage: str, timeout: float | None) -> StepResult | DvkfError:
-        """Return how a stage ended.
+        """Return the outcome of a stage.
 
         Args:
-            stage: Its address.
+            stage: Address of the stage.
             timeout: Seconds to wait; None for as long as the run may take.
 
         Raises:
-            TimeoutError: It still runs.
+            TimeoutError: The stage still runs.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: stage in self._outcomes, timeout):
@@ -147,7 +149,7 @@ class Watch:
             return self._outcomes[stage]
 
     def cancel(self) -> None:
-        """Have the run terminated; does not wait for it."""
+        """Terminate the run; return at once."""
         self._cancelled.set()
 
     def join(self) -> None:
@@ -156,7 +158,7 @@ class Watch:
 
     @property
     def done(self) -> bool:
-        """Whether it is known of every stage how it ended."""
+        """True if the outcome of every stage is known."""
         with self._changed:
             return len(self._outcomes) == len(self._tasks)
 
@@ -184,7 +186,7 @@ class Watch:
             raise _InterruptedError
 
     def _follow(self) -> None:
-        """Follow the run to its end; beyond its time, have it ended."""
+        """Watch the run to its end; terminate it after its maximum duration."""
         deadline = time.monotonic() + min(self._patience.run, RUN_LIMIT)
         delay = self._patience.poll_from
         while True:
@@ -218,7 +220,7 @@ class Watch:
             delay = min(delay * 1.5, self._patience.poll_to)
 
     def _look(self, api: KfpApi) -> tuple[bool, bool]:
-        """Look at the run once; return whether it has ended, and whether anything changed."""
+        """Poll the run once; return True if it has ended, and True if anything changed."""
         run = api.run(self.run_id)
         if run is None:
             raise RunnerError("it is not there any more; was it deleted?")
@@ -227,7 +229,7 @@ class Watch:
         ended = state in ENDED
         changed = self._collect(run, state) or changed
         if ended and not self.done:
-            # What a pod wrote last may not be seen at once.
+            # A pod's last files may not be visible at once.
             end = time.monotonic() + _LAG
             while not self.done and time.monotonic() < end and self._awaited():
                 time.sleep(0.2)
@@ -236,7 +238,7 @@ class Watch:
         return ended, changed
 
     def _mirror(self, run: Mapping[str, Any]) -> bool:
-        """Tell of tasks whose state changed."""
+        """Report tasks whose state changed."""
         changed = False
         by_name = {task: stage for stage, task in self._tasks.items()} | {s: s for s in self._tasks}
         for detail in (run.get("run_details") or {}).get("task_details") or ():
@@ -261,11 +263,11 @@ class Watch:
             return [stage for stage in self._tasks if stage not in self._outcomes]
 
     def _awaited(self) -> bool:
-        """Tell whether a result may still come: of a task that is said to have ended well."""
+        """Return True if a result may still arrive: of a task reported as successful."""
         return any(self._states.get(stage, "SUCCEEDED") == "SUCCEEDED" for stage in self._open())
 
     def _collect(self, run: Mapping[str, Any], state: str) -> bool:
-        """Take the results that are there of tasks that have ended."""
+        """Collect the available results of ended tasks."""
         changed = False
         for stage in self._open():
             if state not in ENDED and self._states.get(stage) not in ENDED:
@@ -273,7 +275,7 @@ class Watch:
             result = self._result(stage)
             stopped = bool(self._why) or state in ("CANCELING", "CANCELED")
             if result is not None:
-                # What a pod says of its own end was its being ended.
+                # A stopped pod reports a failure of its own.
                 self._put(stage, self._stopped(stage) if stopped and result.failed else result)
                 changed = True
             elif self._states.get(stage) == "FAILED":
@@ -299,7 +301,7 @@ class Watch:
             wait *= 2
 
     def _settle(self, run: Mapping[str, Any], state: str) -> None:
-        """Give every stage of a run that has ended an outcome."""
+        """Assign an outcome to every stage of an ended run."""
         for stage in self._open():
             task = self._states.get(stage, "")
             if state == "SUCCEEDED" and task in ("", "SUCCEEDED"):
@@ -321,7 +323,7 @@ class Watch:
                 self._put(stage, StageCancelledError(f"stage '{stage}' was not run, because {because}"))
 
     def _blocked_by(self, stage: str) -> str:
-        """Return a stage that failed, and that this one waits for directly or not; "" when there is none."""
+        """Return a failed direct or indirect predecessor of a stage; "" if there is none."""
         seen: set[str] = set()
         stack = list(self._needs.get(stage, ()))
         while stack:
@@ -341,7 +343,7 @@ class Watch:
         return StageCancelledError(f"{what} was stopped before its end{more}")
 
     def _lost(self, stage: str, run: Mapping[str, Any]) -> DvkfError:
-        """Return what is known of a stage whose pod ended without a result."""
+        """Return the known details of a stage whose pod ended without a result."""
         task = self._tasks[stage]
         said = [p.message for p in (self._pods.problems(self.run_id) if self._pods else ()) if p.task == task]
         if error := (run.get("error") or {}).get("message"):
@@ -354,7 +356,7 @@ class Watch:
         )
 
     def _log(self, stage: str, run: Mapping[str, Any]) -> str:
-        """Return the end of a stage's log: what its pod left on the remote, else its pod's, else Argo's."""
+        """Return the last lines of a stage's log: from the remote, else from its pod, else from Argo."""
         task = self._tasks[stage]
         with suppress(DvkfError):
             if text := read_log(self._remote.storage, self._key, task):
@@ -382,7 +384,7 @@ class Watch:
     # -- pods that do not start --------------------------------------------------------------------------------------
 
     def _look_at_pods(self) -> str:
-        """Tell of pods that do not start; return why the run is to be ended, if it is."""
+        """Report pods that do not start; return the reason to terminate the run, or ""."""
         if self._pods is None or time.monotonic() - self._asked_pods < min(
             _PODS_EVERY, self._patience.start / 2
         ):

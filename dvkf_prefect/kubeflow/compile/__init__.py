@@ -1,4 +1,4 @@
-"""Stages compiled to a pipeline of KFP, with the settings of their pods.
+"""Compilation of stages to a KFP pipeline, with the settings of their pods.
 
-It may import nothing else of `kubeflow`.
+The package may import nothing else of `kubeflow`.
 """

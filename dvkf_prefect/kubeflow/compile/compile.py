@@ -1,11 +1,11 @@
-"""Stages as a Kubeflow pipeline: a KFP task a stage, and an edge wherever one stage reads what another writes.
+"""Compilation of stages to a Kubeflow pipeline: one KFP task per stage, and an edge from each output to its readers.
 
 A task's ``spec`` parameter is its `StepSpec` as JSON: digests, never data and never the environment, which may
-hold credentials. Along an edge the upstream task's ``outputs`` parameter, the digests of what it wrote, goes to
-the downstream task and replaces what its specification says of those dependencies.
+contain credentials. The upstream task's ``outputs`` parameter has the digests of its outputs. Along an edge it is
+passed to the downstream task, where it replaces the specification's digests of those dependencies.
 
-On a cluster a task has one more parameter, ``run``: how its pod reaches the remote, and where it leaves its result
-(`dvkf_prefect.kubeflow.pod.pod`); and its settings, by `dvkf_prefect.kubeflow.compile.pod_settings`.
+On a cluster a task has one more parameter, ``run``: the pod's access to the remote, and the place of its result
+(`dvkf_prefect.kubeflow.pod.pod`). The pod's settings are set by `dvkf_prefect.kubeflow.compile.pod_settings`.
 
 Source of the format: KFP's pipeline spec 2.1, by KFP's own compiler.
 """
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from dvkf_prefect.pipeline.step.step import StepSpec
 
 IMAGE = "python:3.11-slim"
-# KFP hands a task all its parameters as one argument, in JSON within JSON; Linux ends an argument at 128 KiB.
+# KFP passes all parameters of a task as one argument, in JSON within JSON; Linux limits an argument to 128 KiB.
 SPEC_LIMIT = 56 * 1024
-# The label of a pod that names its task.
+# Pod label with the name of its task.
 TASK_LABEL = "dvkf-task"
-# A prefix (comp-, exec-, system-) and a suffix of the scheduler still have to fit into a label of 63 characters.
+# With a prefix (comp-, exec-, system-) and a suffix of the scheduler, a name must fit into a label of 63 characters.
 _NAME_LENGTH = 40
 
 
 def task_names(stages: Sequence[str]) -> dict[str, str]:
-    """Give each stage a valid KFP task name of its own, as much like its address as may be.
+    """Return a unique valid KFP task name for each stage, as close to its address as possible.
 
     Args:
         stages: Addresses of stages, each once.
@@ -58,7 +58,7 @@ def task_names(stages: Sequence[str]) -> dict[str, str]:
     """
     slugs = {stage: _slug(stage) for stage in stages}
     counts = Counter(slugs.values())
-    # A stage whose address is its slug keeps it; of those that merely fall together each gets a mark.
+    # A stage whose address equals its slug keeps it; other stages with the same slug get a hash suffix.
     names = {stage: slug for stage, slug in slugs.items() if stage == slug or counts[slug] == 1}
     taken = set(names.values())
     for stage in sorted(slugs.keys() - names.keys()):
@@ -75,21 +75,21 @@ def compile_stages(
     """Compile stages to one KFP pipeline.
 
     Args:
-        steps: The stages, in any order. What a dependency's digest says counts only where no other of these
-            stages writes it. ``env`` does not become part of the pipeline.
-        name: The pipeline's name; made valid for KFP.
-        image: The container image of every task. It needs Python and this package; KFP's local subprocess runner
-            looks only for the word "python" in it.
-        folder: Where specifications too large for a parameter are written, for tasks that see this machine's
-            files. Without it they are refused.
+        steps: The stages, in any order. A dependency's digest is ignored if another of these stages writes it.
+            ``env`` does not become part of the pipeline.
+        name: Name of the pipeline; made valid for KFP.
+        image: Container image of every task. It needs Python and this package; KFP's local subprocess runner only
+            looks for the word "python" in it.
+        folder: Folder for specifications that are too large for a parameter, for tasks with access to this machine's
+            files. If None they are refused.
 
     Returns:
         The pipeline spec (KFP's intermediate representation) as JSON values, as ``POST /apis/v2beta1/runs`` takes it.
         Each task's ``taskInfo.name``, which KFP's UI shows, is the stage's address.
 
     Raises:
-        StageGraphError: The stages form a cycle, two of them write one path or have one name, or one depends on a
-            directory that holds other stages' outputs.
+        StageGraphError: The stages form a cycle, or two of them write one path or have one name. Also if one
+            depends on a directory that contains other stages' outputs.
         RunnerError: A specification is too large and there is no ``folder``.
 
     Example:
@@ -104,16 +104,16 @@ def compile_stages(
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
-    """How the stages of a run find their way on a cluster.
+    """Cluster settings of a run's stages.
 
     Attributes:
-        run: What `dvkf_prefect.kubeflow.pod.pod` reads: the value of each task's ``run`` parameter.
-        placements: The settings of each stage's pod, by address; the defaults are in them.
-        models: The outputs of each stage that are models.
-        edges: What a stage waits for besides those whose outputs it reads.
-        labels: Of every pod; the one at `TASK_LABEL` is added.
-        spill: Stores a specification too large for a parameter, ``(task, text)``; returns what stands for it.
-        limit: Characters from which on a specification is too large.
+        run: Value of each task's ``run`` parameter, for `dvkf_prefect.kubeflow.pod.pod`.
+        placements: Settings of each stage's pod, by address; the defaults are included.
+        models: Outputs of each stage that are models.
+        edges: Predecessors of a stage, besides the writers of its inputs.
+        labels: Labels of every pod; `TASK_LABEL` is added.
+        spill: Stores a specification that is too large for a parameter, ``(task, text)``; returns its reference.
+        limit: Maximum length of a specification as a parameter, in characters.
     """
 
     run: str
@@ -126,21 +126,21 @@ class PodPlan:
 
 
 def compile_for_cluster(steps: Sequence[StepSpec], plan: PodPlan, *, name: str, image: str) -> dict[str, Any]:
-    """Compile stages to one KFP pipeline whose tasks have nothing but a remote.
+    """Compile stages to one KFP pipeline whose tasks have only a remote.
 
     Args:
         steps: The stages, in any order; their paths on this machine do not become part of the pipeline.
-        plan: How their pods find their way.
-        name: The pipeline's name; made valid for KFP.
-        image: The container image of those that name none.
+        plan: Cluster settings of the stages.
+        name: Name of the pipeline; made valid for KFP.
+        image: Container image of stages that name none.
 
     Returns:
         ``pipeline_spec`` as ``POST /apis/v2beta1/runs`` takes it: KFP's intermediate representation, or that and the
         platform's part as ``{"pipeline_spec": …, "platform_spec": …}``.
 
     Raises:
-        StageGraphError: The stages form a cycle, two of them write one path or have one name, or one depends on a
-            directory that holds other stages' outputs.
+        StageGraphError: The stages form a cycle, or two of them write one path or have one name. Also if one
+            depends on a directory that contains other stages' outputs.
     """
     anywhere = [dataclasses.replace(step, cache_dir="", workspace=None, log=None, env={}) for step in steps]
     compiled = _compile(anywhere, name, image, plan, None)
@@ -151,10 +151,10 @@ def compile_for_cluster(steps: Sequence[StepSpec], plan: PodPlan, *, name: str, 
 def edges_of(
     steps: Sequence[StepSpec], more: Mapping[str, Sequence[str]] = MappingProxyType({})
 ) -> dict[str, tuple[str, ...]]:
-    """Return which stages each stage waits for: those whose outputs it reads first, then ``more``.
+    """Return the predecessors of each stage: the writers of its inputs first, then those in ``more``.
 
     Raises:
-        StageGraphError: They do not form a graph.
+        StageGraphError: The stages do not form a graph.
     """
     reads = _edges(steps)
     edges = {
@@ -206,7 +206,7 @@ def _compile(
             after = [tasks[other] for other in waits[stage] if other not in upstream]
             if after:
                 task.after(*after)
-            # Whether a stage runs is decided by content before it gets here; KFP's cache does not see content.
+            # The decision to run a stage is made by content beforehand; KFP's cache does not see content.
             task.set_caching_options(False)
             task.set_display_name(stage)
             if plan and placement:
@@ -215,7 +215,7 @@ def _compile(
             tasks[stage] = task
 
     pipeline_name = _slug(name, 100)
-    # KFP's loader takes a pipeline that has a task's name for that task alone.
+    # KFP's loader mistakes a pipeline with a task's name for that task alone.
     while pipeline_name in names.values():
         pipeline_name += "-pipeline"
     return dsl.pipeline(pipeline, name=pipeline_name)
@@ -232,7 +232,7 @@ def _slug(text: str, length: int = _NAME_LENGTH) -> str:
 
 
 def _edges(steps: Sequence[StepSpec]) -> dict[str, tuple[str, ...]]:
-    """Return which stages each stage takes digests from."""
+    """Return the stages whose digests each stage takes."""
     writers: dict[str, str] = {}
     edges: dict[str, tuple[str, ...]] = {}
     for step in steps:
@@ -291,12 +291,12 @@ def _parameter(step: StepSpec, task: str, folder: Path | None, plan: PodPlan | N
         path = folder / f"{task}.step.json"
         path.write_text(text, encoding="utf-8")
         return path.as_uri()
-    # KFP and Argo replace what stands in double braces, wherever it stands.
+    # KFP and Argo replace text in double braces anywhere.
     return text.replace("{{", "{\\u007b")
 
 
 class _Shape(NamedTuple):
-    """What the interface of a task's function depends on."""
+    """Properties that determine the interface of a task's function."""
 
     upstream: int
     metrics: bool
@@ -306,10 +306,10 @@ class _Shape(NamedTuple):
 
 @cache
 def _function(shape: _Shape) -> Any:
-    """Return the function a task executes, with a parameter for each upstream task.
+    """Return the function that a task executes, with a parameter for each upstream task.
 
-    KFP reads a component's interface from a function's signature and sends its source along, so a component
-    with a given number of inputs needs a function with that many parameters.
+    KFP reads a component's interface from a function's signature, and ships its source. So a component with a given
+    number of inputs needs a function with that many parameters.
     """
     digests = [f"upstream_{i}" for i in range(shape.upstream)]
     models = [f"model_{i}" for i in range(shape.models)]

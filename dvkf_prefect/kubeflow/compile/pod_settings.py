@@ -1,6 +1,6 @@
-"""Where and how a stage's pod runs: what ``meta: kubeflow:`` of a stage says, over the defaults of a block.
+"""Settings of a stage's pod: the stage's ``meta: kubeflow:``, on top of the defaults of a block.
 
-DVC keeps ``meta`` and reads nothing into it. ::
+DVC keeps ``meta`` and does not interpret it. ::
 
     stages:
       train:
@@ -24,7 +24,7 @@ DVC keeps ``meta`` and reads nothing into it. ::
             service_account: trainer
             models: [model.bin]             # outputs that KFP shows as models
 
-A secret is only ever named: its values go from Kubernetes to the pod.
+A secret is only referenced by name: Kubernetes passes its values to the pod.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from dvkf_prefect.formats.documents import line_of
 
 _GPU = "nvidia.com/gpu"
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGTPE]i?|k)?")
-# A Kubernetes object's name, an environment variable's, a label's key (with a domain or not) and its value.
+# Names of Kubernetes objects and environment variables; keys (with an optional domain) and values of labels.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _DURATION = re.compile(r"([0-9]+)\s*([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-# Of retries: the time a pod may wait for a node and its image, and the bounds of their window.
+# Retries: seconds a pod may wait for a node and its image, and the bounds of the retry window.
 _START = 86400
 _LONG = 30 * 86400
 _LONGEST = 3650 * 86400
@@ -68,7 +68,7 @@ class _WrongError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What a container asks for and what it may take, as Kubernetes quantities; None for no say."""
+    """Request and limit of a container, as Kubernetes quantities; None if not set."""
 
     request: str | None = None
     limit: str | None = None
@@ -76,7 +76,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """How many accelerators of which kind."""
+    """Number and type of accelerators."""
 
     count: int
     type: str = _GPU
@@ -84,13 +84,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a failed pod is started again; the waits are durations such as ``30s``.
+    """Restarts of a failed pod; the waits are durations such as ``30s``.
 
     Attributes:
-        count: How often.
-        backoff: The wait before the first retry; none by default.
-        factor: What each further wait is multiplied by; a whole number, 2 by default.
-        max: The time from the first start after which no try is started or goes on; None for one that holds all.
+        count: Maximum number of restarts.
+        backoff: Wait before the first restart; none by default.
+        factor: Multiplier of each further wait; a whole number, 2 by default.
+        max: Time since the first start after which no attempt is started or continued; None for a window that fits
+            all attempts.
     """
 
     count: int
@@ -99,14 +100,14 @@ class Retry:
     max: str | None = None
 
     def window(self, timeout: int | None) -> int:
-        """Return seconds that hold every try and every wait; KFP's own default, an hour, would cut them off.
+        """Return the seconds that all attempts and waits may take; KFP's default, an hour, would cut them off.
 
         Args:
-            timeout: Seconds a try may run once its pod has started; None or 0 for no bound.
+            timeout: Maximum seconds of an attempt after its pod has started; None or 0 for no limit.
         """
         wait = _seconds(self.backoff, ()) if self.backoff else 0
         factor = 2 if self.factor is None else self.factor
-        # Beyond the longest window an exponent adds nothing.
+        # Beyond the longest window a larger exponent has no effect.
         waits: int = sum(min(wait * factor ** min(n, 64), _LONGEST) for n in range(min(self.count, 1000)))
         tries = (self.count + 1) * (timeout + _START) if timeout else _LONGEST
         return min(max(_LONG, tries + waits), _LONGEST)
@@ -114,7 +115,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Toleration:
-    """A taint that the pod bears."""
+    """A taint that the pod tolerates."""
 
     key: str | None = None
     operator: str | None = None
@@ -135,7 +136,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A persistent volume claim and where it is mounted."""
+    """A persistent volume claim and its mount path."""
 
     claim: str
     mount: str
@@ -144,28 +145,28 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Everything that can be said of a stage's pod; what is not said is left to the cluster.
+    """All settings of a stage's pod; unset ones are left to the cluster.
 
     Attributes:
-        image: The container image; with this package and KFP in it, or in ``packages``.
-        packages: What pip installs when the pod starts, for images that lack it.
-        cpu: In cores.
-        memory: In bytes.
+        image: Container image; contains this package and KFP, or lists them in ``packages``.
+        packages: Packages that pip installs when the pod starts, for images that lack them.
+        cpu: CPU cores.
+        memory: Memory in bytes.
         gpu: Accelerators.
         shared_memory: Size of ``/dev/shm``.
-        timeout: Seconds after which the pod is ended; 0 for no such bound.
-        retries: How often it is started again.
+        timeout: Seconds until the pod is ended; 0 for no limit.
+        retries: Restarts after a failure.
         node_selector: Labels of the nodes it may run on.
-        tolerations: Taints it bears.
-        env: Environment variables; no secrets, they can be read in the pipeline.
+        tolerations: Taints it tolerates.
+        env: Environment variables; no secrets, because the pipeline shows them.
         secrets: Secrets by name.
         config_maps: Configuration maps by name.
         volumes: Persistent volumes.
         image_pull_secrets: Names of secrets to pull the image with.
         image_pull_policy: ``Always``, ``IfNotPresent`` or ``Never``.
-        service_account: The Kubernetes account that the whole run runs under.
-        labels: Of the pod.
-        annotations: Of the pod.
+        service_account: Kubernetes service account of the whole run.
+        labels: Labels of the pod.
+        annotations: Annotations of the pod.
         models: Outputs of the stage that are models.
     """
 
@@ -191,7 +192,7 @@ class Placement:
     models: tuple[str, ...] = ()
 
     def over(self, defaults: Placement) -> Placement:
-        """Return this with what it leaves open taken from defaults; of mappings, each key."""
+        """Return these settings with unset ones taken from defaults; mappings are merged by key."""
         values: dict[str, Any] = {}
         for each in fields(self):
             mine, theirs = getattr(self, each.name), getattr(defaults, each.name)
@@ -202,7 +203,7 @@ class Placement:
         return replace(self, **values)
 
     def apply(self, task: Any) -> None:
-        """Give a KFP task these settings.
+        """Apply these settings to a KFP task.
 
         Args:
             task: A ``kfp.dsl.PipelineTask``.
@@ -269,14 +270,14 @@ class Placement:
 
 
 def parse_meta(meta: Any, *, stage: str, file: str, data: bytes, place: Where) -> Placement:
-    """Read the settings in a stage's ``meta``.
+    """Parse the settings in a stage's ``meta``.
 
     Args:
-        meta: What stands under ``meta``; anything.
-        stage: The stage's address.
+        meta: Value of ``meta``, of any type.
+        stage: Address of the stage.
         file: Its dvc.yaml, for messages.
-        data: That file's bytes.
-        place: Where ``meta`` stands in it.
+        data: Bytes of that file.
+        place: Path of keys to ``meta`` in the file.
 
     Raises:
         ParseError: A key is unknown or a value wrong; names file, line and key.
@@ -298,7 +299,7 @@ def parse_meta(meta: Any, *, stage: str, file: str, data: bytes, place: Where) -
 
 
 def parse_defaults(values: Mapping[str, Any]) -> Placement:
-    """Read defaults, which are written as a stage's ``meta: kubeflow:`` is.
+    """Parse defaults, in the form of a stage's ``meta: kubeflow:``.
 
     Raises:
         ConfigError: A key is unknown or a value wrong.
@@ -323,7 +324,7 @@ def _parse(values: Any) -> Placement:
 
 
 def _mapping(values: Any, where: Where, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a mapping without what is null in it."""
+    """Return a mapping without its null values."""
     if not isinstance(values, Mapping):
         raise _WrongError(where, f"expected a mapping, not {values!r}")
     for key in values:
@@ -375,7 +376,7 @@ def _whole(value: Any, where: Where) -> int:
 
 
 def _factor(value: Any, where: Where) -> int:
-    # Argo reads whole numbers only, and fails the node at its first failure on any other.
+    # Argo accepts only whole numbers; with any other the node fails at its first failure.
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -446,7 +447,7 @@ def _range(value: Any, where: Where) -> Range:
     if isinstance(value, Mapping):
         found: Range = _record(Range, {"request": _quantity, "limit": _quantity})(value, where)
         return found
-    # One number is both: what the pod asks for is what it gets.
+    # A single number sets both the request and the limit.
     return Range(_quantity(value, where), _quantity(value, where))
 
 

@@ -1,4 +1,4 @@
-"""Runs on a remote, which the dispatcher writes and pods read: sources, objects, results.
+"""Runs on a remote, written by the dispatcher and read by pods: sources, objects, results.
 
-It may import nothing else of `kubeflow`.
+The package may import nothing else of `kubeflow`.
 """

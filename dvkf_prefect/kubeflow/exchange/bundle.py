@@ -1,9 +1,9 @@
-"""The source bundle: the files of a commit as one archive, kept on the remote by its digest.
+"""Source bundle: the files of a commit as one archive, stored on the remote by its digest.
 
-A stage's code is in git, its data on the remote. For a pod, which has neither the clone nor the rights to fetch one,
-the files that git tracks become a tar archive, the same bytes for the same files wherever it is made: entries in
-order, no times, no owners. It lies beside the objects at ``dvkf/bundles/<sha256 of the tar>``, compressed by gzip.
-What changes with each run and is no source (``.dvc/``, dvc.lock) is left out.
+A stage's code is in git, its data on the remote. A pod has no clone and no rights to fetch one. So the git-tracked
+files are packed into a tar archive. Entries are in order, without times or owners, so equal files give equal bytes on
+every machine. The archive is stored beside the objects at ``dvkf/bundles/<sha256 of the tar>``, compressed by gzip.
+Files that change with each run and are not sources (``.dvc/``, dvc.lock) are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dvkf_prefect.scratch import scratch_folder
 
 _FOLDER = "dvkf/bundles"
 RENEW_AFTER = 12 * 3600.0
-"""Seconds after which what a run needs beside the objects is written again; a collection removes what is old there."""
+"""Age in seconds at which a run's files beside the objects are written again; a collection removes old ones."""
 _CHUNK = 1 << 20
 _EXECUTABLE, _LINK, _SUBMODULE = "100755", "120000", "160000"
 
@@ -52,14 +52,14 @@ class _Hash(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The sources of a run.
+    """Sources of a run.
 
     Attributes:
-        digest: sha256 of the archive before its compression, in hex.
-        size: Bytes of the archive before its compression.
-        commit: The commit it was made of.
-        dirty: The files in which it differs from that commit, relative to the repository's root.
-        paths: The files in it.
+        digest: sha256 of the uncompressed archive, in hex.
+        size: Size of the uncompressed archive, in bytes.
+        commit: Commit of the sources.
+        dirty: Files that differ from that commit, relative to the repository's root.
+        paths: Files in the archive.
     """
 
     digest: str
@@ -70,7 +70,7 @@ class Bundle:
 
     @property
     def key(self) -> str:
-        """Where it lies below the root of a remote."""
+        """Key of the bundle below the root of a remote."""
         return bundle_key(self.digest)
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class Bundle:
 
 
 def bundle_key(digest: str) -> str:
-    """Return where a bundle lies below the root of a remote.
+    """Return the key of a bundle below the root of a remote.
 
     Raises:
         UnsafePathError: ``digest`` is not a digest.
@@ -90,15 +90,15 @@ def bundle_key(digest: str) -> str:
 
 
 def uncommitted(repo: Repo, *, written: Container[str] = ()) -> tuple[str, ...]:
-    """Return the files whose state is not that of the last commit, and that a stage could read.
+    """Return uncommitted files that a stage could read.
 
     Args:
         repo: The repository; must be in git.
-        written: Paths that stages write; they are results, not sources. dvc.lock, ``.dvc`` files, ``.gitignore``
-            and the ``.dvc`` folder are none either: adding data and running stages change them.
+        written: Paths of stages' outputs; they are results, not sources. Nor are dvc.lock, ``.dvc`` files,
+            ``.gitignore`` and the ``.dvc`` folder sources: adding data and running stages change them.
 
     Returns:
-        Paths relative to the root, sorted; files that git does not track are not among them.
+        Paths relative to the root, sorted; untracked files are not included.
 
     Raises:
         GitError: Git refused.
@@ -109,17 +109,17 @@ def uncommitted(repo: Repo, *, written: Container[str] = ()) -> tuple[str, ...]:
 def make_bundle(
     repo: Repo, storage: Storage, *, allow_dirty: bool = False, written: Container[str] = ()
 ) -> Bundle:
-    """Put the sources of the commit that is checked out on a remote, unless they are there.
+    """Upload the sources of the checked-out commit to a remote, unless it has them.
 
     Args:
         repo: The repository; must be in git and have a commit.
-        storage: The remote's storage.
-        allow_dirty: Bundle the files as they are in the work tree, with those that git neither tracks nor ignores,
-            instead of refusing when some are not committed.
-        written: Paths that stages write.
+        storage: Storage of the remote.
+        allow_dirty: Bundle the work tree's current files, including untracked ones that are not ignored, instead of
+            refusing uncommitted files.
+        written: Paths of stages' outputs.
 
     Returns:
-        What was bundled.
+        The bundle.
 
     Raises:
         StageError: Files are not committed.
@@ -163,20 +163,20 @@ def make_bundle(
 
 
 def unpack_bundle(storage: Storage, digest: str, dest: Path) -> None:
-    """Bring a bundle and unpack it, once its bytes are known to be those that were bundled.
+    """Download a bundle, verify its digest and unpack it.
 
     Nothing is written outside ``dest``: paths that lead out and links that point out are refused.
 
     Args:
-        storage: The remote's storage.
-        digest: The bundle.
-        dest: The folder to make.
+        storage: Storage of the remote.
+        digest: Digest of the bundle.
+        dest: Folder to create.
 
     Raises:
-        MissingObjectError: It is not on the remote.
-        CorruptObjectError: Its bytes do not hash to its name; nothing is left of it.
-        UnsafePathError: Something in it would leave the folder; nothing is left of it.
-        DiskFullError: There is no room.
+        MissingObjectError: The bundle is not on the remote.
+        CorruptObjectError: Its bytes do not match its digest; nothing is unpacked.
+        UnsafePathError: An entry would leave the folder; nothing is kept.
+        DiskFullError: The disk is full.
     """
     key = bundle_key(digest)
     with scratch_folder("dvkf-bundle-", dest.parent) as folder:
@@ -212,7 +212,8 @@ def unpack_bundle(storage: Storage, digest: str, dest: Path) -> None:
             raise
 
 
-# -- what is in it -----------------------------------------------------------------------------------------------------
+# -- content
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _is_result(path: str, written: Container[str]) -> bool:
@@ -231,7 +232,7 @@ def _is_left_out(path: str) -> bool:
 
 
 def _paths(repo: Repo, listed: bytes) -> Iterator[str]:
-    """Yield those of git's paths that lie in the repository, relative to its root."""
+    """Yield those of git's paths that are inside the repository, relative to its root."""
     prefix = repo.git_prefix
     for raw in listed.split(b"\0"):
         path = os.fsdecode(raw)
@@ -257,7 +258,7 @@ class _Entry:
 
 
 def _entries(repo: Repo, commit: str) -> dict[str, _Entry]:
-    """Return the files of a commit that lie in the repository, by path."""
+    """Return the files of a commit inside the repository, by path."""
     assert repo.git is not None
     prefix = repo.git_prefix
     found = {}
@@ -276,20 +277,21 @@ def _entries(repo: Repo, commit: str) -> dict[str, _Entry]:
 def _write_tar(
     repo: Repo, entries: dict[str, _Entry], dirty: Container[str], names: list[str], stream: IO[bytes]
 ) -> tuple[str, ...]:
-    """Write the archive; return the paths of the files in it."""
+    """Write the archive; return the paths of its files."""
     differing = set(_changed(repo))
     paths = []
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
         for name in names:
             content = None
-            # What did not change lies there as a checkout wrote it: line ends, LFS and other filters included.
+            # Unchanged files are read from disk, as the checkout wrote them: with line ends, LFS and other filters
+            # applied.
             if name in dirty or name not in differing:
                 content = _in_work_tree(repo, name)
             entry = entries.get(name)
             if content is None and entry is not None and name not in dirty:
                 content = entry.mode, _blob(repo, entry)
             if content is None:
-                continue  # removed, and not committed
+                continue  # removed, but not committed
             mode, data = content
             if name not in dirty and entry is not None:
                 mode = entry.mode
@@ -297,7 +299,7 @@ def _write_tar(
             if mode == _LINK:
                 target = os.fsdecode(data)
                 if not _stays(name, target):
-                    continue  # it would be refused where it is unpacked
+                    continue  # unpacking would refuse it
                 info.type, info.linkname, data = tarfile.SYMTYPE, target, b""
             info.mode = 0o755 if mode == _EXECUTABLE else 0o644
             info.size = len(data)
@@ -307,7 +309,7 @@ def _write_tar(
 
 
 def _in_work_tree(repo: Repo, name: str) -> tuple[str, bytes] | None:
-    """Return git's mode and the content of a file on disk; None when there is none."""
+    """Return git's mode and the content of a file on disk; None if there is none."""
     path = repo.root / name
     try:
         info = path.lstat()
@@ -325,7 +327,8 @@ def _blob(repo: Repo, entry: _Entry) -> bytes:
     return repo.git.run_bytes("cat-file", "blob", entry.blob)
 
 
-# -- how it travels ----------------------------------------------------------------------------------------------------
+# -- transfer
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _digest_of(raw: IO[bytes]) -> str:
@@ -337,7 +340,7 @@ def _digest_of(raw: IO[bytes]) -> str:
 
 
 def _is_fresh(storage: Storage, key: str) -> bool:
-    """Tell whether a bundle is there, and no collection will take it from a run that begins now."""
+    """Return True if the remote has a bundle that is young enough to survive a collection during this run."""
     if storage.size(key) is None:
         return False
     changed = next((changed for name, _, changed in storage.dated(_FOLDER) if name == key), None)
@@ -354,7 +357,7 @@ def _upload(raw: IO[bytes], storage: Storage, key: str) -> None:
 
 
 def _unzip(packed: Path, raw: Path) -> str:
-    """Unpack a file; return the sha256 of what was in it."""
+    """Decompress a file; return the sha256 of its content."""
     sha: _Hash = hashlib.sha256()
     with gzip.open(packed, "rb") as source, raw.open("wb") as target:
         while chunk := source.read(_CHUNK):
@@ -364,7 +367,7 @@ def _unzip(packed: Path, raw: Path) -> str:
 
 
 def _stays(name: str, target: str) -> bool:
-    """Tell whether a link stays in the folder that its own path is relative to."""
+    """Return True if a link stays in the folder that its own path is relative to."""
     if not target or target.startswith("/") or "\0" in target:
         return False
     path = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
@@ -372,10 +375,10 @@ def _stays(name: str, target: str) -> bool:
 
 
 def _extract(archive: tarfile.TarFile, dest: Path) -> None:
-    """Write plain files and links, and nothing that would lie outside ``dest``.
+    """Extract plain files and links, and nothing outside ``dest``.
 
-    Links are made last, so that no file is written through one, and each is looked at where it stands: what it leads
-    to, other links on the way included, has to lie inside.
+    Links are created last, so that no file is written through one. Each link is then resolved in place: its target,
+    through other links too, must be inside.
     """
     links: list[tuple[str, str]] = []
     refuse: Callable[[str], UnsafePathError] = lambda name: UnsafePathError(  # noqa: E731

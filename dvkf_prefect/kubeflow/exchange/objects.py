@@ -1,4 +1,4 @@
-"""Content by digest for a step that has nothing but a remote: brought before the command, taken back after it."""
+"""Content by digest for a step that has only a remote: downloaded before the command, uploaded after it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dvkf_prefect.kubeflow.exchange.bundle import RENEW_AFTER
 from dvkf_prefect.paths import make_folders
 from dvkf_prefect.scratch import scratch_folder
 
-# Outputs that stay out of the cache (``cache: false``) are not objects of the remote: a collection would not know of
-# them, a listing would count them. They wait here until they are fetched.
+# Outputs that stay out of the cache (``cache: false``) are not objects of the remote: a collection would not know
+# them, and a listing would count them. They are stored under this prefix until they are fetched.
 UNCACHED = "dvkf/uncached"
 
 
 class Below(Storage):
-    """A folder of a storage as a storage of its own.
+    """A folder of a storage, as a separate storage.
 
     Args:
         storage: The storage.
-        folder: The folder, without slashes at its ends.
+        folder: Path of the folder, without slashes at its ends.
     """
 
     def __init__(self, storage: Storage, folder: str) -> None:
@@ -43,11 +43,11 @@ class Below(Storage):
         self._prefix = f"{folder}/"
 
     def size(self, key: str) -> int | None:
-        """Bytes of the blob, or None when there is none."""
+        """Return the size of the blob in bytes, or None if there is none."""
         return self._storage.size(self._prefix + key)
 
     def _stream(self, key: str, start: int) -> Iterator[bytes]:
-        """Yield the blob from byte ``start`` on."""
+        """Yield the content of the blob from byte ``start`` on."""
         return self._storage.stream(self._prefix + key, start=start)
 
     def write(self, key: str, data: bytes) -> None:
@@ -59,36 +59,36 @@ class Below(Storage):
         self._storage.upload(self._prefix + key, source)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Every ``(key, bytes)`` under the folder ``prefix``."""
+        """Yield every ``(key, bytes)`` under the folder ``prefix``."""
         for key, size in self._storage.list((self._prefix + prefix).rstrip("/")):
             yield key[len(self._prefix) :], size
 
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
-        """Every ``(key, bytes, last change)`` under a folder."""
+        """Yield every ``(key, bytes, last change)`` under a folder."""
         for key, size, changed in self._storage.dated((self._prefix + prefix).rstrip("/")):
             yield key[len(self._prefix) :], size, changed
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove blobs; those that are not there are passed over."""
+        """Remove blobs; missing ones are ignored."""
         self._storage.delete(self._prefix + key for key in keys)
 
 
 def uncached(remote: Remote) -> Remote:
-    """Return the place on a remote where outputs wait that stay out of the cache."""
+    """Return the area of a remote for outputs that stay out of the cache."""
     return Remote(remote.name, Below(remote.storage, UNCACHED), jobs=remote.jobs)
 
 
 def send(digests: Sequence[str], cache: Cache, remote: Remote, *, again: bool = False) -> None:
-    """Bring objects to a remote that does not have them: files first, then the manifests that name them.
+    """Upload objects that a remote lacks: files first, then the manifests that name them.
 
     Args:
-        digests: What to bring; of directories all that is in them.
-        cache: Where they are.
-        remote: Where to.
-        again: Bring what it has, too: a collection goes by when that was last written.
+        digests: Objects to upload; directories with all their files.
+        cache: Source of the objects.
+        remote: Destination.
+        again: Upload existing objects too: a collection goes by the time of the last write.
 
     Raises:
-        ObjectError: One is missing or damaged; its manifest was not sent.
+        ObjectError: An object is missing or damaged; its manifest was not sent.
         RemoteError: The remote cannot be used.
     """
     trees = [digest for digest in dict.fromkeys(digests) if is_tree(digest)]
@@ -101,14 +101,14 @@ def send(digests: Sequence[str], cache: Cache, remote: Remote, *, again: bool = 
 
 
 def renew(remote: Remote, digests: Iterable[str]) -> None:
-    """Write again what waits beside the objects since long, so that no collection takes it from a run that begins now.
+    """Rewrite old uncached outputs on the remote, so that no collection removes them during a new run.
 
     Args:
         remote: The remote.
-        digests: What the run needs; what does not wait there is passed over.
+        digests: Content that the run needs; other than uncached outputs is ignored.
 
     Raises:
-        ObjectError: One is damaged, or went meanwhile.
+        ObjectError: An object is damaged, or was removed meanwhile.
         RemoteError: The remote cannot be used.
     """
     beside = uncached(remote)
@@ -126,7 +126,7 @@ def renew(remote: Remote, digests: Iterable[str]) -> None:
         trees = {digest for digest in wanted if is_tree(digest)}
         bring(trees)
         members = set().union(*(cache.read_tree(tree).digests for tree in trees)) - wanted
-        # Those of a part of a tracked directory are objects of the remote itself.
+        # Members of a tracked directory's part are ordinary objects of the remote.
         everything = wanted | (members - beside.missing(members))
         keys = {object_key(digest): digest for digest in everything}
         oldest = time.time() - RENEW_AFTER
@@ -138,14 +138,14 @@ def renew(remote: Remote, digests: Iterable[str]) -> None:
 
 
 class RemoteObjects:
-    """The objects of a remote, for `dvkf_prefect.pipeline.step.step.run_step`.
+    """Objects of a remote, for `dvkf_prefect.pipeline.step.step.run_step`.
 
-    What comes is verified before it is used, and moved rather than copied to where it is wanted, so that a pod's disk
-    holds data once. What the step stores stays in the cache until `flush`.
+    Downloads are verified before use, and moved into place rather than copied, so a pod's disk holds data once.
+    Objects stored by the step stay in the cache until `flush`.
 
     Args:
         remote: The remote.
-        cache: A cache of this step alone; what was brought leaves it as it is used.
+        cache: Cache used only by this step; downloaded objects leave it when they are placed.
     """
 
     def __init__(self, remote: Remote, cache: Cache) -> None:
@@ -158,17 +158,17 @@ class RemoteObjects:
         self._stored: dict[str, None] = {}
 
     def prepare(self, digests: Sequence[str]) -> None:
-        """Bring content, many objects at once: all that is on the remote; the rest is left to `exists`.
+        """Download many objects at once: all that the remote has; `exists` reports the rest.
 
         Args:
-            digests: What is wanted, once for each place that it is wanted at.
+            digests: Wanted digests, once for each place of use.
 
         Raises:
-            ObjectError: An object is damaged, or of a directory that is there one is missing.
+            ObjectError: An object is damaged, or a directory on the remote lacks a file.
             RemoteError: The remote cannot be used.
         """
         self._look_for(set(digests))
-        # The manifest of a part of a directory is made here; what it names is on the remote.
+        # The manifest of a part of a directory is created locally; its files are on the remote.
         there = [d for d in digests if d in self._known or (is_tree(d) and self.cache.exists(d))]
         trees = [digest for digest in there if is_tree(digest)]
         self._fetch(set(trees))
@@ -178,7 +178,7 @@ class RemoteObjects:
         self._fetch(set(self._uses))
 
     def exists(self, digest: str) -> bool:
-        """Tell whether the object can be had."""
+        """Return True if the object is in the cache or on the remote."""
         if digest in self._known or self.cache.exists(digest):
             return True
         self._look_for({digest})
@@ -213,21 +213,21 @@ class RemoteObjects:
         return digest
 
     def flush(self) -> None:
-        """Bring all that was stored to the remote, files before manifests.
+        """Upload all stored objects to the remote, files before manifests.
 
         Raises:
-            ObjectError: One is damaged.
+            ObjectError: An object is damaged.
             RemoteError: The remote cannot be used.
         """
         send(list(self._stored), self.cache, self.remote)
         self._stored.clear()
 
     def keep_beside(self, side: Cache, digests: Sequence[str]) -> None:
-        """Bring outputs that stay out of the cache to where downstream steps and the dispatcher find them.
+        """Upload outputs that stay out of the cache, for downstream steps and the dispatcher.
 
         Args:
-            side: Where they are.
-            digests: Which.
+            side: Cache with the outputs.
+            digests: Digests of the outputs.
 
         Raises:
             RemoteError: The remote cannot be used.
@@ -262,7 +262,7 @@ class RemoteObjects:
     def _place(self, digest: str, dest: Path, *, isexec: bool = False) -> None:
         self._fetch({digest})
         self._uses[digest] -= 1
-        # Brought for this place alone, and hashed as it came: it need not be on the disk twice.
+        # Downloaded for this place alone and already verified: move it, so it is not on the disk twice.
         if self._uses[digest] == 0 and digest not in self._stored:
             source = self.cache.path(digest)
             mask = os.umask(0)

@@ -1,4 +1,4 @@
-"""The layout of runs on a remote, which the dispatcher and its pods share."""
+"""Layout of runs on a remote, shared by the dispatcher and its pods."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dvkf_prefect.data.remotes import Storage
 from dvkf_prefect.data.remotes.remote import Remote, open_remote
 from dvkf_prefect.pipeline.step.step import clean_log
 
-# Where a run's results lie below the root of a remote, and the names of what a task leaves there.
+# Names of the files that a task writes, and the folder of all runs below the root of a remote.
 RESULT, LOG, SPEC = "result.json", "log.txt", "spec.json"
 RUNS = "dvkf/runs"
 
-# An option of the remote in the pod's environment, by a secret: DVKF_REMOTE_SECRET_ACCESS_KEY, ….
+# Prefix of variables with the remote's secret options in a pod, such as DVKF_REMOTE_OPTION_SECRET_ACCESS_KEY.
 OPTION_VARIABLE = "DVKF_REMOTE_OPTION_"
 
 SPILLED = "remote:"
@@ -22,18 +22,18 @@ SPILLED = "remote:"
 
 @dataclass(frozen=True, slots=True)
 class PodRun:
-    """What every pod of a run is told, besides its stage. It can be read in the pipeline: nothing secret is in it.
+    """Parameters of every pod of a run, besides its stage. The pipeline shows them, so they contain no secret.
 
     Attributes:
-        key: The run's key; its results lie at ``dvkf/runs/<key>/<task>/``.
-        url: The remote, without credentials.
-        options: Its options, without those that are secret.
-        name: Its name, for messages.
-        bundle: The digest of the sources; "" when there are none.
-        commit: The commit they are of.
-        dirty: The files in which they differ from it.
-        tasks: The task name of each stage.
-        models: The outputs of each stage that are models.
+        key: Key of the run; its results are at ``dvkf/runs/<key>/<task>/``.
+        url: URL of the remote, without credentials.
+        options: Options of the remote, without secret ones.
+        name: Name of the remote, for messages.
+        bundle: Digest of the sources; "" if there are none.
+        commit: Commit of the sources.
+        dirty: Files that differ from the commit.
+        tasks: Task name of each stage.
+        models: Outputs of each stage that are models.
     """
 
     key: str
@@ -47,23 +47,23 @@ class PodRun:
     models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return it as JSON in which KFP and Argo find nothing to replace."""
+        """Return the parameters as JSON, without double braces that KFP and Argo would replace."""
         return json.dumps(asdict(self)).replace("{{", "{\\u007b")
 
     @classmethod
     def from_json(cls, text: str) -> PodRun:
-        """Read what `to_json` wrote.
+        """Read the JSON of `to_json`.
 
         Raises:
             TypeError: A field is missing or unknown.
-            ValueError: It is not JSON.
+            ValueError: The text is not JSON.
         """
         values = json.loads(text)
         values["dirty"] = tuple(values.get("dirty", ()))
         return cls(**values)
 
     def place(self, task: str, name: str = "") -> str:
-        """Return where a task leaves something, below the root of the remote."""
+        """Return the key of a task's file, below the root of the remote."""
         return run_place(self.key, task, name)
 
     def open(self, secrets: Mapping[str, str]) -> Remote:
@@ -79,12 +79,12 @@ class PodRun:
 
 
 def run_place(key: str, task: str = "", name: str = "") -> str:
-    """Return where a run, or a task of one, leaves something below the root of the remote."""
+    """Return the key of a file of a run, or of one of its tasks, below the root of the remote."""
     return "/".join(part for part in (RUNS, key, task, name) if part)
 
 
 def spill(storage: Storage, key: str, task: str, text: str) -> str:
-    """Store a specification that is too large for a parameter; return what stands for it.
+    """Store a specification that is too large for a parameter; return its reference.
 
     Raises:
         RemoteError: The remote cannot be used.
@@ -95,7 +95,7 @@ def spill(storage: Storage, key: str, task: str, text: str) -> str:
 
 
 def read_log(storage: Storage, key: str, task: str) -> str:
-    """Return the end of the log that a task left on the remote; "" when there is none.
+    """Return the last lines of a task's log on the remote; "" if there is none.
 
     Raises:
         RemoteError: The remote cannot be used.

@@ -1,4 +1,4 @@
-"""Stages by KFP's local runner on this machine.
+"""Stages on KFP's local runner on this machine.
 
-It may import compile and pod.
+The package may import compile and pod.
 """

@@ -1,13 +1,13 @@
-"""The process that keeps KFP imported and forks a child for every stage.
+"""Host process that keeps KFP imported and forks a child for every stage.
 
 KFP's local runner is one per process: it replaces ``builtins.print`` and the root logger's handlers, and SIGTERM
-leaves its step running. So each stage gets a child in a session of its own, forked from a host that has imported
-KFP once and has no thread.
+leaves its step running. So each stage gets a child with its own session. The child is forked from a host that
+imported KFP once and has no threads.
 
-``python -m dvkf_prefect.kubeflow.local.host GRACE`` reads requests as JSON lines from standard input,
-``{"start": id, "spec": StepSpec, "folder": path, "environment": {…}}`` and ``{"cancel": id}``, and answers
-``{"done": id, "code": exit code}`` on standard output when a child and its group have ended. The end of the input
-ends all children and then the host.
+``python -m dvkf_prefect.kubeflow.local.host GRACE`` reads requests as JSON lines from standard input: ``{"start": id,
+"spec": StepSpec, "folder": path, "environment": {…}}`` and ``{"cancel": id}``. When a child and its group have ended,
+it writes ``{"done": id, "code": exit code}`` to standard output. The end of the input ends all children and then the
+host.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dvkf_prefect.kubeflow.pod import kfp_task
 from dvkf_prefect.pipeline.step.step import StepOutput, StepSpec
 from dvkf_prefect.processes.leash import Leash
 
-# What KFP's side of a task must not inherit, and a stage's command gets back: see `task.run`.
+# Variables that KFP's side of a task must not inherit, and a stage's command gets back: see `kfp_task.run`.
 _APART = ("PYTHONDONTWRITEBYTECODE", "PYTHONWARNINGS", "TMPDIR")
 _REMINDER = 0.1  # seconds
 
@@ -46,7 +46,7 @@ class _Child:
 
 
 class _Host:
-    """A loop over requests and children.
+    """Loop over requests and children.
 
     Args:
         grace: Seconds between a child's SIGTERM and its SIGKILL.
@@ -76,7 +76,7 @@ class _Host:
                         self._end(child)
             for child in self._children.values():
                 if child.deadline is not None:
-                    # Again and again: the first may have come before KFP had started its step.
+                    # Repeated: the first signal may have arrived before KFP started its step.
                     if child.deadline <= time.monotonic():
                         child.leash.hang_up()
                     else:
@@ -113,7 +113,7 @@ class _Host:
         try:
             os.setsid()
             leash.follow()
-            # A handler, not SIG_IGN: it ends with exec. KFP's step gets the signal too, and this process waits for it.
+            # A handler, not SIG_IGN: exec resets it. KFP's step gets the signal too, and this process waits for it.
             signal.signal(signal.SIGTERM, lambda *_: None)
             null = os.open(os.devnull, os.O_RDONLY)
             log = os.open(Path(request["folder"], "kfp.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -126,7 +126,7 @@ class _Host:
                 os.close(child.pidfd)
             _run(StepSpec.from_json(request["spec"]), Path(request["folder"]), request["environment"])
             code = 0
-        except BaseException:  # noqa: BLE001 (whatever it is, this process must end here and not in the host's loop)
+        except BaseException:  # noqa: BLE001 (on any error this process must end here, not in the host's loop)
             traceback.print_exc()
         finally:
             with suppress(OSError, ValueError):
@@ -148,7 +148,7 @@ class _Host:
 
 
 def _signal(pid: int, number: int) -> None:
-    """Signal a child's group, or the child alone in the moment before it leads one."""
+    """Signal a child's group, or the child alone before it leads one."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -161,10 +161,10 @@ def _answer(number: int, code: int) -> None:
 
 
 def _run(step: StepSpec, folder: Path, environment: dict[str, str]) -> None:
-    """Compile one stage and run it by KFP's local runner, with the environment that the stage's starter had."""
+    """Compile one stage and run it by KFP's local runner, with the environment of the stage's starter."""
     from kfp import components, local
 
-    warnings.simplefilter("ignore")  # of settings that only a cluster knows
+    warnings.simplefilter("ignore")  # about settings for clusters only
     spec = compile_stages([step], name=step.stage, folder=folder)
     temporary = folder / "tmp"
     temporary.mkdir()
@@ -188,14 +188,14 @@ def main(arguments: list[str]) -> None:
     """Serve requests until the input ends.
 
     Args:
-        arguments: One: the seconds between SIGTERM and SIGKILL.
+        arguments: One element, the seconds between SIGTERM and SIGKILL.
     """
     _warm_up()
     _Host(float(arguments[0])).serve()
 
 
 def _warm_up() -> None:
-    """Import and fill what every child needs, so that children find it in memory they share."""
+    """Import and initialise what every child needs, so that children share its memory."""
     from kfp import components
 
     step = StepSpec("warm-up", ("true",), "/", outs=(StepOutput("m", kind="metric"),))

@@ -1,4 +1,4 @@
-"""Stages on KFP's own local runner, on this machine."""
+"""Runner for stages on KFP's own local runner, on this machine."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from dvkf_prefect.processes import leash
 _TAIL_BYTES = 2000
 _NAME = 80
 _STAMPED = re.compile(r"\d{8}T\d{6}\.\d{9}-")
-# Seconds that the host gets on top of its stages' grace to end by itself.
+# Seconds for the host to end by itself, in addition to its stages' grace.
 _MARGIN = 10.0
 
 
 class KfpLocalRun:
-    """A stage under way.
+    """A running stage.
 
     Attributes:
-        stage: The stage's address.
-        folder: What KFP wrote about it: ``kfp.log``, and its pipeline root ``pipeline``.
+        stage: Address of the stage.
+        folder: Folder of KFP's files: ``kfp.log``, and its pipeline root ``pipeline``.
     """
 
     def __init__(self, stage: str, owned: OwnedFolder, host: _Host, number: int) -> None:
@@ -58,16 +58,16 @@ class KfpLocalRun:
         """Wait for the stage's end.
 
         Args:
-            timeout: Seconds to wait at most; None waits as long as the stage takes.
+            timeout: Maximum number of seconds; None waits without a limit.
 
         Returns:
-            What it put out.
+            The result of the stage.
 
         Raises:
-            TimeoutError: It still runs.
-            StageError: It failed; the class tells how.
+            TimeoutError: The stage still runs.
+            StageError: The stage failed; the class gives the kind of failure.
             StageCancelledError: `cancel` or the runner's ``close`` stopped it.
-            RunnerError: KFP's local runner failed or was killed, so it is not known how the stage ended.
+            RunnerError: KFP's local runner failed or was killed, so the outcome is unknown.
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"stage '{self.stage}' still runs after {timeout:g} s")
@@ -80,7 +80,7 @@ class KfpLocalRun:
         return result
 
     def cancel(self) -> None:
-        """Stop the stage: SIGTERM to all its processes and, if they linger, SIGKILL. Does not wait for it."""
+        """Stop the stage: SIGTERM to all its processes, then SIGKILL if they linger; return at once."""
         if not self._ended.is_set():
             self._cancelled = True
             self._host.send({"cancel": self._number})
@@ -89,23 +89,21 @@ class KfpLocalRun:
         self._problem = problem + _tail(self.folder / "kfp.log")
         self._cancelled = self._cancelled or cancelled
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
-        with suppress(
-            OSError, ValueError, TypeError
-        ):  # a process that was killed may have written half of it
+        with suppress(OSError, ValueError, TypeError):  # a killed process may have written half of it
             self._found = StepResult.from_json((self.folder / "result.json").read_text(encoding="utf-8"))
         self._owned.release(keep=True)
         self._ended.set()
 
 
 class KfpLocalRunner:
-    """Run each stage as a KFP pipeline by KFP's local runner, several at the same time.
+    """Runner that executes each stage as a KFP pipeline on KFP's local runner, several at the same time.
 
-    One process imports KFP and forks a child for each stage, in a session of its own; none of them outlives this
-    process, even if it is killed. Nothing is started before the first stage.
+    One process imports KFP and forks a child with its own session for each stage. None of them outlives this process,
+    even if it is killed. Nothing is started before the first stage.
 
     Args:
-        root: Where KFP's pipeline roots and logs go, a folder for each stage run.
-        keep: How many folders of ended runs are kept, the newest.
+        root: Folder of KFP's pipeline roots and logs, with a subfolder for each stage run.
+        keep: Number of folders of ended runs to keep, the newest.
         grace: Seconds between SIGTERM and SIGKILL when a stage is stopped.
 
     Example:
@@ -135,10 +133,11 @@ class KfpLocalRunner:
         self.close()
 
     def start(self, spec: StepSpec) -> KfpLocalRun:
-        """Start a stage; returns at once.
+        """Start a stage; return at once.
 
         Args:
-            spec: The stage. Its output goes to ``spec.log``, or to ``stage.log`` in the run's folder if that is None.
+            spec: The stage. Its log is written to ``spec.log``, or to ``stage.log`` in the run's folder if that is
+                None.
 
         Returns:
             The run to wait for.
@@ -165,7 +164,7 @@ class KfpLocalRunner:
         return host.start(spec, folder)
 
     def close(self) -> None:
-        """Stop what still runs and end the process that ran it; a second call does nothing."""
+        """Stop all running stages and end the host process; a second call does nothing."""
         with self._lock:
             self._closed = True
             host, self._host = self._host, None
@@ -179,7 +178,7 @@ class KfpLocalRunner:
         return OwnedFolder(self.root, f"{stamp}.{moment % 10**9:09d}-{name[:_NAME]}-")
 
     def _sweep(self) -> None:
-        """Remove the folders of old runs, except those that a process holds."""
+        """Remove the folders of old runs, except those held by a process."""
         with suppress(FileNotFoundError):
             folders = sorted((f for f in self.root.iterdir() if _STAMPED.match(f.name)), reverse=True)
             for folder in folders[self._keep :]:
@@ -187,7 +186,7 @@ class KfpLocalRunner:
 
 
 class _Host:
-    """The host process (`local_host`) and the runs it has under way."""
+    """The host process (`local.host`) and its running stages."""
 
     def __init__(self, owned: OwnedFolder, grace: float) -> None:
         self.ended = False
@@ -231,7 +230,7 @@ class _Host:
         return run
 
     def send(self, request: dict[str, Any]) -> None:
-        # A host that is gone closes its output too, and the reader then ends every run.
+        # A dead host closes its output too, and the reader then ends every run.
         with self._lock, suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -243,12 +242,12 @@ class _Host:
         self._hang_up()
         self._reader.join(self._grace + _MARGIN)
         if self._reader.is_alive():
-            # It does not answer; its leash takes its children along.
+            # The host hangs; its leash kills its children with it.
             self._process.kill()
             self._reader.join(30)
 
     def _read(self) -> None:
-        """End runs as the host tells of them, and all that are left when the host is gone."""
+        """End runs as the host reports them, and all remaining runs when the host has ended."""
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             for line in answers:
@@ -267,7 +266,7 @@ class _Host:
             run._end(self._problem(), cancelled=self._closing)
 
     def _hang_up(self) -> None:
-        # Not under the lock: a host that does not read may have stopped a writer that holds it.
+        # Without the lock: a host that does not read may block a writer that holds it.
         with suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -277,7 +276,7 @@ class _Host:
 
 
 def _sources(spec: StepSpec) -> str | None:
-    """Return where the files are that git tracks, as they are in the workspace now; None for one without git."""
+    """Return the workspace, whose git-tracked files are the sources; None without git."""
     if spec.workspace is None or Git.find(Path(spec.workspace)) is None:
         return None
     return os.path.abspath(spec.workspace)
@@ -290,7 +289,7 @@ def _outcome(code: int) -> str:
 
 
 def _tail(log: Path) -> str:
-    """Return the end of a log as part of a message."""
+    """Return the last lines of a log as part of a message."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""The process of a stage in a pod, or in a task of the local runner.
+"""Process of a stage in a pod, or in a task of the local runner.
 
-It may import exchange.
+The package may import exchange.
 """

@@ -1,4 +1,4 @@
-"""The body of a KFP task: one stage, from the digests that its specification and its upstream tasks name."""
+"""Body of a KFP task: one stage, run from the digests in its specification and of its upstream tasks."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _ENVIRONMENT = "DVKF_STEP_ENVIRONMENT"
 
 
 class Metrics(Protocol):
-    """What is used here of ``kfp.dsl.Metrics``."""
+    """Part of ``kfp.dsl.Metrics`` that is used here."""
 
     def log_metric(self, metric: str, value: float) -> None:
         """Record a number under a name."""
 
 
 class Trees(Protocol):
-    """Where manifests are; a `Cache` is one."""
+    """Store of manifests; a `Cache` is one."""
 
     def read_tree(self, digest: str) -> Tree:
         """Return a directory's manifest."""
@@ -45,12 +45,12 @@ class Trees(Protocol):
 
 
 def local_environment(result: Path, environment: Mapping[str, str | None]) -> dict[str, str]:
-    """Return variables for KFP's local executor, which `run` takes out of the environment again.
+    """Return variables for KFP's local executor; `run` removes them from the environment again.
 
     Args:
-        result: Where `run` is to write the `StepResult`, failed or not.
-        environment: What the stage's commands are to find otherwise than KFP does; None for unset. It goes this
-            way because KFP logs a task's parameters.
+        result: File for the `StepResult`, written on success and failure.
+        environment: Variables of the stage's commands that differ from KFP's; None for unset. They are not a task
+            parameter, because KFP logs those.
     """
     return {_RESULT: str(result), _ENVIRONMENT: json.dumps(dict(environment))}
 
@@ -59,13 +59,13 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
     """Run the stage.
 
     Args:
-        spec: Its `StepSpec` as JSON, or the ``file:`` URI of a file that holds it.
-        upstream: What upstream tasks put out: each a JSON object of ``{path: [digest, size, isexec]}``.
-        outputs: The file to write the same to, for this stage.
+        spec: `StepSpec` of the stage as JSON, or the ``file:`` URI of a file with it.
+        upstream: Outputs of upstream tasks: each a JSON object of ``{path: [digest, size, isexec]}``.
+        outputs: File for this stage's outputs in the same form.
         metrics: KFP's artifact for the numbers in the stage's metric outputs, if it has any.
 
     Raises:
-        SystemExit: The stage failed, so the task must; the code is 1.
+        SystemExit: The stage failed, so the task must fail; the code is 1.
     """
     result_file = os.environ.pop(_RESULT, None)
     _restore(json.loads(os.environ.pop(_ENVIRONMENT, "{}")))
@@ -76,7 +76,7 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
     except MissingObjectError as error:
         result = StepResult(step.stage, error=type(error).__name__, message=str(error))
     else:
-        # In a pod, standard output is the log. Here KFP would read it as lines of text, which it need not be.
+        # In a pod, standard output is the log. The local runner reads it as lines of text, but it may be binary.
         with open(os.devnull, "w") as null, redirect_stdout(null) if result_file else nullcontext():
             result = run_step(step)
     if result_file:
@@ -90,11 +90,11 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
 
 
 def put_outputs(result: StepResult, outputs: str) -> None:
-    """Write what a stage put out where downstream tasks are given it.
+    """Write the digests of a stage's outputs for downstream tasks.
 
     Args:
-        result: The stage's result.
-        outputs: The file.
+        result: Result of the stage.
+        outputs: File to write.
     """
     put_text(outputs, json.dumps({out.path: (out.digest, out.size, out.isexec) for out in result.outs}))
 
@@ -103,8 +103,8 @@ def put_text(file: str, text: str) -> None:
     """Write a KFP output parameter.
 
     Args:
-        file: Where KFP reads it.
-        text: Its value.
+        file: Path that KFP reads.
+        text: Value of the parameter.
     """
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(text, encoding="utf-8")
@@ -131,15 +131,15 @@ def _stop(number: int, frame: object) -> None:
 
 
 def with_upstream(step: StepSpec, upstream: Sequence[str], store: Trees) -> StepSpec:
-    """Return a step with the digests that upstream tasks found for its dependencies.
+    """Return a step with the digests that upstream tasks wrote for its dependencies.
 
     Args:
         step: The step.
-        upstream: What upstream tasks put out.
-        store: Where the manifests of what they wrote are; that of a part of a directory is put there.
+        upstream: Outputs of upstream tasks.
+        store: Store of their manifests; a manifest for a part of a directory is added to it.
 
     Raises:
-        MissingObjectError: A dependency is not in the directory that it should be in.
+        MissingObjectError: A dependency is missing from the directory that should contain it.
     """
     found = {
         path: StepDependency(path, digest, size, isexec)
@@ -150,7 +150,7 @@ def with_upstream(step: StepSpec, upstream: Sequence[str], store: Trees) -> Step
 
 
 def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Trees) -> StepDependency:
-    """Return a dependency with its new digest, where it is an upstream output or lies in one."""
+    """Return a dependency with its new digest, if it is an upstream output or inside one."""
     if dep.path in found:
         return found[dep.path]
     for path, out in found.items():
@@ -171,7 +171,7 @@ def numbers(step: StepSpec, result: StepResult) -> Iterator[tuple[str, float]]:
 
     Args:
         step: The step.
-        result: What it put out; the content is still in its cache, or in its side cache.
+        result: Its result; the content is still in its cache, or in its side cache.
     """
     from dvkf_prefect.formats.params import parse_params
 
@@ -181,7 +181,7 @@ def numbers(step: StepSpec, result: StepResult) -> Iterator[tuple[str, float]]:
             continue
         store = Cache(Path(step.cache_dir if kinds[content.path].cached else result.side_dir))
         prefix = f"{content.path}:" if len(kinds) > 1 else ""
-        # What cannot be read as numbers is still an output; it only has no place in KFP's view of metrics.
+        # Unreadable metrics are still outputs; KFP's view of metrics just omits them.
         with suppress(ParseError):
             yield from _flat(prefix, parse_params(store.read_bytes(content.digest), content.path))
 

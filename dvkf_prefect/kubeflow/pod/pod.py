@@ -1,10 +1,10 @@
-"""The body of a KFP task on a cluster: one stage in a pod that has nothing but a remote.
+"""Body of a KFP task on a cluster: one stage in a pod that has only a remote.
 
-It brings the objects that the stage reads and the sources of the commit from the remote, and runs the commands in a
-clean folder (`dvkf_prefect.pipeline.step.step`). The outputs go back to the remote, objects before manifests; the
-`StepResult` and the log lie beside them, at a place that the dispatcher chose: nobody can know before where KFP keeps a
-task's outputs. The credentials of the remote come from Kubernetes as environment variables; the commands do not see
-them.
+It downloads the stage's inputs and the sources of the commit from the remote, and runs the commands in a clean folder
+(`dvkf_prefect.pipeline.step.step`). The outputs are uploaded to the remote, objects before manifests. The
+`StepResult` and the log are stored beside them, under a key chosen by the dispatcher. KFP's own place for a task's
+outputs would not be known in advance. Kubernetes passes the remote's credentials as environment variables; the
+commands do not see them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dvkf_prefect.pipeline.step.spec import StepDependency, StepResult, StepSpec
 from dvkf_prefect.pipeline.step.step import run_step
 from dvkf_prefect.scratch import scratch_folder
 
-# Where a pod works, other than in its temporary folder: on a mounted disk with more room, for instance.
+# Variable with the pod's work folder instead of its temporary folder, for example on a larger mounted disk.
 SCRATCH_VARIABLE = "DVKF_SCRATCH"
 _LOG_EVERY = 20.0  # seconds
 _LOG_BYTES = 4 << 20
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Model(Protocol):
-    """What is used here of ``kfp.dsl.Model``."""
+    """Part of ``kfp.dsl.Model`` that is used here."""
 
     uri: str
     metadata: dict[str, Any]
@@ -60,23 +60,23 @@ def run_in_pod(
     """Run the stage.
 
     Args:
-        spec: Its `StepSpec` as JSON, or where that lies on the remote.
+        spec: `StepSpec` of the stage as JSON, or its reference on the remote.
         run: The `PodRun` as JSON.
-        upstream: What upstream tasks put out: each a JSON object of ``{path: [digest, size, isexec]}``.
-        outputs: The file to write the same to, for this stage.
-        result: The file to write the `StepResult` to, without its log.
+        upstream: Outputs of upstream tasks: each a JSON object of ``{path: [digest, size, isexec]}``.
+        outputs: File for this stage's outputs in the same form.
+        result: File for the `StepResult`, without its log.
         metrics: KFP's artifact for the numbers in the stage's metric outputs, if it has any.
         models: KFP's artifacts for its models.
 
     Raises:
-        SystemExit: The stage failed, so the task must; the code is 1.
+        SystemExit: The stage failed, so the task must fail; the code is 1.
     """
     os.environ.pop("_KFP_RUNTIME", None)
     about = PodRun.from_json(run)
     remote = about.open(_secrets())
     signal.signal(signal.SIGTERM, _stop)
     place = os.environ.pop(SCRATCH_VARIABLE, None)
-    # On a disk that is mounted, what a pod that was killed left goes with the next one.
+    # On a mounted disk, the next pod removes the leftovers of a killed one.
     with scratch_folder("dvkf-pod-", Path(place) if place else None) as folder:
         pod = _Pod(about, remote, folder)
         step, done = pod.run(spec, upstream)
@@ -101,7 +101,7 @@ class _Pod:
         self._task = ""
 
     def run(self, text: str, upstream: Sequence[str]) -> tuple[StepSpec | None, StepResult]:
-        """Run the stage; return what ran, if it came so far, and how it ended, which is on the remote too."""
+        """Run the stage; return the step, if it could be read, and the result, which is on the remote too."""
         step: StepSpec | None = None
         try:
             if text.startswith(SPILLED):
@@ -152,7 +152,7 @@ class _Pod:
         return with_upstream(step, upstream, _Manifests(self._objects))
 
     def _is_known(self, step: StepSpec) -> bool:
-        """Tell whether what the stage would write is known, and can all be had."""
+        """Return True if the stage's outputs are known and all available on the remote."""
         known = step.known
         if known is None or {dep.path: dep.digest for dep in step.deps} != dict(known.deps):
             return False
@@ -173,12 +173,12 @@ class _Pod:
         _logger.warning("stage '%s' reads what its last run read; its outputs are taken", step.stage)
         metrics = {out.path for out in step.outs if out.kind == "metric"}
         self._objects.prepare([out.digest for out in step.known.outs if out.path in metrics])
-        # For `numbers`, which looks for what stays out of the cache there.
+        # `numbers` looks for uncached metrics in the side cache, so it must be this cache.
         side = str(self._objects.cache.root)
         return StepResult(step.stage, outs=step.known.outs, side_dir=side, restored=True)
 
     def _bring(self, step: StepSpec) -> StepSpec:
-        """Bring the sources and what the stage reads, and tell how large it is."""
+        """Download the sources and the stage's inputs; return the step with the sizes of its inputs."""
         if self._about.bundle:
             source = self._folder / "source"
             unpack_bundle(self._remote.storage, self._about.bundle, source)
@@ -200,17 +200,17 @@ class _Pod:
         )
 
     def _weighed(self, dep: StepDependency) -> StepDependency:
-        """Tell how large something is that another stage wrote, and that is not brought."""
+        """Return a dependency with the size of its content, without downloading it."""
         tree = is_tree(dep.digest)
         digests = self._objects.read_tree(dep.digest).digests if tree else [dep.digest]
         size = dep.size
-        if not size:  # a part of what was written
+        if not size:  # a part of an upstream output
             sizes = uncached(self._remote).sizes(digests) | self._remote.sizes(digests)
             size = sum(sizes.get(digest, 0) for digest in digests)
         return replace(dep, size=size, nfiles=len(digests) if tree else None)
 
     def _leave(self, result: StepResult) -> None:
-        """Leave the result where it is looked for; what cannot be left is told in the log."""
+        """Write the result to the remote; if that fails, print the error to the log and exit."""
         if not self._task:
             return
         data = replace(result, side_dir="").to_json().encode()
@@ -223,7 +223,7 @@ class _Pod:
 
 
 class _Manifests:
-    """Manifests of upstream outputs, and of parts of them, which stay here: the remote has no use for those."""
+    """Manifests of upstream outputs, and of parts of them; those of parts stay in the cache, not on the remote."""
 
     def __init__(self, objects: RemoteObjects) -> None:
         self.read_tree = objects.read_tree
@@ -231,7 +231,7 @@ class _Manifests:
 
 
 class _LogShipper:
-    """Brings a growing log to the remote now and then, so that it is there whatever becomes of the pod."""
+    """Thread that uploads a growing log to the remote at intervals, so that the log survives the pod."""
 
     def __init__(self, storage: Storage, key: str, log: Path) -> None:
         self._storage = storage
@@ -243,7 +243,7 @@ class _LogShipper:
         self._thread.start()
 
     def close(self) -> None:
-        """Bring the end of the log, and no more."""
+        """Upload the rest of the log, then stop."""
         self._ended.set()
         self._thread.join()
         self._ship()
@@ -253,7 +253,7 @@ class _LogShipper:
             self._ship()
 
     def _ship(self) -> None:
-        # A log that cannot be brought is no failure of the stage.
+        # A failed upload of the log must not fail the stage.
         with suppress(DvkfError, OSError):
             size = self._log.stat().st_size if self._log.exists() else 0
             if size == self._shipped:
@@ -265,7 +265,7 @@ class _LogShipper:
 
 
 def _secrets() -> dict[str, str]:
-    """Take the remote's credentials out of the environment, so that no command finds them there."""
+    """Remove the remote's credentials from the environment, so that no command sees them; return them."""
     found = {}
     for name in [name for name in os.environ if name.startswith(OPTION_VARIABLE)]:
         found[name[len(OPTION_VARIABLE) :].lower()] = os.environ.pop(name)
@@ -275,7 +275,7 @@ def _secrets() -> dict[str, str]:
 def _describe(
     models: Sequence[Model], about: PodRun, step: StepSpec, result: StepResult, remote: Remote
 ) -> None:
-    """Fill KFP's artifacts: a model is where its content is on the remote, and known by its digest."""
+    """Fill KFP's artifacts: a model's URI is its content on the remote, and its md5 identifies it."""
     from dvkf_prefect.formats.objects import object_key
 
     contents = {out.path: out for out in result.outs}

@@ -339,7 +339,7 @@ def _read(repo: Repo, name: str, targets: Sequence[str], props: dict[str, Any], 
 
 
 class _Reader:
-    """Finds the plots of one version; all names are relative to one folder."""
+    """Finder of one version's plots; all names are relative to one folder."""
 
     def __init__(self, repo: Repo, view: View, folder: str) -> None:
         self._files = repo.files(view.commit)

@@ -67,7 +67,7 @@ interrupts = Interrupts()
 
 
 class Commands:
-    """Runs the commands of a stage one after another.
+    """The commands of a stage, run one after another.
 
     Args:
         spec: The stage.

@@ -53,7 +53,7 @@ class Interruptible(StageRun, Protocol):
 
 
 class Runner(Protocol):
-    """Runs stages, several at once; as a context manager it ends all of them on exit."""
+    """Executor of stages, several at once; as a context manager it ends all of them on exit."""
 
     @property
     def name(self) -> str:
@@ -148,7 +148,7 @@ def is_lenient(runner: Runner, stage: Stage) -> bool:
 
 
 class LocalRunner:
-    """Runs each stage in a child process with its own session; it dies with this process.
+    """Runner that gives each stage a child process with its own session; the child dies with this process.
 
     Args:
         echo: Pass the stages' output through to this process's own.
