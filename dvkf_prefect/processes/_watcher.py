@@ -24,9 +24,9 @@ _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 def watch(fd: int) -> None:
     """Turn this process into a guard, and return in a grandchild: the program.
 
-    The program leads its own process group and gets the signals sent to the guard. It and all its descendants end
-    when the other end of ``fd`` closes or a guard is killed, on a stopping signal, and on failure. After a success,
-    the processes left in its session are killed; daemons with their own session are kept.
+    The program leads its own process group and gets the signals sent to the guard. It ends, with all its descendants,
+    on failure and on a stopping signal. They also end when the other end of ``fd`` closes or a guard is killed. After
+    a success, the processes left in its session are killed; daemons with their own session are kept.
 
     Args:
         fd: The child's end of the leash; the program does not inherit it.

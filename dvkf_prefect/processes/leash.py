@@ -1,7 +1,7 @@
 """Child processes that die with their parent, even if the parent is killed.
 
-A child gets its own session and holds one end of a socket pair; only the parent holds the other end. Two watchers
-above the child read it. When the parent closes its end or dies (SIGKILL included), they kill the child and all its
+A child gets its own session and holds one end of a socket pair. Only the parent holds the other end. Two watchers
+above the child read it. When the parent closes its end or dies (SIGKILL included), they kill the child and its
 descendants, of any session. Unlike ``PR_SET_PDEATHSIG`` this does not depend on the thread that started the child.
 See `dvkf_prefect.processes._watcher`.
 """

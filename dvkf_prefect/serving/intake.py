@@ -20,8 +20,8 @@ MAX_REQUEST_BYTES = 32 << 20
 # Estimated bytes for the values of all running requests; one request may use them all.
 MAX_MEMORY = 384 << 20
 MAX_REQUESTS = 512
-# Bytes of Python objects per occurrence of these bytes in a JSON text: a list, a mapping, a number with its slot,
-# half of a text's quotes.
+# Bytes of memory for each of these characters in a JSON text. They stand for a list, a mapping, a number with its
+# slot, half of a text's quotes.
 _COSTS = {b"[": 80, b"{": 240, b",": 40, b'"': 30}
 _CHUNK = 1 << 16
 # Maximum number of parts of a compressed body; each has its own cost.

@@ -1,7 +1,7 @@
 """Client of Kubeflow Pipelines' API: the few calls to run a pipeline, each with a timeout.
 
-Source: ``/apis/v2beta1`` of KFP 2.5 to 2.17. KFP's own client has no default timeout, writes a file in the user's
-home, and does not recognise a cancelled run as ended. The calls themselves are plain HTTP.
+Source: ``/apis/v2beta1`` of KFP 2.5 to 2.17. KFP's own client has no default timeout and writes a file in the user's
+home. It does not recognise a cancelled run as ended. The calls themselves are plain HTTP.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Starting the same stages with the same content finds the existing run again. The run's id is derived from the content.
 Its description has the same mark, for servers that assign their own ids. So a killed dispatcher continues with its
-run, and two dispatchers never start the same run twice. A run that failed, was cancelled, or whose results were
-collected is not reused; the next start is a new run.
+run, and two dispatchers never start the same run twice. Failed and cancelled runs, and runs whose results were
+collected, are not reused. The next start is a new run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Compilation of stages to a Kubeflow pipeline: one KFP task per stage, and an edge from each output to its readers.
+"""Compilation of stages to a Kubeflow pipeline: one KFP task per stage, an edge from each output to its readers.
 
 A task's ``spec`` parameter is its `StepSpec` as JSON: digests, never data and never the environment, which may
 contain credentials. The upstream task's ``outputs`` parameter has the digests of its outputs. Along an edge it is
 passed to the downstream task, where it replaces the specification's digests of those dependencies.
 
-On a cluster a task has one more parameter, ``run``: the pod's access to the remote, and the place of its result
-(`dvkf_prefect.kubeflow.pod.pod`). The pod's settings are set by `dvkf_prefect.kubeflow.compile.pod_settings`.
+On a cluster a task has one more parameter, ``run``, for `dvkf_prefect.kubeflow.pod.pod`. It contains the pod's access
+to the remote and the place of its result. The pod's settings are set by `dvkf_prefect.kubeflow.compile.pod_settings`.
 
 Source of the format: KFP's pipeline spec 2.1, by KFP's own compiler.
 """
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from dvkf_prefect.pipeline.step.step import StepSpec
 
 IMAGE = "python:3.11-slim"
-# KFP passes all parameters of a task as one argument, in JSON within JSON; Linux limits an argument to 128 KiB.
+# KFP passes all parameters of a task as one argument, in JSON within JSON. Linux limits an argument to 128 KiB.
 SPEC_LIMIT = 56 * 1024
 # Pod label with the name of its task.
 TASK_LABEL = "dvkf-task"
-# With a prefix (comp-, exec-, system-) and a suffix of the scheduler, a name must fit into a label of 63 characters.
+# A name must fit into a label of 63 characters, with a prefix (comp-, exec-, system-) and a scheduler's suffix.
 _NAME_LENGTH = 40
 
 

@@ -90,7 +90,7 @@ class Retry:
         count: Maximum number of restarts.
         backoff: Wait before the first restart; none by default.
         factor: Multiplier of each further wait; a whole number, 2 by default.
-        max: Time since the first start after which no attempt is started or continued; None for a window that fits
+        max: Time since the first start after which no attempt is started or continued. None for a window that fits
             all attempts.
     """
 

@@ -21,7 +21,7 @@ from dvkf_prefect.kubeflow.exchange.bundle import RENEW_AFTER
 from dvkf_prefect.paths import make_folders
 from dvkf_prefect.scratch import scratch_folder
 
-# Outputs that stay out of the cache (``cache: false``) are not objects of the remote: a collection would not know
+# Outputs that stay out of the cache (``cache: false``) are not objects of the remote. A collection would not know
 # them, and a listing would count them. They are stored under this prefix until they are fetched.
 UNCACHED = "dvkf/uncached"
 

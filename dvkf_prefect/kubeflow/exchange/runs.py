@@ -79,7 +79,7 @@ class PodRun:
 
 
 def run_place(key: str, task: str = "", name: str = "") -> str:
-    """Return the key of a file of a run, or of one of its tasks, below the root of the remote."""
+    """Return the key of a file of a run or one of its tasks, below the root of the remote."""
     return "/".join(part for part in (RUNS, key, task, name) if part)
 
 

@@ -1,6 +1,6 @@
 """Host process that keeps KFP imported and forks a child for every stage.
 
-KFP's local runner is one per process: it replaces ``builtins.print`` and the root logger's handlers, and SIGTERM
+KFP's local runner is one per process. It replaces ``builtins.print`` and the root logger's handlers, and SIGTERM
 leaves its step running. So each stage gets a child with its own session. The child is forked from a host that
 imported KFP once and has no threads.
 

@@ -1,6 +1,6 @@
 """Body of a KFP task on a cluster: one stage in a pod that has only a remote.
 
-It downloads the stage's inputs and the sources of the commit from the remote, and runs the commands in a clean folder
+It downloads the stage's inputs and the sources of the commit from the remote. It runs the commands in a clean folder
 (`dvkf_prefect.pipeline.step.step`). The outputs are uploaded to the remote, objects before manifests. The
 `StepResult` and the log are stored beside them, under a key chosen by the dispatcher. KFP's own place for a task's
 outputs would not be known in advance. Kubernetes passes the remote's credentials as environment variables; the

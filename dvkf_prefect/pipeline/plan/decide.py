@@ -197,7 +197,7 @@ def _is_known(stage: Stage, entry: Entry, reasons: Sequence[Reason], rules: Rule
 
 
 def _can_have(snapshot: Snapshot, stage: Stage, entry: Entry, *, pull: bool, dry: bool) -> bool:
-    """Return True if all outputs of a run are in the cache, in the workspace, or with ``pull`` on the remote."""
+    """Return True if all outputs of a run are in the cache or the workspace, or with ``pull`` on the remote."""
     recorded = {item["path"]: item for item in entry.get("outs", ())}
     away: list[Output] = []
     for out in stage.outs:

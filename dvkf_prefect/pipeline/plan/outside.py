@@ -1,7 +1,7 @@
 """Dependencies outside the repository: an absolute path, a path that leads out, or a url.
 
-They are recorded as `dvc import-url` records its source: by the metadata of the service, else by the md5 of their
-bytes. They are neither downloaded nor cached; the command reads them in place.
+They are recorded as in `dvc import-url`: by the metadata of the service, else by the md5 of their bytes. They are
+neither downloaded nor cached; the command reads them in place.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def choose(
     Args:
         repo: The repository.
         graph: Stages of the repository.
-        targets: Each a stage's name or address, the name of a ``foreach`` or ``matrix``, a dvc.yaml, its folder, or
-            an output; relative to the root.
+        targets: Names or addresses of stages, names of a ``foreach`` or ``matrix``, dvc.yaml files, their folders, or
+            outputs. Paths are relative to the root.
         recursive: Let a folder select all stages defined in it and its subfolders.
         glob: Treat names of stages as patterns.
 

@@ -1,11 +1,11 @@
 """Batches of stages, started together before all inputs are known, on a runner that passes content on by itself.
 
-On a cluster a pipeline is one run: its stages wait for each other there, and content is passed on by digest. So a
+On a cluster a pipeline is one run. Its stages wait for each other there, and content is passed on by digest. So a
 batch has the stages that certainly run, and those that wait for them.
 
 A waiting stage may turn out to need no run, because its inputs are unchanged. So its specification names its last run
 in dvc.lock (`StepSpec.known`). If the inputs match, the runner takes the outputs of that run. Older runs in the run
-cache are not considered: there may be many, and the match is known only with the inputs. So a stage may run on a
+cache are not considered. There may be many, and the match is known only with the inputs. So a stage may run on a
 cluster that would be restored locally; the record is the same.
 """
 

@@ -39,8 +39,8 @@ def plan(
         rules: Rules of the decisions; replaces ``force``.
 
     Returns:
-        A decision for each stage, in the order of the graph. Each is judged by the current state, as in DVC: a stage
-        after one that runs is skipped, unless its inputs have already changed.
+        A decision for each stage, in the order of the graph. Each is judged by the current state, as in DVC. So a
+        stage after one that runs is skipped, unless its inputs have already changed.
 
     Raises:
         StageNotFoundError: A target is none of these.

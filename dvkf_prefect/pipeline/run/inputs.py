@@ -106,7 +106,7 @@ def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[Ste
         if item is None:
             deps[dep.path] = StepDependency(dep.path, "")
             continue
-        # The digest of a DVC 2.x entry is not of the raw bytes; it is valid only while the workspace still has the
+        # The digest of a DVC 2.x entry is not of the raw bytes. It is valid only while the workspace still has the
         # content.
         stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
         deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)

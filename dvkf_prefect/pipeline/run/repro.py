@@ -88,8 +88,8 @@ def repro(
         single_item: Leave out the upstream stages of the targets.
         scope: Expansion of the targets; replaces ``single_item``.
         rules: Rules of the decisions, and the option to pull data; replaces ``force``.
-        on_error: Reaction to a failed stage. ``keep-going`` leaves out its downstream stages and finishes all others,
-            ``fail`` starts no more stages, ``ignore`` continues as if it had succeeded.
+        on_error: Reaction to a failed stage. ``keep-going`` leaves out its downstream stages and finishes all others.
+            ``fail`` starts no more stages. ``ignore`` continues as if it had succeeded.
         commit: False records the outputs, but stores them neither in the cache nor in the run cache.
         jobs: Number of stages that run at once; a batch runner decides for itself.
         raise_failures: False returns failed stages in the result instead of raising the first one's error.
@@ -346,8 +346,8 @@ class _Repro:
     def _run_batch(self, members: Mapping[str, Member], runner: BatchRunner) -> None:
         """Run stages, then record those that succeeded.
 
-        They are recorded together at the end. If this process is killed earlier, the next call finds the same stages
-        to run, and so the run that already exists.
+        They are recorded together at the end. If this process is killed earlier, the next call has the same stages to
+        run. So it finds the existing run.
         """
 
         def start(member: Member) -> None:

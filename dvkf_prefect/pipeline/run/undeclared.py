@@ -34,7 +34,7 @@ _WORD = re.compile(r"[\w.+/@-]+")
 
 
 def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> StageFailedError:
-    """Add a hint to a failed command's log: files of the repository that it names but the stage does not declare.
+    """Add a hint to a failed command's log: undeclared files of the repository that the command or its log names.
 
     Args:
         repo: The repository.

@@ -184,7 +184,7 @@ def _flags(shell: str) -> list[str]:
 
 
 def clean_log(data: bytes) -> str:
-    """Return the end of a log as plain text: no terminal codes, and only the last state of a progress bar."""
+    """Return the end of a log as plain text: no terminal codes, only the last state of progress bars."""
     text = _TERMINAL_CODES.sub("", data[-2 * _TAIL_BYTES :].decode(errors="replace"))
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return "\n".join(lines[-_TAIL_LINES:])[-_TAIL_BYTES:]

@@ -108,7 +108,7 @@ class BatchRunner(Runner, Protocol):
 
 
 def runs_in_place(runner: Runner, stage: Stage) -> bool:
-    """Return True if a stage runs in the workspace: if the runner does so and the stage does not forbid it.
+    """Return True if a stage runs in the workspace: the runner does so and the stage allows it.
 
     Args:
         runner: The runner; without an ``in_place`` attribute it gives each stage a clean folder.
@@ -138,7 +138,7 @@ def is_hermetic(stage: Stage) -> bool:
 
 
 def is_lenient(runner: Runner, stage: Stage) -> bool:
-    """Return True if a stage in a work folder may write more than its outputs: unless a clean folder is requested.
+    """Return True if a stage in a work folder may write more than its outputs: no clean folder is requested.
 
     Args:
         runner: The runner.

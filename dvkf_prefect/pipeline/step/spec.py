@@ -98,7 +98,7 @@ class StepSpec:
         cache_dir: Root of the cache.
         wdir: Folder they run in, relative to the root; "" for the root.
         deps: Contents of the folder at the start.
-        params: Values the stage may read: ``{file: {dotted key: value}}``, files relative to the root; the key ""
+        params: Values the stage may read: ``{file: {dotted key: value}}``, files relative to the root. The key ""
             holds a whole file.
         outs: Outputs they must write.
         workspace: Folder to copy uncached dependencies from; None if all are cached.
@@ -165,7 +165,7 @@ class StepResult:
         message: Message of the error.
         side_dir: Root of a cache with the outputs that stay out of the real one; "" if there are none. The starter of
             the run takes them and removes its parent folder.
-        deps: Dependencies with the content that the command read, if not all were known at the start: stages of one
+        deps: Dependencies with the content that the command read, if not all were known at the start. Stages of one
             batch pass digests to each other. Empty if the specification has them all.
         commit: Commit of the bundled sources, if any.
         dirty: Source files that differed from that commit.

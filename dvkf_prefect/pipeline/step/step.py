@@ -73,7 +73,7 @@ def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
     """Run a stage's commands: in a folder with exactly the declared files, or in the workspace.
 
     The outputs are hashed and stored, files before manifests. If a command in a work folder writes less or more than
-    its outputs, that folder is kept, and the message names it.
+    its outputs, the folder is kept. The message names it.
 
     Args:
         spec: Specification of the run.
