@@ -59,7 +59,7 @@ class Reason:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reason as for JSON: ``kind``, ``name``, ``old``, ``new``, and a readable ``text``."""
+        """Return the reason in JSON form: ``kind``, ``name``, ``old``, ``new``, and a readable ``text``."""
         name = without_secrets(self.name)
         return {"kind": self.kind, "name": name, "old": self.old, "new": self.new, "text": str(self)}
 
@@ -85,7 +85,7 @@ class Decision:
         return f"Stage '{self.stage}': {_VERBS[self.action]} ({why})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the decision as for JSON: ``stage``, ``action``, and the ``reasons``, see `Reason.as_dict`."""
+        """Return the decision in JSON form: ``stage``, ``action``, and the ``reasons``, see `Reason.as_dict`."""
         reasons = [reason.as_dict() for reason in self.reasons]
         return {"stage": self.stage, "action": self.action, "reasons": reasons}
 

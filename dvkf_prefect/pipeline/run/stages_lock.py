@@ -1,4 +1,4 @@
-"""Paths of the stages that run in the workspace, recorded in DVC's lock file."""
+"""Paths of the stages that run in the workspace, recorded in DVC's rwlock."""
 
 from __future__ import annotations
 

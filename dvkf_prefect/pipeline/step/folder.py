@@ -23,8 +23,8 @@ _KEPT = 7 * 24 * 3600
 class StepFolder:
     """Work folder for one run of one stage, below the cache so that files can be moved between the two.
 
-    Leftovers of earlier runs of the stage are removed first; their persistent outputs are moved into the workspace. A
-    lock identifies the owner, see `leftovers`: a process id does not identify a run in another container.
+    Leftovers of earlier runs of the stage are removed first; their persistent outputs are copied into the workspace.
+    A lock identifies the owner, see `leftovers`: a process id does not identify a run in another container.
 
     Args:
         spec: The stage's run.
