@@ -204,7 +204,7 @@ def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: 
     Args:
         repo: The repository; locked by the caller.
         stage: The stage.
-        old: What dvc.lock has of the last run.
+        old: Entry of the last run in dvc.lock.
         commit: False only records them.
 
     Returns:
@@ -236,13 +236,13 @@ def _settle(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) ->
 
 
 def _legacy_item(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item | None:
-    """Return an output that DVC 2.x recorded as it recorded it, if it is the same; None if not.
+    """Return the record of DVC 2.x for an output that is unchanged since; None if it changed.
 
     Args:
         repo: The repository; locked by the caller.
-        out: The output, as it lies in the workspace.
-        old: What dvc.lock has of the last run.
-        commit: Whether the cache must have it.
+        out: The output; its current state in the workspace is compared.
+        old: Entry of the last run in dvc.lock.
+        commit: True if the cache must have it.
     """
     for item in (old or {}).get("outs", ()):
         if item["path"] == out.name and item.get("hash", LEGACY) == LEGACY:
