@@ -521,7 +521,7 @@ def _check_number(absent: Collection[str]) -> None:
     """Refuse to fetch more objects at once than the memory limit allows.
 
     Raises:
-        ObjectError: There are more.
+        ObjectError: There are more objects.
     """
     if len(absent) > manifest_rows.most_objects():
         raise ObjectError(

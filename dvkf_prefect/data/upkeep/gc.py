@@ -1,7 +1,7 @@
 """Garbage collection: remove unused objects from the cache and, on request, from a remote.
 
-As in ``dvc gc``, all objects are kept that the workspace and the chosen commits track, including the files of every
-manifest. This holds for the other named repositories too. Imports from other repositories are also kept, and so are
+As in ``dvc gc``, all objects are kept that the workspace and the chosen commits track. They include the files of every
+manifest. The same holds for the other named repositories. Imports from other repositories are also kept, and so are
 objects named in `.dvc` files that git ignores; DVC removes both. The run cache (``runs/``) is never changed. As in
 DVC, objects that only the run cache names are removed, unless ``run_cache`` keeps them. Files without an object's name
 are kept.
