@@ -11,10 +11,12 @@ from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.data.transfer.move import move
+from dvkf_prefect.formats import manifest_rows
 from dvkf_prefect.formats.objects import MD5
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.kubeflow.exchange import objects
 from dvkf_prefect.kubeflow.exchange.objects import renew, send, uncached
+from dvkf_prefect.kubeflow.pod.pod import run_in_pod
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -51,3 +53,12 @@ def test_what_a_run_needs_is_written_again_once_it_is_old(remote, monkeypatch, t
     renewed = {key for key in before if after[key] > before[key]}
     assert after.keys() == before.keys() and len(renewed) == 4
     assert not any(key.endswith(files[3][2:]) for key in renewed)
+
+
+def test_a_pod_reads_manifests_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit whose commands run there is trusted, so the limit for manifests of others does not hold."""
+    monkeypatch.setenv(manifest_rows.VARIABLE, "1")
+    monkeypatch.delenv(manifest_rows.VARIABLE)
+    with pytest.raises(ValueError, match="Expecting property name"):
+        run_in_pod("{}", "{", [], "outputs", "result")
+    assert manifest_rows.limit() > 1 << 38

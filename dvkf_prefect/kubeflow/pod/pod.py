@@ -24,6 +24,7 @@ from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.remotes import Storage
 from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.errors import DvkfError, RemoteError, StageCancelledError, StageError
+from dvkf_prefect.formats import manifest_rows
 from dvkf_prefect.formats.tree import is_tree
 from dvkf_prefect.kubeflow.exchange.bundle import unpack_bundle
 from dvkf_prefect.kubeflow.exchange.objects import RemoteObjects, uncached
@@ -37,6 +38,7 @@ from dvkf_prefect.scratch import scratch_folder
 SCRATCH_VARIABLE = "DVKF_SCRATCH"
 _LOG_EVERY = 20.0  # seconds
 _LOG_BYTES = 4 << 20
+_MANIFEST_MB = 1_000_000
 _logger = logging.getLogger(__name__)
 
 
@@ -72,6 +74,8 @@ def run_in_pod(
         SystemExit: The stage failed, so the task must fail; the code is 1.
     """
     os.environ.pop("_KFP_RUNTIME", None)
+    # A commit whose commands run here may use any memory for its manifests, too.
+    os.environ.setdefault(manifest_rows.VARIABLE, str(_MANIFEST_MB))
     about = PodRun.from_json(run)
     remote = about.open(_secrets())
     signal.signal(signal.SIGTERM, _stop)
