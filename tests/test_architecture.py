@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,3 +44,27 @@ def test_every_package_says_what_it_holds_and_may_import() -> None:
 def test_no_import_by_name_hides_from_the_linter() -> None:
     found = {name for name, text in modules() if "import_module(" in text or "__import__(" in text}
     assert found == BY_NAME
+
+
+DESCRIBED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+OPENERS = re.compile(r"(What|Which|Where|Who|Whom|How|Whether|When)\b")
+# Words that a reader has to take apart, with the field's own words beside them.
+BANNED = re.compile(
+    r"\b(a person|nobody|somebody|whoever|whom|to be had|seen to|as it is|thereof|tells whether|tell whether)\b",
+    re.I,
+)
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    for name, text in modules():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, DESCRIBED) and (described := ast.get_docstring(node)):
+                yield f"{name}: {getattr(node, 'name', 'module')}", described
+
+
+def test_docstrings_open_with_a_noun_or_an_imperative() -> None:
+    assert not [place for place, text in docstrings() if OPENERS.match(text)]
+
+
+def test_docstrings_use_the_words_of_the_field() -> None:
+    assert not [(place, found[0]) for place, text in docstrings() if (found := BANNED.search(text))]
