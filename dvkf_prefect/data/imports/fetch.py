@@ -164,12 +164,11 @@ def _part(source: ExternalRepo, output: Output, path: str, cache: Cache) -> tupl
     inner = path[len(output.path) + 1 :]
     if not output.is_dir:
         raise OutputNotFoundError(f"'{path}' is not there: '{output.path}' is a file, in {source.url}")
-    rows = _manifest(source, output, cache).below(inner)
-    if not len(rows):
+    tree = _manifest(source, output, cache).subtree(inner)
+    if not len(tree):
         raise OutputNotFoundError(f"'{path}' is not in the tracked directory '{output.path}' of {source.url}")
-    if rows.relpaths == [inner]:
-        return rows.digests[0], None
-    tree = Tree.from_pairs((relpath[len(inner) + 1 :], digest) for relpath, digest in rows.items())
+    if tree.relpaths == [""]:
+        return tree.digests[0], None
     return tree.digest, tree
 
 

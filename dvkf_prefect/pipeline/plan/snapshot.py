@@ -255,8 +255,7 @@ class Snapshot:
             tree = cache.read_tree(whole.digest)
         except MissingObjectError:
             return None
-        relpath = path[len(folder) + 1 :]
-        below = tree.below(relpath)
+        below = tree.subtree(path[len(folder) + 1 :])
         if not len(below):
             return None
         sizes: list[int] = []
@@ -265,10 +264,9 @@ class Snapshot:
             if size is None:
                 return None
             sizes.append(size)
-        if below.relpaths == [relpath]:
+        if below.relpaths == [""]:
             return Stored(below.digests[0], sizes[0])
-        part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
-        return Stored(cache.add_bytes(part.to_bytes(), tree=True), sum(sizes), len(part))
+        return Stored(cache.add_bytes(below.to_bytes(), tree=True), sum(sizes), len(below))
 
     def _size(self, digest: str) -> int | None:
         try:
