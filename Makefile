@@ -1,6 +1,6 @@
 # Everything here sets itself up: git, python3, make and the package index are all it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test long check bench clean
+.PHONY: help demo ui test long check docs bench clean
 # Imports are only quick when Python may keep its compiled files.
 unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
@@ -32,6 +32,11 @@ help: ## say what there is
 	@$(INSTALL) --editable '.[serve,test,check]'
 	@touch $@ .venv/demo.stamp
 
+.venv/docs.stamp: .venv/test.stamp
+	@echo "Installing what builds the documentation ..."
+	@$(INSTALL) --editable '.[docs]'
+	@touch $@
+
 demo: .venv/demo.stamp ## data, training, serving, new data, rollback: the whole road on this machine
 	@mkdir -p .demo
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" PREFECT_HOME="$(CURDIR)/.demo/prefect" .venv/bin/python flows/quickstart.py
@@ -48,7 +53,10 @@ long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full le
 		KILL_TIMES=16 ROUNDS=100 VANISHING=1 DVKF_LISTED_PAGES=1000 DVKF_LONG=1 .venv/bin/python -m pytest --timeout 7200 \
 		tests/hostile tests/faults tests/interop/test_public_shapes_dvc.py $(ARGS)
 
-check: .venv/test.stamp ## lint, types, layers, documents
+docs: .venv/docs.stamp ## the documentation, as a site in site/
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
+check: .venv/test.stamp docs ## lint, types, layers, documents
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
@@ -59,4 +67,4 @@ bench: .venv/test.stamp ## compare with dvc and the limits of the disk; writes t
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tests/benchmarks/run.py $(ARGS)
 
 clean: ## remove what all of this made
-	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tomllib
@@ -17,6 +19,9 @@ from dvkf_prefect import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in sorted((ROOT / "docs").rglob("*.md"))}
+TEXTS = {"README.md": README, **PAGES}
+CLI = PAGES["docs/reference/cli.md"]
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -26,17 +31,26 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
     return {}
 
 
+def load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HOOKS = load(ROOT / "docs/hooks.py")
 VERBS = {verb: subcommands(cli.build_parser([verb]))[verb] for verb in cli.VERBS}
 
 
-def test_the_first_two_commands_are_demo_and_test() -> None:
-    first = README.index("```\n")
+def test_the_two_commands_of_a_clone_are_demo_and_test() -> None:
+    first = README.index("```\nmake ")
     assert README[first:].startswith("```\nmake demo ")
     assert "\nmake test " in README[first : README.index("```", first + 3)]
 
 
-def test_every_verb_is_in_the_readme_and_the_other_way_round() -> None:
-    told = set(re.findall(r"^\| `dvkf ([\w-]+)`", README, re.MULTILINE))
+def test_every_verb_is_in_the_reference_and_the_other_way_round() -> None:
+    told = set(re.findall(r"^\| `dvkf ([\w-]+)`", CLI, re.MULTILINE))
     assert told == set(VERBS)
 
 
@@ -51,22 +65,93 @@ def test_every_command_has_a_description_and_every_option_a_help(verb: str) -> N
 
 @pytest.mark.parametrize("verb", ["remote", "model"])
 def test_subcommands_are_named(verb: str) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `dvkf {verb}`"))
+    row = next(line for line in CLI.splitlines() if line.startswith(f"| `dvkf {verb}`"))
     for name in subcommands(VERBS[verb]):
         assert f"`{name}`" in row
 
 
-def test_every_export_that_a_flow_uses_is_told() -> None:
-    for name in dvkf_prefect.__all__:
-        if name[0].islower():
-            assert f"`{name}`" in README, name
+def test_every_public_name_has_an_entry_in_the_reference() -> None:
+    entries = []
+    for name in ("blocks", "python", "tasks"):
+        page = HOOKS.on_page_markdown(PAGES[f"docs/reference/{name}.md"])
+        entries += re.findall(r"^::: dvkf_prefect\.(\w+)$", page, re.MULTILINE)
+    assert sorted({*entries} - {"errors", "flows"}) == sorted({*dvkf_prefect.__all__} - {"__version__"})
+    assert len(entries) == len({*entries})
 
 
-def test_blocks_are_told() -> None:
+def test_every_field_of_a_block_is_described_in_the_reference() -> None:
     from dvkf_prefect import blocks
 
+    page = HOOKS.on_page_markdown(PAGES["docs/reference/blocks.md"])
     for name in blocks.__all__:
-        assert f"| `{name}` |" in README
+        rows = page.split(f"### Fields of {name}\n")[1].split("\n:::")[0]
+        for field in getattr(blocks, name).model_fields:
+            assert re.search(rf"^\| `{field}` \| .+ \| .*\w.* \|$", rows, re.MULTILINE), (name, field)
+
+
+def test_every_option_is_in_the_reference() -> None:
+    page = HOOKS.on_page_markdown(CLI)
+    for verb, parser in VERBS.items():
+        for each in [parser, *subcommands(parser).values()]:
+            part = page.split(f"# {each.prog}\n")[1].split("\n#")[0]
+            for action in each._actions:
+                for option in set(action.option_strings) - {"-h", "--help"}:
+                    assert option in part, (verb, option)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_data_in_a_page_is_what_the_code_reads(name: str, tmp_path: Path) -> None:
+    """YAML and TOML parse; a dvc.yaml and the `meta` of its stages are accepted."""
+    from ruamel.yaml import YAML
+
+    from dvkf_prefect.kubeflow.compile.pod_settings import parse_meta
+
+    for kind, text in re.findall(r"^```(yaml|toml)\n(.*?)^```", TEXTS[name], re.DOTALL | re.MULTILINE):
+        if kind == "toml":
+            tomllib.loads(text)
+            continue
+        document = YAML(typ="safe").load(text)
+        if "stages" not in document:
+            continue
+        repo = tmp_path / "repo"
+        repo.mkdir(exist_ok=True)
+        for command in (
+            ["git", "init", "-q"],
+            [sys.executable, "-m", "dvkf_prefect.cli", "init", "-q", "-f"],
+        ):
+            subprocess.run(command, cwd=repo, check=True, capture_output=True)
+        (repo / "dvc.yaml").write_text(text)
+        listed = [sys.executable, "-m", "dvkf_prefect.cli", "stage", "list", "--name-only"]
+        done = subprocess.run(listed, cwd=repo, check=True, capture_output=True, text=True)
+        assert done.stdout.split() == list(document["stages"])
+        for stage, said in document["stages"].items():
+            placement = parse_meta(
+                said.get("meta"),
+                stage=stage,
+                file="dvc.yaml",
+                data=text.encode(),
+                place=("stages", stage, "meta"),
+            )
+            assert bool(placement.image) == ("kubeflow" in said.get("meta", {}))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_commands_that_need_a_cluster_or_a_clone_are_right(name: str) -> None:
+    """Of ``sh`` blocks, which no test runs, each command is one that is there."""
+    deployed = (ROOT / "prefect.yaml").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for block in re.findall(r"^```sh\n(.*?)^```", TEXTS[name], re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+            if words[0] == "dvkf":
+                assert cli.build_parser([words[1]]).parse_args(words[1:])
+            elif words[:2] == ["pip", "install"]:
+                wanted = re.findall(r"\.\[([\w,]+)\]", line)
+                assert set(wanted) <= set(extras) and words[2].strip("'").startswith(".")
+            elif words[0] == "python":
+                assert (ROOT / words[1]).is_file(), line
+            else:  # those that prefect.yaml names are run by the test of the deployments
+                assert f"#   {line}\n" in deployed, line
 
 
 def test_python_in_the_readme_parses() -> None:
@@ -82,9 +167,53 @@ def test_the_flow_takes_ten_lines() -> None:
     assert len([line for line in body.splitlines() if line.strip()]) <= 10
 
 
-def test_linked_files_and_pictures_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("name", TEXTS)
+def test_linked_files_and_pictures_are_there(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", TEXTS[name]):
+        assert ((ROOT / name).parent / target).is_file(), target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(f"docs/{page}" for page in named) == sorted(PAGES)
+
+
+def test_the_documentation_has_a_variable_for_each_that_the_code_reads() -> None:
+    """All but those that the package sets for its own processes."""
+    from dvkf_prefect.kubeflow.cluster import settings
+
+    own = {"DVKF_SCRATCH", "DVKF_STAGE_PYTHONPATH", "DVKF_STEP_ENVIRONMENT", "DVKF_STEP_RESULT"}
+    own |= {"DVKF_REMOTE_OPTION_", "DVKF_REMOTE_SECRET_ACCESS_KEY", "DVKF_KUBEFLOW_", "DVKF_"}
+    code = "\n".join(file.read_text() for file in (ROOT / "dvkf_prefect").rglob("*.py"))
+    read = set(re.findall(r"DVKF_[A-Z_]*", code)) - own
+    read |= {f"DVKF_KUBEFLOW_{name.upper()}" for name in settings._VARIABLES}
+    page = PAGES["docs/operations/environment.md"]
+    told = set(re.findall(r"^\| `(DVKF_\w+)`", page, re.MULTILINE))
+    assert told == read
+    from dvkf_prefect.settings import DvkfSettings
+
+    told = set(re.findall(r"^\| `PREFECT_INTEGRATIONS_DVKF_(\w+)`", page, re.MULTILINE))
+    assert told == {name.upper() for name in DvkfSettings.model_fields}
+
+
+def test_the_tree_of_the_package_is_the_one_drawn() -> None:
+    """Each line of the tree is a package with a note, or modules of the package above."""
+    page = PAGES["docs/architecture.md"]
+    drawn: set[str] = set()
+    above: list[tuple[int, str]] = []
+    for line in page.split("```text\n")[1].split("```")[0].splitlines():
+        depth = len(line) - len(line.lstrip())
+        above = [(before, name) for before, name in above if before < depth]
+        folder = "".join(name for _, name in above)
+        if found := re.match(r"(\w+/)(?: +\S.*)?$", line.strip()):
+            drawn.add(folder + found[1])
+            above.append((depth, found[1]))
+        else:
+            drawn |= {f"{folder}{name}.py" for name in line.split()}
+    package = ROOT / "dvkf_prefect"
+    there = {f"{file.relative_to(ROOT)}" for file in package.rglob("*.py") if file.name != "__init__.py"}
+    there |= {f"{file.parent.relative_to(ROOT)}/" for file in package.rglob("__init__.py")}
+    assert drawn == there
 
 
 def test_the_benchmark_table_is_the_measured_one() -> None:
@@ -118,7 +247,7 @@ def test_every_promise_names_code_and_tests_that_are_there() -> None:
 
 def test_make_targets_are_described() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "ui", "test", "long", "check", "bench"):
+    for target in ("demo", "ui", "test", "long", "check", "docs", "bench"):
         assert re.search(rf"^{target}:.* ## \w", makefile, re.MULTILINE), target
 
 

@@ -92,22 +92,10 @@ class Tree:
         """Yield ``(relpath, digest)`` in order."""
         return zip(self.relpaths, self.digests, strict=True)
 
-    def subtree(self, prefix: str) -> Tree:
-        """Return the subtree at a path, with paths relative to it; of a file, one entry with an empty path.
-
-        Args:
-            prefix: A file or a folder of the directory, posix; the tree is empty if there is none.
-
-        Example:
-            >>> Tree(["a/b", "c"], ["60b725f10c9c85c70d97880dfe8191b3"] * 2).subtree("a").relpaths
-            ['b']
-        """
-        inside, start = prefix + "/", len(prefix) + 1
-        return Tree.from_pairs(
-            (path[start:], digest)
-            for path, digest in self.items()
-            if path.startswith(inside) or path == prefix
-        )
+    def below(self, prefix: str) -> Tree:
+        """Return the subtree at or below ``prefix``, with paths relative to the whole directory."""
+        inside = prefix + "/"
+        return Tree.from_pairs((p, d) for p, d in self.items() if p == prefix or p.startswith(inside))
 
 
 def _check_paths(relpaths: list[str], name: str) -> None:

@@ -122,7 +122,9 @@ class ModelContents:
 
     def _part(self, output: Output, path: str) -> Tree:
         """Return the manifest of a folder inside an output; for a file, one entry without a name."""
-        return self._manifest(output).subtree(path[len(output.path) + 1 :])
+        inside = path[len(output.path) + 1 :]
+        part = self._manifest(output).below(inside)
+        return Tree([relpath[len(inside) + 1 :] for relpath in part.relpaths], part.digests)
 
     def _manifest(self, output: Output) -> Tree:
         """Return a directory's manifest from the cache, else from the remote."""

@@ -164,11 +164,12 @@ def _part(source: ExternalRepo, output: Output, path: str, cache: Cache) -> tupl
     inner = path[len(output.path) + 1 :]
     if not output.is_dir:
         raise OutputNotFoundError(f"'{path}' is not there: '{output.path}' is a file, in {source.url}")
-    tree = _manifest(source, output, cache).subtree(inner)
-    if not len(tree):
+    rows = _manifest(source, output, cache).below(inner)
+    if not len(rows):
         raise OutputNotFoundError(f"'{path}' is not in the tracked directory '{output.path}' of {source.url}")
-    if tree.relpaths == [""]:
-        return tree.digests[0], None
+    if rows.relpaths == [inner]:
+        return rows.digests[0], None
+    tree = Tree.from_pairs((relpath[len(inner) + 1 :], digest) for relpath, digest in rows.items())
     return tree.digest, tree
 
 

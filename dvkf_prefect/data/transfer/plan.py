@@ -286,7 +286,7 @@ class _Parts:
             return tree.digests
         chosen: list[str] = []
         for part in root.inside:
-            found = tree.subtree(part).digests
+            found = tree.below(part).digests
             self._met[root.path, part] = bool(found) or self._met.get((root.path, part), False)
             chosen += found
         return chosen

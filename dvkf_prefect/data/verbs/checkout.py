@@ -129,16 +129,17 @@ def _parts(repo: Repository, output: Output, inside: Sequence[str], borrowed: Ex
     tree = repo.cache.read_tree(output.digest or "", output.hash_name)
     parts: list[Output] = []
     for part in inside:
-        below = tree.subtree(part)
+        below = tree.below(part)
         if not below:
             raise OutputNotFoundError(
                 f"'{output.path}/{part}': no such file or folder is recorded in '{output.path}'"
             )
         path = f"{output.path}/{part}"
-        if below.relpaths == [""]:
+        if below.relpaths == [part]:
             digest = below.digests[0]
         else:
-            digest = borrowed.enter_context(_lent(repo.cache, below, output.hash_name))
+            folder = Tree([relpath[len(part) + 1 :] for relpath in below.relpaths], below.digests)
+            digest = borrowed.enter_context(_lent(repo.cache, folder, output.hash_name))
         parts.append(replace(output, path=path, digest=digest, size=None, nfiles=None))
     return parts
 

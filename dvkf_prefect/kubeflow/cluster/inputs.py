@@ -165,7 +165,8 @@ class Supply:
                     move("fetch", [whole], MD5, cache, self._remote)
                 with suppress(MissingObjectError):
                     tree = (self._repo.cache if here else cache).read_tree(whole)
-                    part = tree.subtree(path[len(output.path) + 1 :])
+                    below = tree.below(inside := path[len(output.path) + 1 :])
+                    part = Tree.from_pairs((name[len(inside) + 1 :], each) for name, each in below.items())
                     absent = self._remote.missing(part.digests)
                     if part.digest != digest or (absent and not self._push):
                         return False

@@ -157,9 +157,9 @@ def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Tr
         if dep.path.startswith(path + "/") and is_tree(out.digest):
             tree = store.read_tree(out.digest)
             relpath = dep.path[len(path) + 1 :]
-            below = tree.subtree(relpath)
-            if below.relpaths == [""]:
-                return StepDependency(dep.path, below.digests[0])
+            if digest := dict(tree.items()).get(relpath):
+                return StepDependency(dep.path, digest)
+            below = Tree.from_pairs((p[len(relpath) + 1 :], d) for p, d in tree.below(relpath).items())
             if not below.relpaths:
                 raise MissingObjectError(f"'{dep.path}' is not in '{path}' as it was written ({out.digest})")
             return StepDependency(dep.path, store.add_bytes(below.to_bytes(), tree=True))

@@ -255,7 +255,8 @@ class Snapshot:
             tree = cache.read_tree(whole.digest)
         except MissingObjectError:
             return None
-        below = tree.subtree(path[len(folder) + 1 :])
+        relpath = path[len(folder) + 1 :]
+        below = tree.below(relpath)
         if not len(below):
             return None
         sizes: list[int] = []
@@ -264,9 +265,10 @@ class Snapshot:
             if size is None:
                 return None
             sizes.append(size)
-        if below.relpaths == [""]:
+        if below.relpaths == [relpath]:
             return Stored(below.digests[0], sizes[0])
-        return Stored(cache.add_bytes(below.to_bytes(), tree=True), sum(sizes), len(below))
+        part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
+        return Stored(cache.add_bytes(part.to_bytes(), tree=True), sum(sizes), len(part))
 
     def _size(self, digest: str) -> int | None:
         try:
