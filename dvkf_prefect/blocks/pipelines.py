@@ -40,7 +40,7 @@ class KubeflowPipelines(Block):
         pipelines = KubeflowPipelines.load("BLOCK_NAME")
         repo = Repo.open(".")
         with pipelines.runner(repo) as runner:
-            repro(repo, runner=runner, jobs=pipelines.jobs)
+            repro(repo, runner=runner, jobs=pipelines.parallel)
         ```
     """
 
@@ -61,8 +61,11 @@ class KubeflowPipelines(Block):
         description="Run each stage of plain processes in a clean folder with only its declared dependencies, instead "
         "of the workspace. A stage's `meta: {dvkf: {hermetic: true}}` does so for that stage.",
     )
-    jobs: int = Field(
-        default=2, ge=1, description="Maximum number of independent stages that run in parallel."
+    jobs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum number of independent stages that run in parallel. If empty: one in the workspace, as "
+        "with dvc, and two in clean folders.",
     )
     credentials: KubeflowCredentials | None = Field(
         default=None,
@@ -139,6 +142,11 @@ class KubeflowPipelines(Block):
         if self.backend == "kubeflow" and self.credentials is None:
             raise ValueError(_NO_CREDENTIALS)
         return self
+
+    @property
+    def parallel(self) -> int:
+        """The maximum number of stages that run in parallel."""
+        return self.jobs or (1 if self.backend == "local" and not self.hermetic else 2)
 
     def settings(self) -> ClusterSettings:
         """Return the cluster's settings: the credentials, and how stages run there.

@@ -83,7 +83,7 @@ def repro_pipeline(
     with stage_tasks(
         repo,
         open_runner,
-        jobs=pipelines.jobs,
+        jobs=pipelines.parallel,
         retries=retries,
         retry_delay_seconds=retry_delay_seconds,
         reuse=not force,
@@ -121,7 +121,7 @@ def repro_pipeline(
                 scope=Scope(downstream=downstream),
                 rules=Rules(force=force, pull=pull),
                 on_error=on_error,
-                jobs=pipelines.jobs,
+                jobs=pipelines.parallel,
                 on_event=tell,
             )
         except DvkfError:

@@ -243,3 +243,11 @@ def test_examples_import_what_is_exported(block: type[Block]) -> None:
     for module, names in imports:
         assert module == "dvkf_prefect"
         assert set(names.split(", ")) <= set(dvkf_prefect.__all__)
+
+
+def test_one_stage_at_a_time_in_the_workspace_unless_asked() -> None:
+    """Two stages in one workspace may write what the other reads, so there as many run as with dvc."""
+    assert KubeflowPipelines().parallel == 1
+    assert KubeflowPipelines(hermetic=True).parallel == 2
+    assert KubeflowPipelines(backend="kubeflow-local").parallel == 2
+    assert KubeflowPipelines(jobs=3).parallel == 3

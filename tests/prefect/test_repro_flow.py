@@ -76,7 +76,7 @@ class Pipeline:
         def stages() -> ReproResult:
             self.flow_run = get_run_context().flow_run.id  # type: ignore[union-attr]
             block = DvcRepository(path=str(self.root), label="stages")
-            return repro_pipeline(block, pipelines or KubeflowPipelines(backend=backend), **options)
+            return repro_pipeline(block, pipelines or KubeflowPipelines(backend=backend, jobs=2), **options)
 
         return stages()
 
