@@ -97,7 +97,8 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
         shown = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         if action.option_strings and action.metavar and action.nargs != 0:
             shown += f" {action.metavar}"
-        yield f"| `{_cell(shown)}` | {_cell(_help(parser, action))} |"
+        shown = shown.replace("|", "\\|")
+        yield f"| `{shown}` | {_cell(_help(parser, action))} |"
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
