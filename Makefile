@@ -1,6 +1,6 @@
 # Everything here sets itself up: git, python3, make and the package index are all it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test long check docs bench clean
+.PHONY: help demo ui test test-all long answers check docs bench clean
 # Imports are only quick when Python may keep its compiled files.
 unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
@@ -14,7 +14,7 @@ PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
 INSTALL = .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
 
 help: ## say what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 .venv/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -45,13 +45,30 @@ ui: .venv/demo.stamp ## the Prefect UI over what the demo did, on PORT
 	@PREFECT_HOME="$(CURDIR)/.demo/prefect" PREFECT_SERVER_UI_API_URL=http://127.0.0.1:$(PORT)/api \
 		.venv/bin/prefect server start --host 127.0.0.1 --port $(PORT)
 
-test: .venv/test.stamp ## the tests
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest
+# The parts of `make long`, to run one at a time.
+LONG_1 = tests/hostile
+LONG_2 = tests/faults/test_data_kills.py
+LONG_3 = tests/faults/test_power_cuts.py tests/faults/test_vanishing.py
+LONG_4 = tests/faults/test_injected_errors.py tests/faults/test_rounds.py
+LONG_5 = $(addprefix tests/faults/test_,repro_kill.py runner_kill.py demo.py git_lock.py scratch.py)
+LONG_6 = tests/interop/test_public_shapes_dvc.py
+LONG = $(LONG_1) $(LONG_2) $(LONG_3) $(LONG_4) $(LONG_5) $(LONG_6)
 
-long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full length (an hour or more; root for some)
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" DVKF_ZOO_PARTS=24 DVKF_FUZZ_SEEDS=300 FAULTS_CUTS=100 FAULTS_ERRORS=200 FAULTS_KILLS=10 \
-		KILL_TIMES=16 ROUNDS=100 VANISHING=1 DVKF_LISTED_PAGES=1000 DVKF_LONG=1 .venv/bin/python -m pytest --timeout 7200 \
-		tests/hostile tests/faults tests/interop/test_public_shapes_dvc.py $(ARGS)
+test: .venv/test.stamp ## what must hold, in minutes
+	@$(PYTEST) -m "not long" $(PARALLEL) $(ARGS)
+
+test-all: .venv/test.stamp ## all tests: also the generated and the kill suites, and the real dvc for each recorded answer
+	@DVKF_TEST_ALL=1 DVKF_LIVE_DVC=1 $(PYTEST) $(PARALLEL) $(ARGS)
+
+long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full length, PART=1 to 6 or all (root for some)
+	@DVKF_TEST_ALL=1 DVKF_ZOO_PARTS=24 DVKF_FUZZ_SEEDS=300 FAULTS_CUTS=100 FAULTS_ERRORS=200 FAULTS_KILLS=10 KILL_TIMES=16 \
+		ROUNDS=100 VANISHING=1 DVKF_LISTED_PAGES=1000 DVKF_LONG=1 \
+		$(PYTEST) $(PARALLEL) --timeout 7200 $(if $(PART),$(LONG_$(PART)),$(LONG)) $(ARGS)
+
+RECORDED = $(patsubst tests/interop/answers/%.json,tests/interop/%.py,$(wildcard tests/interop/answers/*.json))
+answers: .venv/test.stamp ## record what the real dvc answers to the fixed tables of tests/interop
+	@DVKF_RECORD_DVC=1 $(PYTEST) $(PARALLEL) --dist loadfile $(RECORDED) $(ARGS)
 
 docs: .venv/docs.stamp ## the documentation, as a site in site/
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+for _name in ("faults_world", "processes", "remote_contract", "reaper", "servers", "commands", "recorded"):
+    pytest.register_assert_rewrite(_name)
 
-def _load(name: str) -> ModuleType:
-    """Load a helper module that lies beside this file, under the name that tests import it by."""
-    # By pytest's own finder, so that an assertion in it shows its values.
-    pytest.register_assert_rewrite(name)
-    folder = [str(Path(__file__).parent)]
-    spec = next(found for finder in sys.meta_path if (found := finder.find_spec(name, folder)))
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_load("faults_world")
-_load("processes")
-_load("remote_contract")
-_load("reaper")
-servers = _load("servers")
+import servers  # noqa: E402
+from recorded import ANSWERS, RUN  # noqa: E402
 
 _REAPER = pytest.StashKey[int]()
 
@@ -74,6 +59,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if folder in _TOGETHER:
             item.add_marker(pytest.mark.xdist_group(folder))
+
+
+# Their tests run `dvc` by one process that has it imported; those of interop know what it answers.
+_BY_SERVER = ("interop", "pipeline")
+# Here two processes run at once, or a server knows them.
+_BY_THEMSELVES = ("test_locks_dvc", "test_s3_dvc")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let `dvc` answer without a start of its own, also where a test runs it as a process."""
+    if item.path.parent.name not in _BY_SERVER:
+        return (yield)
+    base = item.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+    ANSWERS.begin(base, item.path, item.name)
+    if item.path.stem not in _BY_THEMSELVES:
+        subprocess.run = ANSWERS.run
+    try:
+        return (yield)
+    finally:
+        subprocess.run = RUN
+
+
+def pytest_sessionfinish() -> None:
+    """Write what was recorded, and end the process that runs `dvc`."""
+    ANSWERS.close()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -129,3 +140,23 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3Server]:
     """One SeaweedFS for the whole run; a test makes its own bucket with ``s3.make_bucket(name)``."""
     with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
+
+
+# Their services do not come back; what a pause is for is tested in data/remotes.
+_SHORT_PAUSES = ("hostile", "prefect")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tries as ever, a hundredth of the time between them."""
+    if request.path.parent.name not in _SHORT_PAUSES:
+        return
+    from webdav4 import retry
+
+    from dvkf_prefect.data.remotes import patience
+
+    for name in ("_QUICK", "UNTOLD"):
+        monkeypatch.setattr(patience, name, tuple(pause / 100 for pause in getattr(patience, name)))
+    for name in ("REFUSED", "NEVER_ANSWERED"):
+        monkeypatch.setattr(patience, name, getattr(patience, name) / 100)
+    monkeypatch.setattr(retry, "_exp_backoff", lambda attempt: 0.01)

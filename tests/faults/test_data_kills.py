@@ -17,11 +17,17 @@ pytestmark = pytest.mark.timeout(7200)
 # How many kills of each verb; FAULTS_KILLS=10 makes 300 in all, which takes half an hour.
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
 _CONTAINED = {"add", "checkout", "push", "pull", "gc"}
+_SHORT = {"add", "push"}
 
 
 # One kill of each verb, and of some of them in a container; the long tier kills all of them in both, many times.
 _CASES = [
-    pytest.param(verb, apart, id=f"{verb.name}-{'container' if apart else 'here'}")
+    pytest.param(
+        verb,
+        apart,
+        id=f"{verb.name}-{'container' if apart else 'here'}",
+        marks=[pytest.mark.long] if apart and verb.name not in _SHORT else [],
+    )
     for verb in VERBS
     for apart in (False, True)
     if not apart or KILLS > 1 or verb.name in _CONTAINED

@@ -60,6 +60,7 @@ def wait_until_none(folder: Path) -> None:
     assert not left
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_demo_leaves_nothing_behind_and_is_finished_by_the_next(tmp_path: Path) -> None:
     folder = tmp_path / "checkout"

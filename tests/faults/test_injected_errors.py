@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from faults_world import DVKF, VERBS, World, discard, label
+from sizes import size
 
 pytestmark = pytest.mark.timeout(7200)
 
 # How many errors; FAULTS_ERRORS=200 takes about ten minutes.
-ERRORS = int(os.environ.get("FAULTS_ERRORS", "8"))
+ERRORS = int(size("FAULTS_ERRORS", "4", "8"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CALLS = {
     "write": (errno.EIO, errno.ENOSPC, "short"),

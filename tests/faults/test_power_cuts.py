@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 from faults_world import DVKF, VERBS, Verb, World, label, run
+from sizes import size
 
 pytestmark = pytest.mark.timeout(7200)
 
 # How many cuts; FAULTS_CUTS=100 takes a quarter of an hour.
-CUTS = int(os.environ.get("FAULTS_CUTS", "6"))
+CUTS = int(size("FAULTS_CUTS", "2", "6"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CHOSEN = [
     verb for verb in VERBS if verb.name in {"add", "commit", "push", "pull", "import", "import-url", "update"}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from processes import wait_until
+from sizes import ALL
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_file
@@ -280,7 +281,7 @@ def kill_all(project: Project, plan: list[str], capsys: pytest.CaptureFixture[st
     [
         (
             "local",
-            ["caller", "runner", "command", "watcher"] * 2
+            ["caller", "runner", "command", "watcher"] * (2 if ALL else 1)
             if _TIMES == 1
             else (["caller"] * 4 + ["runner"] * 3 + ["command"] * 3 + ["watcher"] * 3) * _TIMES,
         ),
@@ -315,5 +316,7 @@ def test_a_flow_killed_at_any_moment(
 ) -> None:
     project = make(tmp_path, FLOW, "local")
     project.environment = prefect_environment
-    plan = ["caller"] * (3 if _TIMES == 1 else 6) + ["runner", "command"] * (1 if _TIMES == 1 else 4)
+    plan = ["caller"] * (6 if _TIMES > 1 else 3 if ALL else 1) + ["runner", "command"] * (
+        1 if _TIMES == 1 else 4
+    )
     kill_all(project, plan, capsys)

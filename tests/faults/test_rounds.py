@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from sizes import size
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_bytes
 
-_ROUNDS = int(os.environ.get("ROUNDS", "5"))
+_ROUNDS = int(size("ROUNDS", "2", "5"))
 _SEED = int(os.environ.get("ROUNDS_SEED", "1"))
 _BIN = Path(sys.executable).parent
 _CLONES = ("a", "b", "c")

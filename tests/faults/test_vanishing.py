@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sizes import size
 
 from dvkf_prefect import cli
 from dvkf_prefect.data.cache import cache
 
 # The share of what is listed that is removed, each in a try of its own; VANISHING=1 takes three minutes.
-SHARE = float(os.environ.get("VANISHING", "0.05"))
+SHARE = float(size("VANISHING", "0.02", "0.05"))
 # What the rest stands or falls with is removed in any case.
 ALWAYS = {
     "status": ["r/d/s", "r/d/y", "r/d.dvc", "r/dvc.yaml"],

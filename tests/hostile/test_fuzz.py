@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sizes import size
 
 from dvkf_prefect import cli
 
@@ -18,7 +19,7 @@ assert _SPEC is not None and _SPEC.loader is not None
 mutations = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(mutations)
 
-SEEDS = int(os.environ.get("DVKF_FUZZ_SEEDS", "40"))
+SEEDS = int(size("DVKF_FUZZ_SEEDS", "12", "40"))
 FIRST = int(os.environ.get("DVKF_FUZZ_FIRST", "0"))
 VERBS = [
     "status", "status -c", "diff HEAD", "list . -R", "list . -R --show-hash --size", "repro --dry", "checkout",

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
+for _name in ("generators", "cases", "odd_shapes"):
+    pytest.register_assert_rewrite(_name)
 
-def _load(name: str) -> None:
-    """Load a helper module that lies beside this file, under the name that tests import it by."""
-    pytest.register_assert_rewrite(name)
-    folder = [str(Path(__file__).parent)]
-    spec = next(found for finder in sys.meta_path if (found := finder.find_spec(name, folder)))
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
-
-_load("commands")
-_load("generators")
-_load("cases")
-_load("odd_shapes")
-
-from commands import Dvc  # noqa: E402
+from recorded import ANSWERS, DATE, Answers  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def dvc() -> Iterator[Dvc]:
-    """The real `dvc`, without its start for each command."""
-    running = Dvc()
-    yield running
-    running.close()
+def dvc() -> Answers:
+    """The real `dvc`, or what is recorded of it; see `recorded`."""
+    return ANSWERS
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Store what a fixture of many tests asks under its own name: any of them may come first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with ANSWERS.owned(f"fixture {fixturedef.argname} {getattr(request, 'param', '')}".rstrip()):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def one_date(monkeypatch: pytest.MonkeyPatch, clean_environment: None) -> None:
+    """The same ids for the same commits."""
+    monkeypatch.setenv("GIT_AUTHOR_DATE", DATE)
+    monkeypatch.setenv("GIT_COMMITTER_DATE", DATE)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sizes import ALL
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError
@@ -586,10 +587,16 @@ documents = st.builds(
 )
 
 _SEEN = {"stages": 0, "errors": 0}
+# `make test` takes a fifth of them.
+_EXAMPLES = 700 if ALL else 140
 
 
 @settings(
-    max_examples=700, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=_EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 @given(document=documents)
 def _test_made_up(both: Both, document: dict[str, Any]) -> None:
@@ -600,7 +607,7 @@ def _test_made_up(both: Both, document: dict[str, Any]) -> None:
 def test_made_up(both: Both) -> None:
     _test_made_up(both)
     # Neither may crowd out the other, or nothing was compared.
-    assert _SEEN["stages"] > 100 and _SEEN["errors"] > 100
+    assert _SEEN["stages"] > _EXAMPLES // 7 and _SEEN["errors"] > _EXAMPLES // 7
 
 
 # -- run by both -------------------------------------------------------------------------------------------------------

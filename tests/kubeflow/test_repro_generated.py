@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from sizes import ALL
 
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.pipeline.run.events import ReproResult
@@ -16,7 +17,7 @@ from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 from .conftest import Project
 
-_STEPS = 4
+_STEPS = 4 if ALL else 2
 
 
 class Made:
