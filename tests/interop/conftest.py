@@ -32,6 +32,7 @@ def pytest_fixture_setup(
 
 @pytest.fixture(autouse=True)
 def one_date(monkeypatch: pytest.MonkeyPatch, clean_environment: None) -> None:
-    """The same ids for the same commits."""
+    """The same ids for the same commits, and lines of one width."""
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("GIT_AUTHOR_DATE", DATE)
     monkeypatch.setenv("GIT_COMMITTER_DATE", DATE)

@@ -281,6 +281,8 @@ class Answers:
             if (name.startswith("DVC_") and name not in ("DVC_SITE_CACHE_DIR", "DVC_NO_ANALYTICS"))
             or name == "COLUMNS"
         }
+        # A process of pytest-xdist has it set.
+        environment.setdefault("COLUMNS", "80")
         where = folder.relative_to(place.top).as_posix()
         parts = [where, [place.normalise(word) for word in arguments], environment, state.digest]
         digest = hashlib.sha256(json.dumps(parts).encode(errors="surrogateescape")).hexdigest()[:16]
