@@ -64,6 +64,8 @@ def test_a_run_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signa
         "-p",
         "no:cacheprovider",
         f"--basetemp={base}",
+        "-o",
+        f"pythonpath={TESTS} {TESTS / 'interop'}",
         "test_sample.py",
     ]
     run = subprocess.Popen(

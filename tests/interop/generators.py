@@ -18,6 +18,8 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 from pathspec import GitIgnoreSpec
 
+from dvkf_prefect.paths import is_reserved
+
 _MIB = 1 << 20
 
 # -- contents ----------------------------------------------------------------------------------------------------------
@@ -91,7 +93,13 @@ _TAKEN = frozenset({".", "..", ".git", ".dvc", ".hg", ".dvcignore", ".gitignore"
 
 def _is_free(name: str) -> bool:
     # Of a line of `.gitignore` that DVC writes for a name with a space at its end, git takes the space away.
-    return name not in _TAKEN and not name.endswith((".dvc", " ")) and len(name.encode()) <= 200
+    # Nor does dvkf keep what a file system may take for a folder of git or DVC.
+    return (
+        name not in _TAKEN
+        and not name.endswith((".dvc", " "))
+        and not is_reserved(name)
+        and len(name.encode()) <= 200
+    )
 
 
 _any_text = st.text(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import LockedError, MissingObjectError
+from dvkf_prefect.paths import is_reserved
 
 
 def dvc(root: Path, *args: str, code: int | None = 0) -> str:
@@ -198,6 +199,7 @@ _NAME = st.text(
     lambda s: (
         s not in (".", "..", ".git", ".hg", ".dvcignore", ".gitignore", "dvc.yaml", "dvc.lock")
         and not s.endswith(".dvc")
+        and not is_reserved(s)
         and len(s.encode()) < 100
     )
 )

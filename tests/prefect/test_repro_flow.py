@@ -464,7 +464,7 @@ def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[..., subproce
     started: list[subprocess.Popen[str]] = []
 
     def run(backend: str, **more: Any) -> subprocess.Popen[str]:
-        block = json.dumps({"backend": backend, **more})
+        block = json.dumps({"backend": backend, "jobs": 2, **more})
         process = subprocess.Popen(
             [sys.executable, str(script), str(pipeline.root), block],
             env=environment,
