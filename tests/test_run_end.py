@@ -14,6 +14,8 @@ from processes import wait_until
 from reaper import marked
 
 TESTS = Path(__file__).parent
+# The marks of all runs around one are looked at, and two at once share those.
+pytestmark = pytest.mark.xdist_group("run_end")
 
 _SAMPLE = """
 import os, subprocess, sys, time
