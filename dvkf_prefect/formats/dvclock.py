@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dvkf_prefect.errors import ParseError
 from dvkf_prefect.files import read_description, write_atomic
@@ -19,9 +19,6 @@ from dvkf_prefect.formats.dvcfile_schema import MAX_SIZE
 from dvkf_prefect.formats.files import RepoFiles
 from dvkf_prefect.formats.objects import MD5, Stored
 from dvkf_prefect.formats.params import DEFAULT_FILE
-
-if TYPE_CHECKING:
-    pass
 
 Item = dict[str, Any]
 Entry = dict[str, Any]

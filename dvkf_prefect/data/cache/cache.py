@@ -102,9 +102,10 @@ class Cache:
         folders: dict[str, list[str]] = {}
         for digest in names:
             folders.setdefault(digest[:2], []).append(digest)
+        each = look or len(names) < 64
         for inside in folders.values():
             folder = str(self.path(inside[0], hash_name).parent)
-            if look or len(wanted) < 64:
+            if each:
                 found = stored_of(folder, inside, (sizes or {}) if look else None, young)
             else:
                 found = listed_of(folder, inside)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.data.cache.borrowed import BorrowedCache
 from dvkf_prefect.data.git import clones
 from dvkf_prefect.data.git.command import Git, check_revision, check_url
-from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.repository import cache_users
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.data.repository.repository import Repository
@@ -19,6 +18,7 @@ from dvkf_prefect.data.repository.trust import is_trusted, own_options
 from dvkf_prefect.errors import ConfigError, GitError, NotARepositoryError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.scratch import scratch_folder
+from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer.transfer import Remote

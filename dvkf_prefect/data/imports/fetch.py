@@ -20,7 +20,6 @@ from dvkf_prefect.data.imports.lookup import check_inside, outputs_at, plain_pat
 from dvkf_prefect.data.imports.origins import aware, from_source, open_origin
 from dvkf_prefect.data.imports.pending import is_complete, known_content, remember
 from dvkf_prefect.data.imports.sources import Source, open_source
-from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.transfer import versioned
 from dvkf_prefect.data.transfer.transfer import Remote, Transfer, fetch
 from dvkf_prefect.errors import (
@@ -40,6 +39,7 @@ from dvkf_prefect.formats.objects import LEGACY, MD5, Stored, object_key
 from dvkf_prefect.formats.outputs import Origin, Output
 from dvkf_prefect.formats.tree import SUFFIX, Tree
 from dvkf_prefect.paths import is_within
+from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository

@@ -19,7 +19,6 @@ from typing import Any
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.cache.streams import receive_stream
-from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.remotes.url_files import JOBS, UrlFiles, open_files
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.data.repository.config import Config
@@ -29,6 +28,7 @@ from dvkf_prefect.formats.digest import digest_bytes, digest_file
 from dvkf_prefect.formats.objects import Stored
 from dvkf_prefect.formats.outputs import FileVersion
 from dvkf_prefect.formats.tree import SUFFIX, Tree
+from dvkf_prefect.urls import public_url
 
 # Key of the service's checksum in a `.dvc` file, by url scheme; for other schemes the bytes are hashed.
 _MARKS = {"s3": "etag", "gs": "etag", "azure": "etag", "oss": "etag", "http": "checksum", "https": "checksum"}

@@ -11,10 +11,11 @@ from typing import Literal
 from urllib.parse import unquote
 
 from dvkf_prefect.data.remotes.base import Storage
-from dvkf_prefect.data.remotes.errors import Place, public_url
+from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import parse_options, secrets_of
 from dvkf_prefect.data.remotes.urls import WEB, join_url, split_url
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.urls import public_url
 
 __all__ = ["Backend", "Storage", "open_storage"]
 

@@ -14,7 +14,6 @@ from dvkf_prefect.errors import (
     RemoteError,
     RemoteUnreachableError,
 )
-from dvkf_prefect.urls import public_url as public_url  # remotes import it from here
 from dvkf_prefect.urls import without_secrets
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -10,11 +10,11 @@ from itertools import islice
 
 from dvkf_prefect.data.remotes import Backend, open_storage
 from dvkf_prefect.data.remotes.base import Storage
-from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.errors import RemoteError, RemoteUnreachableError
 from dvkf_prefect.formats.config import keeps_versions
 from dvkf_prefect.formats.objects import MD5, object_key
+from dvkf_prefect.urls import public_url
 
 # Up to this many objects, each is looked up by name, whatever the alternatives.
 _ASK_EACH = 64
@@ -276,24 +276,9 @@ def open_remote(name: str, options: Mapping[str, str], *, backend: Backend | Non
     left = dict(options)
     url = left.pop("url")
     jobs = left.pop("jobs", None)
-    refuse_versioned(name, options, "use")
-    return Remote(name, open_storage(url, left, name=name, backend=backend), jobs=int(jobs) if jobs else None)
-
-
-def refuse_versioned(name: str, options: Mapping[str, str], what: str) -> None:
-    """Refuse a remote that keeps versions itself, since its blobs are not named by digest.
-
-    Args:
-        name: Name of the remote.
-        options: Options of the remote.
-        what: Verb for the message.
-
-    Raises:
-        RemoteError: The remote keeps versions itself.
-    """
     if keeps_versions(options):
         raise RemoteError(
-            f"cannot {what} remote '{name}' ({public_url(options['url'])}): it keeps versions itself "
-            f"(version_aware or worktree), and dvkf only fetches from it. Push to it with `dvc push -r {name}`, or "
-            "name another remote with -r."
+            f"cannot use remote '{name}' ({public_url(url)}): it keeps versions itself (version_aware or worktree), "
+            f"and dvkf only fetches from it. Push to it with `dvc push -r {name}`, or name another remote with -r."
         )
+    return Remote(name, open_storage(url, left, name=name, backend=backend), jobs=int(jobs) if jobs else None)

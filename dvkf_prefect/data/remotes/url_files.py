@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from dvkf_prefect.data.remotes.base import steady
-from dvkf_prefect.data.remotes.errors import Place, public_url
+from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.filesystems import FilesystemStorage
 from dvkf_prefect.data.remotes.options import parse_options, secrets_of
 from dvkf_prefect.data.remotes.protocols import Protocol, protocol_of
 from dvkf_prefect.data.remotes.urls import join_url, split_url
 from dvkf_prefect.errors import ConfigError, MissingObjectError
 from dvkf_prefect.formats.tree import check_relpath
+from dvkf_prefect.urls import public_url
 
 _VERSIONED = ("s3", "gs", "azure")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.errors import DvkfError, RemoteError
 from dvkf_prefect.leftovers import OWNER
+from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository

@@ -39,7 +39,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.git.history import History
-from dvkf_prefect.data.remotes.remote import refuse_versioned
 from dvkf_prefect.data.repository import cache_users
 from dvkf_prefect.data.repository.described import left_out_described, workspace_described
 from dvkf_prefect.data.transfer import remote_users
@@ -353,7 +352,6 @@ def _open(repo: Repository, projects: Sequence[str | os.PathLike[str]]) -> list[
 
 
 def _remote_place(repo: Repository, name: str | None, grace: float | None) -> _Place:
-    refuse_versioned(*repo.config.remote(name), "collect garbage in")
     remote = repo.remote(name)
     inventory = inventory_of(remote.storage)
     return _Place(remote.name, inventory, inventory.keys(), _grace(grace, False), remote)

@@ -7,13 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.formats.objects import KEY, LAYOUTS, PREFIX, REST
-
-if TYPE_CHECKING:
-    pass
 
 
 class Inventory(ABC):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.git.command import revisions_of
 from dvkf_prefect.data.git.history import Described, History
-from dvkf_prefect.data.remotes.remote import refuse_versioned
 from dvkf_prefect.data.repository.described import workspace_described
 from dvkf_prefect.data.transfer.manifests import parse_manifest, read_manifest
 from dvkf_prefect.data.upkeep.inventory import FolderInventory
@@ -198,7 +197,7 @@ def verify(
                 if output.pushed:
                     groups.setdefault(remote or output.remote, []).append(output)
             for name, group in (groups or {remote: []}).items():
-                _verify_remote(run, group, _open(repo, name))
+                _verify_remote(run, group, repo.remote(name))
         else:
             _verify_cache(run, remote, everything=not (targets or revs))
     return run.result()
@@ -226,11 +225,6 @@ def _outputs(repo: Repository, targets: Sequence[str], revs: Sequence[str]) -> l
         tracked = picked
     distinct = {(output.path, output.digest): output for output in tracked if output.digest and output.cached}
     return list(distinct.values())
-
-
-def _open(repo: Repository, name: str | None) -> Remote:
-    refuse_versioned(*repo.config.remote(name), "verify")
-    return repo.remote(name)
 
 
 # -- hashing -----------------------------------------------------------------------------------------------------------
@@ -414,7 +408,7 @@ def _from_remote(run: _Run, name: str | None, keys: Sequence[str]) -> dict[str, 
 
     cache = run.repo.cache
     try:
-        remote = _open(run.repo, name)
+        remote = run.repo.remote(name)
     except DvkfError:
         return {}
     came: dict[str, str] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dvkf_prefect.data.git import gitignore
 from dvkf_prefect.data.imports.fetch import bring_source
 from dvkf_prefect.data.imports.pending import put
-from dvkf_prefect.data.imports.relay import send as send
+from dvkf_prefect.data.imports.relay import send
 from dvkf_prefect.data.imports.sources import open_source
 from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError

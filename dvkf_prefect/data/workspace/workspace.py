@@ -13,7 +13,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache._copier import look
@@ -45,9 +44,6 @@ from dvkf_prefect.paths import (
     make_folders,
     unreal_devices,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _SPECIAL = frozenset({".git", ".hg", ".dvc", IGNORE_FILE})
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.remotes.errors import public_url
 from dvkf_prefect.data.remotes.options import secrets_of
 from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.data.repo import Repo
@@ -17,6 +16,7 @@ from dvkf_prefect.kubeflow.cluster.watch import Patience
 from dvkf_prefect.kubeflow.compile.compile import IMAGE
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Reference, parse_defaults
 from dvkf_prefect.kubeflow.exchange.runs import OPTION_VARIABLE
+from dvkf_prefect.urls import public_url
 
 # Options of a remote that mean the same on every machine and are no secret. Paths of this machine and possible secrets
 # are left out: everyone in the namespace can read a pipeline.

@@ -7,8 +7,9 @@ import traceback
 import pytest
 
 from dvkf_prefect.data.remotes import open_storage
-from dvkf_prefect.data.remotes.errors import Place, public_url
+from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.errors import RemoteUnreachableError
+from dvkf_prefect.urls import public_url
 
 
 @pytest.mark.parametrize(
