@@ -170,7 +170,7 @@ class ModelContents:
         output = content.output
         if content.digest.endswith(SUFFIX) and content.path != output.path:
             # The cache has no manifest for a part of a directory; store one.
-            cache.add_bytes(self._part(output, content.path).to_bytes(), tree=True)
+            cache.add_tree(self._part(output, content.path))
         try:
             cache.export(content.digest, dest, hash_name=output.hash_name)
             return

@@ -16,7 +16,7 @@ import pytest
 from sizes import size
 
 from dvkf_prefect import cli
-from dvkf_prefect.data.cache import cache
+from dvkf_prefect.data.cache import cache, workers
 
 # The share of what is listed that is removed, each in a try of its own; VANISHING=1 takes three minutes.
 SHARE = float(size("VANISHING", "0.02", "0.05"))
@@ -202,7 +202,7 @@ def _removed_before_hashing(template: Path, tmp_path: Path, patch: pytest.Monkey
     patch.chdir(where / "r")
     victim = where / "r/d/s/x"
     left = [often]
-    share = cache.share
+    share = workers.share
 
     def removing(*args: Any, **kwargs: Any) -> Any:
         if left[0]:
@@ -216,5 +216,6 @@ def _removed_before_hashing(template: Path, tmp_path: Path, patch: pytest.Monkey
         else:
             yield from share(*args, **kwargs)
 
-    patch.setattr(cache, "share", removing)
+    for module in (cache, workers):
+        patch.setattr(module, "share", removing)
     return where

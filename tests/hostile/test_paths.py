@@ -162,6 +162,19 @@ def test_nothing_is_written_or_removed_through_a_link(
     assert sorted(os.listdir(repo.root / ".git" / "hooks")) == hooks
 
 
+@pytest.mark.parametrize("name", ["git~1/f", "sub/.Git /x", "\uff0egit"])
+def test_what_no_manifest_may_name_is_not_added(repo: Repo, name: str) -> None:
+    """It was added, and then neither pushed nor checked out: every reader refuses the name."""
+    (repo.root / "d" / name).parent.mkdir(parents=True)
+    (repo.root / "d" / name).write_text("x")
+    with pytest.raises(UnsafePathError, match="Rename it"):
+        repo.add(["d"])
+    assert not (repo.root / "d.dvc").exists()
+    (repo.root / "d" / name).rename(repo.root / "d" / "other")
+    repo.add(["d"])
+    assert not repo.status()
+
+
 def test_a_link_to_a_folder_is_not_added(repo: Repo, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "a").write_text("1\n")

@@ -20,13 +20,12 @@ from pathlib import Path
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache._copier import NOTED, Failure, Look, Stat, appearance, place_one
 from dvkf_prefect.data.cache.lookup import listed_of, stored_of
-from dvkf_prefect.data.cache.workers import share
+from dvkf_prefect.data.cache.workers import meaning_of, share
 from dvkf_prefect.errors import (
     CorruptObjectError,
-    DiskFullError,
     MissingObjectError,
     ObjectError,
-    OutputError,
+    UnsafePathError,
 )
 from dvkf_prefect.files import MANIFEST_LIMIT, age, raise_disk_full, read_description, write_atomic
 from dvkf_prefect.formats import manifest_rows
@@ -34,7 +33,7 @@ from dvkf_prefect.formats.digest import digest_bytes, digest_file
 from dvkf_prefect.formats.objects import MD5, object_key
 from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
 from dvkf_prefect.leftovers import OwnedFolder, claim
-from dvkf_prefect.paths import check_own_folder, make_folders
+from dvkf_prefect.paths import check_own_folder, find_reserved, make_folders
 
 _DIGESTS = re.compile(r"(?:[0-9a-f]{32}(?:\.dir)?\n)*")
 _TEMPORARY = "tmp-dvkf"
@@ -298,7 +297,7 @@ class Cache:
             return self._corrupt(digest, path, detail)
         if number == errno.ENOENT and not path.exists():
             return MissingObjectError(f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it")
-        raise _meaning(failure, detail or str(path), to or detail)
+        raise meaning_of(failure, detail or str(path), to or detail)
 
     def _folder(self, hash_name: str) -> Path:
         """Return the folder that holds ``aa/bbb…``."""
@@ -335,6 +334,18 @@ class Cache:
                 raise
             self.adopt(temporary, digest)
         return digest
+
+    def add_tree(self, tree: Tree) -> str:
+        """Store a directory's manifest; return its digest.
+
+        Raises:
+            UnsafePathError: A path in it names a folder of git or DVC: no such manifest is ever read.
+        """
+        if (reserved := find_reserved(tree.relpaths)) is not None:
+            raise UnsafePathError(
+                f"{reserved}: a file system may take this name for a folder of git or DVC. Rename it."
+            )
+        return self.add_bytes(tree.to_bytes(), tree=True)
 
     def add_file(self, source: str | Path, *, move: bool = False) -> str:
         """Store the content of a file; return its digest.
@@ -375,7 +386,7 @@ class Cache:
             self._note_stored(fixed[0], [result for result in results if isinstance(result, str)])
             for row, result in enumerate(results, start):
                 if not isinstance(result, str):
-                    raise _meaning(result, files[row], self.root)
+                    raise meaning_of(result, files[row], self.root)
                 self._note(result, sizes[row])
                 yield row, result
         self._save_ledger()
@@ -433,7 +444,7 @@ class Cache:
                 elif number == errno.ENOENT and not os.path.exists(path):
                     yield digest, MissingObjectError(f"{path} is not there")
                 else:
-                    raise _meaning(result, path, self.root)
+                    raise meaning_of(result, path, self.root)
         self._save_ledger()
 
     def _note_stored(self, folder: str, digests: Sequence[str]) -> None:
@@ -546,49 +557,6 @@ class Cache:
                     with suppress(OSError):
                         if time.time() - entry.stat().st_mtime > _KEPT:
                             os.unlink(entry.path)
-
-
-def _meaning(failure: Failure, file: str, place: str | Path) -> Exception:
-    """Return the exception for a failure of the copier.
-
-    Args:
-        failure: The failure.
-        file: The file that was read.
-        place: The store or folder that was written to.
-    """
-    _, number, detail = failure
-    if number == errno.ESTALE:
-        return OutputError(
-            f"{file} changed while it was read. Let whoever writes to it end, and run it again."
-        )
-    error = OSError(number, os.strerror(number), detail or file)
-    try:
-        raise_disk_full(error, place)
-    except DiskFullError as full:
-        return full
-    return error
-
-
-def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """Hash many files.
-
-    Args:
-        files: The files.
-        sizes: Expected sizes in bytes.
-
-    Yields:
-        Each row's number and digest, in any order.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    if not files:
-        return
-    for start, results in share("digest", (), (files,), sizes):
-        for row, result in enumerate(results, start):
-            if not isinstance(result, str):
-                raise _meaning(result, files[row], files[row])
-            yield row, result
 
 
 def _discard(temporary: Path, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import subprocess
@@ -10,10 +11,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from dvkf_prefect.data.cache import _copier
+from dvkf_prefect.data.cache._copier import Failure
+from dvkf_prefect.errors import DiskFullError, OutputError
+from dvkf_prefect.files import raise_disk_full
 from dvkf_prefect.leftovers import held
 
 # Limits of one piece of work, in files and bytes. Another process is worth its start from a few pieces on.
@@ -150,3 +155,46 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
     process.stdout.close()
     process.wait()
+
+
+def meaning_of(failure: Failure, file: str, place: str | Path) -> Exception:
+    """Return the exception for a failure of the copier.
+
+    Args:
+        failure: The failure.
+        file: The file that was read.
+        place: The store or folder that was written to.
+    """
+    _, number, detail = failure
+    if number == errno.ESTALE:
+        return OutputError(
+            f"{file} changed while it was read. Let whoever writes to it end, and run it again."
+        )
+    error = OSError(number, os.strerror(number), detail or file)
+    try:
+        raise_disk_full(error, place)
+    except DiskFullError as full:
+        return full
+    return error
+
+
+def digest_files(files: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Hash many files.
+
+    Args:
+        files: The files.
+        sizes: Expected sizes in bytes.
+
+    Yields:
+        Each row's number and digest, in any order.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    if not files:
+        return
+    for start, results in share("digest", (), (files,), sizes):
+        for row, result in enumerate(results, start):
+            if not isinstance(result, str):
+                raise meaning_of(result, files[row], files[row])
+            yield row, result

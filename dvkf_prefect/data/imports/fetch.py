@@ -228,7 +228,7 @@ def _bring_mixed(
         rows.append((found[number], digest))
         size += sizes[number]
     tree = Tree.from_pairs(rows)
-    digest = cache.add_bytes(tree.to_bytes(), tree=True)
+    digest = cache.add_tree(tree)
     return Content(Stored(digest, size, len(tree)), MD5, tree, moved)
 
 
@@ -344,7 +344,7 @@ def modern(content: Content, cache: Cache) -> Content:
     for number, digest in cache.add_files(files, [os.stat(file).st_size for file in files]):
         digests[number] = digest
     tree = Tree(content.tree.relpaths, digests)
-    digest = cache.add_bytes(tree.to_bytes(), tree=True)
+    digest = cache.add_tree(tree)
     return replace(content, stored=replace(old, digest=digest), hash_name=MD5, tree=tree)
 
 

@@ -108,7 +108,7 @@ class Source(ABC):
         if not self.is_dir:
             return Stored(digests[0], size)
         tree = Tree.from_pairs(zip(self.relpaths, digests, strict=True))
-        return Stored(cache.add_bytes(tree.to_bytes(), tree=True), size, len(tree))
+        return Stored(cache.add_tree(tree), size, len(tree))
 
 
 class FolderSource(Source):

@@ -110,7 +110,7 @@ def fetch_versions(
         tree = tree_of(output)
         # A manifest stands for all of its files, so store it only if the cache has them.
         if tree.digest == output.digest and not cache.missing(tree.digests, output.hash_name):
-            cache.add_bytes(tree.to_bytes(), tree=True)
+            cache.add_tree(tree)
     if failures:
         raise TransferError(f"remote '{name}' ({files.url})", failures)
     return Transfer(name, len(moved), sum(moved), present)

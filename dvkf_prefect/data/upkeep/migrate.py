@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data.cache.cache import Cache, digest_files
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.cache.workers import digest_files
 from dvkf_prefect.data.progress import starting
 from dvkf_prefect.errors import ObjectError
 from dvkf_prefect.files import raise_disk_full, read_description, write_atomic
@@ -208,7 +209,7 @@ class _Contents:
             return None
         renewed = Tree.from_pairs((path, self.now[old]) for path, old in tree.items())
         size = sum(cache.path(found).stat().st_size for found in renewed.digests)
-        return Stored(cache.add_bytes(renewed.to_bytes(), tree=True), size, len(renewed))
+        return Stored(cache.add_tree(renewed), size, len(renewed))
 
 
 def _rewrite(repo: Repository, now: Mapping[str, str], migration: Migration) -> Migration:

@@ -209,7 +209,7 @@ def _merged(repo: Repository, output: Output, path: str) -> tuple[Stored, bool]:
     )
     kept = [(p, digest) for p, digest in old.items() if not is_within(p, inner)]
     tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
-    digest = repo.cache.add_bytes(tree.to_bytes(), tree=True)
+    digest = repo.cache.add_tree(tree)
     # As in DVC: a manifest has no sizes, so the sum is only known if nothing was replaced. A size of 0 means unknown.
     size: int | None = None
     if output.size is not None and digest == output.digest:

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dvkf_prefect.data.cache._copier import Stat, clone_one, look
-from dvkf_prefect.data.cache.cache import Cache, digest_files
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.cache.workers import digest_files
 from dvkf_prefect.data.workspace.memory import Memory, Rows
 from dvkf_prefect.errors import MissingObjectError, ObjectError, OutputError
 from dvkf_prefect.files import age, temporary_name

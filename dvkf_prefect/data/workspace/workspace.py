@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache._copier import look
-from dvkf_prefect.data.cache.cache import Cache, digest_files
+from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.cache.workers import digest_files
 from dvkf_prefect.data.progress import Advance
 from dvkf_prefect.data.workspace.links import Links, aside_name
 from dvkf_prefect.data.workspace.memory import Memory, Rows
@@ -306,7 +307,7 @@ class Workspace:
             raise
         found = _summary(rows, single=single)
         if found.nfiles is not None and keep_manifest and not self._cache.exists(found.digest or ""):
-            self._cache.add_bytes(Tree(rows.relpaths, rows.digests).to_bytes(), tree=True)
+            self._cache.add_tree(Tree(rows.relpaths, rows.digests))
         if todo and self._links.shares:
             self._links.relink(base if single else base + "/", rows, todo)
         # Flush first: files recorded as stored are not checked again.

@@ -139,7 +139,7 @@ class Supply:
                     for relpath, entry in walk_files(place)
                     if not self._repo.ignore.matches(f"{path}/{relpath}")
                 )
-                found = cache.add_bytes(tree.to_bytes(), tree=True)
+                found = cache.add_tree(tree)
             elif place.is_file():
                 found = cache.add_file(place)
             else:
@@ -173,7 +173,7 @@ class Supply:
                     if self._repo.cache.missing(absent):
                         return False
                     send(sorted(absent), self._repo.cache, self._remote)
-                    cache.add_bytes(part.to_bytes(), tree=True)
+                    cache.add_tree(part)
                     moved = move("push", [digest], MD5, cache, uncached(self._remote))
                     return not moved.failed
         return False

@@ -206,9 +206,9 @@ class RemoteObjects:
         self._stored[digest] = None
         return digest
 
-    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
-        """Store bytes; return their digest."""
-        digest = self.cache.add_bytes(data, tree=tree)
+    def add_tree(self, tree: Tree) -> str:
+        """Store a directory's manifest; return its digest."""
+        digest = self.cache.add_tree(tree)
         self._stored[digest] = None
         return digest
 

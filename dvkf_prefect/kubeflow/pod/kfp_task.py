@@ -40,8 +40,8 @@ class Trees(Protocol):
     def read_tree(self, digest: str) -> Tree:
         """Return a directory's manifest."""
 
-    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
-        """Store bytes; return their digest."""
+    def add_tree(self, tree: Tree) -> str:
+        """Store a directory's manifest; return its digest."""
 
 
 def local_environment(result: Path, environment: Mapping[str, str | None]) -> dict[str, str]:
@@ -162,7 +162,7 @@ def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Tr
             below = Tree.from_pairs((p[len(relpath) + 1 :], d) for p, d in tree.below(relpath).items())
             if not below.relpaths:
                 raise MissingObjectError(f"'{dep.path}' is not in '{path}' as it was written ({out.digest})")
-            return StepDependency(dep.path, store.add_bytes(below.to_bytes(), tree=True))
+            return StepDependency(dep.path, store.add_tree(below))
     return dep
 
 

@@ -231,7 +231,7 @@ class _Manifests:
 
     def __init__(self, objects: RemoteObjects) -> None:
         self.read_tree = objects.read_tree
-        self.add_bytes = objects.cache.add_bytes
+        self.add_tree = objects.cache.add_tree
 
 
 class _LogShipper:

@@ -268,7 +268,7 @@ class Snapshot:
         if below.relpaths == [relpath]:
             return Stored(below.digests[0], sizes[0])
         part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
-        return Stored(cache.add_bytes(part.to_bytes(), tree=True), sum(sizes), len(part))
+        return Stored(cache.add_tree(part), sum(sizes), len(part))
 
     def _size(self, digest: str) -> int | None:
         try:

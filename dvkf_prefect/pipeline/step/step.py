@@ -65,8 +65,8 @@ class Objects(Protocol):
     def add_file(self, source: str | Path, *, move: bool = False) -> str:
         """Store a file's content; return its digest."""
 
-    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
-        """Store bytes; return their digest."""
+    def add_tree(self, tree: Tree) -> str:
+        """Store a directory's manifest; return its digest."""
 
 
 def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
@@ -368,7 +368,7 @@ def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stor
             size += entry.stat().st_size
             pairs.append((relpath, _take(objects, Path(entry.path))))
     tree = Tree.from_pairs(pairs)
-    return Stored(objects.add_bytes(tree.to_bytes(), tree=True), size, len(pairs))
+    return Stored(objects.add_tree(tree), size, len(pairs))
 
 
 def _source_files(folder: Path) -> Iterator[str]:
