@@ -9,11 +9,11 @@ export DVC_NO_ANALYTICS = 1
 
 PORT ?= 4200
 PYTHON ?= python3
-# One process a core, up to four; PARALLEL= runs the tests one after the other.
+# Three processes for two cores, up to four; PARALLEL= runs the tests one after the other.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
 INSTALL = .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
 
-help: ## say what there is
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 .venv/bin/uv:
@@ -37,11 +37,12 @@ help: ## say what there is
 	@$(INSTALL) --editable '.[docs]'
 	@touch $@
 
-demo: .venv/demo.stamp ## data, training, serving, new data, rollback: the whole road on this machine
+demo: .venv/demo.stamp ## run data, training, serving, new data and rollback on this machine
 	@mkdir -p .demo
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" PREFECT_HOME="$(CURDIR)/.demo/prefect" .venv/bin/python flows/quickstart.py
 
-ui: .venv/demo.stamp ## the Prefect UI over what the demo did, on PORT
+ui: .venv/demo.stamp ## serve the Prefect UI with the demo's runs, on PORT
+	@echo "For commands in another shell: export PREFECT_API_URL=http://127.0.0.1:$(PORT)/api"
 	@PREFECT_HOME="$(CURDIR)/.demo/prefect" PREFECT_SERVER_UI_API_URL=http://127.0.0.1:$(PORT)/api \
 		.venv/bin/prefect server start --host 127.0.0.1 --port $(PORT)
 
@@ -55,25 +56,25 @@ LONG_5 = $(addprefix tests/faults/test_,repro_kill.py runner_kill.py demo.py git
 LONG_6 = tests/interop/test_public_shapes_dvc.py
 LONG = $(LONG_1) $(LONG_2) $(LONG_3) $(LONG_4) $(LONG_5) $(LONG_6)
 
-test: .venv/test.stamp ## what must hold, in minutes
+test: .venv/test.stamp ## run the tests that must pass, in minutes
 	@$(PYTEST) -m "not long" $(PARALLEL) $(ARGS)
 
-test-all: .venv/test.stamp ## all tests: also the generated and the kill suites, and the real dvc for each recorded answer
+test-all: .venv/test.stamp ## run all tests: also the generated and the kill suites, and the real dvc for each recorded answer
 	@DVKF_TEST_ALL=1 DVKF_LIVE_DVC=1 $(PYTEST) $(PARALLEL) $(ARGS)
 
-long: .venv/test.stamp ## attacks, kills, power cuts and broken disks at full length, PART=1 to 6 or all (root for some)
+long: .venv/test.stamp ## run attacks, kills, power cuts and broken disks at full length, PART=1 to 6 or all (root for some)
 	@DVKF_TEST_ALL=1 DVKF_ZOO_PARTS=24 DVKF_FUZZ_SEEDS=300 FAULTS_CUTS=100 FAULTS_ERRORS=200 FAULTS_KILLS=10 KILL_TIMES=16 \
 		ROUNDS=100 VANISHING=1 DVKF_LISTED_PAGES=1000 DVKF_LONG=1 \
 		$(PYTEST) $(PARALLEL) --timeout 7200 $(if $(PART),$(LONG_$(PART)),$(LONG)) $(ARGS)
 
 RECORDED = $(patsubst tests/interop/answers/%.json,tests/interop/%.py,$(wildcard tests/interop/answers/*.json))
-answers: .venv/test.stamp ## record what the real dvc answers to the fixed tables of tests/interop
+answers: .venv/test.stamp ## record the answers of the real dvc to the fixed tables of tests/interop
 	@DVKF_RECORD_DVC=1 $(PYTEST) $(PARALLEL) --dist loadfile $(RECORDED) $(ARGS)
 
-docs: .venv/docs.stamp ## the documentation, as a site in site/
+docs: .venv/docs.stamp ## build the documentation as a site in site/
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
-check: .venv/test.stamp docs ## lint, types, layers, documents
+check: .venv/test.stamp docs ## check lint, types, layers and documents
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
@@ -83,5 +84,5 @@ check: .venv/test.stamp docs ## lint, types, layers, documents
 bench: .venv/test.stamp ## compare with dvc and the limits of the disk; writes tests/benchmarks/RESULTS.md
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tests/benchmarks/run.py $(ARGS)
 
-clean: ## remove what all of this made
+clean: ## remove all generated files
 	@rm -rf .venv .demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

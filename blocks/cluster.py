@@ -93,18 +93,20 @@ def main() -> None:
     """Read the command line, save the blocks and print their names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("repository", help="git URL of the DVC repository")
-    parser.add_argument("--remote", required=True, metavar="URL", help="its remote: s3://bucket/prefix, …")
+    parser.add_argument(
+        "--remote", required=True, metavar="URL", help="URL of the remote: s3://bucket/prefix, …"
+    )
     parser.add_argument("--host", required=True, metavar="URL", help="address of Kubeflow Pipelines")
     parser.add_argument("--image", required=True, help="container image of the stages")
     parser.add_argument("--namespace", default="kubeflow", help="namespace of the runs (default: kubeflow)")
     parser.add_argument(
         "--remote-secret", metavar="NAME", help="Kubernetes secret with the remote's credentials"
     )
-    parser.add_argument("--endpointurl", metavar="URL", help="an S3 service other than Amazon's")
+    parser.add_argument("--endpointurl", metavar="URL", help="endpoint of an S3 service other than Amazon's")
     parser.add_argument("--token-file", metavar="FILE", help="file on the worker with the token")
     parser.add_argument("--service-account", metavar="NAME", help="Kubernetes account of the pods")
     parser.add_argument("--defaults", type=Path, metavar="FILE", help="settings of every pod, as JSON")
-    parser.add_argument("--name", default="cluster", help="what each block is called (default: cluster)")
+    parser.add_argument("--name", default="cluster", help="name of each block (default: cluster)")
     options = parser.parse_args()
     saved = save(
         options.repository,

@@ -49,12 +49,14 @@ def main() -> None:
     """Read the command line, save the blocks and print their names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path(), help="the DVC repository (default: here)"
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        help="folder of the DVC repository (default: the working directory)",
     )
-    parser.add_argument(
-        "--remote", metavar="URL", help="a remote to use instead of the repository's own default"
-    )
-    parser.add_argument("--name", default="local", help="what each block is called (default: local)")
+    parser.add_argument("--remote", metavar="URL", help="remote to use instead of the repository's default")
+    parser.add_argument("--name", default="local", help="name of each block (default: local)")
     options = parser.parse_args()
     saved = save(options.folder, remote=options.remote, name=options.name)
     print(f"Saved {len(saved)} blocks for {options.folder.absolute()}:")

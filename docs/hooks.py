@@ -51,7 +51,7 @@ def reference(group: str) -> str:
     parts = []
     for name in names(group):
         parts.append(f"::: dvkf_prefect.{name}\n")
-        if group == "blocks":
+        if group == "blocks" and isinstance(getattr(dvkf_prefect, name), type):
             parts.append(fields(getattr(dvkf_prefect, name)))
     return "\n".join(parts)
 

@@ -20,43 +20,77 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dvkf_prefect.blocks import DvcRemote as DvcRemote
     from dvkf_prefect.blocks import DvcRepository as DvcRepository
+    from dvkf_prefect.blocks import KServeModelServer as KServeModelServer
     from dvkf_prefect.blocks import KubeflowCredentials as KubeflowCredentials
+    from dvkf_prefect.blocks import KubeflowModelRegistry as KubeflowModelRegistry
     from dvkf_prefect.blocks import KubeflowPipelines as KubeflowPipelines
     from dvkf_prefect.blocks import ModelServer as ModelServer
-    from dvkf_prefect.data.repo import Repo as Repo
+    from dvkf_prefect.blocks import find_block as find_block
+    from dvkf_prefect.cards import artifact_key as artifact_key
     from dvkf_prefect.data.tables.frame_diff import FrameDiff as FrameDiff
     from dvkf_prefect.data.tables.frame_diff import diff_frames as diff_frames
     from dvkf_prefect.data.tables.frames import read_frame as read_frame
     from dvkf_prefect.data.tables.frames import write_frame as write_frame
     from dvkf_prefect.data.transfer.transfer import Transfer as Transfer
+    from dvkf_prefect.data.upkeep.gc import GcOptions as GcOptions
+    from dvkf_prefect.data.upkeep.gc import GcScope as GcScope
+    from dvkf_prefect.data.upkeep.verify import VerifyOptions as VerifyOptions
     from dvkf_prefect.data.verbs.diff import Diff as Diff
+    from dvkf_prefect.data.verbs.imports import ImportOptions as ImportOptions
+    from dvkf_prefect.data.verbs.imports import ImportUrlOptions as ImportUrlOptions
     from dvkf_prefect.data.verbs.status import Status as Status
     from dvkf_prefect.data.views.filesystem import DvkfFileSystem as DvkfFileSystem
     from dvkf_prefect.errors import DvkfError as DvkfError
     from dvkf_prefect.formats.outputs import DataVersion as DataVersion
     from dvkf_prefect.models.registry import ModelRegistry as ModelRegistry
-    from dvkf_prefect.models.registry import ModelVersion as ModelVersion
+    from dvkf_prefect.models.version import ModelVersion as ModelVersion
     from dvkf_prefect.pipeline.report.metrics import MetricChange as MetricChange
     from dvkf_prefect.pipeline.run.dry_run import plan as plan
     from dvkf_prefect.pipeline.run.events import ReproResult as ReproResult
     from dvkf_prefect.pipeline.run.repro import repro as repro
     from dvkf_prefect.pipeline.step.runner import LocalRunner as LocalRunner
+    from dvkf_prefect.processes.leash import LeashedProcess as LeashedProcess
+    from dvkf_prefect.repo import Repo as Repo
     from dvkf_prefect.serving.endpoint import Endpoint as Endpoint
+    from dvkf_prefect.tasks import DataVersionPolicy as DataVersionPolicy
+    from dvkf_prefect.tasks import abort_canary as abort_canary
     from dvkf_prefect.tasks import add_data as add_data
+    from dvkf_prefect.tasks import archive_pipeline_run as archive_pipeline_run
+    from dvkf_prefect.tasks import check_commit as check_commit
+    from dvkf_prefect.tasks import check_model_ref as check_model_ref
     from dvkf_prefect.tasks import checkout_data as checkout_data
     from dvkf_prefect.tasks import commit_results as commit_results
     from dvkf_prefect.tasks import compare_metrics as compare_metrics
+    from dvkf_prefect.tasks import compare_table as compare_table
     from dvkf_prefect.tasks import deploy_model as deploy_model
+    from dvkf_prefect.tasks import deprecate_model as deprecate_model
+    from dvkf_prefect.tasks import deregister_model as deregister_model
     from dvkf_prefect.tasks import diff_data as diff_data
+    from dvkf_prefect.tasks import end_pipeline_runs as end_pipeline_runs
+    from dvkf_prefect.tasks import list_model_events as list_model_events
+    from dvkf_prefect.tasks import mirror_models as mirror_models
+    from dvkf_prefect.tasks import promote_canary as promote_canary
     from dvkf_prefect.tasks import promote_model as promote_model
+    from dvkf_prefect.tasks import publish_model as publish_model
     from dvkf_prefect.tasks import pull_data as pull_data
     from dvkf_prefect.tasks import push_commits as push_commits
     from dvkf_prefect.tasks import push_data as push_data
     from dvkf_prefect.tasks import register_model as register_model
     from dvkf_prefect.tasks import repro_pipeline as repro_pipeline
     from dvkf_prefect.tasks import request_predictions as request_predictions
+    from dvkf_prefect.tasks import retry_pipeline_run as retry_pipeline_run
     from dvkf_prefect.tasks import rollback_model as rollback_model
+    from dvkf_prefect.tasks import schedule_pipeline as schedule_pipeline
+    from dvkf_prefect.tasks import show_model as show_model
     from dvkf_prefect.tasks import stage_tasks as stage_tasks
+    from dvkf_prefect.tasks import start_canary as start_canary
+    from dvkf_prefect.tasks import terminate_pipeline_run as terminate_pipeline_run
+    from dvkf_prefect.tasks import trace_data as trace_data
+    from dvkf_prefect.tasks import trace_model as trace_model
+    from dvkf_prefect.tasks import unarchive_pipeline_run as unarchive_pipeline_run
+    from dvkf_prefect.tasks import unassign_model as unassign_model
+    from dvkf_prefect.tasks import undeploy_model as undeploy_model
+    from dvkf_prefect.tasks import unschedule_pipeline as unschedule_pipeline
     from dvkf_prefect.tasks import write_data as write_data
 
 __version__ = "0.4.0"
@@ -67,11 +101,14 @@ _EXPORTS = {
     "blocks": (
         "DvcRemote",
         "DvcRepository",
+        "KServeModelServer",
         "KubeflowCredentials",
+        "KubeflowModelRegistry",
         "KubeflowPipelines",
         "ModelServer",
+        "find_block",
     ),
-    "data.repo": ("Repo",),
+    "cards": ("artifact_key",),
     "data.tables.frame_diff": (
         "FrameDiff",
         "diff_frames",
@@ -81,37 +118,70 @@ _EXPORTS = {
         "write_frame",
     ),
     "data.transfer.transfer": ("Transfer",),
+    "data.upkeep.gc": (
+        "GcOptions",
+        "GcScope",
+    ),
+    "data.upkeep.verify": ("VerifyOptions",),
     "data.verbs.diff": ("Diff",),
+    "data.verbs.imports": (
+        "ImportOptions",
+        "ImportUrlOptions",
+    ),
     "data.verbs.status": ("Status",),
     "data.views.filesystem": ("DvkfFileSystem",),
     "errors": ("DvkfError",),
     "formats.outputs": ("DataVersion",),
-    "models.registry": (
-        "ModelRegistry",
-        "ModelVersion",
-    ),
+    "models.registry": ("ModelRegistry",),
+    "models.version": ("ModelVersion",),
     "pipeline.report.metrics": ("MetricChange",),
     "pipeline.run.dry_run": ("plan",),
     "pipeline.run.events": ("ReproResult",),
     "pipeline.run.repro": ("repro",),
     "pipeline.step.runner": ("LocalRunner",),
+    "processes.leash": ("LeashedProcess",),
+    "repo": ("Repo",),
     "serving.endpoint": ("Endpoint",),
     "tasks": (
+        "DataVersionPolicy",
+        "abort_canary",
         "add_data",
+        "archive_pipeline_run",
+        "check_commit",
+        "check_model_ref",
         "checkout_data",
         "commit_results",
         "compare_metrics",
+        "compare_table",
         "deploy_model",
+        "deprecate_model",
+        "deregister_model",
         "diff_data",
+        "end_pipeline_runs",
+        "list_model_events",
+        "mirror_models",
+        "promote_canary",
         "promote_model",
+        "publish_model",
         "pull_data",
         "push_commits",
         "push_data",
         "register_model",
         "repro_pipeline",
         "request_predictions",
+        "retry_pipeline_run",
         "rollback_model",
+        "schedule_pipeline",
+        "show_model",
         "stage_tasks",
+        "start_canary",
+        "terminate_pipeline_run",
+        "trace_data",
+        "trace_model",
+        "unarchive_pipeline_run",
+        "unassign_model",
+        "undeploy_model",
+        "unschedule_pipeline",
         "write_data",
     ),
 }

@@ -16,16 +16,14 @@ from datetime import datetime
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.text import printable
+from dvkf_prefect.text import printable, slug
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.transfer.transfer import Transfer
     from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
     from dvkf_prefect.formats.outputs import DataVersion
-    from dvkf_prefect.models.registry import ModelVersion
-    from dvkf_prefect.pipeline.plan.why import Decision
+    from dvkf_prefect.models.version import ModelVersion
     from dvkf_prefect.pipeline.report.metrics import MetricChange
-    from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
     from dvkf_prefect.serving.endpoint import Endpoint
 
 ROWS = 20
@@ -36,7 +34,6 @@ _WORD = re.compile(r"[a-z0-9]+")
 _WORDS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # Keys that end like a key with a digest.
 _MARKED = re.compile(rf"-[0-9a-f]{{{_MARK}}}$")
-_LOG = 4000
 _ADDRESS = re.compile(r"https?://[\w.:\[\]-]+(?:/[\w.~%/-]*)?", re.ASCII)
 
 
@@ -80,10 +77,10 @@ def artifact_key(kind: str, *names: str) -> str:
     plain = _plain_key(kind, given)
     if plain is not None and len(plain) <= _KEY and not _MARKED.search(plain):
         return plain
-    words = "-".join(word for name in given if (word := re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")))
-    slug = words if f"{words}-".startswith(f"{kind}-") else f"{kind}-{words}"
+    words = "-".join(word for name in given if (word := slug(name)))
+    start = words if f"{words}-".startswith(f"{kind}-") else f"{kind}-{words}"
     digest = hashlib.sha256("\0".join((kind, *given)).encode(errors="surrogateescape")).hexdigest()[:_MARK]
-    return f"{slug[: _KEY - _MARK - 1].strip('-')}-{digest}"
+    return f"{start[: _KEY - _MARK - 1].strip('-')}-{digest}"
 
 
 def _plain_key(kind: str, names: Sequence[str]) -> str | None:
@@ -128,6 +125,17 @@ def code(value: object) -> str:
         "`a'b`"
     """
     return f"`{printable(' '.join(str(value).split())).replace('`', chr(39))[:_CELL]}`"
+
+
+def plain(markdown: str) -> str:
+    """Return the text of a card's description for a log: without marks of markdown and escapes.
+
+    Example:
+        >>> plain(f"**{escape('a_b')}** is at {code('4f')}")
+        'a_b is at 4f'
+    """
+    text = re.sub(r"(?<!\\)(\*\*|`)", "", markdown)
+    return html.unescape(re.sub(r"\\([\\`*_\[\]|~])", r"\1", text))
 
 
 def link(text: str, url: str) -> str:
@@ -199,14 +207,14 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, 
 
 
 def data_card(
-    version: DataVersion, history: Sequence[DataVersion] = (), *, label: str = "", limit: int = ROWS
+    version: DataVersion, name: str, history: Sequence[DataVersion] = (), *, limit: int = ROWS
 ) -> Card:
     """Show a version of an output above earlier committed versions.
 
     Args:
         version: The version.
+        name: Short name of the repository.
         history: Earlier versions, newest first.
-        label: Short name of the repository for the key.
         limit: Maximum number of versions.
     """
     # If the newest commit holds this version, its row also shows the commit.
@@ -222,15 +230,15 @@ def data_card(
         for old in rows[:limit]
     )
     description = (
-        f"**{escape(version.path)}** is at version {code(version.digest[:12])}: {count_text(version.nfiles, 'file')}, "
-        f"{size_text(version.size)}, {_at(rows[0].rev)}."
+        f"**{escape(version.path)}** of **{escape(name)}** is at version {code(version.digest[:12])}: "
+        f"{count_text(version.nfiles, 'file')}, {size_text(version.size)}, {_at(rows[0].rev)}."
     )
     if len(rows) > 1:
         description += (
             f" The version before, {code(rows[1].digest[:12])}, has {count_text(rows[1].nfiles, 'file')} and "
             f"{size_text(rows[1].size)}."
         )
-    return Card(artifact_key("data", label, version.path), description, table=table)
+    return Card(artifact_key("data", name, version.path), description, table=table)
 
 
 def _at(rev: str | None) -> str:
@@ -242,7 +250,7 @@ def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), lim
 
     Args:
         diff: The difference.
-        name: Short name of the repository for the key.
+        name: Short name of the repository.
         commits: Commits of the two sides; empty for the workspace.
         limit: Maximum number of paths of each kind.
     """
@@ -258,7 +266,11 @@ def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), lim
     sides = f"{_side(diff.a, commits[0])} to {_side(diff.b or 'workspace', commits[1])}"
     counts = ", ".join(f"{len(found):,} {kind}" for kind, found in files.items() if found)
     if not diff:
-        return Card(artifact_key("diff", name), f"Nothing differs from {sides}.", markdown="Nothing differs.")
+        return Card(
+            artifact_key("diff", name),
+            f"**{escape(name)}**: nothing differs from {sides}.",
+            markdown="Nothing differs.",
+        )
     before = sum(e.old_size or 0 for entries in files.values() for e in entries)
     after = sum(e.new_size or 0 for entries in files.values() for e in entries)
     known = all(
@@ -267,7 +279,7 @@ def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), lim
         for e in entries
     )
     change = f", {'+' if after >= before else '-'}{size_text(abs(after - before))}" if known else ""
-    description = f"From {sides}: {counts or 'a directory differs'}{change}."
+    description = f"**{escape(name)}** from {sides}: {counts or 'a directory differs'}{change}."
     summary = []
     sections = []
     for kind, entries in kinds:
@@ -297,7 +309,7 @@ def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), lim
             shown = ", ".join(escape(path) for path in directories[:limit])
             sections.append(f"### {kind.capitalize()}\n\nDirectories: {shown}")
     head = markdown_table(("change", "files", "old size", "new size"), summary) if summary else ""
-    body = "\n\n".join(part for part in (f"## Data, {sides}", head, *sections) if part)
+    body = "\n\n".join(part for part in (f"## Data of {escape(name)}, {sides}", head, *sections) if part)
     return Card(artifact_key("diff", name), description, markdown=body)
 
 
@@ -321,133 +333,14 @@ def transfer_text(verb: str, transfer: Transfer) -> str:
         transfer: The transfer.
     """
     if not transfer.files:
-        return f"nothing to be {verb}: {count_text(transfer.present, 'object')} there already"
+        return f"nothing {verb}: {count_text(transfer.present, 'object')} already at the destination"
     return (
         f"{verb} {count_text(transfer.files, 'object')} ({size_text(transfer.size)}), "
-        f"{transfer.present:,} there already, remote '{printable(transfer.remote)}'"
+        f"{transfer.present:,} already at the destination, remote '{printable(transfer.remote)}'"
     )
 
 
-# -- pipelines ---------------------------------------------------------------------------------------------------------
-
-_ACTIONS = {"run": "ran", "skip": "skipped", "restore": "restored from the run cache"}
-
-
-def pipeline_card(result: ReproResult, name: str, *, limit: int = 200) -> Card:
-    """Show every stage of a pipeline with its outcome and reasons.
-
-    Args:
-        result: Result of `repro`.
-        name: Short name of the pipeline for the key.
-        limit: Maximum number of stages.
-    """
-    failed = set(result.failed)
-    rows = [
-        (
-            d.stage,
-            "failed" if d.stage in failed else _ACTIONS[d.action],
-            "; ".join(map(str, d.reasons)) or "nothing changed",
-        )
-        for d in result.decisions
-    ]
-    counts = [
-        f"{len(names):,} {word}"
-        for names, word in (
-            (result.ran, "ran"),
-            (result.restored, "restored"),
-            (result.skipped, "skipped"),
-            (result.failed, "failed"),
-        )
-        if names
-    ]
-    description = (
-        f"{count_text(len(result.decisions), 'stage')} of **{escape(name)}**: {', '.join(counts) or 'none'}."
-    )
-    table = markdown_table(("stage", "outcome", "why"), rows, limit=limit)
-    return Card(
-        artifact_key("pipeline", name), description, markdown=f"## Stages of {escape(name)}\n\n{table}"
-    )
-
-
-@dataclass(frozen=True)
-class TreeChange:
-    """Changed files of a directory, relative to it.
-
-    Attributes:
-        added: New files.
-        deleted: Removed files.
-        modified: Files with new content.
-    """
-
-    added: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
-    modified: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = ((self.added, "added"), (self.deleted, "deleted"), (self.modified, "modified"))
-        return ", ".join(f"{len(names):,} {word}" for names, word in parts if names)
-
-
-def stage_card(
-    decision: Decision,
-    event: StageEvent | None = None,
-    *,
-    label: str = "",
-    limit: int = ROWS,
-    files: Mapping[str, TreeChange] | None = None,
-) -> Card:
-    """Show the outcome of a stage: reasons, changed files of directories, and the end of the log.
-
-    Args:
-        decision: The decision on the stage, with its reasons.
-        event: Event of the end of its run, if it ran.
-        label: Short name of the repository for the key.
-        limit: Maximum number of reasons, and of files per directory.
-        files: Changes in directories it depends on, by the name of the dependency.
-    """
-    files = files or {}
-    failed = event is not None and event.kind == "fail"
-    action = "failed" if failed else _ACTIONS[decision.action]
-    if event is not None and event.kind == "start":
-        action = "did not end"
-    seconds = ""
-    if event is not None and event.seconds:
-        seconds = f" in {event.seconds:.{1 if event.seconds >= 1 else 2}f} s"
-    first = str(decision.reasons[0]) if decision.reasons else "nothing changed"
-    more = f" and {len(decision.reasons) - 1} more" if len(decision.reasons) > 1 else ""
-    description = f"**{escape(decision.stage)}** {action}{seconds}: {escape(first)}{more}."
-    rows = []
-    for r in decision.reasons:
-        what = f"{r.name} ({files[r.name]})" if r.name in files else r.name
-        rows.append((r.kind, what, _value(r.old), _value(r.new) or r.note))
-    parts = [f"## {escape(decision.stage)}: {action}{seconds}"]
-    parts.append(
-        markdown_table(("why", "what", "old", "new"), rows, limit=limit)
-        if rows
-        else "Nothing it depends on changed."
-    )
-    for name, change in files.items():
-        kinds = (("added", change.added), ("deleted", change.deleted), ("modified", change.modified))
-        changed = [(kind, path) for kind, paths in kinds for path in paths]
-        table = markdown_table(("change", "file"), changed, limit=limit)
-        parts.append(f"### Files of {escape(name)}: {change}\n\n{table}")
-    if failed and event is not None and not event.log_tail.strip():
-        parts.append(escape(event.message))
-    tail = event.log_tail.strip() if event is not None else ""
-    if tail:
-        if len(tail) > _LOG:
-            tail = "…" + tail[-_LOG:]
-        parts.append(f"### End of its log\n\n{block(tail)}")
-    return Card(artifact_key("stage", label, decision.stage), description, markdown="\n\n".join(parts))
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
-        value = " && ".join(value)
-    text = str(value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{32}(\.dir)?", text) else text
+# -- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = "", limit: int = 100) -> Card:
@@ -455,7 +348,7 @@ def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = ""
 
     Args:
         changes: Changes, one per metric.
-        name: Short name of the pipeline for the key.
+        name: Short name of the repository.
         before: Commit of the previous version; empty without one.
         limit: Maximum number of metrics.
     """
@@ -469,16 +362,16 @@ def metrics_card(changes: Sequence[MetricChange], name: str, *, before: str = ""
         }
         for row in changes[:limit]
     )
-    told = []
+    shown = []
     for row in changes[:5]:
         if row.old is None or row.old == row.new:
-            told.append(f"{escape(row.name)} **{_cell(row.new)}**")
+            shown.append(f"{escape(row.name)} **{_cell(row.new)}**")
         else:
             change = f" ({row.change:+.4g})" if row.change is not None else ""
-            told.append(f"{escape(row.name)} {_cell(row.old)} → **{_cell(row.new)}**{change}")
+            shown.append(f"{escape(row.name)} {_cell(row.old)} → **{_cell(row.new)}**{change}")
     more = f", and {len(changes) - 5:,} more" if len(changes) > 5 else ""
     against = f", against commit {code(before[:10])}" if before else ""
-    description = f"{', '.join(told)}{more}{against}." if told else "No metrics."
+    description = f"**{escape(name)}**: {', '.join(shown) or 'no metrics'}{more}{against}."
     return Card(artifact_key("metrics", name), description, table=table)
 
 
@@ -494,14 +387,14 @@ def _cell(value: object) -> object:
 
 
 def model_card(
-    versions: Sequence[ModelVersion], name: str, *, label: str = "", said: str = "", limit: int = ROWS
+    versions: Sequence[ModelVersion], model: str, name: str, *, said: str = "", limit: int = ROWS
 ) -> Card:
     """Show the versions of a model, highest first, with their stages.
 
     Args:
         versions: Versions from the highest to the lowest.
-        name: Name of the model.
-        label: Short name of the repository for the key.
+        model: Name of the model.
+        name: Short name of the repository.
         said: Sentence on the latest change, for the description.
         limit: Maximum number of versions.
     """
@@ -519,24 +412,25 @@ def model_card(
         for v in versions[:limit]
     )
     held = [f"{escape(stage)} is {escape(v.version)}" for v in versions for stage in v.stages]
-    description = f"**{escape(name)}**: {count_text(len(versions), 'version')}"
+    description = f"**{escape(model)}** of **{escape(name)}**: {count_text(len(versions), 'version')}"
     if versions:
         description += f", the highest {escape(versions[0].version)}"
     description += "".join(f"; {text}" for text in held[:5]) + "."
     if said:
         description = f"{escape(said)} {description}"
-    return Card(artifact_key("model", label, name), description, table=table)
+    return Card(artifact_key("model", name, model), description, table=table)
 
 
 def _moment(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
 
 
-def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Card:
+def endpoint_card(endpoint: Endpoint, name: str, version: ModelVersion | None = None) -> Card:
     """Show the address of a served model, and a request for predictions.
 
     Args:
         endpoint: The running endpoint.
+        name: Short name of the repository.
         version: The registered version that it serves.
     """
     base = f"{endpoint.url}/v2/models/{endpoint.model}"
@@ -544,6 +438,7 @@ def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Ca
     stages = f" ({', '.join(escape(s) for s in version.stages)})" if version and version.stages else ""
     rows = [
         ("model", endpoint.model),
+        ("repository", name),
         (
             "version",
             f"{endpoint.version}{f' ({chr(44).join(version.stages)})' if version and version.stages else ''}",
@@ -557,30 +452,34 @@ def endpoint_card(endpoint: Endpoint, version: ModelVersion | None = None) -> Ca
             f"## {escape(endpoint.model)} {escape(endpoint.version)}{stages}",
             f"{link(endpoint.url, f'{endpoint.url}/v2')} · {link('metadata', base)} · {link('ready', f'{base}/ready')}",
             markdown_table(rows[0], rows[1:]),
-            "Ask it by the V1 protocol:",
+            "Send a request by the V1 protocol:",
             block(f"curl {quote(ask)} -d '{{\"instances\": [[…]]}}'", "sh"),
         ]
     )
     description = (
-        f"**{escape(endpoint.model)}** {escape(endpoint.version)}{stages} answers at {_address(endpoint.url)}"
+        f"**{escape(endpoint.model)}** {escape(endpoint.version)}{stages} of **{escape(name)}** "
+        f"answers at {_address(endpoint.url)}"
     )
-    return Card(artifact_key("endpoint", endpoint.model), description, markdown=body)
+    return Card(artifact_key("endpoint", name, endpoint.model), description, markdown=body)
 
 
-def predictions_card(endpoint: Endpoint, predictions: Sequence[object], *, limit: int = ROWS) -> Card:
+def predictions_card(
+    endpoint: Endpoint, name: str, predictions: Sequence[object], *, limit: int = ROWS
+) -> Card:
     """Show the predictions of a served model.
 
     Args:
         endpoint: The endpoint that answered.
+        name: Short name of the repository.
         predictions: Predictions, one per row.
         limit: Maximum number of predictions.
     """
     shown = ", ".join(escape(value) for value in predictions[:10])
     more = ", …" if len(predictions) > 10 else ""
     description = (
-        f"**{escape(endpoint.model)}** {escape(endpoint.version)} predicted "
+        f"**{escape(endpoint.model)}** {escape(endpoint.version)} of **{escape(name)}** predicted "
         f"{count_text(len(predictions), 'row')}: {shown}{more}"
     )
     rows = list(enumerate(predictions))
     table = markdown_table(("row", "prediction"), rows, limit=limit)
-    return Card(artifact_key("predictions", endpoint.model), description, markdown=table)
+    return Card(artifact_key("predictions", name, endpoint.model), description, markdown=table)

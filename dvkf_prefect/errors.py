@@ -36,6 +36,7 @@ class derives from it too, so ``except FileNotFoundError`` works as expected::
     ├── ModelError               a registered model cannot be used as requested
     │   ├── ModelNotFoundError   no such model or version                  (LookupError)
     │   └── ModelDigestError     the file is not the version's digest
+    ├── RegistryError            a Kubeflow Model Registry refused or did not answer
     └── ServingError             a model server did not start, answer or stop
         └── PredictionError      it rejected the request                   (ValueError)
 """
@@ -53,9 +54,13 @@ class DvkfError(Exception):
 
     Messages quote names and values of repositories. In their text, control and hidden characters are escaped, and
     credentials in urls are removed.
+
+    Attributes:
+        blocked: Addresses of stages that `repro` did not start, because this failure came first.
     """
 
     exit_code = 255
+    blocked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return the message, safe for a terminal, a log or a page."""
@@ -230,7 +235,8 @@ class StageFailedError(StageError):
         self.log_tail = log_tail
         tail = log_tail.strip() or "(it printed nothing)"
         super().__init__(
-            f"stage '{stage}' failed: `{command}` ended with exit code {exit_code}. The end of its log:\n{tail}"
+            f"stage '{stage}' failed: `{command}` ended with exit code {exit_code}. The end of its "
+            f"log:\n{tail}"
         )
 
 
@@ -260,6 +266,10 @@ class ModelNotFoundError(ModelError, LookupError):
 
 class ModelDigestError(ModelError):
     """A model's file does not hash to the digest of its registered version; it was not loaded."""
+
+
+class RegistryError(DvkfError):
+    """A Kubeflow Model Registry refused a call, or did not answer."""
 
 
 class ServingError(DvkfError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -48,14 +47,14 @@ def read_description(path: str | Path, *, name: str | None = None, limit: int = 
         if not stat.S_ISREG(info.st_mode):
             raise ParseError(shown, "not a regular file. Replace it by a file.")
         if info.st_size > limit:
-            raise ParseError(shown, f"{info.st_size} bytes are more than the {limit} allowed here. Split it.")
+            raise ParseError(shown, f"{info.st_size} bytes, more than the limit of {limit}. Split the file.")
         pieces: list[bytes] = []
         left = limit + 1
         while left and (piece := stream.read(min(left, 1 << 20))):
             pieces.append(piece)
             left -= len(piece)
     if not left:
-        raise ParseError(shown, f"more than {limit} bytes, the most allowed here. Split it.")
+        raise ParseError(shown, f"more than the limit of {limit} bytes. Split the file.")
     return b"".join(pieces)
 
 
@@ -66,7 +65,7 @@ def temporary_beside(path: Path) -> Path:
 
 def temporary_name() -> str:
     """Return a short random file name that `is_temporary` recognises."""
-    return f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    return f".{os.urandom(8).hex()}{TEMPORARY_SUFFIX}"
 
 
 def is_temporary(name: str) -> bool:
@@ -130,7 +129,7 @@ def raise_disk_full(error: OSError, path: str | Path) -> None:
     """Raise `DiskFullError` in place of a system error for a full disk; return for any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFullError(
-            f"No space left on the disk of {path}; what is there is whole. Free some space and run it again."
+            f"No space left on the disk of {path}. Complete files are intact. Free some space and run it again."
         ) from error
 
 
@@ -202,15 +201,15 @@ def check_entry(entry: os.DirEntry[str]) -> None:
             entry.name.encode()
         except UnicodeEncodeError:
             raise OutputError(
-                f"{os.fsencode(entry.path)!r}: the name is not UTF-8; rename the file"
+                f"{os.fsencode(entry.path)!r}: the name is not UTF-8. Rename the file."
             ) from None
     with suppress(OSError):  # a link to itself
         if entry.is_file():
             return
     if not entry.is_symlink():
-        kind = "not a regular file"
+        kind = "not a regular file. Remove it, or leave it out with .dvcignore."
     elif leads_to_folder(entry):
-        kind = "a link to a directory; replace it by the directory, or leave it out with .dvcignore"
+        kind = "a link to a directory. Replace it by the directory, or leave it out with .dvcignore."
     else:
-        kind = "a link that leads nowhere; remove it, or leave it out with .dvcignore"
+        kind = "a broken link. Remove it, or leave it out with .dvcignore."
     raise OutputError(f"{entry.path}: {kind}")

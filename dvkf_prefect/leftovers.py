@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import time
 import weakref
 from collections.abc import Iterator
@@ -189,7 +188,7 @@ def _is_ours(name: str, prefix: str) -> bool:
 def _make(parent: str, prefix: str) -> tuple[Path, int]:
     os.makedirs(parent, exist_ok=True)
     while True:
-        path = f"{parent}/{prefix}{secrets.token_hex(_LENGTH // 2)}"
+        path = f"{parent}/{prefix}{os.urandom(_LENGTH // 2).hex()}"
         os.mkdir(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -245,12 +244,12 @@ def _is_old(path: str) -> bool:
 
 def _remove(folder: str) -> None:
     """Remove a folder with its content; the lock file goes last, so that no other process claims a partial folder."""
-    import shutil
-
     for entry in _entries(folder):
         if entry.name == OWNER:
             continue
         if entry.is_dir(follow_symlinks=False):
+            import shutil  # slow to import
+
             shutil.rmtree(entry.path, ignore_errors=True)
         else:
             with suppress(OSError):

@@ -161,7 +161,8 @@ def check_target(root: Path, path: str) -> None:
     place = root / path
     if place.is_symlink() and place.is_dir():
         raise UnsafePathError(
-            f"unsafe output: '{path}' is a link to the folder {os.readlink(place)}. Replace the link by a folder."
+            f"unsafe output: '{path}' is a link to the folder {os.readlink(place)}. Replace the link by a "
+            f"folder."
         )
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 
 class DvkfSettings(PrefectBaseSettings):
-    """Folder of the package's files, size of cards, and timeout of git.
+    """Folder of the package's files, size of cards, timeouts of git and of turns.
 
     Example:
         >>> DvkfSettings(card_rows=5).card_rows
@@ -30,6 +30,12 @@ class DvkfSettings(PrefectBaseSettings):
     card_rows: int = Field(default=20, ge=1, le=1000, description="Maximum number of rows in a card.")
     git_timeout: float = Field(
         default=600, gt=0, description="Timeout in seconds for git to clone, fetch or push."
+    )
+
+    turn_timeout: float = Field(
+        default=24 * 3600,
+        gt=0,
+        description="Seconds for which a flow waits for its turn in a workspace.",
     )
 
     def folder(self, name: str) -> Path:

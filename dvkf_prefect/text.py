@@ -1,8 +1,9 @@
-"""Escaping of untrusted text for terminals, logs and errors."""
+"""Escaping of untrusted text for terminals, logs and errors, and hints at misspelt names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\v": "\\v", "\f": "\\f", "\r": "\\r"}
 # Bidirectional marks reorder the text around them; zero-width characters hide differences.
@@ -29,6 +30,45 @@ def printable(text: object, *, lines: bool = False) -> str:
     if shown.isascii() and shown.isprintable():
         return shown
     return (_SUSPECT_IN_LINES if lines else _SUSPECT).sub(_escape, shown)
+
+
+def slug(text: str) -> str:
+    """Return lower-case letters and digits of a text, with one dash for all else between them; may be empty.
+
+    Example:
+        >>> slug("Traffic_Signs 2")
+        'traffic-signs-2'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is closest to a misspelt one, as a sentence after a blank; "" without one.
+
+    Example:
+        >>> did_you_mean("trian", ["prepare", "train"])
+        " Did you mean 'train'?"
+    """
+    near = nearest(name, known, cutoff=0.7)
+    return f" Did you mean '{near}'?" if near else ""
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known name that is closest to a misspelt one; "" without a similar one.
+
+    Args:
+        name: The misspelt name.
+        known: The known names.
+        cutoff: Least similarity, from 0 to 1.
+
+    Example:
+        >>> nearest("trian", ["prepare", "train"])
+        'train'
+    """
+    import difflib  # takes a while to import
+
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else ""
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -29,11 +29,13 @@ from dvkf_prefect import (
     DvcRepository,
     DvkfError,
     KubeflowPipelines,
+    LeashedProcess,
     ModelRegistry,
     ModelServer,
     ModelVersion,
     Repo,
     add_data,
+    artifact_key,
     checkout_data,
     commit_results,
     compare_metrics,
@@ -46,11 +48,6 @@ from dvkf_prefect import (
     request_predictions,
     rollback_model,
 )
-from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.errors import ServingError
-from dvkf_prefect.pipeline.report import metrics
-from dvkf_prefect.processes import leash
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / ".demo"
@@ -100,7 +97,7 @@ def main() -> int:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-        print("Starting a Prefect server for this run; the first start makes its database ...", flush=True)
+        print("Starting a Prefect server for this run. The first start creates its database ...", flush=True)
         with (DEMO / "server.log").open("wb") as log:
             command = [
                 sys.executable,
@@ -113,20 +110,31 @@ def main() -> int:
                 "--port",
                 str(port),
             ]
-            server = leash.spawn(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    flow_process = leash.spawn([sys.executable, __file__, "--run"], env=environment)
+            server = LeashedProcess(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    flow_process = LeashedProcess([sys.executable, __file__, "--run"], env=environment)
     try:
         while flow_process.poll() is None:
             if server is not None and server.poll() is not None:
                 tail = (DEMO / "server.log").read_text(errors="replace")[-2000:]
-                print(f"ERROR: the Prefect server ended; the end of its log:\n{tail}", file=sys.stderr)
+                print(f"ERROR: the Prefect server ended. The end of its log:\n{tail}", file=sys.stderr)
                 return 1
             time.sleep(0.1)
         return flow_process.returncode
     finally:
-        leash.end(flow_process)
+        stop(flow_process)
         if server is not None:
-            leash.end(server)
+            stop(server)
+
+
+def stop(process: LeashedProcess, grace: float = 5.0) -> None:
+    """Stop a program and all its descendants; kill them after ``grace`` seconds."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def run() -> int:
@@ -135,14 +143,14 @@ def run() -> int:
     try:
         wait_for(api)
         summary = quickstart()
-    except DvkfError as error:
+    except (DvkfError, TimeoutError, subprocess.CalledProcessError) as error:
         print(f"\nERROR: {error}", file=sys.stderr)
         return 1
     summary["prefect_api"] = api
     partial = DEMO / "summary.json.tmp"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     partial.replace(DEMO / "summary.json")
-    tell(summary)
+    print_summary(summary)
     return 0
 
 
@@ -150,7 +158,7 @@ def wait_for(api: str, timeout: float = 120.0) -> None:
     """Wait until a Prefect server answers.
 
     Raises:
-        ServingError: It does not in ``timeout`` seconds.
+        TimeoutError: It does not in ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -159,7 +167,7 @@ def wait_for(api: str, timeout: float = 120.0) -> None:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise ServingError(f"no Prefect server answers at {api} ({timeout:.0f} s)")
+    raise TimeoutError(f"no Prefect server answers at {api} ({timeout:.0f} s)")
 
 
 @flow(name="quickstart")
@@ -184,12 +192,13 @@ def quickstart() -> dict[str, Any]:
     skipped_stages: list[str] = []
     versions: list[ModelVersion] = []
     for number, chosen in enumerate((first, known), start=1):
-        report.step(f"Version {number} of the data: {len(chosen)} images to learn from, {HELD_OUT} held out")
+        report.step(f"Version {number} of the data: {len(chosen)} training images, {HELD_OUT} held out")
         registered = [version for version in reversed(registry.list()) if version.name == MODEL]
         if len(registered) >= number:
             done = registered[number - 1]
             report.skip(
-                f"training on version {number}", f"{MODEL} {done.version} of commit {done.rev[:7]} holds it"
+                f"training on version {number}",
+                f"{MODEL} {done.version} of commit {done.rev[:7]} is registered",
             )
             versions.append(done)
             if number == 2:
@@ -207,7 +216,9 @@ def quickstart() -> dict[str, Any]:
         if number > 1:
             change = diff_data(repository, "HEAD")
             files = [e for e in change.added if not e.path.endswith("/")]
-            report.say(f"against version {number - 1}: {len(files)} files more, {len(change.deleted)} gone")
+            report.say(
+                f"against version {number - 1}: {len(files)} files added, {len(change.deleted)} deleted"
+            )
 
         report.step(f"The pipeline on version {number}, by Kubeflow Pipelines' local runner")
         result = repro_pipeline(repository, pipelines)
@@ -232,34 +243,34 @@ def quickstart() -> dict[str, Any]:
             promote_model(repository, MODEL, model.version, "prod")
             endpoint = deploy_model(repository, server, MODEL, "#prod")
             names = sorted(predictions_at(repo, model))[:: HELD_OUT // 10][:10]
-            answers = request_predictions(server, MODEL, [image_of(repo, name) for name in names])
+            answers = request_predictions(repository, server, MODEL, [image_of(repo, name) for name in names])
             report.say(f"{endpoint.version} answers at {endpoint.url}")
             report.say(f"10 held-out images: {[int(value) for value in answers]}")
 
     scores = {f"v{n}": metrics_of(repo, version.rev) for n, version in enumerate(versions, start=1)}
     old, new = versions
-    images = telling_images(repo, old, new)
+    images = example_images(repo, old, new)
     samples = [image_of(repo, name) for name in images]
 
     report.step(
         f"Promote {MODEL} {new.version}: {scores['v2']['accuracy']} against {scores['v1']['accuracy']}"
     )
     if scores["v2"]["accuracy"] < scores["v1"]["accuracy"]:
-        raise DvkfError("the new model is not as good as the old one; it is not promoted")
+        raise DvkfError("the new model scores below the old one. It is not promoted.")
     for candidate in versions:
         promote_model(repository, MODEL, candidate.version, "prod")
     endpoint = deploy_model(repository, server, MODEL, "#prod")
     report.say(f"{endpoint.version} answers at {endpoint.url}")
-    by_new = [int(value) for value in request_predictions(server, MODEL, samples)]
+    by_new = [int(value) for value in request_predictions(repository, server, MODEL, samples)]
     report.say(f"{len(samples)} held-out images: {by_new}")
 
     report.step("Roll back")
     back = rollback_model(repository, MODEL, "prod")
     endpoint = deploy_model(repository, server, MODEL, "#prod")
     report.say(f"{endpoint.version} answers at {endpoint.url} again")
-    by_old = [int(value) for value in request_predictions(server, MODEL, samples)]
+    by_old = [int(value) for value in request_predictions(repository, server, MODEL, samples)]
     report.say(f"the same images:   {by_old}")
-    report.say(f"what they show:    {[int(name.split('/')[0]) for name in images]}")
+    report.say(f"their labels:      {[int(name.split('/')[0]) for name in images]}")
     server.serving().stop(MODEL)
     checkout_data(repository)
 
@@ -276,17 +287,16 @@ def quickstart() -> dict[str, Any]:
 def make_repository() -> Repo:
     """Create the git and DVC repository with the pipeline's files, or open an existing one."""
     root = DEMO / "repo"
-    if (root / ".dvc/config").exists() and Git(root).head():
-        report.skip("making the repository", f"{root} is there")
+    if (root / ".dvc/config").exists() and git_knows(root, "rev-parse", "--verify", "HEAD"):
+        report.skip("creating the repository", f"{root} exists")
         return Repo.open(root)
     # Without a first commit, the repository is the incomplete remainder of a run that was ended.
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    git = Git(root)
-    git.run("init", "--quiet", "--initial-branch", "main")
-    if not can_commit(git):
-        git.run("config", "user.name", "dvkf demo")
-        git.run("config", "user.email", "demo@localhost")
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    if not (git_knows(root, "var", "GIT_COMMITTER_IDENT") and git_knows(root, "config", "user.email")):
+        git(root, "config", "user.name", "dvkf demo")
+        git(root, "config", "user.email", "demo@localhost")
     repo = Repo.init(root)
     with repo.config.edit() as sections:
         sections["remote"]["store"] = {"url": str(DEMO / "remote")}
@@ -295,19 +305,20 @@ def make_repository() -> Repo:
     for file in sorted(project.iterdir()):
         if file.is_file():
             shutil.copy(file, root)
-    git.run("add", "--all")
-    git.run("commit", "--quiet", "--message", "Begin with the pipeline")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "Begin with the pipeline")
     report.say(f"{root}, with the pipeline of {project}")
     return repo
 
 
-def can_commit(git: Git) -> bool:
-    """Return True if git has a user name and an email."""
-    try:
-        git.run("var", "GIT_COMMITTER_IDENT")
-    except DvkfError:
-        return False
-    return bool(git.run("config", "--default", "", "user.email"))
+def git(root: Path, *arguments: str) -> None:
+    """Run git in the repository."""
+    subprocess.run(["git", "-C", str(root), *arguments], check=True)
+
+
+def git_knows(root: Path, *arguments: str) -> bool:
+    """Return True if a git command succeeds and prints something."""
+    return bool(subprocess.run(["git", "-C", str(root), *arguments], capture_output=True).stdout.strip())
 
 
 def write_images(folder: Path, digits: Any, rows: Sequence[int]) -> None:
@@ -325,7 +336,7 @@ def write_images(folder: Path, digits: Any, rows: Sequence[int]) -> None:
 
 def metrics_of(repo: Repo, rev: str) -> dict[str, float]:
     """Return the metrics of a commit."""
-    return {name: value for values in metrics.show(repo, rev).values() for name, value in values.items()}
+    return {name: value for values in repo.metrics(rev).values() for name, value in values.items()}
 
 
 def predictions_at(repo: Repo, version: ModelVersion) -> dict[str, str]:
@@ -337,7 +348,7 @@ def predictions_at(repo: Repo, version: ModelVersion) -> dict[str, str]:
     return {name: predicted for name, _, predicted in (line.split(",") for line in lines)}
 
 
-def telling_images(repo: Repo, old: ModelVersion, new: ModelVersion, count: int = 10) -> list[str]:
+def example_images(repo: Repo, old: ModelVersion, new: ModelVersion, count: int = 10) -> list[str]:
     """Pick held-out images. The versions disagree about half of them."""
     before, after = predictions_at(repo, old), predictions_at(repo, new)
     differ = [name for name in sorted(after) if before[name] != after[name]][: count // 2]
@@ -357,7 +368,7 @@ def version_row(repo: Repo, model: ModelVersion) -> dict[str, Any]:
     return {"rev": model.rev, "digest": data.digest, "files": data.nfiles, "bytes": data.size}
 
 
-def tell(summary: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
     """Print the summary."""
     print("\n" + "-" * 78)
     for number, row in enumerate(summary["versions"], start=1):
@@ -375,7 +386,8 @@ def tell(summary: dict[str, Any]) -> None:
     key = artifact_key("model", LABEL, MODEL)
     print(f"                                  e.g. http://127.0.0.1:4200/artifacts/key/{key}")
     print(
-        f"took {time.monotonic() - report.started:.0f} s; all of it as JSON: {os.path.relpath(DEMO / 'summary.json')}"
+        f"took {time.monotonic() - report.started:.0f} s; summary as JSON: "
+        f"{os.path.relpath(DEMO / 'summary.json')}"
     )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-for _name in ("faults_world", "processes", "remote_contract", "reaper", "servers", "commands", "recorded"):
+_MODULES = ("faults_world", "processes", "reaper", "remote_contract", "repos", "repro_contract", "servers")
+for _name in (*_MODULES, "commands", "recorded"):
     pytest.register_assert_rewrite(_name)
 
 import servers  # noqa: E402
@@ -32,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
         setsid=True,
     )  # fmt: skip
     assert pid
+    # A shell starts a job behind it with SIGINT ignored, and every child would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.close(reading)
     config.stash[_REAPER] = writing
     os.environ[mark] = "1"
@@ -49,20 +57,48 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     os.close(config.stash[_REAPER])
 
 
-# What these set up is dear or one of its kind on a machine: one process runs all tests of a folder.
-_TOGETHER = ("docker", "packaging", "ui")
+# What these set up is dear or one of its kind on a machine: one process runs all tests of a folder or a module.
+_TOGETHER = ("prefect/test_deployments.py", "prefect/", "docker/", "packaging/", "ui/", "test_run_end.py")
+
+
+def _group(nodeid: str) -> str | None:
+    return next((place for place in _TOGETHER if nodeid.startswith(f"tests/{place}")), None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what belongs together when several processes share the tests."""
-    for item in items:
-        folder = item.path.parent.name
-        if folder in _TOGETHER:
-            item.add_marker(pytest.mark.xdist_group(folder))
+    """Begin with these, so that no process has one of them to run when all others are at their end."""
+    items.sort(key=lambda item: _group(item.nodeid) is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a process all tests of one of these, or else one test after the other.
+
+    The groups of pytest-xdist 3.8 are names that it appends to a test's own, of which pytest 9.2 takes no note.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid) or nodeid
+
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run half as many processes again as there are cores: a third of the tests' time is waiting."""
+    return (os.cpu_count() or 1) * 3 // 2 or 1
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and the tests, which stay to the end, out of each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 # Their tests run `dvc` by one process that has it imported; those of interop know what it answers.
-_BY_SERVER = ("interop", "pipeline")
+_BY_SERVER = ("data", "interop", "kubeflow", "pipeline")
 # Here two processes run at once, or a server knows them.
 _BY_THEMSELVES = ("test_locks_dvc", "test_s3_dvc")
 
@@ -100,13 +136,21 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 _FOREIGN = ("AWS_", "AZURE_", "DVC_", "DVKF_", "GIT_", "GOOGLE_", "KFP_", "PREFECT_")
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders not made yet; pytest's own would look through those of all tests before."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) -> None:
     """An empty home, nobody's credentials, a git identity, no telemetry."""
     for variable in list(os.environ):
         if variable.startswith(_FOREIGN):
             monkeypatch.delenv(variable)
-    home = tmp_path_factory.mktemp("home")
+    home = next(homes)
+    home.mkdir()
     for variable, value in {
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / ".cache"),
@@ -114,7 +158,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),
         "DVC_NO_ANALYTICS": "1",
         # Dead addresses are not waited for.
-        "DVKF_CONNECT_SECONDS": "1",
+        "DVKF_CONNECT_SECONDS": "0.1",
         "DO_NOT_TRACK": "1",
         "PREFECT_HOME": str(home / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -155,7 +199,7 @@ def short_pauses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
     from dvkf_prefect.data.remotes import patience
 
-    for name in ("_QUICK", "UNTOLD"):
+    for name in ("_QUICK", "UNTIMED"):
         monkeypatch.setattr(patience, name, tuple(pause / 100 for pause in getattr(patience, name)))
     for name in ("REFUSED", "NEVER_ANSWERED"):
         monkeypatch.setattr(patience, name, getattr(patience, name) / 100)

@@ -18,11 +18,13 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(check: Callable[[], T], timeout: float = 180.0) -> T:
-    """Ask until the answer is true, and return it."""
+def wait_until(
+    check: Callable[[], T], timeout: float = 180.0, problem: str = "it did not become true in time"
+) -> T:
+    """Ask until the answer is true, and return it; fail with ``problem`` after the timeout."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if value := check():
             return value
         time.sleep(0.01)
-    raise AssertionError("it did not become true in time")
+    raise AssertionError(problem)

@@ -1,16 +1,18 @@
 """Ends what a test run leaves behind, however the run ends: ``python -I -S reaper.py PID MARK`` beside it.
 
-Whatever the tests start has the run's mark in its environment, also in a session of its own. When the run's process is
-gone, all such processes are killed with all that they started, and the run's temporary folder is removed unless the run
-came to its end. The folder's name comes over standard input, and an ``end`` before the end.
+Each process that the tests start has the run's mark in its environment, also in a session of its own. After the end of
+the run's process they are killed with all their descendants, and mounts in the run's temporary folder are removed. The
+folder itself is removed unless the run came to its end. Its name comes over standard input, and `end` before the end.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -49,6 +51,20 @@ def kill(mark: str, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def unmount(folder: str) -> None:
+    """Unmount all below the folder: containers, images of disks. A mount would keep the space of a removed file."""
+    points = [line.split(b" ")[1] for line in _read(os.getpid(), "mounts").splitlines()]
+    # Blanks and the like are octal escapes there: proc_pid_mounts(5).
+    names = [
+        os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), each))
+        for each in points
+    ]
+    for point in sorted((each for each in names if each.startswith(folder + "/")), reverse=True):
+        subprocess.run(
+            ["umount", "--lazy", point], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        )
+
+
 def main() -> None:
     """Wait for the end of the run, and clean up behind it."""
     run, mark = int(sys.argv[1]), sys.argv[2]
@@ -63,8 +79,12 @@ def main() -> None:
         while piece := os.read(0, 65536):
             said += piece
     *folders, last = said.decode(errors="surrogateescape").split("\n") or [""]
-    if "end" not in (*folders, last):
-        for folder in filter(None, folders):
+    ended = "end" in (*folders, last)
+    for folder in folders:
+        if folder in ("", "end"):
+            continue
+        unmount(folder)
+        if not ended:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import getpass
 import http.server
 import io
@@ -28,20 +29,26 @@ from urllib.parse import parse_qs
 
 import httpx
 
-from dvkf_prefect.processes.leash import spawn
+from dvkf_prefect.processes.leash import LeashedProcess
 
 # Ends the command when standard input closes, which the kernel sees to even if the tests are killed. By SIGKILL:
 # its data is not kept, and an orderly end takes it half a minute.
 _LEASH = '"$@" </dev/null & child=$!; read -r _; kill -9 "$child" 2>/dev/null; wait "$child"'
 
+# A handler sends head and body of an answer apart, and without this the body waits for the client's acknowledgement of
+# the head: 40 ms in each request.
+http.server.BaseHTTPRequestHandler.disable_nagle_algorithm = True
+
 
 @dataclass(frozen=True)
 class S3Server:
-    """A SeaweedFS that speaks S3, with one identity that may do everything."""
+    """A SeaweedFS that speaks S3, with one identity that may do everything, and one that may only read."""
 
     endpoint: str
     access_key: str = "test-access-key"
     secret_key: str = field(default="test-secret-key-0123456789", repr=False)
+    reader_key: str = "test-reader-key"
+    reader_secret: str = field(default="test-reader-secret-0123456789", repr=False)
 
     def options(self) -> dict[str, str]:
         """What DVC's configuration of a remote on this server says."""
@@ -52,20 +59,32 @@ class S3Server:
             "region": "us-east-1",
         }
 
-    def make_bucket(self, name: str) -> str:
-        """Make a bucket and return its url."""
-        import botocore.session
-
-        client = botocore.session.get_session().create_client(
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        """A client that is none of ours."""
+        made = _botocore().create_client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
         )
-        with contextlib.closing(client):
+        with contextlib.closing(made):
+            yield made
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket and return its url."""
+        with self.client() as client:
             client.create_bucket(Bucket=name)
         return f"s3://{name}"
+
+
+@functools.cache
+def _botocore() -> Any:
+    """Return one session: each reads its descriptions of services anew, in a fifth of a second."""
+    import botocore.session
+
+    return botocore.session.get_session()
 
 
 def free_ports(count: int) -> list[int]:
@@ -95,9 +114,12 @@ def seaweedfs(folder: Path, *, timeout: float = 300) -> Iterator[S3Server]:
     identities = folder / "identities.json"
     credentials = [{"accessKey": server.access_key, "secretKey": server.secret_key}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities.write_text(
-        json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]})
-    )
+    reader = [{"accessKey": server.reader_key, "secretKey": server.reader_secret}]
+    users = [
+        {"name": "test", "credentials": credentials, "actions": actions},
+        {"name": "reader", "credentials": reader, "actions": ["Read", "List"]},
+    ]
+    identities.write_text(json.dumps({"identities": users}))
     data = folder / "data"
     data.mkdir()
     command = [
@@ -191,7 +213,7 @@ class PrefectServer:
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{command[1]}.log").open("wb") as log:
-            return spawn(
+            return LeashedProcess(
                 command, env=self.environment, cwd=self.folder / "tree", stdout=log, stderr=subprocess.STDOUT
             )
 
@@ -214,6 +236,9 @@ class PrefectServer:
     def post(self, path: str, document: object) -> Any:
         return self._ask("POST", path, json=document)
 
+    def delete(self, path: str) -> None:
+        self._ask("DELETE", path)
+
     def _ask(self, method: str, path: str, timeout: float = 120, **content: Any) -> Any:
         """Ask as Prefect's own client does: again, while the server is too busy to answer."""
         deadline = time.monotonic() + timeout
@@ -222,7 +247,7 @@ class PrefectServer:
                 answer = self.http.request(method, path, **content)
                 if answer.status_code not in (429, 502, 503) or time.monotonic() > deadline:
                     answer.raise_for_status()
-                    return answer.json()
+                    return answer.json() if answer.content else None
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
                 # Nothing was asked yet.
                 if time.monotonic() > deadline:
@@ -338,15 +363,24 @@ class WebServer:
 
 
 @contextlib.contextmanager
+def serving(server: http.server.ThreadingHTTPServer) -> Iterator[int]:
+    """Let a server answer in a thread until the context ends; yield its port."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
 def web_server() -> Iterator[WebServer]:
     """Run a `BlobHandler` of its own until the context ends."""
     handler = type("Handler", (BlobHandler,), {"blobs": {}, "tokens": []})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield WebServer(f"http://127.0.0.1:{server.server_address[1]}", handler)
-        server.shutdown()
-        thread.join()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        yield WebServer(f"http://127.0.0.1:{port}", handler)
 
 
 @dataclass(frozen=True)

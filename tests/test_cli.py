@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect import cli
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 
 
 @pytest.fixture
@@ -68,6 +70,28 @@ def test_status_json_is_dvcs(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(run(capsys, "status", "--json")) == json.loads(theirs)
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (("puhs",), "push"),
+        (("push", "dta"), "data"),
+        (("repro", "trian"), "train"),
+        (("repro", "model.tx"), "model.txt"),
+        (("freeze", "trian"), "train"),
+        (("push", "-r", "stoer"), "store"),
+    ],
+)
+def test_a_misspelt_name_gets_a_hint(
+    root: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], near: str
+) -> None:
+    (root / "dvc.yaml").write_text("stages:\n  train:\n    cmd: touch model.txt\n    outs: [model.txt]\n")
+    cli.main(["add", "-q", "data"])
+    for given, said in ((words, True), ((*words[:-1], "zzzzzz"), False)):
+        with contextlib.suppress(SystemExit):
+            assert cli.main(given)
+        assert (f"Did you mean '{near}'?" in capsys.readouterr().err) == said
+
+
 def test_cloud_status_names_each_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["add", "-q", "data"])
     said = run(capsys, "status", "-c")
@@ -91,7 +115,7 @@ def test_targets_are_taken_from_the_current_folder(root: Path, capsys: pytest.Ca
     [
         (["push", "-r", "nope"], 1, "remote 'nope' doesn't exist"),
         (["add", "missing"], 1, "'missing' does not exist"),
-        (["checkout", "unknown"], 255, "'unknown' is not an output"),
+        (["checkout", "unknown"], 255, "'unknown' is not tracked"),
         (["config", "nothing.known", "1"], 251, "nothing"),
         (["remote", "modify", "store", "surprise", "1"], 251, "unknown option 'surprise'"),
         (["remote", "add", "store", "elsewhere"], 251, "already exists"),
@@ -234,3 +258,37 @@ def test_models_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, "model", "rollback", "digits", "prod") == "digits #prod is v0.0.1 again\n"
     assert "#prod" in run(capsys, "model", "list").splitlines()[-1]
     assert json.loads(run(capsys, "model", "show", "digits", "#prod", "--json"))["version"] == "v0.0.1"
+    assert run(capsys, "model", "check-ref", "refs/tags/digits#prod#3") == (
+        "stage 'prod' was assigned to 'digits' v0.0.1\n"
+    )
+    assert run(capsys, "model", "check-ref", "release-1") == ""
+    assert run(capsys, "model", "unassign", "digits", "v0.0.1", "prod") == "digits #prod is v0.0.2\n"
+    assert run(capsys, "model", "show").split() == ["name", "latest", "#prod", "digits", "v0.0.2", "v0.0.2"]
+    assert (
+        run(capsys, "model", "deregister", "digits", "v0.0.2", "-m", "bad") == "digits v0.0.2 is withdrawn\n"
+    )
+    assert run(capsys, "model", "list", "-a").splitlines()[0].endswith("\t(withdrawn)")
+    events = json.loads(run(capsys, "model", "history", "digits", "--json"))
+    assert (events[0]["event"], events[0]["version"], events[0]["message"]) == (
+        "deregistration",
+        "v0.0.2",
+        "bad",
+    )
+    assert run(capsys, "model", "history", "--ascending").splitlines()[1].split()[2:5] == [
+        "digits",
+        "registration",
+        "v0.0.1",
+    ]
+    assert run(capsys, "model", "deprecate", "digits") == "digits is deprecated\n"
+    assert run(capsys, "model", "show") == "No model is registered.\n"
+
+
+@pytest.mark.parametrize("columns", ["50", "200", "wide", "0", "-3"])
+def test_help_is_as_wide_as_with_the_formatter_of_argparse(
+    columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    parser = cli.build_parser(["gc"])
+    found = parser.format_help()
+    parser.formatter_class = argparse.HelpFormatter
+    assert found == parser.format_help()

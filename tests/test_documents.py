@@ -6,13 +6,18 @@ import argparse
 import ast
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import tomllib
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_architecture import HELP_OPENERS
 
 import dvkf_prefect
 from dvkf_prefect import cli
@@ -61,6 +66,7 @@ def test_every_command_has_a_description_and_every_option_a_help(verb: str) -> N
         for action in parser._actions:
             if action.option_strings:
                 assert action.help, f"{parser.prog} {action.option_strings}"
+            assert not HELP_OPENERS.match(action.help or ""), f"{parser.prog}: {action.help}"
 
 
 @pytest.mark.parametrize("verb", ["remote", "model"])
@@ -84,6 +90,8 @@ def test_every_field_of_a_block_is_described_in_the_reference() -> None:
 
     page = HOOKS.on_page_markdown(PAGES["docs/reference/blocks.md"])
     for name in blocks.__all__:
+        if not isinstance(getattr(blocks, name), type):
+            continue
         rows = page.split(f"### Fields of {name}\n")[1].split("\n:::")[0]
         for field in getattr(blocks, name).model_fields:
             assert re.search(rf"^\| `{field}` \| .+ \| .*\w.* \|$", rows, re.MULTILINE), (name, field)
@@ -105,6 +113,7 @@ def test_data_in_a_page_is_what_the_code_reads(name: str, tmp_path: Path) -> Non
     from ruamel.yaml import YAML
 
     from dvkf_prefect.kubeflow.compile.pod_settings import parse_meta
+    from dvkf_prefect.pipeline.step.spec import StepMeta
 
     for kind, text in re.findall(r"^```(yaml|toml)\n(.*?)^```", TEXTS[name], re.DOTALL | re.MULTILINE):
         if kind == "toml":
@@ -125,33 +134,31 @@ def test_data_in_a_page_is_what_the_code_reads(name: str, tmp_path: Path) -> Non
         done = subprocess.run(listed, cwd=repo, check=True, capture_output=True, text=True)
         assert done.stdout.split() == list(document["stages"])
         for stage, said in document["stages"].items():
-            placement = parse_meta(
-                said.get("meta"),
-                stage=stage,
-                file="dvc.yaml",
-                data=text.encode(),
-                place=("stages", stage, "meta"),
-            )
+            outs = [path for out in said.get("outs", []) for path in ([out] if isinstance(out, str) else out)]
+            meta = StepMeta(said.get("meta"), "dvc.yaml", ("stages", stage, "meta"))
+            placement = parse_meta(meta, stage, outs, lambda file, text=text: text.encode())
             assert bool(placement.image) == ("kubeflow" in said.get("meta", {}))
 
 
-@pytest.mark.parametrize("name", TEXTS)
+# Tests of the deployments run the commands of these pages.
+RUN_AS_PASTED = ("docs/how-to/deploy.md", "docs/how-to/schedules.md")
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if name not in RUN_AS_PASTED])
 def test_commands_that_need_a_cluster_or_a_clone_are_right(name: str) -> None:
     """Of ``sh`` blocks, which no test runs, each command is one that is there."""
-    deployed = (ROOT / "prefect.yaml").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for block in re.findall(r"^```sh\n(.*?)^```", TEXTS[name], re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
-            words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+            words = shlex.split(line, comments=True)
+            words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
             if words[0] == "dvkf":
                 assert cli.build_parser([words[1]]).parse_args(words[1:])
             elif words[:2] == ["pip", "install"]:
                 wanted = re.findall(r"\.\[([\w,]+)\]", line)
                 assert set(wanted) <= set(extras) and words[2].strip("'").startswith(".")
-            elif words[0] == "python":
-                assert (ROOT / words[1]).is_file(), line
-            else:  # those that prefect.yaml names are run by the test of the deployments
-                assert f"#   {line}\n" in deployed, line
+            else:
+                assert words[0] == "python" and (ROOT / words[1]).is_file(), line
 
 
 def test_python_in_the_readme_parses() -> None:
@@ -182,7 +189,7 @@ def test_the_documentation_has_a_variable_for_each_that_the_code_reads() -> None
     """All but those that the package sets for its own processes."""
     from dvkf_prefect.kubeflow.cluster import settings
 
-    own = {"DVKF_SCRATCH", "DVKF_STAGE_PYTHONPATH", "DVKF_STEP_ENVIRONMENT", "DVKF_STEP_RESULT"}
+    own = {"DVKF_NODE", "DVKF_SCRATCH", "DVKF_STAGE_PYTHONPATH", "DVKF_STEP_ENVIRONMENT", "DVKF_STEP_RESULT"}
     read = set()
     for file in (ROOT / "dvkf_prefect").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -261,7 +268,9 @@ def test_every_package_a_user_meets_is_declared() -> None:
     declared = {re.split(r"[\[<>=~!; ]", d)[0].lower().replace("-", "_") for d in project["dependencies"]}
     declared |= {
         re.split(r"[\[<>=~!; ]", d)[0].lower().replace("-", "_")
-        for d in project["optional-dependencies"]["serve"]
+        for extra, wants in project["optional-dependencies"].items()
+        if extra.startswith("serve")
+        for d in wants
     }
     names = {"ruamel": "ruamel.yaml", "sklearn": "scikit_learn", "google": "protobuf"}
     used: dict[str, Path] = {}
@@ -280,14 +289,63 @@ def test_every_package_a_user_meets_is_declared() -> None:
     assert not missing
 
 
+def test_every_extra_can_be_installed() -> None:
+    """What an extra wants is here in a version that it takes, or its version in constraints.txt is one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    refused: list[str] = []
+
+    def check(text: str, extra: str) -> None:
+        wanted = Requirement(text)
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+            return
+        try:
+            found = metadata.distribution(wanted.name)
+        except metadata.PackageNotFoundError:
+            found = None
+        version = found.version if found else pins.get(canonicalize_name(wanted.name), "")
+        if not version or not wanted.specifier.contains(version, prereleases=True):
+            refused.append(f"{text}: {version or 'not known'}")
+        elif found:
+            assert wanted.extras <= set(found.metadata.get_all("Provides-Extra") or ()), text
+            for name in wanted.extras:
+                for each in found.requires or ():
+                    if "extra ==" in each:
+                        check(each, name)
+
+    for extra, wants in project["optional-dependencies"].items():
+        for text in wants:
+            check(text, extra)
+    assert not refused
+
+
 def test_the_data_layer_imports_neither_prefect_nor_kfp_nor_pandas() -> None:
     script = (
-        "import sys, dvkf_prefect.data.repo, dvkf_prefect.cli\n"
-        "heavy = ('prefect', 'kfp', 'pandas', 'numpy', 'obstore', 'fsspec', 'ruamel.yaml')\n"
+        "import sys, dvkf_prefect.repo, dvkf_prefect.cli\n"
+        "heavy = ('prefect', 'kfp', 'pandas', 'numpy', 'obstore', 'fsspec', 'ruamel.yaml', 'pydantic')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("words", [["status"], ["add", "x"], ["repro", "--dry"]], ids=" ".join)
+def test_a_verb_that_uses_no_remote_starts_without_their_code(words: list[str], tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for name in ("x", "y"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo\n    deps: [y]\n")
+    script = (
+        f"import sys, dvkf_prefect.cli as cli\nassert cli.main(['init', '-q']) == 0\nassert cli.main({words!r}) == 0\n"
+        "unused = ('remotes.filesystems', 'transfer.plan', 'imports.fetch', 'git.clones')\n"
+        "names = {'shutil', *(f'dvkf_prefect.data.{m}' for m in unused)}\n"
+        "print(sorted(names & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_all_names_are_exported_and_sorted() -> None:

@@ -1,13 +1,25 @@
 """Prefect blocks: configuration that flows load by name.
 
-Blocks of repositories, remotes, credentials, runners of pipelines and model servers. They may import the engine and
-Kubeflow, and know nothing of tasks or flows.
+Blocks of repositories, remotes, credentials, runners of pipelines, model servers and registries. They may import the
+engine and Kubeflow, and know nothing of tasks or flows.
 """
 
+from dvkf_prefect.blocks._common import find_block
 from dvkf_prefect.blocks.credentials import KubeflowCredentials
+from dvkf_prefect.blocks.kserve import KServeModelServer
 from dvkf_prefect.blocks.pipelines import KubeflowPipelines
+from dvkf_prefect.blocks.registries import KubeflowModelRegistry
 from dvkf_prefect.blocks.remotes import DvcRemote
 from dvkf_prefect.blocks.repositories import DvcRepository
 from dvkf_prefect.blocks.serving import ModelServer
 
-__all__ = ["DvcRemote", "DvcRepository", "KubeflowCredentials", "KubeflowPipelines", "ModelServer"]
+__all__ = [
+    "DvcRemote",
+    "DvcRepository",
+    "KServeModelServer",
+    "KubeflowCredentials",
+    "KubeflowModelRegistry",
+    "KubeflowPipelines",
+    "ModelServer",
+    "find_block",
+]

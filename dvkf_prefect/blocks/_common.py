@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from contextlib import suppress
+from typing import Any, TypeVar, cast, get_args
 
 from prefect.blocks.core import Block
-from pydantic import HttpUrl, SecretStr
+from prefect.context import SyncClientContext
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, HttpUrl, SecretStr
+
+from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.text import did_you_mean
+
+B = TypeVar("B", bound=Block)
 
 # There is no logo: Prefect loads a picture only by http(s), and its page must be whole without a network.
 # The page explains blocks in general; each block describes itself.
@@ -23,3 +32,93 @@ def values_of(block: Block) -> dict[str, Any]:
         name: value.get_secret_value() if isinstance(value, SecretStr) else value
         for name, value in values.items()
     }
+
+
+def refuse_coroutine(name: str, value: object) -> str:
+    """Return a message if a value is a coroutine, which is closed; empty text otherwise.
+
+    In async code `Block.load` returns a coroutine in place of the block.
+
+    Args:
+        name: Name of the parameter or field.
+        value: Its value.
+    """
+    if not inspect.iscoroutine(value):
+        return ""
+    value.close()
+    return f"{name} is a coroutine and no block. In async code, load it by `await` and `aload(NAME)`."
+
+
+def find_block(kind: type[B], block: B | str, parameter: str = "block") -> B:
+    """Return a block that is given itself or by its name, in sync and in async code.
+
+    Args:
+        kind: Class of the block.
+        block: The block, or the name it is saved under.
+        parameter: Name of the parameter, for errors.
+
+    Raises:
+        ConfigError: No block of this type has that name.
+        TypeError: It is a coroutine, or something else.
+    """
+    if isinstance(block, kind):
+        return block
+    if message := refuse_coroutine(parameter, block):
+        raise TypeError(message)
+    if not isinstance(block, str):
+        raise TypeError(
+            f"{parameter} is {type(block).__name__}. Pass a {kind.get_block_type_name()} block, or its name."
+        )
+    try:
+        return cast(B, kind.load(block, _sync=True))  # type: ignore[call-arg]
+    except ValueError as error:
+        if "Unable to find block document" not in str(error):
+            raise
+    known = _names_of(kind)
+    raise ConfigError(
+        f"{parameter}: no {kind.get_block_type_name()} block is named '{block}' (blocks: {', '.join(known) or 'none'})."
+        + (did_you_mean(block, known) or " Save one with that name, or use one of these.")
+    )
+
+
+def _names_of(kind: type[Block]) -> list[str]:
+    """Return the names of the saved blocks of a type."""
+    with SyncClientContext.get_or_create() as context, suppress(ObjectNotFound):
+        found = context.client.read_block_documents_by_type(kind.get_block_type_slug())
+        return sorted(document.name for document in found if document.name)
+    return []
+
+
+def drop_empty(cls: type[BaseModel], values: Any) -> Any:
+    """Drop empty values of optional fields, so that the fields have their defaults.
+
+    Prefect's form sends an empty block, an empty text or null for a field without input.
+
+    Args:
+        cls: The block's class.
+        values: Values of the fields by name.
+
+    Raises:
+        ValueError: A value is a coroutine, as of a nested block that was not awaited.
+    """
+    if not isinstance(values, dict):
+        return values
+    for name, value in values.items():
+        if message := refuse_coroutine(name, value):
+            raise ValueError(message)
+    fields = cls.model_fields
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in fields or fields[name].is_required() or not _is_empty(value, fields[name].annotation)
+    }
+
+
+def _is_empty(value: Any, annotation: Any) -> bool:
+    """Return True for null, an empty text, list or mapping, and a nested block without input."""
+    if isinstance(value, dict) and any(
+        isinstance(t, type) and issubclass(t, Block) for t in get_args(annotation)
+    ):
+        # Prefect adds the block's type to the values of a nested block.
+        return all(inner in (None, "") for name, inner in value.items() if name != "block_type_slug")
+    return value is None or (isinstance(value, (str, list, dict)) and not value)

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from prefect.blocks.core import Block
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, values_of
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty, values_of
 from dvkf_prefect.urls import holds_secret
 
 
@@ -103,6 +103,7 @@ class DvcRemote(Block):
         description="Further options of the remote by DVC's names, such as account_key or keyfile.",
     )
 
+    _drop_empty = model_validator(mode="before")(drop_empty)
     _check_url = field_validator("url")(refuse_userinfo)
 
     def as_config(self) -> dict[str, dict[str, str]]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from prefect import get_run_logger
 from prefect.blocks.core import Block
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.runtime import flow_run
 from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
 from dvkf_prefect.blocks.remotes import DvcRemote, refuse_userinfo
-from dvkf_prefect.data.git.clones import clone
+from dvkf_prefect.data.git.clones import clone, clone_path
 from dvkf_prefect.data.git.command import check_revision, check_url
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.turns import turn
 from dvkf_prefect.errors import GitError
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 
 # Git's two forms of an address: with a scheme, or host:path as in scp.
@@ -59,19 +66,29 @@ class DvcRepository(Block):
     label: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9-]*$",
-        description="Short name in the keys of artifacts, to distinguish repositories with equal paths.",
+        description="Short name on cards and in the keys of artifacts; the name of the folder or URL if empty. "
+        "Set it to distinguish repositories of equal names.",
     )
     remote: DvcRemote | None = Field(
         default=None, description="Remote with the data; the repository's own default if empty."
     )
 
+    models_url: str | None = Field(
+        default=None,
+        title="Models URL",
+        description="Place that versions of models are published to: s3://bucket/models, a folder, or "
+        "remote://NAME/models below a remote. A URL of the remote's service uses the remote's credentials.",
+    )
+
+    _drop_empty = model_validator(mode="before")(drop_empty)
     _check_path = field_validator("path")(refuse_userinfo)
+    _check_models_url = field_validator("models_url")(refuse_userinfo)
 
     @model_validator(mode="after")
     def _check_rev(self) -> DvcRepository:
         if self.rev and not self.is_cloned:
             raise ValueError(
-                f"rev '{self.rev}' needs a git URL: a folder is used as it is checked out. "
+                f"rev '{self.rev}' needs a git URL: a folder is used in its checked-out state. "
                 f"Use file://{Path(self.path).absolute()} to clone the folder."
             )
         try:
@@ -90,14 +107,14 @@ class DvcRepository(Block):
 
     @property
     def name(self) -> str:
-        """Name in the keys of artifacts: the label, or the last part of the path or URL."""
+        """Name in the keys of artifacts: the label, or the last part of the path or URL, and the folder inside."""
         if self.label:
             return self.label
         if self.is_cloned:
             last = PurePosixPath(re.split(r"[/:]", self.path.rstrip("/"))[-1]).name.removesuffix(".git")
         else:
             last = Path(self.path).absolute().name
-        return last or "repository"
+        return f"{last or 'repository'}/{self.folder}" if self.folder else last or "repository"
 
     def open(self) -> Repo:
         """Open the repository. For a git URL, clone it or update its clone first.
@@ -121,3 +138,60 @@ class DvcRepository(Block):
         if self.folder:
             root = root / self.folder
         return Repo.open(root, config=self.remote.as_config() if self.remote else None)
+
+    def storage_options(self, rev: str | None = None) -> dict[str, Any]:
+        """Return options for reading ``dvkf://`` paths of this repository by pandas, fsspec and others.
+
+        Args:
+            rev: Git revision to read; None for the block's own, or else for the workspace of a folder.
+
+        Returns:
+            The options, with the remote's secrets in the clear. Do not print them, and do not return them from a task.
+
+        Example:
+            ``pandas.read_csv("dvkf://data/train.csv", storage_options=repository.storage_options("v1"))``
+        """
+        options: dict[str, Any] = {"repo": self.path, "rev": rev or self.rev}
+        if not self.is_cloned:
+            options["repo"] = str(Path(self.path).expanduser().absolute() / (self.folder or ""))
+        elif self.folder:
+            # `open` knows the folder inside the clone.
+            options["repo"] = str(self.open().root)
+        if self.remote is not None:
+            options["config"] = self.remote.as_config()
+        return options
+
+    @contextmanager
+    def turn(self, *, timeout: float | None = None) -> Iterator[None]:
+        """Have the workspace alone for the length of a ``with`` block, in a flow or a task.
+
+        Other flows with a turn, `repro_pipeline` and ``dvkf repro`` wait meanwhile. Tasks and subflows inside the block
+        belong to it. The turn ends with the process, however that ends.
+
+        Args:
+            timeout: Seconds to wait for the others; the setting ``turn_timeout`` by default.
+
+        Raises:
+            LockedError: The others had the workspace for the whole time.
+
+        Example:
+            ``with repository.turn(): pull_data(repository); repro_pipeline(repository, pipelines)``
+        """
+        settings = DvkfSettings()
+        if self.is_cloned:
+            # The clone does not exist before its first use, and commands of a shell do not run there.
+            made = clone_path(self.path, self.rev, settings.folder("clones"))
+            path = made.with_name(f"{made.name}.turn.lock")
+        else:
+            path = self.open().turn_file
+        run = flow_run.get_name()
+        # A step of a deployment knows the run, and has no context of it yet.
+        inside = FlowRunContext.get() is not None or TaskRunContext.get() is not None
+        logger = get_run_logger() if inside else logging.getLogger(__name__)
+        with turn(
+            path,
+            holder=f"flow run '{run}'" if run else "a program",
+            timeout=settings.turn_timeout if timeout is None else timeout,
+            on_wait=logger.info,
+        ):
+            yield

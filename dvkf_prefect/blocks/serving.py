@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL
+from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
 from dvkf_prefect.errors import ModelError, ServingError
 from dvkf_prefect.scratch import scratch_folder
 from dvkf_prefect.serving.endpoint import Endpoint
+from dvkf_prefect.serving.lanes import Batching
 from dvkf_prefect.serving.local import LocalServing
 from dvkf_prefect.settings import DvkfSettings
 
 if TYPE_CHECKING:
-    from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
+    from dvkf_prefect.models.registry import ModelRegistry
+    from dvkf_prefect.models.version import ModelVersion
 
 
 class ModelServer(Block):
@@ -59,6 +63,20 @@ class ModelServer(Block):
         default=60, gt=0, description="Seconds to wait until a server is ready, and for each of its answers."
     )
 
+    batch_size: int = Field(
+        default=1,
+        ge=1,
+        description="Maximum number of requests that one prediction answers; 1 for one at a time.",
+    )
+    batch_wait: float = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="Seconds that a request waits for more to make a batch; 0 to batch only what already waits.",
+    )
+
+    _drop_empty = model_validator(mode="before")(drop_empty)
+
     @property
     def folder(self) -> Path:
         """Folder with the state of running servers."""
@@ -68,9 +86,16 @@ class ModelServer(Block):
 
     def serving(self) -> LocalServing:
         """Return the registry of running servers, which finds, starts and stops them."""
-        return LocalServing(self.folder)
+        return LocalServing(self.folder, Batching(self.batch_size, self.batch_wait))
 
-    def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Endpoint:
+    @property
+    def where(self) -> str:
+        """Place of the servers, for the lineage of their versions."""
+        return str(self.folder)
+
+    def deploy(
+        self, registry: ModelRegistry, version: ModelVersion, *, model_format: str | None = None
+    ) -> Endpoint:
         """Serve a registered version in place of the one that is served now.
 
         On failure, the previous version is still served.
@@ -78,6 +103,7 @@ class ModelServer(Block):
         Args:
             registry: Registry of the version. It provides the file, verified.
             version: The version.
+            model_format: Format of the model; by the names of its files if None.
 
         Returns:
             The running endpoint.
@@ -90,21 +116,34 @@ class ModelServer(Block):
         Example:
             ``ModelServer().deploy(registry, registry.show("digits", "#prod"))``
         """
-        if version.path is None or version.digest is None:
-            raise ModelError(f"{version} has no file that could be served")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # A ready server has loaded its model and never reads the files again.
-        with scratch_folder("model-", self.folder) as folder:
-            files = registry.materialise(version, folder / "files" / Path(version.path).name)
+        with self._files(registry, version) as (files, digest):
             return self.serving().deploy(
                 version.name,
                 version.version,
                 files,
-                version.digest,
+                digest,
+                model_format=model_format,
                 port=self.port,
                 detached=self.detached,
                 timeout=self.timeout,
             )
+
+    def undeploy(self, model: str) -> bool:
+        """Stop the server of a model; requests in flight are answered first.
+
+        Args:
+            model: The model's name.
+
+        Returns:
+            True if one was running.
+
+        Raises:
+            ServingError: The server does not end.
+
+        Example:
+            ``ModelServer().undeploy("digits")``
+        """
+        return self.serving().stop(model, timeout=self.timeout)
 
     def endpoint(self, model: str) -> Endpoint:
         """Return the running endpoint of a model.
@@ -120,6 +159,86 @@ class ModelServer(Block):
         if found is None:
             running = ", ".join(endpoint.model for endpoint in serving.list()) or "none"
             raise ServingError(
-                f"model '{model}' is not served here (running: {running}); deploy a version of it first"
+                f"model '{model}' is not served by this block (running: {running}). Deploy a version of it first."
             )
         return found
+
+    def start_canary(
+        self,
+        registry: ModelRegistry,
+        version: ModelVersion,
+        percent: int,
+        *,
+        model_format: str | None = None,
+    ) -> Endpoint:
+        """Serve a registered version beside the one that is served now, for a part of the requests.
+
+        A request with the header ``X-Sticky-Key`` goes by a hash of the key; others go at random. The header
+        ``X-Model-Version`` of an answer is the version that computed it.
+
+        Args:
+            registry: Registry of the version. It provides the file, verified.
+            version: The version.
+            percent: Percentage of the requests, 0 to 99; with 0, only paths with the version reach it.
+            model_format: Format of the model; by the names of its files if None.
+
+        Raises:
+            ModelError: DVC recorded no content for the version.
+            ModelDigestError: The file does not match the version's digest.
+            ServingError: The model is not served, or the version cannot be loaded.
+
+        Example:
+            ``server.start_canary(registry, registry.show("digits"), 10)``
+        """
+        with self._files(registry, version) as (files, digest):
+            return self.serving().start_canary(
+                version.name,
+                version.version,
+                files,
+                digest,
+                percent,
+                model_format=model_format,
+                timeout=self.timeout,
+            )
+
+    def promote_canary(self, model: str) -> Endpoint:
+        """Give the canary of a model all requests.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            ServingError: The model is not served, or has no canary.
+
+        Example:
+            ``server.promote_canary("digits")``
+        """
+        return self.serving().promote_canary(model, timeout=self.timeout)
+
+    def abort_canary(self, model: str) -> Endpoint:
+        """End the canary of a model; the version before it has all requests.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            ServingError: The model is not served, or has no canary.
+
+        Example:
+            ``server.abort_canary("digits")``
+        """
+        return self.serving().abort_canary(model, timeout=self.timeout)
+
+    @contextmanager
+    def _files(self, registry: ModelRegistry, version: ModelVersion) -> Iterator[tuple[Path, str]]:
+        """Provide a version's files and digest; a loaded model never reads the files again."""
+        if version.path is None or version.digest is None:
+            raise ModelError(
+                f"{version} has no file to serve. Register a version of a model that DVC tracks."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with scratch_folder("model-", self.folder) as folder:
+            yield (
+                registry.materialise(version, folder / "files" / Path(version.path).name),
+                version.digest,
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,47 +21,56 @@ from dvkf_prefect.urls import without_secrets
 VERBS = {
     "init": ("data.init", "Make this folder a repository."),
     "add": ("data.add", "Track files or directories."),
-    "commit": ("data.commit", "Record and store tracked data as it is in the workspace."),
-    "status": ("data.status", "Show what changed: in the workspace, or between cache and remote."),
-    "checkout": ("data.checkout", "Make the workspace hold what is recorded, from the cache."),
+    "commit": ("data.commit", "Record and store changes of tracked data."),
+    "status": ("data.status", "Show changes in the workspace, or between cache and remote."),
+    "checkout": ("data.checkout", "Restore the recorded data in the workspace from the cache."),
     "push": ("transfer.push", "Upload tracked data to a remote."),
     "fetch": ("transfer.fetch", "Download tracked data into the cache."),
     "pull": ("transfer.pull", "Download tracked data into the cache and the workspace."),
-    "import": ("imports.import_repo", "Download data of another repository and track it."),
-    "import-url": ("imports.import_url", "Download data from a url and track it."),
-    "update": ("imports.update", "Bring imports up to date with where they come from."),
-    "get": ("imports.get", "Download data of a repository without tracking it."),
-    "get-url": ("imports.get_url", "Download data from a url without tracking it."),
-    "list-url": ("imports.list_url", "List what is at a url."),
-    "ls-url": ("imports.list_url", "List what is at a url, as `list-url`."),
+    "import": ("imports.import_repo", "Download data from another repository and track it."),
+    "import-url": ("imports.import_url", "Download data from a URL and track it."),
+    "update": ("imports.update", "Update imports from their sources."),
+    "get": ("imports.get", "Download data from a repository without tracking it."),
+    "get-url": ("imports.get_url", "Download data from a URL without tracking it."),
+    "list-url": ("imports.list_url", "List the files at a URL."),
+    "ls-url": ("imports.list_url", "List the files at a URL, as `list-url`."),
     "diff": ("data.diff", "Compare two versions of the data."),
-    "gc": ("maintenance.gc", "Remove objects that nothing uses."),
-    "verify": ("maintenance.verify", "Hash again what the cache or a remote holds, and repair it."),
-    "data": ("inspect.data", "Show the state of the data since the last commit."),
-    "list": ("inspect.list_files", "List what a repository holds, tracked data too."),
-    "ls": ("inspect.list_files", "List what a repository holds, as `list`."),
-    "du": ("inspect.du", "Show how much space a repository's files and data take."),
-    "check-ignore": ("inspect.check_ignore", "Tell whether .dvcignore leaves paths out."),
-    "root": ("inspect.root", "Show the way to the repository's root."),
-    "version": ("inspect.version", "Show versions, and what this machine and repository can do."),
-    "doctor": ("inspect.doctor", "Show what `version` shows, and check that all is in order."),
+    "gc": ("maintenance.gc", "Remove unused objects."),
+    "verify": ("maintenance.verify", "Check and repair the content of the cache or a remote."),
+    "data": ("inspect.data", "Show changes of the data since the last commit."),
+    "list": ("inspect.list_files", "List the files of a repository, including tracked data."),
+    "ls": ("inspect.list_files", "List the files of a repository, as `list`."),
+    "du": ("inspect.du", "Show the disk usage of a repository's files and data."),
+    "check-ignore": ("inspect.check_ignore", "Check whether .dvcignore excludes paths."),
+    "root": ("inspect.root", "Print the relative path of the repository's root."),
+    "version": ("inspect.version", "Show versions and capabilities of this machine and repository."),
+    "doctor": ("inspect.doctor", "Show versions and capabilities, and check for problems."),
     "remote": ("settings.remote", "Set up remotes."),
     "config": ("settings.config", "Get or set settings."),
-    "remove": ("workspace.remove", "Stop tracking data, or take stages out of dvc.yaml."),
+    "remove": ("workspace.remove", "Stop tracking data, or remove stages from dvc.yaml."),
     "rm": ("workspace.remove", "Stop tracking data, as `remove`."),
-    "move": ("workspace.move", "Give tracked data another place or name."),
-    "mv": ("workspace.move", "Give tracked data another place or name, as `move`."),
-    "unprotect": ("workspace.unprotect", "Make files that are linked to the cache safe to write to."),
-    "cache": ("workspace.cache", "Show or set where the cache is, and bring it to its present layout."),
+    "move": ("workspace.move", "Move or rename tracked data."),
+    "mv": ("workspace.move", "Move or rename tracked data, as `move`."),
+    "unprotect": ("workspace.unprotect", "Replace links to the cache by files that are safe to edit."),
+    "cache": ("workspace.cache", "Show or set the cache folder, or migrate the cache of DVC 2.x."),
     "repro": ("pipeline.repro", "Run the stages of dvc.yaml that are out of date."),
+    "run": ("pipeline.run", "Run one stage now, without those upstream."),
     "stage": ("stages.stage", "Write stages into dvc.yaml, and list them."),
-    "freeze": ("stages.freeze", "Let stages or imports keep what they have."),
-    "unfreeze": ("stages.unfreeze", "Let frozen stages or imports go on."),
+    "freeze": ("stages.freeze", "Freeze stages or imports, so that `repro` skips them."),
+    "unfreeze": ("stages.unfreeze", "Unfreeze stages or imports."),
     "dag": ("stages.dag", "Draw the graph of stages or outputs."),
     "metrics": ("metrics.metrics", "Show and compare metrics."),
     "params": ("metrics.params", "Compare parameters."),
-    "plots": ("plots.plots", "Draw plots, of one version or several."),
-    "model": ("pipeline.model", "Register model versions and say where they are used."),
+    "plots": ("plots.plots", "Draw plots of one or several versions."),
+    "export": ("export.export", "Write the stages as a pipeline for other programs."),
+    "image": ("image.image", "Build and check container images for stages on Kubeflow."),
+    "schedule": ("kubeflow.schedule", "Create and manage recurring runs of the stages on Kubeflow."),
+    "runs": ("kubeflow.runs", "Show and manage pipeline runs on Kubeflow."),
+    "model": ("models.model", "Register model versions and assign them to stages."),
+    "artifacts": ("artifacts.artifacts", "List declared artifacts and download their versions."),
+    "completion": ("completion.completion", "Print a script that completes commands in a shell."),
+    "prefect": ("prefect.prefect", "Deploy this repository's flows on Prefect, and check deployments."),
+    "lineage": ("lineage.lineage", "Show the data, code and runs behind models, and their services."),
 }
 
 
@@ -82,6 +92,8 @@ _FAIL_WITH_1 = frozenset(
         "import-url",
     }
 )
+# New objects between two searches for garbage; with Python's 700, these take a tenth of a short command.
+_GARBAGE = 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,8 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         an invalid configuration, 252 for an interruption, 253 outside a repository, 254 for an invalid command line,
         255 for any other failure.
     """
-    with safe_output():
-        return _run(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        with safe_output():
+            return _run(arguments)
+    # The process ends with the command, so its garbage is seldom worth a search, and never at the end.
+    gc.set_threshold(_GARBAGE)
+    try:
+        with safe_output():
+            return _run(sys.argv[1:])
+    finally:
+        gc.freeze()
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -138,29 +158,38 @@ def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | 
     if getattr(args, "verbose", False):
         import traceback
 
-        told = "".join(traceback.format_exception(error))
-        print(printable(without_secrets(told), lines=True), file=sys.stderr)
+        text = "".join(traceback.format_exception(error))
+        print(printable(without_secrets(text), lines=True), file=sys.stderr)
     print(f"ERROR: {own_lines(message or str(error))}", file=sys.stderr)
     return code
 
 
-def build_parser(verbs: Sequence[str]) -> Parser:
-    """Return the parser of the command line. With a single verb, its options are included."""
+def build_parser(verbs: Sequence[str], *, whole: bool = False) -> Parser:
+    """Return the parser of the command line.
+
+    Args:
+        verbs: The verbs.
+        whole: Include the options of all verbs; those of a single verb are included in any case.
+    """
     parser = Parser(
         prog="dvkf", description="Versions of data and models, in DVC's formats, on Prefect and Kubeflow."
     )
     parser.add_argument("-V", "--version", action="version", version=__version__)
-    parser.add_argument("--cd", default=".", metavar="<path>", help="change to this folder first")
+    parser.add_argument("--cd", default=".", metavar="<path>", help="change to this folder before running")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for verb in verbs:
         place, text = VERBS[verb]
         sub: Parser = commands.add_parser(verb, help=text, description=text)
-        if len(verbs) > 1:
+        if len(verbs) > 1 and not whole:
             continue
         module_name, _, name = place.partition(".")
         module = import_module(f"dvkf_prefect.cli.{module_name}")
         getattr(module, f"{name}_arguments")(sub)
-        sub.set_defaults(parser=sub)
+        sub.set_defaults(parser=sub, whole=_whole_parser)
         if hasattr(module, name):
             sub.runs(getattr(module, name))
     return parser
+
+
+def _whole_parser() -> Parser:
+    return build_parser(list(VERBS), whole=True)

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 def choice_arguments(parser: Parser) -> None:
     """Add the options that select outputs."""
     parser.add_argument(
-        "-d", "--with-deps", action="store_true", help="also all that the targets are made from"
+        "-d", "--with-deps", action="store_true", help="include all stages that the targets depend on"
     )
     parser.add_argument(
-        "-R", "--recursive", action="store_true", help="a target that is a folder means all described in it"
+        "-R", "--recursive", action="store_true", help="include everything described in target folders"
     )
 
 
 def history_arguments(parser: Parser) -> None:
     """Add the options that select commits."""
-    parser.add_argument("-a", "--all-branches", action="store_true", help="also the tips of all branches")
-    parser.add_argument("-T", "--all-tags", action="store_true", help="also all tags")
-    parser.add_argument("-A", "--all-commits", action="store_true", help="also all commits")
+    parser.add_argument("-a", "--all-branches", action="store_true", help="include the tips of all branches")
+    parser.add_argument("-T", "--all-tags", action="store_true", help="include all tags")
+    parser.add_argument("-A", "--all-commits", action="store_true", help="include all commits")
 
 
 def choice_of(args: argparse.Namespace) -> Choice:

@@ -4,30 +4,59 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from dvkf_prefect.text import did_you_mean
 from dvkf_prefect.urls import without_secrets
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.transfer.transfer import Progress
+    from dvkf_prefect.data.progress import Progress
+    from dvkf_prefect.repo import Repo
+
+
+class _Help(argparse.HelpFormatter):
+    """Formatter of help texts, for the width of the terminal.
+
+    Each parser makes one. For the width, argparse's own imports `shutil` and the compressors that `shutil` needs.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """Return the width of the terminal, as `shutil.get_terminal_size` does."""
+    with suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns
+    with suppress(AttributeError, ValueError, OSError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    return 80
 
 
 class Parser(argparse.ArgumentParser):
     """Parser of a command; an invalid command line ends with DVC's exit code."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
+
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with 254."""
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if choice:
+            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         self.print_usage(sys.stderr)
         self.exit(254, f"ERROR: {without_secrets(message)}\n")
 
     def runs(self, run: Callable[[argparse.Namespace], int]) -> None:
         """Make this parser a command that calls ``run``, with the options of all commands."""
         self.set_defaults(run=run)
-        self.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-        self.add_argument("-v", "--verbose", action="store_true", help="with a traceback when it fails")
+        self.add_argument("-q", "--quiet", action="store_true", help="print only errors")
+        self.add_argument("-v", "--verbose", action="store_true", help="print a traceback on failure")
 
     def commands(self, **commands: tuple[Callable[[argparse.Namespace], int], str]) -> dict[str, Parser]:
         """Add subcommands with their functions and descriptions, and return their parsers by name."""
@@ -48,11 +77,13 @@ def positive(text: str) -> int:
     return number
 
 
-def open_repo() -> Repo:
-    """Open the repository of the current folder."""
-    from dvkf_prefect.data.repo import Repo
+def open_repo(args: argparse.Namespace | None = None) -> Repo:
+    """Open the repository of the current folder, with ``--jobs`` and a progress bar unless ``--quiet``."""
+    from dvkf_prefect.repo import Repo
 
-    return Repo.open()
+    if args is None:
+        return Repo.open()
+    return Repo.open(jobs=getattr(args, "jobs", None), progress=progress_bar(args.quiet))
 
 
 def print_git_hint(repo: Repo) -> None:
@@ -84,10 +115,18 @@ def targets_of(repo: Repo, targets: Sequence[str]) -> list[str]:
     return typed
 
 
-def progress_bar(quiet: bool) -> Progress | None:
-    """Return a progress bar if standard error is a terminal, else None."""
+def model_and_version(text: str) -> tuple[str, str]:
+    """Split MODEL, MODEL@VERSION or MODEL#STAGE; the version is ``latest`` if none is given."""
+    match = re.fullmatch(r"([^@#]+)(?:@(.+)|(#.+))?", text)
+    return (match[1], match[2] or match[3] or "latest") if match else (text, "latest")
+
+
+def progress_bar(quiet: bool) -> Progress:
+    """Return a progress bar if standard error is a terminal, else one that nothing shows."""
     if quiet or not sys.stderr.isatty():
-        return None
+        from dvkf_prefect.data.progress import NO_PROGRESS
+
+        return NO_PROGRESS
     from dvkf_prefect.cli._progress import Bar
 
     return Bar()

@@ -6,8 +6,17 @@ import sys
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
+from dvkf_prefect.data.progress import Part
 from dvkf_prefect.text import printable
 
 
@@ -30,11 +39,13 @@ class Bar:
         self.finish()
         self._files = self._size = 0
         self._total, self._expected = files, size
+        self._parts: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[done]} files"),
+            TextColumn("{task.fields[done]}"),
             DownloadColumn(),
+            TransferSpeedColumn(),
             TimeRemainingColumn(),
             console=Console(file=self._stream),
             transient=True,
@@ -42,16 +53,23 @@ class Bar:
             redirect_stderr=False,
         )
         self._task = self._progress.add_task(
-            escape(printable(label)), total=size or None, done=f"0/{files}" if files else "0"
+            escape(printable(label)), total=size or None, done=f"0/{files} files" if files else "0 files"
         )
         self._progress.start()
 
-    def advance(self, files: int, size: int) -> None:
-        """Advance the bar by completed files and bytes."""
+    def expect(self, files: int, size: int) -> None:
+        """Change the expected number of files and bytes."""
+        self._total, self._expected = files, size
+        self.advance(0, 0)
+
+    def advance(self, files: int, size: int, part: Part | None = None) -> None:
+        """Advance the bar by completed files and bytes; each of several large files has a bar of its own."""
         if self._progress:
             self._files += files
             self._size += size
-            done = f"{self._files}/{self._total}" if self._total else str(self._files)
+            if part is not None and self._total != 1:
+                self._advance_part(self._progress, part, size, complete=files > 0)
+            done = f"{self._files}/{self._total} files" if self._total else f"{self._files} files"
             total: float | None = self._expected or None
             if self._total and self._files:
                 # Without a size, or beyond an estimate, extrapolate from the completed files.
@@ -59,8 +77,19 @@ class Bar:
                 total = guess if total is None or self._size > total else total
             self._progress.update(self._task, completed=self._size, total=total, done=done)
 
+    def _advance_part(self, progress: Progress, part: Part, size: int, *, complete: bool) -> None:
+        if complete:
+            task = self._parts.pop(part.name, None)
+            if task is not None:
+                progress.remove_task(task)
+            return
+        if part.name not in self._parts:
+            name = f"  {escape(printable(part.name))}"
+            self._parts[part.name] = progress.add_task(name, total=part.size or None, done="")
+        progress.advance(self._parts[part.name], size)
+
     def finish(self) -> None:
-        """Remove the bar."""
+        """Remove the bars."""
         if self._progress:
             self._progress.stop()
             self._progress = None

@@ -14,7 +14,6 @@ from dvkf_prefect.cli._common import (
     open_repo,
     positive,
     print_git_hint,
-    progress_bar,
     readable,
     targets_of,
 )
@@ -22,25 +21,25 @@ from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import DvkfError, OutputError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.verbs.checkout import Checkout
     from dvkf_prefect.data.verbs.diff import DiffEntry
+    from dvkf_prefect.repo import Repo
 
 
 def init_arguments(parser: Parser) -> None:
     """Describe ``dvkf init``."""
-    parser.add_argument("--no-scm", action="store_true", help="do without git")
+    parser.add_argument("--no-scm", action="store_true", help="initialize without git")
     parser.add_argument(
         "--subdir", action="store_true", help="allow a folder below the top of a git repository"
     )
     parser.add_argument(
-        "-f", "--force", action="store_true", help="set the settings of an existing repository anew"
+        "-f", "--force", action="store_true", help="reset the settings of an existing repository"
     )
 
 
 def init(args: argparse.Namespace) -> int:
     """Run ``dvkf init``."""
-    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.repo import Repo
 
     repo = Repo.init(no_scm=args.no_scm, subdir=args.subdir, force=args.force)
     if not args.quiet:
@@ -54,7 +53,7 @@ def add_arguments(parser: Parser) -> None:
     """Describe ``dvkf add``."""
     parser.add_argument("targets", nargs="+", metavar="PATH")
     parser.add_argument(
-        "--no-commit", action="store_true", help="record the content, do not store it in the cache"
+        "--no-commit", action="store_true", help="record the content without storing it in the cache"
     )
     from dvkf_prefect.cli.workspace import elsewhere_arguments
 
@@ -76,29 +75,26 @@ def add(args: argparse.Namespace) -> int:
 def commit_arguments(parser: Parser) -> None:
     """Describe ``dvkf commit``."""
     parser.add_argument("targets", nargs="*", metavar="TARGET")
-    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
+    parser.add_argument("-f", "--force", action="store_true", help="skip the confirmation")
 
 
 def commit(args: argparse.Namespace) -> int:
     """Run ``dvkf commit``."""
-    repo = open_repo()
+    repo = open_repo(args)
     targets = targets_of(repo, args.targets)
     if not args.force:
         changed = [change for change in repo.status(targets).changes if change.state == "modified"]
         if changed:
             names = ", ".join(change.path for change in changed)
             if not sys.stdin.isatty():
-                raise OutputError(f"{names} changed; use --force to record it without being asked")
+                raise OutputError(f"{names} changed. Use --force to record it without confirmation.")
             if input(f"{names} changed. Record the new content? [y/n] ").strip().lower() not in ("y", "yes"):
                 return 255
-    versions = repo.commit(targets, sources=args.force, progress=progress_bar(args.quiet))
-    from dvkf_prefect.pipeline.run.commit import commit_stages
-
-    stages = commit_stages(repo, targets)
+    done = repo.commit(targets, sources=args.force)
     if not args.quiet:
-        for version in versions:
+        for version in done.versions:
             say(f"{version.path}: {version.nfiles} file(s), {readable(version.size)}, {version.digest}")
-        for stage in stages:
+        for stage in done.stages:
             say(f"{stage}: recorded in dvc.lock")
     return 0
 
@@ -107,27 +103,27 @@ def status_arguments(parser: Parser) -> None:
     """Describe ``dvkf status``."""
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("-c", "--cloud", action="store_true", help="compare the cache with the remote")
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to compare with")
-    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="requests at once")
+    parser.add_argument("-r", "--remote", metavar="<name>", help="remote to compare with")
+    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="number of parallel requests")
     history_arguments(parser)
     choice_arguments(parser)
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="with --cloud: look at every file of directories that the remote has too",
+        help="check every file of the directories on the remote (with --cloud)",
     )
     parser.add_argument(
         "--no-updates",
         dest="check_updates",
         action="store_false",
-        help="do not ask where imports come from whether they changed",
+        help="skip the check for changed sources of imports",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def status(args: argparse.Namespace) -> int:
     """Run ``dvkf status``."""
-    repo = open_repo()
+    repo = open_repo(args)
     try:
         return _status(repo, targets_of(repo, args.targets), args)
     except DvkfError as error:
@@ -143,10 +139,12 @@ def _status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int
     choice = choice_of(args)
     if choice.history or args.jobs or args.deep:
         raise OutputError(
-            "--all-branches, --all-tags, --all-commits, --jobs and --deep are about a remote; pass --cloud too"
+            "--all-branches, --all-tags, --all-commits, --jobs and --deep apply to a remote. Pass --cloud too."
         )
     if targets and (choice.with_deps or choice.recursive):
-        targets = list(dict.fromkeys(output.path for output in repo.select(targets, choice).outputs))
+        from dvkf_prefect.data.repository.selection import select
+
+        targets = list(dict.fromkeys(output.path for output in select(repo, targets, choice).outputs))
         if not targets:
             print("Data and pipelines are up to date.")
             return 0
@@ -258,9 +256,7 @@ def _print_report(report: dict[str, list[Any]], reasons: dict[str, str]) -> None
 def _cloud_status(repo: Repo, targets: Sequence[str], args: argparse.Namespace) -> int:
     import json
 
-    states = repo.cloud_status(
-        targets, choice=choice_of(args), remote=args.remote, deep=args.deep, jobs=args.jobs
-    )
+    states = repo.cloud_status(targets, choice=choice_of(args), remote=args.remote, deep=args.deep)
     if args.quiet:
         return 1 if states else 0
     if args.json:
@@ -283,25 +279,24 @@ def print_checkout(changes: Checkout) -> None:
 def checkout_arguments(parser: Parser) -> None:
     """Describe ``dvkf checkout``."""
     parser.add_argument("targets", nargs="*", metavar="TARGET")
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
-    parser.add_argument("--allow-missing", action="store_true", help="pass over what the cache does not hold")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite content that has no other copy")
+    parser.add_argument("--allow-missing", action="store_true", help="skip data that is not in the cache")
     parser.add_argument(
-        "--relink", action="store_true", help="make unchanged files anew too, by the link type of cache.type"
+        "--relink", action="store_true", help="recreate unchanged files by the link type of cache.type"
     )
-    parser.add_argument("--summary", action="store_true", help="only count the changes")
+    parser.add_argument("--summary", action="store_true", help="print only the number of changes")
     choice_arguments(parser)
 
 
 def checkout(args: argparse.Namespace) -> int:
     """Run ``dvkf checkout``."""
-    repo = open_repo()
+    repo = open_repo(args)
     changes = repo.checkout(
         targets_of(repo, args.targets),
         choice=choice_of(args),
         force=args.force,
         allow_missing=args.allow_missing,
         relink=args.relink,
-        progress=progress_bar(args.quiet),
     )
     if args.summary:
         counts = [
@@ -321,13 +316,17 @@ def checkout(args: argparse.Namespace) -> int:
 
 def diff_arguments(parser: Parser) -> None:
     """Describe ``dvkf diff``."""
-    parser.add_argument("a_rev", nargs="?", default="HEAD", help="the older git revision (default: HEAD)")
-    parser.add_argument("b_rev", nargs="?", help="the newer one (default: the workspace)")
-    parser.add_argument("--targets", nargs="*", default=[], metavar="TARGET", help="only these outputs")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--md", dest="markdown", action="store_true", help="as a table in markdown")
-    parser.add_argument("--show-hash", action="store_true", help="with digests")
-    parser.add_argument("--hide-missing", action="store_true", help="without what is missing from the cache")
+    parser.add_argument("a_rev", nargs="?", default="HEAD", help="older git revision (default: HEAD)")
+    parser.add_argument("b_rev", nargs="?", help="newer git revision (default: the workspace)")
+    parser.add_argument(
+        "--targets", nargs="*", default=[], metavar="TARGET", help="outputs to compare (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--md", dest="markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--show-hash", action="store_true", help="print digests")
+    parser.add_argument(
+        "--hide-missing", action="store_true", help="omit data that is missing from the cache"
+    )
 
 
 def diff(args: argparse.Namespace) -> int:

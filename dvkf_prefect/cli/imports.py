@@ -22,9 +22,9 @@ from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.urls import public_url, without_secrets
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.repository.config import Config
     from dvkf_prefect.data.verbs.imports import Annotations, Import
+    from dvkf_prefect.repo import Repo
 
 T = TypeVar("T")
 
@@ -60,42 +60,54 @@ def _tried(what: str, action: Callable[[], T]) -> T | None:
 
 
 def _source_arguments(parser: Parser) -> None:
-    parser.add_argument("url", help="the repository: a folder or a git url")
-    parser.add_argument("path", help="a file or a directory in it, tracked by DVC or by git")
-    parser.add_argument("-o", "--out", nargs="?", metavar="<path>", help="where to put it")
-    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="a git revision of the repository")
-    parser.add_argument("--config", help="a configuration file over the repository's own")
-    parser.add_argument("--remote", help="the repository's remote to download from")
+    parser.add_argument("url", help="repository: a folder or a git URL")
+    parser.add_argument("path", help="file or directory in the repository, tracked by DVC or git")
+    parser.add_argument("-o", "--out", nargs="?", metavar="<path>", help="destination path")
+    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="git revision of the repository")
+    parser.add_argument("--config", help="configuration file that overrides the repository's own")
+    parser.add_argument("--remote", help="remote of the repository to download from")
     parser.add_argument(
-        "--remote-config", nargs="*", action=_Options, metavar="NAME=VALUE", help="options over that remote's"
+        "--remote-config",
+        nargs="*",
+        action=_Options,
+        metavar="NAME=VALUE",
+        help="options that override the remote's own",
     )
     _transfer_arguments(parser)
 
 
 def _transfer_arguments(parser: Parser) -> None:
-    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="transfers at once")
-    parser.add_argument("-f", "--force", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "-j", "--jobs", type=positive, metavar="<number>", help="number of parallel transfers"
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="replace an existing destination")
 
 
 def _fs_config_argument(parser: Parser) -> None:
     parser.add_argument(
-        "--fs-config", nargs="*", action=_Options, metavar="NAME=VALUE", help="options for the url"
+        "--fs-config",
+        nargs="*",
+        action=_Options,
+        metavar="NAME=VALUE",
+        help="options of the URL's filesystem",
     )
 
 
 def _import_arguments(parser: Parser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--no-exec", action="store_true", help="only write the .dvc file")
+    group.add_argument("--no-exec", action="store_true", help="write the .dvc file without a version or data")
     group.add_argument(
-        "--no-download", action="store_true", help="write the .dvc file with the version, but bring no data"
+        "--no-download",
+        action="store_true",
+        help="write the .dvc file and its version without downloading data",
     )
-    parser.add_argument("--desc", metavar="<text>", help="a description of the data")
-    parser.add_argument("--type", metavar="<str>", help="what kind of data it is")
+    parser.add_argument("--desc", metavar="<text>", help="description of the data")
+    parser.add_argument("--type", metavar="<str>", help="type of the data")
     parser.add_argument(
-        "--label", action="append", dest="labels", metavar="<str>", help="a word to find it by"
+        "--label", action="append", dest="labels", metavar="<str>", help="label of the data; repeatable"
     )
     parser.add_argument(
-        "--meta", nargs="*", action=_Options, metavar="NAME=VALUE", help="anything else to note of it"
+        "--meta", nargs="*", action=_Options, metavar="NAME=VALUE", help="further metadata of the data"
     )
 
 
@@ -109,7 +121,7 @@ def get_arguments(parser: Parser) -> None:
     """Describe ``dvkf get``."""
     _source_arguments(parser)
     parser.add_argument(
-        "--show-url", action="store_true", help="only print where the remote keeps it, and download nothing"
+        "--show-url", action="store_true", help="print the URL on the remote without downloading"
     )
 
 
@@ -149,8 +161,8 @@ def get(args: argparse.Namespace) -> int:
 
 def get_url_arguments(parser: Parser) -> None:
     """Describe ``dvkf get-url``."""
-    parser.add_argument("url", help="a path or a url; remote://name/path is one below a remote")
-    parser.add_argument("out", nargs="?", help="where to put it")
+    parser.add_argument("url", help="path or URL; remote://name/path is a path below a remote")
+    parser.add_argument("out", nargs="?", help="destination path")
     _transfer_arguments(parser)
     _fs_config_argument(parser)
 
@@ -177,9 +189,9 @@ def get_url(args: argparse.Namespace) -> int:
 
 def list_url_arguments(parser: Parser) -> None:
     """Describe ``dvkf list-url``."""
-    parser.add_argument("url", help="a path or a url; remote://name/path is one below a remote")
-    parser.add_argument("-R", "--recursive", action="store_true", help="list the files in folders too")
-    parser.add_argument("--size", action="store_true", help="with sizes")
+    parser.add_argument("url", help="path or URL; remote://name/path is a path below a remote")
+    parser.add_argument("-R", "--recursive", action="store_true", help="list the files in folders")
+    parser.add_argument("--size", action="store_true", help="print sizes")
     _fs_config_argument(parser)
 
 
@@ -219,38 +231,41 @@ def import_repo_arguments(parser: Parser) -> None:
 
 def import_repo(args: argparse.Namespace) -> int:
     """Run ``dvkf import``."""
-    from dvkf_prefect.data.verbs.imports import resolve_out
+    from dvkf_prefect.data.verbs.imports import ImportOptions, resolve_out
 
-    repo = open_repo()
+    repo = open_repo(args)
+    options = ImportOptions(
+        rev=args.rev,
+        force=args.force,
+        no_exec=args.no_exec,
+        no_download=args.no_download,
+        remote=args.remote,
+        remote_config=args.remote_config,
+        config=args.config,
+        annotations=_annotations(args),
+    )
     done = _tried(
         f"failed to import '{args.path}' from '{public_url(args.url)}'.",
         lambda: repo.import_(
             args.url,
             args.path,
             os.path.abspath(resolve_out(args.path, args.out)),
-            rev=args.rev,
-            force=args.force,
-            no_exec=args.no_exec,
-            no_download=args.no_download,
-            remote=args.remote,
-            remote_config=args.remote_config,
-            config=args.config,
-            annotations=_annotations(args),
-            jobs=args.jobs,
-            progress=progress_bar(args.quiet),
+            options=options,
         ),
     )
-    return _told(args, repo, [done], executed=not args.no_exec) if done else 1
+    return _print_done(args, repo, [done], executed=not args.no_exec) if done else 1
 
 
 def import_url_arguments(parser: Parser) -> None:
     """Describe ``dvkf import-url``."""
-    parser.add_argument("url", help="a path or a url; remote://name/path is one below a remote")
-    parser.add_argument("out", nargs="?", help="where to put it")
-    parser.add_argument("--to-remote", action="store_true", help="bring the data to a remote, not here")
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to bring it to")
+    parser.add_argument("url", help="path or URL; remote://name/path is a path below a remote")
+    parser.add_argument("out", nargs="?", help="destination path")
     parser.add_argument(
-        "--version-aware", action="store_true", help="record versions where the service keeps them"
+        "--to-remote", action="store_true", help="send the data to a remote instead of the workspace"
+    )
+    parser.add_argument("-r", "--remote", metavar="<name>", help="remote to send the data to")
+    parser.add_argument(
+        "--version-aware", action="store_true", help="record the version IDs of a service that keeps versions"
     )
     _transfer_arguments(parser)
     _fs_config_argument(parser)
@@ -259,44 +274,53 @@ def import_url_arguments(parser: Parser) -> None:
 
 def import_url(args: argparse.Namespace) -> int:
     """Run ``dvkf import-url``."""
-    from dvkf_prefect.data.verbs.imports import resolve_out
+    from dvkf_prefect.data.verbs.imports import ImportUrlOptions, resolve_out
 
-    repo = open_repo()
+    repo = open_repo(args)
+    options = ImportUrlOptions(
+        force=args.force,
+        no_exec=args.no_exec,
+        no_download=args.no_download,
+        to_remote=args.to_remote,
+        remote=args.remote,
+        version_aware=args.version_aware,
+        fs_config=args.fs_config,
+        annotations=_annotations(args),
+    )
     done = _tried(
         f"failed to import {public_url(args.url)}. You could also try downloading it manually, "
         "and adding it with `dvkf add`.",
         lambda: repo.import_url(
             args.url,
             os.path.abspath(resolve_out(args.url, args.out)),
-            force=args.force,
-            no_exec=args.no_exec,
-            no_download=args.no_download,
-            to_remote=args.to_remote,
-            remote=args.remote,
-            version_aware=args.version_aware,
-            fs_config=args.fs_config,
-            annotations=_annotations(args),
-            jobs=args.jobs,
-            progress=progress_bar(args.quiet),
+            options=options,
         ),
     )
-    return _told(args, repo, [done], executed=not args.no_exec) if done else 1
+    return _print_done(args, repo, [done], executed=not args.no_exec) if done else 1
 
 
 def update_arguments(parser: Parser) -> None:
     """Describe ``dvkf update``."""
     parser.add_argument("targets", nargs="+", metavar="TARGET", help=".dvc files of imports")
-    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="follow this git revision from now on")
-    parser.add_argument("-R", "--recursive", action="store_true", help="all imports below a folder")
-    parser.add_argument("--no-download", action="store_true", help="only write the .dvc files")
-    parser.add_argument("--to-remote", action="store_true", help="bring the data to a remote, not here")
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to bring it to")
-    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="transfers at once")
+    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="git revision to follow from now on")
+    parser.add_argument(
+        "-R", "--recursive", action="store_true", help="include all imports below target folders"
+    )
+    parser.add_argument(
+        "--no-download", action="store_true", help="write the .dvc files without downloading data"
+    )
+    parser.add_argument(
+        "--to-remote", action="store_true", help="send the data to a remote instead of the workspace"
+    )
+    parser.add_argument("-r", "--remote", metavar="<name>", help="remote to send the data to")
+    parser.add_argument(
+        "-j", "--jobs", type=positive, metavar="<number>", help="number of parallel transfers"
+    )
 
 
 def update(args: argparse.Namespace) -> int:
     """Run ``dvkf update``."""
-    repo = open_repo()
+    repo = open_repo(args)
     done = _tried(
         "failed update data",
         lambda: repo.update(
@@ -306,14 +330,14 @@ def update(args: argparse.Namespace) -> int:
             no_download=args.no_download,
             to_remote=args.to_remote,
             remote=args.remote,
-            jobs=args.jobs,
-            progress=progress_bar(args.quiet),
         ),
     )
-    return 1 if done is None else _told(args, repo, done)
+    return 1 if done is None else _print_done(args, repo, done)
 
 
-def _told(args: argparse.Namespace, repo: Repo, done: Sequence[Import], *, executed: bool = True) -> int:
+def _print_done(
+    args: argparse.Namespace, repo: Repo, done: Sequence[Import], *, executed: bool = True
+) -> int:
     """Print the imports and the ``git add`` command for them; return the exit code 0."""
     if args.quiet:
         return 0

@@ -27,9 +27,10 @@ from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.imports.external import ExternalRepo
-    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.upkeep.doctor import Check
     from dvkf_prefect.data.verbs.data_status import DataStatus
     from dvkf_prefect.data.verbs.ls import Listed, Node
+    from dvkf_prefect.repo import Repo
 
 _TITLES = {
     "not_in_cache": ("Not in cache", 'use "dvkf fetch <file>..." to download files'),
@@ -56,29 +57,29 @@ def data_arguments(parser: Parser) -> None:
     commands = parser.commands(
         status=(
             data_status,
-            "Show what changed: since the last commit, in the workspace, in cache and remote.",
+            "Show changes since the last commit, in the workspace, the cache and the remote.",
         )
     )
     status = commands["status"]
-    status.add_argument("targets", nargs="*", metavar="TARGET", help="only these paths")
-    status.add_argument("--json", action="store_true", help="as JSON")
-    status.add_argument("--granular", action="store_true", help="file by file, in directories too")
-    status.add_argument("--unchanged", action="store_true", help="with what did not change")
+    status.add_argument("targets", nargs="*", metavar="TARGET", help="paths to show (default: all)")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument("--granular", action="store_true", help="list each file of directories")
+    status.add_argument("--unchanged", action="store_true", help="include unchanged data")
     status.add_argument(
         "--untracked-files",
         choices=["no", "all"],
         default="no",
         const="all",
         nargs="?",
-        help="with files that neither git nor anybody tracks",
+        help="include files that neither git nor DVC tracks",
     )
-    status.add_argument("-r", "--remote", metavar="<name>", help="the remote of --not-in-remote")
-    status.add_argument("--not-in-remote", action="store_true", help="with what is not on the remote")
+    status.add_argument("-r", "--remote", metavar="<name>", help="remote of --not-in-remote")
+    status.add_argument("--not-in-remote", action="store_true", help="include data that is not on the remote")
     status.add_argument(
         "--no-remote-refresh",
         dest="remote_refresh",
         action="store_false",
-        help="go by what was found on the remote the last time",
+        help="use the last known listing of the remote",
     )
 
 
@@ -142,13 +143,17 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _source_arguments(parser: Parser) -> None:
-    parser.add_argument("url", help="the repository: a folder or a git url")
-    parser.add_argument("path", nargs="?", help="a file or folder in it")
-    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="a git revision")
-    parser.add_argument("--config", help="a configuration file over the repository's own")
-    parser.add_argument("--remote", help="the repository's remote to ask")
+    parser.add_argument("url", help="repository: a folder or a git URL")
+    parser.add_argument("path", nargs="?", help="file or folder in the repository")
+    parser.add_argument("--rev", nargs="?", metavar="<commit>", help="git revision")
+    parser.add_argument("--config", help="configuration file that overrides the repository's own")
+    parser.add_argument("--remote", help="remote of the repository to query")
     parser.add_argument(
-        "--remote-config", nargs="*", type=_pair, metavar="NAME=VALUE", help="options over that remote's"
+        "--remote-config",
+        nargs="*",
+        type=_pair,
+        metavar="NAME=VALUE",
+        help="options that override the remote's own",
     )
 
 
@@ -173,18 +178,18 @@ def _source(args: argparse.Namespace) -> Iterator[tuple[ExternalRepo, str, str]]
 def list_files_arguments(parser: Parser) -> None:
     """Describe ``dvkf list``."""
     _source_arguments(parser)
-    parser.add_argument("-R", "--recursive", action="store_true", help="the files in folders too")
-    parser.add_argument("-T", "--tree", action="store_true", help="as a tree")
-    parser.add_argument("-L", "--level", type=int, metavar="<depth>", help="only so many levels")
-    parser.add_argument("--dvc-only", action="store_true", help="only tracked data")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--size", action="store_true", help="with sizes")
-    parser.add_argument("--show-hash", action="store_true", help="with digests")
+    parser.add_argument("-R", "--recursive", action="store_true", help="list the files in folders")
+    parser.add_argument("-T", "--tree", action="store_true", help="print a tree")
+    parser.add_argument("-L", "--level", type=int, metavar="<depth>", help="maximum depth of levels")
+    parser.add_argument("--dvc-only", action="store_true", help="list only tracked data")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--size", action="store_true", help="print sizes")
+    parser.add_argument("--show-hash", action="store_true", help="print digests")
 
 
 def list_files(args: argparse.Namespace) -> int:
     """Run ``dvkf list``."""
-    from dvkf_prefect.data.verbs.ls import list_files, tree_of
+    from dvkf_prefect.data.verbs.ls import file_tree, list_files
 
     if args.tree and args.json:
         raise DvkfError("--tree and --json do not go together")
@@ -193,7 +198,7 @@ def list_files(args: argparse.Namespace) -> int:
     try:
         with _source(args) as (repo, path, _):
             if args.tree:
-                top = tree_of(repo, path, tracked_only=args.dvc_only, depth=args.level)
+                top = file_tree(repo, path, tracked_only=args.dvc_only, depth=args.level)
                 if args.path:
                     top = replace(top, listed=top.listed._replace(path=args.path))
                 rows = list(_tree_rows(top))
@@ -278,8 +283,10 @@ class _Painter:
 def du_arguments(parser: Parser) -> None:
     """Describe ``dvkf du``."""
     _source_arguments(parser)
-    parser.add_argument("-s", "--summarize", action="store_true", help="only the sum")
-    parser.add_argument("--max-depth", type=positive, default=1, metavar="<number>", help="levels shown")
+    parser.add_argument("-s", "--summarize", action="store_true", help="print only the total")
+    parser.add_argument(
+        "--max-depth", type=positive, default=1, metavar="<number>", help="maximum depth of levels"
+    )
 
 
 def du(args: argparse.Namespace) -> int:
@@ -303,10 +310,10 @@ def du(args: argparse.Namespace) -> int:
 def check_ignore_arguments(parser: Parser) -> None:
     """Describe ``dvkf check-ignore``."""
     parser.add_argument("targets", nargs="*", metavar="PATH")
-    parser.add_argument("-d", "--details", action="store_true", help="with the pattern that decides")
-    parser.add_argument("-a", "--all", action="store_true", help="with every pattern that decides")
+    parser.add_argument("-d", "--details", action="store_true", help="print the pattern that decides")
+    parser.add_argument("-a", "--all", action="store_true", help="print every pattern that matches")
     parser.add_argument(
-        "-n", "--non-matching", action="store_true", help="with paths that no pattern says anything about"
+        "-n", "--non-matching", action="store_true", help="include paths that match no pattern"
     )
     parser.add_argument("--stdin", action="store_true", help="read paths from standard input")
 
@@ -314,7 +321,7 @@ def check_ignore_arguments(parser: Parser) -> None:
 def check_ignore(args: argparse.Namespace) -> int:
     """Run ``dvkf check-ignore``."""
     for wrong, message in (
-        (not args.stdin and not args.targets, "name paths, or pass --stdin"),
+        (not args.stdin and not args.targets, "no paths. Name some, or pass --stdin."),
         (args.stdin and args.targets, "paths and --stdin do not go together"),
         (args.non_matching and not args.details, "--non-matching goes only with --details"),
         (args.all and not args.details, "--all goes only with --details"),
@@ -379,8 +386,13 @@ def version(args: argparse.Namespace) -> int:
 
 def doctor_arguments(parser: Parser) -> None:
     """Describe ``dvkf doctor``."""
-    parser.add_argument("--no-remote", action="store_true", help="do not ask the default remote")
-    parser.add_argument("--json", action="store_true", help="only the checks, as JSON")
+    parser.add_argument("--no-remote", action="store_true", help="skip the checks of the default remote")
+    parser.add_argument(
+        "--kubeflow",
+        action="store_true",
+        help="check Kubeflow Pipelines and the needs of the stages (DVKF_KUBEFLOW_HOST)",
+    )
+    parser.add_argument("--json", action="store_true", help="print only the checks, as JSON")
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -388,17 +400,19 @@ def doctor(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from dvkf_prefect import __version__
-    from dvkf_prefect.data.upkeep.doctor import Check, about, check_health
+    from dvkf_prefect.data.upkeep.doctor import Check, about
 
     repo: Repo | None = None
     checks: list[Check] = []
     try:
         with suppress(NotARepositoryError):
             repo = open_repo()
-            checks = check_health(repo, remote=not args.no_remote)
+            checks = repo.doctor(remote=not args.no_remote)
     except ConfigError as error:
         # Invalid settings are among the problems that the doctor reports.
         checks = [Check("settings", "fail", str(error), "correct the file")]
+    if args.kubeflow:
+        checks += _of_cluster(repo, write=not args.no_remote)
     if args.json:
         print(json.dumps([asdict(check) for check in checks]))
     elif not args.quiet:
@@ -409,3 +423,17 @@ def doctor(args: argparse.Namespace) -> int:
         for check in checks:
             say(f"\t{check}")
     return 1 if any(check.state == "fail" for check in checks) else 0
+
+
+def _of_cluster(repo: Repo | None, *, write: bool) -> list[Check]:
+    """Return the checks of the cluster that environment variables name."""
+    from dvkf_prefect.data.upkeep.doctor import Check
+    from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
+    from dvkf_prefect.kubeflow.doctor.doctor import check_cluster
+
+    settings = ClusterSettings.from_environment()
+    if settings is None:
+        return [
+            Check("address", "fail", "no server of Kubeflow Pipelines is named", "set DVKF_KUBEFLOW_HOST")
+        ]
+    return list(check_cluster(settings, repo, write=write))

@@ -8,13 +8,13 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
+from dvkf_prefect.cli._common import Parser, open_repo, positive, readable, targets_of
 from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.upkeep.gc import GarbageCollection, Scope
+    from dvkf_prefect.data.upkeep.gc import GarbageCollection, GcScope
+    from dvkf_prefect.repo import Repo
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -30,72 +30,76 @@ def _duration(text: str) -> float:
 def gc_arguments(parser: Parser) -> None:
     """Describe ``dvkf gc``."""
     switches = (
-        ("-w", "--workspace", "keep what the workspace uses"),
-        ("-a", "--all-branches", "keep what the tips of all branches use"),
-        ("-T", "--all-tags", "keep what all tags use"),
-        ("-A", "--all-commits", "keep what all commits use"),
+        ("-w", "--workspace", "keep objects of the workspace"),
+        ("-a", "--all-branches", "keep objects of the tips of all branches"),
+        ("-T", "--all-tags", "keep objects of all tags"),
+        ("-A", "--all-commits", "keep objects of all commits"),
     )
     for short, long, text in switches:
         parser.add_argument(short, long, action="store_true", help=text)
-    parser.add_argument("--rev", metavar="<commit>", help="keep what this revision uses")
+    parser.add_argument("--rev", metavar="<commit>", help="keep objects of this revision")
     parser.add_argument(
         "-n",
         "--num",
         type=int,
         metavar="<num>",
-        help="with --rev or -a: so many commits back from each, itself counted (1)",
+        help="number of commits to keep back from each of --rev or -a (default: 1, itself)",
     )
     parser.add_argument(
         "--date",
         metavar="<yyyy-mm-dd>",
-        help="keep what commits of this day and later use",
+        help="keep objects of commits of this date and later",
     )
     parser.add_argument(
-        "--all-experiments", action="store_true", help="keep what experiments saved by dvc use"
+        "--all-experiments", action="store_true", help="keep objects of experiments saved by dvc"
     )
     parser.add_argument(
         "--not-in-remote",
         action="store_true",
-        help="of what is used keep only what is not on the remote",
+        help="keep only used objects that are not on the remote",
     )
-    parser.add_argument("-c", "--cloud", action="store_true", help="remove from the remote too")
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote; otherwise the default one")
+    parser.add_argument("-c", "--cloud", action="store_true", help="remove objects from the remote too")
+    parser.add_argument(
+        "-r", "--remote", metavar="<name>", help="name of the remote (default: the default remote)"
+    )
     parser.add_argument(
         "--skip-failed",
         action="store_true",
-        help="do not keep what cannot be known, instead of refusing",
+        help="continue if objects in use cannot be determined, instead of refusing",
     )
-    parser.add_argument("-f", "--force", action="store_true", help="do not ask")
-    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="requests at once")
+    parser.add_argument("-f", "--force", action="store_true", help="skip the confirmation")
+    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="number of parallel requests")
     parser.add_argument(
         "-p",
         "--projects",
         nargs="*",
         default=[],
         metavar="<paths>",
-        help="keep what these repositories use too; for a cache or a remote that they share",
+        help="keep objects of these repositories, which share the cache or the remote",
     )
-    parser.add_argument("--dry", action="store_true", help="only say what would be removed")
+    parser.add_argument(
+        "--dry", action="store_true", help="print the objects that would be removed, and remove none"
+    )
     parser.add_argument(
         "--grace",
         type=_duration,
         metavar="<duration>",
-        help="keep what is younger than this, such as 90s, 15m, 2h or 7d "
+        help="keep objects younger than this, such as 90s, 15m, 2h or 7d "
         "(1h on a remote and in a cache outside the repository)",
     )
-    parser.add_argument("--run-cache", action="store_true", help="keep what the run cache names too")
+    parser.add_argument("--run-cache", action="store_true", help="keep objects that the run cache names")
     parser.add_argument(
         "--assume-unshared",
         action="store_true",
-        help="nobody else uses the cache or, with -c, the remote, whatever is found there",
+        help="assert that no other repository uses the cache or, with -c, the remote",
     )
 
 
 def gc(args: argparse.Namespace) -> int:
     """Run ``dvkf gc``."""
-    from dvkf_prefect.data.upkeep.gc import Scope
+    from dvkf_prefect.data.upkeep.gc import GcOptions, GcScope
 
-    scope = Scope(
+    scope = GcScope(
         workspace=args.workspace,
         all_branches=args.all_branches,
         all_tags=args.all_tags,
@@ -115,30 +119,31 @@ def gc(args: argparse.Namespace) -> int:
         # DVC ends with this code, not with that of an invalid configuration.
         print(f"ERROR: {own_lines(str(error))}", file=sys.stderr)
         return 255
-    repo = open_repo()
+    repo = open_repo(args)
     if not args.quiet:
         say(f"WARNING: {_warning(args, scope, repo)}", stream=sys.stderr)
     if not (args.dry or args.force) and not _confirmed():
         return 1
     collected = repo.gc(
         scope,
-        cloud=args.cloud,
-        remote=args.remote,
-        projects=args.projects,
-        jobs=args.jobs,
-        dry_run=args.dry,
-        not_in_remote=args.not_in_remote,
-        skip_failed=args.skip_failed,
-        run_cache=args.run_cache,
-        grace=args.grace,
-        assume_unshared=args.assume_unshared,
+        GcOptions(
+            cloud=args.cloud,
+            remote=args.remote,
+            projects=args.projects,
+            dry_run=args.dry,
+            not_in_remote=args.not_in_remote,
+            skip_failed=args.skip_failed,
+            run_cache=args.run_cache,
+            grace=args.grace,
+            assume_unshared=args.assume_unshared,
+        ),
     )
     if not args.quiet:
         _print_collection(collected)
     return 0
 
 
-def _warning(args: argparse.Namespace, scope: Scope, repo: Repo) -> str:
+def _warning(args: argparse.Namespace, scope: GcScope, repo: Repo) -> str:
     """Return DVC's warning on the data that will be kept."""
     num = scope.num or (1 if scope.rev else None)
     kept = ["the workspace"]
@@ -168,13 +173,16 @@ def _warning(args: argparse.Namespace, scope: Scope, repo: Repo) -> str:
     else:
         text += " of the current repo."
     if not repo.cache.root.is_relative_to(repo.dvc_dir):
-        text += f"\nThe cache is {repo.cache.root}; name other repositories that use it with -p."
+        text += f"\nThe cache is {repo.cache.root}. Name other repositories that use it with -p."
     return text
 
 
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
-        print("ERROR: there is nobody to ask; pass -f to remove without asking, or --dry", file=sys.stderr)
+        print(
+            "ERROR: no terminal for the confirmation. Pass -f to remove without confirmation, or --dry.",
+            file=sys.stderr,
+        )
         return False
     while True:
         try:
@@ -213,31 +221,33 @@ def _print_collection(collected: GarbageCollection) -> None:
 def verify_arguments(parser: Parser) -> None:
     """Describe ``dvkf verify``."""
     parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument("-c", "--cloud", action="store_true", help="check the remote instead of the cache")
     parser.add_argument(
-        "-c", "--cloud", action="store_true", help="check what the remote holds, instead of the cache"
+        "-r", "--remote", metavar="<name>", help="name of the remote (default: the default remote)"
     )
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote; otherwise the default one")
-    parser.add_argument("--repair", action="store_true", help="put good copies in the places of bad ones")
-    parser.add_argument("-a", "--all-branches", action="store_true", help="of the tips of all branches too")
-    parser.add_argument("-T", "--all-tags", action="store_true", help="of all tags too")
-    parser.add_argument("-A", "--all-commits", action="store_true", help="of all commits too")
-    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="objects at once")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--repair", action="store_true", help="replace damaged objects by good copies")
+    parser.add_argument("-a", "--all-branches", action="store_true", help="include the tips of all branches")
+    parser.add_argument("-T", "--all-tags", action="store_true", help="include all tags")
+    parser.add_argument("-A", "--all-commits", action="store_true", help="include all commits")
+    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="number of parallel checks")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def verify(args: argparse.Namespace) -> int:
     """Run ``dvkf verify``."""
-    repo = open_repo()
+    from dvkf_prefect.data.upkeep.verify import VerifyOptions
+
+    repo = open_repo(args)
     found = repo.verify(
         targets_of(repo, args.targets),
-        cloud=args.cloud,
-        remote=args.remote,
-        repair=args.repair,
-        all_branches=args.all_branches,
-        all_tags=args.all_tags,
-        all_commits=args.all_commits,
-        jobs=args.jobs,
-        progress=progress_bar(args.quiet),
+        VerifyOptions(
+            cloud=args.cloud,
+            remote=args.remote,
+            repair=args.repair,
+            all_branches=args.all_branches,
+            all_tags=args.all_tags,
+            all_commits=args.all_commits,
+        ),
     )
     if args.json:
         import json
@@ -249,6 +259,6 @@ def verify(args: argparse.Namespace) -> int:
             say(f"{'repaired, was ' if problem.repaired else ''}{problem}")
     if not args.quiet:
         repaired = sum(problem.repaired for problem in found.problems)
-        wrong = f"{len(found.problems)} problem(s), {repaired} repaired" if found.problems else "all are good"
+        wrong = f"{len(found.problems)} problem(s), {repaired} repaired" if found.problems else "no problems"
         say(f"{found.objects} objects checked ({readable(found.size)}): {wrong}.")
     return 0 if found else 1

@@ -13,8 +13,8 @@ from dvkf_prefect.cli._common import Parser, open_repo
 from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.pipeline.report.metrics import MetricChange, Reading
+    from dvkf_prefect.repo import Repo
 
 _PRECISION = 5
 
@@ -26,39 +26,42 @@ def metrics_arguments(parser: Parser) -> None:
         diff=(metrics_diff, "Compare the metrics of two versions."),
     )
     show = commands["show"]
-    show.add_argument("targets", nargs="*", metavar="PATH", help="only these files or folders")
+    show.add_argument("targets", nargs="*", metavar="PATH", help="files or folders to show (default: all)")
     history_arguments(show)
     _diff_arguments(commands["diff"], "metric")
     for command in (show, commands["diff"]):
         command.add_argument(
-            "-R", "--recursive", action="store_true", help="a target that is a folder means all files in it"
+            "-R", "--recursive", action="store_true", help="include all files in target folders"
         )
         command.add_argument(
-            "--precision", type=int, metavar="<n>", help=f"digits after the point (default: {_PRECISION})"
+            "--precision",
+            type=int,
+            metavar="<n>",
+            help=f"digits after the decimal point (default: {_PRECISION})",
         )
-        command.add_argument("--json", action="store_true", help="as JSON")
-        command.add_argument("--md", dest="markdown", action="store_true", help="as a table in markdown")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument("--md", dest="markdown", action="store_true", help="print a Markdown table")
 
 
 def params_arguments(parser: Parser) -> None:
     """Describe ``dvkf params``."""
     diff = parser.commands(diff=(params_diff, "Compare the parameters of two versions."))["diff"]
     _diff_arguments(diff, "parameter")
-    diff.add_argument("--deps", action="store_true", help="only those that stages depend on")
-    diff.add_argument("--json", action="store_true", help="as JSON")
-    diff.add_argument("--md", dest="markdown", action="store_true", help="as a table in markdown")
+    diff.add_argument("--deps", action="store_true", help="compare only parameters that stages depend on")
+    diff.add_argument("--json", action="store_true", help="print JSON")
+    diff.add_argument("--md", dest="markdown", action="store_true", help="print a Markdown table")
 
 
 def _diff_arguments(parser: Parser, what: str) -> None:
-    parser.add_argument("a_rev", nargs="?", default="HEAD", help="the older git revision (default: HEAD)")
+    parser.add_argument("a_rev", nargs="?", default="HEAD", help="older git revision (default: HEAD)")
     parser.add_argument(
-        "b_rev", nargs="?", default="workspace", help="the newer one (default: the workspace)"
+        "b_rev", nargs="?", default="workspace", help="newer git revision (default: the workspace)"
     )
     parser.add_argument(
-        "--targets", nargs="*", default=[], metavar="<paths>", help=f"only these {what} files"
+        "--targets", nargs="*", default=[], metavar="<paths>", help=f"{what} files to compare (default: all)"
     )
-    parser.add_argument("--all", action="store_true", help="also those that did not change")
-    parser.add_argument("--no-path", action="store_true", help="without the path of the file")
+    parser.add_argument("--all", action="store_true", help="include unchanged values")
+    parser.add_argument("--no-path", action="store_true", help="omit the path of the file")
 
 
 def metrics_show(args: argparse.Namespace) -> int:

@@ -6,21 +6,22 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dvkf_prefect.cli._common import Parser, open_repo, positive, print_git_hint, targets_of
 from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.formats.files import PIPELINE_FILE
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.errors import DvkfError
     from dvkf_prefect.formats.dvcyaml import Stage
+    from dvkf_prefect.kubeflow.cluster.runner import StartedRun, TaskEvent
     from dvkf_prefect.pipeline.plan.why import Decision, Reason
     from dvkf_prefect.pipeline.run.dvc_files import SourceEvent
     from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
     from dvkf_prefect.pipeline.step.runner import Runner
+    from dvkf_prefect.repo import Repo
 
 
 def repro_arguments(parser: Parser) -> None:
@@ -32,23 +33,23 @@ def repro_arguments(parser: Parser) -> None:
         help="stages, outputs, dvc.yaml or .dvc files (default: dvc.yaml)",
     )
     for flags, text in (
-        (("-f", "--force"), "run stages even when nothing changed"),
-        (("-i", "--interactive"), "ask before each stage"),
-        (("-s", "--single-item"), "only the stages named, not what they need"),
-        (("-p", "--pipeline"), "all stages that are connected with those named"),
-        (("-P", "--all-pipelines"), "every dvc.yaml of the repository"),
-        (("-R", "--recursive"), "a target that is a folder means all stages in it"),
-        (("--downstream",), "the stages named and all that need them"),
-        (("--force-downstream",), "run all that need a stage that ran"),
-        (("--pull",), "bring what is missing, and runs that are known, from the remote"),
-        (("--allow-missing",), "data that is missing is no reason to run"),
-        (("--dry",), "only say what would run, and why"),
-        (("--glob",), "names of stages are patterns"),
-        (("--no-commit",), "do not store outputs in the cache"),
-        (("--no-run-cache",), "run even what an equal run is known of"),
+        (("-f", "--force"), "run stages even if nothing changed"),
+        (("-i", "--interactive"), "confirm each stage"),
+        (("-s", "--single-item"), "run only the named stages, without their dependencies"),
+        (("-p", "--pipeline"), "run all stages connected with the named ones"),
+        (("-P", "--all-pipelines"), "run the stages of every dvc.yaml in the repository"),
+        (("-R", "--recursive"), "run all stages in target folders"),
+        (("--downstream",), "run the named stages and all that depend on them"),
+        (("--force-downstream",), "run every stage that depends on a stage that ran"),
+        (("--pull",), "download missing data and known runs from the remote"),
+        (("--allow-missing",), "skip unchanged stages whose data is missing"),
+        (("--dry",), "print the stages that would run, and the reasons, without running them"),
+        (("--glob",), "treat names of stages as patterns"),
+        (("--no-commit",), "run without storing outputs in the cache"),
+        (("--no-run-cache",), "run stages even if an equal run is known"),
         (
             ("--hermetic",),
-            "run each stage in a clean folder with just what it declares, not in the workspace",
+            "run each stage in a clean folder with only its declared dependencies",
         ),
     ):
         parser.add_argument(*flags, action="store_true", help=text)
@@ -59,21 +60,21 @@ def repro_arguments(parser: Parser) -> None:
         const="keep-going",
         default="fail",
         dest="on_error",
-        help="when a stage fails, go on with those that do not need it",
+        help="on a failure, run the stages that do not depend on the failed one",
     )
     parser.add_argument(
         "--ignore-errors",
         action="store_const",
         const="ignore",
         dest="on_error",
-        help="when a stage fails, go on as if it had not",
+        help="on a failure, continue as if the stage had succeeded",
     )
     parser.add_argument(
         "-j",
         "--jobs",
         type=positive,
         metavar="<number>",
-        help="stages at once (default: 1 in the workspace, else 2)",
+        help="number of parallel stages (default: 1 in the workspace, else 2)",
     )
     parser.add_argument(
         "--runner",
@@ -84,15 +85,34 @@ def repro_arguments(parser: Parser) -> None:
     )
 
 
+def run_arguments(parser: Parser) -> None:
+    """Describe ``dvkf run``."""
+    parser.add_argument("targets", nargs=1, metavar="STAGE", help="stage to run, even if nothing changed")
+    for flags, text in (
+        (("--pull",), "download its missing inputs from the remote"),
+        (("--no-commit",), "run without storing its outputs in the cache"),
+        (("--hermetic",), "run it in a clean folder with only its declared dependencies"),
+    ):
+        parser.add_argument(*flags, action="store_true", help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``dvkf run``: `repro` of a single stage by force."""
+    defaults = Parser()
+    repro_arguments(defaults)
+    chosen = defaults.parse_args(["--single-item", "--force", "--no-run-cache"])
+    return repro(argparse.Namespace(**{**vars(chosen), **vars(args)}))
+
+
 def repro(args: argparse.Namespace) -> int:
     """Run ``dvkf repro``."""
-    from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+    from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
     from dvkf_prefect.pipeline.run import repro as stages
 
     repo = open_repo()
     whole = args.all_pipelines
     targets = [] if whole else targets_of(repo, args.targets or [PIPELINE_FILE])
-    scope = Scope(
+    expansion = Expansion(
         single_item=args.single_item and not (whole or args.pipeline),
         pipeline=args.pipeline,
         downstream=args.downstream and not (whole or args.pipeline),
@@ -113,30 +133,31 @@ def repro(args: argparse.Namespace) -> int:
         rehearsed = rehearse(
             repo,
             targets,
-            scope=scope,
+            expansion=expansion,
             rules=rules,
             on_error=args.on_error,
-            on_decision=screen.tell_decision,
-            on_failure=screen.tell_failure,
-            on_source=screen.tell_source,
+            on_decision=screen.show_decision,
+            on_failure=screen.show_failure,
+            on_source=screen.show_source,
         )
         return screen.end(rehearsed)
     screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, echoes=args.runner == "local")
     jobs = args.jobs or (2 if args.hermetic or args.runner != "local" else 1)
-    with _runner(repo, args.runner, in_place=not args.hermetic) as runner:
+    show = None if args.quiet else screen.show_task
+    with _runner(repo, args.runner, in_place=not args.hermetic, quiet=args.quiet, on_event=show) as runner:
         result = stages.repro(
             repo,
             targets,
             runner=runner,
-            scope=scope,
+            expansion=expansion,
             rules=rules,
             on_error=args.on_error,
             commit=not args.no_commit,
             jobs=1 if args.interactive else jobs,
             raise_failures=False,
             confirm=_confirm if args.interactive or repo.config.get("core", "interactive") else None,
-            on_event=screen.tell,
-            on_source=screen.tell_source,
+            on_event=screen.show_event,
+            on_source=screen.show_source,
         )
     return screen.end(result)
 
@@ -153,14 +174,21 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
             runner=runner,
             single_item=True,
             raise_failures=False,
-            on_event=screen.tell,
+            on_event=screen.show_event,
         )
     if not (result.failed or quiet):
         print_git_hint(repo)
     return 255 if result.failed else 0
 
 
-def _runner(repo: Repo, name: str, *, in_place: bool = True) -> Runner:
+def _runner(
+    repo: Repo,
+    name: str,
+    *,
+    in_place: bool = True,
+    quiet: bool = False,
+    on_event: Callable[[TaskEvent], None] | None = None,
+) -> Runner:
     if name == "kubeflow":
         from dvkf_prefect.errors import ConfigError
         from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
@@ -168,12 +196,13 @@ def _runner(repo: Repo, name: str, *, in_place: bool = True) -> Runner:
         settings = ClusterSettings.from_environment()
         if settings is None:
             raise ConfigError(
-                "no cluster for --runner kubeflow: DVKF_KUBEFLOW_HOST is not set. Set it to the address of Kubeflow "
-                "Pipelines, or use --runner kubeflow-local for KFP's local runner"
+                "no cluster for --runner kubeflow: DVKF_KUBEFLOW_HOST is not set. Set it to the address of "
+                "Kubeflow Pipelines, or use --runner kubeflow-local for KFP's local runner."
             )
         from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 
-        return KfpClusterRunner(repo, settings, fetch=True)
+        on_run = None if quiet else _show_run
+        return KfpClusterRunner(repo, settings, fetch=True, on_event=on_event, on_run=on_run)
     if name == "kubeflow-local":
         from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 
@@ -181,6 +210,10 @@ def _runner(repo: Repo, name: str, *, in_place: bool = True) -> Runner:
     from dvkf_prefect.pipeline.step.runner import LocalRunner
 
     return LocalRunner(in_place=in_place)
+
+
+def _show_run(run: StartedRun) -> None:
+    say(str(run), flush=True)
 
 
 def _confirm(stage: Stage) -> bool:
@@ -226,6 +259,7 @@ class _Screen:
         self._changed = False
         self._ran = False
         self._running: list[str] = []
+        self._logged: set[str] = set()
 
     def _say(self, *lines: str) -> None:
         if not self._quiet:
@@ -233,7 +267,16 @@ class _Screen:
                 say(line)
             sys.stdout.flush()
 
-    def tell_source(self, event: SourceEvent) -> None:
+    def show_task(self, event: TaskEvent) -> None:
+        """Print new lines of the log of a stage on a cluster, and why its pod does not start."""
+        name = _name(self._repo, event.stage)
+        if event.state == "LOG":
+            self._logged.add(event.stage)
+            self._say(*(f"{name} | {line}" for line in event.message.split("\n")))
+        elif event.state == "WAITING":
+            say(f"WARNING: {event}", stream=sys.stderr, flush=True)
+
+    def show_source(self, event: SourceEvent) -> None:
         """Print the state of a `.dvc` file."""
         self._changed |= event.action != "skip"
         would = "would be " if self._dry else ""
@@ -248,7 +291,7 @@ class _Screen:
         }
         self._say(f"'{os.path.relpath(self._repo.root / event.source)}'{said[event.action]}")
 
-    def tell_decision(self, stage: Stage, decision: Decision) -> None:
+    def show_decision(self, stage: Stage, decision: Decision) -> None:
         """Print the planned action for a stage."""
         from dvkf_prefect.pipeline.run.events import StageEvent
 
@@ -260,15 +303,15 @@ class _Screen:
                 _because(decision.reasons),
             )
         else:
-            self.tell(StageEvent(stage.address, decision.action, decision.reasons, frozen=stage.frozen))
+            self.show_event(StageEvent(stage.address, decision.action, decision.reasons, frozen=stage.frozen))
 
-    def tell_failure(self, stage: Stage, error: DvkfError) -> None:
+    def show_failure(self, stage: Stage, error: DvkfError) -> None:
         """Print the expected failure of a stage."""
         from dvkf_prefect.pipeline.run.events import StageEvent
 
-        self.tell(StageEvent(stage.address, "fail", message=str(error)))
+        self.show_event(StageEvent(stage.address, "fail", message=str(error)))
 
-    def tell(self, event: StageEvent) -> None:
+    def show_event(self, event: StageEvent) -> None:
         """Print an event of a stage."""
         name = _name(self._repo, event.stage)
         match event.kind:
@@ -293,7 +336,7 @@ class _Screen:
                 )
             case "done":
                 self._forget(name)
-                if event.log_tail and not self._echoes:
+                if event.log_tail and not self._echoes and event.stage not in self._logged:
                     self._say(*event.log_tail.rstrip("\n").split("\n"))
                 for warning in () if self._quiet else event.warnings:
                     say(f"WARNING: {warning}", stream=sys.stderr, flush=True)
@@ -322,7 +365,7 @@ class _Screen:
                 for addresses in (result.failed, result.blocked)
             )
             if blocked:
-                say(f"WARNING: not come to: {blocked}", stream=sys.stderr)
+                say(f"WARNING: not run: {blocked}", stream=sys.stderr)
             segment = "stages: " if len(result.failed) > 1 else ""
             say(f"ERROR: failed to reproduce {segment}{names}", stream=sys.stderr)
             return 255
@@ -331,92 +374,3 @@ class _Screen:
         changed = self._changed or any(d.action != "skip" or d.reasons for d in result.decisions)
         _end(self._quiet, changed and not result.failed)
         return 0
-
-
-def _registry() -> Any:
-    from dvkf_prefect.models.registry import ModelRegistry
-
-    return ModelRegistry(open_repo())
-
-
-def model_arguments(parser: Parser) -> None:
-    """Describe ``dvkf model``."""
-    commands = parser.commands(
-        register=(model_register, "Register a version of a model from a commit."),
-        list=(model_list, "List the registered versions."),
-        show=(model_show, "Show one version."),
-        assign=(model_assign, "Assign a version to a stage, such as prod."),
-        rollback=(model_rollback, "Assign a stage to the version that held it before."),
-    )
-    register = commands["register"]
-    register.add_argument("name", help="an artifact of dvc.yaml")
-    register.add_argument("rev", nargs="?", default="HEAD", help="the commit (default: HEAD)")
-    register.add_argument(
-        "--version", dest="model_version", metavar="<vX.Y.Z>", help="otherwise the next one"
-    )
-    register.add_argument("-m", "--message", default="", help="what is new in it")
-    commands["list"].add_argument("name", nargs="?")
-    show = commands["show"]
-    show.add_argument("name")
-    show.add_argument("which", nargs="?", default="latest", help="a version, #stage, or latest (default)")
-    for command in (commands["list"], show):
-        command.add_argument("--json", action="store_true", help="as JSON")
-    assign = commands["assign"]
-    assign.add_argument("name")
-    assign.add_argument("model_version", metavar="version")
-    assign.add_argument("stage")
-    rollback = commands["rollback"]
-    rollback.add_argument("name")
-    rollback.add_argument("stage")
-
-
-def model_register(args: argparse.Namespace) -> int:
-    """Run ``dvkf model register``."""
-    version = _registry().register(args.name, version=args.model_version, rev=args.rev, message=args.message)
-    say(f"{version.name} {version.version}: {version.path} ({version.digest}) of commit {version.rev[:7]}")
-    return 0
-
-
-def model_list(args: argparse.Namespace) -> int:
-    """Run ``dvkf model list``."""
-    versions = _registry().list(args.name)
-    if args.json:
-        import json
-
-        print(json.dumps([version.as_dict() for version in versions]))
-        return 0
-    for version in versions:
-        stages = " ".join(f"#{stage}" for stage in version.stages)
-        say(
-            f"{version.name}\t{version.version}\t{version.rev[:7]}\t{version.created:%Y-%m-%d %H:%M}\t{stages}".rstrip()
-        )
-    return 0
-
-
-def model_show(args: argparse.Namespace) -> int:
-    """Run ``dvkf model show``."""
-    version = _registry().show(args.name, args.which)
-    values = version.as_dict()
-    if args.json:
-        import json
-
-        print(json.dumps(values))
-        return 0
-    for key, value in values.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        say(f"{key + ':':<12}{text}")
-    return 0
-
-
-def model_assign(args: argparse.Namespace) -> int:
-    """Run ``dvkf model assign``."""
-    version = _registry().assign(args.name, args.model_version, args.stage)
-    say(f"{version.name} #{args.stage} is {version.version}")
-    return 0
-
-
-def model_rollback(args: argparse.Namespace) -> int:
-    """Run ``dvkf model rollback``."""
-    version = _registry().rollback(args.name, args.stage)
-    say(f"{version.name} #{args.stage} is {version.version} again")
-    return 0

@@ -13,9 +13,9 @@ from dvkf_prefect.cli._common import Parser, open_repo
 from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.errors import ConfigError
     from dvkf_prefect.pipeline.report.plots import Plot
+    from dvkf_prefect.repo import Repo
 
 _PROPS = ("template", "x", "y", "x_label", "y_label", "title", "header")
 
@@ -24,30 +24,34 @@ def plots_arguments(parser: Parser) -> None:
     """Describe ``dvkf plots``."""
     commands = parser.commands(
         show=(plots_show, "Draw plots of the workspace."),
-        diff=(plots_diff, "Draw plots of several versions over each other."),
+        diff=(plots_diff, "Draw plots of several versions in one picture each."),
         templates=(plots_templates, "List the templates that come with DVC, or show one."),
     )
     show, diff = commands["show"], commands["diff"]
-    show.add_argument("targets", nargs="*", metavar="PATH", help="only these files or plots of dvc.yaml")
-    diff.add_argument("--targets", nargs="*", metavar="<paths>", help="only these files or plots of dvc.yaml")
+    show.add_argument(
+        "targets", nargs="*", metavar="PATH", help="files or plots of dvc.yaml to draw (default: all)"
+    )
+    diff.add_argument(
+        "--targets", nargs="*", metavar="<paths>", help="files or plots of dvc.yaml to draw (default: all)"
+    )
     diff.add_argument(
         "revisions", nargs="*", help="git revisions (default: the last commit and the workspace)"
     )
     for command in (show, diff):
         _drawing_arguments(command)
-    commands["templates"].add_argument("template", nargs="?", help="the template to show as JSON")
+    commands["templates"].add_argument("template", nargs="?", help="template to print as JSON")
 
 
 def _drawing_arguments(parser: Parser) -> None:
     for flags, metavar, text in (
-        (("-t", "--template"), "<path>", "a template's name, or its file"),
-        (("-x",), "<field>", "the field of the x axis"),
-        (("-y",), "<field>", "the field of the y axis"),
-        (("--title",), "<text>", "the plot's title"),
-        (("--x-label",), "<text>", "what stands at the x axis"),
-        (("--y-label",), "<text>", "what stands at the y axis"),
-        (("-o", "--out"), "<path>", "the folder to write to (default: dvc_plots)"),
-        (("--html-template",), "<path>", "the page's HTML, with {plot_divs} in it"),
+        (("-t", "--template"), "<path>", "name or file of a template"),
+        (("-x",), "<field>", "field of the x axis"),
+        (("-y",), "<field>", "field of the y axis"),
+        (("--title",), "<text>", "title of the plot"),
+        (("--x-label",), "<text>", "label of the x axis"),
+        (("--y-label",), "<text>", "label of the y axis"),
+        (("-o", "--out"), "<path>", "output folder (default: dvc_plots)"),
+        (("--html-template",), "<path>", "HTML template of the page, with {plot_divs} in it"),
     ):
         parser.add_argument(*flags, metavar=metavar, help=text)
     parser.add_argument(
@@ -55,9 +59,9 @@ def _drawing_arguments(parser: Parser) -> None:
         dest="header",
         action="store_false",
         default=None,
-        help="tables have no line that names the columns",
+        help="read tables without a header line",
     )
-    parser.add_argument("--show-vega", action="store_true", help="print a plot in Vega-Lite's JSON")
+    parser.add_argument("--show-vega", action="store_true", help="print a plot as Vega-Lite JSON")
     parser.add_argument("--json", action="store_true", help="print all plots as JSON")
     parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--png", action="store_true", help="write pictures instead of a page")

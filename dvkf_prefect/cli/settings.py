@@ -29,16 +29,16 @@ def remote_arguments(parser: Parser) -> None:
         modify=(remote_modify, "Set or unset an option of a remote."),
         list=(remote_list, "List the remotes."),
         remove=(remote_remove, "Remove a remote."),
-        rename=(remote_rename, "Give a remote another name."),
+        rename=(remote_rename, "Rename a remote."),
     )
     add = commands["add"]
     add.add_argument("name")
-    add.add_argument("url", help="a folder or a url: s3://, gs://, azure://, ssh://, http(s)://, …")
-    add.add_argument("-d", "--default", action="store_true", help="make it the default one")
-    add.add_argument("-f", "--force", action="store_true", help="replace a remote of that name")
+    add.add_argument("url", help="folder or URL: s3://, gs://, azure://, ssh://, http(s)://, …")
+    add.add_argument("-d", "--default", action="store_true", help="make it the default remote")
+    add.add_argument("-f", "--force", action="store_true", help="replace an existing remote of that name")
     default = commands["default"]
     default.add_argument("name", nargs="?")
-    default.add_argument("-u", "--unset", action="store_true", help="have no default remote")
+    default.add_argument("-u", "--unset", action="store_true", help="unset the default remote")
     modify = commands["modify"]
     modify.add_argument("name")
     modify.add_argument("option")
@@ -46,7 +46,7 @@ def remote_arguments(parser: Parser) -> None:
     modify.add_argument("-u", "--unset", action="store_true", help="remove the option")
     commands["remove"].add_argument("name")
     commands["rename"].add_argument("name")
-    commands["rename"].add_argument("new", help="its new name")
+    commands["rename"].add_argument("new", help="new name of the remote")
     for command in commands.values():
         level_arguments(command)
 
@@ -56,7 +56,7 @@ def level_arguments(parser: Parser) -> None:
     group = parser.add_mutually_exclusive_group()
     for name, level in (("global", "global"), ("system", "system"), ("project", "repo"), ("local", "local")):
         group.add_argument(
-            f"--{name}", dest="level", action="store_const", const=level, help=f"the {name} configuration"
+            f"--{name}", dest="level", action="store_const", const=level, help=f"use the {name} configuration"
         )
 
 
@@ -95,7 +95,9 @@ def remote_list(args: argparse.Namespace) -> int:
     default = values["core"].get("remote")
     for name, options in values["remote"].items():
         if "url" not in options:
-            raise ConfigError(f"remote '{name}' has no url; set one with `dvkf remote modify {name} url URL`")
+            raise ConfigError(
+                f"remote '{name}' has no url. Set one with `dvkf remote modify {name} url URL`."
+            )
         mark = "\t(default)" if name == default else ""
         # DVC prints blanks for tabs.
         url = str(options["url"])
@@ -119,7 +121,7 @@ def remote_default(args: argparse.Namespace) -> int:
         name = args.name.lower()
         if name not in sections["remote"] and name not in config.below(args.level)["remote"]:
             raise ConfigError(
-                f"default remote must be present in remote list; there is no '{name}', see `dvkf remote list`"
+                f"remote '{name}' does not exist, so it cannot be the default. See `dvkf remote list`."
             )
         sections["core"]["remote"] = name
     return 0
@@ -136,7 +138,7 @@ def remote_modify(args: argparse.Namespace) -> int:
         if args.unset:
             section.pop(args.option, None)
         elif args.value is None:
-            raise ConfigError(f"give a value for '{args.option}', or --unset")
+            raise ConfigError(f"no value for '{args.option}'. Give one, or --unset.")
         else:
             section[args.option] = args.value
     return 0
@@ -192,7 +194,7 @@ def config_arguments(parser: Parser) -> None:
     parser.add_argument("value", nargs="?")
     parser.add_argument("-l", "--list", action="store_true", help="list all settings")
     parser.add_argument("-u", "--unset", action="store_true", help="remove the setting")
-    parser.add_argument("--show-origin", action="store_true", help="say which file a setting stands in")
+    parser.add_argument("--show-origin", action="store_true", help="print the file of each setting")
     level_arguments(parser)
 
 

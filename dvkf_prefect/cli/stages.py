@@ -15,9 +15,9 @@ from dvkf_prefect.errors import DvkfError, ParseError, StageNotFoundError
 from dvkf_prefect.formats.files import PIPELINE_FILE
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.formats.dvcyaml import Stage
     from dvkf_prefect.pipeline.edit import NewStage
+    from dvkf_prefect.repo import Repo
 
 _WIDTH = 80
 
@@ -28,37 +28,39 @@ def stage_arguments(parser: Parser) -> None:
         add=(stage_add, "Write a stage into dvc.yaml."), list=(stage_list, "List stages.")
     )
     add = commands["add"]
-    add.add_argument("-n", "--name", required=True, help="what the stage is called")
-    add.add_argument("-f", "--force", action="store_true", help="replace a stage of that name")
+    add.add_argument("-n", "--name", required=True, help="name of the stage")
+    add.add_argument("-f", "--force", action="store_true", help="replace an existing stage of that name")
     for flags, metavar, text in (
-        (("-d", "--deps"), "<path>", "a file or directory that it reads"),
-        (("-p", "--params"), "[<filename>:]<params_list>", "parameters that it reads"),
-        (("-o", "--outs"), "<filename>", "a file or directory that it writes"),
-        (("-O", "--outs-no-cache"), "<filename>", "an output that stays out of the cache"),
-        (("--outs-persist",), "<filename>", "an output that the stage finds as it left it"),
-        (("--outs-persist-no-cache",), "<filename>", "the same, and it stays out of the cache"),
-        (("-m", "--metrics"), "<path>", "a file of metrics that it writes"),
-        (("-M", "--metrics-no-cache"), "<path>", "metrics that stay out of the cache"),
-        (("--plots",), "<path>", "a file to plot that it writes"),
-        (("--plots-no-cache",), "<path>", "a file to plot that stays out of the cache"),
+        (("-d", "--deps"), "<path>", "file or directory that the stage reads"),
+        (("-p", "--params"), "[<filename>:]<params_list>", "parameters that the stage reads"),
+        (("-o", "--outs"), "<filename>", "file or directory that the stage writes"),
+        (("-O", "--outs-no-cache"), "<filename>", "output that is not stored in the cache"),
+        (("--outs-persist",), "<filename>", "output that is kept between runs"),
+        (
+            ("--outs-persist-no-cache",),
+            "<filename>",
+            "output that is kept between runs and not stored in the cache",
+        ),
+        (("-m", "--metrics"), "<path>", "metrics file that the stage writes"),
+        (("-M", "--metrics-no-cache"), "<path>", "metrics file that is not stored in the cache"),
+        (("--plots",), "<path>", "plots file that the stage writes"),
+        (("--plots-no-cache",), "<path>", "plots file that is not stored in the cache"),
     ):
         add.add_argument(*flags, action="append", default=[], metavar=metavar, help=text)
-    add.add_argument("-w", "--wdir", metavar="<path>", help="the folder to run the command in")
-    add.add_argument("--always-changed", action="store_true", help="run it every time")
-    add.add_argument("--desc", metavar="<text>", default="", help="a text for people")
+    add.add_argument("-w", "--wdir", metavar="<path>", help="working directory of the command")
+    add.add_argument("--always-changed", action="store_true", help="run the stage every time")
+    add.add_argument("--desc", metavar="<text>", default="", help="description of the stage")
     # "run" is the function of the command.
-    add.add_argument("--run", dest="run_it", action="store_true", help="run it when it is written")
-    add.add_argument("command", nargs=argparse.REMAINDER, metavar="command", help="what the stage runs")
+    add.add_argument("--run", dest="run_it", action="store_true", help="run the stage after writing it")
+    add.add_argument("command", nargs=argparse.REMAINDER, metavar="command", help="command of the stage")
     listing = commands["list"]
     listing.add_argument(
         "targets", nargs="*", default=[PIPELINE_FILE], help="files or folders (default: dvc.yaml)"
     )
-    listing.add_argument("--all", action="store_true", help="all stages of the repository")
-    listing.add_argument("--fail", action="store_true", help="end at the first file that cannot be read")
-    listing.add_argument(
-        "-R", "--recursive", action="store_true", help="a target that is a folder means all in it"
-    )
-    listing.add_argument("--name-only", "--names-only", action="store_true", help="only the names")
+    listing.add_argument("--all", action="store_true", help="list all stages of the repository")
+    listing.add_argument("--fail", action="store_true", help="stop at the first file that cannot be read")
+    listing.add_argument("-R", "--recursive", action="store_true", help="list all stages in target folders")
+    listing.add_argument("--name-only", "--names-only", action="store_true", help="print only the names")
 
 
 def stage_add(args: argparse.Namespace) -> int:
@@ -276,14 +278,18 @@ def _freeze(args: argparse.Namespace, *, frozen: bool) -> int:
 
 def dag_arguments(parser: Parser) -> None:
     """Describe ``dvkf dag``."""
-    parser.add_argument("target", nargs="?", help="a stage or an output, with what it needs (default: all)")
-    parser.add_argument("--dot", action="store_true", help="in Graphviz's language")
-    parser.add_argument("--mermaid", action="store_true", help="in Mermaid's language")
-    parser.add_argument("--md", dest="markdown", action="store_true", help="Mermaid's in a block of markdown")
-    parser.add_argument("--full", action="store_true", help="with the target all that is connected with it")
-    parser.add_argument("-o", "--outs", action="store_true", help="outputs instead of stages")
     parser.add_argument(
-        "--collapse-foreach-matrix", action="store_true", help="one node for all stages of a template"
+        "target", nargs="?", help="stage or output to draw with its dependencies (default: all)"
+    )
+    parser.add_argument("--dot", action="store_true", help="print Graphviz DOT")
+    parser.add_argument("--mermaid", action="store_true", help="print Mermaid")
+    parser.add_argument(
+        "--md", dest="markdown", action="store_true", help="print Mermaid in a Markdown block"
+    )
+    parser.add_argument("--full", action="store_true", help="include everything connected with the target")
+    parser.add_argument("-o", "--outs", action="store_true", help="draw outputs instead of stages")
+    parser.add_argument(
+        "--collapse-foreach-matrix", action="store_true", help="draw one node for all stages of a template"
     )
 
 

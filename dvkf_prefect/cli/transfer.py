@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._choice import choice_arguments, choice_of, history_arguments
-from dvkf_prefect.cli._common import Parser, open_repo, positive, progress_bar, readable, targets_of
+from dvkf_prefect.cli._common import Parser, open_repo, positive, readable, targets_of
 from dvkf_prefect.cli._output import own_lines, say
 from dvkf_prefect.cli.data import print_checkout
 from dvkf_prefect.errors import RemoteNotFoundError, TransferError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.data.transfer.transfer import Transfer
     from dvkf_prefect.data.verbs.push_fetch import Plans
+    from dvkf_prefect.repo import Repo
 
 
 def _print_transfer(moved: Transfer, word: str, *, changed: bool = False) -> None:
@@ -38,20 +38,24 @@ def _arguments(parser: Parser) -> None:
         "targets",
         nargs="*",
         metavar="TARGET",
-        help="outputs, paths inside them, .dvc files, dvc.yaml files or stages; none for all",
+        help="outputs, paths inside them, .dvc files, dvc.yaml files or stages (default: all)",
     )
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote; otherwise the default one")
-    parser.add_argument("-j", "--jobs", type=positive, metavar="<number>", help="transfers at once")
+    parser.add_argument(
+        "-r", "--remote", metavar="<name>", help="name of the remote (default: the default remote)"
+    )
+    parser.add_argument(
+        "-j", "--jobs", type=positive, metavar="<number>", help="number of parallel transfers"
+    )
     history_arguments(parser)
     choice_arguments(parser)
     parser.add_argument(
         "--run-cache",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="also what runs of stages wrote before",
+        help="include the run cache",
     )
     parser.add_argument(
-        "--dry", action="store_true", help="only say what would be moved, from where, and how much it is"
+        "--dry", action="store_true", help="print the transfers and their sizes without running them"
     )
 
 
@@ -59,29 +63,23 @@ def push_arguments(parser: Parser) -> None:
     """Describe ``dvkf push``."""
     _arguments(parser)
     parser.add_argument(
-        "--glob", action="store_true", help="targets are patterns: * in a name, ** across folders"
+        "--glob", action="store_true", help="treat targets as patterns: * in a name, ** across folders"
     )
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="look at every file of directories that the remote has too, and send what is missing",
+        help="check every file of the directories on the remote, and send missing ones",
     )
 
 
 def push(args: argparse.Namespace) -> int:
     """Run ``dvkf push``."""
-    repo = open_repo()
+    repo = open_repo(args)
     targets = targets_of(repo, args.targets)
     choice = choice_of(args)
     if args.dry:
-        plans = repo.plan(
-            "push",
-            targets,
-            choice=choice,
-            remote=args.remote,
-            run_cache=args.run_cache,
-            deep=args.deep,
-            jobs=args.jobs,
+        plans = repo.plan_push(
+            targets, choice=choice, remote=args.remote, run_cache=args.run_cache, deep=args.deep
         )
         return _print_plans(plans, args.quiet)
     moved = _warn_of_missing(
@@ -91,8 +89,6 @@ def push(args: argparse.Namespace) -> int:
         remote=args.remote,
         run_cache=args.run_cache,
         deep=args.deep,
-        jobs=args.jobs,
-        progress=progress_bar(args.quiet),
     )
     if moved is not None and not args.quiet:
         _print_transfer(moved, "pushed")
@@ -125,7 +121,7 @@ def fetch_arguments(parser: Parser) -> None:
     """Describe ``dvkf fetch``."""
     _arguments(parser)
     parser.add_argument(
-        "--max-size", type=int, metavar="<bytes>", help="only outputs that are smaller than this"
+        "--max-size", type=int, metavar="<bytes>", help="transfer only outputs smaller than this"
     )
     parser.add_argument(
         "--type",
@@ -133,13 +129,13 @@ def fetch_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         choices=["metrics", "plots"],
-        help="only outputs of this kind; may be given twice",
+        help="kind of outputs to transfer; repeatable",
     )
 
 
 def fetch(args: argparse.Namespace) -> int:
     """Run ``dvkf fetch``."""
-    repo = open_repo()
+    repo = open_repo(args)
     targets = targets_of(repo, args.targets)
     if args.dry:
         return _plan_fetch(repo, targets, args)
@@ -150,8 +146,6 @@ def fetch(args: argparse.Namespace) -> int:
             choice=choice_of(args),
             remote=args.remote,
             run_cache=args.run_cache,
-            jobs=args.jobs,
-            progress=progress_bar(args.quiet),
         )
     except RemoteNotFoundError as error:
         # As DVC: a repository without remotes has nothing to fetch from.
@@ -165,9 +159,7 @@ def fetch(args: argparse.Namespace) -> int:
 
 
 def _plan_fetch(repo: Repo, targets: list[str], args: argparse.Namespace) -> int:
-    plans = repo.plan(
-        "fetch", targets, choice=choice_of(args), remote=args.remote, run_cache=args.run_cache, jobs=args.jobs
-    )
+    plans = repo.plan_fetch(targets, choice=choice_of(args), remote=args.remote, run_cache=args.run_cache)
     return _print_plans(plans, args.quiet)
 
 
@@ -175,15 +167,15 @@ def pull_arguments(parser: Parser) -> None:
     """Describe ``dvkf pull``."""
     _arguments(parser)
     parser.add_argument(
-        "--glob", action="store_true", help="targets are patterns: * in a name, ** across folders"
+        "--glob", action="store_true", help="treat targets as patterns: * in a name, ** across folders"
     )
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite content that is nowhere else")
-    parser.add_argument("--allow-missing", action="store_true", help="pass over what is not on the remote")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite content that has no other copy")
+    parser.add_argument("--allow-missing", action="store_true", help="skip data that is not on the remote")
 
 
 def pull(args: argparse.Namespace) -> int:
     """Run ``dvkf pull``."""
-    repo = open_repo()
+    repo = open_repo(args)
     targets = targets_of(repo, args.targets)
     if args.dry:
         return _plan_fetch(repo, targets, args)
@@ -192,10 +184,8 @@ def pull(args: argparse.Namespace) -> int:
         choice=choice_of(args),
         remote=args.remote,
         run_cache=args.run_cache,
-        jobs=args.jobs,
         force=args.force,
         allow_missing=args.allow_missing,
-        progress=progress_bar(args.quiet),
     )
     if not args.quiet:
         print_checkout(pulled.checkout)

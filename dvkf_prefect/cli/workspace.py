@@ -14,27 +14,27 @@ from dvkf_prefect.cli.settings import config_here, find, level_arguments
 from dvkf_prefect.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.formats.outputs import DataVersion
+    from dvkf_prefect.repo import Repo
 
 
 def cache_arguments(parser: Parser) -> None:
     """Describe ``dvkf cache``."""
     commands = parser.commands(
-        dir=(cache_dir, "Show or set where the cache is."),
-        migrate=(cache_migrate, "Bring objects of DVC 2.x to the cache's present layout."),
+        dir=(cache_dir, "Show or set the cache folder."),
+        migrate=(cache_migrate, "Migrate objects of DVC 2.x to the layout of DVC 3.0."),
     )
     place = commands["dir"]
     place.add_argument(
-        "value", nargs="?", help="a folder, relative to this one; without it the present one is shown"
+        "value", nargs="?", help="folder relative to the working directory (default: print the current one)"
     )
-    place.add_argument("-u", "--unset", action="store_true", help="go back to .dvc/cache")
+    place.add_argument("-u", "--unset", action="store_true", help="reset to .dvc/cache")
     level_arguments(place)
     migrating = commands["migrate"]
     migrating.add_argument(
-        "--dvc-files", action="store_true", help="record the new digests in .dvc files and dvc.lock files too"
+        "--dvc-files", action="store_true", help="record the new digests in .dvc and dvc.lock files"
     )
-    migrating.add_argument("--dry", action="store_true", help="only say what would be done")
+    migrating.add_argument("--dry", action="store_true", help="print the changes without making them")
 
 
 def cache_dir(args: argparse.Namespace) -> int:
@@ -59,10 +59,8 @@ def cache_dir(args: argparse.Namespace) -> int:
 
 def cache_migrate(args: argparse.Namespace) -> int:
     """Run ``dvkf cache migrate``."""
-    repo = open_repo()
-    migration = repo.migrate_cache(
-        dvc_files=args.dvc_files, dry_run=args.dry, progress=progress_bar(args.quiet)
-    )
+    repo = open_repo(args)
+    migration = repo.migrate_cache(dvc_files=args.dvc_files, dry_run=args.dry)
     if not args.quiet:
         if args.dry:
             say(f"{migration.found} files will be re-hashed and migrated to the DVC 3.0 cache location.")
@@ -71,10 +69,13 @@ def cache_migrate(args: argparse.Namespace) -> int:
         if args.dvc_files:
             _print_files(migration.files, repo, dry_run=args.dry)
     for digest in migration.damaged:
-        say(f"WARNING: {digest} does not hash to its name; it was not migrated", stream=sys.stderr)
+        say(
+            f"WARNING: {digest} is damaged (its content does not match its digest); not migrated",
+            stream=sys.stderr,
+        )
     for path in migration.left:
         say(
-            f"WARNING: '{path}' is neither in the cache nor here; its entry stays as it is",
+            f"WARNING: '{path}' is neither in the cache nor in the workspace; its entry was not migrated",
             stream=sys.stderr,
         )
     return 0
@@ -96,12 +97,14 @@ def _print_files(files: Sequence[str], repo: Repo, *, dry_run: bool) -> None:
 
 def remove_arguments(parser: Parser) -> None:
     """Describe ``dvkf remove``."""
-    parser.add_argument("targets", nargs="+", metavar="TARGET", help="a .dvc file, or a stage")
-    parser.add_argument("--outs", action="store_true", help="remove the data from the workspace too")
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help=".dvc file, or stage")
+    parser.add_argument("--outs", action="store_true", help="remove the data from the workspace")
     parser.add_argument(
-        "-f", "--force", action="store_true", help="with --outs, remove content that is nowhere else"
+        "-f", "--force", action="store_true", help="remove content that has no other copy (with --outs)"
     )
-    parser.add_argument("--dry", action="store_true", help="only say what would be removed")
+    parser.add_argument(
+        "--dry", action="store_true", help="print the files that would be removed, and remove none"
+    )
 
 
 def remove(args: argparse.Namespace) -> int:
@@ -132,27 +135,25 @@ def _described(repo: Repo, targets: Sequence[str]) -> list[str]:
 
 def unprotect_arguments(parser: Parser) -> None:
     """Describe ``dvkf unprotect``."""
-    parser.add_argument("targets", nargs="+", metavar="PATH", help="a file or a directory")
+    parser.add_argument("targets", nargs="+", metavar="PATH", help="file or directory")
 
 
 def unprotect(args: argparse.Namespace) -> int:
     """Run ``dvkf unprotect``."""
-    open_repo().unprotect(
-        [os.path.abspath(target) for target in args.targets], progress=progress_bar(args.quiet)
-    )
+    open_repo(args).unprotect([os.path.abspath(target) for target in args.targets])
     return 0
 
 
 def move_arguments(parser: Parser) -> None:
     """Describe ``dvkf move``."""
-    parser.add_argument("src", help="a tracked file or directory")
-    parser.add_argument("dst", help="where it shall be; into it, if it is a directory")
+    parser.add_argument("src", help="tracked file or directory")
+    parser.add_argument("dst", help="new path, or an existing directory to move it into")
 
 
 def move(args: argparse.Namespace) -> int:
     """Run ``dvkf move``."""
-    repo = open_repo()
-    repo.move(os.path.abspath(args.src), os.path.abspath(args.dst), progress=progress_bar(args.quiet))
+    repo = open_repo(args)
+    repo.move(os.path.abspath(args.src), os.path.abspath(args.dst))
     if not args.quiet:
         print_git_hint(repo)
     return 0
@@ -160,53 +161,63 @@ def move(args: argparse.Namespace) -> int:
 
 def elsewhere_arguments(parser: Parser) -> None:
     """Add the options of ``dvkf add`` for patterns and external data."""
-    parser.add_argument("--glob", action="store_true", help="targets are patterns: *, ?, [abc], **")
-    parser.add_argument("-o", "--out", metavar="<path>", help="copy the target to there and track that")
+    parser.add_argument("--glob", action="store_true", help="treat targets as patterns: *, ?, [abc], **")
     parser.add_argument(
-        "--to-remote", action="store_true", help="bring the target, a path or a url, to the remote, not here"
+        "-o", "--out", metavar="<path>", help="copy the target to this path and track the copy"
     )
-    parser.add_argument("-r", "--remote", metavar="<name>", help="the remote to bring it to")
+    parser.add_argument(
+        "--to-remote",
+        action="store_true",
+        help="send the target, a path or URL, to the remote instead of the workspace",
+    )
+    parser.add_argument("-r", "--remote", metavar="<name>", help="remote to send the data to")
     parser.add_argument(
         "-j", "--jobs", "--remote-jobs", dest="remote_jobs", type=positive, metavar="<number>",
-        help="transfers to the remote at once",
+        help="number of parallel transfers to the remote",
     )  # fmt: skip
-    parser.add_argument("-f", "--force", action="store_true", help="overwrite what is at --out")
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite an existing path at --out")
     parser.add_argument(
         "--no-relink",
         dest="relink",
         action="store_false",
-        help="keep files as they are, links to the cache or not",
+        help="keep files unchanged, without linking them to the cache",
     )
 
 
 def add_targets(args: argparse.Namespace) -> tuple[Repo, list[DataVersion]]:
     """Track the targets of ``dvkf add``; return the repository and the new versions."""
-    from dvkf_prefect.data.repo import Repo
-    from dvkf_prefect.data.verbs.add_from import expand, place_for
+    from dvkf_prefect.repo import Repo
 
     if wrong := _wrong_together(args):
         raise OutputError(wrong)
     # With --no-relink, added files stay in place: only hard or symbolic links would replace them.
-    repo = Repo.open(config=None if args.relink else {"cache": {"type": "reflink,copy"}})
-    progress = progress_bar(args.quiet)
+    repo = Repo.open(
+        config=None if args.relink else {"cache": {"type": "reflink,copy"}},
+        jobs=args.remote_jobs,
+        progress=progress_bar(args.quiet),
+    )
     if not (args.out or args.to_remote):
-        targets = expand(args.targets) if args.glob else args.targets
+        targets = args.targets
+        if args.glob:
+            from dvkf_prefect.data.verbs.add_from import expand
+
+            targets = expand(targets)
         paths = [os.path.abspath(target) for target in targets]
-        return repo, repo.add(paths, no_commit=args.no_commit, progress=progress)
+        return repo, repo.add(paths, no_commit=args.no_commit)
+    from dvkf_prefect.data.verbs.add_from import place_for
+
     (source,) = args.targets
     out = place_for(source, args.out)
     place = os.path.abspath(out) if out else None
     if "://" not in source:
         source = os.path.abspath(source)
     if not args.to_remote:
-        return repo, [repo.add_copy(source, out=place, force=args.force, progress=progress)]
+        return repo, [repo.add_copy(source, out=place, force=args.force)]
     version = repo.add_to_remote(
         source,
         out=place or _beside_here(repo, source),
         remote=args.remote,
-        jobs=args.remote_jobs,
         force=args.force or place is None,
-        progress=progress,
     )
     return repo, [version]
 

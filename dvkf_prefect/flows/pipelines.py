@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.states import Completed
@@ -12,9 +13,13 @@ from dvkf_prefect import (
     DvcRepository,
     KubeflowPipelines,
     MetricChange,
+    ReproResult,
+    check_commit,
     commit_results,
     compare_metrics,
     diff_data,
+    end_pipeline_runs,
+    find_block,
     promote_model,
     pull_data,
     push_commits,
@@ -24,7 +29,13 @@ from dvkf_prefect import (
 )
 
 
-@flow(name="repro")
+def outcome_text(result: ReproResult) -> str:
+    """Return the stages that ran and that were restored, for the message of a commit."""
+    restored = f"restored {', '.join(result.restored)}" if result.restored else ""
+    return "; ".join(filter(None, (", ".join(result.ran), restored))) or "nothing ran"
+
+
+@flow(name="repro", on_cancellation=[end_pipeline_runs])
 def repro(
     repository: str = "local",
     pipelines: str = "local",
@@ -38,6 +49,7 @@ def repro(
     retry_delay_seconds: float = 10.0,
     commit: bool = True,
     message: str | None = None,
+    uncommitted: Literal["commit", "refuse", "mark"] = "commit",
 ) -> dict[str, Any]:
     """Run the changed stages of a dvc.yaml, restore or skip the others, and record the results.
 
@@ -59,35 +71,45 @@ def repro(
         retry_delay_seconds: Seconds to wait before each retry.
         commit: Commit the results to git, with the ID of this run.
         message: Message of the commit; by default the stages that ran.
+        uncommitted: Handling of changed code and parameters that git's last commit does not have. commit adds them to
+            the commit, refuse ends the run before its first stage, mark names them in the commit's message.
 
     Returns:
         The stages that ran, were restored, skipped or failed, and the commit.
     """
-    data = cast(DvcRepository, DvcRepository.load(repository))
-    result = repro_pipeline(
-        data,
-        cast(KubeflowPipelines, KubeflowPipelines.load(pipelines)),
-        targets,
-        force=force,
-        downstream=downstream,
-        pull=pull,
-        on_error=on_error,
-        retries=retries,
-        retry_delay_seconds=retry_delay_seconds,
-    )
-    recorded = None
-    if commit:
-        recorded = commit_results(data, message or f"Repro: {', '.join(result.ran) or 'nothing ran'}")
-    if push:
-        push_data(data)
-        push_commits(data)
-    return {
-        "ran": list(result.ran),
-        "restored": list(result.restored),
-        "skipped": list(result.skipped),
-        "failed": list(result.failed),
-        "commit": recorded,
-    }
+    data = find_block(DvcRepository, repository, "repository")
+    with data.turn():
+        if commit:
+            check_commit(data, uncommitted=uncommitted)
+        result = repro_pipeline(
+            data,
+            find_block(KubeflowPipelines, pipelines, "pipelines"),
+            targets,
+            force=force,
+            downstream=downstream,
+            pull=pull,
+            on_error=on_error,
+            retries=retries,
+            retry_delay_seconds=retry_delay_seconds,
+        )
+        git = data.open().git
+        if (result.ran or result.restored) and git is not None and git.head() is not None:
+            diff_data(data)
+            compare_metrics(data)
+        recorded = None
+        if commit:
+            text = message or f"Repro: {outcome_text(result)}"
+            recorded = commit_results(data, text, uncommitted=uncommitted)
+        if push:
+            push_data(data)
+            push_commits(data)
+        return {
+            "ran": list(result.ran),
+            "restored": list(result.restored),
+            "skipped": list(result.skipped),
+            "failed": list(result.failed),
+            "commit": recorded,
+        }
 
 
 def find_metric(rows: tuple[MetricChange, ...], name: str) -> float:
@@ -105,13 +127,33 @@ def find_metric(rows: tuple[MetricChange, ...], name: str) -> float:
     if len(values) == 1:
         return float(values[0])
     known = ", ".join(f"{row.path}:{row.name}" for row in rows) or "none"
-    trouble = (
-        "is in several files; name one as FILE:NAME" if values else "is not a number that the pipeline writes"
+    trouble, step = (
+        ("is in several files", "Name one as FILE:NAME")
+        if values
+        else ("is not a number of the pipeline", "Use one of these names")
     )
-    raise ValueError(f"metric '{name}' {trouble} (metrics: {known})")
+    raise ValueError(f"metric '{name}' {trouble} (metrics: {known}). {step}.")
 
 
-@flow(name="train")
+def check_metric_name(metrics: Mapping[str, Mapping[str, Any]], name: str) -> None:
+    """Refuse a misspelt metric before the stages run. A new name without a similar one is accepted.
+
+    Args:
+        metrics: Values of the last run by dotted name by file; empty before the first run.
+        name: A dotted name, or FILE:NAME.
+
+    Raises:
+        ValueError: No file has the metric, but one has a similar name.
+    """
+    known = [f"{path}:{each}" for path, values in metrics.items() for each in values]
+    names = [*known, *(each for values in metrics.values() for each in values)]
+    if name not in names and (similar := get_close_matches(name, names, n=1)):
+        raise ValueError(
+            f"metric '{name}' is not in the last run (metrics: {', '.join(known)}). Use '{similar[0]}'."
+        )
+
+
+@flow(name="train", on_cancellation=[end_pipeline_runs])
 def train(
     repository: str = "local",
     pipelines: str = "local",
@@ -123,6 +165,7 @@ def train(
     pull: bool = True,
     push: bool = True,
     force: bool = False,
+    uncommitted: Literal["commit", "refuse", "mark"] = "commit",
 ) -> Any:
     """Bring a DVC pipeline up to date, record the results and register the model.
 
@@ -140,50 +183,58 @@ def train(
         pull: Pull the data from the remote first.
         push: Push data to the remote, and commits and tags to git's origin if there is one.
         force: Also run unchanged stages.
+        uncommitted: Handling of changed code and parameters that git's last commit does not have. commit adds them to
+            the commit, refuse ends the run before its first stage, mark names them in the commit's message.
 
     Returns:
         The stages that ran, the commit, the metrics and the registered version. The state is Rejected if the metric
         is below the minimum.
     """
     if (metric is None) != (minimum is None):
-        raise ValueError("metric and minimum go together: give both, or neither")
+        raise ValueError("metric and minimum go together. Give both, or neither.")
     logger = get_run_logger()
-    data = cast(DvcRepository, DvcRepository.load(repository))
-    runner = cast(KubeflowPipelines, KubeflowPipelines.load(pipelines))
-    if pull:
-        pull_data(data)
-    result = repro_pipeline(data, runner, targets, force=force)
-    diff_data(data)
-    rows = compare_metrics(data)
-    commit = commit_results(data, f"Train: {', '.join(result.ran) or 'nothing ran'}")
-    if push:
-        push_data(data)
-    summary: dict[str, Any] = {
-        "ran": list(result.ran),
-        "restored": list(result.restored),
-        "skipped": list(result.skipped),
-        "commit": commit,
-        "metrics": {f"{row.path}:{row.name}": row.new for row in rows},
-        "model": None,
-    }
-    rejected = ""
-    if model is not None:
-        if metric is not None and minimum is not None and (value := find_metric(rows, metric)) < minimum:
-            rejected = (
-                f"{model} was not registered: {metric} is {value:.6g}, and must be at least {minimum:.6g}"
-            )
-            logger.warning(rejected)
-        else:
-            version = register_model(data, model, message=f"Trained by the flow run of {commit or 'HEAD'}")
-            if stage is not None:
-                version = promote_model(data, model, version.version, stage)
-            summary["model"] = {
-                "name": version.name,
-                "version": version.version,
-                "stages": list(version.stages),
-            }
-    if push:
-        push_commits(data)
-    if rejected:
-        return Completed(name="Rejected", message=rejected, data=summary)
-    return summary
+    data = find_block(DvcRepository, repository, "repository")
+    runner = find_block(KubeflowPipelines, pipelines, "pipelines")
+    with data.turn():
+        check_commit(data, uncommitted=uncommitted)
+        if metric is not None:
+            check_metric_name(data.open().metrics(), metric)
+        if pull:
+            pull_data(data)
+        result = repro_pipeline(data, runner, targets, force=force)
+        diff_data(data)
+        rows = compare_metrics(data)
+        commit = commit_results(data, f"Train: {outcome_text(result)}", uncommitted=uncommitted)
+        if push:
+            push_data(data)
+        summary: dict[str, Any] = {
+            "ran": list(result.ran),
+            "restored": list(result.restored),
+            "skipped": list(result.skipped),
+            "commit": commit,
+            "metrics": {f"{row.path}:{row.name}": row.new for row in rows},
+            "model": None,
+        }
+        rejected = ""
+        if model is not None:
+            if metric is not None and minimum is not None and (value := find_metric(rows, metric)) < minimum:
+                rejected = (
+                    f"{model} was not registered: {metric} is {value:.6g}, below the minimum of {minimum:.6g}"
+                )
+                logger.warning(rejected)
+            else:
+                version = register_model(
+                    data, model, message=f"Trained by the flow run of {commit or 'HEAD'}"
+                )
+                if stage is not None:
+                    version = promote_model(data, model, version.version, stage)
+                summary["model"] = {
+                    "name": version.name,
+                    "version": version.version,
+                    "stages": list(version.stages),
+                }
+        if push:
+            push_commits(data)
+        if rejected:
+            return Completed(name="Rejected", message=rejected, data=summary)
+        return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow
 
@@ -11,6 +11,7 @@ from dvkf_prefect import (
     DvcRepository,
     ModelServer,
     deploy_model,
+    find_block,
     push_commits,
     request_predictions,
     rollback_model,
@@ -40,9 +41,10 @@ def serve(
     Returns:
         The served version, its URL, and its predictions.
     """
-    place = cast(ModelServer, ModelServer.load(server))
-    endpoint = deploy_model(cast(DvcRepository, DvcRepository.load(repository)), place, model, which)
-    predictions = request_predictions(place, model, instances) if instances else ()
+    place = find_block(ModelServer, server, "server")
+    data = find_block(DvcRepository, repository, "repository")
+    endpoint = deploy_model(data, place, model, which)
+    predictions = request_predictions(data, place, model, instances) if instances else ()
     return {
         "model": model,
         "version": endpoint.version,
@@ -73,13 +75,13 @@ def rollback(
     Returns:
         The served version, its URL, and its predictions.
     """
-    data = cast(DvcRepository, DvcRepository.load(repository))
-    place = cast(ModelServer, ModelServer.load(server))
+    data = find_block(DvcRepository, repository, "repository")
+    place = find_block(ModelServer, server, "server")
     version = rollback_model(data, model, stage)
     endpoint = deploy_model(data, place, model, version.version)
     if push:
         push_commits(data)
-    predictions = request_predictions(place, model, instances) if instances else ()
+    predictions = request_predictions(data, place, model, instances) if instances else ()
     return {
         "model": model,
         "version": endpoint.version,

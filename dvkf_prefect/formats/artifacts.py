@@ -15,7 +15,7 @@ from dvkf_prefect.formats.dvclock import lock_file
 from dvkf_prefect.formats.dvcyaml import read_sections
 from dvkf_prefect.formats.files import RepoFiles
 from dvkf_prefect.formats.outputs import inside_root
-from dvkf_prefect.formats.template import Source, one_of
+from dvkf_prefect.formats.template import SourceFile, one_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def read_datasets(files: RepoFiles, path: str) -> dict[str, Dataset]:
         return {}
     if not declared:
         return {}
-    source = Source(files.read(path), path)
+    source = SourceFile(files.read(path), path)
     locked = _locked_datasets(files, lock_file(path))
     found: dict[str, Dataset] = {}
     for index, values in enumerate(declared):
@@ -122,11 +122,11 @@ def read_datasets(files: RepoFiles, path: str) -> dict[str, Dataset]:
         if not isinstance(values, Mapping) or not all(
             isinstance(values.get(k), str) for k in ("name", "url")
         ):
-            raise source.wrong(place, "a dataset is a mapping with `name`, `type` and `url`, each a text")
+            raise source.wrong(place, "a dataset is a mapping with `name`, `type` and `url`, each a string")
         kind = values.get("type")
         if kind not in _DATASET_KEYS:
             raise source.wrong(
-                (*place, "type"), f"the type of the dataset is {one_of(_DATASET_KEYS)}, not {kind!r}"
+                (*place, "type"), f"the type of a dataset is {one_of(_DATASET_KEYS)}, not {kind!r}"
             )
         spec = _spec(values, kind)
         lock = locked.get(values["name"])
@@ -144,22 +144,6 @@ def read_datasets(files: RepoFiles, path: str) -> dict[str, Dataset]:
     return found
 
 
-def dataset_item(dataset: Dataset) -> dict[str, Any] | None:
-    """Return a dataset as a stage's dependency in dvc.lock; None if no version is recorded.
-
-    Args:
-        dataset: The dataset.
-
-    Example:
-        >>> spec = {"name": "cats", "url": "u", "type": "dvc", "rev_lock": "6cb0"}
-        >>> dataset_item(Dataset("cats", "dvc", "u", "dvc.yaml", lock=spec))["path"]
-        'ds://cats'
-    """
-    if dataset.lock is None:
-        return None
-    return {"path": f"ds://{dataset.name}", "dataset": dict(dataset.lock)}
-
-
 def _spec(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {key: values.get(key) or None for key in ("name", "url", *_DATASET_KEYS[kind])}
 
@@ -174,5 +158,5 @@ def _locked_datasets(files: RepoFiles, path: str) -> dict[str, Mapping[str, Any]
     if entries is None:
         return {}
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "name" in e for e in entries):
-        raise Source(data, path).wrong(("datasets",), "`datasets` is a list of mappings with `name`")
+        raise SourceFile(data, path).wrong(("datasets",), "`datasets` is a list of mappings with `name`")
     return {str(entry["name"]): entry for entry in entries}

@@ -131,6 +131,7 @@ class ConfigFiles:
 
     Attributes:
         files: The file of each level, in ascending order of precedence.
+        given: The settings that override all files.
         values: Sections of options; ``values["remote"]`` and other named kinds hold one section per name.
     """
 
@@ -148,7 +149,8 @@ class ConfigFiles:
         self.files = _config_files(dvc_dir)
         self.folder = dvc_dir or Path.cwd()
         self.source, self.at_rest, self.lent = source, at_rest, lent
-        self._overlays = {"doubtful": doubtful or {}, "given": overlay or {}}
+        self.given: Mapping[str, Mapping[str, str]] = overlay or {}
+        self._overlays = {"doubtful": doubtful or {}, "given": self.given}
         self.values: Values = {}
         self._load(check)
 
@@ -200,7 +202,7 @@ class ConfigFiles:
     def _file(self, level: str) -> Path:
         path = self.files.get(level)
         if path is None:
-            raise ConfigError(f"not inside a DVC repository: there is no {level} configuration here")
+            raise ConfigError(f"no {level} configuration: this folder is not inside a DVC repository")
         return path
 
     def get(self, section: str, option: str, default: Any = None) -> Any:
@@ -216,7 +218,7 @@ class ConfigFiles:
         for name in {name.lower() for name in names if name}:
             if name not in self.values["remote"]:
                 known = ", ".join(sorted(self.values["remote"])) or "none"
-                raise ConfigError(f"remote '{name}' doesn't exist (known: {known}); see `dvkf remote list`")
+                raise ConfigError(f"remote '{name}' doesn't exist (known: {known}). See `dvkf remote list`.")
 
     @contextmanager
     def edit(
@@ -390,7 +392,7 @@ def _checked(sources: Mapping[str, Values], *, strict: bool) -> Values:
             )
     if {"config_dir", "config_module"} <= values["hydra"].keys():
         origin = _origin(sources, "hydra", "config_module")
-        raise ConfigError(f"{origin}: [hydra] has both config_dir and config_module; keep one of them")
+        raise ConfigError(f"{origin}: [hydra] has both config_dir and config_module. Keep one of them.")
     return values
 
 
@@ -401,8 +403,8 @@ def _remote_options(
     url = options.get("url")
     if not url:
         raise ConfigError(
-            f"{_origin(sources, 'remote', name)}: remote '{name}' has no url; "
-            f"set one with `dvkf remote modify {name} url URL`"
+            f"{_origin(sources, 'remote', name)}: remote '{name}' has no url. Set one with "
+            f"`dvkf remote modify {name} url URL`."
         )
     scheme, _, rest = str(url).partition("://") if _URL.match(str(url)) else ("", "", "")
     everything = _options(" ".join((_COMMON, *_REMOTES.values())))
@@ -414,8 +416,8 @@ def _remote_options(
         if strict:
             known = ", ".join(f"{other}://" for other in _REMOTES if other)
             raise ConfigError(
-                f"{_origin(sources, 'remote', name)}: DVC knows no urls of kind {scheme}://, and would stop at "
-                f"remote '{name}'; known: {known}"
+                f"{_origin(sources, 'remote', name)}: remote '{name}' has a url of unknown kind, "
+                f"{scheme}://; DVC supports {known}"
             )
         return everything
     return _options(f"{_COMMON} {_REMOTES[scheme]}")
@@ -457,10 +459,10 @@ def _value(kind: str, value: Any) -> Any:
     if kind == "links":
         types = [part.strip() for part in option_text(value).split(",")]
         if wrong := [part for part in types if part not in LINK_TYPES]:
-            raise ValueError(f"link types out of {', '.join(LINK_TYPES)}, not {', '.join(wrong)}")
+            raise ValueError(f"link types from {', '.join(LINK_TYPES)}, not {', '.join(wrong)}")
         return ",".join(types)
     if isinstance(value, (list, dict)) or value is None:
-        raise ValueError("one text; put it in quotes when it has a comma")
+        raise ValueError("one string (in quotes if it has a comma)")
     if not kind:
         return value if isinstance(value, str) else option_text(value)
     text = option_text(value)
@@ -490,7 +492,7 @@ def _value(kind: str, value: Any) -> Any:
 # Parser, bounds and description of each kind of number.
 _NUMBERS: dict[str, tuple[Callable[[str], float], float | None, float | None, str]] = {
     "int": (int, None, None, "a whole number"),
-    "count": (int, 1, None, "a whole number from 1 on"),
+    "count": (int, 1, None, "a whole number, at least 1"),
     "percent": (int, 0, 100, "a whole number from 0 to 100"),
     "number": (float, None, None, "a number"),
     "seconds": (float, 0, None, "a number of seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 # Bytes per read. DVC 2.x classified pieces of this size as text or binary, so the size is part of that format.
@@ -25,6 +26,14 @@ def digest_file(path: str | Path) -> str:
     with open(path, "rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK):
             md5.update(chunk)
+    return md5.hexdigest()
+
+
+def digest_stream(chunks: Iterable[bytes]) -> str:
+    """Return the md5 of a stream of bytes in hex."""
+    md5 = hashlib.md5(usedforsecurity=False)
+    for chunk in chunks:
+        md5.update(chunk)
     return md5.hexdigest()
 
 

@@ -79,7 +79,7 @@ def check_count(data: bytes, name: str, *marks: bytes) -> None:
         ParseError: There are more than `MAX_VALUES`.
     """
     if sum(map(data.count, marks)) > MAX_VALUES:
-        raise ParseError(name, f"more than {MAX_VALUES:,} values, the most allowed here. Split it.")
+        raise ParseError(name, f"more than {MAX_VALUES:,} values, the limit. Split it.")
 
 
 def _check_events(data: bytes, name: str) -> None:
@@ -100,7 +100,7 @@ def _check_events(data: bytes, name: str) -> None:
             if len(open_) > MAX_DEPTH:
                 raise ParseError(
                     name,
-                    f"nested more than {MAX_DEPTH} deep. Write it flatter.",
+                    f"nested more than {MAX_DEPTH} levels deep. Write it flatter.",
                     line=event.start_mark.line + 1,
                 )
         elif isinstance(event, CollectionEndEvent):
@@ -111,12 +111,14 @@ def _check_events(data: bytes, name: str) -> None:
             line = event.start_mark.line + 1
             if any(anchor == event.anchor for anchor, _, _ in open_):
                 raise ParseError(
-                    name, f"`*{event.anchor}` stands inside itself. Write the value out.", line=line
+                    name, f"`*{event.anchor}` is used inside its own anchor. Write the value out.", line=line
                 )
             copies += sizes.get(event.anchor, 0)
             if copies > MAX_COPIES:
                 raise ParseError(
-                    name, f"its aliases stand for more than {MAX_COPIES:,} values. Write less.", line=line
+                    name,
+                    f"its aliases expand to more than {MAX_COPIES:,} values. Use fewer aliases.",
+                    line=line,
                 )
 
 
@@ -140,7 +142,7 @@ def load_json(data: bytes, name: str, *, limit: int | None = None) -> Any:
     except json.JSONDecodeError as error:
         raise ParseError(name, f"not valid JSON: {error}", line=error.lineno) from error
     except RecursionError as error:
-        raise ParseError(name, f"nested more than {MAX_DEPTH} deep. Write it flatter.") from error
+        raise ParseError(name, f"nested more than {MAX_DEPTH} levels deep. Write it flatter.") from error
     except ValueError as error:
         raise ParseError(name, f"not valid JSON: {_first_line(error)}") from error
     check_value(value, name)
@@ -169,13 +171,15 @@ def check_value(value: Any, name: str) -> None:
                 below += item
             elif kind is int:
                 if item.bit_length() > _MAX_BITS:
-                    raise ParseError(name, f"a number of more than {MAX_DIGITS} digits. Write it as a text.")
+                    raise ParseError(
+                        name, f"a number of more than {MAX_DIGITS} digits. Write it as a string."
+                    )
             elif kind is str and not item.isascii():
                 _check_text(item, name)
         if not below:
             return
         level = below
-    raise ParseError(name, f"nested more than {MAX_DEPTH} deep. Write it flatter.")
+    raise ParseError(name, f"nested more than {MAX_DEPTH} levels deep. Write it flatter.")
 
 
 def check_nul(value: Any, data: bytes, name: str) -> None:
@@ -194,7 +198,7 @@ def check_nul(value: Any, data: bytes, name: str) -> None:
     level = [value]
     while level:
         if any(isinstance(item, str) and "\0" in item for item in level):
-            raise ParseError(name, "a text holds a NUL. Take it out.")
+            raise ParseError(name, "a string has a NUL character. Remove it.")
         level = [
             below
             for item in level
@@ -207,7 +211,9 @@ def _check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ParseError(name, f"{text[:60]!r} holds half a character. Write it as UTF-8.") from None
+        raise ParseError(
+            name, f"{text[:60]!r} is not valid Unicode (a lone surrogate). Write it as UTF-8."
+        ) from None
 
 
 def _reader() -> Any:

@@ -15,7 +15,7 @@ from dvkf_prefect.errors import ParseError
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.dvcfile_schema import find_wrong
-from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.outputs import CHECKSUMS, FileVersion, Origin, Output, inside_root
 from dvkf_prefect.formats.tree import Tree
 
@@ -84,14 +84,14 @@ def parse_dvc_file(data: bytes, path: str) -> list[Output]:
             size, nfiles = (sum(known) if len(known) == len(files) else None), len(files)
         elif not files and out.get("cloud"):
             files = (_version({**out, "relpath": ""}),)
+        content: Content | None = None
+        if digest is not None:
+            hash_name = MD5 if out.get("hash") == MD5 else LEGACY
+            content = Content(digest, size, nfiles, out.get("isexec", False), hash_name)
         outputs.append(
             Output(
                 path=inside_root(posixpath.join(folder, out["path"]), path),
-                digest=digest,
-                size=size,
-                nfiles=nfiles,
-                isexec=out.get("isexec", False),
-                hash_name=MD5 if out.get("hash") == "md5" or digest is None else LEGACY,
+                content=content,
                 cached=out.get("cache", True),
                 remote=out.get("remote"),
                 # Content of another repository is fetched from that repository, not pushed.

@@ -11,7 +11,7 @@ from typing import Any
 
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile import checksum_in, document_md5
-from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.objects import MD5, Content
 from dvkf_prefect.formats.tree import Tree
 
 
@@ -19,10 +19,8 @@ def write_dvc_file(
     old: bytes | None,
     path: str,
     output_path: str,
-    stored: Stored,
+    content: Content,
     *,
-    size_known: bool = True,
-    hash_name: str = MD5,
     deps: Sequence[Mapping[str, Any]] | None = None,
 ) -> bytes:
     """Return a `.dvc` file that records new content for one output.
@@ -31,9 +29,7 @@ def write_dvc_file(
         old: The current file, kept except for these changes and for keys that DVC leaves out; None for a new one.
         path: The file's name for messages.
         output_path: The output, relative to the repository's root.
-        stored: The new content.
-        size_known: True if the size of the content is known; otherwise no size is recorded.
-        hash_name: ``md5``, or ``md5-dos2unix`` for unchanged content recorded by DVC 2.x.
+        content: The new content; an unknown size is not recorded.
         deps: Current dependencies; None keeps the recorded ones.
 
     Raises:
@@ -46,9 +42,23 @@ def write_dvc_file(
     folder = posixpath.normpath(posixpath.join(posixpath.dirname(path), wdir))
     for out in document["outs"]:
         if posixpath.normpath(posixpath.join(folder, out["path"])) == output_path:
-            _record(out, stored, size_known, hash_name)
+            _record(out, content)
     _settle(document, deps)
     return documents.dump(document)
+
+
+def content_keys(content: Content) -> dict[str, Any]:
+    """Return the keys of an output or a dependency that record content, in DVC's order."""
+    values: dict[str, Any] = {"md5": content.digest}
+    if content.size is not None:
+        values["size"] = content.size
+    if content.nfiles is not None:
+        values["nfiles"] = content.nfiles
+    if content.isexec:
+        values["isexec"] = True
+    if content.hash_name == MD5:
+        values["hash"] = MD5
+    return values
 
 
 def tidy_dvc_file(old: bytes, path: str, deps: Sequence[Mapping[str, Any]] | None) -> bytes:
@@ -98,25 +108,17 @@ def _tidy(document: Any) -> None:
             out["path"] = posixpath.normpath(out["path"])
 
 
-def _record(out: Any, stored: Stored, size_known: bool, hash_name: str = MD5) -> None:
+def _record(out: Any, content: Content) -> None:
     """Put the content's keys into an output as DVC does: before `path` in a new file, else new keys last."""
-    values: dict[str, Any] = {"md5": stored.digest}
-    if size_known:
-        values["size"] = stored.size
-    if stored.nfiles is not None:
-        values["nfiles"] = stored.nfiles
-    if stored.isexec:
-        values["isexec"] = True
-    if hash_name == MD5:
-        values["hash"] = "md5"
+    values = content_keys(content)
     # Versions on a remote belong to the old content: keep them only if the content is the same.
     if out.get("files"):
         if (
             Tree.from_pairs((f["relpath"], checksum_in(f, "md5") or "") for f in out["files"]).digest
-            == stored.digest
+            == content.digest
         ):
             return
-    elif out.get("cloud") and checksum_in(out, "md5") == stored.digest:
+    elif out.get("cloud") and checksum_in(out, "md5") == content.digest:
         values["cloud"] = out["cloud"]
     for key in (
         "md5",

@@ -33,7 +33,7 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-_TEXT = (_is(str), "text")
+_TEXT = (_is(str), "a string")
 _FLAG = (_is(bool), "true or false")
 # Largest size of a file on any file system; arrays of sizes overflow beyond it.
 MAX_SIZE = (1 << 63) - 1
@@ -41,7 +41,7 @@ _COUNT = (lambda value: type(value) is int and 0 <= value <= MAX_SIZE, "a whole 
 _MAPPING = (_is(dict), "a mapping")
 _ANY = (lambda value: True, "")
 _SUM = (_is_checksum, "a checksum")
-_MD5 = (_is_digest, "32 hexadecimal digits, with `.dir` behind for a directory")
+_MD5 = (_is_digest, "32 hexadecimal digits, followed by `.dir` for a directory")
 _LIST = (lambda value: value is None or isinstance(value, list), "a list")
 
 _Schema = Mapping[str, tuple[_Check, str]]
@@ -57,7 +57,7 @@ _CLOUD: _Schema = {**_META, "md5": _SUM}
 _FILE: _Schema = {**_META, "md5": _SUM, "relpath": _TEXT, "cloud": _MAPPING}
 _OUT: _Schema = {
     **_META, "md5": _MD5, "hash": (lambda value: value == "md5", "md5"), "path": _TEXT,
-    "fs_config": _MAPPING, "desc": _TEXT, "type": _TEXT, "labels": (_is_texts, "a list of texts"), "meta": _ANY,
+    "fs_config": _MAPPING, "desc": _TEXT, "type": _TEXT, "labels": (_is_texts, "a list of strings"), "meta": _ANY,
     "cache": _FLAG, "persist": _FLAG, "remote": _TEXT, "push": _FLAG, "files": _LIST, "cloud": _MAPPING,
 }  # fmt: skip
 _DEP: _Schema = {
@@ -106,7 +106,7 @@ def _find_wrong_entry(entry: Any, schema: _Schema, where: list[str | int], what:
             return wrong
         parts = file["relpath"].split("/")
         if file["relpath"] in seen or "\0" in file["relpath"] or any(p in ("", ".", "..") for p in parts):
-            return [*place, "relpath"], "`relpath` is a path inside the directory that stands there once"
+            return [*place, "relpath"], "`relpath` is a path inside the directory, listed once"
         seen.add(file["relpath"])
         if what == "an output" and not (file.get("md5") and _is_digest(file["md5"])):
             return place, "a file of an output has an `md5` of 32 hexadecimal digits"
@@ -127,7 +127,7 @@ def _find_wrong_cloud(entry: Mapping[str, Any], where: list[str | int]) -> Wrong
 def _unfit(values: Mapping[Any, Any], schema: _Schema, where: list[str | int], what: str) -> Wrong | None:
     for key, value in values.items():
         if key not in schema:
-            return [*where, key], f"unknown key '{key}' in {what}; known are {', '.join(sorted(schema))}"
+            return [*where, key], f"unknown key '{key}' in {what}; expected {', '.join(sorted(schema))}"
         fits, expected = schema[key]
         if not fits(value):
             return [*where, key], f"`{key}` is {expected}, not {value!r:.60}"

@@ -161,7 +161,7 @@ class Ignore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except UnicodeDecodeError as error:
-            raise ParseError(name, f"an ignore file is UTF-8 text ({error})") from None
+            raise ParseError(name, f"not UTF-8 text ({error})") from None
 
     def is_repo(self, folder: str) -> bool:
         """Return True if a folder is a nested repository, separate from this one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile_schema import MAX_SIZE
 from dvkf_prefect.formats.files import RepoFiles
-from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.params import DEFAULT_FILE
 
 Item = dict[str, Any]
@@ -31,13 +31,12 @@ _WORD = (
 _NUMBER = r"(?=[-0-9.]{1,15}\n)-?(?:0|[1-9][0-9]*)(?:\.0|\.[0-9]*[1-9])?"
 _VALUE = rf"(?:{_WORD}|{_NUMBER}|true|false)"
 _MD5 = r"(?=[0-9]*[a-f])(?![0-9]+e[0-9]+\b)[0-9a-f]{32}(?:\.dir)?"
-_SURE = re.compile(
+_SURE = (
     r"schema: '2\.0'\nstages:\n(?:(?![^\n]{81})(?:"
     rf"  [A-Za-z_][\w@-]*:\n|    (?:deps|outs|params):\n|    cmd: {_WORD}(?: [!-\"$-~][!-~]*(?<!:))*\n"
     rf"|    - path: {_WORD}\n|      (?:hash: md5|md5: {_MD5}|(?:size|nfiles): (?:0|[1-9][0-9]*)|isexec: true)\n"
     rf"|      {_WORD}:\n|        {_WORD}: {_VALUE}\n"
-    r"))*",
-    re.ASCII,
+    r"))*"
 )
 _PLAIN = re.compile(r"[A-Za-z_][\w@-]*")
 _TOP = ("schema", "datasets", "stages")
@@ -94,13 +93,13 @@ def _parse(data: bytes, path: str) -> dict[str, Entry]:
         raise wrong(["schema"], "a dvc.lock begins with `schema: '2.0'`. Remove it and run `dvkf repro`.")
     for key in document:
         if key not in _TOP:
-            raise wrong([key], f"unknown key '{key}' in dvc.lock; known are {', '.join(_TOP)}")
+            raise wrong([key], f"unknown key '{key}' in dvc.lock; expected {', '.join(_TOP)}")
     stages = document.get("stages", {})
     if not isinstance(stages, dict):
-        raise wrong(["stages"], "`stages` is a mapping of names to what their last run read and wrote")
+        raise wrong(["stages"], "`stages` is a mapping of stage names to entries")
     for name, entry in stages.items():
         if not isinstance(name, str):
-            raise wrong(["stages", name], f"a stage's name is a text, not {name!r}")
+            raise wrong(["stages", name], f"a stage's name is a string, not {name!r}")
         if found := find_wrong(entry):
             raise wrong(["stages", name, *found[0]], found[1])
     return stages
@@ -119,7 +118,7 @@ def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
         return [], "the entry of a stage is a mapping with `cmd`"
     for key in entry:
         if key not in _KEYS:
-            return [key], f"unknown key '{key}' in the entry of a stage; known are {', '.join(_KEYS)}"
+            return [key], f"unknown key '{key}' in the entry of a stage; expected {', '.join(_KEYS)}"
     for key in ("deps", "outs"):
         items = entry.get(key, [])
         if not isinstance(items, list):
@@ -130,7 +129,7 @@ def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
             unknown = item.keys() - _ITEM
             if unknown:
                 name = min(map(str, unknown))
-                return [key, i], f"unknown key '{name}' in `{key}`; known are {', '.join(sorted(_ITEM))}"
+                return [key, i], f"unknown key '{name}' in `{key}`; expected {', '.join(sorted(_ITEM))}"
             md5 = item.get("md5")
             if md5 is not None and not (
                 isinstance(md5, str)
@@ -151,24 +150,33 @@ def find_wrong(entry: Any) -> tuple[list[str | int], str] | None:
     return None
 
 
-def item_of(name: str, stored: Stored) -> Item:
+def item_of(name: str, content: Content) -> Item:
     """Return a dependency or output in the form of an entry.
 
     Args:
         name: The path in its dvc.yaml spelling.
-        stored: The content.
+        content: The content; without ``hash`` if DVC 2.x recorded it.
     """
-    item: Item = {"path": name, "hash": MD5, "md5": stored.digest, "size": stored.size}
-    if stored.nfiles is not None:
-        item["nfiles"] = stored.nfiles
-    if stored.isexec:
+    item: Item = {"path": name}
+    if content.hash_name == MD5:
+        item["hash"] = MD5
+    item.update(md5=content.digest, size=content.size or 0)
+    if content.nfiles is not None:
+        item["nfiles"] = content.nfiles
+    if content.isexec:
         item["isexec"] = True
     return item
 
 
-def stored_of(item: Mapping[str, Any]) -> Stored:
+def content_of(item: Mapping[str, Any]) -> Content:
     """Return the content recorded for an entry's dependency or output; the reverse of `item_of`."""
-    return Stored(item["md5"], item.get("size") or 0, item.get("nfiles"), bool(item.get("isexec", False)))
+    return Content(
+        item["md5"],
+        item.get("size"),
+        item.get("nfiles"),
+        bool(item.get("isexec", False)),
+        MD5 if item.get("hash") == MD5 else LEGACY,
+    )
 
 
 def make_entry(
@@ -223,10 +231,16 @@ def put_entry(
     spliced = _splice(text, name, entry, before)
     if spliced is None:
         return _rewrite(old, name, entry, before, file)
-    if not old or _SURE.fullmatch(text) or all(map(_is_stable, _blocks(text))):
+    if not old or _sure().fullmatch(text) or all(map(_is_stable, _blocks(text))):
         return spliced
     # DVC rewrites the whole file: it folds long texts and drops unneeded quotes.
     return _rewrite(old, name, entry, before, file)
+
+
+@cache
+def _sure() -> re.Pattern[str]:
+    """Return the pattern of files that DVC would write back unchanged; compiling it takes a millisecond."""
+    return re.compile(_SURE, re.ASCII)
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -239,7 +253,7 @@ def _blocks(text: str) -> Iterator[str]:
 def _is_stable(block: str) -> bool:
     """Return True if DVC would write an entry back unchanged."""
     text = _HEAD + block
-    if _SURE.fullmatch(text):
+    if _sure().fullmatch(text):
         return True
     data = text.encode()
     return documents.dump(documents.load_editable(data, "dvc.lock")) == data

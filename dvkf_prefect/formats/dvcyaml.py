@@ -16,12 +16,11 @@ from typing import Any
 
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.formats import documents
-from dvkf_prefect.formats.dvclock import lock_file, read_lock
+from dvkf_prefect.formats.dvclock import content_of, lock_file, read_lock
 from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
-from dvkf_prefect.formats.objects import LEGACY, MD5
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.params import DEFAULT_FILE
-from dvkf_prefect.formats.template import OUT_KEYS, Instance, Place, Resolver, Source, check_document
+from dvkf_prefect.formats.template import OUT_KEYS, Instance, Place, Resolver, SourceFile, check_document
 from dvkf_prefect.paths import check_output
 
 _OUT_KINDS = {"outs": "out", "metrics": "metric", "plots": "plot"}
@@ -89,6 +88,8 @@ class Stage:
         always_changed: True if the stage runs every time.
         desc: Description for readers.
         meta: Free-form metadata for other tools.
+        models: Outputs that are models: those of ``type: model``, and those that an artifact of that type names.
+        place: Keys that lead to its definition in the file, for messages.
         group: Name of the ``foreach`` or ``matrix`` definition that generated the stage, if any.
         used: Values that its templates read from files: ``{file relative to the root: {dotted key: value}}``.
     """
@@ -104,6 +105,8 @@ class Stage:
     always_changed: bool = False
     desc: str = ""
     meta: Any = None
+    models: tuple[str, ...] = ()
+    place: Place = ()
     group: str | None = None
     used: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -200,15 +203,10 @@ def read_outputs(files: RepoFiles, path: str) -> list[Output]:
         recorded = {item["path"]: item for item in locked.get(stage.name, {}).get("outs", ())}
         for out in stage.outs:
             item = recorded.get(out.name, {})
-            digest = item.get("md5")
             outputs.append(
                 Output(
                     path=out.path,
-                    digest=digest,
-                    size=item.get("size"),
-                    nfiles=item.get("nfiles"),
-                    isexec=bool(item.get("isexec", False)),
-                    hash_name=MD5 if item.get("hash") == MD5 or digest is None else LEGACY,
+                    content=content_of(item) if item.get("md5") is not None else None,
                     cached=out.cached,
                     remote=out.remote,
                     pushed=out.pushed,
@@ -227,7 +225,7 @@ def load_pipeline_file(data: bytes, path: str) -> dict[str, Any]:
     Raises:
         ParseError: It is not YAML, or violates the format.
     """
-    return check_document(Source(data, path), documents.load(data, path))
+    return check_document(SourceFile(data, path), documents.load(data, path))
 
 
 # -- cache of resolved files: one run reads the same file for outputs, for stages and for the graph --------------------
@@ -259,7 +257,7 @@ class _File:
     def __init__(self, files: RepoFiles, data: bytes, path: str) -> None:
         self._files = files
         self._asked: dict[str, bytes | None] = {}
-        self._source = Source(data, path)
+        self._source = SourceFile(data, path)
         self._resolver = Resolver(self._source, load_pipeline_file(data, path), self._read, self._settings)
         self._stages: tuple[Stage, ...] | None = None
         self._sections: Sections | None = None
@@ -273,8 +271,8 @@ class _File:
 
     def stages(self) -> tuple[Stage, ...]:
         if self._stages is None:
-            self.sections()  # as in DVC, an invalid section fails the whole file
-            reader = _Reader(self._source)
+            artifacts = self.sections().artifacts  # as in DVC, an invalid section fails the whole file
+            reader = _Reader(self._source, artifacts)
             self._stages = tuple(reader.stage(instance) for instance in self._resolver.stages())
         return self._stages
 
@@ -312,7 +310,7 @@ class _File:
     def _artifacts(self, artifacts: Mapping[Any, Any]) -> dict[str, Mapping[str, Any]]:
         for name in artifacts:
             if not isinstance(name, str):
-                raise self._source.wrong(("artifacts",), f"an artifact's name is a text, not {name!r}")
+                raise self._source.wrong(("artifacts",), f"an artifact's name is a string, not {name!r}")
         return dict(artifacts)
 
     def _read(self, path: str) -> bytes | None:
@@ -362,10 +360,15 @@ def _parsing_settings(*levels: bytes | None) -> Mapping[str, str]:
 class _Reader:
     """Builder of stages from one file's definitions."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceFile, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
         self._source = source
         self._path = source.path
         self._folder = posixpath.dirname(source.path)
+        self._models = {
+            posixpath.normpath(posixpath.join(self._folder, str(artifact["path"])))
+            for artifact in artifacts.values()
+            if artifact.get("type") == "model"
+        }
 
     def stage(self, instance: Instance) -> Stage:
         name, values, place = instance.name, instance.values, instance.place
@@ -381,31 +384,38 @@ class _Reader:
                 (*place, "wdir"), f"`wdir` of stage '{name}' is a folder, not {folder!r}"
             )
         wdir = self._inside(self._folder, folder, (*place, "wdir"))
-        deps = values.get("deps", ())
+        deps = tuple(
+            [self._dependency(wdir, dep, (*place, "deps", i)) for i, dep in enumerate(values.get("deps", ()))]
+        )
+        outs = tuple(
+            [out for key in _OUT_KINDS if key in values for out in self._outs(wdir, key, values, place)]
+        )
         return Stage(
             name=name,
             file=self._path,
             wdir=wdir,
             command=command,
-            deps=tuple([self._dependency(wdir, dep, (*place, "deps", i)) for i, dep in enumerate(deps)]),
-            outs=tuple(
-                [out for key in _OUT_KINDS if key in values for out in self._outs(wdir, key, values, place)]
-            ),
+            deps=deps,
+            outs=outs,
             params=self._params(wdir, values.get("params", ()), (*place, "params")),
             frozen=values.get("frozen", False),
             always_changed=values.get("always_changed", False),
             desc=_text(values.get("desc", "")),
             meta=values.get("meta"),
+            models=tuple(
+                [out.path for out in outs if out.path in self._models or out.options.get("type") == "model"]
+            ),
+            place=place,
             group=instance.group,
             used=instance.used,
         )
 
     def _texts(self, value: Any, place: Place) -> list[str]:
         if not isinstance(value, list):
-            raise self._source.wrong(place, f"`{place[-1]}` is a list of texts")
+            raise self._source.wrong(place, f"`{place[-1]}` is a list of strings")
         for i, item in enumerate(value):
             if not isinstance(item, str):
-                raise self._source.wrong((*place, i), f"an item of `{place[-1]}` is a text, not {item!r}")
+                raise self._source.wrong((*place, i), f"an item of `{place[-1]}` is a string, not {item!r}")
         return value
 
     def _inside(self, folder: str, name: str, place: Place) -> str:
@@ -417,10 +427,10 @@ class _Reader:
     def _file(self, wdir: str, name: Any, place: Place) -> str:
         """Return the path of a dependency, an output or a parameter file, relative to the root."""
         if not isinstance(name, str):
-            raise self._source.wrong(place, f"a path is a text, not {name!r}")
+            raise self._source.wrong(place, f"a path is a string, not {name!r}")
         if name.endswith(".dvc") or posixpath.basename(name) == PIPELINE_FILE:
             raise self._source.wrong(
-                place, f"'{name}' describes data and is none itself; name the output that it describes"
+                place, f"'{name}' is a DVC file. Use the path of the output that it describes."
             )
         return self._inside(wdir, name, place)
 

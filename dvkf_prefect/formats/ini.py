@@ -98,11 +98,11 @@ def read_any(text: str, name: str) -> Sections:
     sections: Sections = {}
     for section, options in values.items():
         if not isinstance(options, Mapping):
-            raise ConfigError(f"{name}: '{section}' stands outside any section")
+            raise ConfigError(f"{name}: '{section}' is outside any section")
         for option, value in options.items():
             if isinstance(value, Mapping):
                 raise ConfigError(
-                    f"{name}: [[{option}]] is a section inside [{section}]; there are none such"
+                    f"{name}: [[{option}]] is a section inside [{section}], which DVC does not support"
                 )
         sections[section.lower()] = {option.lower(): value for option, value in options.items()}
     return sections
@@ -179,5 +179,5 @@ def _text_of(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise ConfigError(f"{path}, line {line}: a NUL in a setting. Take it out.")
+        raise ConfigError(f"{path}, line {line}: a setting has a NUL character. Remove it.")
     return text

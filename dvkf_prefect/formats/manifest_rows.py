@@ -106,8 +106,8 @@ def too_large(name: str) -> ParseError:
     most = limit() >> 20
     return ParseError(
         name,
-        f"this manifest, with the others at hand, takes more than {most} MB of memory. If it is yours, or you trust "
-        f"it, allow more: {more()}",
+        f"this manifest and those already in memory take more than {most} MB. If you trust it, allow more: "
+        f"{more()}",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dvkf_prefect.errors import UnsafePathError
-from dvkf_prefect.formats.tree import SUFFIX
+from dvkf_prefect.formats.tree import SUFFIX, is_tree
 
 MD5 = "md5"
 
@@ -46,20 +46,27 @@ def is_plausible(digest: str, size: int, expected: int | None = None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """Content in the cache.
+class Content:
+    """Content of a file or a directory: its identity and its amount, independent of any place.
 
     Attributes:
         digest: md5 in hex, with ``.dir`` for a directory.
-        size: Size in bytes; for a directory, the sum over its files.
-        nfiles: Number of files of a directory, None for a file.
+        size: Size in bytes; for a directory, the sum over its files. None if unknown.
+        nfiles: Number of files of a directory, None for a file or if unknown.
         isexec: True if the content is one executable file.
+        hash_name: ``md5``, or ``md5-dos2unix`` of DVC 2.x.
     """
 
     digest: str
-    size: int
+    size: int | None = None
     nfiles: int | None = None
     isexec: bool = False
+    hash_name: str = MD5
+
+    @property
+    def is_dir(self) -> bool:
+        """True if the content is a directory."""
+        return is_tree(self.digest)
 
 
 PREFIX = re.compile(r"[0-9a-f]{2}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dvkf_prefect.errors import OutputOverlapError, UnsafePathError
-from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.objects import MD5, Content
+from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import check_output
 from dvkf_prefect.urls import holds_secret, public_url
 
@@ -77,11 +78,7 @@ class Output:
 
     Attributes:
         path: Posix, relative to the repository's root.
-        digest: md5 in hex, with ``.dir`` for a directory; None until content is recorded.
-        size: Size in bytes; for a directory, the sum over its files.
-        nfiles: Number of files of a directory.
-        isexec: True if the output is one executable file.
-        hash_name: ``md5``, or ``md5-dos2unix`` of DVC 2.x.
+        content: Recorded content; None until it is recorded.
         cached: False keeps it out of the cache (``cache: false``).
         remote: The only remote for this output, None for any remote.
         pushed: False keeps it off the remotes (``push: false``).
@@ -95,11 +92,7 @@ class Output:
     """
 
     path: str
-    digest: str | None
-    size: int | None = None
-    nfiles: int | None = None
-    isexec: bool = False
-    hash_name: str = MD5
+    content: Content | None = None
     cached: bool = True
     remote: str | None = None
     pushed: bool = True
@@ -112,9 +105,40 @@ class Output:
     always_changed: bool = field(default=False, compare=False, repr=False)
 
     @property
+    def digest(self) -> str | None:
+        """Digest of the recorded content; None until it is recorded."""
+        return self.content.digest if self.content else None
+
+    @property
+    def size(self) -> int | None:
+        """Recorded size in bytes; None if unknown."""
+        return self.content.size if self.content else None
+
+    @property
+    def nfiles(self) -> int | None:
+        """Recorded number of files of a directory; None if unknown."""
+        return self.content.nfiles if self.content else None
+
+    @property
+    def isexec(self) -> bool:
+        """True if the output is one executable file."""
+        return self.content is not None and self.content.isexec
+
+    @property
+    def hash_name(self) -> str:
+        """Way of hashing of the recorded content."""
+        return self.content.hash_name if self.content else MD5
+
+    @property
     def is_dir(self) -> bool:
         """True if the output is a directory."""
-        return bool(self.digest and self.digest.endswith(".dir"))
+        return self.content is not None and self.content.is_dir
+
+    def listed_tree(self) -> Tree | None:
+        """Return the manifest of the files that the `.dvc` file lists; None if it does not list all digests."""
+        if not self.is_dir or not self.versions or not all(file.digest for file in self.versions):
+            return None
+        return Tree.from_pairs((file.relpath, file.digest or "") for file in self.versions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +187,7 @@ def inside_root(path: str, source: str) -> str:
     """
     plain = posixpath.normpath(path)
     if plain.startswith(("/", "../")) or plain in ("..", ".") or "://" in path:
-        raise UnsafePathError(f"{source}: the output '{path}' lies outside the repository; move it inside")
+        raise UnsafePathError(f"{source}: the output '{path}' lies outside the repository. Move it inside.")
     check_output(plain, source)
     return plain
 
@@ -183,7 +207,8 @@ def check_overlap(outputs: Sequence[Output], *, same: bool = False) -> None:
         other = seen.get(output.path)
         if other and not (same and _is_twin(output, other)):
             raise OutputOverlapError(
-                f"'{output.path}' is an output of both {_place(other)} and {_place(output)}; keep one of them"
+                f"'{output.path}' is an output of both {_place(other)} and {_place(output)}. Keep one of "
+                "them."
             )
         seen[output.path] = output
     for output in outputs:
@@ -191,8 +216,8 @@ def check_overlap(outputs: Sequence[Output], *, same: bool = False) -> None:
         while parent:
             if parent in seen:
                 raise OutputOverlapError(
-                    f"'{output.path}' ({_place(output)}) lies inside the output '{parent}' ({_place(seen[parent])}); "
-                    "track it as a part of that one, or move it out"
+                    f"'{output.path}' ({_place(output)}) lies inside the output '{parent}' "
+                    f"({_place(seen[parent])}). Track it as part of that output, or move it out."
                 )
             parent = posixpath.dirname(parent)
 
@@ -204,18 +229,6 @@ def _is_twin(output: Output, other: Output) -> bool:
 
 def _place(output: Output) -> str:
     return f"{output.source}, stage '{output.stage}'" if output.stage else output.source
-
-
-def with_content(output: Output, stored: Stored) -> Output:
-    """Return the output with new content."""
-    return replace(
-        output,
-        digest=stored.digest,
-        size=stored.size,
-        nfiles=stored.nfiles,
-        isexec=stored.isexec,
-        hash_name=MD5,
-    )
 
 
 def matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:

@@ -94,7 +94,7 @@ def _parse_toml(data: bytes, name: str) -> Any:
     except ValueError as error:
         raise ParseError(name, f"not valid TOML: {error}") from error
     except RecursionError as error:
-        raise ParseError(name, "not valid TOML: nested too deep. Write it flatter.") from error
+        raise ParseError(name, "not valid TOML: nested too deeply. Write it flatter.") from error
     documents.check_value(values, name)
     return values
 
@@ -116,8 +116,8 @@ def _check(value: Any, name: str, key: str) -> None:
         return
     raise ParseError(
         name,
-        f"the parameter '{key}' is a {type(value).__name__}, which dvc.lock cannot hold; "
-        "write it as a string, number, list or mapping",
+        f"the parameter '{key}' is a {type(value).__name__}, which dvc.lock cannot store. Write it as a "
+        "string, number, list or mapping.",
     )
 
 

@@ -92,10 +92,16 @@ class Tree:
         """Yield ``(relpath, digest)`` in order."""
         return zip(self.relpaths, self.digests, strict=True)
 
-    def below(self, prefix: str) -> Tree:
-        """Return the subtree at or below ``prefix``, with paths relative to the whole directory."""
-        inside = prefix + "/"
-        return Tree.from_pairs((p, d) for p, d in self.items() if p == prefix or p.startswith(inside))
+    def subtree(self, path: str) -> Tree:
+        """Return the files at or below a path, with paths relative to it; a file has the path ``""``.
+
+        Example:
+            >>> Tree(["a/x", "a/y"], ["60b725f10c9c85c70d97880dfe8191b3"] * 2).subtree("a").relpaths
+            ['x', 'y']
+        """
+        inside = path + "/"
+        rows = [(p[len(inside) :], d) for p, d in self.items() if p == path or p.startswith(inside)]
+        return Tree([relpath for relpath, _ in rows], [digest for _, digest in rows])
 
 
 def _check_paths(relpaths: list[str], name: str) -> None:
@@ -117,13 +123,13 @@ def _check_paths(relpaths: list[str], name: str) -> None:
 def _check_text(joined: str, count: int, name: str) -> None:
     """Refuse paths, joined by NULs, that cannot be file names."""
     if joined.count("\0") != count + (1 if count else 2):
-        raise UnsafePathError(f"{name}: a path holds a NUL; nothing was written")
+        raise UnsafePathError(f"{name}: a path has a NUL character; nothing was written")
     try:
         os.fsencode(joined)
     except UnicodeEncodeError as error:
         raise UnsafePathError(
-            f"{name}: the path {joined[max(error.start - 40, 0) : error.end].rpartition(chr(0))[2]!r} holds half a "
-            "character; nothing was written"
+            f"{name}: the path {joined[max(error.start - 40, 0) : error.end].rpartition(chr(0))[2]!r} is not "
+            "valid Unicode (a lone surrogate); nothing was written"
         ) from None
 
 

@@ -1,1 +1,1 @@
-"""Model versions: registry and lineage."""
+"""Versions of models: git tags in GTO's grammar, their content and lineage; may import the engine, not Kubeflow."""

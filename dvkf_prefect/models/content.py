@@ -7,13 +7,13 @@ import posixpath
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.transfer import transfer
+from dvkf_prefect.data.transfer.manifests import opened, read_manifest
 from dvkf_prefect.errors import (
     CorruptObjectError,
     MissingObjectError,
@@ -25,12 +25,12 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.files import walk_files
 from dvkf_prefect.formats import tracked
-from dvkf_prefect.formats.artifacts import read_artifacts
-from dvkf_prefect.formats.digest import digest_bytes, digest_file
+from dvkf_prefect.formats.artifacts import ArtifactDecl, read_artifacts
+from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
-from dvkf_prefect.formats.objects import object_key
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import Output
-from dvkf_prefect.formats.tree import SUFFIX, Tree
+from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import is_within
 
 
@@ -40,17 +40,15 @@ class ModelContent:
 
     Attributes:
         path: The model's file or folder, relative to the repository's root.
-        digest: Its md5, with ``.dir`` for a folder.
-        size: Size in bytes; None if not recorded.
-        nfiles: Number of files; 1 for a file.
+        content: The content.
         output: The output that is the model or contains it.
+        rev: The commit.
     """
 
     path: str
-    digest: str
-    size: int | None
-    nfiles: int
+    content: Content
     output: Output
+    rev: str
 
 
 class ModelContents:
@@ -61,7 +59,7 @@ class ModelContents:
         git: The git work tree that contains the repository.
     """
 
-    def __init__(self, repo: Repo, git: Git) -> None:
+    def __init__(self, repo: Repository, git: Git) -> None:
         self._repo = repo
         self._git = git
         # A commit's content never changes, so this is never invalidated.
@@ -85,6 +83,27 @@ class ModelContents:
 
     def _look_up(self, name: str, rev: str) -> ModelContent:
         files = self._repo.files(rev)
+        file, declared = self._declared(files, name, rev)
+        path = declared.path
+        for source in _sources(files, path, file):
+            for output in tracked.read_outputs(files, source):
+                if is_within(path, output.path):
+                    return self._inside(output, path, rev)
+        raise ModelError(
+            f"'{path}', the path of model '{name}', is not an output at commit {rev[:7]}. Run `dvkf add`, or make it "
+            "an output of a stage, and commit."
+        )
+
+    def declared(self, name: str, rev: str) -> ArtifactDecl:
+        """Return the artifact of a model in a commit's dvc.yaml.
+
+        Raises:
+            ModelNotFoundError: The commit does not declare the model.
+            ParseError: A file of the commit does not follow its format.
+        """
+        return self._declared(self._repo.files(rev), name, rev)[1]
+
+    def _declared(self, files: RepoFiles, name: str, rev: str) -> tuple[str, ArtifactDecl]:
         folder, _, plain = name.rpartition(":")
         prefix = self._repo.root.relative_to(self._git.root.resolve()).as_posix()
         file = posixpath.relpath(posixpath.join(folder or ".", PIPELINE_FILE), prefix)
@@ -92,56 +111,62 @@ class ModelContents:
         if plain not in artifacts:
             raise ModelNotFoundError(
                 f"{file} at commit {rev[:7]} declares no model '{plain}' under `artifacts` "
-                f"(declared: {', '.join(sorted(artifacts)) or 'none'}); declare it and commit that"
+                f"(declared: {', '.join(sorted(artifacts)) or 'none'}). Declare it and commit the file."
             )
-        path = artifacts[plain].path
-        for source in _sources(files, path, file):
-            for output in tracked.read_outputs(files, source):
-                if is_within(path, output.path):
-                    return self._inside(output, path, rev)
-        raise ModelError(
-            f"'{path}', the path of model '{name}', is no output of a stage or of `dvkf add` at commit {rev[:7]}"
+        return file, artifacts[plain]
+
+    def digests(self, model: ModelContent) -> dict[str, str]:
+        """Return the digest of each file of a model by its path inside; the empty path for a model of one file.
+
+        Raises:
+            MissingObjectError: The manifest of a folder is neither in the cache nor on the remote.
+        """
+        if not model.content.is_dir:
+            return {"": model.content.digest}
+        output = model.output
+        if model.path != output.path:
+            return dict(self._part(output, model.path).items())
+        remotes = opened(self._repo.remote, [output.remote])
+        digest, hash_name = model.content.digest, model.content.hash_name
+        return dict(
+            read_manifest(digest, hash_name, caches=[self._repo.cache], remotes=remotes, mend=True).items()
         )
 
     def _inside(self, output: Output, path: str, rev: str) -> ModelContent:
-        if output.digest is None:
+        if output.content is None:
             folder = posixpath.dirname(output.source)
             lock = posixpath.join(folder, "dvc.lock") if output.stage else output.source
             raise ModelError(
-                f"'{output.path}' has no digest in {lock} at commit {rev[:7]}; "
-                "run `dvkf repro` or `dvkf add`, and commit what they write"
+                f"'{output.path}' has no digest in {lock} at commit {rev[:7]}. Run `dvkf repro` or `dvkf add`, and "
+                "commit."
             )
         if path == output.path:
-            return ModelContent(path, output.digest, output.size, output.nfiles or 1, output)
+            return ModelContent(path, output.content, output, rev)
         part = self._part(output, path)
-        if not part.relpaths:
+        if not part:
             raise ModelError(f"the output '{output.path}' has no '{path}' at commit {rev[:7]}")
         if part.relpaths == [""]:
-            return ModelContent(path, part.digests[0], None, 1, output)
-        return ModelContent(path, part.digest, None, len(part), output)
+            content = Content(part.digests[0], hash_name=output.hash_name)
+        else:
+            content = Content(part.digest, nfiles=len(part), hash_name=output.hash_name)
+        return ModelContent(path, content, output, rev)
 
     def _part(self, output: Output, path: str) -> Tree:
         """Return the manifest of a folder inside an output; for a file, one entry without a name."""
-        inside = path[len(output.path) + 1 :]
-        part = self._manifest(output).below(inside)
-        return Tree([relpath[len(inside) + 1 :] for relpath in part.relpaths], part.digests)
+        tree = read_manifest(
+            output.digest or "",
+            output.hash_name,
+            caches=[self._repo.cache],
+            remotes=opened(self._repo.remote, [output.remote]),
+            mend=True,
+        )
+        return tree.subtree(path[len(output.path) + 1 :])
 
-    def _manifest(self, output: Output) -> Tree:
-        """Return a directory's manifest from the cache, else from the remote."""
-        digest = output.digest or ""
-        with suppress(MissingObjectError, CorruptObjectError):
-            return self._repo.cache.read_tree(digest, output.hash_name)
-        data = self._repo.remote(output.remote).storage.read(object_key(digest, output.hash_name))
-        if digest_bytes(data) + SUFFIX != digest:
-            raise CorruptObjectError(f"the manifest {digest} of '{output.path}' is damaged on the remote")
-        self._repo.cache.add_bytes(data, tree=True)
-        return Tree.from_bytes(data, digest)
-
-    def export(self, content: ModelContent, dest: Path) -> Path:
+    def export(self, model: ModelContent, dest: Path) -> Path:
         """Copy a model out of the cache; objects missing or damaged in the cache are fetched from the remote.
 
         Args:
-            content: The content to copy.
+            model: The content to copy.
             dest: Destination path. If it already has that content, nothing is done.
 
         Returns:
@@ -153,37 +178,34 @@ class ModelContents:
             RemoteError: The remote cannot be used.
         """
         if dest.exists():
-            if _digest_at(dest) != content.digest:
+            if _digest_at(dest) != model.content.digest:
                 raise OutputChangedError([str(dest)])
             return dest
         dest.parent.mkdir(parents=True, exist_ok=True)
         temporary = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}.tmp")
         try:
-            self._copy(content, temporary)
+            self._copy(model, temporary)
             os.rename(temporary, dest)
         finally:
             _remove(temporary)
         return dest
 
-    def _copy(self, content: ModelContent, dest: Path) -> None:
+    def _copy(self, model: ModelContent, dest: Path) -> None:
         cache = self._repo.cache
-        output = content.output
-        if content.digest.endswith(SUFFIX) and content.path != output.path:
+        content, output = model.content, model.output
+        if content.is_dir and model.path != output.path:
             # The cache has no manifest for a part of a directory; store one.
-            cache.add_tree(self._part(output, content.path))
+            cache.add_tree(self._part(output, model.path), output.hash_name)
         try:
-            cache.export(content.digest, dest, hash_name=output.hash_name)
+            cache.export(content.digest, dest, hash_name=content.hash_name)
             return
         except (MissingObjectError, CorruptObjectError):
             _remove(dest)
-        wanted = Output(content.path, content.digest, hash_name=output.hash_name)
         try:
-            transfer.fetch([wanted], cache, self._repo.remote(output.remote))
+            transfer.fetch([Output(model.path, content)], cache, self._repo.remote(output.remote))
         except TransferError as error:
-            raise ModelDigestError(
-                f"no good copy of '{content.path}' ({content.digest}) was found: {error}"
-            ) from error
-        cache.export(content.digest, dest, hash_name=output.hash_name)
+            raise ModelDigestError(f"no intact copy of '{model.path}' ({content.digest}): {error}") from error
+        cache.export(content.digest, dest, hash_name=content.hash_name)
 
 
 def _digest_at(path: Path) -> str:

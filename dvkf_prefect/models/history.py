@@ -8,7 +8,7 @@ two tags with the same second, the withdrawing one counts as newer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from dvkf_prefect.models.tags import TagEvent, is_version, version_key
@@ -76,6 +76,10 @@ class ModelHistory:
         if not here:
             return self._versions.setdefault((rev, rev), Registered(rev, rev))
         return max(here, key=lambda version: (version.active, *_order(version.name)))
+
+    def named(self, event: TagEvent) -> TagEvent:
+        """Return an event of this model with its version; a stage's tag itself names none."""
+        return event if event.stage is None else replace(event, version=self._at(event.rev).name)
 
     @property
     def active(self) -> bool:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.repository.locks import RepoLock
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import ConfigError, DvkfError, ModelDigestError, ModelError, ModelNotFoundError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.formats import documents
 from dvkf_prefect.models import tags
 from dvkf_prefect.models.content import ModelContent, ModelContents
+from dvkf_prefect.models.facts import note_fact
 from dvkf_prefect.models.history import ROLLED_BACK, ModelHistory, Registered, gather
+from dvkf_prefect.models.lineage import TRAILER as LINEAGE
+from dvkf_prefect.models.lineage import as_trailer, record_lineage
+from dvkf_prefect.models.making import check_committed
 from dvkf_prefect.models.tags import TagEvent
+from dvkf_prefect.models.version import ModelVersion
 
 Part = Literal["major", "minor", "patch"]
 
@@ -32,60 +35,15 @@ _LOCK_WAIT = 30.0
 _ATTEMPTS = 20
 
 
-@dataclass(frozen=True)
-class ModelVersion:
-    """A version of a model.
-
-    Attributes:
-        name: Name of the model; ``folder:model`` if declared in folder/dvc.yaml.
-        version: ``v`` and a semantic version; the commit if a stage was assigned without a registration.
-        rev: The commit.
-        path: The model's file or folder, relative to the repository's root; None if the commit declares none.
-        digest: Its md5, with ``.dir`` for a folder; None if DVC recorded none at that commit.
-        size: Size in bytes; None if not recorded.
-        nfiles: Number of files; 1 for a file.
-        stages: Stages the version holds now, sorted.
-        created: Time of the registration.
-        author: Name of the tagger who registered it.
-        message: Message of its tag, without trailers.
-        trailers: Trailers of its tag, such as the run that produced the model.
-        active: False if the version was withdrawn or the model is deprecated.
-    """
-
-    name: str
-    version: str
-    rev: str
-    path: str | None
-    digest: str | None
-    size: int | None
-    nfiles: int | None
-    stages: tuple[str, ...]
-    created: datetime
-    author: str
-    message: str
-    trailers: Mapping[str, str] = field(default_factory=dict)
-    active: bool = True
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the version as plain values for JSON; the time as ISO 8601."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            **values,
-            "stages": [*self.stages],
-            "trailers": dict(self.trailers),
-            "created": self.created.isoformat(),
-        }
-
-    def __str__(self) -> str:
-        stages = "".join(f" #{stage}" for stage in self.stages)
-        return f"{self.name} {self.version}{stages} ({self.rev[:7]}, {(self.digest or 'no digest')[:8]})"
-
-
 class ModelRegistry:
     """The models of one repository.
 
     Args:
         repo: The repository; it must be in git.
+
+    Attributes:
+        repo: The repository.
+        git: The git work tree that contains it.
 
     Raises:
         ConfigError: The repository is not in git.
@@ -96,14 +54,14 @@ class ModelRegistry:
         >>> registry.assign("classifier", version.version, "prod")
     """
 
-    def __init__(self, repo: Repo) -> None:
+    def __init__(self, repo: Repository) -> None:
         if repo.git is None:
             raise ConfigError(
-                f"{repo.root} is not in git, and models are registered by git tags; run `git init`"
+                f"{repo.root} is not in git, and models are registered by git tags. Run `git init`."
             )
-        self._repo = repo
-        self._git: Git = repo.git
-        self._contents = ModelContents(repo, self._git)
+        self.repo = repo
+        self.git: Git = repo.git
+        self._contents = ModelContents(repo, self.git)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -139,19 +97,55 @@ class ModelRegistry:
         history = self._model(self._read(), name)
         return self._version(history, self._find(history, which))
 
-    def history(self, name: str | None = None) -> builtins.list[TagEvent]:
-        """Return the events of the models, newest first.
+    def history(self, name: str | None = None, *, ascending: bool = False) -> builtins.list[TagEvent]:
+        """Return the events of the models in GTO's order, each with its version.
 
         Args:
             name: Restrict the events to this model.
+            ascending: Return the oldest event first, in place of the newest.
 
         Raises:
             ModelNotFoundError: No model of that name is registered.
         """
         models = self._read()
         chosen = models.values() if name is None else [self._model(models, name)]
-        events = [event for history in chosen for event in history.events]
-        return sorted(events, key=lambda event: event.created, reverse=True)
+        events = [history.named(event) for history in chosen for event in history.events]
+        return sorted(events, key=lambda event: (event.created, event.rank), reverse=not ascending)
+
+    def check_ref(self, ref: str) -> TagEvent | None:
+        """Return the event that a tag records; None if the tag does not exist or is not one of the registry's.
+
+        Args:
+            ref: Name of a tag, or ``refs/tags/`` and the name, as CI systems give it.
+        """
+        parsed = tags.parse_tag_name(tag := ref.removeprefix("refs/tags/"))
+        history = self._read().get(parsed.model) if parsed else None
+        events = history.events if history else ()
+        return next((history.named(event) for event in events if history and event.tag == tag), None)
+
+    def overview(self, *, include_inactive: bool = False) -> dict[str, dict[str, Any]]:
+        """Return the models as ``gto show --json`` prints them.
+
+        Args:
+            include_inactive: Include deprecated models.
+
+        Returns:
+            By model: ``version``, the highest registered one or None; ``stage``, the holder or None of each stage that
+            the file .gto allows, or that any version holds; ``registered``; ``active``.
+        """
+        models = self._read()
+        held = {stage for history in models.values() for stage in history.stages()}
+        stages = self._allowed_stages() or sorted(held)
+        return {
+            name: {
+                "version": next((v.name for v in history.standing if v.registrations), None),
+                "stage": {stage: by.name if (by := history.holder(stage)) else None for stage in stages},
+                "registered": True,  # GTO's word for "it has tags"
+                "active": history.active,
+            }
+            for name, history in models.items()
+            if history.active or include_inactive
+        }
 
     # -- versions ------------------------------------------------------------------------------------------------------
 
@@ -171,22 +165,24 @@ class ModelRegistry:
             name: The model as dvc.yaml declares it under ``artifacts``; ``folder:name`` for folder/dvc.yaml.
             version: The version; by default the next patch of the highest one, v0.0.1 for the first.
             bump: Part of the highest version to increment instead.
-            rev: The commit.
+            rev: The commit. HEAD stands for the workspace: changes of what made the model are then refused.
             message: Message of the tag.
             trailers: ``Key: value`` lines for the end of the message, such as the run that produced the model.
 
         Raises:
             ModelError: The name or version is not valid, or the commit or version is already registered. Also if
-                the commit does not declare the model or records no content for it.
+                the commit does not declare the model, records no content for it, or does not hold what made it; for
+                HEAD, if the workspace has changes of it.
             GitError: There is no such revision, or git refused the tag.
         """
         tags.check_model_name(name)
         if version is not None and bump is not None:
-            raise ModelError("give either a version or the part to count up, not both")
+            raise ModelError("version and bump exclude each other. Give one of them.")
         if version is not None and not tags.is_version(version):
-            raise ModelError(f"'{version}' is not a version; one looks like v1.0.0 or v1.0.0-rc.1")
-        rev = self._git.resolve(rev)
-        self._contents.read(name, rev)
+            raise ModelError(f"'{version}' is not a version. Use one like v1.0.0 or v1.0.0-rc.1.")
+        model = self._committed(name, rev)
+        rev = model.rev
+        trailers = {**as_trailer(record_lineage(self.repo, model)), **(trailers or {})}
         with self._writing():
             for _ in range(_ATTEMPTS):
                 history = self._read().get(name) or ModelHistory(name, ())
@@ -197,7 +193,14 @@ class ModelRegistry:
                     return self.show(name, chosen)
                 if version is not None:
                     break
-        raise ModelError(f"the tag {tag} exists already; choose another version")
+        raise ModelError(f"the tag {tag} exists already. Choose another version.")
+
+    def _committed(self, name: str, rev: str) -> ModelContent:
+        """Return a commit's model, after checking that the commit holds all that made it."""
+        commit = self.git.resolve(rev)
+        model = self._contents.read(name, commit)
+        check_committed(self.repo, self.git, name, model.path, commit, here=rev == "HEAD")
+        return model
 
     def _next_version(self, history: ModelHistory, version: str | None, part: Part | None, rev: str) -> str:
         taken = {known.name: known for known in history.versions if known.registrations or known.withdrawals}
@@ -205,26 +208,28 @@ class ModelRegistry:
             if known.rev == rev:
                 state = "registered" if known.active else "registered and withdrawn"
                 raise ModelError(
-                    f"commit {rev[:7]} is {state} as '{history.name}' {known.name} already; a commit has one version"
+                    f"commit {rev[:7]} is {state} as '{history.name}' {known.name} already. Register another commit."
                 )
         if version is not None:
             if version in taken:
                 raise ModelError(
-                    f"'{history.name}' {version} is registered already, at commit {taken[version].rev[:7]}; "
-                    "choose another version"
+                    f"'{history.name}' {version} is registered already, at commit {taken[version].rev[:7]}. Choose "
+                    "another version."
                 )
             return version
         highest = next((known.name for known in history.standing if known.registrations), None)
         if highest is None and part is not None:
             raise ModelError(
-                f"'{history.name}' has no version to count up from; register the first one without"
+                f"'{history.name}' has no version to count up from. Register the first one without `bump`."
             )
         proposed = tags.FIRST_VERSION if highest is None else tags.bump(highest, part or "patch")
         while proposed in taken:
             proposed = tags.bump(proposed, part or "patch")
         return proposed
 
-    def deregister(self, name: str, version: str, *, message: str = "") -> ModelVersion:
+    def deregister(
+        self, name: str, version: str, *, message: str = "", trailers: Mapping[str, str] | None = None
+    ) -> ModelVersion:
         """Withdraw a version; its tags stay, and its number is not used again.
 
         Raises:
@@ -236,12 +241,12 @@ class ModelRegistry:
             found = self._named(history, version)
             tag = tags.tag_name("deregister", name, version=version)
             text = message or f"Deregistering artifact {name} version {version}"
-            if not found.active or not self._tag(history, tag, found.rev, text):
+            if not found.active or not self._tag(history, tag, found.rev, text, trailers):
                 raise ModelError(f"'{name}' {version} was deregistered already")
             after = self._model(self._read(), name)
             return self._version(after, self._named(after, version))
 
-    def deprecate(self, name: str, *, message: str = "") -> None:
+    def deprecate(self, name: str, *, message: str = "", trailers: Mapping[str, str] | None = None) -> None:
         """Deprecate a model; it is hidden until a version is registered or assigned again.
 
         Raises:
@@ -254,8 +259,8 @@ class ModelRegistry:
                 raise ModelError(f"'{name}' was deprecated already")
             rev = history.events[-1].rev
             text = message or f"Deprecating artifact '{name}'"
-            if not self._tag(history, tags.tag_name("deprecate", name), rev, text):
-                self._counted(name, "deprecate", "", rev, text)
+            if not self._tag(history, tags.tag_name("deprecate", name), rev, text, trailers):
+                self._counted(name, "deprecate", "", rev, text, trailers)
 
     # -- stages --------------------------------------------------------------------------------------------------------
 
@@ -292,7 +297,15 @@ class ModelRegistry:
             self._counted(name, "assign", stage, found.rev, text, trailers)
             return self.show(name, found.name)
 
-    def unassign(self, name: str, version: str, stage: str, *, message: str = "") -> ModelVersion:
+    def unassign(
+        self,
+        name: str,
+        version: str,
+        stage: str,
+        *,
+        message: str = "",
+        trailers: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
         """Remove a stage from a version; the version assigned before it, if any, holds it again.
 
         Raises:
@@ -303,11 +316,9 @@ class ModelRegistry:
             history = self._model(self._read(), name)
             found = self._find(history, version)
             if found.assigned(stage) is None:
-                raise ModelNotFoundError(
-                    f"'{name}' {found.name} is not in stage '{stage}'; {_known(history)}"
-                )
+                raise ModelNotFoundError(f"'{name}' {found.name} is not in stage '{stage}' {_known(history)}")
             text = message or f"Unassigning stage '{stage}' to artifact '{name}' version '{found.name}'"
-            self._counted(name, "unassign", stage, found.rev, text)
+            self._counted(name, "unassign", stage, found.rev, text, trailers)
             return self.show(name, found.name)
 
     def rollback(
@@ -340,11 +351,11 @@ class ModelRegistry:
             history = self._model(self._read(), name)
             current = history.holder(stage)
             if current is None:
-                raise ModelNotFoundError(f"no version of '{name}' is in stage '{stage}'; {_known(history)}")
+                raise ModelNotFoundError(f"no version of '{name}' is in stage '{stage}' {_known(history)}")
             earlier = history.before(stage)
             if earlier is None:
                 raise ModelNotFoundError(
-                    f"no version of '{name}' held stage '{stage}' before {current.name}; {_known(history)}"
+                    f"no version of '{name}' held stage '{stage}' before {current.name} {_known(history)}"
                 )
             text = (
                 f"Rolling back stage {stage} of artifact {name} from version {current.name} to {earlier.name}"
@@ -357,14 +368,38 @@ class ModelRegistry:
 
     def _check_stage(self, stage: str) -> None:
         tags.check_stage_name(stage)
+        allowed = self._allowed_stages()
+        if allowed is not None and stage not in allowed:
+            raise ModelError(
+                f"stage '{stage}' is not allowed by the file .gto. Use one of: {', '.join(allowed)}."
+            )
+
+    def _allowed_stages(self) -> builtins.list[str] | None:
+        """Return the stages in GTO's settings; None if it has none, so that every stage is allowed."""
         try:
-            settings = documents.load(read_description(self._git.root / ".gto"), ".gto")
+            settings = documents.load(read_description(self.git.root / ".gto"), ".gto")
         except FileNotFoundError:
-            return
+            return None
         allowed = settings.get("stages") if isinstance(settings, dict) else None
-        if isinstance(allowed, list) and stage not in allowed:
-            names = ", ".join(str(name) for name in allowed)
-            raise ModelError(f"stage '{stage}' is not one of those the file .gto allows: {names}")
+        return [str(name) for name in allowed] if isinstance(allowed, list) else None
+
+    def note(self, version: ModelVersion, kind: str, values: Mapping[str, Any]) -> bool:
+        """Note a later fact about a registered version, see `dvkf_prefect.models.facts`.
+
+        Args:
+            version: The version.
+            kind: Kind of the fact: ``registry``, ``published`` or ``service``.
+            values: Values for JSON; ``where`` is the place, which has one fact of a kind.
+
+        Returns:
+            False if the fact is noted already.
+
+        Raises:
+            GitError: The version has no tag, or git refused.
+        """
+        with self._writing():
+            tag = tags.tag_name("register", version.name, version=version.version)
+            return note_fact(self.git, tag, kind, values)
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -387,14 +422,16 @@ class ModelRegistry:
         """
         if version.digest is None:
             raise ModelError(
-                f"{version.name} {version.version} has no content recorded by DVC at commit {version.rev[:7]}"
+                f"{version.name} {version.version} has no content recorded by DVC at commit {version.rev[:7]}. "
+                "Register another version."
             )
-        content = self._contents.read(version.name, version.rev)
-        if content.digest != version.digest:
+        model = self._contents.read(version.name, version.rev)
+        digest = model.content.digest
+        if digest != version.digest:
             raise ModelDigestError(
-                f"{version.name} at commit {version.rev[:7]} is {content.digest}, not {version.digest}"
+                f"{version.name} at commit {version.rev[:7]} is {digest}, not {version.digest}"
             )
-        return self._contents.export(content, dest)
+        return self._contents.export(model, dest)
 
     def find_same(self, name: str, rev: str = "HEAD") -> ModelVersion | None:
         """Return the latest version if its content equals a commit's, which then needs no registration.
@@ -405,35 +442,36 @@ class ModelRegistry:
 
         Raises:
             ModelNotFoundError: The commit does not declare the model.
-            ModelError: DVC recorded no content for it at that commit.
+            ModelError: DVC recorded no content for it at that commit, or the commit does not hold what made it.
             GitError: There is no such revision.
         """
         tags.check_model_name(name)
-        content = self._contents.read(name, self._git.resolve(rev))
+        model = self._committed(name, rev)
         history = self._read().get(name)
         standing = [version for version in history.standing if version.registrations] if history else []
         if not history or not standing:
             return None
         latest = self._version(history, standing[0])
-        return latest if latest.digest == content.digest else None
+        return latest if latest.digest == model.content.digest else None
 
     # -- tags ----------------------------------------------------------------------------------------------------------
 
     def _read(self) -> dict[str, ModelHistory]:
-        return gather(tags.read_tags(self._git))
+        return gather(tags.read_tags(self.git))
 
     def _model(self, models: Mapping[str, ModelHistory], name: str) -> ModelHistory:
         if name not in models:
             known = ", ".join(models) or "none"
             raise ModelNotFoundError(
-                f"no model '{name}' is registered in {self._git.root} (registered: {known})"
+                f"no model '{name}' is registered in {self.git.root} (registered: {known}). Register a version of "
+                "it first."
             )
         return models[name]
 
     def _named(self, history: ModelHistory, version: str) -> Registered:
         found = history.find(version)
         if found is None:
-            raise ModelNotFoundError(f"'{history.name}' has no version '{version}'; {_known(history)}")
+            raise ModelNotFoundError(f"'{history.name}' has no version '{version}' {_known(history)}")
         return found
 
     def _find(self, history: ModelHistory, which: str) -> Registered:
@@ -442,51 +480,52 @@ class ModelRegistry:
             found = history.holder(which[1:])
             if found is None:
                 raise ModelNotFoundError(
-                    f"no version of '{history.name}' is in stage '{which[1:]}'; {_known(history)}"
+                    f"no version of '{history.name}' is in stage '{which[1:]}' {_known(history)}"
                 )
             return found
         if which in ("latest", "greatest"):
             if not history.standing:
-                raise ModelNotFoundError(f"'{history.name}' has no version; {_known(history)}")
+                raise ModelNotFoundError(f"'{history.name}' has no version {_known(history)}")
             return history.standing[0]
         found = self._named(history, which)
         if not found.active:
-            raise ModelNotFoundError(f"'{history.name}' {which} was deregistered; {_known(history)}")
+            raise ModelNotFoundError(f"'{history.name}' {which} was deregistered {_known(history)}")
         return found
 
     def _version(self, history: ModelHistory, version: Registered) -> ModelVersion:
         event = version.event
-        content: ModelContent | None = None
+        model: ModelContent | None = None
         # Tags of other tools may lack the content that `register` demands; show such versions all the same.
         with suppress(DvkfError, OSError, ValueError):
-            content = self._contents.read(history.name, version.rev)
+            model = self._contents.read(history.name, version.rev)
+        content = model.content if model else None
         return ModelVersion(
             name=history.name,
             version=version.name,
             rev=version.rev,
-            path=content.path if content else None,
+            path=model.path if model else None,
             digest=content.digest if content else None,
             size=content.size if content else None,
-            nfiles=content.nfiles if content else None,
+            nfiles=(content.nfiles or 1) if content else None,
             stages=tuple(stage for stage, holder in history.stages().items() if holder is version),
             created=event.created,
             author=event.author,
             message=event.message,
-            trailers=event.trailers,
+            trailers={key: value for key, value in event.trailers.items() if key != LINEAGE},
             active=version.active and history.active,
         )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Lock out this repository's other writers, so that no two take the same number."""
-        with RepoLock(self._repo.tmp_dir / "models.lock").hold(_LOCK_WAIT):
+        with RepoLock(self.repo.tmp_dir / "models.lock").hold(_LOCK_WAIT):
             yield
 
     def _tag(
         self, history: ModelHistory, tag: str, rev: str, text: str, trailers: Mapping[str, str] | None = None
     ) -> bool:
         message = tags.join_message(text, trailers or {})
-        return tags.create_tag(self._git, tag, rev, message, after=history.events)
+        return tags.create_tag(self.git, tag, rev, message, after=history.events)
 
     def _counted(
         self,
@@ -505,10 +544,12 @@ class ModelRegistry:
             tag = tags.tag_name(action, name, stage=stage, counter=counter)
             if self._tag(history, tag, rev, text, trailers):
                 return
-        raise ModelError(f"the tag {tag} was taken by somebody else {_ATTEMPTS} times; try again")
+        raise ModelError(f"the tag {tag} was taken by another process {_ATTEMPTS} times. Try again.")
 
 
 def _known(history: ModelHistory) -> str:
-    names = [version.name for version in history.standing]
-    held = [f"#{stage} {holder.name}" for stage, holder in history.stages().items()]
-    return f"its versions: {', '.join(names) or 'none'}" + (f" ({', '.join(held)})" if held else "")
+    if not history.standing:
+        return "(versions: none). Register one first."
+    names = ", ".join(version.name for version in history.standing)
+    held = "".join(f", #{stage} {holder.name}" for stage, holder in history.stages().items())
+    return f"(versions: {names}{held}). Use one of them."

@@ -22,12 +22,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.errors import GitError, ModelError
 
 Action = Literal["register", "deregister", "assign", "unassign", "deprecate"]
+#: GTO's names of the events, and their order within one second (``gto.base``).
+EVENTS: Mapping[Action, str] = {
+    "deprecate": "deprecation",
+    "register": "registration",
+    "deregister": "deregistration",
+    "assign": "assignment",
+    "unassign": "unassignment",
+}
+_RANKS = {action: rank for rank, action in enumerate(EVENTS, start=2)}
 
 FIRST_VERSION = "v0.0.1"
 _DIRNAME = r"[a-zA-Z0-9\-_./]+"
@@ -68,7 +77,7 @@ class TagEvent:
     Attributes:
         action: Kind of event.
         model: Name of the model.
-        version: Version registered or withdrawn.
+        version: Version registered or withdrawn; `ModelRegistry.history` adds that of a stage's tag.
         stage: Stage assigned or removed.
         counter: Number at the end of the tag.
         rev: Commit of the tag.
@@ -78,6 +87,7 @@ class TagEvent:
         message: Message of the tag, without trailers.
         trailers: ``Key: value`` lines of the message's last paragraph.
         tag: Name of the tag.
+        body: Whole message, with its trailers.
     """
 
     action: Action
@@ -92,6 +102,38 @@ class TagEvent:
     message: str
     trailers: Mapping[str, str] = field(default_factory=dict)
     tag: str = ""
+    body: str = ""
+
+    @property
+    def rank(self) -> int:
+        """Position among events of the same second, GTO's ``priority``."""
+        return _RANKS[self.action]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the event as ``gto history --json`` prints it, with the time in seconds since 1970."""
+        return {
+            "timestamp": self.created.timestamp(),
+            "artifact": self.model,
+            "event": EVENTS[self.action],
+            "priority": self.rank,
+            "version": self.version,
+            "stage": self.stage,
+            "commit": self.rev,
+            "author": self.author,
+            "author_email": self.email,
+            "message": self.body,
+            "ref": self.tag,
+        }
+
+    def __str__(self) -> str:
+        what = f"'{self.model}'" if self.version is None else f"'{self.model}' {self.version}"
+        return {
+            "register": f"{what} was registered",
+            "deregister": f"{what} was deregistered",
+            "deprecate": f"{what} was deprecated",
+            "assign": f"stage '{self.stage}' was assigned to {what}",
+            "unassign": f"stage '{self.stage}' was removed from {what}",
+        }[self.action]
 
 
 def check_model_name(name: str) -> None:
@@ -102,8 +144,8 @@ def check_model_name(name: str) -> None:
     """
     if not _FULL_NAME_RE.fullmatch(name):
         raise ModelError(
-            f"'{name}' is not a model name: letters, digits, '_', '-' and '/' between a letter or digit at each "
-            "end, with 'folder:' before it for one declared in folder/dvc.yaml"
+            f"'{name}' is not a model name. Use letters, digits, '_', '-' and '/' between a letter or digit at each "
+            "end, with 'folder:' before it for one declared in folder/dvc.yaml."
         )
 
 
@@ -115,7 +157,7 @@ def check_stage_name(name: str) -> None:
     """
     if not _NAME_RE.fullmatch(name):
         raise ModelError(
-            f"'{name}' is not a stage name: letters, digits, '_', '-' and '/' between a letter or digit at each end"
+            f"'{name}' is not a stage name. Use letters, digits, '_', '-' and '/' between letters or digits."
         )
 
 
@@ -221,8 +263,10 @@ def _read(git: Git, refs: str) -> list[TagEvent]:
         parsed = parse_tag_name(tag)
         if kind.strip() != "tag" or target != "commit" or not parsed:
             continue
-        text, trailers = split_message(message.removesuffix(signature) if signature else message)
-        events.append(TagEvent(*parsed, rev, _time(date), author, email, text, trailers, tag))
+        body = message.removesuffix(signature) if signature else message
+        text, trailers = split_message(body)
+        when = _time(date)
+        events.append(TagEvent(*parsed, rev, when, author, email, text, trailers, tag, body.strip()))
     return events
 
 
@@ -260,7 +304,7 @@ def join_message(text: str, trailers: Mapping[str, str]) -> str:
     for line in lines:
         if not _TRAILER_RE.fullmatch(line):
             raise ModelError(
-                f"'{line}' cannot be a trailer: letters, digits and '-', a colon, one line of text"
+                f"'{line}' cannot be a trailer. Use letters, digits and '-', a colon and one line of text."
             )
     return "\n\n".join(part for part in (text.strip(), "\n".join(lines)) if part) + "\n"
 

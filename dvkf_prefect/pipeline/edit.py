@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dvkf_prefect.data.git import gitignore
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import OutputInGitError, StageError, StageGraphError, StageNotFoundError
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats import documents
@@ -26,6 +26,7 @@ from dvkf_prefect.formats.outputs import check_overlap
 from dvkf_prefect.formats.params import DEFAULT_FILE
 from dvkf_prefect.formats.tracked import read_outputs
 from dvkf_prefect.pipeline.plan.graph import Graph
+from dvkf_prefect.text import did_you_mean
 
 _ANNOTATIONS = ("desc", "type", "labels", "meta")
 _FORBIDDEN = frozenset(string.punctuation) - {"_", "-"}
@@ -87,7 +88,7 @@ class AddedStage:
     written: tuple[str, ...]
 
 
-def add_stage(repo: Repo, stage: NewStage, *, folder: str = "", force: bool = False) -> AddedStage:
+def add_stage(repo: Repository, stage: NewStage, *, folder: str = "", force: bool = False) -> AddedStage:
     """Write a stage into the dvc.yaml of a folder, and its outputs into `.gitignore`.
 
     Args:
@@ -129,7 +130,7 @@ def add_stage(repo: Repo, stage: NewStage, *, folder: str = "", force: bool = Fa
     return AddedStage(added, tuple(written))
 
 
-def freeze(repo: Repo, target: str, *, frozen: bool = True) -> str:
+def freeze(repo: Repository, target: str, *, frozen: bool = True) -> str:
     """Freeze or unfreeze a stage or an import.
 
     Args:
@@ -155,7 +156,7 @@ def freeze(repo: Repo, target: str, *, frozen: bool = True) -> str:
     return file
 
 
-def _freeze_output(repo: Repo, target: str, frozen: bool) -> str:
+def _freeze_output(repo: Repository, target: str, frozen: bool) -> str:
     path = repo.root / target
     if not path.is_file():
         raise StageNotFoundError(f"'{target}' does not exist")
@@ -171,7 +172,7 @@ def _freeze_output(repo: Repo, target: str, frozen: bool) -> str:
     return target
 
 
-def _freeze_stage(repo: Repo, target: str, frozen: bool) -> str:
+def _freeze_stage(repo: Repository, target: str, frozen: bool) -> str:
     file, colon, name = target.rpartition(":")
     file = file if colon and file else PIPELINE_FILE
     try:
@@ -179,14 +180,17 @@ def _freeze_stage(repo: Repo, target: str, frozen: bool) -> str:
     except FileNotFoundError:
         raise StageNotFoundError(f"'{target}' is not a stage: '{file}' does not exist") from None
     if name not in stages:
-        raise StageNotFoundError(f"stage '{name}' is not in '{file}'; it has: {', '.join(stages) or 'none'}")
+        raise StageNotFoundError(
+            f"stage '{name}' is not in '{file}'; it has: {', '.join(stages) or 'none'}.{did_you_mean(name, stages)}"
+        )
     path = repo.root / file
     old = read_description(path)
     document: Any = copy.deepcopy(documents.load(old, file))
     definition = document["stages"].get(name)
     if not isinstance(definition, dict) or is_parametrized(definition):
         raise StageError(
-            f"stage '{name}' of '{file}' comes from a template; write `frozen: {str(frozen).lower()}` into it"
+            f"stage '{name}' of '{file}' comes from a template. Add `frozen: {str(frozen).lower()}` to that "
+            "template."
         )
     document["stages"][name] = definition_of(stages[name], frozen=frozen)
     new = write_document(old, file, document)
@@ -277,7 +281,7 @@ def _definition(stage: NewStage, old: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value}
 
 
-def _check(repo: Repo, stage: NewStage, folder: str) -> None:
+def _check(repo: Repository, stage: NewStage, folder: str) -> None:
     if not stage.command:
         raise StageError("command is not specified")
     if not stage.name or _FORBIDDEN & set(stage.name):
@@ -294,7 +298,7 @@ def _check(repo: Repo, stage: NewStage, folder: str) -> None:
     for name in (*stage.deps, *(out.name for out in stage.outs)):
         path = name if "://" in name else os.path.normpath(wdir / name)
         if path in paths:
-            raise StageError(f"'{name}' is named twice; a dependency or output of a stage is named once")
+            raise StageError(f"'{name}' is named twice. Name each dependency and output of a stage once.")
         paths.add(path)
 
 
@@ -335,19 +339,19 @@ class _Draft:
         return self._files.find()
 
 
-def _check_git(repo: Repo, stage: Stage) -> None:
+def _check_git(repo: Repository, stage: Stage) -> None:
     if repo.git is None:
         return
     prefix = repo.git_prefix
     tracked = repo.git.tracked([prefix + out.path for out in stage.outs if out.cached])
     if tracked:
         raise OutputInGitError(
-            f"git tracks the output '{tracked[0].removeprefix(prefix)}'; stop that first: "
-            f"`git rm -r --cached '{tracked[0]}'`, or give the output `cache: false`"
+            f"'{tracked[0].removeprefix(prefix)}' is an output that git tracks. Run "
+            f"`git rm -r --cached '{tracked[0]}'`, or set `cache: false` for the output."
         )
 
 
-def _keep_out_of_git(repo: Repo, stage: Stage, order: Sequence[str]) -> list[str]:
+def _keep_out_of_git(repo: Repository, stage: Stage, order: Sequence[str]) -> list[str]:
     """Ignore a stage's outputs in the given order; return the files that changed."""
     changed = []
     for out in sorted(stage.outs, key=lambda out: order.index(out.name)):

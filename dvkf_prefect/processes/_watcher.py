@@ -34,15 +34,15 @@ def watch(fd: int) -> None:
     prctl = _prctl()
     prctl(_SUBREAPER, 1)
     before = {number: signal.getsignal(number) for number in _FORWARDED}
-    orders, told = os.pipe()
+    orders, order_writer = os.pipe()
     answer, result = os.pipe()
     reaper = os.fork()
     if reaper:
         os.close(orders)
         os.close(result)
         heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-        _guard(fd, reaper, told, answer, heard)
-    os.close(told)
+        _guard(fd, reaper, order_writer, answer, heard)
+    os.close(order_writer)
     os.close(answer)
     # The subreaper flag does not survive a fork.
     prctl(_SUBREAPER, 1)
@@ -67,16 +67,16 @@ def watch(fd: int) -> None:
     _reap(fd, program, orders, result, wakeup, woken)
 
 
-def _guard(fd: int, reaper: int, told: int, answer: int, heard: Iterable[int]) -> None:
+def _guard(fd: int, reaper: int, order_writer: int, answer: int, heard: Iterable[int]) -> None:
     """Forward signals to the reaper and exit with the program's status; does not return."""
 
     def forward(number: int, frame: object) -> None:
         with suppress(OSError):
-            os.write(told, bytes([number]))
+            os.write(order_writer, bytes([number]))
 
     for number in heard:
         signal.signal(number, forward)
-    _keep_only(fd, told, answer)
+    _keep_only(fd, order_writer, answer)
     status = b""
     while len(status) < 4:
         chunk = os.read(answer, 4 - len(status))

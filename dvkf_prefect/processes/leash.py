@@ -45,7 +45,7 @@ class Leash:
     """Bond between this process and one child, for code that forks by itself.
 
     Create it before ``os.fork``. In the child call ``os.setsid``, then `follow`. In the parent keep it, and `close`
-    it when the child has ended. `spawn` does all this for programs.
+    it when the child has ended. `LeashedProcess` does all this for programs.
     """
 
     def __init__(self) -> None:
@@ -102,18 +102,37 @@ os.register_at_fork(after_in_child=_drop_inherited)
 
 
 class LeashedProcess(subprocess.Popen[bytes]):
-    """A `subprocess.Popen` whose descendants end with this process."""
+    """A program in its own session; it and all its descendants die with this process, even if this one is killed.
+
+    It is a `subprocess.Popen`, whose pid is that of a guard, which forwards signals. Processes left in the program's
+    session are killed when it ends. Daemons with their own session are kept if the program succeeded.
+
+    Args:
+        argv: The program, found by PATH, and its arguments. One that cannot be executed ends with exit code 127 and
+            a line on its standard error.
+        env: Whole environment of the program, or None for this process's.
+        cwd: Working directory of the program.
+        stdin: As for `subprocess.Popen`; nothing by default.
+        stdout: As for `subprocess.Popen`.
+        stderr: As for `subprocess.Popen`.
+        pass_fds: Further file descriptors that the program inherits.
+
+    Example:
+        >>> import subprocess
+        >>> LeashedProcess(["printf", "hello"], stdout=subprocess.PIPE).communicate()[0]
+        b'hello'
+    """
 
     def __init__(
         self,
         argv: Sequence[str],
         *,
-        env: Mapping[str, str] | None,
-        cwd: str | Path | None,
-        stdin: int | IO[bytes] | None,
-        stdout: int | IO[bytes] | None,
-        stderr: int | IO[bytes] | None,
-        pass_fds: Sequence[int],
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = None,
+        stderr: int | IO[bytes] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._leash: Leash | None = Leash()
         fd = self._leash.fileno()
@@ -156,47 +175,11 @@ class LeashedProcess(subprocess.Popen[bytes]):
             leash.close()
 
 
-def spawn(
-    argv: Sequence[str],
-    *,
-    env: Mapping[str, str] | None = None,
-    cwd: str | Path | None = None,
-    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
-    stdout: int | IO[bytes] | None = None,
-    stderr: int | IO[bytes] | None = None,
-    pass_fds: Sequence[int] = (),
-) -> LeashedProcess:
-    """Start a program in its own session; it and all its descendants die with this process.
-
-    Args:
-        argv: The program, found by PATH, and its arguments. One that cannot be executed ends with exit code 127 and
-            a line on its standard error.
-        env: Whole environment of the program, or None for this process's.
-        cwd: Working directory of the program.
-        stdin: As for `subprocess.Popen`; nothing by default.
-        stdout: As for `subprocess.Popen`.
-        stderr: As for `subprocess.Popen`.
-        pass_fds: Further file descriptors that the program inherits.
-
-    Returns:
-        The process. Its pid is that of a guard, which forwards signals. Processes left in the program's session are
-        killed when it ends. Daemons with their own session are kept if the program succeeded.
-
-    Example:
-        >>> import subprocess
-        >>> spawn(["printf", "hello"], stdout=subprocess.PIPE).communicate()[0]
-        b'hello'
-    """
-    return LeashedProcess(
-        argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds
-    )
-
-
 def end(process: LeashedProcess, grace: float = 5.0) -> int:
-    """Stop a program that `spawn` started, and all its descendants.
+    """Stop a program and all its descendants.
 
     Args:
-        process: The process returned by `spawn`.
+        process: The program.
         grace: Seconds between SIGTERM and SIGKILL.
 
     Returns:

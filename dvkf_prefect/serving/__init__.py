@@ -1,4 +1,4 @@
-"""A local model server and its client.
+"""Places that serve models: a local server, services of KServe, and their client.
 
-The package may import only processes and `formats`.
+The package may import only `processes`, `formats` and `kube`.
 """

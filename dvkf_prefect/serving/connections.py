@@ -163,7 +163,7 @@ class BoundedProtocol(H11Protocol):
             self._lingering.close_now()
         else:
             self._refuse(
-                408, f"the {self._phase} of the request did not come in time; send the request again"
+                408, f"timeout while reading the {self._phase} of the request. Send the request again."
             )
 
     def _refuse(self, status: int, text: str) -> None:
@@ -202,4 +202,4 @@ class BoundedProtocol(H11Protocol):
         if waiting:
             min(waiting, key=lambda each: each._used)._lingering.close_now()
         else:
-            self._refuse(503, "the server has as many connections as it can hold; ask again later")
+            self._refuse(503, "too many open connections to the server. Try again later.")

@@ -6,10 +6,13 @@ import json
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dvkf_prefect.errors import PredictionError, ServingError
+
+if TYPE_CHECKING:
+    import httpx
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Endpoint:
         pid: Process id of the server.
         log: Path of its log file.
         detached: True if the server outlives the process that started it.
+        canary: Version that gets a part of the requests beside `version`; empty for none.
+        percent: Percentage of the requests for the canary.
+        canary_digest: Digest of the canary's files.
     """
 
     url: str
@@ -33,9 +39,13 @@ class Endpoint:
     pid: int
     log: str
     detached: bool = True
+    canary: str = ""
+    percent: int = 0
+    canary_digest: str = ""
 
     def __str__(self) -> str:
-        return f"{self.model} {self.version} at {self.url} (pid {self.pid})"
+        canary = f", {self.percent} % to {self.canary}" if self.canary else ""
+        return f"{self.model} {self.version} at {self.url} (pid {self.pid}{canary})"
 
     def ready(self, *, timeout: float = 5.0) -> bool:
         """Return True if the server is ready to predict with this version.
@@ -75,8 +85,7 @@ class Endpoint:
             ``endpoint.predict([[0.0, 16.0, 3.0]])``
         """
         rows = _rows(instances)
-        path = f"/v1/models/{quote(self.model, safe='')}:predict"
-        answer = self._call("POST", path, {"instances": rows}, timeout)
+        answer = self._call("POST", f"{self._v1}:predict", {"instances": rows}, timeout)
         predictions: list[Any] = answer["predictions"]
         return predictions
 
@@ -107,36 +116,53 @@ class Endpoint:
         return self._call("POST", f"{self._v2}/infer", document, timeout)
 
     @property
+    def _v1(self) -> str:
+        return f"/v1/models/{quote(self.model, safe='')}"
+
+    @property
     def _v2(self) -> str:
         return f"/v2/models/{quote(self.model, safe='')}"
+
+    @property
+    def _hint(self) -> str:
+        """Place to look at after a failure."""
+        return f"See its log {self.log}."
+
+    def _send(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str], timeout: float
+    ) -> httpx.Response:
+        import httpx
+
+        # Plain HTTP needs no certificates, and loading the machine's takes longer than the request.
+        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # 127.0.0.1 must not be reached through a proxy set in the environment.
+        with httpx.Client(timeout=timeout, trust_env=False, verify=no_tls) as client:
+            # On one machine compressing takes longer than sending.
+            headers = {"accept-encoding": "identity", **headers}
+            return client.request(method, self.url + path, content=content, headers=headers)
 
     def _call(self, method: str, path: str, document: object, timeout: float) -> dict[str, Any]:
         import httpx
 
         content = None if document is None else _json(document)
-        # On one machine compressing takes longer than sending.
-        headers = {"accept-encoding": "identity"}
-        if content is not None:
-            headers["content-type"] = "application/json"
-        # Plain HTTP needs no certificates, and loading the machine's takes longer than the request.
-        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        headers = {} if content is None else {"content-type": "application/json"}
         try:
-            # 127.0.0.1 must not be reached through a proxy set in the environment.
-            with httpx.Client(timeout=timeout, trust_env=False, verify=no_tls) as client:
-                response = client.request(method, self.url + path, content=content, headers=headers)
+            response = self._send(method, path, content, headers, timeout)
         except httpx.TimeoutException as error:
-            raise ServingError(f"{self} gave no answer in {timeout:.0f} s; its log is {self.log}") from error
+            raise ServingError(f"{self} gave no answer in {timeout:.0f} s. {self._hint}") from error
         except httpx.HTTPError as error:
-            raise ServingError(f"{self} does not answer ({error}); its log is {self.log}") from error
+            raise ServingError(f"{self} does not answer ({error}). {self._hint}") from error
         try:
             answer = response.json()
         except ValueError as error:
-            raise ServingError(f"{self} answered {response.status_code} with no JSON") from error
+            raise ServingError(
+                f"{self} answered {response.status_code} without JSON. {self._hint}"
+            ) from error
         if response.status_code >= 400 or not isinstance(answer, dict):
-            said = answer.get("error") if isinstance(answer, dict) else answer
+            said = answer.get("error", answer.get("detail")) if isinstance(answer, dict) else answer
             if 400 <= response.status_code < 500:
                 raise PredictionError(f"{self.model} {self.version} refused the request: {said}")
-            raise ServingError(f"{self} failed ({response.status_code}): {said}; its log is {self.log}")
+            raise ServingError(f"{self} failed ({response.status_code}): {said}. {self._hint}")
         return answer
 
 
@@ -166,7 +192,7 @@ def _with_nulls(value: Any) -> Any:
     if isinstance(value, float):
         if value in (float("inf"), float("-inf")):
             raise PredictionError(
-                "infinity cannot be sent as JSON; use finite numbers, or NaN for what is missing"
+                "infinity cannot be sent as JSON. Use finite numbers, or NaN for missing values."
             )
         return None if value != value else float(value)
     if value is None or isinstance(value, str | int):
@@ -178,4 +204,4 @@ def _number(value: object) -> object:
     """Convert numpy's scalars and arrays for JSON."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise PredictionError(f"a {type(value).__name__} cannot be sent as JSON; use numbers or text")
+    raise PredictionError(f"a {type(value).__name__} cannot be sent as JSON. Use numbers or strings.")

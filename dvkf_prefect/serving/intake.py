@@ -16,6 +16,8 @@ from typing import Any
 
 from dvkf_prefect.errors import DvkfError, PredictionError
 
+# Size of the JSON at the start of a V2 request or answer that binary tensors follow.
+BINARY_HEADER = "inference-header-content-length"
 MAX_REQUEST_BYTES = 32 << 20
 # Estimated bytes for the values of all running requests; one request may use them all.
 MAX_MEMORY = 384 << 20
@@ -97,7 +99,7 @@ class Share:
             HttpError: ``size`` exceeds the limit of a request (413), or the memory left for now (503).
         """
         if size > self._budget.memory:
-            raise _too_large("the values of the request would take too much memory")
+            raise _too_large("the request needs too much memory")
         if size > self.taken:
             self._budget._take(size - self.taken)
             self.taken = size
@@ -105,13 +107,13 @@ class Share:
 
 def _busy() -> HttpError:
     return HttpError(
-        503, "the server has as many requests as it can hold; ask again later", {"retry-after": "1"}
+        503, "too many requests in progress on the server. Try again later.", {"retry-after": "1"}
     )
 
 
 def _too_large(what: str) -> HttpError:
     # The rest of the body is not read, so the connection cannot be reused.
-    return HttpError(413, f"{what}; send fewer rows at a time", {"connection": "close"})
+    return HttpError(413, f"{what}. Send fewer rows at a time.", {"connection": "close"})
 
 
 def check_headers(headers: Mapping[str, str], limit: int) -> str:
@@ -122,19 +124,17 @@ def check_headers(headers: Mapping[str, str], limit: int) -> str:
         limit: Maximum size of a body, in bytes.
 
     Raises:
-        PredictionError: The request has binary tensors.
         HttpError: The body is too large (413), or its type or compression is not supported (415).
     """
-    if "inference-header-content-length" in headers:
-        raise PredictionError("binary tensor data is not supported; send the tensors as JSON")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and kind not in _PLAIN_TYPES and not kind.endswith("+json"):
-        raise HttpError(415, f"content of type {kind[:100]!r} is not read; send application/json")
+    binary = kind == "application/octet-stream" and BINARY_HEADER in headers
+    if kind and kind not in _PLAIN_TYPES and not kind.endswith("+json") and not binary:
+        raise HttpError(415, f"content type {kind[:100]!r} is not supported. Send application/json.")
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
         raise HttpError(
             415,
-            f"content compressed with {encoding[:100]!r} is not read; send it plain or with gzip",
+            f"content encoding {encoding[:100]!r} is not supported. Send the content plain or with gzip.",
             {"accept-encoding": "gzip, deflate"},
         )
     length = headers.get("content-length", "")
@@ -205,14 +205,14 @@ def parse(body: bytes, share: Share) -> object:
     """
 
     def refuse(constant: str) -> object:
-        raise PredictionError(f"{constant} is not JSON; expected finite numbers")
+        raise PredictionError(f"{constant} is not JSON. Use finite numbers.")
 
     share.grow(2 * len(body) + sum(cost * body.count(mark) for mark, cost in _COSTS.items()))
     try:
         return json.loads(body, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         what = "the request has no body" if not body else f"the request is not JSON ({error})"
-        raise PredictionError(f'{what}; expected {{"instances": [...]}} or {{"inputs": [...]}}') from error
+        raise PredictionError(f'{what}. Send {{"instances": [...]}} or {{"inputs": [...]}}.') from error
 
 
 def render(document: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +26,9 @@ from dvkf_prefect.errors import LockedError, ModelDigestError, ServingError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.processes import leash
 from dvkf_prefect.processes.identity import LOCALHOST, ProcessId, listen
+from dvkf_prefect.serving.control import send_message, take_listener
 from dvkf_prefect.serving.endpoint import Endpoint
+from dvkf_prefect.serving.lanes import Batching
 
 _LOG_LINES = 20
 _LOG_LIMIT = 1 << 20
@@ -45,6 +47,7 @@ class _Server:
     process: ProcessId
     control: str
     port: int
+    batching: Batching
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -52,6 +55,7 @@ class _Server:
             "process": self.process.as_dict(),
             "control": self.control,
             "port": self.port,
+            "batching": asdict(self.batching),
         }
 
     @classmethod
@@ -61,6 +65,7 @@ class _Server:
             ProcessId.from_dict(values["process"]),
             str(values["control"]),
             int(values["port"]),
+            Batching(**values["batching"]),
         )
 
 
@@ -69,6 +74,7 @@ class LocalServing:
 
     Args:
         state_dir: Folder of their state and logs; created if missing.
+        batching: Bounds of batches, for versions that are deployed by this object.
 
     Example:
         >>> import tempfile
@@ -76,8 +82,9 @@ class LocalServing:
         []
     """
 
-    def __init__(self, state_dir: str | Path) -> None:
+    def __init__(self, state_dir: str | Path, batching: Batching | None = None) -> None:
         self.state_dir = Path(state_dir)
+        self.batching = batching or Batching()
 
     def deploy(
         self,
@@ -86,19 +93,21 @@ class LocalServing:
         model_file: Path,
         digest: str,
         *,
+        model_format: str | None = None,
         port: int = 0,
         detached: bool = True,
         timeout: float = 60.0,
     ) -> Endpoint:
-        """Serve a version of a model; replace the running version on its port.
+        """Serve a version of a model; replace the running version, and its canary, on its port.
 
         On return, only the new version answers. On failure, the old version continues to run.
 
         Args:
             name: Name of the model.
             version: Version to serve.
-            model_file: A joblib or pickle file, or a folder with one.
-            digest: md5 of the file, or of the folder's manifest with ``.dir``; verified before unpickling.
+            model_file: The model's file, or a folder with its files.
+            digest: md5 of the file, or of the folder's manifest with ``.dir``; verified before it is loaded.
+            model_format: Format of the model; by the names of its files if None.
             port: Port on 127.0.0.1; 0 keeps the running version's, or takes a free one.
             detached: Let the server outlive this process; otherwise it ends when this process does, even if killed.
             timeout: Seconds until it must be ready.
@@ -118,7 +127,15 @@ class LocalServing:
             listener = self._take_over(old, port)
             try:
                 new = self._start(
-                    name, version, model_file.absolute(), digest, listener, detached, timeout, old
+                    name,
+                    version,
+                    model_file.absolute(),
+                    digest,
+                    model_format,
+                    listener,
+                    detached,
+                    timeout,
+                    old,
                 )
             finally:
                 listener.close()
@@ -126,6 +143,110 @@ class LocalServing:
                 self._end(old)
                 self._write(name, [new])
             return new.endpoint
+
+    def start_canary(
+        self,
+        name: str,
+        version: str,
+        model_file: Path,
+        digest: str,
+        percent: int,
+        *,
+        model_format: str | None = None,
+        timeout: float = 60.0,
+    ) -> Endpoint:
+        """Load a version beside the one that is served, and give it a part of the requests.
+
+        A canary that runs already gets the new percentage, or makes way for another version.
+
+        Args:
+            name: Name of the model.
+            version: Version of the canary.
+            model_file: The model's file, or a folder with its files.
+            digest: md5 of the file, or of the folder's manifest with ``.dir``; verified before it is loaded.
+            percent: Percentage of the requests, 0 to 99; with 0, only paths with the version reach it.
+            model_format: Format of the model; by the names of its files if None.
+            timeout: Seconds until it must be loaded.
+
+        Raises:
+            ModelDigestError: The file does not have that digest.
+            ServingError: The model is not served, this version is the one that is, or it cannot be loaded.
+        """
+        if not 0 <= percent <= 99:
+            raise ServingError(f"a canary cannot have {percent} % of the requests of '{name}'. Use 0 to 99.")
+        with self._lock(name, timeout):
+            server = self._served(name)
+            before = server.endpoint
+            if version == before.version:
+                raise ServingError(f"'{name}' {version} is served already. Give a canary another version.")
+            after = replace(before, canary=version, percent=percent, canary_digest=digest)
+            # Written first: after a kill, `abort_canary` ends what may be loaded.
+            self._write(name, [replace(server, endpoint=after)])
+            message: dict[str, Any] = {
+                "op": "load", "name": name, "version": version, "path": str(model_file.absolute()), "digest": digest,
+                "percent": percent, "batch_size": self.batching.size, "batch_wait": self.batching.wait,
+                "format": model_format,
+            }  # fmt: skip
+            if (before.canary, before.canary_digest) == (version, digest):
+                percents = {version: percent, before.version: 100 - percent}
+                message = {"op": "shift", "name": name, "percents": percents}
+            try:
+                send_message(server.control, message, timeout=timeout)
+            except BaseException:
+                self._write(name, [server])
+                raise
+            return after
+
+    def promote_canary(self, name: str, *, timeout: float = 60.0) -> Endpoint:
+        """Give the canary of a model all requests; the version before it is unloaded after its last answer.
+
+        Args:
+            name: Name of the model.
+            timeout: Seconds to wait for the server.
+
+        Raises:
+            ServingError: The model is not served, or has no canary.
+        """
+        return self._end_canary(name, timeout, promote=True)
+
+    def abort_canary(self, name: str, *, timeout: float = 60.0) -> Endpoint:
+        """Give all requests back to the version before the canary, which is unloaded after its last answer.
+
+        Args:
+            name: Name of the model.
+            timeout: Seconds to wait for the server.
+
+        Raises:
+            ServingError: The model is not served, or has no canary.
+        """
+        return self._end_canary(name, timeout, promote=False)
+
+    def _end_canary(self, name: str, timeout: float, *, promote: bool) -> Endpoint:
+        self._served(name)  # without a server there is no folder for the lock
+        with self._lock(name, timeout):
+            server = self._served(name)
+            before = server.endpoint
+            if not before.canary:
+                raise ServingError(f"'{name}' {before.version} has no canary. Start one first.")
+            after = replace(before, canary="", percent=0, canary_digest="")
+            if promote:
+                after = replace(after, version=before.canary, digest=before.canary_digest)
+            # The server first: it does the same again after a kill.
+            send_message(
+                server.control,
+                {"op": "shift", "name": name, "percents": {after.version: 100}},
+                timeout=timeout,
+            )
+            self._write(name, [replace(server, endpoint=after)])
+            return after
+
+    def _served(self, name: str) -> _Server:
+        running = self._running(name)
+        if not running:
+            raise ServingError(
+                f"model '{name}' is not served in {self.state_dir}. Deploy a version of it first."
+            )
+        return running[0]
 
     def get(self, name: str) -> Endpoint | None:
         """Return the running server of a model, or None."""
@@ -172,7 +293,7 @@ class LocalServing:
                 stack.enter_context(RepoLock(self._file(name, ".lock")).hold(timeout))
             except LockedError as error:
                 raise ServingError(
-                    f"another process is deploying or stopping '{name}' since {timeout:.0f} s"
+                    f"model '{name}': another process has been deploying or stopping it for {timeout:.0f} s"
                 ) from error
             yield
 
@@ -184,8 +305,8 @@ class LocalServing:
             return []
         except (ValueError, KeyError, TypeError) as error:
             raise ServingError(
-                f"{file} does not say what runs ({error}); look for the server by its log beside it, end it, "
-                "and remove the file"
+                f"{file} does not describe a server ({error}). Find the server by the log beside the file, end it, "
+                "and remove the file."
             ) from error
 
     def _running(self, name: str) -> builtins.list[_Server]:
@@ -200,6 +321,8 @@ class LocalServing:
         endpoint = old.endpoint
         return (
             (endpoint.version, endpoint.digest, endpoint.detached) == (version, digest, detached)
+            and not endpoint.canary
+            and old.batching == self.batching
             and port in (0, old.port)
             # A leashed server of another process would end with that process.
             and (detached or endpoint.pid in _children)
@@ -211,16 +334,11 @@ class LocalServing:
     def _take_over(self, old: _Server | None, port: int) -> socket.socket:
         """Return the socket to listen on: the running server's own, or a new one."""
         if old and port in (0, old.port):
-            try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-                    control.settimeout(5.0)
-                    control.connect("\0" + old.control)
-                    _, fds, _, _ = socket.recv_fds(control, 1, 1)
-                    if fds:
-                        return socket.socket(fileno=fds[0])
-            except OSError:
-                # The server hangs; ending it frees its port.
-                self._end(old, grace=1.0)
+            listener = take_listener(old.control)
+            if listener is not None:
+                return listener
+            # The server hangs; ending it frees its port.
+            self._end(old, grace=1.0)
             port = old.port
         return listen(port)
 
@@ -230,6 +348,7 @@ class LocalServing:
         version: str,
         model_file: Path,
         digest: str,
+        model_format: str | None,
         listener: socket.socket,
         detached: bool,
         timeout: float,
@@ -241,6 +360,8 @@ class LocalServing:
         _rotate(log)
         argv = leash.module_argv("dvkf_prefect.serving.server", "--name", name, "--version", version)
         argv += ["--model", str(model_file), "--digest", digest, "--control", control]
+        argv += ["--batch-size", str(self.batching.size), "--batch-wait", str(self.batching.wait)]
+        argv += [] if model_format is None else ["--format", model_format]
         ours, theirs = socket.socketpair()
         with ours, open(log, "ab") as log_file:
             log_start = log_file.tell()
@@ -250,19 +371,23 @@ class LocalServing:
                         argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file, start_new_session=True
                     )
                 else:
-                    process = leash.spawn(argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file)
+                    process = leash.LeashedProcess(
+                        argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file
+                    )
             try:
                 socket.send_fds(ours, [b"l"], [listener.fileno()])
                 said = _Said(ours, deadline)
                 self._expect(said, "loaded", name, version, log, log_start)
                 identity = ProcessId.of(process.pid)
                 if identity is None:
-                    raise ServingError(f"the server of '{name}' {version} ended as soon as it had started")
+                    raise ServingError(
+                        f"the server of '{name}' {version} exited right after its start. {_tail(log, log_start)}"
+                    )
                 port = listener.getsockname()[1]
                 endpoint = Endpoint(
                     f"http://{LOCALHOST}:{port}", name, version, digest, process.pid, str(log), detached
                 )
-                new = _Server(endpoint, identity, control, port)
+                new = _Server(endpoint, identity, control, port, self.batching)
                 # Written before the server may accept: if this process dies now, every running server is in a state
                 # file.
                 self._write(name, [new, *([old] if old else [])])
@@ -290,7 +415,7 @@ class LocalServing:
             return
         if answer.get("kind") == "digest":
             raise ModelDigestError(answer["message"])
-        reason = answer.get("message") or "it ended without a word"
+        reason = answer.get("message") or "it exited without a message"
         raise ServingError(
             f"the server of '{name}' {version} did not start: {reason}. {_tail(log, log_start)}"
         )

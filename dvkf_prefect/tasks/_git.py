@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from prefect.runtime import flow_run
 
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, GitError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.formats.tracked import read_outputs
+from dvkf_prefect.repo import Repo
 
 _DOCUMENTS = ("*.dvc", "dvc.lock", "dvc.yaml", ".gitignore", ".dvcignore")
 
@@ -23,9 +23,7 @@ def need_git(repo: Repo) -> Git:
         GitError: The repository is not in a git repository.
     """
     if repo.git is None:
-        raise GitError(
-            f"{repo.root} is not in a git repository, so nothing can be committed or compared there"
-        )
+        raise GitError(f"{repo.root} is not in a git repository. Run `git init` to commit and compare.")
     return repo.git
 
 
@@ -80,23 +78,19 @@ def changed_documents(repo: Repo) -> list[str]:
     prefix = _prefix(repo, git)
     specs = [f":(top,glob){_glob(prefix)}**/{name}" for name in _DOCUMENTS]
     specs += [f":(top,literal){prefix}{output.path}" for output in repo.outputs() if not output.cached]
-    shown = git.run_bytes(
-        "ls-files",
-        "-z",
-        "--full-name",
-        "--modified",
-        "--deleted",
-        "--others",
-        "--exclude-standard",
-        "--",
-        *specs,
-    )
-    staged = b""
-    if git.head() is not None:
-        staged = git.run_bytes("diff", "--cached", "--name-only", "-z", "--", *specs)
-    else:
-        staged = git.run_bytes("ls-files", "-z", "--full-name", "--cached", "--", *specs)
-    return sorted({path.decode(errors="surrogateescape") for path in (shown + staged).split(b"\0") if path})
+    return git.changed(specs)
+
+
+def paths_from_top(repo: Repo, paths: Iterable[str]) -> list[str]:
+    """Convert paths from the repository's root to git's top."""
+    prefix = _prefix(repo, need_git(repo))
+    return [prefix + path for path in paths]
+
+
+def paths_inside(repo: Repo, paths: Iterable[str]) -> list[str]:
+    """Convert paths from git's top to the repository's root; paths outside of it are left out."""
+    prefix = _prefix(repo, need_git(repo))
+    return [path[len(prefix) :] for path in paths if path.startswith(prefix)]
 
 
 def _prefix(repo: Repo, git: Git) -> str:
@@ -110,10 +104,25 @@ def _glob(prefix: str) -> str:
     return prefix
 
 
+# Runs on Kubeflow Pipelines by the flow run that started them, in this process.
+_KUBEFLOW_RUNS: dict[str, list[str]] = {}
+
+
+def note_kubeflow_run(run_id: str) -> None:
+    """Remember a run on Kubeflow Pipelines for the trailers of the current flow run's commits and versions."""
+    if run_id and (run := flow_run.get_id()):
+        runs = _KUBEFLOW_RUNS.setdefault(run, [])
+        if run_id not in runs:
+            runs.append(run_id)
+
+
 def run_trailers() -> dict[str, str]:
-    """Return git trailers with the ID of the current Prefect run; none outside a run."""
+    """Return git trailers with the IDs of the current Prefect run and its Kubeflow runs; none outside a run."""
     run = flow_run.get_id()
-    return {"Prefect-Flow-Run": run} if run else {}
+    if not run:
+        return {}
+    kubeflow = _KUBEFLOW_RUNS.get(run)
+    return {"Prefect-Flow-Run": run} | ({"Kubeflow-Run": " ".join(kubeflow)} if kubeflow else {})
 
 
 def with_trailers(message: str, trailers: Mapping[str, str]) -> str:

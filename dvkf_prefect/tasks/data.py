@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run, task_run
 from prefect.tasks import Task
 
-from dvkf_prefect.blocks import DvcRepository
-from dvkf_prefect.cards import data_card, diff_card, transfer_text
+from dvkf_prefect.blocks import DvcRepository, find_block
+from dvkf_prefect.cards import Card, artifact_key, diff_card, escape, plain, transfer_text
 from dvkf_prefect.data.git.clones import push
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff
-from dvkf_prefect.errors import RemoteUnreachableError
+from dvkf_prefect.errors import GitError, RemoteUnreachableError
 from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.pipeline.report.uncommitted import UncommittedInput, uncommitted_inputs
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import ArtifactProgress, publish
+from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._git import (
     changed_documents,
-    committed_versions,
     need_git,
+    paths_from_top,
+    paths_inside,
     run_trailers,
     with_trailers,
 )
 from dvkf_prefect.tasks._logging import run_logger
+from dvkf_prefect.tasks._names import listed, run_name
+from dvkf_prefect.tasks._progress import ArtifactProgress
+from dvkf_prefect.tasks._versions import publish_versions, recorded_versions, show_commit
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dvkf_prefect.data.tables.frame_diff import FrameDiff
+
+Uncommitted = Literal["commit", "refuse", "mark"]
+"""Handling of inputs that git's last commit does not have, see `commit_results`."""
 
 
 def _is_unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -38,20 +49,9 @@ def _is_unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bo
     return isinstance(state.result(raise_on_failure=False), RemoteUnreachableError)
 
 
-def _versions(repo: Repo, targets: Sequence[str]) -> tuple[DataVersion, ...]:
-    return tuple(repo.version(output.path) for output in repo.outputs(targets) if output.digest)
-
-
-def _publish_versions(repository: DvcRepository, repo: Repo, versions: Sequence[DataVersion]) -> None:
-    rows = DvkfSettings().card_rows
-    for version in versions[:rows]:
-        history = committed_versions(repo, version.path, limit=rows)
-        publish(data_card(version, history, label=repository.label or "", limit=rows))
-
-
-@task(task_run_name="checkout {repository.name}", cache_policy=NO_CACHE)
+@task(task_run_name=run_name("checkout {repository.name}"), cache_policy=NO_CACHE)
 def checkout_data(
-    repository: DvcRepository, targets: Sequence[str] = (), *, force: bool = False
+    repository: DvcRepository | str, targets: str | Sequence[str] = (), *, force: bool = False
 ) -> tuple[DataVersion, ...]:
     """Check out the recorded versions of outputs from the cache into the workspace.
 
@@ -70,29 +70,28 @@ def checkout_data(
     Example:
         ``checkout_data(DvcRepository.load("local"), ["data/train"])``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     logger = run_logger()
-    repo = repository.open()
-    done = repo.checkout(targets, force=force)
+    repo = repository.open().using(progress=ArtifactProgress(repository.name))
+    done = repo.checkout(listed(targets), force=force)
     logger.info(
         "checked out: %d added, %d modified, %d deleted",
         len(done.added),
         len(done.modified),
         len(done.deleted),
     )
-    versions = _versions(repo, targets)
-    _publish_versions(repository, repo, versions)
-    return versions
+    return recorded_versions(repo, listed(targets))
 
 
 @task(
-    task_run_name="pull {repository.name}",
+    task_run_name=run_name("pull {repository.name}"),
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_is_unreachable,
 )
 def pull_data(
-    repository: DvcRepository, targets: Sequence[str] = (), *, force: bool = False
+    repository: DvcRepository | str, targets: str | Sequence[str] = (), *, force: bool = False
 ) -> tuple[DataVersion, ...]:
     """Download data from the remote and check it out; every object is verified.
 
@@ -111,17 +110,18 @@ def pull_data(
     Example:
         ``pull_data(DvcRepository.load("local"))``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     logger = run_logger()
-    repo = repository.open()
-    pulled = repo.pull(targets, force=force, progress=ArtifactProgress(repository.name))
+    repo = repository.open().using(progress=ArtifactProgress(repository.name))
+    pulled = repo.pull(listed(targets), force=force)
     logger.info("%s", transfer_text("fetched", pulled.transfer))
-    versions = _versions(repo, targets)
-    _publish_versions(repository, repo, versions)
+    versions = recorded_versions(repo, listed(targets))
+    publish_versions(repository.name, repo, versions)
     return versions
 
 
-@task(task_run_name="add to {repository.name}", cache_policy=NO_CACHE)
-def add_data(repository: DvcRepository, targets: Sequence[str]) -> tuple[DataVersion, ...]:
+@task(task_run_name=run_name("add to {repository.name}"), cache_policy=NO_CACHE)
+def add_data(repository: DvcRepository | str, targets: str | Sequence[str]) -> tuple[DataVersion, ...]:
     """Track files or directories of the workspace, or record the new content of tracked ones.
 
     Args:
@@ -137,19 +137,19 @@ def add_data(repository: DvcRepository, targets: Sequence[str]) -> tuple[DataVer
     Example:
         ``add_data(DvcRepository.load("local"), ["data/train"])``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     logger = run_logger()
-    repo = repository.open()
-    progress = ArtifactProgress(repository.name)
-    versions = tuple(repo.add([repo.root / target for target in targets], progress=progress))
+    repo = repository.open().using(progress=ArtifactProgress(repository.name))
+    versions = tuple(repo.add([repo.root / target for target in listed(targets)]))
     for version in versions:
         logger.info("added %s", version)
-    _publish_versions(repository, repo, versions)
+    publish_versions(repository.name, repo, versions)
     return versions
 
 
-@task(task_run_name="write {path}", cache_policy=NO_CACHE)
+@task(task_run_name=run_name("write {path}"), cache_policy=NO_CACHE)
 def write_data(
-    repository: DvcRepository,
+    repository: DvcRepository | str,
     frame: pd.DataFrame,
     path: str,
     *,
@@ -178,23 +178,24 @@ def write_data(
     Example:
         ``write_data(DvcRepository.load("local"), frame, "data/train/2024-05.csv.gz")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     from dvkf_prefect.data.tables.frames import write_frame
 
     repo = repository.open()
     version = write_frame(repo, frame, path, index=index, read_options=read_options, force=force)
     run_logger().info("wrote %d rows: %s", len(frame), version)
-    _publish_versions(repository, repo, (version,))
+    publish_versions(repository.name, repo, (version,))
     return version
 
 
 @task(
-    task_run_name="push {repository.name}",
+    task_run_name=run_name("push {repository.name}"),
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_is_unreachable,
 )
-def push_data(repository: DvcRepository, targets: Sequence[str] = ()) -> Transfer:
+def push_data(repository: DvcRepository | str, targets: str | Sequence[str] = ()) -> Transfer:
     """Upload data from the cache to the remote, files before the manifests of their directories.
 
     Args:
@@ -211,15 +212,16 @@ def push_data(repository: DvcRepository, targets: Sequence[str] = ()) -> Transfe
     Example:
         ``push_data(DvcRepository.load("local"))``
     """
-    repo = repository.open()
-    transfer = repo.push(targets, progress=ArtifactProgress(repository.name))
+    repository = find_block(DvcRepository, repository, "repository")
+    repo = repository.open().using(progress=ArtifactProgress(repository.name))
+    transfer = repo.push(listed(targets))
     run_logger().info("%s", transfer_text("pushed", transfer))
     return transfer
 
 
-@task(task_run_name="diff {repository.name}", cache_policy=NO_CACHE)
+@task(task_run_name=run_name("diff {repository.name}"), cache_policy=NO_CACHE)
 def diff_data(
-    repository: DvcRepository, a: str = "HEAD", b: str | None = None, targets: Sequence[str] = ()
+    repository: DvcRepository | str, a: str = "HEAD", b: str | None = None, targets: str | Sequence[str] = ()
 ) -> Diff:
     """Compare two versions of the data, file by file.
 
@@ -238,52 +240,153 @@ def diff_data(
     Example:
         ``diff_data(DvcRepository.load("local"), "HEAD^", "HEAD")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     repo = repository.open()
-    diff = repo.diff(a, b, targets)
+    diff = repo.diff(a, b, listed(targets))
     git = need_git(repo)
     commits = (git.resolve(a), git.resolve(b) if b is not None else "")
     card = diff_card(diff, repository.name, commits=commits, limit=DvkfSettings().card_rows)
     publish(card)
-    run_logger().info("%s", card.description)
+    run_logger().info("%s", plain(card.description))
     return diff
 
 
-@task(task_run_name="commit {repository.name}", cache_policy=NO_CACHE)
-def commit_results(repository: DvcRepository, message: str) -> str | None:
+@task(task_run_name=run_name("compare {path}"), cache_policy=NO_CACHE)
+def compare_table(
+    repository: DvcRepository | str,
+    path: str,
+    a: str = "HEAD",
+    b: str = "workspace",
+    *,
+    key: str | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> FrameDiff:
+    """Compare two versions of a table: rows, columns, types, numbers, texts and categories.
+
+    Args:
+        repository: The repository.
+        path: File, or directory of parts of one table, relative to the root.
+        a: The older revision; ``workspace`` for the workspace.
+        b: The newer revision; ``workspace`` for the workspace.
+        key: Column or columns that identify a row; None compares whole rows.
+        columns: Limit to these columns and the key.
+
+    Returns:
+        The difference, see `diff_frames`.
+
+    Raises:
+        OutputError: The table cannot be read, lacks a column, or has several rows with one key.
+        GitError: A revision does not exist.
+
+    Example:
+        ``compare_table(DvcRepository.load("local"), "data/users.csv", "HEAD^", "HEAD", key="id")``
+    """
+    from dvkf_prefect.data.tables.frame_diff import diff_frames
+
+    repository = find_block(DvcRepository, repository, "repository")
+    found = diff_frames(repository.open(), path, a, b, key=key, columns=columns)
+    limit = DvkfSettings().card_rows
+    key_of = artifact_key("table", repository.name, path)
+    publish(
+        Card(
+            key_of, f"{escape(str(found))}, of **{escape(repository.name)}**", found.as_markdown(limit=limit)
+        )
+    )
+    run_logger().info("%s", found)
+    return found
+
+
+@task(task_run_name=run_name("check commit to {repository.name}"), cache_policy=NO_CACHE)
+def check_commit(repository: DvcRepository | str, *, uncommitted: Uncommitted = "commit") -> None:
+    """Check before a long run that `commit_results` can commit its results.
+
+    Args:
+        repository: The repository.
+        uncommitted: The option of `commit_results`. ``refuse`` also checks the inputs of stages that are still to run.
+
+    Raises:
+        GitError: There is no git repository, git has no user.name and user.email, or ``refuse`` applies.
+
+    Example:
+        ``check_commit(DvcRepository.load("local"), uncommitted="refuse")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    repo = repository.open()
+    author = need_git(repo).identity()
+    if uncommitted == "refuse":
+        _refuse(repo, uncommitted_inputs(repo, unrecorded=True))
+    run_logger().info("results will be committed as %s", author)
+
+
+def _refuse(repo: Repo, found: Sequence[UncommittedInput]) -> None:
+    if found:
+        listed = "; ".join(map(str, found[:10])) + (
+            f"; and {len(found) - 10} more" if len(found) > 10 else ""
+        )
+        raise GitError(
+            f"uncommitted inputs of stages: {listed} in {repo.root}. Commit them, or pass uncommitted='commit'."
+        )
+
+
+@task(task_run_name=run_name("commit {repository.name}"), cache_policy=NO_CACHE)
+def commit_results(
+    repository: DvcRepository | str, message: str, *, uncommitted: Uncommitted = "commit"
+) -> str | None:
     """Commit the files that describe results: ``.dvc`` files, dvc.lock, ignore files, metrics kept in git.
 
-    A trailer of the commit, ``Prefect-Flow-Run``, has the ID of the run. Other changes in the work tree stay
-    uncommitted.
+    The code and the parameters that the recorded stages read belong to the results: with dvc.lock alone, the commit's
+    own files would contradict it. A trailer of the commit, ``Prefect-Flow-Run``, has the ID of the run. Other changes
+    in the work tree stay uncommitted.
 
     Args:
         repository: The repository.
         message: The commit's message.
+        uncommitted: Handling of code and parameters that stages read and git's last commit does not have. ``commit``
+            commits them too. ``refuse`` raises an error. ``mark`` leaves them out and names them in the trailer
+            ``Dvkf-Uncommitted``.
 
     Returns:
         The new commit; None if nothing changed.
 
     Raises:
-        GitError: Git refused, for example because user.name is not set.
+        GitError: Git refused, for example because user.name is not set. Or ``refuse`` applies, or with ``commit``, an
+            input changed after its stage ran.
 
     Example:
         ``commit_results(DvcRepository.load("local"), "Train on the data of today")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     logger = run_logger()
     repo = repository.open()
     git = need_git(repo)
     paths = changed_documents(repo)
-    commit = git.commit(paths, with_trailers(message, run_trailers())) if paths else None
+    trailers = run_trailers()
+    inputs = uncommitted_inputs(repo)
+    if uncommitted == "refuse":
+        _refuse(repo, inputs)
+    elif uncommitted == "mark" and inputs:
+        trailers["Dvkf-Uncommitted"] = ", ".join(each.path for each in inputs)
+    elif rewritten := [str(each) for each in inputs if each.rewritten]:
+        raise GitError(
+            f"changed after its stage ran: {'; '.join(rewritten[:10])} in {repo.root}. Run the stages again, or pass "
+            "uncommitted='mark'."
+        )
+    else:
+        paths = sorted({*paths, *paths_from_top(repo, [each.path for each in inputs])})
+    commit = git.commit(paths, with_trailers(message, trailers)) if paths else None
     if commit is None:
         logger.info("nothing to commit")
     else:
         logger.info(
             "commit %s: %s", commit[:10], ", ".join(paths[:10]) + (" and more" if len(paths) > 10 else "")
         )
+        if flow_run.get_id() or task_run.get_id():
+            show_commit(repository.name, repo, paths_inside(repo, paths))
     return commit
 
 
-@task(task_run_name="push commits of {repository.name}", cache_policy=NO_CACHE)
-def push_commits(repository: DvcRepository) -> tuple[str, ...]:
+@task(task_run_name=run_name("push commits of {repository.name}"), cache_policy=NO_CACHE)
+def push_commits(repository: DvcRepository | str) -> tuple[str, ...]:
     """Push the branch and the tags of registered models to git's remote ``origin``.
 
     Args:
@@ -298,6 +401,7 @@ def push_commits(repository: DvcRepository) -> tuple[str, ...]:
     Example:
         ``push_commits(DvcRepository.load("digits"))``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     git = need_git(repository.open())
     pushed = push(git.root, timeout=DvkfSettings().git_timeout)
     run_logger().info(

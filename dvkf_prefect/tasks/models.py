@@ -8,27 +8,40 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from dvkf_prefect.blocks import DvcRepository, ModelServer
-from dvkf_prefect.cards import endpoint_card, model_card, predictions_card
-from dvkf_prefect.models.registry import ModelRegistry, ModelVersion
+from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, find_block
+from dvkf_prefect.cards import endpoint_card, model_card, plain, predictions_card
+from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.kubeflow.registry.mirror import MirrorReport
+from dvkf_prefect.model_cards import history_card, lineage_card, mirror_card
+from dvkf_prefect.models import trace
+from dvkf_prefect.models.lineage import Lineage, draw_lineage
+from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.models.tags import TagEvent
+from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.serving.endpoint import Endpoint
+from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._git import run_trailers
 from dvkf_prefect.tasks._logging import run_logger
+from dvkf_prefect.tasks._names import run_name
+from dvkf_prefect.tasks._servers import AnyServer, find_server
 
 
 def _publish_model(repository: DvcRepository, registry: ModelRegistry, name: str, said: str) -> None:
     run_logger().info("%s", said)
-    card = model_card(
-        registry.list(name), name, label=repository.label or "", said=said, limit=DvkfSettings().card_rows
-    )
+    card = model_card(registry.list(name), name, repository.name, said=said, limit=DvkfSettings().card_rows)
     publish(card)
 
 
-@task(task_run_name="register {name}", cache_policy=NO_CACHE)
+@task(task_run_name=run_name("register {name}"), cache_policy=NO_CACHE)
 def register_model(
-    repository: DvcRepository, name: str, *, version: str | None = None, rev: str = "HEAD", message: str = ""
+    repository: DvcRepository | str,
+    name: str,
+    *,
+    version: str | None = None,
+    rev: str = "HEAD",
+    message: str = "",
 ) -> ModelVersion:
     """Register a commit's model by an annotated git tag.
 
@@ -51,6 +64,7 @@ def register_model(
     Example:
         ``register_model(DvcRepository.load("local"), "digits")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     if version is None and (same := registry.find_same(name, rev)) is not None:
         _publish_model(repository, registry, name, f"{name} has not changed since {same.version}.")
@@ -60,8 +74,8 @@ def register_model(
     return registered
 
 
-@task(task_run_name="promote {name} to {stage}", cache_policy=NO_CACHE)
-def promote_model(repository: DvcRepository, name: str, version: str, stage: str) -> ModelVersion:
+@task(task_run_name=run_name("promote {name} to {stage}"), cache_policy=NO_CACHE)
+def promote_model(repository: DvcRepository | str, name: str, version: str, stage: str) -> ModelVersion:
     """Assign a registered version of a model to a model stage, such as prod.
 
     Args:
@@ -79,6 +93,7 @@ def promote_model(repository: DvcRepository, name: str, version: str, stage: str
     Example:
         ``promote_model(DvcRepository.load("local"), "digits", "v1.0.0", "prod")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     wanted = registry.show(name, version)
     if stage in wanted.stages:
@@ -89,8 +104,8 @@ def promote_model(repository: DvcRepository, name: str, version: str, stage: str
     return assigned
 
 
-@task(task_run_name="roll back {stage} of {name}", cache_policy=NO_CACHE)
-def rollback_model(repository: DvcRepository, name: str, stage: str) -> ModelVersion:
+@task(task_run_name=run_name("roll back {stage} of {name}"), cache_policy=NO_CACHE)
+def rollback_model(repository: DvcRepository | str, name: str, stage: str) -> ModelVersion:
     """Assign a model stage to the version that had it before.
 
     Args:
@@ -107,21 +122,176 @@ def rollback_model(repository: DvcRepository, name: str, stage: str) -> ModelVer
     Example:
         ``rollback_model(DvcRepository.load("local"), "digits", "prod")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     version = registry.rollback(name, stage, trailers=run_trailers())
     _publish_model(repository, registry, name, f"Rolled {stage} of {name} back to {version.version}.")
     return version
 
 
-@task(task_run_name="deploy {name}", cache_policy=NO_CACHE)
+@task(task_run_name=run_name("unassign {stage} of {name}"), cache_policy=NO_CACHE)
+def unassign_model(
+    repository: DvcRepository | str, name: str, version: str, stage: str, *, message: str = ""
+) -> ModelVersion:
+    """Remove a model stage from a version; the version assigned before it, if any, holds the stage again.
+
+    Args:
+        repository: The repository.
+        name: The model's name.
+        version: The version, ``latest``, or ``#`` and a stage.
+        stage: The model's stage, such as prod.
+        message: Message of the tag.
+
+    Returns:
+        The version, with its other stages.
+
+    Raises:
+        ModelNotFoundError: The version is not registered, or not in that stage.
+
+    Example:
+        ``unassign_model(DvcRepository.load("local"), "digits", "v1.0.0", "staging")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    registry = ModelRegistry(repository.open())
+    left = registry.unassign(name, version, stage, message=message, trailers=run_trailers())
+    _publish_model(repository, registry, name, f"{left.version} of {name} is no longer {stage}.")
+    return left
+
+
+@task(task_run_name=run_name("deregister {version} of {name}"), cache_policy=NO_CACHE)
+def deregister_model(
+    repository: DvcRepository | str, name: str, version: str, *, message: str = ""
+) -> ModelVersion:
+    """Withdraw a version of a model; its tags stay, and its number is not used again.
+
+    Args:
+        repository: The repository.
+        name: The model's name.
+        version: The version.
+        message: Message of the tag.
+
+    Returns:
+        The withdrawn version.
+
+    Raises:
+        ModelNotFoundError: The version is not registered.
+        ModelError: The version was already withdrawn.
+
+    Example:
+        ``deregister_model(DvcRepository.load("local"), "digits", "v1.0.0", message="Trained on wrong labels")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    registry = ModelRegistry(repository.open())
+    withdrawn = registry.deregister(name, version, message=message, trailers=run_trailers())
+    _publish_model(repository, registry, name, f"Withdrew {version} of {name}.")
+    return withdrawn
+
+
+@task(task_run_name=run_name("deprecate {name}"), cache_policy=NO_CACHE)
+def deprecate_model(repository: DvcRepository | str, name: str, *, message: str = "") -> None:
+    """Deprecate a model; it is hidden until a version is registered or assigned again.
+
+    Args:
+        repository: The repository.
+        name: The model's name.
+        message: Message of the tag.
+
+    Raises:
+        ModelNotFoundError: No model of that name is registered.
+        ModelError: The model is already deprecated.
+
+    Example:
+        ``deprecate_model(DvcRepository.load("local"), "digits", message="Replaced by letters")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    registry = ModelRegistry(repository.open())
+    registry.deprecate(name, message=message, trailers=run_trailers())
+    run_logger().info("%s", said := f"Deprecated {name}.")
+    limit = DvkfSettings().card_rows
+    publish(history_card(registry.history(name), name, repository.name, said=said, limit=limit))
+
+
+@task(task_run_name=run_name("show {name}"), cache_policy=NO_CACHE)
+def show_model(repository: DvcRepository | str, name: str, which: str = "latest") -> ModelVersion:
+    """Return one version of a model.
+
+    Args:
+        repository: The repository.
+        name: The model's name.
+        which: A version, ``latest``, or ``#`` and a stage, such as ``#prod``.
+
+    Returns:
+        The version, with its commit, digest and stages.
+
+    Raises:
+        ModelNotFoundError: There is no such version.
+
+    Example:
+        ``show_model(DvcRepository.load("local"), "digits", "#prod").digest``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    registry = ModelRegistry(repository.open())
+    version = registry.show(name, which)
+    _publish_model(repository, registry, name, f"{which} of {name} is {version.version}.")
+    return version
+
+
+@task(task_run_name=run_name("list model events"), cache_policy=NO_CACHE)
+def list_model_events(
+    repository: DvcRepository | str, name: str | None = None, *, ascending: bool = False
+) -> tuple[TagEvent, ...]:
+    """Return the events of one or all models, as ``gto history`` lists them.
+
+    Args:
+        repository: The repository.
+        name: The model's name; None for all models.
+        ascending: Return the oldest event first, in place of the newest.
+
+    Returns:
+        The events: registrations, assignments and their ends, with commit, author and message.
+
+    Raises:
+        ModelNotFoundError: No model of that name is registered.
+
+    Example:
+        ``list_model_events(DvcRepository.load("local"), "digits")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    events = tuple(ModelRegistry(repository.open()).history(name, ascending=ascending))
+    run_logger().info("%d events", len(events))
+    publish(history_card(events, name, repository.name, limit=DvkfSettings().card_rows))
+    return events
+
+
+@task(task_run_name=run_name("check {ref}"), cache_policy=NO_CACHE)
+def check_model_ref(repository: DvcRepository | str, ref: str) -> TagEvent | None:
+    """Return the event that a git tag records, for flows that a pushed tag starts.
+
+    Args:
+        repository: The repository.
+        ref: Name of a tag, or ``refs/tags/`` and the name.
+
+    Returns:
+        The event; None if there is no such tag, or if it is none of the registry's.
+
+    Example:
+        ``check_model_ref(DvcRepository.load("local"), "refs/tags/digits#prod#3")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    event = ModelRegistry(repository.open()).check_ref(ref)
+    run_logger().info("%s", event or f"{ref} is not a tag of the registry")
+    return event
+
+
+@task(task_run_name=run_name("deploy {name}"), cache_policy=NO_CACHE)
 def deploy_model(
-    repository: DvcRepository, server: ModelServer, name: str, which: str = "latest"
+    repository: DvcRepository | str, server: AnyServer | str, name: str, which: str = "latest"
 ) -> Endpoint:
     """Serve a registered version of a model in place of the one that is served now.
 
     Args:
         repository: The repository.
-        server: The model server.
+        server: The model server, on this machine or on a cluster.
         name: The model's name.
         which: A version, ``latest``, or ``#`` and a stage, such as ``#prod``.
 
@@ -136,19 +306,115 @@ def deploy_model(
     Example:
         ``deploy_model(DvcRepository.load("local"), ModelServer.load("local"), "digits", "#prod")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
+    server = find_server(server)
     registry = ModelRegistry(repository.open())
     version = registry.show(name, which)
     endpoint = server.deploy(registry, version)
     run_logger().info("%s %s answers at %s", name, version.version, endpoint.url)
-    publish(endpoint_card(endpoint, version))
+    try:
+        registry.note(version, "service", {"where": server.where, "url": endpoint.url})
+    except DvkfError as error:  # the model is served all the same
+        run_logger().warning("the service was not noted for the lineage of %s: %s", version.version, error)
+    publish(endpoint_card(endpoint, repository.name, version))
     return endpoint
 
 
-@task(task_run_name="request predictions of {name}", cache_policy=NO_CACHE)
-def request_predictions(server: ModelServer, name: str, instances: Sequence[object]) -> tuple[Any, ...]:
+def _publish_lineage(repository: DvcRepository, found: list[Lineage], asked: str) -> tuple[Lineage, ...]:
+    found = with_services(found)
+    run_logger().info("%d versions in the lineage of %s", len(found), asked)
+    graph = draw_lineage(found).text()
+    publish(lineage_card(found, asked, repository.name, graph=graph, limit=DvkfSettings().card_rows))
+    return tuple(found)
+
+
+@task(task_run_name=run_name("mirror models of {repository.name}"), cache_policy=NO_CACHE)
+def mirror_models(
+    repository: DvcRepository | str, registry: KubeflowModelRegistry | str, models: Sequence[str] = ()
+) -> MirrorReport:
+    """Mirror registered models in a Kubeflow Model Registry; an interrupted mirror is completed by the next one.
+
+    Args:
+        repository: The repository.
+        registry: The Kubeflow Model Registry.
+        models: Names of the models; all if empty.
+
+    Returns:
+        Records that were created, updated or right already, and changes copied to git.
+
+    Raises:
+        ModelNotFoundError: A model is not registered in git.
+        ModelError: A name does not fit into the registry, or belongs to another repository.
+        RegistryError: The registry refused a call or did not answer.
+
+    Example:
+        ``mirror_models(DvcRepository.load("local"), KubeflowModelRegistry.load("cluster"), ["digits"])``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    registry = find_block(KubeflowModelRegistry, registry, "registry")
+    report = registry.mirror(ModelRegistry(repository.open()), models)
+    run_logger().info("%s", report)
+    publish(mirror_card(report, repository.name, limit=DvkfSettings().card_rows))
+    return report
+
+
+@task(task_run_name=run_name("trace {name}"), cache_policy=NO_CACHE)
+def trace_model(repository: DvcRepository | str, name: str, which: str = "latest") -> Lineage:
+    """Return the lineage of a registered version: data, code, parameters, metrics, runs and services.
+
+    Args:
+        repository: The repository.
+        name: The model's name.
+        which: A version, ``latest``, or ``#`` and a stage, such as ``#prod``.
+
+    Returns:
+        The lineage, with the services of this machine that run the version now.
+
+    Raises:
+        ModelNotFoundError: There is no such version.
+
+    Example:
+        ``trace_model(DvcRepository.load("local"), "digits", "#prod").inputs``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    registry = ModelRegistry(repository.open())
+    version = registry.show(name, which)
+    lineage = trace.trace_version(registry, version)
+    return _publish_lineage(repository, [lineage], f"{name} {version.version}")[0]
+
+
+@task(task_run_name=run_name("trace {path}"), cache_policy=NO_CACHE)
+def trace_data(repository: DvcRepository | str, path: str, *, rev: str | None = None) -> tuple[Lineage, ...]:
+    """Return the lineage of the versions that learned from a file or folder.
+
+    Args:
+        repository: The repository.
+        path: The file or folder, relative to the repository's root.
+        rev: Revision of its content; None for any content of that path.
+
+    Returns:
+        The lineages, with the services of this machine that run the versions now.
+
+    Raises:
+        ModelNotFoundError: The revision has no such path.
+        GitError: There is no such revision.
+
+    Example:
+        ``trace_data(DvcRepository.load("local"), "data/train/7.png", rev="HEAD")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    found = trace.trace_data(ModelRegistry(repository.open()), path, rev)
+    return _publish_lineage(repository, found, path)
+
+
+@task(task_run_name=run_name("request predictions of {name}"), cache_policy=NO_CACHE)
+def request_predictions(
+    repository: DvcRepository | str, server: AnyServer | str, name: str, instances: Sequence[object]
+) -> tuple[Any, ...]:
     """Request predictions of a served model by the V1 protocol.
 
     Args:
+        repository: Repository of the model, for the timeline of its predictions. It is not opened.
         server: The model server.
         name: The model's name.
         instances: Rows, shape ``[rows, features]``.
@@ -161,11 +427,13 @@ def request_predictions(server: ModelServer, name: str, instances: Sequence[obje
         ServingError: The model is not served, or its server does not answer.
 
     Example:
-        ``request_predictions(ModelServer.load("local"), "digits", [[0.0] * 64])``
+        ``request_predictions(DvcRepository.load("local"), ModelServer.load("local"), "digits", [[0.0] * 64])``
     """
+    repository = find_block(DvcRepository, repository, "repository")
+    server = find_server(server)
     endpoint = server.endpoint(name)
     predictions = tuple(endpoint.predict(instances, timeout=server.timeout))
-    card = predictions_card(endpoint, predictions, limit=DvkfSettings().card_rows)
+    card = predictions_card(endpoint, repository.name, predictions, limit=DvkfSettings().card_rows)
     publish(card)
-    run_logger().info("%s", card.description)
+    run_logger().info("%s", plain(card.description))
     return predictions

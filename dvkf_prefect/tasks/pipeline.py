@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines
-from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, stage_card
+from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, find_block
+from dvkf_prefect.cards import metrics_card, plain
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
-from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
 from dvkf_prefect.pipeline.plan.why import Action, Decision
-from dvkf_prefect.pipeline.report import metrics
+from dvkf_prefect.pipeline.report.metrics import MetricChange
 from dvkf_prefect.pipeline.run.events import OnError, ReproResult, StageEvent
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import Runner
 from dvkf_prefect.settings import DvkfSettings
+from dvkf_prefect.stage_cards import TreeChange, pipeline_card, stage_card
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._changes import changed_files
 from dvkf_prefect.tasks._logging import run_logger
+from dvkf_prefect.tasks._names import listed, run_name
+from dvkf_prefect.tasks._versions import publish_versions, recorded_versions
+from dvkf_prefect.tasks.stages.progress import PipelineProgress
 from dvkf_prefect.tasks.stages.runner import stage_tasks
 
 # Skipped stages get cards of their own only in pipelines of at most this size. The pipeline's card lists all.
@@ -31,9 +36,9 @@ _STAGE_CARDS = 50
 
 
 def repro_pipeline(
-    repository: DvcRepository,
-    pipelines: KubeflowPipelines,
-    targets: Sequence[str] = (),
+    repository: DvcRepository | str,
+    pipelines: KubeflowPipelines | str,
+    targets: str | Sequence[str] = (),
     *,
     force: bool = False,
     downstream: bool = False,
@@ -44,8 +49,9 @@ def repro_pipeline(
 ) -> ReproResult:
     """Bring the stages of a dvc.yaml up to date, in a flow or a task: each stage is a task run of its own.
 
-    Independent stages run in parallel. When the run is cancelled, or its process dies, running stages end too. The next
-    run continues after the stages that completed. On a cluster, it finds the pipeline run of the one before.
+    Independent stages run in parallel. Except on a cluster, the run waits for its turn in the workspace, see
+    `DvcRepository.turn`. When the run is cancelled, or its process dies, running stages end too. The next run continues
+    after the completed stages. On a cluster, it finds the pipeline run of the one before.
 
     Args:
         repository: The repository.
@@ -71,25 +77,36 @@ def repro_pipeline(
     Example:
         ``repro_pipeline(DvcRepository.load("local"), KubeflowPipelines.load("local"), retries=2)``
     """
+    repository = find_block(DvcRepository, repository, "repository")
+    pipelines = find_block(KubeflowPipelines, pipelines, "pipelines")
     logger = run_logger()
     repo = repository.open()
     events: dict[str, StageEvent] = {}
     changes: dict[str, Mapping[str, TreeChange]] = {}
 
-    def open_runner(tell: Callable[[TaskEvent], None]) -> Runner:
+    def open_runner(on_event: Callable[[TaskEvent], None]) -> Runner:
         # On a cluster, equal stages find the pipeline run that a killed flow run left. With force, only a retry does.
-        return pipelines.runner(repo, run_key=(flow_run.get_id() or "") if force else "", on_event=tell)
+        owner = flow_run.get_id() or ""
+        return pipelines.runner(repo, run_key=owner if force else "", owner=owner, on_event=on_event)
 
-    with stage_tasks(
-        repo,
-        open_runner,
-        jobs=pipelines.parallel,
-        retries=retries,
-        retry_delay_seconds=retry_delay_seconds,
-        reuse=not force,
-    ) as runner:
+    # On a cluster, stages run apart from the workspace, and equal runs of several workers are one.
+    alone = nullcontext() if pipelines.backend == "kubeflow" else repository.turn()
+    with (
+        alone,
+        stage_tasks(
+            repo,
+            open_runner,
+            jobs=pipelines.parallel,
+            retries=retries,
+            retry_delay_seconds=retry_delay_seconds,
+            reuse=not force,
+            name=repository.name,
+        ) as runner,
+    ):
+        progress = PipelineProgress(repository.name)
 
-        def tell(event: StageEvent) -> None:
+        def report(event: StageEvent) -> None:
+            progress.take(event, runner.size_of(event.stage) if event.kind == "done" else 0)
             logger.log(logging.ERROR if event.kind == "fail" else logging.INFO, "%s", event)
             for warning in event.warnings:
                 logger.warning("%s", runner.mask(warning))
@@ -97,7 +114,7 @@ def repro_pipeline(
                 # Compare now: the workspace may change until the stage ends.
                 paths = {dep.name: dep.path for dep in runner.snapshot.graph.stages[event.stage].deps}
                 changes[event.stage] = changed_files(repo, event.reasons, paths)
-            runner.tell(event)
+            runner.on_event(event)
             masked = replace(event, log_tail=runner.mask(event.log_tail), message=runner.mask(event.message))
             events[event.stage] = masked
             if event.kind in ("done", "restore", "fail"):
@@ -106,29 +123,47 @@ def repro_pipeline(
         def show(event: StageEvent) -> None:
             card = stage_card(
                 decision_of(event),
+                repository.name,
                 event,
-                label=repository.label or "",
                 limit=DvkfSettings().card_rows,
                 files=changes.get(event.stage),
             )
             publish(card, task_run=runner.task_run(event.stage))
 
+        def show_versions(result: ReproResult) -> None:
+            made = {
+                out.path: runner.task_run(stage)
+                for stage in (*result.ran, *result.restored)
+                for out in runner.snapshot.graph.stages[stage].outs
+                if out.kind == "out" and out.cached
+            }
+            # Without targets, all outputs of the repository would be meant.
+            versions = recorded_versions(repo, list(made)) if made else ()
+            publish_versions(repository.name, repo, versions, task_runs=made)
+
         try:
             result = repro(
                 repo,
-                targets,
+                listed(targets),
                 runner=runner,
-                scope=Scope(downstream=downstream),
+                expansion=Expansion(downstream=downstream),
                 rules=Rules(force=force, pull=pull),
                 on_error=on_error,
                 jobs=pipelines.parallel,
-                on_event=tell,
+                on_event=report,
             )
-        except DvkfError:
+        except DvkfError as error:
             if events:
-                publish(pipeline_card(_so_far(events), repository.name))
+                so_far = _so_far(events, error.blocked)
+                runner.show_blocked(so_far)
+                publish(pipeline_card(so_far, repository.name))
+                show_versions(so_far)
             raise
+        finally:
+            progress.finish()
+        runner.show_blocked(result)
         publish(pipeline_card(result, repository.name))
+        show_versions(result)
         if len(result.decisions) <= _STAGE_CARDS:
             for stage in result.skipped:
                 show(events[stage])
@@ -147,7 +182,7 @@ def decision_of(event: StageEvent) -> Decision:
     return Decision(event.stage, _ACTIONS.get(event.kind, "run"), event.reasons)
 
 
-def _so_far(events: Mapping[str, StageEvent]) -> ReproResult:
+def _so_far(events: Mapping[str, StageEvent], blocked: tuple[str, ...]) -> ReproResult:
     """Return the result up to a failure that ended the run."""
     return ReproResult(
         decisions=tuple(map(decision_of, events.values())),
@@ -155,13 +190,14 @@ def _so_far(events: Mapping[str, StageEvent]) -> ReproResult:
         skipped=tuple(e.stage for e in events.values() if e.kind == "skip"),
         restored=tuple(e.stage for e in events.values() if e.kind == "restore"),
         failed=tuple(e.stage for e in events.values() if e.kind == "fail"),
+        blocked=blocked,
     )
 
 
-@task(task_run_name="compare metrics of {repository.name}", cache_policy=NO_CACHE)
+@task(task_run_name=run_name("compare metrics of {repository.name}"), cache_policy=NO_CACHE)
 def compare_metrics(
-    repository: DvcRepository, a: str = "HEAD", b: str | None = None
-) -> tuple[metrics.MetricChange, ...]:
+    repository: DvcRepository | str, a: str = "HEAD", b: str | None = None
+) -> tuple[MetricChange, ...]:
     """Compare the metrics of two versions.
 
     Args:
@@ -175,11 +211,12 @@ def compare_metrics(
     Example:
         ``compare_metrics(DvcRepository.load("local"), "HEAD^")``
     """
+    repository = find_block(DvcRepository, repository, "repository")
     repo = repository.open()
     head = repo.git.head() if repo.git is not None else None
     before = repo.git.resolve(a) if repo.git is not None and head else ""
-    rows = tuple(metrics.diff(repo, before or a, b))
+    rows = tuple(repo.diff_metrics(before or a, b))
     card = metrics_card(rows, repository.name, before=before)
     publish(card)
-    run_logger().info("%s", card.description)
+    run_logger().info("%s", plain(card.description))
     return rows

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 
 
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
     """An empty repository in the current folder, with a folder as its remote."""
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    made = make_repo(root, remote=tmp_path / "store")
     monkeypatch.chdir(root)
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
     return made

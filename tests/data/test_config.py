@@ -12,11 +12,13 @@ import pytest
 from configobj import ConfigObj, ConfigObjError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repos import make_repo
+from sizes import ALL
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.formats import ini
+from dvkf_prefect.repo import Repo
 
 BLANK = st.sampled_from(["", "", "", " ", "  ", "\t", "    "])
 WORD = st.sampled_from(["core", "Core", "cache", "remote", "url", "URL", "a.b", "a-b", "x1", "ü", "_"])
@@ -92,7 +94,11 @@ def by_configobj(text: str) -> object:
 
 
 @settings(
-    max_examples=3000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=3000 if ALL else 500,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(st.one_of(USUAL, USUAL, USUAL, LINE), max_size=7), END, st.booleans())
 def test_plain_files_are_read_as_configobj_reads_them(lines: list[str], end: str, headed: bool) -> None:
@@ -132,7 +138,7 @@ def test_a_plain_file_does_without_configobj(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from dvkf_prefect.data.repository.config import Config
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 print(Config(Path({str(tmp_path / ".dvc")!r})).remote(None), "configobj" in sys.modules)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -259,10 +265,10 @@ def test_a_refused_edit_leaves_the_file(tmp_path: Path) -> None:
     config = make(tmp_path, PLAIN)
     with pytest.raises(ConfigError, match="jobs = many"), config.edit() as sections:
         sections["remote"]["store"]["jobs"] = "many"
-    with pytest.raises(ConfigError, match="kind magic://"), config.edit(strict=True) as sections:
+    with pytest.raises(ConfigError, match="kind, magic://"), config.edit(strict=True) as sections:
         sections["remote"]["other"] = {"url": "magic://x"}
     assert (tmp_path / ".dvc/config").read_text() == PLAIN
-    with pytest.raises(ConfigError, match="no repo configuration here"), Config(None).edit():
+    with pytest.raises(ConfigError, match="no repo configuration: "), Config(None).edit():
         pass
 
 
@@ -274,8 +280,7 @@ def test_a_cache_for_a_group_has_folders_that_all_of_it_may_write_to(tmp_path: P
         for name in ("real", "ours"):
             root = tmp_path / name
             (root / "d").mkdir(parents=True)
-            subprocess.run(["git", "init", "-q", str(root)], check=True)
-            Repo.init(root)
+            make_repo(root)
             with Config(root / ".dvc").edit() as sections:
                 sections["cache"]["shared"] = "group"
             for file in ("a", "d/b"):

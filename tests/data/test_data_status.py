@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.data.remotes.remote import Remote
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.upkeep.doctor import Check, check_health
 from dvkf_prefect.data.verbs.data_status import Changes, DataStatus
 from dvkf_prefect.errors import DvkfError, OutputError, RemoteNotFoundError
+from dvkf_prefect.repo import Repo
 
 
 @pytest.fixture
 def repo(tmp_path: Path) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    made = Repo.init(root)
+    made = make_repo(root)
     with made.config.edit() as sections:
         sections["remote"]["store"] = {"url": str(tmp_path / "store")}
         sections["remote"]["other"] = {"url": str(tmp_path / "elsewhere")}
@@ -153,10 +151,10 @@ def _pipe(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "names", "next_step"),
     [
-        (_ignore_file, r"data/s/\.dvcignore", "move its patterns to one above it"),
-        (_broken_link, r"data/s/gone", "remove it, or leave it out with .dvcignore"),
-        (_folder_link, r"data/s/dir", "replace it by the directory, or leave it out with .dvcignore"),
-        (_odd_name, r"data/s/\\xff\\xfe", "rename the file"),
+        (_ignore_file, r"data/s/\.dvcignore", "Move its patterns to a .dvcignore above it"),
+        (_broken_link, r"data/s/gone", "Remove it, or leave it out with .dvcignore"),
+        (_folder_link, r"data/s/dir", "Replace it by the directory, or leave it out with .dvcignore"),
+        (_odd_name, r"data/s/\\xff\\xfe", "Rename the file"),
         (_pipe, r"data/s/pipe", "not a regular file"),
     ],
 )
@@ -229,7 +227,7 @@ def test_each_trouble_is_found_and_has_a_next_step(repo: Repo, tmp_path: Path) -
     repo.git.run("rm", "-q", "--cached", "data/a")
     loose = next(check for check in check_health(repo) if check.name == "git ignores the data")
     assert loose == Check(
-        "git ignores the data", "warn", "nothing keeps one out of git", "name it in the .gitignore beside it"
+        "git ignores the data", "warn", "one not ignored by git", "add it to the .gitignore beside it"
     )
 
 

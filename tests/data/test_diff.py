@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.verbs.diff import PathFilter, State, difference
 from dvkf_prefect.errors import OutputNotFoundError
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.repo import Repo
 
 A, B, C = ("a" * 32, "b" * 32, "c" * 32)
 
@@ -19,9 +20,7 @@ A, B, C = ("a" * 32, "b" * 32, "c" * 32)
 @pytest.fixture
 def repo(tmp_path: Path) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    made = Repo.init(root)
+    made = make_repo(root)
     for name, text in {"data/a": "a", "data/s/b": "b", "data/s/c": "c", "one": "o"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -84,7 +83,9 @@ def test_targets_are_paths_parts_of_them_and_what_describes_them(
     targets: list[str], has: list[str], lost: list[str]
 ) -> None:
     wanted = PathFilter(targets)
-    wanted.of([Output("data", f"{A}.dir", source="data.dvc"), Output("one", B, source="one.dvc")])
+    wanted.of(
+        [Output("data", Content(f"{A}.dir"), source="data.dvc"), Output("one", Content(B), source="one.dvc")]
+    )
     assert [path for path in ("data", "data/a", "data/s/x", "one") if wanted.has(path)] == sorted(
         {*has, *(["data/s/x"] if "data" in has else [])}
     )

@@ -11,8 +11,8 @@ import pytest
 
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache import _copier
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputChangedError, OutputError, TransferError
+from dvkf_prefect.repo import Repo
 
 
 def make(repo: Repo, count: int = 20) -> Repo:
@@ -290,7 +290,7 @@ def test_leftovers_in_a_tracked_folder_are_no_data(repo: Repo) -> None:
     digest = repo.version("data").digest
     left.write_text("half")
     assert not Repo.open(repo.root).status()
-    assert Repo.open(repo.root).commit() == []
+    assert Repo.open(repo.root).commit().versions == ()
     left.write_text("half")
     (repo.root / "data/sub/1").unlink()
     beside = repo.root / ".fedcba9876543210.dvkf-tmp"

@@ -22,11 +22,11 @@ import pandas as pd
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.tests.abstract import AbstractFixtures, AbstractGetTests
+from repos import make_repo
 from servers import S3Server
 
 from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.remotes.objects import ObjectStorage
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.views import reader, streams
 from dvkf_prefect.data.views.filesystem import DvkfFileSystem
 from dvkf_prefect.errors import (
@@ -40,6 +40,7 @@ from dvkf_prefect.errors import (
     TransferError,
     UnsafePathError,
 )
+from dvkf_prefect.repo import Repo
 
 BIG = bytes(range(256)) * 40  # 10,240 bytes
 PIPELINE = """\
@@ -498,9 +499,7 @@ def test_outputs_of_dvc_2_are_read(root: Path) -> None:
 def on_s3(tmp_path: Path, s3: S3Server) -> Path:
     """A repository whose data dvc pushed to S3, none of it here."""
     root = tmp_path / "cloud"
-    root.mkdir()
-    run(root, "git", "init", "-q")
-    repo = Repo.init(root)
+    repo = make_repo(root)
     with repo.config.edit("local") as sections:
         sections["remote"]["lake"] = {
             "url": f"{s3.make_bucket('fs-' + uuid.uuid4().hex[:12])}/p",
@@ -555,23 +554,10 @@ def test_s3_is_read_by_ranges_and_listed_once(on_s3: Path, monkeypatch: pytest.M
 
 
 def test_a_remote_that_keeps_versions_is_read_by_them(tmp_path: Path, s3: S3Server) -> None:
-    import contextlib
-
-    import botocore.session
-
     root = tmp_path / "kept"
-    root.mkdir()
-    run(root, "git", "init", "-q")
-    repo = Repo.init(root)
+    repo = make_repo(root)
     url = s3.make_bucket(name := "kept-" + uuid.uuid4().hex[:12])
-    client = botocore.session.get_session().create_client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-    )
-    with contextlib.closing(client):
+    with s3.client() as client:
         client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     with repo.config.edit("local") as sections:
         sections["remote"]["kept"] = {"url": f"{url}/p", "version_aware": "true", **s3.options()}

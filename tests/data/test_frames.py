@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from repos import make_repo
 
 import dvkf_prefect
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.tables.frame_diff import compare_frames, diff_frames
 from dvkf_prefect.data.tables.frames import format_of, read_frame, write_frame
 from dvkf_prefect.data.views import reader, streams
@@ -32,6 +32,7 @@ from dvkf_prefect.errors import (
     ParseError,
     UnsafePathError,
 )
+from dvkf_prefect.repo import Repo
 
 FRAME = pd.DataFrame(
     {
@@ -46,13 +47,7 @@ FRAME = pd.DataFrame(
 @pytest.fixture
 def repo(tmp_path: Path) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    git(root, "init", "-q")
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
-    return made
+    return make_repo(root, remote=tmp_path / "store")
 
 
 def git(root: Path, *args: str) -> None:
@@ -127,7 +122,7 @@ def test_a_directory_of_parts_is_one_table(repo: Repo) -> None:
         "b/1.csv",
     ]
     (repo.root / "parts/more.json").write_text("[]")
-    with pytest.raises(OutputError, match="csv and json; parts of one table are of one format"):
+    with pytest.raises(OutputError, match="csv and json; all parts of a table must have the same format"):
         read_frame(repo, "parts")
 
 
@@ -289,6 +284,29 @@ def test_equal_rows_count_as_often_as_they_are_there() -> None:
     assert [column.name for column in found.dtypes_changed] == ["a"]
 
 
+def test_texts_and_categories_are_compared() -> None:
+    kinds = pd.CategoricalDtype(["red", "green", "blue"])
+    old = pd.DataFrame({"kind": ["a", "a", "b", None], "name": [str(n) for n in range(4)]})
+    old["colour"] = pd.Series(["red", "red", "green", "green"], dtype=kinds)
+    new = pd.DataFrame({"kind": ["a", "c", "c", "c"], "name": [f"n{n}" for n in range(4)]})
+    new["colour"] = pd.Series(["red", "blue", "blue", "green"], dtype=kinds)
+    found = compare_frames(old, new, path="t", a="v1", b="v2")
+    kind, name, colour = found.columns
+    assert (kind.old.distinct, kind.old.values, kind.old.nulls) == (2, (("a", 2), ("b", 1)), 1)
+    assert (kind.values_added, kind.values_removed) == (("c",), ("b",))
+    assert colour.new.values == (("blue", 2), ("green", 1), ("red", 1)) and colour.old.values[-1] == (
+        "blue",
+        0,
+    )
+    assert len(name.values_added) == 4
+    card = found.as_markdown()
+    assert "+ c, - b, a: 2 → 1" in card and "blue: 0 → 2" in card
+    many = pd.DataFrame({"id": [f"{n:02}" for n in range(30)] + ["07"]})
+    (column,) = compare_frames(many, many[1:], path="t", a="v1", b="v2").columns
+    assert (column.old.distinct, column.old.values[0], len(column.old.values)) == (30, ("07", 2), 5)
+    assert (column.values_added, column.values_removed) == ((), ())
+
+
 def test_drift_types_and_columns_are_told(repo: Repo) -> None:
     old = pd.DataFrame({"id": [1, 2, 3, 4], "score": [1.0, 2.0, 3.0, None], "gone": 1, "code": [1, 2, 3, 4]})
     new = pd.DataFrame(
@@ -378,7 +396,7 @@ def test_any_type_of_column_is_compared(key: list[str]) -> None:
 def test_keys_that_do_not_tell_rows_apart_are_refused(repo: Repo) -> None:
     write_frame(repo, pd.DataFrame({"id": [1, 1, 2], "v": 0}), "t.csv")
     commit(repo, "v1")
-    with pytest.raises(OutputError, match=r"'t\.csv' at v1 has 1 rows more of a key .*first \[1\]"):
+    with pytest.raises(OutputError, match=r"'t\.csv' at v1 has 1 rows with a duplicate key, the first \[1\]"):
         diff_frames(repo, "t.csv", "v1", key="id")
     with pytest.raises(OutputError, match="has no column nope; it has id, v"):
         diff_frames(repo, "t.csv", "v1", key=["id", "nope"])

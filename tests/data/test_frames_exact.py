@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -13,10 +12,11 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.tables.frames import read_frame, write_frame
 from dvkf_prefect.errors import OutputError
+from dvkf_prefect.repo import Repo
 
 _KINDS = ("csv", "tsv", "csv.gz", "json", "jsonl", "ndjson", "parquet", "feather")
 
@@ -24,8 +24,7 @@ _KINDS = ("csv", "tsv", "csv.gz", "json", "jsonl", "ndjson", "parquet", "feather
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Repo:
     root = tmp_path_factory.mktemp("repo")
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    return Repo.init(root)
+    return make_repo(root)
 
 
 def _equal(old: Any, new: Any) -> bool:
@@ -164,7 +163,7 @@ def test_odd_shapes_are_kept_or_refused(repo: Repo, frame: pd.DataFrame, kind: s
 def test_an_index_that_says_something_is_not_left_out(repo: Repo) -> None:
     frame = pd.DataFrame({"v": [1, 2]}, index=pd.Index(["a", "b"], name="key"))
     for kind in _KINDS:
-        with pytest.raises(OutputError, match=r"the index would be lost; .*reset_index"):
+        with pytest.raises(OutputError, match=r"the index would be lost\. .*reset_index"):
             write_frame(repo, frame, f"k.{kind}", force=True)
         assert _exact(repo, frame, kind, index=True)
     assert read_frame(repo, "t.parquet").index.tolist() == ["a", "b"]

@@ -12,20 +12,21 @@ from pathlib import Path
 
 import pytest
 import servers
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.git.history import History
 from dvkf_prefect.data.remotes import open_storage
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.upkeep import gc
-from dvkf_prefect.data.upkeep.gc import Scope
+from dvkf_prefect.data.upkeep.gc import GcOptions, GcScope
 from dvkf_prefect.data.upkeep.inventory import FolderInventory, ServiceInventory, inventory_of
 from dvkf_prefect.errors import ConfigError, GitError, MissingObjectError, ParseError, RemoteError
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.objects import keys_of
+from dvkf_prefect.repo import Repo
 
-WORKSPACE = Scope(workspace=True)
-COMMITS = Scope(all_commits=True)
+WORKSPACE = GcScope(workspace=True)
+COMMITS = GcScope(all_commits=True)
 
 
 def lay(root: Path, files: dict[str, str]) -> None:
@@ -36,9 +37,7 @@ def lay(root: Path, files: dict[str, str]) -> None:
 
 
 def make(root: Path, **remote: str) -> Repo:
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    made = Repo.init(root)
+    made = make_repo(root)
     with made.config.edit() as sections:
         sections["remote"]["store"] = remote or {"url": str(root.parent / "store")}
         sections["core"]["remote"] = "store"
@@ -94,7 +93,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("later")
 def test_what_is_used_is_kept_and_the_rest_is_counted(repo: Repo) -> None:
     before = on_remote(repo)
-    planned = repo.gc(WORKSPACE, cloud=True, dry_run=True)
+    planned = repo.gc(WORKSPACE, GcOptions(cloud=True, dry_run=True))
     assert on_remote(repo) == cached(repo) == before
     gone = {key("old"), *keys_of([repo.outputs(["data"], rev="HEAD~1")[0].digest or ""], "md5")}
     names = [name for place in planned.places for name in place.names]
@@ -102,11 +101,11 @@ def test_what_is_used_is_kept_and_the_rest_is_counted(repo: Repo) -> None:
         str(root / name) for root in (repo.cache.root, repo.root.parent / "store") for name in gone
     )
     assert planned.size == sum(os.stat(name).st_size for name in names)
-    done = repo.gc(WORKSPACE, cloud=True)
+    done = repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert (done.objects, done.size, done.kept) == (planned.objects, planned.size, planned.kept)
     assert (done.objects, done.kept) == (4, 2 * len(before) - 4)
     assert on_remote(repo) == cached(repo) == before - gone
-    assert not repo.gc(WORKSPACE, cloud=True)
+    assert not repo.gc(WORKSPACE, GcOptions(cloud=True))
     shutil.rmtree(repo.cache.root)
     shutil.rmtree(repo.root / "data")
     repo.pull()
@@ -126,11 +125,11 @@ def test_another_repository_on_the_same_prefix_is_not_robbed(tmp_path: Path, rep
         RemoteError,
         match=r"holds 3 object\(s\), 1 of them directory manifests.*\S*other.*-p.*--assume-unshared",
     ):
-        repo.gc(WORKSPACE, cloud=True)
+        repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert (on_remote(repo), cached(repo)) == everything
     assert main(["gc", "-w", "-c", "-f"]) == 255
 
-    done = repo.gc(WORKSPACE, cloud=True, projects=[other.root / "theirs"])
+    done = repo.gc(WORKSPACE, GcOptions(cloud=True, projects=[other.root / "theirs"]))
     # "old" is the other's as well.
     assert key("old") in on_remote(repo)
     assert done
@@ -141,7 +140,7 @@ def test_another_repository_on_the_same_prefix_is_not_robbed(tmp_path: Path, rep
 
     # Whoever says that there is nobody else is believed.
     save(repo, {"one": "another"})
-    repo.gc(WORKSPACE, cloud=True, assume_unshared=True)
+    repo.gc(WORKSPACE, GcOptions(cloud=True, assume_unshared=True))
     assert key("x") not in on_remote(repo)
 
 
@@ -153,11 +152,11 @@ def test_commits_that_were_not_fetched_are_somebody_elses(tmp_path: Path, repo: 
     colleague.pull()
     save(colleague, {"data/c": "theirs", "data/a": "old"})
     with pytest.raises(RemoteError, match="git fetch"):
-        repo.gc(COMMITS, cloud=True)
+        repo.gc(COMMITS, GcOptions(cloud=True))
     assert repo.git
     repo.git.run("fetch", "-q", str(colleague.root), "+refs/heads/*:refs/remotes/them/*")
-    assert not repo.gc(COMMITS, cloud=True)
-    repo.gc(WORKSPACE, cloud=True)
+    assert not repo.gc(COMMITS, GcOptions(cloud=True))
+    repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert key("theirs") not in on_remote(repo)
 
 
@@ -167,7 +166,7 @@ def test_what_we_never_committed_is_known_by_our_cache(repo: Repo) -> None:
     lay(repo.root, {"data/a": "new", "one": "one"})
     repo.add(["data", "one"])
     assert {key("tried"), key("tried too")} <= on_remote(repo)
-    repo.gc(WORKSPACE, cloud=True)
+    repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert on_remote(repo).isdisjoint({key("tried"), key("tried too")})
 
 
@@ -184,8 +183,8 @@ def test_a_cache_that_others_use_proves_nothing(tmp_path: Path, repo: Repo) -> N
     # DVC leaves no mark of the repository that uses the cache too.
     shutil.rmtree(tmp_path / "cache" / "users-dvkf")
     third = make(tmp_path / "third")
-    with pytest.raises(RemoteError, match="Somebody else"):
-        first.gc(WORKSPACE, cloud=True, projects=[third.root])
+    with pytest.raises(RemoteError, match="Other projects store data"):
+        first.gc(WORKSPACE, GcOptions(cloud=True, projects=[third.root]))
     assert key("x") in on_remote(repo)
 
 
@@ -206,7 +205,7 @@ def test_what_was_imported_is_not_ours(tmp_path: Path, repo: Repo) -> None:
     repo.git.run("commit", "-q", "-m", "import")
     (repo.root / "set.dvc").unlink()
     with pytest.raises(RemoteError, match=r"holds 2 object\(s\), 1 of them"):
-        repo.gc(WORKSPACE, cloud=True)
+        repo.gc(WORKSPACE, GcOptions(cloud=True))
 
 
 @pytest.mark.usefixtures("later")
@@ -229,14 +228,14 @@ def test_a_collection_that_was_cut_short_is_taken_up(repo: Repo, monkeypatch: py
     # Neither the cache nor the history tells what it is any more.
     assert key("z") in on_remote(repo)
     with pytest.raises(RemoteError):
-        repo.gc(WORKSPACE, cloud=True)
+        repo.gc(WORKSPACE, GcOptions(cloud=True))
     monkeypatch.setattr(gc, "_BATCH", 1)
     monkeypatch.setattr(FolderInventory, "delete", delete)
     with pytest.raises(OSError, match="the process ends"):
-        repo.gc(WORKSPACE, cloud=True, assume_unshared=True)
+        repo.gc(WORKSPACE, GcOptions(cloud=True, assume_unshared=True))
     assert calls[-1][0] in on_remote(repo)
     monkeypatch.setattr(FolderInventory, "delete", real)
-    repo.gc(WORKSPACE, cloud=True)
+    repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert on_remote(repo) == cached(repo)
 
 
@@ -244,12 +243,12 @@ def test_a_collection_that_was_cut_short_is_taken_up(repo: Repo, monkeypatch: py
 
 
 def test_young_objects_stay_on_a_remote(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = repo.gc(WORKSPACE, cloud=True)
+    done = repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert [(place.objects, place.young) for place in done.places if place.remote] == [(0, 2), (0, 0)]
     assert key("old") in on_remote(repo)
     # The cache is ours alone, and its lock is held.
     assert key("old") not in cached(repo)
-    assert repo.gc(WORKSPACE, cloud=True, grace=0).objects == 2
+    assert repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).objects == 2
 
 
 def test_a_young_manifest_keeps_its_older_files(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,9 +265,9 @@ def test_a_young_manifest_keeps_its_older_files(repo: Repo, monkeypatch: pytest.
 
     monkeypatch.setattr(FolderInventory, "measure", measure)
     monkeypatch.setattr(gc, "_now", lambda: 1100.0)
-    repo.gc(WORKSPACE, cloud=True, grace=500)
+    repo.gc(WORKSPACE, GcOptions(cloud=True, grace=500))
     assert {manifest, key("old")} <= on_remote(repo)
-    repo.gc(WORKSPACE, cloud=True, grace=50)
+    repo.gc(WORKSPACE, GcOptions(cloud=True, grace=50))
     assert on_remote(repo).isdisjoint({manifest, key("old")})
 
 
@@ -280,7 +279,7 @@ def test_what_comes_while_it_runs_stays(repo: Repo, monkeypatch: pytest.MonkeyPa
         return real(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gc, "_used", meanwhile)
-    repo.gc(WORKSPACE, cloud=True, grace=0)
+    repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     assert key("just now") in on_remote(repo)
 
 
@@ -291,8 +290,8 @@ def test_a_cache_outside_has_a_grace_too(tmp_path: Path, repo: Repo) -> None:
     save(again, {"one": "first"}, push=False)
     save(again, {"one": "second"}, push=False)
     again.fetch(["data"])
-    assert again.gc(WORKSPACE, assume_unshared=True).young == 1
-    assert again.gc(WORKSPACE, assume_unshared=True, grace=0).objects == 1
+    assert again.gc(WORKSPACE, GcOptions(assume_unshared=True)).young == 1
+    assert again.gc(WORKSPACE, GcOptions(assume_unshared=True, grace=0)).objects == 1
 
 
 # -- what cannot be known ----------------------------------------------------------------------------------------------
@@ -314,7 +313,7 @@ def test_without_a_manifest_nothing_is_removed(repo: Repo, capsys: pytest.Captur
         repo.gc(WORKSPACE)
     assert main(["gc", "-w", "-f"]) == 255
     assert cached(repo) == before
-    done = repo.gc(WORKSPACE, skip_failed=True)
+    done = repo.gc(WORKSPACE, GcOptions(skip_failed=True))
     assert key("new") not in cached(repo)
     assert len(done.skipped) == 1 and "'data'" in done.skipped[0]
     assert key("one") in cached(repo)
@@ -343,7 +342,7 @@ def test_a_file_of_an_old_commit_that_cannot_be_read(repo: Repo) -> None:
     with pytest.raises(ParseError, match=f"broken.dvc of commit {broken[:7]}.*--skip-failed"):
         repo.gc(COMMITS)
     assert key("old") in cached(repo)
-    done = repo.gc(COMMITS, skip_failed=True)
+    done = repo.gc(COMMITS, GcOptions(skip_failed=True))
     assert len(done.skipped) == 1 and done.objects == 0
 
 
@@ -386,7 +385,7 @@ def test_what_only_git_ignored_files_tell_is_kept(repo: Repo) -> None:
     os.rename(repo.root / "x.dvc", repo.root / "x.local.dvc")
     assert {output.path for output in again.outputs()} == {"data", "one"}
     kept = {key(text) for text in ("ignored x", "ignored one", "two", "by name", spelled)}
-    assert again.gc(WORKSPACE, cloud=True, grace=0).objects == 4
+    assert again.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).objects == 4
     assert kept <= cached(again)
     assert key("old") not in cached(again)
     # Once they are tracked by a name that is read, they are restored.
@@ -404,7 +403,7 @@ def test_the_run_cache_is_kept_when_asked(repo: Repo) -> None:
         repo.cache.root,
         {"runs/ab/cd/ef": f"cmd: x\nouts:\n- path: o\n  md5: {digest_bytes(text.encode())}\n"},
     )
-    repo.gc(WORKSPACE, run_cache=True)
+    repo.gc(WORKSPACE, GcOptions(run_cache=True))
     assert key(text) in cached(repo)
     repo.gc(WORKSPACE)
     assert key(text) not in cached(repo)
@@ -423,7 +422,7 @@ def test_what_is_no_object_stays(repo: Repo) -> None:
     store = repo.root.parent / "store"
     for root in (store, repo.cache.root):
         lay(root, dict.fromkeys(others, "x"))
-    repo.gc(WORKSPACE, cloud=True, grace=0)
+    repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     for root in (store, repo.cache.root):
         assert all((root / name).exists() for name in others)
 
@@ -432,13 +431,13 @@ def test_what_is_no_object_stays(repo: Repo) -> None:
 
 
 def test_scopes_that_say_nothing_are_refused(repo: Repo) -> None:
-    for scope in (Scope(), Scope(workspace=True, num=2), Scope(date="yesterday")):
+    for scope in (GcScope(), GcScope(workspace=True, num=2), GcScope(date="yesterday")):
         with pytest.raises(ConfigError):
             repo.gc(scope)
     with pytest.raises(GitError, match="nowhere"):
-        repo.gc(Scope(rev="nowhere"))
+        repo.gc(GcScope(rev="nowhere"))
     with pytest.raises(ConfigError, match="mutually exclusive"):
-        repo.gc(WORKSPACE, cloud=True, not_in_remote=True)
+        repo.gc(WORKSPACE, GcOptions(cloud=True, not_in_remote=True))
 
 
 def test_without_git(tmp_path: Path) -> None:
@@ -460,7 +459,7 @@ def test_experiments_are_kept_when_asked(repo: Repo) -> None:
     save(repo, {"one": "tried"}, push=False)
     repo.git.run("update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/quick-test", "HEAD")
     repo.git.run("checkout", "-q", baseline)
-    repo.gc(Scope(all_experiments=True))
+    repo.gc(GcScope(all_experiments=True))
     assert key("tried") in cached(repo)
     repo.gc(WORKSPACE)
     assert key("tried") not in cached(repo)
@@ -517,7 +516,7 @@ def test_a_service_is_listed_with_times(backend: str, s3: servers.S3Server) -> N
     for name, size, changed in listed.measure(names):
         assert size == 4
         assert changed is not None and before <= changed <= time.time() + 5, name
-    listed.delete([names[0], key("not there")])
+    listed.delete([names[0], key("no longer exists")])
     assert ServiceInventory(storage).keys() == set(names[1:])
 
 
@@ -526,27 +525,33 @@ def test_a_remote_that_is_a_service(tmp_path: Path, s3: servers.S3Server) -> Non
     repo = make(tmp_path / "repo", url=f"{url}/prefix", **s3.options())
     save(repo, {"data/a": "old"})
     save(repo, {"data/a": "new"})
-    assert repo.gc(WORKSPACE, cloud=True).young == 2
+    assert repo.gc(WORKSPACE, GcOptions(cloud=True)).young == 2
     assert len(on_remote(repo)) == 4
     future = time.time() + 7200
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "_now", lambda: future)
         # The local copies are gone; the history's manifest is read from the remote.
-        done = repo.gc(WORKSPACE, cloud=True)
+        done = repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert done.objects == 2
     assert len(on_remote(repo)) == 2
     other = make(tmp_path / "other", url=f"{url}/prefix", **s3.options())
     save(other, {"x": "x"})
     save(repo, {"data/a": "newest"})
-    with pytest.raises(RemoteError, match="Somebody else"):
-        repo.gc(WORKSPACE, cloud=True, grace=0)
+    with pytest.raises(RemoteError, match="Other projects store data"):
+        repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
 
 
 def test_a_place_that_tells_no_times(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a grace of nothing lets go of what may be young."""
     monkeypatch.setattr(gc, "inventory_of", lambda storage: ServiceInventory(storage))
-    assert [place.young for place in repo.gc(WORKSPACE, cloud=True).places if place.remote] == [2, 0]
-    assert [p.objects for p in repo.gc(WORKSPACE, cloud=True, grace=0).places if p.remote] == [2, 0]
+    assert [place.young for place in repo.gc(WORKSPACE, GcOptions(cloud=True)).places if place.remote] == [
+        2,
+        0,
+    ]
+    assert [p.objects for p in repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).places if p.remote] == [
+        2,
+        0,
+    ]
 
 
 def test_what_runs_left_on_a_remote_goes_when_it_is_old(
@@ -557,10 +562,10 @@ def test_what_runs_left_on_a_remote_goes_when_it_is_old(
     left = ("dvkf/bundles/0123", "dvkf/runs/key/train/result.json", "dvkf/uncached/files/md5/aa/bb")
     for key in left:
         storage.write(key, b"left")
-    repo.gc(WORKSPACE, cloud=True)
+    repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert set(storage.keys("dvkf")) == set(left)
     monkeypatch.setattr(gc, "_now", lambda: time.time() + gc.RUN_AGE + 60)
-    dry = repo.gc(WORKSPACE, cloud=True, dry_run=True)
+    dry = repo.gc(WORKSPACE, GcOptions(cloud=True, dry_run=True))
     assert (dry.places[-1].objects, dry.places[-1].size, dry.places[-1].names) == (3, 12, left)
     assert set(storage.keys("dvkf")) == set(left)
     assert main(["--cd", str(repo.root), "gc", "-w", "-c", "-f"]) == 0
@@ -580,7 +585,7 @@ def test_the_remote_that_an_output_names_is_collected_too(tmp_path: Path, repo: 
     again.push(["data"], remote="second")
     lay(repo.root, {"data/a": "newest"})
     again.add(["data"])
-    again.gc(WORKSPACE, cloud=True, grace=0)
+    again.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     left = inventory_of(again.remote("second").storage).keys()
     assert key("kept there") in left and key("new") not in left
     assert os.path.exists(tmp_path / "store")

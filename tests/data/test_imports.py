@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.imports.external import open_external
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.verbs.get import get, get_url, list_url
-from dvkf_prefect.data.verbs.imports import changed_sources
+from dvkf_prefect.data.verbs.imports import ImportOptions, ImportUrlOptions, changed_sources
 from dvkf_prefect.errors import (
     ConfigError,
     CorruptObjectError,
@@ -28,6 +28,7 @@ from dvkf_prefect.errors import (
     TransferError,
     UnsafePathError,
 )
+from dvkf_prefect.repo import Repo
 
 
 def git(root: Path, *args: str) -> str:
@@ -43,9 +44,7 @@ def lay(root: Path, files: dict[str, str]) -> None:
 
 
 def make(root: Path, remote: str | None = None) -> Repo:
-    root.mkdir(parents=True)
-    git(root, "init", "-q")
-    Repo.init(root)
+    make_repo(root)
     if remote:
         # As dvc stores it, from the `.dvc` folder.
         text = f"[core]\n    remote = store\n['remote \"store\"']\n    url = ../{remote}\n"
@@ -261,7 +260,7 @@ def test_an_import_replaces_nothing_unasked(source: Repo, repo: Repo) -> None:
     with pytest.raises(OutputOverlapError):
         repo.import_(url, "one", "data/inner")
     (repo.root / "there").unlink()
-    with pytest.raises(OutputError, match="is no import"):
+    with pytest.raises(OutputError, match="is not an import"):
         repo.import_(url, "one", "there")
     commit(repo.root)
     (repo.root / "tracked").unlink()
@@ -270,11 +269,11 @@ def test_an_import_replaces_nothing_unasked(source: Repo, repo: Repo) -> None:
     with pytest.raises(OutputNotFoundError):
         repo.import_(url, "nothing")
     with pytest.raises(OutputNotFoundError):
-        repo.import_(url, "nothing", no_download=True)
+        repo.import_(url, "nothing", options=ImportOptions(no_download=True))
     with pytest.raises(UnsafePathError):
         repo.import_(url, "one", "../outside")
     assert not [name for name in os.listdir(repo.root) if name in ("one.dvc", "nothing.dvc")]
-    repo.import_(url, "data", force=True)
+    repo.import_(url, "data", options=ImportOptions(force=True))
     assert contents(repo.root / "data") == {"a": "a", "sub/b": "b"}
 
 
@@ -321,8 +320,8 @@ def test_an_import_whose_path_kept_its_content_is_up_to_date(
     paths = ("data", "data/sub", "data/a", "one", "code.py", "mixed", "old")
     for number, path in enumerate(paths):
         repo.import_(url, path, f"i{number}")
-    repo.import_(url, "one", "later", no_download=True)
-    repo.import_(url, "code.py", "at-branch", rev="main")
+    repo.import_(url, "one", "later", options=ImportOptions(no_download=True))
+    repo.import_(url, "code.py", "at-branch", options=ImportOptions(rev="main"))
     commit(repo.root)
     names = {f"i{number}.dvc": path for number, path in enumerate(paths)}
     names |= {"later.dvc": "one", "at-branch.dvc": "code.py"}
@@ -413,7 +412,7 @@ def test_one_source_that_is_gone_keeps_no_other_from_arriving(
     lay(repo.root, {"mine": "m"})
     repo.add(["mine"])
     repo.push()
-    repo.import_url(str(tmp_path / "out/f"), no_download=True)
+    repo.import_url(str(tmp_path / "out/f"), options=ImportUrlOptions(no_download=True))
     repo.import_(str(source.root), "one")
     shutil.rmtree(source.root)
     shutil.rmtree(repo.cache.root)
@@ -431,7 +430,7 @@ def test_an_import_of_data_that_was_replaced_at_its_source_is_refused(source: Re
     repo.import_(str(source.root), "one")
     file = repo.root / "one.dvc"
     file.write_text(file.read_text().replace(repo.version("one").digest, "a" * 32))
-    with pytest.raises(TransferError, match=r"not a{32} as it was imported"):
+    with pytest.raises(TransferError, match=r"not the imported a{32}"):
         repo.fetch()
 
 

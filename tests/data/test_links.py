@@ -11,11 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.cache import workers
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, OutputError, TransferError
+from dvkf_prefect.repo import Repo
 
 FILES = {
     "a.txt": b"a",
@@ -49,9 +50,7 @@ def reflink_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def make(root: Path, cache_type: str) -> Repo:
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    Repo.init(root)
+    make_repo(root)
     for name, data in FILES.items():
         path = root / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +137,7 @@ def test_a_large_object_is_read_where_its_links_do_not_explain_its_change_time(
     os.utime(stored, ns=(before.st_atime_ns, before.st_mtime_ns))
     stored.chmod(0o444)
     assert stored.stat().st_nlink == before.st_nlink
-    with pytest.raises(DvkfError, match="changed in the cache by writing to a file that is linked"):
+    with pytest.raises(DvkfError, match="changed in the cache by a write to a file linked"):
         repo.checkout(relink=True, force=True)
     # One more link elsewhere explains it.
     other = object_of(repo, "large.bin")
@@ -253,7 +252,7 @@ def test_a_type_that_does_not_work_gives_way_to_the_next(
     repo.add(["data"])
     assert (repo.root / "data/a.txt").is_symlink()
     monkeypatch.setattr(os, "symlink", refuse)
-    with pytest.raises(OutputError, match="name 'copy' too"):
+    with pytest.raises(OutputError, match="Add 'copy'"):
         make(tmp_path / "none", "hardlink,symlink").add(["data"])
 
 

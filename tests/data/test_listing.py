@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect import cli
 from dvkf_prefect.cli.tables import markdown_table, natural_size, plain_table
-from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.data.verbs.ls import Listed, Usage, disk_usage, list_files, tree_of
+from dvkf_prefect.data.verbs.ls import Listed, Usage, disk_usage, file_tree, list_files
 from dvkf_prefect.errors import MissingObjectError, OutputNotFoundError
+from dvkf_prefect.repo import Repo
 
 
 @pytest.fixture
 def repo(tmp_path: Path) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    made = Repo.init(root)
+    made = make_repo(root)
     for name, text in {"data/a": "a", "data/s/b": "bb", "sub/one": "one", "plain.py": "p" * 10}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -57,7 +55,7 @@ def test_a_directory_that_nobody_knows_is_listed_by_what_is_there_of_it(repo: Re
     shutil.rmtree(repo.root / ".dvc/cache")
     assert paths(list_files(repo, "data", recursive=True)) == ["a", "s/b"]
     shutil.rmtree(repo.root / "data")
-    with pytest.raises(MissingObjectError, match=r"the files of 'data' are not known.*push it"):
+    with pytest.raises(MissingObjectError, match=r"the files of 'data' are unknown.*dvkf push"):
         list_files(repo, "data")
     assert "data" in paths(list_files(repo))
 
@@ -66,12 +64,12 @@ def test_depth_and_trees(repo: Repo) -> None:
     assert paths(list_files(repo, "data", recursive=True, depth=1)) == ["a", "s"]
     assert paths(list_files(repo, "data", recursive=True, depth=0)) == ["data"]
     assert paths(list_files(repo, "data/s/b")) == ["b"]
-    top = tree_of(repo, "data")
+    top = file_tree(repo, "data")
     assert [(node.listed.path, [child.listed.path for child in node.nodes]) for node in top.nodes] == [
         ("a", []),
         ("s", ["b"]),
     ]
-    assert tree_of(repo, "data", depth=1).nodes[1].nodes == ()
+    assert file_tree(repo, "data", depth=1).nodes[1].nodes == ()
 
 
 def test_usage_counts_what_is_recorded_where_it_is_not_there(repo: Repo) -> None:
@@ -124,7 +122,7 @@ def test_version_and_doctor(
     assert cli.main(["doctor"]) == 0
     checked = capsys.readouterr().out
     assert checked.startswith(said)
-    assert "warn remote: there is no default one; add one with `dvkf remote add -d NAME URL`" in checked
+    assert "warn remote: no default remote is set; add one with `dvkf remote add -d NAME URL`" in checked
     (repo.root / "bad.dvc").write_text("outs: 1\n")
     assert cli.main(["doctor", "-q"]) == 1
     (repo.root / ".dvc/config").write_text("[core]\n    surprise = 1\n")

@@ -10,9 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 
 DOS, UNIX, BINARY = b"one\r\ntwo\r\n", b"unix\n", bytes(range(256))
 LOCK = """\
@@ -78,9 +79,7 @@ FOLDER = {"a": b"a\r\n", "sub/b": b"b\n", "c": BINARY}
 
 
 def make(root: Path) -> Repo:
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     file(root, "dos", DOS)
     file(root, "unix", UNIX)
     file(root, "bin", BINARY)

@@ -11,24 +11,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.data.imports.external import open_external
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.repository import cache_users
 from dvkf_prefect.data.upkeep import gc
-from dvkf_prefect.data.upkeep.gc import Scope
+from dvkf_prefect.data.upkeep.gc import GcOptions, GcScope
 from dvkf_prefect.data.upkeep.inventory import FolderInventory
 from dvkf_prefect.errors import LockedError, ObjectError
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.repo import Repo
 
-WORKSPACE = Scope(workspace=True)
+WORKSPACE = GcScope(workspace=True)
 
 
 def make(root: Path, cache: Path | None = None) -> Repo:
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     if cache:
         with repo.config.edit("local") as sections:
             sections["cache"]["dir"] = str(cache)
@@ -58,20 +57,20 @@ def pair(tmp_path: Path) -> tuple[Repo, Repo]:
 def test_a_shared_cache_is_collected_only_with_all_that_use_it_named(pair: tuple[Repo, Repo]) -> None:
     first, second = pair
     with pytest.raises(ObjectError, match=r"used by 1 other repository .*second.*-p.*--assume-unshared"):
-        first.gc(WORKSPACE, grace=0)
+        first.gc(WORKSPACE, GcOptions(grace=0))
     with pytest.raises(ObjectError, match="used by 1 other"):
-        first.gc(WORKSPACE, grace=0, dry_run=True)
+        first.gc(WORKSPACE, GcOptions(grace=0, dry_run=True))
     assert cached(first) == 4
-    assert first.gc(WORKSPACE, grace=0, projects=[second.root]).objects == 2
+    assert first.gc(WORKSPACE, GcOptions(grace=0, projects=[second.root])).objects == 2
     assert not second.status()
-    assert first.gc(WORKSPACE, grace=0, assume_unshared=True).objects == 1
+    assert first.gc(WORKSPACE, GcOptions(grace=0, assume_unshared=True)).objects == 1
 
 
 def test_a_cache_outside_is_never_collected_by_guess(tmp_path: Path) -> None:
     repo = make(tmp_path / "repo", tmp_path / "cache")
     save(repo, "a", "b")
     with pytest.raises(ObjectError, match=r"outside the repository.*--assume-unshared"):
-        repo.gc(WORKSPACE, grace=0)
+        repo.gc(WORKSPACE, GcOptions(grace=0))
     assert cached(repo) == 2
 
 
@@ -82,7 +81,7 @@ def test_ones_own_cache_that_another_uses(tmp_path: Path) -> None:
     save(user, "c")
     with pytest.raises(ObjectError, match=r"used by 1 other repository .*user"):
         lender.gc(WORKSPACE)
-    assert lender.gc(WORKSPACE, projects=[user.root]).objects == 1
+    assert lender.gc(WORKSPACE, GcOptions(projects=[user.root])).objects == 1
 
 
 def test_a_cache_reached_through_a_link_is_not_ones_own(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_a_repository_that_moved_is_known_by_its_new_place(pair: tuple[Repo, Rep
     with pytest.raises(ObjectError, match=r"second.*moved or removed"):
         first.gc(WORKSPACE)
     moved = Repo.open(tmp_path / "moved")
-    assert first.gc(WORKSPACE, projects=[moved.root]).young == 2
+    assert first.gc(WORKSPACE, GcOptions(projects=[moved.root])).young == 2
     assert not moved.status()
     with pytest.raises(ObjectError, match=r"\(\S*moved\)"):
         first.gc(WORKSPACE)
@@ -112,15 +111,15 @@ def test_a_copy_of_a_repository_is_another_one(pair: tuple[Repo, Repo], tmp_path
     copy = Repo.open(tmp_path / "copy")
     save(copy, "e")
     with pytest.raises(ObjectError, match=r"used by 1 other repository .*copy"):
-        first.gc(WORKSPACE, projects=[second.root])
-    assert first.gc(WORKSPACE, grace=0, projects=[second.root, copy.root]).objects == 2
+        first.gc(WORKSPACE, GcOptions(projects=[second.root]))
+    assert first.gc(WORKSPACE, GcOptions(grace=0, projects=[second.root, copy.root])).objects == 2
 
 
 def test_a_repository_made_anew_at_the_same_place_is_no_stranger(pair: tuple[Repo, Repo]) -> None:
     first, second = pair
     shutil.rmtree(first.root / ".dvc" / "tmp")
     save(Repo.open(first.root), "f")
-    assert first.gc(WORKSPACE, projects=[second.root]).young
+    assert first.gc(WORKSPACE, GcOptions(projects=[second.root])).young
 
 
 def test_no_mark_is_left_in_a_folder_that_is_no_cache(tmp_path: Path) -> None:
@@ -178,11 +177,11 @@ def test_a_collection_waits_for_who_works_in_the_cache(
     first, second = pair
     process = hold(first.cache.root)
     monkeypatch.setattr(gc, "_WAIT", 0.0)
-    with pytest.raises(LockedError, match="another command uses the cache"):
-        first.gc(WORKSPACE, grace=0, projects=[second.root])
+    with pytest.raises(LockedError, match="is used by another command"):
+        first.gc(WORKSPACE, GcOptions(grace=0, projects=[second.root]))
     assert cached(first) == 4
     process.communicate()
-    assert first.gc(WORKSPACE, grace=0, projects=[second.root]).objects == 2
+    assert first.gc(WORKSPACE, GcOptions(grace=0, projects=[second.root])).objects == 2
 
 
 def test_a_command_waits_for_a_collection(pair: tuple[Repo, Repo]) -> None:
@@ -191,7 +190,7 @@ def test_a_command_waits_for_a_collection(pair: tuple[Repo, Repo]) -> None:
         done = subprocess.run(
             [sys.executable, "-c", HOLD, str(root)], stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
-        assert "a garbage collection is going on" in done.stderr
+        assert "is being garbage-collected" in done.stderr
         failed: list[BaseException] = []
 
         def work() -> None:
@@ -216,16 +215,16 @@ def test_who_reads_from_a_lender_keeps_collections_away(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", COLLECT, str(lender.root)], capture_output=True, text=True, check=False
         )
-    assert "another command uses the cache" in done.stderr
+    assert "is used by another command" in done.stderr
     assert cached(lender) == 2
 
 
 COLLECT = """
 import sys
 from dvkf_prefect.data.upkeep import gc
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 gc._WAIT = 0.0
-Repo.open(sys.argv[1]).gc(gc.Scope(workspace=True))
+Repo.open(sys.argv[1]).gc(gc.GcScope(workspace=True))
 """
 
 
@@ -242,7 +241,7 @@ def test_what_changes_between_the_choice_and_the_removal_stays(
         os.utime(first.cache.root / sorted(place.sizes)[0])
 
     monkeypatch.setattr(gc, "_choose", choose)
-    assert first.gc(WORKSPACE, grace=0, projects=[second.root]).objects == 1
+    assert first.gc(WORKSPACE, GcOptions(grace=0, projects=[second.root])).objects == 1
     assert len(garbage) - cached(first) == 1
 
 
@@ -259,5 +258,5 @@ def test_a_manifest_that_comes_late_keeps_its_files(
         first.cache.add_bytes(tree.to_bytes(), tree=True)
 
     monkeypatch.setattr(gc, "_choose", choose)
-    assert first.gc(WORKSPACE, grace=0, projects=[second.root]).objects == 1
+    assert first.gc(WORKSPACE, GcOptions(grace=0, projects=[second.root])).objects == 1
     assert first.cache.exists(digest_bytes(b"a"))

@@ -17,7 +17,7 @@ from dvkf_prefect.errors import ParseError, UnsafePathError
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile import document_md5, parse_dvc_file, read_plain
 from dvkf_prefect.formats.dvcfile_edit import write_document, write_dvc_file
-from dvkf_prefect.formats.objects import LEGACY, MD5, Stored
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.outputs import FileVersion
 from dvkf_prefect.formats.tree import Tree
 
@@ -142,15 +142,15 @@ def test_old_and_partial_outputs() -> None:
         ("outs:\n- path: a\nfoo: 1\n", 3, "unknown key 'foo'"),
         ("outs:\n- a\n", 2, "a mapping with `path`"),
         ("outs:\n- md5: a\n", 2, "a mapping with `path`"),
-        ("outs:\n- path: 7\n", 2, "`path` is text, not 7"),
+        ("outs:\n- path: 7\n", 2, "`path` is a string, not 7"),
         ("outs:\n- path: a\n  size: true\n", 3, "`size` is a whole number"),
         ("outs:\n- path: a\n  size: -1\n", 3, "`size` is a whole number"),
         ("outs:\n- path: a\n  nfiles: '3'\n", 3, "`nfiles` is a whole number"),
         ("outs:\n- path: a\n  isexec: 1\n", 3, "`isexec` is true or false"),
         ("outs:\n- path: a\n  cache: no thanks\n", 3, "`cache` is true or false"),
         ("outs:\n- path: a\n  push: 0\n", 3, "`push` is true or false"),
-        ("outs:\n- path: a\n  remote: [s]\n", 3, "`remote` is text"),
-        ("outs:\n- path: a\n  labels: one\n", 3, "`labels` is a list of texts"),
+        ("outs:\n- path: a\n  remote: [s]\n", 3, "`remote` is a string"),
+        ("outs:\n- path: a\n  labels: one\n", 3, "`labels` is a list of strings"),
         ("outs:\n- path: a\n  hash: sha256\n", 3, "`hash` is md5, not 'sha256'"),
         ("outs:\n- path: a\n  md5: xyz\n", 3, "32 hexadecimal digits"),
         (f"outs:\n- path: a\n  md5: {'g' * 32}\n", 3, "32 hexadecimal digits"),
@@ -199,11 +199,11 @@ def test_nothing_changes_in_a_file_that_says_the_same() -> None:
     assert write_document(data, "x.dvc", documents.load(data, "x.dvc")) == data
     # As DVC, what is at its default is left out when a file is recorded anew.
     kept = data.replace(b"always_changed: false\n", b"").replace(b"wdir: .\n", b"")
-    assert write_dvc_file(data, "x.dvc", "yes", Stored(A, 3, None, True)) == kept
+    assert write_dvc_file(data, "x.dvc", "yes", Content(A, 3, None, True)) == kept
 
 
 def test_new_content_drops_what_a_remote_holds_of_the_old_and_keeps_the_rest() -> None:
-    text = write_dvc_file(EVERYTHING.encode(), "x.dvc", "yes", Stored(B, 4)).decode()
+    text = write_dvc_file(EVERYTHING.encode(), "x.dvc", "yes", Content(B, 4)).decode()
     assert "cloud" not in text and "isexec" not in text
     for kept in (
         "# a comment",
@@ -219,9 +219,9 @@ def test_new_content_drops_what_a_remote_holds_of_the_old_and_keeps_the_rest() -
         "    cloud:\n      s:\n        etag: etag\n        version_id: v\n"
     ).encode()
     same = Tree(["x"], [A])
-    assert write_dvc_file(files, "d.dvc", "d", Stored(same.digest, 1, 1)) == files
+    assert write_dvc_file(files, "d.dvc", "d", Content(same.digest, 1, 1)) == files
     other = Tree(["x"], [B])
-    assert write_dvc_file(files, "d.dvc", "d", Stored(other.digest, 1, 1)).decode() == (
+    assert write_dvc_file(files, "d.dvc", "d", Content(other.digest, 1, 1)).decode() == (
         f"outs:\n- hash: md5\n  path: d\n  md5: {other.digest}\n  size: 1\n  nfiles: 1\n"
     )
 
@@ -287,7 +287,7 @@ _DIGESTS = st.text("0123456789abcdef", min_size=32, max_size=32)
 def test_what_is_written_is_read_again(
     name: str, digest: str, size: int, isexec: bool, nfiles: int | None
 ) -> None:
-    stored = Stored(digest + (".dir" if nfiles is not None else ""), size, nfiles, isexec and nfiles is None)
+    stored = Content(digest + (".dir" if nfiles is not None else ""), size, nfiles, isexec and nfiles is None)
     data = write_dvc_file(None, "f.dvc", name, stored)
     (output,) = parse_dvc_file(data, "f.dvc")
     assert (output.path, output.digest, output.size, output.nfiles, output.isexec) == (
@@ -331,7 +331,7 @@ def test_dvc_takes_all_that_we_write(tmp_path: Path) -> None:
     ]
     for number, name in enumerate(names):
         (tmp_path / f"{number}.dvc").write_bytes(
-            write_dvc_file(None, f"{number}.dvc", name, Stored("0" * 31 + "1", 1))
+            write_dvc_file(None, f"{number}.dvc", name, Content("0" * 31 + "1", 1))
         )
     (tmp_path / "all.dvc").write_text(EVERYTHING.replace("path: yes", "path: all"))
     (tmp_path / ".dvc/config").write_text("['remote \"store\"']\n    url = /nowhere\n")
@@ -402,7 +402,7 @@ def test_what_is_read_without_a_parser_is_what_the_parser_reads(
 
 
 def test_what_add_writes_is_read_without_a_parser() -> None:
-    for stored in (Stored(A, 3), Stored(A + ".dir", 3, 2)):
+    for stored in (Content(A, 3), Content(A + ".dir", 3, 2)):
         assert read_plain(write_dvc_file(None, "data.dvc", "data", stored)) is not None
 
 

@@ -13,14 +13,14 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.transfer import remote_users
 from dvkf_prefect.data.transfer.remote_users import _address
-from dvkf_prefect.data.upkeep.gc import Scope
+from dvkf_prefect.data.upkeep.gc import GcOptions, GcScope
 from dvkf_prefect.data.upkeep.inventory import inventory_of
 from dvkf_prefect.errors import RemoteDeniedError, RemoteError
+from dvkf_prefect.repo import Repo
 
-WORKSPACE = Scope(workspace=True)
+WORKSPACE = GcScope(workspace=True)
 
 
 def git(root: Path, *args: str) -> str:
@@ -79,22 +79,22 @@ def test_what_another_project_relies_on_is_not_removed(pair: tuple[Repo, Repo], 
         with pytest.raises(
             RemoteError, match=r"used by 1 other project \(\S*second\).*-p.*--assume-unshared"
         ):
-            first.gc(WORKSPACE, cloud=True, grace=0, dry_run=dry)
+            first.gc(WORKSPACE, GcOptions(cloud=True, grace=0, dry_run=dry))
     assert on_remote(first) == 2
-    assert not first.gc(WORKSPACE, cloud=True, grace=0, projects=[second.root])
+    assert not first.gc(WORKSPACE, GcOptions(cloud=True, grace=0, projects=[second.root]))
     shutil.rmtree(second.cache.root)
     (second.root / "file").unlink()
     second.pull()
     assert (second.root / "file").read_text() == "shared content"
     # Whoever says that there is nobody else is believed.
-    assert first.gc(WORKSPACE, cloud=True, grace=0, assume_unshared=True).objects == 2
+    assert first.gc(WORKSPACE, GcOptions(cloud=True, grace=0, assume_unshared=True)).objects == 2
     assert on_remote(first) == 1
     # One that is gone for good is forgotten by hand.
     save(first, "newest content")
     with pytest.raises(RemoteError, match=r"remove its mark \('users-dvkf/[0-9a-f]{32}'\)"):
-        first.gc(WORKSPACE, cloud=True, grace=0)
+        first.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     first.remote().storage.delete([user.key for user in remote_users.others(first.remote(), [first])])
-    assert first.gc(WORKSPACE, cloud=True, grace=0).objects == 2
+    assert first.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).objects == 2
 
 
 def test_a_project_that_pushes_while_it_is_collected(
@@ -115,7 +115,7 @@ def test_a_project_that_pushes_while_it_is_collected(
 
     monkeypatch.setattr(remote_users, "others", others)
     with pytest.raises(RemoteError, match="used by 1 other project"):
-        first.gc(WORKSPACE, cloud=True, grace=0)
+        first.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     assert looks == [0, 1]
     assert on_remote(first) == 2
 
@@ -150,7 +150,7 @@ def test_clones_of_a_project_are_the_project(tmp_path: Path) -> None:
     (tmp_path / "repo").rename(tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved/.dvc/tmp")
     moved = Repo.open(tmp_path / "moved")
-    assert moved.gc(WORKSPACE, cloud=True, grace=0).objects == 2
+    assert moved.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).objects == 2
 
     # A fresh repository with the same files is another project, and so is one in a folder of the same repository.
     save(moved, "three")
@@ -164,9 +164,9 @@ def test_clones_of_a_project_are_the_project(tmp_path: Path) -> None:
     save(inner, "three")
     save(moved, "four")
     with pytest.raises(RemoteError, match=r"\(\S*inner/sub\)"):
-        moved.gc(WORKSPACE, cloud=True, grace=0)
+        moved.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     # The one in its own cache, and none on the remote beside it.
-    assert moved.gc(WORKSPACE, cloud=True, grace=0, projects=[inner.root]).objects == 2
+    assert moved.gc(WORKSPACE, GcOptions(cloud=True, grace=0, projects=[inner.root])).objects == 2
     assert on_remote(moved) == 2
 
 
@@ -178,7 +178,7 @@ def test_a_project_before_its_first_commit_and_one_without_git(tmp_path: Path) -
             repo.add(["file"])
             repo.push()
         assert len(marks(repo)) == 1
-        assert repo.gc(WORKSPACE, cloud=True, grace=0).objects == 2
+        assert repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).objects == 2
         # What was pushed too early to be known by its clones is known with the next push.
         save(repo, "three")
         assert len(marks(repo)) == 1
@@ -207,11 +207,11 @@ def test_a_remote_that_takes_no_mark_takes_the_data(tmp_path: Path, monkeypatch:
     for text in ("[]", "{", json.dumps({"keys": 3}), "[" * 50_000):
         repo.remote().storage.write(f"users-dvkf/{'0' * 32}", text.encode())
         with pytest.raises(RemoteError, match=r"1 other project .*unknown project"):
-            repo.gc(WORKSPACE, cloud=True, grace=0)
+            repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0))
     # What nobody named so is nobody's.
     repo.remote().storage.write("users-dvkf/README", b"x")
     repo.remote().storage.delete([f"users-dvkf/{'0' * 32}"])
-    assert repo.gc(WORKSPACE, cloud=True, grace=0).objects == 2
+    assert repo.gc(WORKSPACE, GcOptions(cloud=True, grace=0)).objects == 2
 
 
 def test_a_mark_that_was_removed_comes_back(tmp_path: Path) -> None:

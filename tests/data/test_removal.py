@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.git import gitignore
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     MissingObjectError,
     OutputChangedError,
@@ -20,6 +20,7 @@ from dvkf_prefect.errors import (
     OutputNotFoundError,
     OutputOverlapError,
 )
+from dvkf_prefect.repo import Repo
 
 STAGES = """\
 stages:
@@ -54,8 +55,7 @@ def repo(tmp_path: Path) -> Repo:
     """A repository with a file `a` and a directory `d`, added."""
     root = tmp_path / "repo"
     (root / "d/sub").mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    made = Repo.init(root)
+    made = make_repo(root)
     for name in ("a", "d/x", "d/sub/y"):
         (root / name).write_text(name)
     made.add(["a", "d"])
@@ -91,7 +91,7 @@ def test_nothing_is_removed_when_one_target_is_wrong(repo: Repo) -> None:
         with pytest.raises(OutputNotFoundError):
             repo.remove(["a.dvc", wrong])
     for wrong in ("each", "each@x", "dvc.yaml"):
-        with pytest.raises(OutputError, match=r"'each' in dvc\.yaml makes its stages"):
+        with pytest.raises(OutputError, match=r"'each' in dvc\.yaml generates its stages"):
             repo.remove(["a.dvc", wrong])
     with pytest.raises(OutputNotFoundError, match=r"do you mean 'a\.dvc'"):
         repo.remove(["a"])

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import servers
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 
 _REQUEST = re.compile(rb"(?:\A|\r\n\r\n|[^A-Z])(GET|HEAD|PUT|POST|DELETE) /[^\s]* HTTP/1\.1\r\n")
 
@@ -83,8 +84,7 @@ def wire(s3: servers.S3Server) -> Iterator[Wire]:
 
 def test_requests_of_push_and_pull(s3: servers.S3Server, wire: Wire, tmp_path: Path) -> None:
     root = tmp_path / "repo"
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     with repo.config.edit() as sections:
         url = s3.make_bucket("requests")
         sections["remote"]["store"] = {"url": f"{url}/data", **s3.options(), "endpointurl": wire.url}

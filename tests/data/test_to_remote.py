@@ -7,16 +7,15 @@ import http.server
 import os
 import shutil
 import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import S3Server
+from repos import make_repo
+from servers import S3Server, serving
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     OutputError,
     OutputInGitError,
@@ -24,12 +23,11 @@ from dvkf_prefect.errors import (
     OutputOverlapError,
     RemoteError,
 )
+from dvkf_prefect.repo import Repo
 
 
 def make(root: Path) -> Repo:
-    root.mkdir(parents=True)
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     with repo.config.edit() as sections:
         sections["remote"]["store"] = {"url": "../../store"}
         sections["remote"]["store"]["url"] = str(root.parent / "store")
@@ -208,12 +206,8 @@ def test_new_files_are_staged_where_that_is_asked_for(repo: Repo, source: Path) 
 @pytest.fixture
 def web(source: Path) -> Iterator[str]:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(source))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_from_the_web(repo: Repo, web: str, monkeypatch: pytest.MonkeyPatch) -> None:

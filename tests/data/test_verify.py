@@ -13,10 +13,11 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.upkeep.verify import VerifyOptions
 from dvkf_prefect.errors import OutputNotFoundError, RemoteError
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.objects import LEGACY
+from dvkf_prefect.repo import Repo
 
 FILES = {"data/a": "a", "data/sub/b": "bb", "data/same": "a", "one": "one", "large": "x" * 3_000_000}
 
@@ -66,7 +67,7 @@ def found(repo: Repo, *args: str, code: int = 1) -> list[dict[str, object]]:
 
 def test_what_is_good_is_good(repo: Repo, capsys: pytest.CaptureFixture[str]) -> None:
     # a, bb, one, large and the manifest
-    assert repo.verify().objects == repo.verify(cloud=True).objects == 5
+    assert repo.verify().objects == repo.verify(options=VerifyOptions(cloud=True)).objects == 5
     assert (
         repo.verify().size
         == sum(map(len, ("a", "bb", "one", FILES["large"])))
@@ -74,7 +75,7 @@ def test_what_is_good_is_good(repo: Repo, capsys: pytest.CaptureFixture[str]) ->
     )
     assert repo.verify(["data"]).objects == 3
     assert main(["verify"]) == 0
-    assert capsys.readouterr().out == "5 objects checked (3.0 MB): all are good.\n"
+    assert capsys.readouterr().out == "5 objects checked (3.0 MB): no problems.\n"
     with pytest.raises(OutputNotFoundError, match="nowhere"):
         repo.verify(["nowhere"])
 
@@ -102,7 +103,7 @@ def test_the_cache_is_repaired(repo: Repo, name: str, source: str) -> None:
         on_remote(repo, digest(FILES[name])).unlink()
     else:
         (repo.root / name).write_text("something else")
-    (problem,) = repo.verify(repair=True).problems
+    (problem,) = repo.verify(options=VerifyOptions(repair=True)).problems
     assert problem.paths == (name,)
     assert problem.repaired
     assert repo.cache.read_bytes(digest(FILES[name])) == FILES[name].encode()
@@ -116,7 +117,7 @@ def test_a_damaged_manifest_is_repaired_and_its_files_are_looked_at(repo: Repo) 
     manifest = repo.version("data").digest
     spoil(repo.cache.path(manifest))
     spoil(repo.cache.path(digest("bb")))
-    first, second = repo.verify(["data"], repair=True).problems
+    first, second = repo.verify(["data"], VerifyOptions(repair=True)).problems
     assert (first.digest, first.paths, first.repaired) == (manifest, ("data",), True)
     assert (second.digest, second.paths, second.repaired) == (digest("bb"), ("data/sub/b",), True)
     assert repo.verify()
@@ -126,7 +127,7 @@ def test_what_nobody_has_is_not_repaired(repo: Repo) -> None:
     spoil(repo.cache.path(digest("one")))
     spoil(on_remote(repo, digest("one")))
     (repo.root / "one").write_text("another")
-    (problem,) = repo.verify(repair=True).problems
+    (problem,) = repo.verify(options=VerifyOptions(repair=True)).problems
     assert not problem.repaired
     assert "no good copy" in problem.detail
     # Out of the way, for dvc would take it.
@@ -152,7 +153,7 @@ def test_damage_of_an_older_version_is_named_by_its_commit(repo: Repo) -> None:
     assert set(problem.paths) == {f"{first[:7]}:data/a", f"{first[:7]}:data/same"} | {
         f"{(repo.git.head() or '')[:7]}:data/same"
     }
-    assert not repo.verify(["data"], all_commits=True)
+    assert not repo.verify(["data"], VerifyOptions(all_commits=True))
 
 
 def test_files_behind_a_manifest_on_the_remote_are_looked_at(repo: Repo) -> None:
@@ -162,14 +163,14 @@ def test_files_behind_a_manifest_on_the_remote_are_looked_at(repo: Repo) -> None
     spoil(on_remote(repo, digest(FILES["large"])), FILES["large"].replace("x", "y").encode())
     assert repo.cloud_status() == {"data/a": "new"}
     assert repo.push().files == 1
-    problems = repo.verify(cloud=True).problems
+    problems = repo.verify(options=VerifyOptions(cloud=True)).problems
     assert [(p.paths, p.kind, p.place) for p in problems] == [
         (("data/sub/b",), "missing", "store"),
         (("large",), "damaged", "store"),
     ]
     assert not any(p.repaired for p in problems)
     assert [p["repaired"] for p in found(repo, "-c", "--repair", code=0)] == [True, True]
-    assert repo.verify(cloud=True).problems == ()
+    assert repo.verify(options=VerifyOptions(cloud=True)).problems == ()
     assert on_remote(repo, digest("a")).read_text() == "a"
 
 
@@ -179,22 +180,22 @@ def test_a_manifest_is_sent_only_with_all_of_its_files(repo: Repo) -> None:
     on_remote(repo, digest("bb")).unlink()
     repo.cache.path(digest("bb")).unlink()
     (repo.root / "data/sub/b").unlink()
-    problems = {p.digest: p for p in repo.verify(cloud=True, repair=True).problems}
+    problems = {p.digest: p for p in repo.verify(options=VerifyOptions(cloud=True, repair=True)).problems}
     assert (problems[digest("bb")].kind, problems[digest("bb")].repaired) == ("lost", False)
     assert not problems[manifest].repaired
     assert not on_remote(repo, manifest).exists()
     lay(repo.root, {"data/sub/b": "bb"})
-    assert repo.verify(cloud=True, repair=True)
+    assert repo.verify(options=VerifyOptions(cloud=True, repair=True))
     assert on_remote(repo, manifest).exists()
     assert on_remote(repo, digest("bb")).read_text() == "bb"
-    assert repo.verify(cloud=True).problems == ()
+    assert repo.verify(options=VerifyOptions(cloud=True)).problems == ()
 
 
 def test_a_damaged_cache_does_not_go_to_the_remote(repo: Repo) -> None:
     on_remote(repo, digest("one")).unlink()
     spoil(repo.cache.path(digest("one")))
     (repo.root / "one").unlink()
-    (problem,) = repo.verify(cloud=True, repair=True).problems
+    (problem,) = repo.verify(options=VerifyOptions(cloud=True, repair=True)).problems
     assert (problem.kind, problem.repaired) == ("lost", False)
     assert not on_remote(repo, digest("one")).exists()
 
@@ -226,9 +227,12 @@ def test_a_remote_that_is_a_service(repo: Repo, s3: servers.S3Server) -> None:
     key = f"files/md5/{digest('a')[:2]}/{digest('a')[2:]}"
     storage.write(key, b"spoilt")
     storage.delete([f"files/md5/{digest('bb')[:2]}/{digest('bb')[2:]}"])
-    assert [p.kind for p in again.verify(cloud=True, remote="cloud").problems] == ["damaged", "missing"]
-    assert again.verify(cloud=True, remote="cloud", repair=True)
-    assert again.verify(cloud=True, remote="cloud").problems == ()
+    assert [p.kind for p in again.verify(options=VerifyOptions(cloud=True, remote="cloud")).problems] == [
+        "damaged",
+        "missing",
+    ]
+    assert again.verify(options=VerifyOptions(cloud=True, remote="cloud", repair=True))
+    assert again.verify(options=VerifyOptions(cloud=True, remote="cloud")).problems == ()
     assert storage.read(key) == b"a"
 
 
@@ -236,4 +240,4 @@ def test_a_remote_that_keeps_versions_is_refused(repo: Repo) -> None:
     with repo.config.edit() as sections:
         sections["remote"]["store"]["version_aware"] = "true"
     with pytest.raises(RemoteError, match="keeps versions"):
-        Repo.open(repo.root).verify(cloud=True)
+        Repo.open(repo.root).verify(options=VerifyOptions(cloud=True))

@@ -64,6 +64,8 @@ def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["DOCKER_HOST"]
         engine.terminate()
         engine.wait(120)
+        # Images of hundreds of megabytes, which pytest would keep.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from servers import S3Server
 
 from dvkf_prefect.data.remotes import Storage, open_storage
 
-pytestmark = pytest.mark.docker
+# tests/data/remotes holds the contract on the same server as a plain process.
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 
 @pytest.fixture(params=["obstore", "fsspec"])

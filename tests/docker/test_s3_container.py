@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repos import make_repo
 from servers import S3Server
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import RemoteError, RemoteUnreachableError, TransferError
 
-pytestmark = pytest.mark.docker
+# tests/data/remotes/test_patience.py holds that a service that restarts is waited for.
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 
 def container() -> str:
@@ -29,9 +30,7 @@ def test_a_push_goes_on_when_the_service_is_back(
     server: S3Server, docker_services: Any, tmp_path: Path
 ) -> None:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     url = server.make_bucket("lake")
     with repo.config.edit() as sections:
         sections["remote"]["lake"] = {"url": f"{url}/data", **server.options()}
@@ -50,7 +49,10 @@ def test_a_push_goes_on_when_the_service_is_back(
         def start(self, label: str, files: int, size: int) -> None:
             pass
 
-        def advance(self, files: int, size: int) -> None:
+        def expect(self, files: int, size: int) -> None:
+            pass
+
+        def advance(self, files: int, size: int, part: object = None) -> None:
             self.done += files
             if self.done == 50:
                 subprocess.run(["docker", "kill", container()], check=True, capture_output=True)
@@ -59,7 +61,7 @@ def test_a_push_goes_on_when_the_service_is_back(
             pass
 
     with pytest.raises((RemoteError, TransferError)):
-        repo.push(progress=Killer(), jobs=4)
+        repo.using(progress=Killer(), jobs=4).push()
     with pytest.raises(RemoteUnreachableError, match="lake"):
         repo.push()
     subprocess.run(["docker", "start", container()], check=True, capture_output=True)

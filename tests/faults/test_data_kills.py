@@ -7,26 +7,35 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from faults_world import DVKF, VERBS, Verb, World, discard, label
+from processes import wait_until
+from repos import make_repo
+from servers import BlobHandler, web_server
+
+from dvkf_prefect.repo import Repo
 
 pytestmark = pytest.mark.timeout(7200)
 
 # How many kills of each verb; FAULTS_KILLS=10 makes 300 in all, which takes half an hour.
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
 _CONTAINED = {"add", "checkout", "push", "pull", "gc"}
-_SHORT = {"add", "push"}
+# Those that write to the cache, the workspace, the remote and manifests, and that delete.
+_SHORT = {"add", "checkout", "push", "gc", "import", "move"}
 
 
-# One kill of each verb, and of some of them in a container; the long tier kills all of them in both, many times.
+# `make test` kills one verb of each kind. The long tier kills all of them, some also in a container.
 _CASES = [
     pytest.param(
         verb,
         apart,
         id=f"{verb.name}-{'container' if apart else 'here'}",
-        marks=[pytest.mark.long] if apart and verb.name not in _SHORT else [],
+        marks=[] if verb.name == "push" or (verb.name in _SHORT and not apart) else [pytest.mark.long],
     )
     for verb in VERBS
     for apart in (False, True)
@@ -71,3 +80,34 @@ def test_a_killed_verb_is_finished_by_the_next(template: World, verb: Verb, apar
         problems = template.finish(where, verb)
         assert not problems, label(problems)
         discard(where)
+
+
+def test_a_killed_push_is_resumed(tmp_path: Path) -> None:
+    """It is killed when the remote has five of thirteen objects; the next sends the other eight, and those alone."""
+    with web_server() as web:
+        root = tmp_path / "r"
+        make_repo(root, {f"d/{n}": f"{n}\n" for n in range(12)}, remote=f"{web.url}/store", add=["d"])
+        stored: Counter[str] = Counter()
+        lock, reached, killed = threading.Lock(), threading.Event(), threading.Event()
+        put = web.handler.do_PUT
+
+        def keep_five(self: BlobHandler) -> None:
+            with lock:
+                counted = "/files/" in self.path
+                if not counted or len(stored) < 5 or killed.is_set():
+                    put(self)
+                    stored.update([self.path] if counted else [])
+                    return
+            reached.set()
+            killed.wait()
+            self.close_connection = True
+
+        web.handler.do_PUT = keep_five  # type: ignore[method-assign]
+        process = subprocess.Popen([*DVKF, "push", "-q"], cwd=root, start_new_session=True)
+        wait_until(lambda: reached.is_set() or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert len(stored) == 5
+        killed.set()
+        Repo.open(root).push()
+    assert sorted(stored.values()) == [1] * 13

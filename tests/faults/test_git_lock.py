@@ -11,9 +11,9 @@ import pytest
 
 from dvkf_prefect.data.git import command as git_module
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.repo import Repo
 
 _COMMITS = """
 import sys
@@ -27,7 +27,7 @@ for number in range(int(sys.argv[2])):
 """
 _TAGS = """
 import sys
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.models.registry import ModelRegistry
 registry = ModelRegistry(Repo.open("."))
 for _ in range(2):
@@ -86,7 +86,7 @@ def test_a_lock_that_stays_is_named(root: Path, name: str, monkeypatch: pytest.M
     monkeypatch.setattr(git_module, "_LOCK_WAIT", 0.2)
     (root / ".git" / name).touch()
     (root / "a").write_text("a")
-    with pytest.raises(GitError, match=rf"waited .*{name} is locked\. If none runs, remove"):
+    with pytest.raises(GitError, match=rf"waited .*{name} is locked\. If no git process runs, remove"):
         Git(root).commit(["a"], "a")
 
 

@@ -16,7 +16,7 @@ from sizes import size
 pytestmark = pytest.mark.timeout(7200)
 
 # How many errors; FAULTS_ERRORS=200 takes about ten minutes.
-ERRORS = int(size("FAULTS_ERRORS", "4", "8"))
+ERRORS = int(size("FAULTS_ERRORS", "2", "8"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CALLS = {
     "write": (errno.EIO, errno.ENOSPC, "short"),

@@ -22,7 +22,7 @@ from sizes import size
 pytestmark = pytest.mark.timeout(7200)
 
 # How many cuts; FAULTS_CUTS=100 takes a quarter of an hour.
-CUTS = int(size("FAULTS_CUTS", "2", "6"))
+CUTS = int(size("FAULTS_CUTS", "1", "6"))
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 CHOSEN = [
     verb for verb in VERBS if verb.name in {"add", "commit", "push", "pull", "import", "import-url", "update"}

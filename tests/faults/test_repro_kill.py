@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 from processes import wait_until
+from repos import make_repo
 from sizes import ALL
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.tree import is_tree
+from dvkf_prefect.repo import Repo
 
 _SEED = int(os.environ.get("KILL_SEED", "20"))
 _TIMES = int(os.environ.get("KILL_TIMES", "1"))
@@ -33,7 +34,7 @@ _DVC = Path(sys.executable).with_name("dvc")
 PLAIN = """\
 import sys
 from pathlib import Path
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import LocalRunner
@@ -250,9 +251,7 @@ class Project:
 
 def make(folder: Path, code: str, backend: str) -> Project:
     root = folder / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    Repo.init(root)
+    make_repo(root)
     (root / "dvc.yaml").write_text(STAGES)
     script = folder / "run.py"
     script.write_text(code)
@@ -285,8 +284,12 @@ def kill_all(project: Project, plan: list[str], capsys: pytest.CaptureFixture[st
             if _TIMES == 1
             else (["caller"] * 4 + ["runner"] * 3 + ["command"] * 3 + ["watcher"] * 3) * _TIMES,
         ),
-        # A run takes seconds here.
-        ("kubeflow-local", ["caller", "runner", "command"] * (1 if _TIMES == 1 else 4)),
+        # A run takes seconds here; `test_runner_kill` kills at each level.
+        pytest.param(
+            "kubeflow-local",
+            ["caller", "runner", "command"] * (1 if _TIMES == 1 else 4),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_killed_at_any_moment(
@@ -311,6 +314,7 @@ def prefect_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield settings
 
 
+@pytest.mark.long
 def test_a_flow_killed_at_any_moment(
     tmp_path: Path, prefect_environment: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

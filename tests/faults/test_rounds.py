@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 from sizes import size
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.repo import Repo
 
 _ROUNDS = int(size("ROUNDS", "2", "5"))
 _SEED = int(os.environ.get("ROUNDS_SEED", "1"))

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 
 # Makes what `get` makes, and is killed in the midst of it, or waits.
 _KILLED = """
@@ -40,9 +41,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
     root = tmp_path / "source"
-    root.mkdir()
-    git(root, "init", "-q")
-    repo = Repo.init(root)
+    repo = make_repo(root)
     (root / "d").mkdir()
     (root / "d/a").write_text("a")
     repo.add(["d"])

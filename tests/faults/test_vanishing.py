@@ -179,7 +179,7 @@ def test_a_folder_that_never_rests_is_named(
 ) -> None:
     _removed_before_hashing(template, tmp_path, monkeypatch, often=99)
     assert cli.main(["status"]) != 0
-    assert "d: files go away while they are read" in capfd.readouterr().err
+    assert "d: files disappear while they are read" in capfd.readouterr().err
 
 
 def test_what_vanishes_while_it_is_added_is_named(
@@ -189,7 +189,7 @@ def test_what_vanishes_while_it_is_added_is_named(
     where = _removed_before_hashing(template, tmp_path, monkeypatch, often=1)
     before = (where / "r/d.dvc").read_text()
     assert cli.main(["add", "d"]) == 1
-    assert "d/s/x went away while it was read; nothing was recorded" in capfd.readouterr().err
+    assert "d/s/x disappeared while it was read; nothing was recorded" in capfd.readouterr().err
     assert (where / "r/d.dvc").read_text() == before
     assert cli.main(["add", "-q", "d"]) == 0
     assert (where / "r/d.dvc").read_text() != before

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import DvkfError, ParseError
@@ -21,7 +22,7 @@ from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.params import load_values, select
 from dvkf_prefect.formats.patterns import PatternError, compile_pattern, is_simple
 from dvkf_prefect.formats.template import interpolation
-from dvkf_prefect.formats.template.source import Source
+from dvkf_prefect.formats.template.source import SourceFile
 from dvkf_prefect.formats.tree import Tree
 
 MEMORY = 2 << 30
@@ -61,7 +62,7 @@ DOCUMENTS = {
     "a.json": {
         "deep": b"[" * 100000,
         "rather deep": b'{"a":' * 500 + b"1" + b"}" * 500,
-        "half a character": b'{"a": "\\ud800"}',
+        "lone surrogate": b'{"a": "\\ud800"}',
         "digits": b'{"a": ' + b"1" * 5000 + b"}",
         "too many": b"[" + b"1," * 1_100_000 + b"1]",
         "bytes": b'{"a": "\xff"}',
@@ -80,7 +81,7 @@ DOCUMENTS = {
         "digits": b"a = 0x" + b"f" * 5000,
         "NUL": b"a = 1\0",
         "encoding": b"# -*- coding: foo -*-\na=1",
-        "half a character": b'a = "\\ud800"',
+        "lone surrogate": b'a = "\\ud800"',
     },
 }
 
@@ -219,8 +220,7 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    assert main(["init", "-q"]) == 0
+    make_repo(tmp_path)
     return tmp_path
 
 
@@ -272,7 +272,7 @@ def test_expressions_are_found_as_by_the_rule_of_the_format() -> None:
     "text", ["}" + "${" * 500_000 + "\n}", "${a" + " " * 100_000 + "[}", "${a" + "[0] " * 100_000 + "!}"]
 )
 def test_expressions_that_never_end_are_read_at_once(text: str) -> None:
-    source = Source(b"", "dvc.yaml")
+    source = SourceFile(b"", "dvc.yaml")
     try:
         interpolation.compile_value(text, source, ("stages",))
     except ParseError as error:

@@ -6,16 +6,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.protocols import protocol_of
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.data.repository.trust import is_trusted
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.repo import Repo
 
 WEBDAV = "[core]\n    remote = w\n['remote \"w\"']\n    url = webdavs://127.0.0.1:9/x\n"
 S3 = (
@@ -53,9 +54,7 @@ def mark(tmp_path: Path) -> Path:
 @pytest.fixture
 def source(tmp_path: Path) -> Repo:
     root = tmp_path / "source"
-    root.mkdir()
-    git(root, "init", "-q", "-b", "main")
-    made = Repo.init(root)
+    made = make_repo(root)
     (root / "d.dvc").write_text(OUTS.format("d"))
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "first")
@@ -65,10 +64,9 @@ def source(tmp_path: Path) -> Repo:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
     root = tmp_path / "here"
-    root.mkdir()
-    git(root, "init", "-q")
+    made = make_repo(root)
     monkeypatch.chdir(root)
-    return Repo.init(root)
+    return made
 
 
 @pytest.mark.parametrize("option", ["bearer_token_command", "configpath", "credentialpath"])

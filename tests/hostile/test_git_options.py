@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from repos import make_repo
 
 from dvkf_prefect.blocks.repositories import DvcRepository
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.git import clones
 from dvkf_prefect.data.git.command import Git, check_revision, check_url
 from dvkf_prefect.data.imports.external import open_external
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.views.filesystem import DvkfFileSystem
 from dvkf_prefect.errors import DvkfError, GitError
+from dvkf_prefect.repo import Repo
 
 
 def git(root: Path, *args: str) -> str:
@@ -26,9 +27,7 @@ def git(root: Path, *args: str) -> str:
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    git(root, "init", "-q", "-b", "main")
-    made = Repo.init(root)
+    made = make_repo(root)
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "first")
     monkeypatch.chdir(root)
@@ -125,9 +124,7 @@ def test_no_hook_filter_or_monitor_of_a_source_runs(repo: Repo, tmp_path: Path) 
     """A folder's own git configuration is not the reader's word."""
     mark = tmp_path / "PWNED"
     source = tmp_path / "source"
-    source.mkdir()
-    git(source, "init", "-q", "-b", "main")
-    Repo.init(source)
+    make_repo(source)
     (source / "code.py").write_text("code")
     (source / ".gitattributes").write_text("*.py filter=evil diff=evil\n")
     git(source, "add", "-A")
@@ -164,9 +161,7 @@ def test_the_attributes_of_a_source_choose_no_filter_of_the_user(
         '[filter "lfs"]\n smudge = "sed s/pointer/content/"\n clean = cat\n'
     )
     source = tmp_path / "source"
-    source.mkdir()
-    git(source, "init", "-q", "-b", "main")
-    Repo.init(source)
+    make_repo(source)
     files = {
         "a.one": b"one\n",
         "a.two": b"two\n",

@@ -7,12 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import parse_tag_name
 from dvkf_prefect.pipeline.plan.runcache import RunCache
+from dvkf_prefect.repo import Repo
 
 MD5 = "b026324c6904b2a9cb4b88d6d61c81d1"
 
@@ -21,8 +22,7 @@ MD5 = "b026324c6904b2a9cb4b88d6d61c81d1"
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one tracked folder, committed."""
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    assert main(["init", "-q"]) == 0
+    make_repo(tmp_path)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a").write_text("1\n")
     assert main(["add", "-q", "d"]) == 0

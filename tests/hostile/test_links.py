@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import UnsafePathError
+from dvkf_prefect.repo import Repo
 
 
 @pytest.fixture
@@ -23,9 +24,7 @@ def shared(tmp_path: Path) -> Path:
 def repo(tmp_path: Path, shared: Path) -> Repo:
     """A repository whose folder `data` was moved away and linked."""
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     (root / "data").mkdir()
     (root / "data" / "a").write_text("1\n")
     repo.add(["data"])

@@ -7,22 +7,23 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from dvkf_prefect import cards
+from dvkf_prefect import cards, stage_cards
+from dvkf_prefect.data.progress import Part
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
 from dvkf_prefect.formats.outputs import DataVersion
-from dvkf_prefect.models.registry import ModelVersion
+from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.pipeline.plan.why import Decision
 from dvkf_prefect.pipeline.report.metrics import MetricChange
 from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
 from dvkf_prefect.serving.endpoint import Endpoint
-from dvkf_prefect.tasks._artifacts import ArtifactProgress
+from dvkf_prefect.tasks._progress import ArtifactProgress
 
 HOSTILE = [
     "![x](http://evil/p.png)",
@@ -44,7 +45,10 @@ NAMES = {
 # Words that the code itself chooses.
 CHOSEN = {("Decision", "action"): "run", ("StageEvent", "kind"): "fail"}
 BUILDERS = [
-    name for name, value in vars(cards).items() if name.endswith("_card") and inspect.isfunction(value)
+    value
+    for module in (cards, stage_cards)
+    for name, value in vars(module).items()
+    if name.endswith("_card") and inspect.isfunction(value)
 ]
 
 
@@ -104,14 +108,13 @@ def _check(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("builder", BUILDERS)
-def test_cards_show_text_and_no_markup_of_it(builder: str, text: str) -> None:
-    build = getattr(cards, builder)
-    hints = typing.get_type_hints(build, vars(cards) | NAMES)
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+def test_cards_show_text_and_no_markup_of_it(builder: Callable[..., cards.Card], text: str) -> None:
+    hints = typing.get_type_hints(builder, vars(cards) | vars(stage_cards) | NAMES)
     arguments = {
-        name: _make(hints[name], text) for name in inspect.signature(build).parameters if name != "limit"
+        name: _make(hints[name], text) for name in inspect.signature(builder).parameters if name != "limit"
     }
-    card = build(**arguments)
+    card = builder(**arguments)
     assert re.fullmatch(r"[a-z0-9-]+", card.key)
     _check(card.description)
     _check(card.markdown)
@@ -130,8 +133,8 @@ def test_every_builder_is_tried() -> None:
 def test_progress_shows_text(text: str) -> None:
     progress = ArtifactProgress("x")
     progress._label = f"push to {text}"
-    progress._files = 1
-    _check(progress._text())
+    progress._meter.add(0, 1, Part(text, 2))
+    _check(progress.text())
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 
 STAGE = "stages:\n  a:\n    cmd: echo > a\n    deps: {deps}\n    outs: [a]\n"
 LOCK = """\
@@ -28,9 +27,7 @@ stages:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", root], check=True)
-    Repo.init(root)
+    make_repo(root)
     monkeypatch.chdir(root)
     monkeypatch.setenv("DVKF_CONNECT_SECONDS", "0.1")
     return root

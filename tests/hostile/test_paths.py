@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, OutputError, UnsafePathError
 from dvkf_prefect.formats.dvcyaml import read_outputs
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import check_output, check_relative, is_reserved
+from dvkf_prefect.repo import Repo
 
 _RESERVED = [
     ".git",
@@ -47,9 +47,7 @@ def _canaries(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def repo(tmp_path: Path) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    return Repo.init(root)
+    return make_repo(root)
 
 
 @pytest.fixture

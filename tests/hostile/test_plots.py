@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import ParseError
@@ -23,8 +23,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir()
     (tmp_path / "outside").mkdir()
     monkeypatch.chdir(root)
-    subprocess.run(["git", "init", "-q"], check=True)
-    assert main(["init", "-q"]) == 0
+    make_repo(root)
     (root / "a.png").write_bytes(PNG)
     (root / "dvc.yaml").write_text("plots:\n- a.png:\n")
     return root

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.cli._output import SafeStream, own_lines, safe_output, say
@@ -59,8 +60,7 @@ def _terminal(arguments: list[str], cwd: object) -> str:
 def hostile(tmp_path, monkeypatch):
     """A repository with control characters in every name it can have."""
     monkeypatch.chdir(tmp_path)
-    subprocess.run(["git", "init", "-q"], check=True)
-    assert main(["init", "-q"]) == 0
+    make_repo(tmp_path)
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / f"f{HOSTILE}").write_text("1")
@@ -123,7 +123,7 @@ def test_a_fault_of_ours_ends_as_an_error(tmp_path, monkeypatch, capsys):
     """The last wall: exit code 255 and one line; the traceback is for -v."""
     monkeypatch.chdir(tmp_path)
 
-    def fail() -> None:
+    def fail(_: object) -> None:
         raise RuntimeError(f"boom{ESCAPES}")
 
     monkeypatch.setattr("dvkf_prefect.cli.data.open_repo", fail)

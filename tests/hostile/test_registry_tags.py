@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import parse_tag_name, read_tags
+from dvkf_prefect.repo import Repo
 
 
 def git(root: Path, *args: str, stdin: bytes | None = None) -> str:
@@ -22,10 +23,8 @@ def git(root: Path, *args: str, stdin: bytes | None = None) -> str:
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    git(root, "init", "-q")
+    made = make_repo(root)
     monkeypatch.chdir(root)
-    made = Repo.init(root)
     Path("f").write_text("1")
     made.add(["f"])
     Path("dvc.yaml").write_text("artifacts:\n  clf: {path: f, type: model}\n")

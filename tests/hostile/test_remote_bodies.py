@@ -17,7 +17,6 @@ from typing import ClassVar
 import pytest
 
 from dvkf_prefect.data.remotes import Storage, base, filesystems, open_storage, patience
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     CorruptObjectError,
     ParseError,
@@ -25,6 +24,7 @@ from dvkf_prefect.errors import (
     RemoteUnreachableError,
     TransferError,
 )
+from dvkf_prefect.repo import Repo
 
 S3 = {"region": "us-east-1", "access_key_id": "key", "secret_access_key": "s3cr3t-key"}
 KINDS = ["s3 by obstore", "s3 by s3fs", "http", "webdav", "azure", "gs"]
@@ -127,7 +127,7 @@ def test_a_body_without_end_is_ended(liar: type[Liar], kind: str) -> None:
 
 PULL = """
 import sys
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.errors import TransferError
 try:
     Repo.open(sys.argv[1]).pull()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.processes.leash import module_argv
@@ -26,8 +27,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "r"
     root.mkdir()
     monkeypatch.chdir(root)
-    subprocess.run(["git", "init", "-q"], check=True)
-    assert main(["init", "-q"]) == 0
+    make_repo(root)
     for name in MODULES:
         (root / f"{name}.py").write_text(f"open({str(tmp_path / 'PWNED')!r} + '-{name}', 'w')\n")
     package = root / "dvkf_prefect"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import threading
 import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,14 +10,16 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from repos import make_repo
+from servers import serving
 
 from dvkf_prefect.blocks.remotes import DvcRemote
 from dvkf_prefect.blocks.repositories import DvcRepository
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.imports.external import open_external
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError, GitError, RemoteError
 from dvkf_prefect.formats.outputs import Origin
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.urls import holds_secret, public_url, without_secrets
 
 SECRET = "ghp_0123456789abcdefSECRET"
@@ -28,13 +28,8 @@ SECRET = "ghp_0123456789abcdefSECRET"
 @pytest.fixture
 def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    made = make_repo(root, remote=tmp_path / "store")
     monkeypatch.chdir(root)
-    made = Repo.init(root)
-    with made.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(tmp_path / "store")}
-        sections["core"]["remote"] = "store"
     return made
 
 
@@ -57,7 +52,10 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(params=["closed", "403", "500"])
+_PORTS = ["closed", "403", "500"]
+
+
+@pytest.fixture(params=_PORTS)
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """The port of a service that fails."""
     handler = type("Handler", (Refusing,), {"status": 500 if request.param == "500" else 403})
@@ -67,19 +65,29 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         server.server_close()
         yield port
         return
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield port
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield port
+
+
+_FORMS = [
+    "http://me:{s}@{h}/x",
+    "http://{s}@{h}/x",
+    "http://{h}/x?X-Amz-Signature={s}",
+    "http://me:p/{s}@{h}/x",
+]
 
 
 @pytest.mark.parametrize(
-    "form",
-    ["http://me:{s}@{h}/x", "http://{s}@{h}/x", "http://{h}/x?X-Amz-Signature={s}", "http://me:p/{s}@{h}/x"],
+    ("form", "port", "verbose"),
+    [
+        # Each pair of two of these in `make test`, all combinations in `make test-all`.
+        pytest.param(form, port, verbose, marks=[] if (f + p + v) % 2 == 0 else pytest.mark.long)
+        for f, form in enumerate(_FORMS)
+        for p, port in enumerate(_PORTS)
+        for v, verbose in enumerate([[], ["-v"]])
+    ],
+    indirect=["port"],
 )
-@pytest.mark.parametrize("verbose", [[], ["-v"]])
 def test_no_verb_shows_the_secret_of_a_url(
     repo: Repo, port: int, form: str, verbose: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from processes import alive, wait_until
+from repos import make_repo
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.git import clones, process
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.git.history import History
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitTimeoutError, ParseError
 from dvkf_prefect.files import read_description
+from dvkf_prefect.repo import Repo
 
 # A hang is an error of the kind, a slow machine is not.
 _LONG = 120
@@ -39,9 +40,7 @@ def _dvkf(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def repo(tmp_path: Path) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
+    repo = make_repo(root)
     (root / "f").write_text("1\n")
     repo.add(["f"])
     (root / "dvc.yaml").write_text(_STAGE)
@@ -166,9 +165,9 @@ def test_git_does_not_wait_for_a_special_file(
     capsys.readouterr()
     for verb in verbs:
         assert main(verb.split()) != 0, verb
-        assert f"{place}: not a regular file, and git waits for it. Replace it" in capsys.readouterr().err, (
-            verb
-        )
+        assert (
+            f"{place}: not a regular file, and git would wait for it. Replace it" in capsys.readouterr().err
+        ), verb
     for verb in ("check-ignore f", "doctor", "diff"):
         main(verb.split())
     assert not (repo.root / "new.dvc").exists()
@@ -199,9 +198,9 @@ def test_a_git_that_gives_no_answer_is_ended(
         lambda: git.resolve("main"),
         lambda: git.tracked(["f"]),
     ):
-        with pytest.raises(GitTimeoutError, match=r"gave no answer in 0 s and was ended\. Run it yourself"):
+        with pytest.raises(GitTimeoutError, match=r"did not answer in 0 s and was stopped\. Run it by hand"):
             ask()
-    with pytest.raises(GitTimeoutError, match="gave no answer"):
+    with pytest.raises(GitTimeoutError, match="did not answer"):
         clones.run_git(repo.root, "fetch", "origin", timeout=0.5)
     with pytest.raises(GitTimeoutError, match="cat-file"), History(git) as history:
         list(history.walk(["0" * 40]))

@@ -17,8 +17,8 @@ from rich.text import Text
 from sizes import ALL
 
 _SCALE = int(os.environ.get("GENERATED_SCALE", "1"))
-# Without DVKF_TEST_ALL, which `make test-all` sets, a quarter of the examples.
-_SHARE = 1 if ALL or _SCALE > 1 else 4
+# Without DVKF_TEST_ALL, which `make test-all` sets, a tenth of the examples.
+_SHARE = 1 if ALL or _SCALE > 1 else 10
 
 
 def generated(examples: int, steps: int = 1) -> settings:

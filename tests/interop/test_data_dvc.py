@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import LockedError, MissingObjectError
 from dvkf_prefect.paths import is_reserved
+from dvkf_prefect.repo import Repo
 
 
 def dvc(root: Path, *args: str, code: int | None = 0) -> str:
@@ -26,13 +27,7 @@ def dvc(root: Path, *args: str, code: int | None = 0) -> str:
 
 
 def make(root: Path) -> Repo:
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    repo = Repo.init(root)
-    with repo.config.edit() as sections:
-        sections["remote"]["store"] = {"url": str(root.parent / "store")}
-        sections["core"]["remote"] = "store"
-    return repo
+    return make_repo(root, remote=root.parent / "store")
 
 
 def lay(root: Path, files: dict[str, bytes]) -> None:
@@ -98,7 +93,7 @@ def test_we_find_nothing_to_do_after_dvc(tmp_path: Path) -> None:
     assert repo.push().files == 0
     assert repo.fetch().files == 0
     assert not repo.checkout()
-    assert repo.commit() == []
+    assert not repo.commit()
     assert {v.path: v.digest for v in repo.add(["data", "one.bin"])} == {
         o.path: o.digest for o in repo.outputs(rev="HEAD")
     }

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.repo import Repo
 
 PIPELINE = """\
 stages:

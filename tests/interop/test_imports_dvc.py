@@ -9,19 +9,19 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import S3Server
+from repos import make_repo
+from servers import S3Server, serving
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.verbs.imports import changed_sources
 from dvkf_prefect.errors import RemoteError, TransferError
+from dvkf_prefect.repo import Repo
 
 
 def run(root: Path, *args: str, code: int = 0) -> str:
@@ -42,14 +42,7 @@ def lay(root: Path, files: dict[str, str]) -> None:
 
 
 def make(root: Path, remote: str | None = None) -> Repo:
-    root.mkdir()
-    run(root, "git", "init", "-q")
-    repo = Repo.init(root)
-    if remote:
-        with repo.config.edit() as sections:
-            sections["remote"]["store"] = {"url": os.path.normpath(root / remote)}
-            sections["core"]["remote"] = "store"
-    return repo
+    return make_repo(root, remote=root / remote if remote else None)
 
 
 def commit(root: Path) -> str:
@@ -242,17 +235,9 @@ def served(folder: Path) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-    )
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    handler = functools.partial(Quiet, directory=str(folder))
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_import_over_http(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -275,18 +260,9 @@ def test_import_over_http(pair: tuple[Path, Path], tmp_path: Path) -> None:
 @pytest.fixture
 def buckets(s3: S3Server, pair: tuple[Path, Path]) -> str:
     """A bucket that keeps versions, as the remotes `kept` (a folder of it) and `bucket` of both repositories."""
-    import botocore.session
-
     name = f"versions-{uuid.uuid4().hex[:12]}"
     url = s3.make_bucket(name)
-    client = botocore.session.get_session().create_client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-    )
-    with contextlib.closing(client):
+    with s3.client() as client:
         client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         for key, data in {"d/x": b"x", "d/s/y": b"y", "f": b"f"}.items():
             client.put_object(Bucket=name, Key=key, Body=data)
@@ -383,6 +359,6 @@ def test_what_dvc_pushed_by_version_is_fetched_and_never_written(
     repo.add(["data", "one"])
     assert b"version_id" not in (root / "data.dvc").read_bytes() + (root / "one.dvc").read_bytes()
     assert json.loads(run(root, "dvc", "status", "--json")) == {}
-    with pytest.raises(TransferError, match="no version of it is recorded"):
+    with pytest.raises(TransferError, match="no version is recorded"):
         shutil.rmtree(repo.cache.root)
         repo.fetch(remote="kept")

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 from commands import Dvc, dvkf, git
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputError
 from dvkf_prefect.formats.dvcignore import Ignore
+from dvkf_prefect.repo import Repo
 
 DIRECTORIES = ("data", "data-x", "sub/dir")
 OUTPUTS = (*DIRECTORIES, "one", "two", "sub/f")
@@ -26,9 +27,7 @@ INSIDE = ("a", "b", "s/a", "s/b", "s-t/q", "z/z/z")
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "repo"
-    folder.mkdir()
-    git(folder, "init", "-q")
-    Repo.init(folder)
+    make_repo(folder)
     # Relative, so that commits have the same id wherever the test runs.
     (folder / ".dvc/config").write_text(
         "[core]\n    remote = store\n['remote \"store\"']\n    url = ../../store\n"
@@ -305,8 +304,8 @@ def test_a_directory_that_is_elsewhere_is_listed(root: Path, dvc: Dvc) -> None:
     shutil.rmtree(root.parent / "store")
     said = dvkf(root, "list", ".", "data")
     assert said.code == 255  # as dvc ends where its own memory of the remote is gone too
-    assert "'data' are not known" in said.err
-    assert "push it from where it is" in said.err
+    assert "'data' are unknown" in said.err
+    assert "in a clone that has it" in said.err
 
 
 PATTERNS = (
@@ -388,9 +387,7 @@ def test_quiet_data_status_ends_with_1_when_something_changed(root: Path) -> Non
 
 def test_imports_that_changed_where_they_come_from_are_told_of(root: Path, tmp_path: Path, dvc: Dvc) -> None:
     other = tmp_path / "other"
-    other.mkdir()
-    git(other, "init", "-q")
-    Repo.init(other)
+    make_repo(other)
     lay(other, {"plain/a": "a"})
     commit(other)
     dvc(root, "import", str(other), "plain").ok()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import LockedError
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.repo import Repo
 
 # A stage whose command lasts until the test lets it go.
 PIPELINE = """\
@@ -140,7 +140,7 @@ def test_entries_of_the_dead_do_not_count(repo: Repo) -> None:
     ):
         pass
     file.write_text('{"read": ')
-    with pytest.raises(LockedError, match="remove it when no dvc runs"), repo.lock(timeout=0):
+    with pytest.raises(LockedError, match="Remove it if no dvc runs"), repo.lock(timeout=0):
         pass
 
 

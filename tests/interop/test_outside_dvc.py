@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import threading
 from pathlib import Path
 
 import pytest
+from servers import serving
 
 from dvkf_prefect.cli import main
 
@@ -41,12 +41,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def url(tmp_path: Path):
     (tmp_path / "web").mkdir()
     handler = functools.partial(Quiet, directory=str(tmp_path / "web"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_both_record_and_tell_the_same(tmp_path: Path, url: str, capsys, monkeypatch) -> None:
@@ -94,4 +90,4 @@ def test_both_record_and_tell_the_same(tmp_path: Path, url: str, capsys, monkeyp
     (out / "f").unlink()
     compare(there=False)
     assert main(["repro"]) == 255
-    assert f"dependencies {out}/f, remote://store/f, ../out/f do not exist" in capsys.readouterr().err
+    assert f"missing dependencies: {out}/f, remote://store/f, ../out/f" in capsys.readouterr().err

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import repro_contract
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.pipeline.run.dry_run import plan
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.repo import Repo
 
 DVC = Path(sys.executable).with_name("dvc")
 
@@ -190,6 +191,15 @@ def test_the_same_files_as_dvc_and_nothing_left_to_do(tmp_path):
     same(mine, theirs)
     again = ours(mine)
     assert again.skipped == ("prepare", "train", "note")
+
+
+def test_what_each_runner_has_to_record_is_what_dvc_records(tmp_path):
+    """The lock and the run cache that the contract of `repro` expects of all runners."""
+    root = make(tmp_path / "repo", repro_contract.FILES)
+    dvc(root, "repro", "-q")
+    assert (root / "dvc.lock").read_text() == repro_contract.DVC_LOCK
+    assert repro_contract.runs_of(root) == repro_contract.RUNS
+    assert {name: (root / name).read_text() for name in repro_contract.WRITTEN} == repro_contract.WRITTEN
 
 
 def test_what_dvc_ran_is_skipped(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from commands import Done, Dvc, dvkf, git
 from odd_shapes import FILES, LEFT, LOCKS
+from sizes import ALL
 
 # ruff: noqa: E501
 ONE = "b026324c6904b2a9cb4b88d6d61c81d1"  # the md5 of "1\n"
@@ -285,7 +286,7 @@ SENDS = (("commit", "-f"), ("push",), ("status", "-c"), ("status", "-c", "--json
 # Verbs whose lines are compared, and which of a run's.
 _SHOWN = ("stage", "dag", "check-ignore", "repro", "metrics", "params")
 _STEPS = ("Running stage", "> ", "Stage '", "Importing ", "Verifying ")
-SHARE = 1 if os.environ.get("DVKF_LONG") else 20
+SHARE = 1 if os.environ.get("DVKF_LONG") else 20 if ALL else 60
 
 
 def lay(folder: Path, files: dict[str, str]) -> None:

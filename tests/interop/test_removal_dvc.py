@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from commands import Dvc, dvkf, git
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.repo import Repo
 
 Pair = tuple[Path, Path]
 
@@ -36,8 +37,7 @@ stages:
 
 
 def lay(root: Path, links: str) -> None:
-    git(root, "init", "-q")
-    Repo.init(root)
+    make_repo(root)
     (root / ".dvc/config").write_text(f"[cache]\n    type = {links}\n")
     for name in ("a", "dir/x", "dir/sub/y", "sub/b", "we ird#[1]", "csv/t.csv"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +134,7 @@ def test_moving_an_import_signs_it_again(tmp_path: Path, dvc: Dvc) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/f").write_text("f")
     for root in pair:
-        root.mkdir()
-        git(root, "init", "-q")
-        Repo.init(root)
+        make_repo(root)
         (root / "in").write_text("in")
         (root / "sub").mkdir()
         dvc(root, "import-url", "-q", "in", "copy").ok()

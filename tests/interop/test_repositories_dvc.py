@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from commands import Dvc, dvkf, git
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile import document_md5
 
@@ -20,9 +20,7 @@ OUT = "outs:\n- md5: d41d8cd98f00b204e9800998ecf8427e\n  size: 0\n  hash: md5\n 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "repo"
-    folder.mkdir()
-    git(folder, "init", "-q")
-    Repo.init(folder)
+    make_repo(folder)
     return folder
 
 

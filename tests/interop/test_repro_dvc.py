@@ -23,13 +23,13 @@ from commands import Dvc, dvkf, git
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.pipeline.plan.decide import Rules
 from dvkf_prefect.pipeline.run.dry_run import plan
 from dvkf_prefect.pipeline.run.events import ReproResult
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.spec import StepResult, StepSpec
 from dvkf_prefect.pipeline.step.step import run_step
+from dvkf_prefect.repo import Repo
 
 
 class Direct:

@@ -9,11 +9,12 @@ import uuid
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 from servers import S3Server
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.transfer.transfer import Remote
 from dvkf_prefect.errors import RemoteDeniedError, RemoteUnreachableError, TransferError
+from dvkf_prefect.repo import Repo
 
 FILES = {
     "data/a": b"a" * 100,
@@ -29,9 +30,7 @@ def repo(
     request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> Repo:
     root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q", str(root)], check=True)
-    made = Repo.init(root)
+    made = make_repo(root)
     url = s3.make_bucket(f"lake-{uuid.uuid4().hex[:12]}")
     with made.config.edit() as sections:
         sections["remote"]["lake"] = {"url": f"{url}/some/prefix", **s3.options()}

@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import Dvc, Tool, dvkf, git
-
-from dvkf_prefect.data.repo import Repo
+from commands import Dvc, Tool, dvkf
+from repos import make_repo
 
 Pair = tuple[Path, Path]
 
@@ -22,8 +21,7 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     for name in ("real", "ours"):
         root = tmp_path / name / "repo"
         (root / "sub").mkdir(parents=True)
-        git(root, "init", "-q")
-        Repo.init(root)
+        make_repo(root)
         made.append(root)
     return made[0], made[1]
 
@@ -149,7 +147,7 @@ def command(choose: random.Random) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 6))])
 def test_any_sequence_leaves_the_same_files(pair: Pair, dvc: Dvc, seed: int) -> None:
     """A command after which dvc cannot start any more is taken back: ours repairs or refuses there."""
     choose = random.Random(seed)

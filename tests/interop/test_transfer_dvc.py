@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect import cli
-from dvkf_prefect.data.repo import Repo
 
 PIPELINE = """\
 stages:
@@ -72,6 +72,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "DVC_SITE_CACHE_DIR": str(home / "site"),
             "DVC_NO_ANALYTICS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "init.defaultBranch",
+            "GIT_CONFIG_VALUE_0": "main",
             "GIT_AUTHOR_NAME": "Test",
             "GIT_AUTHOR_EMAIL": "test@example.org",
             "GIT_COMMITTER_NAME": "Test",
@@ -79,9 +82,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         }.items():
             patch.setenv(name, value)
         root = tmp_path_factory.mktemp("world") / "repo"
-        root.mkdir()
-        run(root, "git", "init", "-q", "-b", "main")
-        repo = Repo.init(root)
+        repo = make_repo(root)
+        # Absolute: of other branches, dvc takes a relative one for one from the root of the disk.
         with repo.config.edit() as sections:
             sections["remote"]["store"] = {"url": str(root.parent / "store")}
             sections["core"]["remote"] = "store"
@@ -246,13 +248,7 @@ def test_what_is_in_neither_place_ends_as_with_dvc(tmp_path: Path, verb: str) ->
     codes, arrived = [], []
     for tool in ("dvc", "dvkf"):
         root = tmp_path / tool / "repo"
-        root.mkdir(parents=True)
-        subprocess.run(["git", "init", "-q", str(root)], check=True)
-        repo = Repo.init(root)
-        (root / ".dvc" / "config").write_text(
-            f"[core]\n    remote = store\n['remote \"store\"']\n    url = {root.parent / 'store'}\n"
-        )
-        repo = Repo(root)
+        repo = make_repo(root, remote=root.parent / "store")
         for name in ("a", "b"):
             (root / name).write_text(name)
         lost, kept = (version.digest for version in repo.add(["a", "b"]))

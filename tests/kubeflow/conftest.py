@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import repos
+import sizes
 
+from dvkf_prefect import cli
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.formats.dvcyaml import load_stages
+from dvkf_prefect.formats.objects import Content
+from dvkf_prefect.kubeflow.cluster.api import KfpApi
+from dvkf_prefect.kubeflow.cluster.patience import Patience
 from dvkf_prefect.kubeflow.cluster.runner import ClusterSettings, KfpClusterRunner
-from dvkf_prefect.kubeflow.cluster.watch import Patience
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Volume
 from dvkf_prefect.pipeline.step.runner import LocalRunner
-from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepResult, StepSpec
+from dvkf_prefect.pipeline.step.spec import StepContent, StepMeta, StepOutput, StepResult, StepSpec
 
-from .fake_kfp import FakeKfp
+from .fake import FakeKfp
+from .fake.forks import Host
+from .fake.spec import check_call
 
+IMAGE = "registry.example.org/stages:1"
 FAST = Patience(poll_from=0.05, poll_to=0.2, run=120, cancel=20, start=0.5, schedule=0.5)
 DVC_YAML = """\
 stages:
@@ -44,66 +53,50 @@ artifacts:
 """
 
 
-class Project:
+PREPARE = """\
+import os
+os.makedirs('data/clean/sub')
+for n in 'ab': open(f'data/clean/{n}.txt', 'w').write(open(f'data/raw/{n}').read().upper())
+open('data/clean/sub/c', 'w').write('c')
+"""
+TRAIN = """\
+import json
+lr = 0.5
+assert 'lr: 0.5' in open('params.yaml').read()
+text = open('data/clean/a.txt').read()
+open('model.bin', 'w').write(text * 2)
+json.dump({'acc': 0.9, 'n': {'files': 1}}, open('metrics.json', 'w'))
+print('trained')
+"""
+FILES = {
+    "dvc.yaml": DVC_YAML, "params.yaml": "lr: 0.5\n", "prepare.py": PREPARE, "train.py": TRAIN,
+    "data/raw/a": "alpha\n", "data/raw/b": "beta\n",
+}  # fmt: skip
+
+
+class Project(repos.Project):
     """A DVC repository in git, its code committed, its data on a remote."""
 
     def __init__(self, root: Path, remote: str) -> None:
-        self.root = root
-        root.mkdir()
-        self.git("init", "-q")
-        Repo.init(root)
-        self.write(".dvc/config", f"[core]\n    remote = store\n['remote \"store\"']\n    url = {remote}\n")
-        self.write("dvc.yaml", DVC_YAML)
-        self.write("params.yaml", "lr: 0.5\n")
-        self.write(
-            "prepare.py",
-            "import os\nos.makedirs('data/clean/sub')\n"
-            "for n in 'ab': open(f'data/clean/{n}.txt', 'w').write(open(f'data/raw/{n}').read().upper())\n"
-            "open('data/clean/sub/c', 'w').write('c')\n",
-        )
-        self.write(
-            "train.py",
-            "import json, yaml\nlr = 0.5\nassert 'lr: 0.5' in open('params.yaml').read()\n"
-            "text = open('data/clean/a.txt').read()\nopen('model.bin', 'w').write(text * 2)\n"
-            "json.dump({'acc': 0.9, 'n': {'files': 1}}, open('metrics.json', 'w'))\nprint('trained')\n".replace(
-                "json, yaml", "json"
-            ),
-        )
-        self.write("data/raw/a", "alpha\n")
-        self.write("data/raw/b", "beta\n")
-        self.repo.add(["data/raw"])
-        self.git("add", ".")
-        self.git("commit", "-qm", "Start")
+        super().__init__(root)
+        repos.make_repo(root, FILES, remote=remote, add=["data/raw"], commit="Start")
         self.repo.push()
 
-    @property
-    def repo(self) -> Repo:
-        return Repo.open(self.root)
-
-    def git(self, *args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=self.root, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    def write(self, name: str, text: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def commit(self) -> None:
-        self.git("add", ".")
-        self.git("commit", "-qm", "Change")
-
-    def code(self, path: str) -> StepDependency:
-        return StepDependency(path, digest_file(self.root / path), (self.root / path).stat().st_size)
+    def code(self, path: str) -> StepContent:
+        return StepContent(path, Content(digest_file(self.root / path), (self.root / path).stat().st_size))
 
     def step(self, stage: str, *cmd: str, deps=(), outs=(), **more) -> StepSpec:
         """A stage; a dependency given by its path alone is written by another one, or is code in git."""
 
         def known(dep):
-            if isinstance(dep, StepDependency):
+            if isinstance(dep, StepContent):
                 return dep
-            return self.code(dep) if (self.root / dep).is_file() else StepDependency(dep, "")
+            return self.code(dep) if (self.root / dep).is_file() else StepContent(dep, Content(""))
 
+        defined = {each.address: each for each in load_stages(self.repo.files(), "dvc.yaml")}.get(stage)
+        if defined is not None:
+            more["models"] = defined.models
+            more["meta"] = StepMeta(defined.meta, defined.file, (*defined.place, "meta"))
         return StepSpec(
             stage,
             cmd,
@@ -135,7 +128,7 @@ class Project:
             self.step(
                 "prepare",
                 f"{python} prepare.py",
-                deps=["prepare.py", StepDependency("data/raw", raw.digest, raw.size or 0)],
+                deps=["prepare.py", StepContent("data/raw", Content(raw.digest, raw.size))],
                 outs=["data/clean"],
             ),
         ]
@@ -143,7 +136,7 @@ class Project:
     def locally(self, specs: list[StepSpec]) -> dict[str, StepResult]:
         """Run them by the local runner, one after another, each with the digests of those before it."""
         cache = Cache(Path(specs[0].cache_dir))
-        found: dict[str, StepDependency] = {}
+        found: dict[str, StepContent] = {}
         results = {}
         with LocalRunner(echo=False) as runner:
             for spec in reversed(specs):
@@ -154,11 +147,11 @@ class Project:
                         dep = found[dep.path]
                     elif top:
                         tree = dict(cache.read_tree(found[top].digest).items())
-                        dep = StepDependency(dep.path, tree[dep.path[len(top) + 1 :]])
+                        dep = StepContent(dep.path, Content(tree[dep.path[len(top) + 1 :]]))
                     deps.append(dep)
                 result = runner.start(dataclasses.replace(spec, deps=tuple(deps))).wait(60)
                 for out in result.outs:
-                    found[out.path] = StepDependency(out.path, out.digest, out.size, out.isexec)
+                    found[out.path] = StepContent(out.path, out.content)
                     if result.side_dir and not cache.exists(out.digest):
                         cache.add_bytes(Cache(Path(result.side_dir)).read_bytes(out.digest))
                 results[spec.stage] = result
@@ -172,12 +165,66 @@ def project(tmp_path) -> Project:
 
 
 @pytest.fixture
-def kfp(tmp_path, monkeypatch):
+def version() -> str:
+    """The server's version; a test of several versions gives it by a parameter."""
+    return "2.17"
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """The host that starts processes with all imports done."""
+    with Host() as host:
+        yield host
+
+
+@pytest.fixture
+def kfp(tmp_path, monkeypatch, version, forks):
+    """A cluster. Its pods are forks, but for `make test-all`, where each starts from nothing."""
     # What pods find this package by; nothing else of the environment gets to them.
     package = str(Path(__file__).parents[2])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]).rstrip(":"))
-    with FakeKfp(tmp_path / "cluster") as server:
+    with FakeKfp(tmp_path / "cluster", version) as server:
+        if not sizes.ALL:
+            server.popen = forks.popen
         yield server
+
+
+@pytest.fixture
+def api(kfp) -> Iterator[KfpApi]:
+    api = KfpApi(kfp.host, patience=5)
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def client(kfp, tmp_path, monkeypatch):
+    """KFP's own client, whose file in the home folder is elsewhere."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    import kfp as sdk
+
+    monkeypatch.setattr(sdk.client.client.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about its own use of kfp_server_api
+        return sdk.Client(host=kfp.host, namespace="kubeflow")
+
+
+@pytest.fixture(autouse=True)
+def checked_calls(monkeypatch):
+    """Check each request of the product by KFP's own description, whichever server it goes to."""
+    ask = KfpApi._ask
+
+    def checked(self, method, path, *, query=None, body=None, file=None):
+        check_call(method, path, query or {}, body, {"uploadfile": file[1]} if file else None)
+        return ask(self, method, path, query=query, body=body, file=file)
+
+    monkeypatch.setattr(KfpApi, "_ask", checked)
+    read = KfpApi._read_text
+
+    def checked_text(self, path, query, **limits):
+        check_call("GET", path, query or {}, None, None)
+        return read(self, path, query, **limits)
+
+    monkeypatch.setattr(KfpApi, "_read_text", checked_text)
 
 
 @pytest.fixture
@@ -185,6 +232,7 @@ def settings(kfp, tmp_path) -> ClusterSettings:
     """Pods see the folder of the remote as if a volume with it were mounted."""
     return ClusterSettings(
         kfp.host,
+        image=IMAGE,
         defaults=Placement(volumes=(Volume("data", str(tmp_path / "remote")),)),
         patience=FAST,
         ask_kubernetes=False,
@@ -193,6 +241,32 @@ def settings(kfp, tmp_path) -> ClusterSettings:
 
 
 @pytest.fixture
+def asked(kfp, settings, tmp_path):
+    """Settings with which Kubernetes is asked, too."""
+    config = tmp_path / "kubeconfig"
+    config.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: test\n"
+        f"clusters: [{{name: test, cluster: {{server: '{kfp.host}'}}}}]\n"
+        "contexts: [{name: test, context: {cluster: test, user: test}}]\nusers: [{name: test, user: {}}]\n"
+    )
+    return dataclasses.replace(settings, ask_kubernetes=True, kube_config=str(config))
+
+
+@pytest.fixture
 def runner(project, settings):
     with KfpClusterRunner(project.repo, settings) as runner:
         yield runner
+
+
+@pytest.fixture
+def shell(project, settings, monkeypatch, capsys):
+    """Run a command in the repository; return its exit code and what it printed."""
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(ClusterSettings, "from_environment", lambda: settings)
+
+    def run(*words: str) -> tuple[int, str]:
+        code = cli.main(words)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run

@@ -12,7 +12,6 @@ import tarfile
 import pytest
 
 from dvkf_prefect.data.remotes import open_storage
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     ConfigError,
     CorruptObjectError,
@@ -22,6 +21,7 @@ from dvkf_prefect.errors import (
     UnsafePathError,
 )
 from dvkf_prefect.kubeflow.exchange.bundle import bundle_key, make_bundle, uncommitted, unpack_bundle
+from dvkf_prefect.repo import Repo
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_nothing_escapes(storage, tmp_path, members):
 
 def test_damaged_and_missing(work, storage, tmp_path):
     bundle = make_bundle(work.repo, storage)
-    with pytest.raises(MissingObjectError, match="start the run again"):
+    with pytest.raises(MissingObjectError, match="Start the run again"):
         unpack_bundle(storage, "0" * 64, tmp_path / "out")
     data = storage.read(bundle.key)
     for bad in (gzip.compress(b"other"), data[:-20], b"no gzip", b""):

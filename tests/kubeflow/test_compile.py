@@ -16,8 +16,9 @@ import pytest
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.errors import RunnerError, StageGraphError
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.kubeflow.compile.compile import SPEC_LIMIT, compile_stages, task_names
-from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepSpec
+from dvkf_prefect.pipeline.step.spec import StepContent, StepOutput, StepSpec
 
 SWAGGER = Path(__file__).parent / "kfp-v2beta1-run.schema.json"
 
@@ -28,7 +29,7 @@ def step(name: str, cache: object = "/cache", deps=(), outs=(), cmd="true", **mo
         name,
         (cmd,),
         str(cache),
-        deps=tuple(d if isinstance(d, StepDependency) else StepDependency(d, "") for d in deps),
+        deps=tuple(d if isinstance(d, StepContent) else StepContent(d, Content("")) for d in deps),
         outs=tuple(o if isinstance(o, StepOutput) else StepOutput(o) for o in outs),
         **more,
     )
@@ -137,7 +138,11 @@ def test_kfp_loads_it_and_its_api_takes_it():
     }
     metrics = spec["components"]["comp-score"]["outputDefinitions"]["artifacts"]["metrics"]
     assert metrics["artifactType"]["schemaTitle"] == "system.Metrics"
-    assert "artifacts" not in spec["components"]["comp-left"]["outputDefinitions"]
+    read = tasks(spec)["join"]["inputs"]["artifacts"]
+    assert {name: found["taskOutputArtifact"] for name, found in read.items()} == {
+        "in_left_txt": {"producerTask": "left", "outputArtifactKey": "left_txt"},
+        "in_parts": {"producerTask": "right", "outputArtifactKey": "parts"},
+    }
     schema = json.loads(SWAGGER.read_text())
     run = {"display_name": "demo", "pipeline_spec": spec, "runtime_config": {"parameters": {}}}
     jsonschema.Draft4Validator(schema).validate(run)
@@ -164,9 +169,9 @@ def test_the_environment_stays_out_of_the_pipeline():
 
 
 def test_a_step_too_large_for_a_command_line(tmp_path):
-    big = step("a", deps=[StepDependency(f"d/{i}", f"{i:032x}") for i in range(2000)])
+    big = step("a", deps=[StepContent(f"d/{i}", Content(f"{i:032x}", i)) for i in range(2000)])
     assert len(big.to_json()) > SPEC_LIMIT
-    with pytest.raises(RunnerError, match="stage 'a' declares so many dependencies"):
+    with pytest.raises(RunnerError, match="stage 'a' has too many dependencies"):
         compile_stages([big], name="p")
     text = parameter(compile_stages([big], name="p", folder=tmp_path), "a")
     assert text.startswith("file:///") and len(text) < 1000
@@ -223,8 +228,11 @@ def test_upstream_digests_reach_downstream_stages(tmp_path):
         cache.root,
         ["all.txt", "parts"],
         [StepOutput("m.json", kind="metric"), StepOutput("n/n.yaml", cached=False, kind="metric")],
-        """test -f parts/b && echo '{"len": 12, "by": {"case": 0.5}, "ok": true, "name": "x"}' > m.json
+        """test -f parts/b && grep 'lr: 0.5$' params.yaml && grep -- '- 1$' params.yaml || exit 1
+        echo '{"len": 12, "by": {"case": 0.5}, "ok": true, "name": "x"}' > m.json
         echo 'f: 1' > n/n.yaml""",
+        # The file is written from the values of KFP's parameters, which the runner passes as doubles.
+        params={"params.yaml": {"train": {"lr": 0.5, "layers": [1, 2], "none": None}}},
     )
     outputs = run_pipeline(compile_stages([score, *diamond(cache.root)], name="demo"), tmp_path)
     (written,) = tmp_path.glob("root/*/join/outputs")
@@ -233,6 +241,12 @@ def test_upstream_digests_reach_downstream_stages(tmp_path):
     assert cache.read_bytes(digest) == b"hello\nHELLO\n"
     metrics = outputs["score"]["artifacts"]["metrics"]["artifacts"][0]["metadata"]
     assert metrics == {"m.json:len": 12, "m.json:by.case": 0.5, "n/n.yaml:f": 1}
+    (data,) = outputs["join"]["artifacts"]["all_txt"]["artifacts"]
+    assert data["metadata"] == {
+        "display_name": "all.txt", "path": "all.txt", "md5": digest, "size": 12, "stage": "join"
+    }  # fmt: skip
+    (pointer,) = tmp_path.glob("root/*/join/all_txt")
+    assert f"- md5: {digest}" in pointer.read_text()
 
 
 def test_unusual_stage_names_run(tmp_path):

@@ -23,10 +23,11 @@ from dvkf_prefect.errors import (
     StageOutputError,
     StageWriteError,
 )
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 from dvkf_prefect.leftovers import OwnedFolder
 from dvkf_prefect.pipeline.step.runner import LocalRunner, Runner
-from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepSpec
+from dvkf_prefect.pipeline.step.spec import StepContent, StepOutput, StepSpec
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def content(path: Path) -> str:
 
 def test_a_stage_runs_through_kfp(runner, step, tmp_path):
     cache = Cache(tmp_path / "cache")
-    dep = StepDependency("data/in.txt", cache.add_bytes(b"a\nb\n"), 4)
+    dep = StepContent("data/in.txt", Content(cache.add_bytes(b"a\nb\n"), 4))
     spec = step(
         "wc -l < ../data/in.txt > count.txt; cat ../params.yaml; echo done >&2",
         outs=[StepOutput("src/count.txt", kind="metric")],
@@ -64,7 +65,7 @@ def test_a_stage_runs_through_kfp(runner, step, tmp_path):
     result = run.wait(120)
     assert (result.stage, result.exit_code, result.error) == ("train", 0, "")
     (out,) = result.outs
-    assert (out.path, out.size, cache.read_bytes(out.digest)) == ("src/count.txt", 2, b"2\n")
+    assert (out.path, out.content.size, cache.read_bytes(out.digest)) == ("src/count.txt", 2, b"2\n")
     assert "lr: 0.5" in result.log_tail and "done" in result.log_tail
     assert "done" in (tmp_path / "train.log").read_text()
     # KFP's own record of it, and nothing temporary.
@@ -113,7 +114,7 @@ def test_other_failures_keep_their_class(runner, step, cmd, error, message):
 
 
 def test_a_dependency_that_is_nowhere(runner, step):
-    spec = step("true", deps=(StepDependency("in.txt", "0" * 32),))
+    spec = step("true", deps=(StepContent("in.txt", Content("0" * 32)),))
     with pytest.raises(Exception, match="0" * 32) as caught:
         runner.start(spec).wait(120)
     assert not isinstance(caught.value, (RunnerError, TimeoutError))
@@ -159,7 +160,7 @@ def test_a_big_log(runner, step):
 
 def test_a_step_too_large_for_a_command_line(runner, step, tmp_path):
     cache = Cache(tmp_path / "cache")
-    deps = tuple(StepDependency(f"d/{i:04d}", cache.add_bytes(b"%d" % i)) for i in range(1500))
+    deps = tuple(StepContent(f"d/{i:04d}", Content(cache.add_bytes(b"%d" % i))) for i in range(1500))
     result = runner.start(step("ls d | wc -l > n", outs=["n"], deps=deps)).wait(120)
     assert cache.read_bytes(result.outs[0].digest).strip() == b"1500"
 
@@ -178,7 +179,7 @@ def test_stages_run_at_the_same_time(runner, step, tmp_path):
 
 def test_waiting_has_an_end(runner, step):
     run = runner.start(step("sleep 300"))
-    with pytest.raises(TimeoutError, match="stage 'train' still runs after"):
+    with pytest.raises(TimeoutError, match="stage 'train' is still running after"):
         run.wait(0.05)
     run.cancel()
     with pytest.raises(StageCancelledError):
@@ -246,7 +247,7 @@ def test_close_ends_what_runs(step, tmp_path):
     assert [type(error) for error in caught] == [StageCancelledError]
     wait_until(lambda: not alive(number))
     runner.close()
-    with pytest.raises(RunnerError, match="its runner is closed"):
+    with pytest.raises(RunnerError, match="the runner is closed"):
         runner.start(step("true"))
 
 
@@ -321,6 +322,6 @@ def test_a_stage_has_the_sources_that_git_tracks_and_of_the_data_what_it_declare
         "not",
         "declared",
     ]
-    with pytest.raises(StageWriteError, match=r"only depends on: 'lib/mod\.py'"):
+    with pytest.raises(StageWriteError, match=r"changed its dependencies: 'lib/mod\.py'"):
         runner.start(replace(spec, cmd=("echo > lib/mod.py; echo > out",))).wait(120)
     assert (root / "lib/mod.py").read_text() == "N = 3\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -10,18 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from repos import Project, commit_all, make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.errors import StageCancelledError, StageFailedError
+from dvkf_prefect.errors import DvkfError, LockedError, StageCancelledError
+from dvkf_prefect.kubeflow.cluster import runner as runners
+from dvkf_prefect.kubeflow.cluster.chain import MOST_STAGES
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
-from dvkf_prefect.kubeflow.local.runner import KfpLocalRunner
 from dvkf_prefect.pipeline.plan.decide import Rules
+from dvkf_prefect.pipeline.run import repro as repro_module
 from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
 from dvkf_prefect.pipeline.run.repro import repro
-from dvkf_prefect.pipeline.step.runner import LocalRunner, Runner
+from dvkf_prefect.pipeline.step.runner import LocalRunner
 
-from .conftest import Project
-from .fake_kfp import ENDED, wait_for
+from .fake import ENDED, wait_for
 
 # The shape of DVC's get-started project, on numbers of our own.
 DVC_YAML = """\
@@ -124,31 +128,22 @@ ALL = ("prepare", "featurize", "train", "evaluate")
 def started(tmp_path: Path) -> Project:
     """The project, its raw data tracked and pushed, everything committed."""
     (tmp_path / "remote").mkdir()
-    project = Project(tmp_path / "repo", str(tmp_path / "remote" / "store"))
-    shutil.rmtree(project.root / "data")
-    (project.root / "data").mkdir()
-    for name in ("prepare.py", "train.py"):
-        (project.root / name).unlink()
-    project.write("dvc.yaml", DVC_YAML.format(python=sys.executable))
-    project.write("params.yaml", PARAMS)
-    for name, text in SOURCES.items():
-        project.write(f"src/{name}", text)
+    root = tmp_path / "repo"
+    files = {"dvc.yaml": DVC_YAML.format(python=sys.executable), "params.yaml": PARAMS}
     for part in range(4):
         rows = [(n / 40, 1 + n / 40 - (n / 40) ** 2 / 2) for n in range(part * 10, part * 10 + 10)]
-        project.write(f"data/raw/part-{part}.csv", "".join(f"{x},{y}\n" for x, y in rows))
-    (project.root / "src/link").symlink_to("nowhere")
-    project.repo.add(["data/raw"])
-    project.commit()
-    project.repo.push()
-    return project
+        files[f"data/raw/part-{part}.csv"] = "".join(f"{x},{y}\n" for x, y in rows)
+    files.update((f"src/{name}", text) for name, text in SOURCES.items())
+    repo = make_repo(root, files, remote=tmp_path / "remote" / "store", add=["data/raw"])
+    (root / "src/link").symlink_to("nowhere")
+    commit_all(root)
+    repo.push()
+    return Project(root)
 
 
 def copy_of(project: Project, name: str) -> Project:
     """The same repository elsewhere, with the same remote."""
-    other = Project.__new__(Project)
-    other.root = project.root.parent / name
-    shutil.copytree(project.root, other.root, symlinks=True)
-    return other
+    return Project(project.copy_to(name))
 
 
 def runs(project: Project) -> dict[str, bytes]:
@@ -178,96 +173,35 @@ def pods(kfp) -> list[list[str]]:
     return [sorted(run.tasks) for run in kfp.runs.values()]
 
 
-def test_one_dvc_lock_whoever_ran_it(started: Project, kfp, settings, tmp_path) -> None:
-    """Stages that ran with `dvc` failed with KFP's runners, for they wrote more than they declared."""
-    here, local, far = started, copy_of(started, "local"), copy_of(started, "far")
-    runners: dict[str, tuple[Project, Runner]] = {
-        "processes": (here, LocalRunner(echo=False)),
-        "kfp": (local, KfpLocalRunner(tmp_path / "kfp")),
-        "cluster": (far, KfpClusterRunner(far.repo, settings)),
-    }
-    results = {}
-    warned: dict[str, str] = {}
-    for name, (project, runner) in runners.items():
-        with runner:
-            events: list[StageEvent] = []
-            results[name] = repro(project.repo, runner=runner, on_event=events.append)
-            warned[name] = "\n".join(text for event in events for text in event.warnings)
-    for name in ("kfp", "cluster"):
-        assert "'mlruns/0/meta.yaml', 'nohup.out', 'src/notes.txt'. They are lost" in warned[name]
-        assert "changed what it only depends on: 'src/helper.py'" in warned[name]
-    assert {result.ran for result in results.values()} == {ALL}
-    assert lock(here) == lock(local) == lock(far)
-    assert runs(here) == runs(local) == runs(far) and len(runs(here)) == 4
-    assert len(kfp.runs) == 1
-    for project in (here, local):
-        assert "up to date" in dvc(project, "status")
-    # What pods wrote is on the remote, and metrics are here, for git.
-    assert (far.root / "eval/metrics.json").read_bytes() == (here.root / "eval/metrics.json").read_bytes()
-    assert not (far.root / "model.json").exists()
-    dvc(far, "pull")
-    assert "up to date" in dvc(far, "status")
-    assert dvc(far, "repro", "--dry").count("Stage '") == 4
-
-
-@pytest.mark.parametrize("fetch", [True, False])
-def test_only_what_must_run_runs(started: Project, kfp, settings, fetch: bool) -> None:
+def test_a_file_of_a_directory_of_data(started: Project, kfp, settings) -> None:
     project = started
-    assert on_cluster(project, settings, fetch=fetch).ran == ALL
-    assert on_cluster(project, settings, fetch=fetch).skipped == (ALL if fetch else ()) and len(kfp.runs) == 1
-
-    other = copy_of(project, "other")
-    for each in (project, other):
-        each.write("params.yaml", PARAMS.replace("rate: 0.1", "rate: 0.2"))
-        each.commit()
-    result = on_cluster(project, settings, fetch=fetch)
-    assert result.ran == ("train", "evaluate") and pods(kfp)[1:] == [["evaluate", "train"]]
-    (why,) = (decision for decision in result.decisions if decision.stage == "train")
-    assert [str(reason) for reason in why.reasons if reason.kind == "parameter"] == [
-        "parameter 'params.yaml:train.rate': 0.1 → 0.2"
-    ]
+    twin = copy_of(project, "twin")
+    on_cluster(project, settings)
     with LocalRunner(echo=False) as runner:
-        repro(other.repo, runner=runner)
-    assert lock(project) == lock(other)
-
-    # One file of a directory.
-    for each in (project, other):
-        with (each.root / "data/raw/part-0.csv").open("a") as file:
-            file.write("0.9,1.4\n")
-        each.repo.add(["data/raw"])
-        each.repo.push()
-        each.commit()
-    assert on_cluster(project, settings, fetch=fetch).ran == ALL and len(pods(kfp)) == 3
-    with LocalRunner(echo=False) as runner:
-        repro(other.repo, runner=runner)
-    assert lock(project) == lock(other)
-
-    # One command.
-    for each in (project, other):
-        text = (each.root / "dvc.yaml").read_text()
-        each.write("dvc.yaml", text.replace("model.json data/features\n", "model.json data/features --all\n"))
-        each.commit()
-    result = on_cluster(project, settings, fetch=fetch)
-    assert result.ran == ("evaluate",) and pods(kfp)[3] == ["evaluate"]
-    with LocalRunner(echo=False) as runner:
-        repro(other.repo, runner=runner)
-    assert lock(project) == lock(other) and runs(project) == runs(other)
+        repro(twin.repo, runner=runner)
+        for each in (project, twin):
+            with (each.root / "data/raw/part-0.csv").open("a") as file:
+                file.write("0.9,1.4\n")
+            each.repo.add(["data/raw"])
+            each.repo.push()
+            each.commit()
+        assert on_cluster(project, settings).ran == repro(twin.repo, runner=runner).ran == ALL
+    assert lock(project) == lock(twin) and runs(project) == runs(twin) and len(pods(kfp)) == 2
 
 
-@pytest.mark.parametrize("fetch", [True, False])
-def test_a_stage_whose_inputs_come_out_as_before_does_not_run(started: Project, kfp, settings, fetch) -> None:
+def test_a_stage_whose_inputs_come_out_as_before_has_a_pod(started: Project, kfp, settings) -> None:
     """It is in the pipeline, since nobody knows that in advance; its pod takes what the last run wrote."""
     project = started
     twin = copy_of(project, "twin")
     with LocalRunner(echo=False) as runner:
         repro(twin.repo, runner=runner)
-    on_cluster(project, settings, fetch=fetch)
+    on_cluster(project, settings)
     for each in (project, twin):
         each.write("src/featurize.py", SOURCES["featurize.py"] + "# a comment\n")
         each.commit()
     events: list[StageEvent] = []
     before = lock(project)
-    result = on_cluster(project, settings, fetch=fetch, on_event=events.append)
+    result = on_cluster(project, settings, on_event=events.append)
     assert result.ran == ("featurize",) and pods(kfp)[1] == ["evaluate", "featurize", "train"]
     assert {"train", "evaluate"} <= {*result.skipped, *result.restored}
     assert [e.kind for e in events if e.stage == "train"][-1] in ("skip", "restore")
@@ -297,65 +231,28 @@ def test_what_is_gone_from_the_remote_is_no_hit(started: Project, kfp, settings,
     assert (tmp_path / "remote/store/files/md5" / model[:2] / model[2:]).exists()
 
 
-def test_a_failure_blocks_what_needs_it_and_no_more(started: Project, kfp, settings) -> None:
-    project = started
-    text = (project.root / "dvc.yaml").read_text()
-    project.write(
-        "dvc.yaml", text + "  apart:\n    cmd: sleep 2; echo apart > apart.txt\n    outs: [apart.txt]\n"
-    )
-    project.write("src/featurize.py", "raise SystemExit('no such luck')\n")
-    project.commit()
-    result = on_cluster(project, settings, raise_failures=False)
-    assert (result.failed, result.blocked) == (("featurize",), ("train", "evaluate"))
-    assert set(result.ran) == {"prepare", "apart"}
-    with pytest.raises(StageFailedError, match="no such luck"):
-        on_cluster(project, settings)
-    project.write("src/featurize.py", SOURCES["featurize.py"])
-    project.commit()
-    result = on_cluster(project, settings)
-    assert (result.ran, set(result.skipped)) == (("featurize", "train", "evaluate"), {"prepare", "apart"})
-
-
-def test_parameters_that_a_stage_writes_are_waited_for(started: Project, kfp, settings) -> None:
-    """Their values are not known before, so the stage that reads them is in a later run."""
-    project = started
-    project.write(
-        "dvc.yaml",
-        "stages:\n"
-        "  tune:\n    cmd: 'echo \"best: 3\" > best.yaml'\n    outs: [best.yaml: {cache: false}]\n"
-        "  use:\n    cmd: cp best.yaml used.txt\n    params: [best.yaml: [best]]\n    outs: [used.txt]\n",
-    )
-    project.commit()
-    assert on_cluster(project, settings).ran == ("tune", "use")
-    assert pods(kfp) == [["tune"], ["use"]]
-    assert "3" in (project.root / "used.txt").read_text()
-
-
-def test_force_and_no_commit(started: Project, kfp, settings) -> None:
-    project = started
-    assert on_cluster(project, settings, commit=False).ran == ALL
-    assert not runs(project) and (project.root / "model.json").exists()
-    assert on_cluster(project, settings, rules=Rules(force=True)).ran == ALL
-    assert len(runs(project)) == 4 and len(kfp.runs) == 2
-
-
 DISPATCHER = """
 import pickle, sys
-from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.kubeflow.cluster import runner as runners
 from dvkf_prefect.pipeline.run.repro import repro
 repo = Repo.open(sys.argv[1])
-with KfpClusterRunner(repo, pickle.load(open(sys.argv[2], "rb")), fetch=True) as runner:
-    repro(repo, runner=runner, on_event=lambda event: print(event.stage, event.kind, flush=True))
+runners.MOST_STAGES = int(sys.argv[3])
+with runners.KfpClusterRunner(repo, pickle.load(open(sys.argv[2], "rb")), fetch=True) as runner:
+    repro(repo, sys.argv[4:], runner=runner, on_event=lambda event: print(event.stage, event.kind, flush=True))
 """
 
 
-def killed_after(event: str, project: Project, settings, tmp_path) -> None:
-    """Run all of it by another process, and kill that at an event."""
+def killed_after(
+    event: str, project: Project, settings, tmp_path, *targets: str, most: int = MOST_STAGES
+) -> None:
+    """Run targets, or all, by another process, with most so many stages a run, and kill it at an event."""
     file = tmp_path / "settings"
     file.write_bytes(pickle.dumps(settings))
     process = subprocess.Popen(
-        [sys.executable, "-c", DISPATCHER, str(project.root), str(file)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DISPATCHER, str(project.root), str(file), str(most), *targets],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     while (line := process.stdout.readline()) and line.strip() != event:
@@ -366,16 +263,147 @@ def killed_after(event: str, project: Project, settings, tmp_path) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("after", ["prepare start", "prepare done", "train start"])
+@pytest.mark.parametrize("after", ["prepare start", "prepare done", "train start", "evaluate done"])
 def test_a_killed_dispatcher_is_followed_by_one_that_goes_on(
     started: Project, kfp, settings, tmp_path, after
 ) -> None:
+    """What it recorded stays; the next one has the other stages, and finds the run that runs them."""
     project = started
     kfp.delay = 0.5
     killed_after(after, project, settings, tmp_path)
-    assert on_cluster(project, settings).ran == ALL
+    result = on_cluster(project, settings)
+    assert result.skipped + result.ran == ALL
+    recorded = {"prepare start": 0, "prepare done": 1, "train start": 2, "evaluate done": 4}[after]
+    assert len(result.skipped) >= recorded
     assert len(kfp.runs) == 1
     assert "up to date" in dvc(project, "status")
+    assert not list((tmp_path / "remote/store/dvkf/open").glob("*")) or recorded == 4
+    # The run was taken: stages that are forced to run do run.
+    if after == "prepare done":
+        assert on_cluster(project, settings, rules=Rules(force=True)).ran == ALL
+        assert len(kfp.runs) == 2
+
+
+def counted(project: Project, count: Path, wait: str = "") -> None:
+    """Let each command write its stage's name to a file; one of them then waits for the file `go` beside it."""
+    text = (project.root / "dvc.yaml").read_text()
+    text = re.sub(r"cmd: \$\{python\} src/(\w+).py", rf"cmd: echo \1 >> {count}; ${{python}} src/\1.py", text)
+    held = f"{wait} >> {count}; until test -e {count}-go; do sleep 0.1; done;"
+    project.write("dvc.yaml", text.replace(f"{wait} >> {count};", held) if wait else text)
+    project.commit()
+
+
+def test_a_killed_chain_of_runs_is_followed_where_it_was(
+    started: Project, kfp, settings, tmp_path, monkeypatch
+) -> None:
+    """A part of its first run is left to record; the rest of that is not started again with the stages after it."""
+    project, count = started, tmp_path / "count"
+    counted(project, count, wait="train")
+    killed_after("prepare done", project, settings, tmp_path, most=3)
+    monkeypatch.setattr(runners, "MOST_STAGES", 3)
+
+    def go(event: StageEvent) -> None:
+        if event.kind == "start":
+            Path(f"{count}-go").touch()
+
+    result = on_cluster(project, settings, on_event=go)
+    assert "prepare" in result.skipped and result.skipped + result.ran == ALL
+    assert sorted(count.read_text().split()) == sorted(ALL)
+    assert pods(kfp) == [["featurize", "prepare", "train"], ["evaluate"]] and len(kfp.workflows) == 2
+    assert "up to date" in dvc(project, "status")
+    assert not list((tmp_path / "remote/store/dvkf/open").glob("*"))
+
+
+def test_more_targets_after_a_kill_follow_the_stages_that_run(
+    started: Project, kfp, settings, tmp_path
+) -> None:
+    project, count = started, tmp_path / "count"
+    counted(project, count, wait="featurize")
+    killed_after("featurize start", project, settings, tmp_path, "featurize")
+
+    def go(event: StageEvent) -> None:
+        if event.kind == "start":
+            Path(f"{count}-go").touch()
+
+    result = on_cluster(project, settings, on_event=go)
+    assert result.skipped + result.ran == ALL
+    assert sorted(count.read_text().split()) == sorted(ALL)
+    assert pods(kfp) == [["featurize", "prepare"], ["evaluate", "train"]] and len(kfp.workflows) == 2
+    assert "up to date" in dvc(project, "status")
+
+
+class Killed(BaseException):
+    """The end of a dispatcher that has no time to clean up."""
+
+
+class Unclosed(KfpClusterRunner):
+    """A runner whose process is killed: nothing is terminated or noted as collected."""
+
+    def __exit__(self, *error: object) -> None:
+        for chain in self._chains:
+            chain.cancel = lambda: None  # type: ignore[method-assign]
+
+    def start_all(self, specs, edges=None):
+        runs = super().start_all(specs, edges)
+        for run in runs.values():
+            run.cancel = self.kill  # type: ignore[method-assign]
+        self._started_runs = runs
+        return runs
+
+    def end(self) -> None:
+        """Release what a real end would have."""
+        for chain in self._chains:
+            chain.runs[0].result().watch.join()
+        self._api.close()
+
+    def kill(self) -> None:
+        for run in self._started_runs.values():
+            run._run.result().watch._close(StageCancelledError("killed"))
+
+
+@pytest.mark.parametrize(
+    "stages", [("prepare",), ("prepare", "featurize"), ("prepare", "featurize", "train")]
+)
+def test_stages_of_a_run_that_went_on_without_its_dispatcher(
+    started: Project, kfp, settings, tmp_path, stages
+) -> None:
+    """It succeeded meanwhile; the rest of its results is collected, and no stage runs a second time."""
+    project = started
+
+    def kill(event: StageEvent) -> None:
+        if (event.stage, event.kind) == (stages[-1], "done"):
+            raise Killed
+
+    with pytest.raises(Killed), Unclosed(project.repo, settings, fetch=True) as runner:
+        repro(project.repo, runner=runner, on_event=kill)
+    # Stages that had ended by then may be recorded as well.
+    recorded = tuple(part for part in ALL if f"  {part}:".encode() in lock(project))
+    assert recorded[: len(stages)] == stages
+    wait_for(lambda: kfp.run.state == "SUCCEEDED")
+    runner.end()
+    result = on_cluster(project, settings)
+    assert (result.skipped, result.skipped + result.ran) == (recorded, ALL) and len(kfp.workflows) == 1
+    assert "up to date" in dvc(project, "status")
+    assert not list((tmp_path / "remote/store/dvkf/open").glob("*"))
+
+
+def test_a_run_with_another_version_of_a_recorded_stage_is_not_taken(started: Project, kfp, settings) -> None:
+    """The first stage was recorded again here meanwhile, with other content than the run's other stages read."""
+    project = started
+
+    def kill(event: StageEvent) -> None:
+        if (event.stage, event.kind) == ("prepare", "done"):
+            raise Killed
+
+    with pytest.raises(Killed), Unclosed(project.repo, settings, fetch=True) as runner:
+        repro(project.repo, runner=runner, on_event=kill)
+    wait_for(lambda: kfp.run.state == "SUCCEEDED")
+    runner.end()
+    (project.root / "data/prepared/test.csv").write_text("0.5,0.5\n")
+    project.repo.commit(["prepare"])
+    project.repo.push()
+    result = on_cluster(project, settings)
+    assert (result.skipped, result.ran) == (("prepare",), ALL[1:]) and len(kfp.runs) == 2
 
 
 def test_what_ended_well_before_a_failure_that_nobody_saw_is_not_done_again(
@@ -392,11 +420,37 @@ def test_what_ended_well_before_a_failure_that_nobody_saw_is_not_done_again(
     wait_for(lambda: kfp.run.state == "FAILED")
     flag.touch()
     result = on_cluster(project, settings)
-    assert (result.restored, result.ran) == (("prepare", "featurize"), ("train", "evaluate"))
+    assert (result.skipped, result.ran) == (("prepare", "featurize"), ("train", "evaluate"))
     assert len(kfp.runs) == 2 and count.read_text() == "\n"
     assert "up to date" in dvc(project, "status")
     # Once its results were taken, stages that are forced to run do run.
     assert on_cluster(project, settings, rules=Rules(force=True)).ran == ALL
+
+
+@pytest.mark.parametrize("unrecorded", ["train", "evaluate"])
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), LockedError("held")])
+def test_a_stage_that_could_not_be_recorded_is_recorded_by_the_next_run(
+    started: Project, kfp, settings, tmp_path, monkeypatch, unrecorded, problem
+) -> None:
+    """Its result is on the remote, so it does not run again: the disk was full, or another process held the lock."""
+    project, count = started, tmp_path / "count"
+    counted(project, count)
+
+    def fail(repo, stage, *arguments, **more):
+        if stage.address == unrecorded:
+            raise problem
+        return record(repo, stage, *arguments, **more)
+
+    record = repro_module.record
+    with monkeypatch.context() as patch:
+        patch.setattr(repro_module, "record", fail)
+        with pytest.raises((OSError, DvkfError)):
+            on_cluster(project, settings)
+    assert count.read_text().split().count(unrecorded) == 1
+    result = on_cluster(project, settings)
+    assert set(result.ran + result.restored + result.skipped) == set(ALL) and unrecorded not in result.skipped
+    assert count.read_text().split().count(unrecorded) == 1
+    assert "up to date" in dvc(project, "status")
 
 
 def test_a_run_that_is_ended_elsewhere_is_a_failure(started: Project, kfp, settings) -> None:
@@ -429,6 +483,7 @@ def test_the_command_goes_to_the_cluster_that_the_environment_names(
     )
     project.commit()
     monkeypatch.setenv("DVKF_KUBEFLOW_HOST", kfp.host)
+    monkeypatch.setenv("DVKF_KUBEFLOW_IMAGE", "registry.example.org/stages:1")
     assert main(["--cd", str(project.root), "repro", "--runner", "kubeflow"]) == 0
     out = capsys.readouterr().out
     assert "Stage 'evaluate' done in" in out and "(4 of 4 stages)" in out

@@ -9,14 +9,15 @@ import uuid
 
 import pytest
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ConfigError, RunnerError, StageFailedError
+from dvkf_prefect.kubeflow.cluster.login import Login
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings, PodRemote
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement
+from dvkf_prefect.repo import Repo
 
 from .conftest import Project
-from .fake_kfp import wait_for
+from .fake import wait_for
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def shared(s3, kfp, settings, tmp_path):
 def test_secrets_are_named_and_never_written(shared, kfp, s3, caplog, tmp_path):
     project, settings = shared
     caplog.set_level(logging.DEBUG)
-    settings = dataclasses.replace(settings, token="t0ken-of-mine", cookie="c00kie-of-mine")
+    settings = dataclasses.replace(settings, login=Login("t0ken-of-mine", cookie="c00kie-of-mine"))
     kfp.tokens = {"t0ken-of-mine"}
     specs = project.steps()
     with KfpClusterRunner(project.repo, settings) as runner:
@@ -50,7 +51,9 @@ def test_secrets_are_named_and_never_written(shared, kfp, s3, caplog, tmp_path):
             env.wait(120)
     here = project.locally(specs)
     assert all(results[stage].outs == here[stage].outs for stage in results)
-    assert kfp.headers["Cookie"] == "authservice_session=c00kie-of-mine"
+    assert kfp.headers["Cookie"] == (
+        "oauth2_proxy_kubeflow=c00kie-of-mine; authservice_session=c00kie-of-mine"
+    )
     bodies = json.dumps([run.body for run in kfp.runs.values()])
     assert '"secretName": "lake"' in bodies
     storage = project.repo.remote().storage
@@ -66,7 +69,7 @@ def test_credentials_that_pods_would_not_get_are_told(shared, kfp):
     project, settings = shared
     with KfpClusterRunner(project.repo, dataclasses.replace(settings, remote=PodRemote())) as runner:
         with pytest.raises(
-            ConfigError, match=r"reached here with access_key_id, secret_access_key.*remote_secret"
+            ConfigError, match=r"used on this machine with access_key_id, secret_access_key.*remote_secret"
         ):
             runner.start(project.step("a", "true", outs=["a"]))
     options = PodRemote(secret="lake", options={"secret_access_key": "x"})
@@ -87,7 +90,7 @@ def test_wrong_credentials_in_the_secret_fail_with_the_reason(shared, kfp, s3):
 
 def test_a_folder_that_pods_cannot_see(project, kfp, settings):
     with KfpClusterRunner(project.repo, dataclasses.replace(settings, defaults=Placement())) as runner:
-        with pytest.raises(ConfigError, match="the pod of stage 'a' cannot see"):
+        with pytest.raises(ConfigError, match="the pod of stage 'a' cannot access"):
             runner.start(project.step("a", "true", outs=["a"]))
 
 
@@ -95,7 +98,9 @@ def test_a_token_file_is_read_for_each_request(project, kfp, settings, tmp_path)
     file = tmp_path / "token"
     file.write_text("old\n")
     kfp.tokens = {"old"}
-    with KfpClusterRunner(project.repo, dataclasses.replace(settings, token_file=str(file))) as runner:
+    with KfpClusterRunner(
+        project.repo, dataclasses.replace(settings, login=Login(token_file=str(file)))
+    ) as runner:
         run = runner.start(project.step("a", "sleep 1; echo 1 > a", outs=["a"]))
         kfp.tokens = {"old", "new"}
         file.write_text("new\n")
@@ -106,10 +111,8 @@ def test_a_token_file_is_read_for_each_request(project, kfp, settings, tmp_path)
 
 def test_refused_credentials_are_not_tried_again(project, kfp, settings):
     kfp.tokens = {"right"}
-    with KfpClusterRunner(project.repo, dataclasses.replace(settings, token="wrong-one")) as runner:
-        with pytest.raises(
-            RunnerError, match=r"refused \(401: who are you\?\); check the credentials"
-        ) as caught:
+    with KfpClusterRunner(project.repo, dataclasses.replace(settings, login=Login("wrong-one"))) as runner:
+        with pytest.raises(RunnerError, match=r"refused \(401\)\. Check the credentials") as caught:
             runner.start(project.step("a", "true", outs=["a"]))
     assert "wrong-one" not in str(caught.value)
     assert len(kfp.requests) == 1
@@ -130,5 +133,5 @@ def test_settings_from_the_environment():
         "team",
         True,
     )
-    assert settings.remote.secret == "lake" and settings.bearer() == "s3cr3t"
+    assert settings.remote.secret == "lake" and settings.login.bearer() == "s3cr3t"
     assert "s3cr3t" not in repr(settings)

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import zlib
+from contextlib import ExitStack
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -37,8 +38,11 @@ from sklearn.preprocessing import OneHotEncoder
 from dvkf_prefect.errors import ModelDigestError, PredictionError, ServingError
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.tree import Tree
-from dvkf_prefect.serving.model import Model, read_verified
-from dvkf_prefect.serving.server import create_app
+from dvkf_prefect.serving.app import create_app
+from dvkf_prefect.serving.lanes import Lane
+from dvkf_prefect.serving.loading import load_model, read_verified
+from dvkf_prefect.serving.model import Model
+from dvkf_prefect.serving.traffic import Models
 
 _SPEC = YAML(typ="safe").load(Path(__file__).with_name("open-inference-v2.openapi.yaml"))
 _X, _Y = load_iris(return_X_y=True)
@@ -47,6 +51,20 @@ _X, _Y = load_iris(return_X_y=True)
 def _conforms(document: object, schema: str) -> None:
     rules = {"$ref": f"#/components/schemas/{schema}", "components": _SPEC["components"]}
     Draft202012Validator(rules).validate(document)
+
+
+def _conforms_to_path(method: str, path: str, answer: httpx.Response) -> None:
+    """Check an answer against the protocol's schema of its path, whatever the test asks for."""
+    if not path.startswith("/v2") or method == "HEAD":
+        return
+    if answer.status_code >= 400:
+        _conforms(answer.json(), "inference_error_response")
+    elif path in ("/v2", "/v2/"):
+        _conforms(answer.json(), "metadata_server_response")
+    elif path.endswith("/infer") and "inference-header-content-length" not in answer.headers:
+        _conforms(answer.json(), "inference_response")
+    elif method == "GET" and path.startswith("/v2/models/") and not path.endswith("/ready"):
+        _conforms(answer.json(), "metadata_model_response")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +76,9 @@ class _Client:
     """Asks the application without a socket."""
 
     def __init__(self, model: Model, **options: Any) -> None:
-        self._app = create_app(model, **options)
+        models = Models()
+        models.put(model.name, Lane(model))
+        self._app = create_app(models, **options)
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -66,7 +86,9 @@ class _Client:
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
                 return await client.request(method, path, **content)
 
-        return asyncio.run(ask())
+        answer = asyncio.run(ask())
+        _conforms_to_path(method, path, answer)
+        return answer
 
     def get(self, path: str) -> httpx.Response:
         return self.request("GET", path)
@@ -92,7 +114,9 @@ def _tensor(**changes: Any) -> dict[str, Any]:
 
 
 def test_v1(client: _Client, iris: LogisticRegression) -> None:
-    assert client.get("/v1/models").json() == {"models": ["iris"]}
+    assert client.get("/").json() == {"status": "alive"}
+    for path in ("/v1/models", "/v2/models"):
+        assert client.get(path).json() == {"models": ["iris"]}
     assert client.get("/v1/models/iris").json() == {"name": "iris", "ready": True}
     answer = client.post("/v1/models/iris:predict", json={"instances": _X.tolist()})
     assert answer.status_code == 200
@@ -200,8 +224,8 @@ def test_v2_asks_for_one_output(client: _Client) -> None:
         ({"inputs": [_tensor(shape=[0, 4], data=[])]}, "no values"),
         ({"inputs": [_tensor(shape=[-1, 4])]}, "whole numbers"),
         ({"inputs": [_tensor(shape="x")]}, "whole numbers"),
-        ({"inputs": [_tensor(datatype="FP8")]}, "is none of BOOL"),
-        ({"inputs": [_tensor(datatype=["FP64"])]}, "is none of BOOL"),
+        ({"inputs": [_tensor(datatype="FP8")]}, "is not supported. Use one of BOOL"),
+        ({"inputs": [_tensor(datatype=["FP64"])]}, "is not supported. Use one of BOOL"),
         ({"inputs": [_tensor(datatype="INT32")]}, "not all INT32"),
         ({"inputs": [_tensor(datatype="UINT8", data=[300] * 8)]}, "out of the range of UINT8"),
         ({"inputs": [_tensor(datatype="UINT8", data=[-1] * 8)]}, "out of the range of UINT8"),
@@ -224,10 +248,80 @@ def test_v2_refuses(client: _Client, document: object, said: str) -> None:
     assert said in answer.json()["error"]
 
 
-def test_binary_tensors_are_refused(client: _Client) -> None:
-    headers = {"Inference-Header-Content-Length": "10"}
-    answer = client.post("/v2/models/iris/infer", content=b"x" * 20, headers=headers)
-    assert answer.status_code == 400 and "as JSON" in answer.json()["error"]
+_BINARY = "inference-header-content-length"
+
+
+def _binary(document: dict[str, Any], tail: bytes, **headers: str) -> dict[str, Any]:
+    head = json.dumps(document).encode()
+    return {"content": head + tail, "headers": {_BINARY: str(len(head)), **headers}}
+
+
+@pytest.mark.parametrize("datatype", ["FP64", "FP32", "FP16", "INT8", "UINT64", "BOOL"])
+def test_binary_tensors(client: _Client, datatype: str) -> None:
+    """KServe's and Triton's binary extension, both ways; the answer equals that in JSON."""
+    values = np.ones((2, 4), dtype={"BOOL": "bool"}.get(datatype, datatype.replace("FP", "float").lower()))
+    tensor = _tensor(datatype=datatype, parameters={"binary_data_size": values.nbytes})
+    del tensor["data"]
+    path = "/v2/models/iris/infer"
+    kind = {"content-type": "application/octet-stream"}
+    plain = client.post(path, **_binary({"inputs": [tensor]}, values.tobytes(), **kind)).json()
+    assert (
+        plain == client.post(path, json={"inputs": [_tensor(datatype=datatype, data=values.tolist())]}).json()
+    )
+    asked = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    answer = client.post(path, **_binary(asked, values.tobytes()))
+    size = int(answer.headers[_BINARY])
+    document, tail = json.loads(answer.content[:size]), answer.content[size:]
+    for output, expected in zip(document["outputs"], plain["outputs"], strict=True):
+        part = tail[: output["parameters"]["binary_data_size"]]
+        tail = tail[len(part) :]
+        dtype = output["datatype"].replace("FP", "float").lower()
+        assert np.frombuffer(part, dtype).tolist() == expected["data"] and "data" not in output
+    assert tail == b""
+    # One output as bytes, the other as JSON.
+    asked = {
+        "inputs": [tensor],
+        "outputs": [{"name": "predict"}, {"name": "predict_proba", "parameters": {"binary_data": True}}],
+    }
+    answer = client.post(path, **_binary(asked, values.tobytes()))
+    document = json.loads(answer.content[: int(answer.headers[_BINARY])])
+    assert ["data" in output for output in document["outputs"]] == [True, False]
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+
+
+def test_binary_texts() -> None:
+    pipeline = make_pipeline(CountVectorizer(), MultinomialNB()).fit(["good day", "bad night"], ["yes", "no"])
+    tail = b"".join(len(text).to_bytes(4, "little") + text for text in (b"good", "bad ü".encode()))
+    tensor = {
+        "name": "x", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}
+    }  # fmt: skip
+    asked = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    answer = _client(pipeline).post("/v2/models/iris/infer", **_binary(asked, tail))
+    assert b"\x03\0\0\0yes\x02\0\0\0no" in answer.content
+
+
+@pytest.mark.parametrize(
+    ("size", "tail", "header", "said"),
+    [
+        (64, b"x" * 60, None, "exceeds the 60 bytes left"),
+        (64, b"x" * 70, None, "6 bytes follow"),
+        (60, b"x" * 60, None, "not whole values of FP64"),
+        (56, b"x" * 56, None, "7 values do not fill"),
+        ("64", b"x" * 64, None, "exceeds the 64 bytes left"),
+        (64, b"x" * 64, "999999", "but the request has"),
+        (64, b"x" * 64, "-1", "is not a size"),
+        (64, b"x" * 64, "3", "not JSON"),
+    ],
+)
+def test_binary_tensors_that_are_not_valid(
+    client: _Client, size: Any, tail: bytes, header: str | None, said: str
+) -> None:
+    tensor = _tensor(parameters={"binary_data_size": size})
+    more = {} if header is None else {_BINARY: header}
+    answer = client.post("/v2/models/iris/infer", **_binary({"inputs": [tensor]}, tail, **more))
+    assert answer.status_code == 400 and said in answer.json()["error"]
+    v1 = client.post("/v1/models/iris:predict", content=b"{}", headers={_BINARY: "2"})
+    assert v1.status_code == 400 and "V1 has no binary tensors" in v1.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -246,13 +340,14 @@ def test_binary_tensors_are_refused(client: _Client) -> None:
 def test_unknown_models_and_versions(client: _Client, method: str, path: str) -> None:
     answer = client.request(method, path, json={} if method == "POST" else None)
     assert answer.status_code == 404
-    assert "this server has 'iris' version v1.0.0" in answer.json()["error"]
+    assert "Use 'iris' version v1.0.0" in answer.json()["error"]
 
 
 def test_unknown_paths_and_methods(client: _Client) -> None:
     assert client.get("/v3").status_code == 404
     assert client.get("/v3").json() == {"error": "Not Found"}
-    assert client.get("/v1/models/iris:explain").status_code == 404
+    assert client.post("/v1/models/iris:explain").status_code == 501
+    assert client.get("/v1/models/iris:predict").status_code == 404
     assert client.request("DELETE", "/v1/models/iris").status_code == 405
     assert client.get("/docs").status_code == 404
 
@@ -458,7 +553,7 @@ def test_a_model_of_named_features() -> None:
     with pytest.raises(PredictionError, match="the model refused the input"):
         model.predict({"instances": [["wide", "red"]]})
     tensors[0]["shape"] = [1, 2]
-    with pytest.raises(PredictionError, match=r"each feature's is \[rows\]"):
+    with pytest.raises(PredictionError, match=r"expected \[rows\] for each feature"):
         model.infer({"inputs": tensors})
 
 
@@ -689,8 +784,8 @@ class Trap:
 def test_a_file_is_verified_before_it_is_unpickled(tmp_path: Path) -> None:
     file = tmp_path / "model.pkl"
     file.write_bytes(pickle.dumps(Trap(tmp_path / "trace")))
-    with pytest.raises(ModelDigestError, match="it was not loaded"):
-        read_verified(file, "0" * 32)
+    with pytest.raises(ModelDigestError, match="It was not loaded"):
+        read_verified(file, "0" * 32, keep=ExitStack())
     assert not (tmp_path / "trace").exists()
 
 
@@ -706,8 +801,7 @@ def test_files_of_joblib_and_pickle(
         pickle.dump(iris, stream)
     file = tmp_path / "model"
     file.write_bytes(stream.getvalue())
-    data = read_verified(file, digest_bytes(stream.getvalue()))
-    model = Model.load(data, "m", "v1.0.0")
+    model = load_model(file, digest_bytes(stream.getvalue()), "m", "v1.0.0", keep=ExitStack())
     assert model.predict({"instances": _X[:2].tolist()}) == {"predictions": iris.predict(_X[:2]).tolist()}
 
 
@@ -717,27 +811,31 @@ def test_a_folder_with_a_model(tmp_path: Path, iris: LogisticRegression) -> None
     (tmp_path / "notes" / "readme.txt").write_text("words")
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     tree = Tree.from_pairs((p.relative_to(tmp_path).as_posix(), digest_bytes(p.read_bytes())) for p in files)
-    assert read_verified(tmp_path, tree.digest) == (tmp_path / "model.joblib").read_bytes()
+    files, _ = read_verified(tmp_path, tree.digest, keep=ExitStack())
+    assert files.data == (tmp_path / "model.joblib").read_bytes()
     (tmp_path / "notes" / "readme.txt").write_text("other words")
     with pytest.raises(ModelDigestError):
-        read_verified(tmp_path, tree.digest)
+        read_verified(tmp_path, tree.digest, keep=ExitStack())
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     tree = Tree(["a.txt"], [digest_bytes(b"a")])
     with pytest.raises(ServingError, match=r"exactly one of .*found none"):
-        read_verified(tmp_path, tree.digest)
+        read_verified(tmp_path, tree.digest, keep=ExitStack())
 
 
 def test_what_does_not_load(tmp_path: Path) -> None:
+    def load(data: bytes) -> None:
+        (tmp_path / "m.pkl").write_bytes(data)
+        load_model(tmp_path / "m.pkl", digest_bytes(data), "m", "v1.0.0", keep=ExitStack())
+
     with pytest.raises(ServingError, match="cannot be read"):
-        read_verified(tmp_path / "none", "0" * 32)
+        read_verified(tmp_path / "none", "0" * 32, keep=ExitStack())
     with pytest.raises(ServingError, match="cannot be unpickled"):
-        Model.load(b"not a pickle", "m", "v1.0.0")
-    missing = b"cno_such_package.module\nModel\n."
-    with pytest.raises(ServingError, match=r"no_such_package.*install the packages"):
-        Model.load(missing, "m", "v1.0.0")
+        load(b"not a pickle")
+    with pytest.raises(ServingError, match=r"no_such_package.*Install the packages"):
+        load(b"cno_such_package.module\nModel\n.")
 
 
 def test_answers_are_json(client: _Client) -> None:

@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.repo import Repo
+
+# A module's fixture is made before the environment of its first test.
+IDENTITY = {
+    f"GIT_{role}_{field}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for field, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
+}
 
 
 class Project:
@@ -38,7 +45,7 @@ class Project:
             capture_output=True,
             text=True,
             check=True,
-            env={**os.environ, **env},
+            env={**os.environ, **IDENTITY, **env},
         )
         return done.stdout.strip()
 

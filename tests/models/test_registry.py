@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import (
     ConfigError,
     GitError,
@@ -21,6 +20,7 @@ from dvkf_prefect.errors import (
     OutputChangedError,
 )
 from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.repo import Repo
 
 from .conftest import Project
 
@@ -63,7 +63,7 @@ def test_bumps(project: Project) -> None:
         project.train(content)
         assert project.registry.register("classifier", bump=part).version == expected  # type: ignore[arg-type]
     project.train("5")
-    with pytest.raises(ModelError, match="either"):
+    with pytest.raises(ModelError, match="exclude each other"):
         project.registry.register("classifier", version="v9.0.0", bump="major")
     assert project.registry.register("classifier", version="v2.0.0-rc.1").version == "v2.0.0-rc.1"
     assert project.registry.show("classifier", "latest").version == "v2.0.0-rc.1"
@@ -113,7 +113,7 @@ def test_what_cannot_be_registered(project: Project) -> None:
         project.registry.register("classifier", trailers={"Key": "two\nlines"})
     (project.root / "dvc.yaml").write_text("artifacts:\n  classifier:\n    path: elsewhere.bin\n")
     project.commit()
-    with pytest.raises(ModelError, match=r"'elsewhere.bin'.*is no output"):
+    with pytest.raises(ModelError, match=r"'elsewhere.bin'.*is not an output"):
         project.registry.register("classifier")
     (project.root / "dvc.yaml").write_text(
         "stages:\n  train:\n    cmd: touch out.bin\n    outs: [out.bin]\nartifacts:\n  classifier:\n    path: out.bin\n"
@@ -250,7 +250,7 @@ def test_what_is_not_registered(project: Project) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no model 'classifier' is registered.*registered: none"):
         project.registry.show("classifier")
     project.registry.register("classifier")
-    with pytest.raises(ModelNotFoundError, match=r"no version 'v9.9.9'; its versions: v0.0.1"):
+    with pytest.raises(ModelNotFoundError, match=r"no version 'v9.9.9' \(versions: v0.0.1"):
         project.registry.show("classifier", "v9.9.9")
     with pytest.raises(ModelNotFoundError, match=r"no version of 'classifier' is in stage 'prod'"):
         project.registry.show("classifier", "#prod")
@@ -301,7 +301,7 @@ def test_materialise_from_cache_and_remote(project: Project, tmp_path: Path) -> 
     (stored,) = [p for p in (remote / "files").rglob("*") if p.is_file()]
     stored.chmod(0o644)
     stored.write_text("damaged")
-    with pytest.raises(ModelDigestError, match="no good copy of"):
+    with pytest.raises(ModelDigestError, match="no intact copy of"):
         registry.materialise(version, tmp_path / "c")
     assert not (tmp_path / "c").exists() and not list(tmp_path.glob(".c*"))
 

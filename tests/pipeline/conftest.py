@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
+import repos
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import LocalRunner
 
 
-class Project:
-    """A repository in a folder, with short ways to write to it and run it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @property
-    def repo(self) -> Repo:
-        return Repo.open(self.root)
-
-    def write(self, name: str, text: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    def read(self, name: str) -> str:
-        return (self.root / name).read_text()
+class Project(repos.Project):
+    """A repository in a folder, with a short way to run its stages by plain processes."""
 
     def repro(self, *targets: str, in_place: bool = True, **options):
         with LocalRunner(echo=False, in_place=in_place) as runner:
@@ -36,9 +20,6 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path) -> Project:
-    root = tmp_path / "repo"
-    root.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    Repo.init(root)
-    return Project(root)
+def project(tmp_path: Path) -> Project:
+    repos.make_repo(tmp_path / "repo")
+    return Project(tmp_path / "repo")

@@ -46,8 +46,8 @@ def fails(project: Project, cmd: str, deps: tuple[str, ...]) -> str:
 def test_a_file_that_is_read(code: Project, name: str) -> None:
     said = fails(code, LANGUAGES[name], ("main.py", "fixed.py"))
     path = "data" if name == "a folder above" else "data/rows.csv"
-    assert f"A stage sees only what it declares: '{path}' is in the repository" in said
-    assert "not in the deps of 's'" in said
+    assert f"stage 's' sees only its declared dependencies: '{path}' is in the repository" in said
+    assert "not in `deps`" in said
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_module_or_settings(code: Project, line: str, named: str) -> None:
     code.write("src/go.py", f"{line}\n")
     said = fails(code, f"{sys.executable} src/go.py", ("src/go.py",))
     hint = said.splitlines()[-1]
-    assert hint.startswith("A stage sees only what it declares: ") and f"'{named}'" in hint
+    assert hint.startswith("stage 's' sees only its declared dependencies: ") and f"'{named}'" in hint
 
 
 def test_in_another_folder(code: Project) -> None:
@@ -81,7 +81,7 @@ def test_in_another_folder(code: Project) -> None:
 
 def test_what_is_missing_altogether_is_not_blamed_on_the_stage(code: Project) -> None:
     said = fails(code, "cat data/none.csv > out", ("main.py",))
-    assert "sees only what it declares" not in said
+    assert "sees only its declared dependencies" not in said
 
 
 @pytest.mark.parametrize("kind", ["copy", "hardlink", "symlink"])

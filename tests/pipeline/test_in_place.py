@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from processes import alive, wait_until
+from repos import make_repo
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import LockedError, ParseError, StageFailedError, StageWriteError
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.repo import Repo
 
 _DVC = Path(sys.executable).with_name("dvc")
 
@@ -60,9 +61,7 @@ CASES = {
 
 
 def make(root: Path, stages: str, files: dict[str, str]) -> None:
-    root.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    Repo.init(root)
+    make_repo(root)
     (root / "dvc.yaml").write_text(f"stages:\n  {stages}\n".replace("PYTHON", sys.executable))
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ def test_a_killed_run_keeps_checkpoints_and_leaves_no_process(
     cmd = f"echo x >> ckpt; setsid sleep 300 & echo $! >> {pids}; test -e {tmp_path}/go || sleep 300; echo done >> ckpt"
     project.write("dvc.yaml", f"stages:\n  a:\n    cmd: '{cmd}'\n    outs: [ckpt: {{persist: true}}]\n")
     code = textwrap.dedent(f"""
-        from dvkf_prefect.data.repo import Repo
+        from dvkf_prefect.repo import Repo
         from dvkf_prefect.pipeline.run.repro import repro
         from dvkf_prefect.pipeline.step.runner import LocalRunner
         with LocalRunner(echo=False, in_place={in_place}) as runner:
@@ -172,7 +171,7 @@ def test_a_killed_run_keeps_checkpoints_and_leaves_no_process(
 def test_hermetic_by_the_stage_itself(project) -> None:
     text = "stages:\n  a:\n    cmd: echo > a; echo > b\n    outs: [a]\n    meta: {dvkf: {hermetic: true}}\n"
     project.write("dvc.yaml", text)
-    with pytest.raises(StageWriteError, match="none of its outputs: 'b'"):
+    with pytest.raises(StageWriteError, match="wrote undeclared files: 'b'"):
         project.repro()
     project.write("dvc.yaml", text.replace("true", "yes please"))
     with pytest.raises(ParseError, match=r"meta\.dvkf\.hermetic"):

@@ -36,7 +36,7 @@ def test_sigkill_of_the_parent_takes_the_grandchildren(tmp_path):
         # Started from a thread that ends at once: the bond is to the process, not to the thread.
         started = []
         argv = ["sh", "-c", {FAMILY.format(pids)!r}]
-        t = threading.Thread(target=lambda: started.append(leash.spawn(argv)))
+        t = threading.Thread(target=lambda: started.append(leash.LeashedProcess(argv)))
         t.start(); t.join()
         started[0].wait()
     """)
@@ -52,14 +52,14 @@ def test_sigkill_of_the_parent_takes_the_grandchildren(tmp_path):
 
 def test_end_stops_the_whole_group_even_if_it_ignores_sigterm(tmp_path):
     pids = tmp_path / "pids"
-    process = leash.spawn(["sh", "-c", "trap '' TERM; " + FAMILY.format(pids)])
+    process = leash.LeashedProcess(["sh", "-c", "trap '' TERM; " + FAMILY.format(pids)])
     family = pids_in(pids, 3)
     assert leash.end(process, grace=0.1) == -signal.SIGKILL
     wait_until(lambda: not any(alive(pid) for pid in family))
 
 
 def test_end_lets_a_program_finish_in_its_own_way(tmp_path):
-    process = leash.spawn(
+    process = leash.LeashedProcess(
         ["sh", "-c", f"trap 'exit 7' TERM; echo $$ >> {tmp_path}/pids; while :; do sleep 0.1; done"]
     )
     pids_in(tmp_path / "pids", 1)
@@ -69,14 +69,14 @@ def test_end_lets_a_program_finish_in_its_own_way(tmp_path):
 
 def test_what_a_program_leaves_behind_ends_with_it(tmp_path):
     pids = tmp_path / "pids"
-    process = leash.spawn(["sh", "-c", f"sleep 300 & echo $! > {pids}"])
+    process = leash.LeashedProcess(["sh", "-c", f"sleep 300 & echo $! > {pids}"])
     assert process.wait(30) == 0
     (left,) = pids_in(pids, 1)
     wait_until(lambda: not alive(left))
 
 
 def test_output_ends_with_the_program_and_exit_codes_come_through():
-    process = leash.spawn(["sh", "-c", "echo out; echo err >&2; exit 3"], stdout=-1, stderr=-1)
+    process = leash.LeashedProcess(["sh", "-c", "echo out; echo err >&2; exit 3"], stdout=-1, stderr=-1)
     assert process.communicate(timeout=30) == (b"out\n", b"err\n")
     assert process.returncode == 3
 
@@ -84,14 +84,16 @@ def test_output_ends_with_the_program_and_exit_codes_come_through():
 def test_the_program_sees_an_ordinary_world(tmp_path):
     """Its children are its own, and SIGPIPE ends a writer as everywhere else."""
     code = "import os\ntry: os.wait(); print('not mine')\nexcept ChildProcessError: print('none')"
-    process = leash.spawn([sys.executable, "-c", code], stdout=-1)
+    process = leash.LeashedProcess([sys.executable, "-c", code], stdout=-1)
     assert process.communicate(timeout=30)[0] == b"none\n"
-    process = leash.spawn(["sh", "-c", "(yes; echo $? >&2) | head -1"], stdout=-1, stderr=-1, cwd=tmp_path)
+    process = leash.LeashedProcess(
+        ["sh", "-c", "(yes; echo $? >&2) | head -1"], stdout=-1, stderr=-1, cwd=tmp_path
+    )
     assert process.communicate(timeout=30) == (b"y\n", b"141\n")
 
 
 def test_a_program_that_does_not_exist():
-    process = leash.spawn(["/no/such/program"], stderr=-1)
+    process = leash.LeashedProcess(["/no/such/program"], stderr=-1)
     assert process.communicate(timeout=30)[1] == b"/no/such/program: No such file or directory\n"
     assert process.returncode == 127
 
@@ -100,7 +102,7 @@ def test_many_at_once_from_threads(tmp_path):
     codes: list[int] = []
 
     def one(n: int) -> None:
-        codes.append(leash.spawn(["sh", "-c", f"exit {n}"]).wait(60))
+        codes.append(leash.LeashedProcess(["sh", "-c", f"exit {n}"]).wait(60))
 
     threads = [threading.Thread(target=one, args=(n,)) for n in range(12)]
     for t in threads:

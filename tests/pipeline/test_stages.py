@@ -97,7 +97,7 @@ WRONG = {
     "cmd with a number": (
         "stages:\n  a:\n    cmd:\n    - x\n    - 3\n",
         5,
-        "an item of `cmd` is a text, not 3",
+        "an item of `cmd` is a string, not 3",
     ),
     "unknown stage key": ("stages:\n  a:\n    cmd: x\n    dep: [x]\n", 4, "unknown key 'dep' of stage 'a'"),
     "deps a text": ("stages:\n  a:\n    cmd: x\n    deps: x\n", 4, "`deps` of stage 'a' is a list of paths"),
@@ -121,9 +121,9 @@ WRONG = {
     "params of a file": (
         "stages:\n  a:\n    cmd: x\n    params: [f.yaml: x]\n",
         4,
-        "`f.yaml` is a list of texts",
+        "`f.yaml` is a list of strings",
     ),
-    "metrics a text": ("metrics: m.json\n", 1, "`metrics` is a list of texts"),
+    "metrics a text": ("metrics: m.json\n", 1, "`metrics` is a list of strings"),
     "two of one name": ("stages:\n  a:\n    cmd: x\n  a:\n    cmd: y\n", 4, "not valid YAML"),
 }
 
@@ -143,7 +143,7 @@ def test_a_wrong_file_is_told_by_line(what):
     "key", ["outs: [../x]", "outs: [/etc/x]", "wdir: ../..", "params: [../p.yaml: [a]]", "outs: ['s3://b/k']"]
 )
 def test_paths_stay_in_the_repository(key):
-    with pytest.raises(UnsafePathError, match=r"dvc\.yaml, line 4: '.*' leads out of the repository"):
+    with pytest.raises(UnsafePathError, match=r"dvc\.yaml, line 4: '.*' leads outside the repository"):
         stages(f"stages:\n  a:\n    cmd: x\n    {key}\n")
 
 
@@ -245,7 +245,7 @@ def test_parameter_files():
         parse_params(b"- a\n", "p.yaml")
     values = parse_params(b"a: {b: 2020-01-01}\nc: 1\n", "p.yaml")
     check_params({"c": values["c"]}, "p.yaml")
-    with pytest.raises(ParseError, match=r"the parameter 'a.b' is a date, which dvc.lock cannot hold"):
+    with pytest.raises(ParseError, match=r"the parameter 'a.b' is a date, which dvc.lock cannot store"):
         check_params(values, "p.yaml")
 
 
@@ -293,15 +293,13 @@ def test_order_and_targets():
 
 
 def test_a_graph_that_is_none():
-    with pytest.raises(
-        StageGraphError, match=r"need each other in a circle: (a → b → c → a|b → c → a → b|c → a → b → c)"
-    ):
+    with pytest.raises(StageGraphError, match=r"form a cycle: (a → b → c → a|b → c → a → b|c → a → b → c)"):
         graph(a=(["c"], ["a"]), b=(["a"], ["b"]), c=(["b"], ["c"]))
     with pytest.raises(StageGraphError, match="'o' is an output of stages 'a' and 'b'"):
         graph(a=([], ["o"]), b=([], ["o"]))
     with pytest.raises(StageGraphError, match=r"'o/x' \(stage 'b'\) lies inside 'o', an output of stage 'a'"):
         graph(a=([], ["o"]), b=([], ["o/x"]))
-    with pytest.raises(StageGraphError, match="a stage cannot read what it writes"):
+    with pytest.raises(StageGraphError, match="A stage cannot depend on its own output"):
         graph(a=(["o"], ["o/x"]))
 
 

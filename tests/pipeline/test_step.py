@@ -23,11 +23,12 @@ from dvkf_prefect.errors import (
     StageWriteError,
     UnsafePathError,
 )
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.pipeline.step.folder import StepFolder
 from dvkf_prefect.pipeline.step.runner import LocalRunner
 from dvkf_prefect.pipeline.step.step import (
-    StepDependency,
+    StepContent,
     StepOutput,
     StepResult,
     StepSpec,
@@ -65,7 +66,7 @@ def test_inputs_by_digest_outputs_by_digest(make, cache, tmp_path):
     spec = make(
         "find . -type f ! -name listing | sort > listing; cat data/sub/y n > sum",
         "mkdir d; cp listing d/a; chmod +x sum",
-        deps=(StepDependency("w/n", data), StepDependency("w/data", folder)),
+        deps=(StepContent("w/n", Content(data)), StepContent("w/data", Content(folder))),
         outs=("w/listing", "w/d", "w/sum"),
         wdir="w",
     )
@@ -75,15 +76,18 @@ def test_inputs_by_digest_outputs_by_digest(make, cache, tmp_path):
     listing = cache.read_bytes(by_path["w/listing"].digest).decode().split()
     assert listing == ["./data/sub/y", "./data/x", "./n"]
     assert cache.read_bytes(by_path["w/sum"].digest) == b"1\n1\n"
-    assert by_path["w/sum"].isexec and not by_path["w/listing"].isexec
-    assert by_path["w/d"].nfiles == 1
+    assert by_path["w/sum"].content.isexec and not by_path["w/listing"].content.isexec
+    assert by_path["w/d"].content.nfiles == 1
     assert cache.read_tree(by_path["w/d"].digest).relpaths == ["a"]
     assert steps_left(cache) == []
 
 
 def test_json_round_trip(make):
     spec = make(
-        "true", outs=("a",), deps=(StepDependency("b", "0" * 32, 3),), params={"p.yaml": {"a.b": [1, None]}}
+        "true",
+        outs=("a",),
+        deps=(StepContent("b", Content("0" * 32, 3)),),
+        params={"p.yaml": {"a.b": [1, None]}},
     )
     assert StepSpec.from_json(spec.to_json()) == spec
     result = run_step(make("echo a > a", outs=("a",)))
@@ -139,7 +143,7 @@ def test_code_comes_from_the_workspace_verified(make, cache, tmp_path):
     other = Cache(tmp_path / "other")
     code = other.add_file(script)
     tree = Tree.from_pairs([("a", other.add_file(work / "src" / "a"))])
-    deps = (StepDependency("run.sh", code), StepDependency("src", tree.digest))
+    deps = (StepContent("run.sh", Content(code)), StepContent("src", Content(tree.digest)))
     spec = make("./run.sh; ls src", deps=deps, outs=("out",), workspace=str(work))
     result = run_step(spec)
     result.check()
@@ -177,17 +181,17 @@ def test_writing_elsewhere_and_changing_a_dependency(make, cache, tmp_path):
     (tmp_path / "in").write_text("1\n")
     data = cache.add_file(tmp_path / "in")
     tree = cache.add_bytes(Tree.from_pairs([("x", data)]).to_bytes(), tree=True)
-    deps = (StepDependency("data", tree), StepDependency("n", data))
+    deps = (StepContent("data", Content(tree)), StepContent("n", Content(data)))
     result = run_step(
         make(
             "echo a > a; mkdir logs; echo 1 > logs/l; mkdir __pycache__; touch __pycache__/x m.pyc",
             outs=("a",),
         )
     )
-    with pytest.raises(StageWriteError, match=r"none of its outputs: 'logs/l'\."):
+    with pytest.raises(StageWriteError, match=r"wrote undeclared files: 'logs/l'\."):
         result.check()
     result = run_step(make("echo a > a; echo 2 >> data/x; rm n", outs=("a",), deps=deps))
-    with pytest.raises(StageWriteError, match=r"only depends on: 'data/x', 'n'"):
+    with pytest.raises(StageWriteError, match=r"changed its dependencies: 'data/x', 'n'"):
         result.check()
     assert cache.read_bytes(data) == b"1\n"
     run_step(make("touch data/x n; echo 1 > n; echo a > a", outs=("a",), deps=deps)).check()
@@ -211,7 +215,7 @@ def test_an_output_linked_to_a_dependency_is_a_copy(make, cache, tmp_path):
     (tmp_path / "in").write_text("1\n")
     data = cache.add_file(tmp_path / "in")
     result = run_step(
-        make("ln -s n a; mkdir d; ln n d/x", outs=("a", "d"), deps=(StepDependency("n", data),))
+        make("ln -s n a; mkdir d; ln n d/x", outs=("a", "d"), deps=(StepContent("n", Content(data)),))
     )
     result.check()
     assert result.outs[0].digest == data
@@ -220,7 +224,7 @@ def test_an_output_linked_to_a_dependency_is_a_copy(make, cache, tmp_path):
 
 def test_a_missing_object_and_an_unsafe_path(make):
     with pytest.raises(MissingObjectError):
-        run_step(make("true", deps=(StepDependency("n", "0" * 32),))).check()
+        run_step(make("true", deps=(StepContent("n", Content("0" * 32)),))).check()
     with pytest.raises(UnsafePathError):
         run_step(make("true", outs=("../a",))).check()
 

@@ -8,7 +8,7 @@ import pytest
 
 from dvkf_prefect.errors import ConfigError, ParseError, StageGraphError, StageNotFoundError, UnsafePathError
 from dvkf_prefect.formats import dvcyaml as stages_module
-from dvkf_prefect.formats.artifacts import dataset_item, read_artifacts, read_datasets
+from dvkf_prefect.formats.artifacts import read_artifacts, read_datasets
 from dvkf_prefect.formats.dvcyaml import load_stages, read_outputs, read_sections
 from dvkf_prefect.formats.outputs import Origin, Output
 from dvkf_prefect.pipeline.plan.graph import Graph
@@ -73,12 +73,12 @@ WRONG = {
     "no such value": (
         "stages:\n  a:\n    cmd:\n    - x\n    - echo ${train.rl}\n",
         5,
-        "`${train.rl}`: there is no 'rl' in 'train' of params.yaml; expected lr, layers or args",
+        "`${train.rl}`: unknown name 'rl' in 'train' of params.yaml; expected lr, layers or args",
     ),
     "none at the top": (
         "stages:\n  a:\n    cmd: x\n    outs:\n    - o:\n        desc: ${m}\n",
         6,
-        "`${m}`: there is no 'm' in params.yaml or `vars`; expected n or train",
+        "`${m}`: unknown name 'm' in params.yaml or `vars`; expected n or train",
     ),
     "in a key": ("stages:\n  a:\n    cmd: x\n    outs:\n    - b\n    - ${m}: {cache: false}\n", 6, "`${m}`"),
     "under do": (
@@ -90,7 +90,7 @@ WRONG = {
     "foreach over a number": (
         "stages:\n  a:\n    foreach: ${n}\n    do: {cmd: x}\n",
         3,
-        "`foreach` of 'a' goes through a list or a mapping, not 1",
+        "`foreach` of 'a' is a list or a mapping, not 1",
     ),
     "a matrix of a number": (
         "stages:\n  a:\n    matrix:\n      k: ${n}\n    cmd: x\n",
@@ -100,21 +100,21 @@ WRONG = {
     "a list's end": (
         "stages:\n  a:\n    cmd: ${train.layers[2]}\n",
         3,
-        "there is no '2' in the list 'train.layers'; expected 0 to 1",
+        "no item '2' in the list 'train.layers'; expected 0 to 1",
     ),
     "how it is written": (
         "stages:\n  a:\n    cmd: ${train.[0]}\n",
         3,
-        "`${train.[0]}`: an expression is a name",
+        "`${train.[0]}`: not an expression",
     ),
     "a list in a text": ("stages:\n  a:\n    cmd: x ${train.layers}\n", 3, "`${train.layers}` is a list"),
     "a mapping in a path": ("stages:\n  a:\n    cmd: x\n    deps: ['${train}']\n", 4, "`${train}` is a mapping"),
-    "a number as a path": ("stages:\n  a:\n    cmd: x\n    deps: ['${n}']\n", 4, "a path is a text, not 1"),
-    "vars of no file": ("vars:\n- {a: 1}\n- v.yaml\nstages: {a: {cmd: x}}\n", 3, "there is no file v.yaml"),
+    "a number as a path": ("stages:\n  a:\n    cmd: x\n    deps: ['${n}']\n", 4, "a path is a string, not 1"),
+    "vars of no file": ("vars:\n- {a: 1}\n- v.yaml\nstages: {a: {cmd: x}}\n", 3, "the file v.yaml does not exist"),
     "vars of no key": (
         "vars: ['w.yaml:b']\n",
         1,
-        "there is no 'b' at the top of w.yaml; expected a",
+        "unknown key 'b' at the top of w.yaml; expected a",
     ),
     "vars of params.yaml": ("vars: ['params.yaml:n']\n", 1, "all of params.yaml is loaded already"),
     "vars twice": (
@@ -122,24 +122,24 @@ WRONG = {
         2,
         "cannot set 'n' from vars[0]: params.yaml sets it already",
     ),
-    "vars with an expression": ("vars:\n- {a: '${n}'}\n", 2, "`vars` are values"),
+    "vars with an expression": ("vars:\n- {a: '${n}'}\n", 2, "`vars` cannot contain `${}`"),
     "vars set the item": (
         "stages:\n  a:\n    foreach: [1]\n    do:\n      cmd: x ${item}\n      vars:\n      - {item: 2}\n",
         7,
-        "item is what the stage is made for",
+        "item is set by `foreach` or `matrix`",
     ),
     "an @ in an item": ("stages:\n  a:\n    foreach: [x@y]\n    do: {cmd: x}\n", 2, "the item 'x@y' of 'a' has a '@'"),
-    "an @ in a name": ("stages:\n  a@b: {cmd: x}\n", 2, "the stage's name 'a@b' has a '@'"),
+    "an @ in a name": ("stages:\n  a@b: {cmd: x}\n", 2, "the stage's name 'a@b' contains '@'"),
     "cmd beside foreach": (
         "stages:\n  a:\n    foreach: [1]\n    do: {cmd: x}\n    cmd: y\n",
         5,
-        "'cmd' stands beside `foreach` in stage 'a'",
+        "'cmd' is beside `foreach` in stage 'a'",
     ),
     "no do": ("stages:\n  a:\n    foreach: [1]\n", 2, "the stage 'a' needs `do`"),
     "a dvc.yaml as a dependency": (
         "stages:\n  a:\n    cmd: x\n    deps: [sub/dvc.yaml]\n",
         4,
-        "'sub/dvc.yaml' describes data and is none itself",
+        "'sub/dvc.yaml' is a DVC file",
     ),
     "a plot's axis": ("plots:\n- p:\n    x: [a]\n", 3, "`x` of 'p' is a column"),
     "an artifact's key": ("artifacts:\n  m:\n    path: a\n    kind: b\n", 4, "unknown key 'kind' of the artifact 'm'"),
@@ -159,13 +159,13 @@ def test_a_wrong_template_is_told_by_file_line_and_key(what):
 def test_what_is_wrong_with_another_file_names_it():
     with pytest.raises(ParseError, match=r"^params\.yaml, line 2: not valid YAML"):
         stages("stages: {a: {cmd: '${n}'}}\n", "a: [\n")
-    with pytest.raises(ParseError, match=r"^params\.yaml: 'a\.b' is a date, which a template cannot hold"):
+    with pytest.raises(ParseError, match=r"^params\.yaml: 'a\.b' is a date, which a template cannot use"):
         stages("stages: {a: {cmd: 'x ${n}'}}\n", "n: 1\na: {b: 2020-01-01}\n")
     with pytest.raises(
-        UnsafePathError, match=r"dvc\.yaml, line 1: '\.\./v\.yaml' leads out of the repository"
+        UnsafePathError, match=r"dvc\.yaml, line 1: '\.\./v\.yaml' leads outside the repository"
     ):
         stages("vars: [../v.yaml]\n")
-    with pytest.raises(UnsafePathError, match=r"dvc\.yaml, line 4: '\.\./1' leads out of the repository"):
+    with pytest.raises(UnsafePathError, match=r"dvc\.yaml, line 4: '\.\./1' leads outside the repository"):
         stages("stages:\n  a:\n    cmd: x\n    wdir: ../${n}\n")
 
 
@@ -206,7 +206,7 @@ def test_a_file_is_resolved_anew_when_something_it_was_made_of_changed(monkeypat
     with pytest.raises(ConfigError, match=r"\[parsing\] list = all: expected nargs or append"):
         command()
     del files.texts["d/v.yaml"]
-    with pytest.raises(ParseError, match=r"there is no file d/v\.yaml"):
+    with pytest.raises(ParseError, match=r"the file d/v\.yaml does not exist"):
         command()
 
 
@@ -262,7 +262,7 @@ def test_an_import_that_follows_its_source_stands_between_stages():
         Output("y", None, source="y.dvc", origin=Origin("made", frozen=False)),
     ]
     assert Graph(made, chain).upstream["before"] == ("first",)
-    with pytest.raises(StageGraphError, match="cannot read what it writes"):
+    with pytest.raises(StageGraphError, match="cannot depend on its own output"):
         Graph(made, [Output("z", None, source="z.dvc", origin=Origin("w", frozen=False))])
 
 
@@ -301,15 +301,12 @@ stages: {}
     art = read_artifacts(files, "d/dvc.yaml")["net"]
     assert (art.path, art.desc, art.labels, art.meta) == ("d/m1.5.pkl", "1.5", ("l1.5",), {"k": 1.5})
     cats, dogs, new = read_datasets(files, "d/dvc.yaml").values()
-    assert dataset_item(cats) == {
-        "path": "ds://cats",
-        "dataset": {"name": "cats", "url": "u", "type": "dvc", "path": "p", "rev_lock": "abc"},
-    }
-    assert (dogs.url, dogs.stale, dataset_item(dogs)) == ("s3://b/1.5", True, None)
+    assert cats.lock == {"name": "cats", "url": "u", "type": "dvc", "path": "p", "rev_lock": "abc"}
+    assert (dogs.url, dogs.stale, dogs.lock) == ("s3://b/1.5", True, None)
     assert (new.stale, new.lock) == (False, None)
     assert read_datasets(files, "e/dvc.yaml") == {}
     for text, expected in (
-        ("datasets: [{name: a, type: x, url: u}]", "the type of the dataset is dvc, dc or url, not 'x'"),
+        ("datasets: [{name: a, type: x, url: u}]", "the type of a dataset is dvc, dc or url, not 'x'"),
         ("datasets: [{name: a, type: dvc}]", "a dataset is a mapping with `name`"),
         ("datasets: [a]", "a dataset is a mapping with `name`"),
         ("datasets: {a: b}", "`datasets` is a list"),

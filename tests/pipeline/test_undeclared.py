@@ -73,10 +73,12 @@ def test_what_is_not_declared_is_told(stage: Project) -> None:
     found = warned(stage)
     assert found["b"] == ()
     reads, writes = found["a"]
-    assert reads.startswith("stage 'a' reads what it does not declare: 'rows.csv', 'src/helper.py', ")
-    assert "and 2 more. It is not run again when that changes" in reads
+    assert reads.startswith("stage 'a' reads undeclared files: 'rows.csv', 'src/helper.py', ")
+    assert "and 2 more. Changes of them do not rerun the stage" in reads
     assert "unused" not in reads
-    assert "does not declare: 'mlruns/', 'nohup.out', 'notes.md', 'scratch'. Add it to `outs`" in writes
+    assert (
+        "wrote undeclared files: 'mlruns/', 'nohup.out', 'notes.md', 'scratch'. Add them to `outs`" in writes
+    )
     assert stage.read("mlruns/b") == "more"
     lock = stage.read("dvc.lock")
     stage.write(
@@ -84,14 +86,14 @@ def test_what_is_not_declared_is_told(stage: Project) -> None:
         stage.read("dvc.yaml").replace("deps: [src/train.py]", "deps: [src, rows.csv]"),
     )
     (reads,) = (text for text in warned(stage)["a"])
-    assert "wrote what it does not declare" in reads  # and reads nothing else
+    assert "wrote undeclared files" in reads  # and reads nothing else
     assert stage.read("dvc.lock") != lock
 
 
 def test_warnings_can_be_turned_off(stage: Project, monkeypatch, capfd) -> None:
     monkeypatch.chdir(stage.root)
     assert main(["repro"]) == 0
-    assert "WARNING: stage 'a' reads what it does not declare" in capfd.readouterr().err
+    assert "WARNING: stage 'a' reads undeclared files" in capfd.readouterr().err
     assert main(["repro", "-f", "-q"]) == 0
     assert "WARNING" not in capfd.readouterr().err
     monkeypatch.setenv("DVKF_UNDECLARED", "0")
@@ -102,7 +104,7 @@ def test_warnings_can_be_turned_off(stage: Project, monkeypatch, capfd) -> None:
 def test_what_cannot_be_seen_cheaply_is_not_looked_at(stage: Project, monkeypatch) -> None:
     monkeypatch.setattr("dvkf_prefect.pipeline.run.undeclared._ENTRIES", 5)
     (only,) = warned(stage)["a"]
-    assert "reads what it does not declare" in only
+    assert "reads undeclared files" in only
 
 
 def test_files_that_no_module_is_made_of_are_no_failure(stage: Project) -> None:

@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+from repos import make_repo
 
 from dvkf_prefect import cli
 from dvkf_prefect.errors import (
@@ -22,11 +24,12 @@ from dvkf_prefect.errors import (
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.dvclock import put_entry
 from dvkf_prefect.pipeline.edit import NewOutput, NewStage, add_stage, freeze
-from dvkf_prefect.pipeline.plan.decide import Rules, Scope
+from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
 from dvkf_prefect.pipeline.plan.why import Decision, Reason, stage_status
 from dvkf_prefect.pipeline.report import metrics, plot_files, plots
 from dvkf_prefect.pipeline.report.dag import draw
 from dvkf_prefect.pipeline.run.dry_run import plan
+from dvkf_prefect.repo import Repo
 
 CHAIN = """\
 stages:
@@ -110,29 +113,29 @@ def test_a_dvc_file_is_a_target_and_downstream_of_it_is_what_reads_it(chain):
     assert not result.decisions
     assert [(event.source, event.action) for event in events] == [("in.dvc", "record")]
     assert not chain.repo.status(["in.dvc"])
-    assert chain.repro("in.dvc", scope=Scope(downstream=True)).ran == ("a", "b")
+    assert chain.repro("in.dvc", expansion=Expansion(downstream=True)).ran == ("a", "b")
     with pytest.raises(StageNotFoundError, match=r"'no\.dvc' does not exist"):
         chain.repro("no.dvc")
 
 
 def test_a_folder_a_pattern_and_a_name_beside_another_dvc_yaml_are_targets(chain):
     chain.write("sub/dvc.yaml", CHAIN.replace("in ", "../in ").replace("[in]", "[../in]"))
-    for target, scope, expected in (
-        ("sub", Scope(), ["sub/dvc.yaml:a", "sub/dvc.yaml:b", "sub/dvc.yaml:other"]),
-        ("sub/b", Scope(), ["sub/dvc.yaml:a", "sub/dvc.yaml:b"]),
-        ("sub/dvc.yaml:b", Scope(single_item=True), ["sub/dvc.yaml:b"]),
+    for target, expansion, expected in (
+        ("sub", Expansion(), ["sub/dvc.yaml:a", "sub/dvc.yaml:b", "sub/dvc.yaml:other"]),
+        ("sub/b", Expansion(), ["sub/dvc.yaml:a", "sub/dvc.yaml:b"]),
+        ("sub/dvc.yaml:b", Expansion(single_item=True), ["sub/dvc.yaml:b"]),
         (
             ".",
-            Scope(recursive=True),
+            Expansion(recursive=True),
             ["a", "b", "other"] + [f"sub/dvc.yaml:{n}" for n in ("a", "b", "other")],
         ),
-        ("oth*", Scope(glob=True), ["other"]),
-        ("a", Scope(downstream=True), ["a", "b"]),
-        ("a", Scope(pipeline=True), ["a", "b"]),
+        ("oth*", Expansion(glob=True), ["other"]),
+        ("a", Expansion(downstream=True), ["a", "b"]),
+        ("a", Expansion(pipeline=True), ["a", "b"]),
     ):
-        assert [d.stage for d in plan(chain.repo, [target], scope=scope)] == expected, target
+        assert [d.stage for d in plan(chain.repo, [target], expansion=expansion)] == expected, target
     with pytest.raises(StageNotFoundError, match=r"no stage of 'dvc\.yaml' has a name like 'x\*'"):
-        plan(chain.repo, ["x*"], scope=Scope(glob=True))
+        plan(chain.repo, ["x*"], expansion=Expansion(glob=True))
 
 
 def test_an_import_that_is_not_frozen_follows_its_source(project, tmp_path):
@@ -289,7 +292,7 @@ def test_a_stage_that_does_not_fit_is_not_written(chain):
             StageGraphError,
             "stage 'c' was not added: 'a' is an output",
         ),
-        (NewStage("c", "x", deps=["b"], outs=[NewOutput("in")]), StageGraphError, "circle"),
+        (NewStage("c", "x", deps=["b"], outs=[NewOutput("in")]), StageGraphError, "cycle"),
         (NewStage("c", "echo ${nope}"), ParseError, "nope"),
         (NewStage("c/d", "x"), StageError, "punctuation"),
         (NewStage("a", "x"), StageError, "already exists in 'dvc.yaml'. Use '--force'"),
@@ -309,7 +312,7 @@ def test_stages_of_a_template_are_not_frozen_one_by_one(project):
     )
     project.write("params.yaml", "x: 1\n")
     for target in ("t@1", "p"):
-        with pytest.raises(StageError, match="comes from a template; write `frozen: true` into it"):
+        with pytest.raises(StageError, match=r"comes from a template\. Add `frozen: true`"):
             freeze(project.repo, target)
     with pytest.raises(StageNotFoundError, match=r"stage 'q' is not in 'dvc\.yaml'"):
         freeze(project.repo, "q")
@@ -412,7 +415,7 @@ def test_what_cannot_be_drawn_is_told(plotted, monkeypatch, capsys):
     assert cli.main(["plots", "show", "p.csv", "-y", "nope", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["data"] == {"dvc.yaml::p.csv": [], "p.csv": []}
-    assert "there is no field 'nope'; its fields are: step, acc, note" in said["errors"][0]["msg"]
+    assert "unknown field 'nope'; expected step, acc, note" in said["errors"][0]["msg"]
     assert cli.main(["plots", "show", "p.csv", "-t", "nope", "--json"]) == 251
     assert "p.csv': Template 'nope' not found" in capsys.readouterr().err
     assert cli.main(["plots", "show", "--show-vega"]) == 1
@@ -420,3 +423,18 @@ def test_what_cannot_be_drawn_is_told(plotted, monkeypatch, capsys):
     assert capsys.readouterr().out == (plotted.root / "drawn" / "index.html").as_uri() + "\n"
     assert cli.main(["plots", "diff", "--png", "-o", "drawn"]) == 0
     assert (plotted.root / "drawn" / "p.csv.png").exists()
+
+
+def test_a_changed_value_in_a_group_of_parameters_is_named(tmp_path: Path) -> None:
+    stage = "stages:\n  a:\n    cmd: touch a\n    params: [train]\n    outs: [a]\n"
+    repo = make_repo(
+        tmp_path / "r", {"dvc.yaml": stage, "params.yaml": "train: {depth: {max: 3}, old: 1, lr: 1}\n"}
+    )
+    repo.repro()
+    (repo.root / "params.yaml").write_text("train: {depth: {max: 2}, new: 1, lr: 1}\n")
+    (decision,) = plan(Repo.open(repo.root))
+    assert list(map(str, decision.reasons)) == [
+        "parameter 'params.yaml:train.depth.max': 3 → 2",
+        "parameter 'params.yaml:train.new': none → 1",
+        "parameter 'params.yaml:train.old': 1 → none",
+    ]

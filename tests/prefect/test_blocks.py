@@ -22,17 +22,27 @@ import dvkf_prefect
 from dvkf_prefect.blocks import (
     DvcRemote,
     DvcRepository,
+    KServeModelServer,
     KubeflowCredentials,
+    KubeflowModelRegistry,
     KubeflowPipelines,
     ModelServer,
 )
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import GitError, NotARepositoryError, ServingError
 from dvkf_prefect.pipeline.step.runner import LocalRunner
+from dvkf_prefect.repo import Repo
 
 from .conftest import git
 
-BLOCKS = [DvcRemote, DvcRepository, KubeflowCredentials, KubeflowPipelines, ModelServer]
+BLOCKS = [
+    DvcRemote,
+    DvcRepository,
+    KServeModelServer,
+    KubeflowCredentials,
+    KubeflowModelRegistry,
+    KubeflowPipelines,
+    ModelServer,
+]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -80,7 +90,9 @@ def test_block_types_have_their_names() -> None:
     assert {block.get_block_type_name(): block.get_block_type_slug() for block in BLOCKS} == {
         "DVC Remote": "dvc-remote",
         "DVC Repository": "dvc-repository",
+        "KServe Model Server": "kserve-model-server",
         "Kubeflow Credentials": "kubeflow-credentials",
+        "Kubeflow Model Registry": "kubeflow-model-registry",
         "Kubeflow Pipelines": "kubeflow-pipelines",
         "Model Server": "model-server",
     }
@@ -94,7 +106,7 @@ def test_credentials_are_shared_by_reference(prefect_server: None) -> None:
     KubeflowCredentials(host="http://kf.example.org", token="secret-3").save("shared", overwrite=True)
     loaded = KubeflowPipelines.load("on-a-cluster")
     settings = loaded.settings()
-    assert (settings.bearer(), settings.cookie) == ("secret-3", "")
+    assert (settings.login.bearer(), settings.login.cookie) == ("secret-3", "")
     assert "secret-" not in repr(settings) + repr(loaded) + str(loaded) + loaded.model_dump_json()
 
 
@@ -136,6 +148,13 @@ def test_rev_needs_a_git_url(tmp_path: Path) -> None:
 def test_what_is_cloned(path: str, cloned: bool, name: str) -> None:
     block = DvcRepository(path=path)
     assert (block.is_cloned, block.name) == (cloned, name)
+
+
+def test_projects_of_one_git_repository_have_names_of_their_own() -> None:
+    url = "https://example.org/team/mono.git"
+    blocks = [DvcRepository(path=url, folder=folder) for folder in (None, "left", "right")]
+    assert [block.name for block in blocks] == ["mono", "mono/left", "mono/right"]
+    assert DvcRepository(path=url, folder="left", label="own").name == "own"
 
 
 @pytest.fixture
@@ -182,7 +201,7 @@ def test_clone_keeps_commits_that_were_not_pushed(repo: Repo, clones: Path) -> N
     (repo.root / "note.txt").write_text("moved on\n")
     git(repo.root, "add", "note.txt")
     git(repo.root, "commit", "--quiet", "--message", "Note")
-    with pytest.raises(GitError, match="origin does not have"):
+    with pytest.raises(GitError, match="have diverged"):
         block.open()
     assert (clone.root / "result.txt").exists()
 
@@ -201,7 +220,7 @@ def test_runner_of_each_backend(repo: Repo) -> None:
 
 
 def test_model_that_is_not_served(tmp_path: Path) -> None:
-    with pytest.raises(ServingError, match="not served here"):
+    with pytest.raises(ServingError, match="not served by this block"):
         ModelServer(state_dir=str(tmp_path)).endpoint("digits")
 
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvkf_prefect import cards
+from dvkf_prefect import cards, stage_cards
 from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
 from dvkf_prefect.formats.outputs import DataVersion
-from dvkf_prefect.models.registry import ModelVersion
+from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.pipeline.plan.why import Decision, Reason
+from dvkf_prefect.pipeline.report.metrics import MetricChange
+from dvkf_prefect.pipeline.run.events import ReproResult
 from dvkf_prefect.serving.endpoint import Endpoint
 
 A, B, DIR = "a" * 32, "b" * 32, "c" * 32 + ".dir"
@@ -134,8 +136,8 @@ def _version(digest: str, rev: str | None, nfiles: int) -> DataVersion:
 
 
 def test_data_card_shows_versions_newest_first() -> None:
-    card = data_card(_version(DIR, None, 3), [_version(A, "1" * 40, 2), _version(B, "2" * 40, 1)])
-    assert card.key == "data-train"
+    card = data_card(_version(DIR, None, 3), "shop", [_version(A, "1" * 40, 2), _version(B, "2" * 40, 1)])
+    assert card.key == "data-shop-data-train"
     assert [row["files"] for row in card.table] == ["3", "2", "1"]
     assert [row["commit"] for row in card.table] == ["not committed", "1" * 10, "2" * 10]
     assert "3 files, 3.0 kB, not committed" in card.description
@@ -143,7 +145,7 @@ def test_data_card_shows_versions_newest_first() -> None:
 
 
 def test_data_card_of_the_committed_version_lists_it_once() -> None:
-    card = data_card(_version(A, None, 2), [_version(A, "1" * 40, 2), _version(B, "2" * 40, 1)])
+    card = data_card(_version(A, None, 2), "shop", [_version(A, "1" * 40, 2), _version(B, "2" * 40, 1)])
     assert [row["commit"] for row in card.table] == ["1" * 10, "2" * 10]
     assert "at commit `1111111111`" in card.description
 
@@ -160,7 +162,8 @@ def test_diff_card_counts_files_and_bytes() -> None:
     card = diff_card(diff, "digits")
     assert card.key == "diff-digits"
     assert (
-        card.description == "From `HEAD` to `workspace`: 1 added, 1 deleted, 1 modified, 1 renamed, +2.4 kB."
+        card.description
+        == "**digits** from `HEAD` to `workspace`: 1 added, 1 deleted, 1 modified, 1 renamed, +2.4 kB."
     )
     assert "data/train/y.txt → data/train/x.txt" in card.markdown
     assert "| data/train/ |" not in card.markdown
@@ -181,15 +184,16 @@ def test_diff_card_of_a_directory_that_is_not_in_the_cache() -> None:
 
 
 def test_diff_card_without_a_difference() -> None:
-    assert diff_card(Diff("HEAD", "main"), "digits").description == "Nothing differs from `HEAD` to `main`."
+    card = diff_card(Diff("HEAD", "main"), "digits")
+    assert card.description == "**digits**: nothing differs from `HEAD` to `main`."
 
 
 def test_transfer_text() -> None:
     assert cards.transfer_text("pushed", Transfer("store", 2, 1500, 3)) == (
-        "pushed 2 objects (1.5 kB), 3 there already, remote 'store'"
+        "pushed 2 objects (1.5 kB), 3 already at the destination, remote 'store'"
     )
     assert cards.transfer_text("pushed", Transfer("store", 0, 0, 3)) == (
-        "nothing to be pushed: 3 objects there already"
+        "nothing pushed: 3 objects already at the destination"
     )
 
 
@@ -199,8 +203,8 @@ def test_stage_card_tells_what_changed_from_what_to_what() -> None:
         Reason("parameter", "params.yaml:lr", 0.1, 0.2),
         Reason("dependency", "data", DIR, "d" * 32 + ".dir"),
     )
-    change = cards.TreeChange(added=("n|w",), modified=tuple(f"{n:03}" for n in range(100)))
-    card = cards.stage_card(Decision("train", "run", reasons), label="x", limit=10, files={"data": change})
+    change = stage_cards.TreeChange(added=("n|w",), modified=tuple(f"{n:03}" for n in range(100)))
+    card = stage_cards.stage_card(Decision("train", "run", reasons), "shop", limit=10, files={"data": change})
     assert "| command | cmd | a &amp;&amp; b | a |" in card.markdown
     assert "| parameter | params.yaml:lr | 0.1 | 0.2 |" in card.markdown
     assert f"| dependency | data (1 added, 100 modified) | {DIR[:12]} | {'d' * 12} |" in card.markdown
@@ -227,24 +231,62 @@ def _model(version: str, *stages: str, digest: str | None = A) -> ModelVersion:
 
 
 def test_model_card_shows_versions_and_stages() -> None:
-    card = cards.model_card([_model("v0.0.2", "prod"), _model("v0.0.1")], "digits", said="Registered v0.0.2.")
-    assert card.key == "model-digits"
+    card = cards.model_card(
+        [_model("v0.0.2", "prod"), _model("v0.0.1")], "digits", "shop", said="Registered v0.0.2."
+    )
+    assert card.key == "model-shop--digits"
     assert (
-        card.description == "Registered v0.0.2. **digits**: 2 versions, the highest v0.0.2; prod is v0.0.2."
+        card.description
+        == "Registered v0.0.2. **digits** of **shop**: 2 versions, the highest v0.0.2; prod is v0.0.2."
     )
     assert [(row["version"], row["stages"]) for row in card.table] == [("v0.0.2", "prod"), ("v0.0.1", "")]
 
 
 def test_endpoint_card_links_to_the_server() -> None:
     endpoint = Endpoint("http://127.0.0.1:8080", "digits", "v0.0.2", A, 42, "/private/digits.log")
-    card = cards.endpoint_card(endpoint, _model("v0.0.2", "prod"))
-    assert card.key == "endpoint-digits"
+    card = cards.endpoint_card(endpoint, "shop", _model("v0.0.2", "prod"))
+    assert card.key == "endpoint-shop--digits"
     assert "(http://127.0.0.1:8080/v2/models/digits)" in card.markdown
     assert "prod" in card.description
     assert "/private" not in str(card)
-    assert "2 rows: 3, 8" in cards.predictions_card(endpoint, [3, 8]).description
+    assert "2 rows: 3, 8" in cards.predictions_card(endpoint, "shop", [3, 8]).description
 
 
 def test_escape_is_text() -> None:
     assert escape(None) == "None"
     assert escape(1.5) == "1.5"
+
+
+def _all_cards(name: str) -> list[cards.Card]:
+    """A card of each builder, of equal content in the repository ``name``."""
+    endpoint = Endpoint("http://127.0.0.1:8080", "digits", "v0.0.2", A, 42, "/private/digits.log")
+    result = ReproResult((Decision("train", "run", ()),), ran=("train",))
+    entry = DiffEntry("data/train/1", new_digest=A, new_size=1)
+    change = MetricChange("metrics.json", "accuracy", 0.5, 0.6)
+    return [
+        data_card(_version(A, None, 2), name),
+        diff_card(Diff("HEAD", "", (entry,), (), (), (), ()), name),
+        diff_card(Diff("HEAD", "", (), (), (), (), ()), name),
+        stage_cards.pipeline_card(result, name),
+        stage_cards.stage_card(Decision("train", "run", ()), name),
+        cards.metrics_card([change], name),
+        cards.metrics_card([], name),
+        cards.model_card([_model("v0.0.2")], "digits", name),
+        cards.endpoint_card(endpoint, name),
+        cards.predictions_card(endpoint, name, [1]),
+    ]
+
+
+def test_repositories_share_no_timeline_and_each_card_names_its_own() -> None:
+    """Two repositories with a stage ``train`` once shared the timeline ``stage-train``."""
+    shop, farm = _all_cards("shop"), _all_cards("farm")
+    builders = {
+        name
+        for name, value in {**vars(cards), **vars(stage_cards)}.items()
+        if name.endswith("_card") and callable(value)
+    }
+    assert len({card.key.split("-")[0] for card in shop}) == len(builders)
+    assert not {card.key for card in shop} & {card.key for card in farm}
+    for name, made in (("shop", shop), ("farm", farm)):
+        assert [card.key for card in made if name not in card.key] == []
+        assert [card.description for card in made if f"**{name}**" not in card.description] == []

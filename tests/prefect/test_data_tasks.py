@@ -13,9 +13,15 @@ import pytest
 from prefect import flow
 from prefect.runtime import flow_run
 
-from dvkf_prefect.blocks import DvcRemote, DvcRepository
-from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import GitError, OutputChangedError, RemoteNotFoundError, RemoteUnreachableError
+from dvkf_prefect.blocks import DvcRemote, DvcRepository, find_block
+from dvkf_prefect.errors import (
+    ConfigError,
+    GitError,
+    OutputChangedError,
+    RemoteNotFoundError,
+    RemoteUnreachableError,
+)
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks.data import (
     add_data,
     checkout_data,
@@ -59,10 +65,10 @@ def test_new_version_is_added_compared_committed_and_pushed(
     assert git(repo.root, "show", "--name-only", "--format=", commit) == "data/train.dvc"
     assert "code.py" in git(repo.root, "status", "--porcelain")
 
-    (card,) = artifacts("data-train")
+    (card,) = artifacts("data-digits-data-train")
     assert card.type == "table"
     assert "4 files" in card.description
-    assert "not committed" in card.description
+    assert f"at commit `{commit[:10]}`" in card.description
     assert "The version before" in card.description
     (card,) = artifacts("diff-digits")
     assert "1 added" in card.description
@@ -76,16 +82,55 @@ def test_each_version_of_the_data_is_one_more_on_its_timeline(repo: Repo, artifa
     def update(number: int) -> None:
         (repo.root / "data" / "train" / f"new-{number}.txt").write_text(f"{number}\n")
         add_data(block, ["data/train"])
+        assert "not committed" in artifacts("data-timeline-data-train")[-1].description
         commit_results(block, f"Images up to {number}")
         checkout_data(block)
+        push_data(block)
+        pull_data(block)
+        add_data(block, ["data/train"])
 
     update(1)
     update(2)
     cards = artifacts("data-timeline-data-train")
-    assert len(cards) == 4
-    assert "5 files" in cards[-1].description
+    assert [re.findall(r"\d files", card.description)[0] for card in cards] == ["4 files", "5 files"]
     commits = git(repo.root, "log", "--format=%H", "--", "data/train.dvc").split()
     assert [commit[:10] for commit in commits] == re.findall(r'"commit": "([0-9a-f]{10})"', cards[-1].data)
+
+
+def test_blocks_may_be_given_by_name(repo: Repo, artifacts: Artifacts) -> None:
+    DvcRepository(path=str(repo.root), label="by-name").save("by-name", overwrite=True)
+
+    @flow
+    def push(name: str) -> Any:
+        return push_data(name)
+
+    assert push("by-name").files == 4
+    with pytest.raises(
+        ConfigError, match=r"no DVC Repository block is named 'by-nam' .*Did you mean 'by-name'\?"
+    ):
+        push("by-nam")
+    with pytest.raises(
+        TypeError, match=r"repository is PosixPath\. Pass a DVC Repository block, or its name"
+    ):
+        find_block(DvcRepository, repo.root, "repository")  # type: ignore[type-var]
+
+
+def test_a_version_that_came_from_elsewhere_gets_its_card_at_the_first_pull(
+    repo: Repo, artifacts: Artifacts
+) -> None:
+    block = DvcRepository(path=str(repo.root), label="arrived")
+
+    @flow
+    def pull() -> None:
+        checkout_data(block)
+        assert artifacts("data-arrived-data-train") == []
+        repo.push()
+        pull_data(block)
+        pull_data(block)
+
+    pull()
+    (card,) = artifacts("data-arrived-data-train")
+    assert "3 files" in card.description
 
 
 def test_pull_brings_what_was_pushed(block: DvcRepository, repo: Repo, artifacts: Artifacts) -> None:
@@ -152,7 +197,8 @@ def test_commits_go_to_the_origin_of_a_clone(
     monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))
     git(tmp_path, "clone", "--quiet", "--bare", str(repo.root), "origin.git")
     repo.push()
-    block = DvcRepository(path=f"file://{tmp_path}/origin.git")
+    store = DvcRemote(url=str(tmp_path / "store"))
+    block = DvcRepository(path=f"file://{tmp_path}/origin.git", remote=store)
 
     @flow
     def update() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from types import ModuleType
 import pytest
 
 import dvkf_prefect
-from dvkf_prefect import MetricChange, flows
-from dvkf_prefect.flows.pipelines import find_metric
+from dvkf_prefect import MetricChange, ReproResult, flows
+from dvkf_prefect.flows.pipelines import check_metric_name, find_metric, outcome_text
 
 FLOWS = Path(__file__).parents[2] / "flows"
 
@@ -46,6 +47,23 @@ def test_metric_that_cannot_be_compared(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         find_metric(ROWS, name)
     assert "b.json:loss" in str(caught.value)
+
+
+def test_the_commit_names_what_ran_and_what_was_restored() -> None:
+    made = functools.partial(ReproResult, decisions=(), skipped=("a",), failed=())
+    assert outcome_text(made(ran=("b", "c"), restored=())) == "b, c"
+    assert outcome_text(made(ran=("b",), restored=("c", "d"))) == "b; restored c, d"
+    assert outcome_text(made(ran=(), restored=("c",))) == "restored c"
+    assert outcome_text(made(ran=(), restored=())) == "nothing ran"
+
+
+def test_a_misspelt_metric_is_refused_before_the_run() -> None:
+    metrics = {"a.json": {"accuracy": 0.9}, "b.json": {"loss.train": 0.2}}
+    for name in ("accuracy", "a.json:accuracy", "recall"):
+        check_metric_name(metrics, name)
+        check_metric_name({}, name)
+    with pytest.raises(ValueError, match=r"'acuracy' is not in the last run .* Use 'accuracy'"):
+        check_metric_name(metrics, "acuracy")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from prefect import flow
 
-from dvkf_prefect import diff_frames, read_frame, write_data
+from dvkf_prefect import compare_table, diff_frames, read_frame, write_data
 from dvkf_prefect.blocks import DvcRepository
 from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import OutputChangedError
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks.data import commit_results
 
 
@@ -31,8 +31,14 @@ def test_a_table_is_written_tracked_and_shown(repo: Repo, artifacts: Callable[[s
     assert write(3) == (second, None)
     assert read_frame(repo, "tables/users.csv", rev=commit)["id"].tolist() == [0, 1]
     assert diff_frames(repo, "tables/users.csv", commit, key="id").rows_added == 1
-    cards = artifacts(artifact_key("data", "tables/users.csv"))
+    cards = artifacts(artifact_key("data", "digits", "tables/users.csv"))
     assert second.digest[:12] in cards[-1].description and first.digest in cards[-1].data
+    compared = flow(lambda: compare_table(block, "tables/users.csv", commit, key="id"), name="compare")()
+    assert compared.rows_added == 1
+    (card,) = artifacts(artifact_key("table", "digits", "tables/users.csv"))
+    assert "1 rows added" in card.description and "Rows are compared by id" in card.data
+    read = pd.read_csv("dvkf://tables/users.csv", storage_options=block.storage_options(commit))
+    assert read["id"].tolist() == [0, 1]
     (repo.root / "tables/users.csv").write_text("by hand")
     with pytest.raises(OutputChangedError):
         write(4)

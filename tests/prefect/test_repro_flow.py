@@ -23,15 +23,15 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.context import get_run_context
 from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
+from repos import make_repo
 
 from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import ParseError, StageError, StageFailedError, StageWriteError
 from dvkf_prefect.pipeline.run.commit import commit_stages
 from dvkf_prefect.pipeline.run.events import ReproResult
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks.stages import runner
 from dvkf_prefect.tasks.stages.log import LogFollower, Mask
-
-from .conftest import git
 
 Backend = Literal["local", "kubeflow-local"]
 
@@ -52,9 +52,7 @@ class Pipeline:
         self.outside = root.parent / "outside"
         self.outside.mkdir()
         (self.outside / "await").write_text(AWAIT)
-        root.mkdir()
-        git(root, "init", "--quiet")
-        Repo.init(root)
+        make_repo(root)
         (root / "in").mkdir()
         (root / "in" / "a").write_text("1\n")
         self.flow_run: Any = None
@@ -140,20 +138,62 @@ c:
 """
 
 
-@pytest.mark.parametrize("backend", ["local", "kubeflow-local"])
+FAILING = """\
+a:
+  cmd: echo no such luck; exit 3
+  deps: [in]
+  outs: [a.txt]
+b:
+  cmd: cat a.txt > b.txt
+  deps: [a.txt]
+  outs: [b.txt]
+c:
+  cmd: cat in/a > c.txt
+  deps: [in]
+  outs: [c.txt]
+"""
+
+
+def test_a_failure_says_first_how_and_stages_behind_it_are_shown_as_not_reached(
+    pipeline: Pipeline, artifacts: Callable[[str], list[Any]]
+) -> None:
+    pipeline.repo.add(["in"])
+    pipeline.write(FAILING)
+    with pytest.raises(StageFailedError) as caught:
+        pipeline.run()
+    assert caught.value.blocked == ("b",)
+    runs = pipeline.task_runs()
+    assert {name: run.state_name for name, run in runs.items()} == {
+        "a": "Failed",
+        "b": "NotReached",
+        "c": "Completed",
+    }
+    assert (runs["b"].state_type.value, runs["b"].state.message) == ("CANCELLED", "not reached: 'a' failed")
+    assert {item.id for item in runs["b"].task_inputs["stage"]} == {runs["a"].id}
+    card = artifacts("stage-stages--a")[-1]
+    assert "failed" in card.description and "ended with exit code 3; no such luck." in card.description
+    how, log, why = (
+        card.data.index(text) for text in ("ended with exit code 3", "no such luck\n", "### Why it ran")
+    )
+    assert how < log < why < card.data.index("| why |")
+    overview = artifacts("pipeline-stages")[-1]
+    assert overview.description == "3 stages of **stages**: 1 ran, 1 failed, 1 not reached."
+    assert "| b | not reached | not reached, since a failed |" in overview.data
+
+
 def test_stages_are_task_runs_that_overlap_where_they_may(
-    pipeline: Pipeline, backend: Backend, artifacts: Callable[[str], list[Any]]
+    pipeline: Pipeline, artifacts: Callable[[str], list[Any]]
 ) -> None:
     """The first two end only if both run at the same time; the third has edges from them."""
     pipeline.repo.add(["in"])
     pipeline.write(TOGETHER)
-    assert sorted(pipeline.run(backend).ran) == ["a", "b", "c"]
+    assert sorted(pipeline.run().ran) == ["a", "b", "c"]
     runs = pipeline.task_runs()
     assert {name: run.state_name for name, run in runs.items()} == dict.fromkeys("abc", "Completed")
     assert {item.id for item in runs["c"].task_inputs["stage"]} == {runs["a"].id, runs["b"].id}
     assert runs["c"].start_time >= max(runs["a"].end_time, runs["b"].end_time)
 
-    again = pipeline.run(backend)
+    again = pipeline.run()
     assert again.skipped == ("a", "b", "c")
     runs = pipeline.task_runs()
     states = {(run.state_name, run.state_type.value, run.state.message) for run in runs.values()}
@@ -162,7 +202,7 @@ def test_stages_are_task_runs_that_overlap_where_they_may(
 
     (pipeline.root / "c.txt").unlink()
     (pipeline.root / "in" / "b").write_text("2\n")
-    assert pipeline.run(backend).restored == ("c",)
+    assert pipeline.run().restored == ("c",)
     runs = pipeline.task_runs()
     assert runs["c"].state_name == "Restored"
     assert "c.txt" in runs["c"].state.message
@@ -197,6 +237,26 @@ def test_a_command_that_failed_is_tried_again(pipeline: Pipeline) -> None:
     assert "exit code 1" in runs["steady"].state.message
 
 
+@pytest.mark.parametrize("backend", ["local", "kubeflow-local"])
+def test_each_try_logs_its_own_lines(pipeline: Pipeline, backend: Backend) -> None:
+    """A retry once read the log of the try before it, and lost the beginning of its own."""
+    pipeline.write(
+        """\
+        flaky:
+          cmd: >-
+            echo x >> OUTSIDE/tries; n=$(wc -l < OUTSIDE/tries); echo "begin of try "$n; sleep 0.6;
+            echo "end of try "$n; test $n -gt 1 && echo done > out
+          deps: [in]
+          outs: [out]
+          meta: {prefect: {retries: 1}}
+        """
+    )
+    assert pipeline.run(backend).ran == ("flaky",)
+    log = pipeline.log(pipeline.task_runs()["flaky"], "end of try 2")
+    lines = [line for line in log.splitlines() if line.startswith(("begin of", "end of"))]
+    assert sorted(lines) == ["begin of try 1", "begin of try 2", "end of try 1", "end of try 2"]
+
+
 @pytest.mark.parametrize(
     ("cmd", "error"),
     [
@@ -223,8 +283,9 @@ def test_a_stage_that_cannot_begin_has_a_failed_task_run(pipeline: Pipeline) -> 
     with pytest.raises(StageError, match="gone"):
         pipeline.run()
     runs = pipeline.task_runs()
-    assert {name: run.state_name for name, run in runs.items()} == {"lost": "Failed", "other": "Completed"}
-    assert "'lost': its dependencies gone do not exist" in runs["lost"].state.message
+    states = {name: run.state_name for name, run in runs.items()}
+    assert states == {"lost": "Failed", "after": "NotReached", "other": "Completed"}
+    assert "'lost': missing dependencies: gone" in runs["lost"].state.message
 
 
 def test_a_flow_run_that_is_retried_goes_on(pipeline: Pipeline) -> None:
@@ -264,9 +325,11 @@ def test_a_stage_beyond_its_time_is_ended(pipeline: Pipeline) -> None:
     [
         ("{retires: 2}", "meta.prefect.retires", "did you mean 'retries'"),
         ("{retries: -1}", "meta.prefect.retries", "whole number"),
-        ("{retry_delay_seconds: [1, soon]}", "meta.prefect.retry_delay_seconds", "seconds"),
-        ("{timeout_seconds: 0}", "meta.prefect.timeout_seconds", "more than 0"),
+        ("{retry_delay_seconds: [1, soon]}", "meta.prefect.retry_delay_seconds.1", "seconds"),
+        ("{timeout_seconds: 0}", "meta.prefect.timeout_seconds", "greater than 0"),
         ("{tags: gpu}", "meta.prefect.tags", "list"),
+        ("{tags: [gpu, 5]}", "meta.prefect.tags.1", "string"),
+        ("{retries: null}", "meta.prefect.retries", "whole number"),
         ("5", "meta.prefect", "mapping"),
     ],
 )
@@ -406,43 +469,64 @@ def test_one_thread_is_enough(pipeline: Pipeline) -> None:
 
 
 def test_many_skipped_stages_cost_a_bounded_number_of_task_runs(
-    pipeline: Pipeline, artifacts: Callable[[str], list[Any]]
+    pipeline: Pipeline, artifacts: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of 15 stages and at most 10 in place of 100, which take a minute."""
+    assert runner._MARKS == 100
+    monkeypatch.setattr(runner, "_MARKS", 10)
     pipeline.write(
         """\
         s:
           foreach: [ITEMS]
           do: {cmd: 'echo ${item} > out-${item}', outs: ['out-${item}'], deps: [in]}
-        """.replace("ITEMS", ", ".join(map(str, range(150))))
+        """.replace("ITEMS", ", ".join(map(str, range(15))))
     )
 
     (pipeline.root / "dvc.yaml").write_text(
         (pipeline.root / "dvc.yaml").read_text().replace("echo", "true #")
     )
-    for number in range(150):
+    for number in range(15):
         (pipeline.root / f"out-{number}").write_text(f"{number}\n")
-    assert len(commit_stages(pipeline.repo)) == 150
-    assert len(pipeline.run().skipped) == 150
-    assert len(pipeline.task_runs()) == 100
-    assert artifacts("pipeline-stages")[-1].description == "150 stages of **stages**: 150 skipped."
+    assert len(commit_stages(pipeline.repo)) == 15
+    assert len(pipeline.run().skipped) == 15
+    assert len(pipeline.task_runs()) == 10
+    assert artifacts("pipeline-stages")[-1].description == "15 stages of **stages**: 15 skipped."
 
 
 # -- processes that are ended ------------------------------------------------------------------------------------------
 
 
+# The flow runs the stages directly, in an async flow, in a task of one, or in a submitted task.
 SCRIPT = """\
+import asyncio
 import json
 import sys
-from prefect import flow
+from prefect import flow, task
 from prefect.utilities.engine import capture_sigterm
 from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
 
-@flow
-def run():
+def stages():
     return repro_pipeline(DvcRepository(path=sys.argv[1]), KubeflowPipelines(**json.loads(sys.argv[2])), retries=3)
 
+@flow
+def sync():
+    return stages()
+
+@flow
+async def async_():
+    return stages()
+
+@flow
+async def task_():
+    return task(stages)()
+
+@flow
+def submit():
+    return task(stages).submit().result()
+
+run = {"sync": sync, "async": async_, "task": task_, "submit": submit}[sys.argv[3]]
 with capture_sigterm():
-    result = run()
+    result = asyncio.run(run()) if run.isasync else run()
 print("ran", *result.ran, "skipped", *result.skipped)
 """
 
@@ -463,10 +547,10 @@ def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[..., subproce
         environment["PREFECT_API_URL"] = str(client.api_url)
     started: list[subprocess.Popen[str]] = []
 
-    def run(backend: str, **more: Any) -> subprocess.Popen[str]:
+    def run(backend: str, shape: str = "sync", **more: Any) -> subprocess.Popen[str]:
         block = json.dumps({"backend": backend, "jobs": 2, **more})
         process = subprocess.Popen(
-            [sys.executable, str(script), str(pipeline.root), block],
+            [sys.executable, str(script), str(pipeline.root), block, shape],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -480,8 +564,16 @@ def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[..., subproce
         process.communicate()
 
 
-@pytest.mark.parametrize("backend", ["local", "kubeflow-local"])
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+# The signals are the flow's, and the leash of the commands is the same in both: two of the four pairs are quick.
+@pytest.mark.parametrize(
+    ("sign", "backend"),
+    [
+        (signal.SIGTERM, "local"),
+        (signal.SIGKILL, "kubeflow-local"),
+        pytest.param(signal.SIGKILL, "local", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "kubeflow-local", marks=pytest.mark.long),
+    ],
+)
 def test_an_ended_flow_leaves_nothing_running_and_the_next_goes_on(
     pipeline: Pipeline,
     start: Callable[..., subprocess.Popen[str]],

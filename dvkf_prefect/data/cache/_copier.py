@@ -33,6 +33,22 @@ _NOT_BETWEEN_THESE = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.E
 # linux/fs.h, _IOW(0x94, 9, int): share another file's blocks.
 _FICLONE = 0x40049409
 _counter = 0
+
+
+class Watch(threading.local):
+    """Receiver of the bytes of large files while this thread copies or hashes them.
+
+    Attributes:
+        note: Called with the key of the file and the bytes since the last call; None if unused.
+        key: Key of the current file: its path when it is stored or hashed, its digest when it is transferred, its new
+            relative path when it is placed.
+    """
+
+    note: Callable[[str, int], None] | None = None
+    key = ""
+
+
+watch = Watch()
 # Process ids repeat in containers that share a disk.
 _token = os.urandom(6).hex()
 
@@ -111,10 +127,13 @@ def pump(source: int, target: int) -> str:
     if os.fstat(source).st_size >= LARGE:
         return _pump_large(source, target)
     copied = 0
+    note = watch.note
     while chunk := os.read(source, CHUNK):
         md5.update(chunk)
         _write(target, chunk)
         copied += len(chunk)
+        if note is not None:
+            note(watch.key, len(chunk))
     _check_size(source, copied)
     return md5.hexdigest()
 
@@ -144,6 +163,7 @@ def _pump_large(source: int, target: int) -> str:
     copier.start()
     buffer = memoryview(bytearray(CHUNK))
     hashed = 0
+    note = watch.note
     try:
         while True:
             with news:
@@ -155,9 +175,11 @@ def _pump_large(source: int, target: int) -> str:
             while hashed < there:
                 count = os.preadv(target, [buffer[: there - hashed]], hashed)
                 if not count:
-                    raise OSError(errno.EIO, "it was cut short while it was written")
+                    raise OSError(errno.EIO, "it was truncated while it was written")
                 md5.update(buffer[:count])
                 hashed += count
+                if note is not None:
+                    note(watch.key, count)
     except BaseException as error:
         failed.append(error)
         raise
@@ -192,6 +214,7 @@ def clone(
     results: list[Stat | Failure] = []
     for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
         source = f"{root}/{digest[:2]}/{digest[2:]}"
+        watch.key = relpath
         try:
             found = ""
             if verify and appearance(os.stat(source)) != known:
@@ -278,6 +301,7 @@ def store(
         try:
             data, source = _read(path, _WHOLE + 1 if share else size)
             if source >= 0:
+                watch.key = path
                 try:
                     digest = _store_stream(root, temporary, source, share)
                     _check_size(source, size)
@@ -357,8 +381,11 @@ def _shares_blocks(source: int, target: int) -> bool:
 
 def _hash(source: int) -> str:
     md5 = hashlib.md5(usedforsecurity=False)
+    note = watch.note
     while chunk := os.read(source, CHUNK):
         md5.update(chunk)
+        if note is not None and len(chunk) == CHUNK:
+            note(watch.key, CHUNK)
     return md5.hexdigest()
 
 
@@ -366,6 +393,7 @@ def digest(files: Sequence[str]) -> list[str | Failure]:
     """Return the md5 of files; the failure for a file that cannot be read."""
     results: list[str | Failure] = []
     for path in files:
+        watch.key = path
         try:
             results.append(_digest_one(path))
         except OSError as error:
@@ -415,6 +443,7 @@ def transfer(
     results: list[int | Failure] = []
     for digest, known, limit in zip(digests, looks, limits, strict=True):
         place = f"{digest[:2]}/{digest[2:]}"
+        watch.key = digest
         try:
             results.append(
                 _transfer_one(
@@ -451,8 +480,11 @@ def _transfer_one(
 def _copy_range(source: int, target: int) -> str:
     """Copy in the kernel, without hashing."""
     copied = 0
-    while count := _copy_some(source, target, 1 << 30):
+    note = watch.note
+    while count := _copy_some(source, target, 1 << 30 if note is None else LARGE):
         copied += count
+        if note is not None:
+            note(watch.key, count)
     _check_size(source, copied)
     return ""
 
@@ -482,6 +514,7 @@ def place(
     """
     results: list[Stat | Failure] = []
     for digest, relpath, known in zip(digests, relpaths, looks, strict=True):
+        watch.key = relpath
         try:
             results.append(
                 place_one(f"{root}/{digest[:2]}/{digest[2:]}", base + relpath, verify, mode, digest, known)

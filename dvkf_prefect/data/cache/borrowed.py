@@ -52,6 +52,6 @@ class BorrowedCache(Cache):
     def _corrupt(self, digest: str, path: Path, found: str) -> CorruptObjectError:
         if path.is_relative_to(self._lender.root):
             return CorruptObjectError(
-                f"{path} hashes to {found}, not to its name; run `dvkf fetch` over there"
+                f"{path} hashes to {found}, not to its name. Run `dvkf fetch` in that repository."
             )
         return super()._corrupt(digest, path, found)

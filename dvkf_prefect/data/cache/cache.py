@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -154,8 +153,13 @@ class Cache:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def read_bytes(self, digest: str, hash_name: str = MD5) -> bytes:
+    def read_bytes(self, digest: str, hash_name: str = MD5, *, aside: bool = True) -> bytes:
         """Return an object's bytes, verified.
+
+        Args:
+            digest: Digest of the object.
+            hash_name: ``md5`` or ``md5-dos2unix``.
+            aside: Move a damaged object out of the way; False leaves the cache unchanged.
 
         Raises:
             MissingObjectError: It is not in the cache.
@@ -166,15 +170,17 @@ class Cache:
             data = read_description(path, limit=MANIFEST_LIMIT)
         except FileNotFoundError:
             raise MissingObjectError(
-                f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it"
+                f"{digest} is not in the cache ({self.root}). Run `dvkf fetch`."
             ) from None
         found = digest_bytes(data)
         if found != digest.removesuffix(SUFFIX) and hash_name == MD5:
+            if not aside:
+                raise CorruptObjectError(f"{digest} is damaged in the cache ({path} hashes to {found})")
             raise self._corrupt(digest, path, found)
         return data
 
-    def read_tree(self, digest: str, hash_name: str = MD5) -> Tree:
-        """Return a directory's manifest, verified.
+    def read_tree(self, digest: str, hash_name: str = MD5, *, aside: bool = True) -> Tree:
+        """Return a directory's manifest, verified; see `read_bytes` for the arguments.
 
         Raises:
             MissingObjectError: It is not in the cache.
@@ -182,7 +188,7 @@ class Cache:
             ParseError: It is not a manifest.
         """
         own = self.is_own(digest, hash_name)
-        return Tree.from_bytes(self.read_bytes(digest, hash_name), digest, own=own)
+        return Tree.from_bytes(self.read_bytes(digest, hash_name, aside=aside), digest, own=own)
 
     def is_own(self, digest: str, hash_name: str = MD5) -> bool:
         """Return True if a manifest may take any memory, since no foreign repository brought it.
@@ -296,7 +302,7 @@ class Cache:
         if kind == "corrupt":
             return self._corrupt(digest, path, detail)
         if number == errno.ENOENT and not path.exists():
-            return MissingObjectError(f"{digest} is not in the cache ({self.root}); `dvkf fetch` brings it")
+            return MissingObjectError(f"{digest} is not in the cache ({self.root}). Run `dvkf fetch`.")
         raise meaning_of(failure, detail or str(path), to or detail)
 
     def _folder(self, hash_name: str) -> Path:
@@ -306,8 +312,8 @@ class Cache:
     def _corrupt(self, digest: str, path: Path, found: str) -> CorruptObjectError:
         aside = self.set_aside(digest)
         return CorruptObjectError(
-            f"{path} hashes to {found}, not to its name; it was moved to {aside}. "
-            "`dvkf fetch` brings a good copy from the remote."
+            f"{path} hashes to {found}, not to its name; it was moved to {aside}. Run `dvkf fetch` for a "
+            "good copy."
         )
 
     def set_aside(self, digest: str, hash_name: str = MD5) -> Path:
@@ -315,27 +321,27 @@ class Cache:
         folder = self.root / _TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         # Not in this process's own folder, which is removed with the process.
-        aside = folder / f"{secrets.token_hex(8)}-corrupt-{digest}"
+        aside = folder / f"{os.urandom(8).hex()}-corrupt-{digest}"
         with suppress(OSError):
             os.replace(self.path(digest, hash_name), aside)
         return aside
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def add_bytes(self, data: bytes, *, tree: bool = False) -> str:
+    def add_bytes(self, data: bytes, *, tree: bool = False, hash_name: str = MD5) -> str:
         """Store bytes; return their digest."""
         digest = digest_bytes(data) + (SUFFIX if tree else "")
-        if self.missing([digest], sizes={digest: len(data)}):
+        if self.missing([digest], hash_name, sizes={digest: len(data)}):
             temporary = self.temporary(digest)
             try:
                 temporary.write_bytes(data)
             except OSError as error:
                 _discard(temporary, error)
                 raise
-            self.adopt(temporary, digest)
+            self.adopt(temporary, digest, hash_name)
         return digest
 
-    def add_tree(self, tree: Tree) -> str:
+    def add_tree(self, tree: Tree, hash_name: str = MD5) -> str:
         """Store a directory's manifest; return its digest.
 
         Raises:
@@ -345,7 +351,7 @@ class Cache:
             raise UnsafePathError(
                 f"{reserved}: a file system may take this name for a folder of git or DVC. Rename it."
             )
-        return self.add_bytes(tree.to_bytes(), tree=True)
+        return self.add_bytes(tree.to_bytes(), tree=True, hash_name=hash_name)
 
     def add_file(self, source: str | Path, *, move: bool = False) -> str:
         """Store the content of a file; return its digest.
@@ -434,15 +440,13 @@ class Cache:
                 if kind == "corrupt":
                     yield (
                         digest,
-                        CorruptObjectError(
-                            f"{path} hashes to {detail}, not to its name; it was not taken in"
-                        ),
+                        CorruptObjectError(f"{path} hashes to {detail}, not to its name; it was not stored"),
                     )
                 elif kind == "large":
-                    said = f"{path} has {number} bytes, more than recorded; it was not taken in"
+                    said = f"{path} has {number} bytes, more than recorded; it was not stored"
                     yield digest, CorruptObjectError(said)
                 elif number == errno.ENOENT and not os.path.exists(path):
-                    yield digest, MissingObjectError(f"{path} is not there")
+                    yield digest, MissingObjectError(f"{path} does not exist")
                 else:
                     raise meaning_of(result, path, self.root)
         self._save_ledger()
@@ -518,7 +522,7 @@ class Cache:
 
     def temporary(self, name: str = "") -> Path:
         """Return an unused path on the cache's own file system, for a file to move in later."""
-        return self._own_folder() / f"{secrets.token_hex(8)}-{name}"
+        return self._own_folder() / f"{os.urandom(8).hex()}-{name}"
 
     def _own_folder(self) -> Path:
         """Return this cache's folder for incomplete files, removed when the process ends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.errors import CorruptObjectError, DvkfError
@@ -11,7 +11,12 @@ from dvkf_prefect.files import raise_disk_full
 
 
 def receive_stream(
-    cache: Cache, chunks: Iterator[bytes], *, size: int | None = None, digest: str | None = None
+    cache: Cache,
+    chunks: Iterator[bytes],
+    *,
+    size: int | None = None,
+    digest: str | None = None,
+    note: Callable[[int], None] | None = None,
 ) -> tuple[str, int]:
     """Store a stream's bytes in a cache.
 
@@ -20,6 +25,7 @@ def receive_stream(
         chunks: Chunks of the stream.
         size: Expected size in bytes, None if unknown.
         digest: Expected md5, None if unknown.
+        note: Called with the bytes of each chunk.
 
     Returns:
         The md5 and the number of bytes.
@@ -37,11 +43,13 @@ def receive_stream(
                 md5.update(chunk)
                 stream.write(chunk)
                 count += len(chunk)
+                if note is not None:
+                    note(len(chunk))
         found = md5.hexdigest()
         if size not in (None, count) or digest not in (None, found):
             raise CorruptObjectError(
-                f"{count} bytes with md5 {found} came where {size} bytes with md5 {digest or 'unknown'} were expected: "
-                "it changed meanwhile, or is damaged; nothing was stored"
+                f"{count} bytes with md5 {found} arrived, expected {size} bytes with md5 "
+                f"{digest or 'unknown'}: the source changed or is damaged; nothing was stored"
             )
         cache.adopt(temporary, found)
     except BaseException as error:

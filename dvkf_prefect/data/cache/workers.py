@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import repeat
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from dvkf_prefect.data.cache import _copier
 from dvkf_prefect.data.cache._copier import Failure
+from dvkf_prefect.data.progress import NAMED, Advance, Part, Steps
 from dvkf_prefect.errors import DiskFullError, OutputError
 from dvkf_prefect.files import raise_disk_full
 from dvkf_prefect.leftovers import held
@@ -113,6 +115,51 @@ def share(
             _end(helper)
 
 
+@contextmanager
+def stepping(
+    advance: Advance, keys: Sequence[str], names: Iterable[str], sizes: Iterable[int | None] = repeat(0)
+) -> Iterator[Steps]:
+    """Report the bytes of large files while this thread copies or hashes them, inside the block.
+
+    Worker processes report complete files only.
+
+    Args:
+        advance: Receiver of files and bytes.
+        keys: Key of each file, see `_copier.Watch`.
+        names: Path of each file for users; read only if the files are few.
+        sizes: Size of each file in bytes, None or 0 if unknown.
+
+    Yields:
+        The steps; call `Steps.done` for each file.
+    """
+    few = len(keys) <= NAMED
+    parts = (
+        {key: Part(name, size or 0) for key, name, size in zip(keys, names, sizes, strict=False)}
+        if few
+        else {}
+    )
+    steps = Steps(advance, parts)
+    with watched(steps.note):
+        yield steps
+
+
+@contextmanager
+def watched(note: Callable[[str, int], None], key: str = "") -> Iterator[None]:
+    """Call a function for the bytes of large files that this thread copies inside the block, see `_copier.Watch`.
+
+    Args:
+        note: The function.
+        key: Key of the file, if there is only one.
+    """
+    watch = _copier.watch
+    before = watch.note, watch.key
+    watch.note, watch.key = note, key
+    try:
+        yield
+    finally:
+        watch.note, watch.key = before
+
+
 def _pieces(count: int, sizes: Sequence[int] | None) -> list[tuple[int, int]]:
     if sizes is None:
         return [(i, min(i + _FILES, count)) for i in range(0, count, _FILES)]
@@ -168,7 +215,8 @@ def meaning_of(failure: Failure, file: str, place: str | Path) -> Exception:
     _, number, detail = failure
     if number == errno.ESTALE:
         return OutputError(
-            f"{file} changed while it was read. Let whoever writes to it end, and run it again."
+            f"{file} changed while it was read. Stop the process that writes to it, and run the command "
+            "again."
         )
     error = OSError(number, os.strerror(number), detail or file)
     try:

@@ -41,9 +41,7 @@ def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
     check_url(url)
     if rev is not None:
         _check_refspec(rev)
-    digest = hashlib.sha256(f"{url}\n{rev or ''}".encode()).hexdigest()[:12]
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1])[-40:]
-    path = folder / f"{stem}-{digest}"
+    path = clone_path(url, rev, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f"{path.name}.lock", timeout):
         if not (path / ".git").is_dir():
@@ -53,6 +51,13 @@ def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
             run_git(path, "remote", "add", "--", "origin", url, timeout=timeout)
         _update(path, rev, timeout)
     return path
+
+
+def clone_path(url: str, rev: str | None, folder: Path) -> Path:
+    """Return the folder of a clone, which may not exist; the arguments are those of `clone`."""
+    digest = hashlib.sha256(f"{url}\n{rev or ''}".encode()).hexdigest()[:12]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rstrip("/").removesuffix(".git").rsplit("/", 1)[-1])[-40:]
+    return folder / f"{stem}-{digest}"
 
 
 def _update(path: Path, rev: str | None, timeout: float) -> None:
@@ -76,8 +81,8 @@ def _update(path: Path, rev: str | None, timeout: float) -> None:
         if fetched == base:
             return
         raise GitError(
-            f"the clone at {path} holds commits that its origin does not have, and the origin has moved on: it is at "
-            f"{head[:12]}, the origin at {fetched[:12]}. Rebase and push them, or delete the clone."
+            f"the clone at {path} and its origin have diverged: the clone is at {head[:12]}, the origin at "
+            f"{fetched[:12]}. Rebase and push the clone's commits, or delete the clone."
         )
     branch = _branch(path, rev, timeout)
     if branch:
@@ -125,7 +130,7 @@ def push(path: Path, *, timeout: float) -> tuple[str, ...]:
         branch = run_git(path, "symbolic-ref", "--short", "HEAD", timeout=timeout)
     except GitError as error:
         raise GitError(
-            f"no branch is checked out in {path}, so there is nowhere to push to; open a branch"
+            f"no branch is checked out in {path}, so nothing can be pushed. Create a branch."
         ) from error
     run_git(
         path, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}", "--tags", timeout=timeout, hooks=True

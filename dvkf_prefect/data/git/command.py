@@ -156,7 +156,7 @@ class Git:
             if time.monotonic() > deadline:
                 raise GitError(
                     f"`git {args[0]}` in {self.root} waited {_LOCK_WAIT:.0f} s for another git process: "
-                    f"{locked[1] or 'a branch'} is locked. If none runs, remove that file."
+                    f"{locked[1] or 'a branch'} is locked. If no git process runs, remove that file."
                 )
             from random import random  # slow to import
 
@@ -242,6 +242,40 @@ class Git:
 
     def _tracks(self, path: str) -> bool:
         return bool(self.run("ls-files", "-z", "--", path, env={"GIT_LITERAL_PATHSPECS": "1"}))
+
+    def changed(self, specs: Sequence[str] = ()) -> list[str]:
+        """Return files that differ from the last commit: modified, deleted, added or untracked; no ignored ones.
+
+        Args:
+            specs: Git's pathspecs; all files if empty.
+
+        Returns:
+            Sorted paths, relative to the work tree's top.
+        """
+        where = ("--", *(specs or (":(top)",)))
+        found = self.run_bytes(
+            "ls-files",
+            "-z",
+            "--full-name",
+            "--modified",
+            "--deleted",
+            "--others",
+            "--exclude-standard",
+            *where,
+        )
+        if self.head() is not None:
+            found += self.run_bytes("diff", "--cached", "--name-only", "-z", *where)
+        else:
+            found += self.run_bytes("ls-files", "-z", "--full-name", "--cached", *where)
+        return sorted({os.fsdecode(path) for path in found.split(b"\0") if path})
+
+    def identity(self) -> str:
+        """Return the name and address that a commit would have.
+
+        Raises:
+            GitError: Git knows none.
+        """
+        return self.run("var", "GIT_COMMITTER_IDENT").rpartition(">")[0] + ">"
 
     def is_ignored(self, path: str) -> bool:
         """Return True if git's ignore files exclude ``path``."""

@@ -56,7 +56,8 @@ class GitIgnored:
         with self.asking() as left_out:
             if left_out([path]):
                 raise OutputError(
-                    f"bad DVC file name '{path}' is git-ignored. Name another place, or change the .gitignore file."
+                    f"bad DVC file name '{path}' is git-ignored. Choose another path, or change the "
+                    ".gitignore file."
                 )
 
     def _left_out(self, paths: Sequence[str]) -> set[str]:

@@ -22,7 +22,7 @@ from dvkf_prefect.data.git.command import FOREIGN, environment
 from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles, describes_outputs
-from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tracked import read_outputs
 
@@ -121,7 +121,7 @@ class History:
     def objects(self) -> _Objects:
         """The running git process."""
         if self._objects is None:
-            raise GitError("the history is read inside a `with` block")
+            raise GitError("the history can only be read inside a `with` block")
         return self._objects
 
     def _top(self, commit: str) -> str | None:
@@ -237,8 +237,8 @@ class _Objects:
             head = []
         if len(head) != 3 or not head[2].isdigit():
             raise GitError(
-                f"{kind} {name} is not in {self._git.root}; in a clone that was cut short `git fetch --unshallow` "
-                "brings it"
+                f"{kind} {name} is not in {self._git.root}. If the clone is shallow, run "
+                "`git fetch --unshallow`."
             )
         data = self._process.read(int(head[2]) + 1)[:-1]
         if head[1] != kind.encode():
@@ -311,6 +311,5 @@ def _locked(files: RepoFiles, path: str) -> Iterator[Output]:
             if isinstance(digest, str) and _DIGEST.fullmatch(digest) and isinstance(item.get("path"), str):
                 hash_name = MD5 if item.get("hash") == MD5 else LEGACY
                 place = posixpath.normpath(posixpath.join(posixpath.dirname(path), item["path"]))
-                yield Output(
-                    place, digest, item.get("size"), hash_name=hash_name, source=path, stage=str(name)
-                )
+                content = Content(digest, item.get("size"), hash_name=hash_name)
+                yield Output(place, content, source=path, stage=str(name))

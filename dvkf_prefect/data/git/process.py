@@ -219,7 +219,9 @@ def refuse_special_files(root: Path) -> None:
     for file in _read_by_git(root):
         with suppress(OSError):
             if _blocks(file):
-                raise ParseError(file, "not a regular file, and git waits for it. Replace it by a file.")
+                raise ParseError(
+                    file, "not a regular file, and git would wait for it. Replace it with a file."
+                )
         if time.monotonic() > deadline:
             return
 
@@ -275,6 +277,6 @@ def _has_terminal() -> bool:
 
 def _silent(command: str, root: Path, timeout: float) -> GitTimeoutError:
     return GitTimeoutError(
-        f"`git {command}` in {root} gave no answer in {timeout:.0f} s and was ended. "
-        "Run it yourself to see what it waits for."
+        f"`git {command}` in {root} did not answer in {timeout:.0f} s and was stopped. Run it by hand to see "
+        "why."
     )

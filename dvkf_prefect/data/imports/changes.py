@@ -77,7 +77,7 @@ def changed_sources(repo: Repository, outputs: Sequence[Output]) -> dict[str, di
 def _others(repo: Repository, group: Sequence[tuple[Output, Origin]]) -> set[str]:
     """Return the paths of one repository's imports whose content has changed or cannot be read."""
     try:
-        with open_origin(repo.root, group[0][1].repo or {}, None) as source:
+        with open_origin(repo, group[0][1].repo or {}, None) as source:
             return {output.path for output, origin in group if not is_same(repo, output, origin, source)}
     except DvkfError:
         return {output.path for output, _ in group}
@@ -95,7 +95,7 @@ def is_same(repo: Repository, output: Output, origin: Origin, source: ExternalRe
             now = fetch.digest_of(source, origin.path, cache)
             if output.digest is not None and now[1] == MD5 == output.hash_name:
                 return now[0] == output.digest
-            with open_origin(repo.root, values, values.get("rev_lock")) as old:
+            with open_origin(repo, values, values.get("rev_lock")) as old:
                 return now == fetch.digest_of(old, origin.path, cache)
         except DvkfError:
             return False
@@ -116,7 +116,7 @@ def _source_state(repo: Repository, output: Output, origin: Origin) -> str | Non
     except RemoteError as error:  # as in DVC, any other failure counts as deleted
         import logging
 
-        logging.getLogger(__name__).warning("'%s' cannot be looked at: %s", output.source, error)
+        logging.getLogger(__name__).warning("cannot check '%s': %s", output.source, error)
         return "deleted"
     old = dependency(repo, output)
     if url_dep(origin.path, found.facts(), origin.fs_config) == {**old, "hash": MD5}:

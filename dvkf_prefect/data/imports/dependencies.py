@@ -10,6 +10,7 @@ from dvkf_prefect.data.repository import legacy
 from dvkf_prefect.errors import DvkfError, OutputNotFoundError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.formats import documents
+from dvkf_prefect.formats.dvcfile_edit import content_keys
 from dvkf_prefect.formats.objects import LEGACY, MD5
 from dvkf_prefect.urls import without_secrets
 
@@ -56,18 +57,10 @@ def _now(repo: Repository, folder: str, dep: Mapping[str, Any]) -> Dep:
     kept = {key: value for key, value in dep.items() if key not in _OF_CONTENT}
     hash_name = MD5 if dep.get("hash") == MD5 else LEGACY
     found = legacy.unchanged(repo, path, dep.get("md5"), hash_name)
-    if found is None:
-        found, hash_name = repo.workspace.look(path), MD5
-    if found.digest is None:
+    content = (found or repo.workspace.look(path)).content
+    if content is None:
         raise OutputNotFoundError(f"dependency '{name}' does not exist")
-    now: Dep = {"md5": found.digest, "size": found.size}
-    if found.nfiles is not None:
-        now["nfiles"] = found.nfiles
-    if found.isexec:
-        now["isexec"] = True
-    if hash_name == MD5:
-        now["hash"] = MD5
-    return {**now, **kept}
+    return {**content_keys(content), **kept}
 
 
 def _outside(repo: Repository, folder: str, dep: Mapping[str, Any]) -> Dep:

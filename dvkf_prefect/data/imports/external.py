@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.data.cache.borrowed import BorrowedCache
 from dvkf_prefect.data.git import clones
 from dvkf_prefect.data.git.command import Git, check_revision, check_url
+from dvkf_prefect.data.progress import NO_PROGRESS, Progress
 from dvkf_prefect.data.repository import cache_users
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.data.repository.repository import Repository
@@ -71,7 +72,7 @@ class ExternalRepo(Repository):
             source=own.source,
             at_rest=own.at_rest,
             lent=own.lent,
-        )
+        ).using(jobs=self.jobs, progress=self.progress)
         inner.at, inner.folder = self.at, folder
         if folder is not None and (folder / ".dvc").is_dir():
             inner._borrow(Repository(folder).cache.root)
@@ -108,7 +109,7 @@ class ExternalRepo(Repository):
         for folder in folders:
             if folder.is_dir():
                 shown = f"cache of {public_url(self.url)}"
-                found.append(Remote(shown, open_storage(str(folder), name=shown)))
+                found.append(Remote(shown, open_storage(str(folder), name=shown), jobs=self.jobs))
         return found
 
 
@@ -122,6 +123,8 @@ def open_external(
     config: str | Mapping[str, Any] | None = None,
     cache_dir: Path | None = None,
     typed: bool = True,
+    jobs: int | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Iterator[ExternalRepo]:
     """Open another repository for reading.
 
@@ -137,6 +140,8 @@ def open_external(
         config: Configuration file, or its sections, whose settings override the repository's.
         cache_dir: Folder for the objects fetched for a clone; None for one that is removed with the clone.
         typed: True if the user gave ``remote_config`` and ``config``, False if a file did; see `trust`.
+        jobs: Number of parallel transfers; None for the default of each remote.
+        progress: Called as files and bytes complete.
 
     Raises:
         NotARepositoryError: The folder is in no DVC and no git repository.
@@ -154,7 +159,9 @@ def open_external(
         check_revision(rev)
     if folder is not None and rev is None and (root := _work_tree(folder)) is not None:
         merged = _overlay(Config(root / ".dvc"), {}, {}, remote, remote_config, config, typed)
-        opened = _opened(root, url, *merged, source=str(root), at_rest=True, lent=True)
+        opened = _opened(root, url, *merged, source=str(root), at_rest=True, lent=True).using(
+            jobs=jobs, progress=progress
+        )
         with cache_users.working(opened.cache.root, _LOCK_WAIT):
             yield opened
         return
@@ -180,6 +187,7 @@ def open_external(
             raise GitError(f"{public_url(url)} has no folder {prefix} at {rev or 'its default branch'}")
         merged = _overlay(Config(top / ".dvc"), base, doubtful, remote, remote_config, config, typed)
         opened = _opened(top, url, *merged, source=str(folder or url), at_rest=False, lent=lender is not None)
+        opened = opened.using(jobs=jobs, progress=progress)
         opened.at = commit
         if lender is None:
             yield opened

@@ -20,10 +20,13 @@ from dvkf_prefect.data.imports.lookup import check_inside, outputs_at, plain_pat
 from dvkf_prefect.data.imports.origins import aware, from_source, open_origin
 from dvkf_prefect.data.imports.pending import is_complete, known_content, remember
 from dvkf_prefect.data.imports.sources import Source, open_source
+from dvkf_prefect.data.progress import NO_PROGRESS, Progress, counting
 from dvkf_prefect.data.transfer import versioned
+from dvkf_prefect.data.transfer.manifests import read_manifest
 from dvkf_prefect.data.transfer.transfer import Remote, Transfer, fetch
 from dvkf_prefect.errors import (
     ConfigError,
+    CorruptObjectError,
     DvkfError,
     GitError,
     MissingObjectError,
@@ -32,33 +35,30 @@ from dvkf_prefect.errors import (
     RemoteError,
     TransferError,
 )
-from dvkf_prefect.formats.digest import digest_bytes, digest_file
+from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
 from dvkf_prefect.formats.files import describes_outputs
-from dvkf_prefect.formats.objects import LEGACY, MD5, Stored, object_key
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.outputs import Origin, Output
-from dvkf_prefect.formats.tree import SUFFIX, Tree
+from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import is_within
 from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class Fetched:
     """Content that was fetched into a cache.
 
     Attributes:
-        stored: Digest and size.
-        hash_name: ``md5``, or ``md5-dos2unix`` for an output of DVC 2.x.
+        content: The content.
         tree: Manifest of a directory.
         transfer: Objects that were downloaded for it.
     """
 
-    stored: Stored
-    hash_name: str = MD5
+    content: Content
     tree: Tree | None = None
     transfer: Transfer | None = None
 
@@ -67,18 +67,13 @@ def bring(
     source: ExternalRepo,
     path: str,
     cache: Cache,
-    *,
-    jobs: int | None = None,
-    progress: Progress | None = None,
-) -> Content:
+) -> Fetched:
     """Fetch a file or a directory of another repository into a cache.
 
     Args:
         source: The repository.
         path: Output, path inside one, or file or directory that git tracks; posix, relative to the root.
         cache: Destination.
-        jobs: Number of parallel transfers.
-        progress: Called as files and bytes complete.
 
     Raises:
         OutputNotFoundError: The path does not exist.
@@ -88,11 +83,11 @@ def bring(
     source, path = repository_of(source, plain_path(path))
     around, inside = outputs_at(source, path)
     if around is not None:
-        return _bring_tracked(source, around, path, cache, jobs, progress)
+        return _bring_tracked(source, around, path, cache)
     place = source.root / path
     if place.is_file():
-        return Content(Stored(cache.add_file(place), place.stat().st_size))
-    return _bring_mixed(source, path, inside, cache, jobs, progress)
+        return Fetched(Content(cache.add_file(place), place.stat().st_size))
+    return _bring_mixed(source, path, inside, cache)
 
 
 def find_tracked(source: ExternalRepo, path: str, cache: Cache) -> tuple[ExternalRepo, Output, str]:
@@ -163,19 +158,16 @@ def _part(source: ExternalRepo, output: Output, path: str, cache: Cache) -> tupl
     """Return the digest of a path inside an output, and its manifest for a directory."""
     inner = path[len(output.path) + 1 :]
     if not output.is_dir:
-        raise OutputNotFoundError(f"'{path}' is not there: '{output.path}' is a file, in {source.url}")
-    rows = _manifest(source, output, cache).below(inner)
-    if not len(rows):
+        raise OutputNotFoundError(f"'{path}' does not exist in {source.url}: '{output.path}' is a file")
+    tree = _manifest(source, output, cache).subtree(inner)
+    if not tree:
         raise OutputNotFoundError(f"'{path}' is not in the tracked directory '{output.path}' of {source.url}")
-    if rows.relpaths == [inner]:
-        return rows.digests[0], None
-    tree = Tree.from_pairs((relpath[len(inner) + 1 :], digest) for relpath, digest in rows.items())
+    if tree.relpaths == [""]:
+        return tree.digests[0], None
     return tree.digest, tree
 
 
-def _bring_tracked(
-    source: ExternalRepo, output: Output, path: str, cache: Cache, jobs: int | None, progress: Progress | None
-) -> Content:
+def _bring_tracked(source: ExternalRepo, output: Output, path: str, cache: Cache) -> Fetched:
     if output.digest is None:
         raise OutputNotFoundError(
             f"'{output.path}' has no recorded content in {source.url} ({output.source})"
@@ -184,20 +176,19 @@ def _bring_tracked(
     if path != output.path:
         digest, tree = _part(source, output, path, cache)
         if tree is not None:
-            _keep_manifest(tree, cache, output.hash_name)
+            cache.add_tree(tree, output.hash_name)
         inner = path[len(output.path) + 1 :]
         files = tuple(f for f in output.versions if is_within(f.relpath, inner))
-        wanted = replace(output, digest=digest, size=None, isexec=False, versions=files)
-    moved = fetch_from(source, wanted, cache, jobs=jobs, progress=progress)
+        wanted = replace(output, content=Content(digest, hash_name=output.hash_name), versions=files)
+    moved = fetch_from(source, wanted, cache)
     digest = wanted.digest or ""
     tree = cache.read_tree(digest, wanted.hash_name) if wanted.is_dir else None
     size = wanted.size
     if size is None:
         digests = tree.digests if tree else [digest]
         size = sum(cache.path(d, wanted.hash_name).stat().st_size for d in digests)
-    return Content(
-        Stored(digest, size, len(tree) if tree else None, wanted.isexec), wanted.hash_name, tree, moved
-    )
+    nfiles = len(tree) if tree else None
+    return Fetched(Content(digest, size, nfiles, wanted.isexec, wanted.hash_name), tree, moved)
 
 
 def _bring_mixed(
@@ -205,23 +196,21 @@ def _bring_mixed(
     path: str,
     inside: list[Output],
     cache: Cache,
-    jobs: int | None,
-    progress: Progress | None,
-) -> Content:
+) -> Fetched:
     """Fetch a directory that contains outputs and git's files; as in DVC, without the files that describe outputs."""
     rows: list[tuple[str, str]] = []
     size = 0
     moved: Transfer | None = None
     for output in inside:
-        content = modern(_bring_tracked(source, output, output.path, cache, jobs, progress), cache)
-        if content.transfer:
-            moved = moved + content.transfer if moved else content.transfer
-        size += content.stored.size
+        fetched = modern(_bring_tracked(source, output, output.path, cache), cache)
+        if fetched.transfer:
+            moved = moved + fetched.transfer if moved else fetched.transfer
+        size += fetched.content.size or 0
         prefix = output.path[len(path) + 1 :] if path else output.path
-        if content.tree is None:
-            rows.append((prefix, content.stored.digest))
+        if fetched.tree is None:
+            rows.append((prefix, fetched.content.digest))
         else:
-            rows += [(f"{prefix}/{relpath}", digest) for relpath, digest in content.tree.items()]
+            rows += [(f"{prefix}/{relpath}", digest) for relpath, digest in fetched.tree.items()]
     found = list(_plain_files(source, path, {output.path for output in inside}))
     sizes = [os.stat(source.root / path / relpath).st_size for relpath in found]
     for number, digest in cache.add_files([str(source.root / path / relpath) for relpath in found], sizes):
@@ -229,7 +218,7 @@ def _bring_mixed(
         size += sizes[number]
     tree = Tree.from_pairs(rows)
     digest = cache.add_tree(tree)
-    return Content(Stored(digest, size, len(tree)), MD5, tree, moved)
+    return Fetched(Content(digest, size, len(tree)), tree, moved)
 
 
 def _plain_files(source: ExternalRepo, path: str, outputs: set[str]) -> Iterator[str]:
@@ -264,9 +253,6 @@ def fetch_from(
     source: ExternalRepo,
     output: Output,
     cache: Cache,
-    *,
-    jobs: int | None = None,
-    progress: Progress | None = None,
 ) -> Transfer:
     """Fetch an output of another repository into a cache, from the nearest store that has it.
 
@@ -279,21 +265,20 @@ def fetch_from(
     failure: TransferError | None = None
     for place in places:
         try:
-            return fetch([output], cache, place, jobs=jobs, progress=progress)
+            return fetch([output], cache, place, progress=source.progress)
         except TransferError as error:
             failure = error
     if _imported(output):
-        return fetch_imports(source, [output], cache=cache, jobs=jobs, progress=progress)
+        return fetch_imports(source, [output], cache=cache)
     if kept:
-        return versioned.fetch_versions(
-            source, [output], output.remote, jobs=jobs, progress=progress, cache=cache
-        )
+        return versioned.fetch_versions(source, [output], output.remote, cache=cache)
     if failure is not None:
         raise failure
     if is_complete(cache, output):
         return Transfer(source.url)
     raise RemoteError(
-        f"{source.url} has no default remote to take '{output.path}' from; push it there, or name one with --remote"
+        f"{source.url} has no default remote to fetch '{output.path}' from. Set one in that repository, or "
+        "name one with --remote."
     )
 
 
@@ -304,68 +289,52 @@ def _imported(output: Output) -> bool:
 def _manifest(source: ExternalRepo, output: Output, cache: Cache) -> Tree:
     """Return a directory's manifest from its `.dvc` file, the cache, or the nearest store."""
     digest = output.digest or ""
-    if output.versions:
-        return versioned.tree_of(output)
-    with suppress(MissingObjectError):
-        return cache.read_tree(digest, output.hash_name)
-    places: list[Remote] = []
-    if not _imported(output) and not source.config.is_versioned(output.remote):
-        places = source.places(output.remote)
-    for place in places:
-        try:
-            data = place.storage.read(object_key(digest, output.hash_name))
-        except MissingObjectError:
-            continue
-        if digest_bytes(data) == digest.removesuffix(SUFFIX):
-            tree = Tree.from_bytes(data, digest)
-            _keep_manifest(tree, cache, output.hash_name)
-            return tree
+    if (listed := output.listed_tree()) is not None:
+        return listed
+    with suppress(MissingObjectError, CorruptObjectError):
+        return read_manifest(
+            digest, output.hash_name, caches=[cache], remotes=_stores(source, output), mend=True
+        )
     fetch_from(source, output, cache)
     return cache.read_tree(digest, output.hash_name)
 
 
-def _keep_manifest(tree: Tree, cache: Cache, hash_name: str) -> None:
-    if not cache.exists(tree.digest, hash_name):
-        temporary = cache.temporary()
-        temporary.write_bytes(tree.to_bytes())
-        cache.adopt(temporary, tree.digest, hash_name)
+def _stores(source: ExternalRepo, output: Output) -> Iterator[Remote]:
+    """Yield the stores that may have an output's objects by digest, the nearest first."""
+    if not _imported(output) and not source.config.is_versioned(output.remote):
+        yield from source.places(output.remote)
 
 
-def modern(content: Content, cache: Cache) -> Content:
+def modern(fetched: Fetched, cache: Cache) -> Fetched:
     """Store content of DVC 2.x under the names of DVC 3.x, the md5 of the unchanged bytes."""
-    if content.hash_name != LEGACY:
-        return content
-    old = content.stored
-    if content.tree is None:
+    old = fetched.content
+    if old.hash_name != LEGACY:
+        return fetched
+    if fetched.tree is None:
         digest = cache.add_file(cache.path(old.digest, LEGACY))
-        return replace(content, stored=replace(old, digest=digest), hash_name=MD5)
-    files = [str(cache.path(digest, LEGACY)) for digest in content.tree.digests]
+        return replace(fetched, content=replace(old, digest=digest, hash_name=MD5))
+    files = [str(cache.path(digest, LEGACY)) for digest in fetched.tree.digests]
     digests = [""] * len(files)
     for number, digest in cache.add_files(files, [os.stat(file).st_size for file in files]):
         digests[number] = digest
-    tree = Tree(content.tree.relpaths, digests)
+    tree = Tree(fetched.tree.relpaths, digests)
     digest = cache.add_tree(tree)
-    return replace(content, stored=replace(old, digest=digest), hash_name=MD5, tree=tree)
+    return replace(fetched, content=replace(old, digest=digest, hash_name=MD5), tree=tree)
 
 
-def bring_source(found: Source, cache: Cache, jobs: int | None, progress: Progress | None) -> Stored:
+def bring_source(
+    found: Source, cache: Cache, *, jobs: int | None = None, progress: Progress = NO_PROGRESS
+) -> Content:
     """Read a source into a cache, with progress."""
-    if progress:
-        progress.start(
-            f"import {public_url(found.url)}", len(found.relpaths), sum(size or 0 for size in found.sizes)
-        )
-    stored = found.bring(cache, jobs=jobs, advance=progress.advance if progress else None)
-    if progress:
-        progress.finish()
-    return stored
+    expected = sum(size or 0 for size in found.sizes)
+    with counting(progress, f"import {public_url(found.url)}", len(found.relpaths), expected) as advance:
+        return found.bring(cache, jobs=jobs, advance=advance)
 
 
 def fetch_imports(
     repo: Repository,
     outputs: Sequence[Output],
     *,
-    jobs: int | None = None,
-    progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Transfer:
     """Fetch imports from their sources into the cache; imports that are in the cache are skipped.
@@ -375,8 +344,6 @@ def fetch_imports(
     Args:
         repo: Repository that records the imports.
         outputs: Outputs to fetch; those that remotes store are skipped, see `from_source`.
-        jobs: Number of parallel transfers.
-        progress: Called as files and bytes complete.
         cache: Destination; None for the repository's cache.
 
     Raises:
@@ -396,19 +363,19 @@ def fetch_imports(
         groups.setdefault(key, []).append((output, origin))
     failed = _Failures()
 
-    def arrived(output: Output, origin: Origin, stored: Stored) -> None:
+    def arrived(output: Output, origin: Origin, content: Content) -> None:
         if output.digest is None:
-            remember(repo, output, origin, stored)
-        elif stored.digest != output.digest:
+            remember(repo, output, origin, content)
+        elif content.digest != output.digest:
             failed.add(
                 output.path,
-                f"{origin} holds {stored.digest} now, not {output.digest} as it was imported; "
-                f"`dvkf update {output.source}` takes what is there",
+                f"{origin} holds {content.digest} now, not the imported {output.digest}. Run "
+                f"`dvkf update {output.source}` to import the new content.",
                 missing=True,
             )
             return
-        counts[0] += stored.nfiles or 1
-        counts[1] += stored.size
+        counts[0] += content.nfiles or 1
+        counts[1] += content.size or 0
 
     for group in groups.values():
         try:
@@ -421,9 +388,11 @@ def fetch_imports(
                         fs_config=aware(repo, origin),
                         versions=origin.versions or None,
                     )
-                    arrived(output, origin, bring_source(found, cache, jobs, progress))
+                    arrived(
+                        output, origin, bring_source(found, cache, jobs=repo.jobs, progress=repo.progress)
+                    )
                 continue
-            _fetch_group(repo, group, cache, jobs, progress, arrived, failed)
+            _fetch_group(repo, group, cache, arrived, failed)
         except (
             TransferError,
             OutputNotFoundError,
@@ -435,7 +404,7 @@ def fetch_imports(
             for output, _ in group:
                 failed.add_error(output.path, error)
     if failed.reasons:
-        raise TransferError("where it was imported from", failed.reasons, missing=failed.missing)
+        raise TransferError("the sources of the imports", failed.reasons, missing=failed.missing)
     return Transfer("imports", *counts)
 
 
@@ -462,26 +431,24 @@ def _fetch_group(
     repo: Repository,
     group: Sequence[tuple[Output, Origin]],
     cache: Cache,
-    jobs: int | None,
-    progress: Progress | None,
-    arrived: Callable[[Output, Origin, Stored], None],
+    arrived: Callable[[Output, Origin, Content], None],
     failed: _Failures,
 ) -> None:
     """Fetch imports from one revision of one repository."""
     values = group[0][1].repo or {}
-    with open_origin(repo.root, values, values.get("rev_lock")) as source:
+    with open_origin(repo, values, values.get("rev_lock")) as source:
         for output, origin in group:
             try:
-                content = bring(source, origin.path, cache, jobs=jobs, progress=progress)
+                fetched = bring(source, origin.path, cache)
                 if output.hash_name == MD5:
-                    content = modern(content, cache)
+                    fetched = modern(fetched, cache)
             except TransferError as error:
                 for name, why in error.failures.items():
                     failed.add(posixpath.join(output.path, name), why, missing=name in error.missing)
             except (OutputNotFoundError, ConfigError) as error:
                 failed.add_error(output.path, error)
             else:
-                arrived(output, origin, content.stored)
+                arrived(output, origin, fetched.content)
 
 
 def fetch_all(
@@ -489,9 +456,6 @@ def fetch_all(
     outputs: Sequence[Output],
     remote: str | None,
     rest: Callable[[Sequence[Output]], Transfer],
-    *,
-    jobs: int | None = None,
-    progress: Progress | None = None,
 ) -> Transfer:
     """Fetch outputs into the cache: imports from their source, all others from remotes.
 
@@ -500,8 +464,6 @@ def fetch_all(
         outputs: Outputs to fetch.
         remote: Name of the remote; None for the output's own remote, else the default one.
         rest: Function that fetches the outputs stored by digest on remotes.
-        jobs: Number of parallel transfers.
-        progress: Called as files and bytes complete.
 
     Raises:
         TransferError: Some outputs could not be downloaded; all others arrived.
@@ -520,9 +482,9 @@ def fetch_all(
         (kept.setdefault(name, []) if is_kept[name] else others).append(output)
     actions: list[Callable[[], Transfer]] = []
     if imported:
-        actions.append(lambda: fetch_imports(repo, imported, jobs=jobs, progress=progress))
+        actions.append(lambda: fetch_imports(repo, imported))
     for name, group in kept.items():
-        actions.append(partial(versioned.fetch_versions, repo, group, name, jobs=jobs, progress=progress))
+        actions.append(partial(versioned.fetch_versions, repo, group, name))
     failures: dict[str, str] = {}
     places: list[str] = []
     done: list[Transfer] = []

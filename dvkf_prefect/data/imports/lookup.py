@@ -74,5 +74,5 @@ def check_inside(source: ExternalRepo, place: Path) -> None:
     """
     if source.at is not None and not place.resolve().is_relative_to(source.root.resolve()):
         raise UnsafePathError(
-            f"'{place.relative_to(source.root)}' of {source.url} is a link that leads out of it"
+            f"'{place.relative_to(source.root)}' of {source.url} is a link that leads outside it"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.imports.external import ExternalRepo, local_folder, open_external
@@ -71,19 +70,19 @@ def from_source(output: Output) -> bool:
 
 
 def open_origin(
-    root: Path, values: Mapping[str, Any], rev_lock: str | None, *, typed: bool = False
+    repo: Repository, values: Mapping[str, Any], rev_lock: str | None, *, typed: bool = False
 ) -> AbstractContextManager[ExternalRepo]:
     """Open the repository that an import names, at a commit.
 
     Args:
-        root: Root of the importing repository, the base of a relative path.
+        repo: The importing repository; its root is the base of a relative path.
         values: Keys of ``repo`` in the `.dvc` file.
         rev_lock: Commit; None for the current commit of ``rev``.
         typed: True if the user gave the values, False if a file did; see `trust`.
     """
     url = str(values["url"])
-    if local_folder(url) is None and "://" not in url and local_folder(str(root / url)) is not None:
-        url = str(root / url)
+    if local_folder(url) is None and "://" not in url and local_folder(str(repo.root / url)) is not None:
+        url = str(repo.root / url)
     rev = rev_lock or values.get("rev") or ("HEAD" if local_folder(url) is not None else None)
     remote = values.get("remote")
     return open_external(
@@ -93,4 +92,6 @@ def open_origin(
         remote_config=remote if isinstance(remote, Mapping) else None,
         config=values.get("config"),
         typed=typed,
+        jobs=repo.jobs,
+        progress=repo.progress,
     )

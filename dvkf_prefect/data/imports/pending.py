@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.imports import pending
-from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.data.workspace.workspace import Found
 from dvkf_prefect.errors import OutputChangedError
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats.digest import digest_bytes
-from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import Origin, Output
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 
 def is_complete(cache: Cache, output: Output) -> bool:
@@ -36,12 +35,10 @@ def is_complete(cache: Cache, output: Output) -> bool:
     )
 
 
-def put(repo: Repository, output: Output, found: Found, progress: Progress | None) -> None:
+def put(repo: Repository, output: Output, found: Found) -> None:
     """Check out an output's recorded content, with progress."""
-    advance = starting(progress, f"checkout {output.path}")
-    repo.workspace.put(output, found, advance=advance)
-    if progress:
-        progress.finish()
+    with counting(repo.progress, f"checkout {output.path}", output.nfiles or 1, output.size or 0) as work:
+        repo.workspace.put(output, found, work=work)
 
 
 def _memory_file(repo: Repository) -> Path:
@@ -63,9 +60,9 @@ def _mark(origin: Origin) -> str:
     return digest_bytes(json.dumps(values, sort_keys=True, default=str).encode())
 
 
-def remember(repo: Repository, output: Output, origin: Origin, stored: Stored) -> None:
+def remember(repo: Repository, output: Output, origin: Origin, content: Content) -> None:
     """Store the digest of content that was fetched for an import without a recorded digest."""
-    entry = {"of": _mark(origin), "digest": stored.digest, "size": stored.size, "nfiles": stored.nfiles}
+    entry = {"of": _mark(origin), "digest": content.digest, "size": content.size, "nfiles": content.nfiles}
     repo.tmp_dir.mkdir(parents=True, exist_ok=True)
     known = {**_remembered(repo), output.source: entry}
     write_atomic(_memory_file(repo), json.dumps(known, sort_keys=True).encode(), durable=False)
@@ -78,19 +75,10 @@ def known_content(repo: Repository, output: Output) -> Output:
     entry = _remembered(repo).get(output.source)
     if not entry or entry.get("of") != _mark(output.origin):
         return output
-    return replace(
-        output,
-        digest=entry["digest"],
-        size=entry["size"],
-        nfiles=entry["nfiles"],
-        isexec=False,
-        hash_name=MD5,
-    )
+    return replace(output, content=Content(entry["digest"], entry["size"], entry["nfiles"]))
 
 
-def place_imports(
-    repo: Repository, outputs: Sequence[Output], *, force: bool = False, progress: Progress | None = None
-) -> list[str]:
+def place_imports(repo: Repository, outputs: Sequence[Output], *, force: bool = False) -> list[str]:
     """Check out the fetched content of imports whose `.dvc` files record none.
 
     The caller holds the lock.
@@ -99,7 +87,6 @@ def place_imports(
         repo: The repository.
         outputs: Outputs to check out; those with recorded content are skipped.
         force: Overwrite files whose content is stored nowhere else.
-        progress: Called as files and bytes complete.
 
     Returns:
         The paths that were checked out; a directory ends with a slash.
@@ -120,5 +107,5 @@ def place_imports(
     ):
         raise OutputChangedError(lost)
     for known, found in work:
-        put(repo, known, found, progress)
+        put(repo, known, found)
     return [known.path + ("/" if known.is_dir else "") for known, _ in work]

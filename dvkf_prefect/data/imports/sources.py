@@ -11,29 +11,30 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.cache.streams import receive_stream
+from dvkf_prefect.data.cache.workers import stepping
+from dvkf_prefect.data.progress import NAMED, NO_PROGRESS, Advance, Part, Steps
 from dvkf_prefect.data.remotes.url_files import JOBS, UrlFiles, open_files
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.errors import CorruptObjectError, MissingObjectError, OutputNotFoundError, TransferError
 from dvkf_prefect.files import walk_files
 from dvkf_prefect.formats.digest import digest_bytes, digest_file
-from dvkf_prefect.formats.objects import Stored
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import FileVersion
 from dvkf_prefect.formats.tree import SUFFIX, Tree
 from dvkf_prefect.urls import public_url
 
 # Key of the service's checksum in a `.dvc` file, by url scheme; for other schemes the bytes are hashed.
 _MARKS = {"s3": "etag", "gs": "etag", "azure": "etag", "oss": "etag", "http": "checksum", "https": "checksum"}
-
-Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,12 @@ class Source(ABC):
 
     @abstractmethod
     def take(
-        self, cache: Cache, rows: Sequence[int], *, jobs: int | None = None, advance: Advance | None = None
+        self,
+        cache: Cache,
+        rows: Sequence[int],
+        *,
+        jobs: int | None = None,
+        advance: Advance = NO_PROGRESS.advance,
     ) -> Iterator[tuple[int, str, int]]:
         """Read files into a cache.
 
@@ -89,7 +95,9 @@ class Source(ABC):
     def facts(self) -> Facts:
         """Return the fields that a `.dvc` file records of the source."""
 
-    def bring(self, cache: Cache, *, jobs: int | None = None, advance: Advance | None = None) -> Stored:
+    def bring(
+        self, cache: Cache, *, jobs: int | None = None, advance: Advance = NO_PROGRESS.advance
+    ) -> Content:
         """Read all files into a cache, and then store the manifest.
 
         Raises:
@@ -102,13 +110,13 @@ class Source(ABC):
             size += count
         return self.stored(cache, digests, size)
 
-    def stored(self, cache: Cache, digests: Sequence[str], size: int) -> Stored:
+    def stored(self, cache: Cache, digests: Sequence[str], size: int) -> Content:
         """Return the content of the source from the digests of its files; a directory's manifest is stored."""
         self.digests = list(digests)
         if not self.is_dir:
-            return Stored(digests[0], size)
+            return Content(digests[0], size)
         tree = Tree.from_pairs(zip(self.relpaths, digests, strict=True))
-        return Stored(cache.add_tree(tree), size, len(tree))
+        return Content(cache.add_tree(tree), size, len(tree))
 
 
 class FolderSource(Source):
@@ -135,14 +143,21 @@ class FolderSource(Source):
         self._isexec = not self.is_dir and bool(found[""].st_mode & 0o111)
 
     def take(
-        self, cache: Cache, rows: Sequence[int], *, jobs: int | None = None, advance: Advance | None = None
+        self,
+        cache: Cache,
+        rows: Sequence[int],
+        *,
+        jobs: int | None = None,
+        advance: Advance = NO_PROGRESS.advance,
     ) -> Iterator[tuple[int, str, int]]:
         """Read files into a cache."""
         sizes = [self.sizes[row] or 0 for row in rows]
-        for number, digest in cache.add_files([self._file(row) for row in rows], sizes):
-            if advance:
-                advance(1, sizes[number])
-            yield rows[number], digest, sizes[number]
+        files = [self._file(row) for row in rows]
+        names = (self.relpaths[row] or self.url for row in rows)
+        with stepping(advance, files, names, sizes) as steps:
+            for number, digest in cache.add_files(files, sizes):
+                steps.done(files[number], sizes[number])
+                yield rows[number], digest, sizes[number]
 
     def facts(self) -> Facts:
         """Return the fields that a `.dvc` file records of the source."""
@@ -209,14 +224,22 @@ class UrlSource(Source):
         return FileVersion(relpath, None, info.get("size"), etag, version)
 
     def take(
-        self, cache: Cache, rows: Sequence[int], *, jobs: int | None = None, advance: Advance | None = None
+        self,
+        cache: Cache,
+        rows: Sequence[int],
+        *,
+        jobs: int | None = None,
+        advance: Advance = NO_PROGRESS.advance,
     ) -> Iterator[tuple[int, str, int]]:
         """Read files into a cache; a file whose size differs from the listed one is refused."""
 
-        def receive(row: int) -> tuple[str, int]:
+        def receive(row: int) -> tuple[str, int, Steps]:
             file = self.versions[row]
+            name = file.relpath or public_url(self.url)
+            steps = Steps(advance, {"": Part(name, file.size or 0)} if len(rows) <= NAMED else {})
             chunks = self._files.read_version(file.relpath, file.version_id, limit=file.size)
-            return receive_stream(cache, chunks, size=file.size)
+            note = partial(steps.note, "")
+            return *receive_stream(cache, chunks, size=file.size, note=note), steps
 
         failures: dict[str, str] = {}
         with ThreadPoolExecutor(max(1, min(jobs or JOBS, len(rows)))) as pool:
@@ -225,12 +248,11 @@ class UrlSource(Source):
                 for future in as_completed(running):
                     row = running[future]
                     try:
-                        digest, size = future.result()
+                        digest, size, steps = future.result()
                     except (MissingObjectError, CorruptObjectError) as error:
                         failures[self.relpaths[row] or self.url] = str(error)
                         continue
-                    if advance:
-                        advance(1, size)
+                    steps.done("", size)
                     yield row, digest, size
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

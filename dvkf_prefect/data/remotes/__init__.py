@@ -61,8 +61,8 @@ def open_storage(
         scheme, path, url = parts.scheme, parts.path, join_url(parts)
         if scheme in WEB and (parts.query or parts.fragment):
             raise ConfigError(
-                f"remote '{name or public_url(url)}': a remote's url has neither ? nor #. Write %3F or %23 where "
-                "they are part of a name."
+                f"remote '{name or public_url(url)}': the url of a remote cannot contain ? or #. Write %3F "
+                "or %23 if they are part of a name."
             )
     shown = public_url(url)
     parsed = parse_options(scheme, options, name or shown)

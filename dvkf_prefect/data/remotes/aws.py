@@ -235,7 +235,7 @@ def _check(options: Options, place: Place) -> None:
     if options.get("sse_kms_key_id") and options.get("sse") == "AES256":
         raise wrong("sse_kms_key_id", "needs 'sse' to be aws:kms")
     if options.get("sse_customer_algorithm", "AES256") != "AES256":
-        raise wrong("sse_customer_algorithm", "expected AES256, the only one that S3 has")
+        raise wrong("sse_customer_algorithm", "expected AES256, the only value that S3 supports")
     if options.get("sse_customer_key"):
         for other in ("sse_kms_key_id", "sse"):
             if options.get(other):
@@ -355,8 +355,8 @@ def _describe(options: Options, session: Any) -> str:
     if session is not None and (options.get("credentialpath") or options.get("configpath")):
         return "the remote's credentialpath or configpath"
     return (
-        "what this machine offers (no access key in the remote's options or the environment; AWS's files, "
-        "container and instance roles were tried)"
+        "the defaults of this machine (no access key in the remote's options or the environment; AWS's "
+        "files, container and instance roles were tried)"
     )
 
 

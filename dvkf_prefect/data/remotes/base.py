@@ -106,6 +106,14 @@ class Storage(ABC):
         """Return every ``(key, bytes, last change)`` under a folder; times in seconds since 1970, None if unknown."""
         return ((key, size, None) for key, size in self.list(prefix))
 
+    def starting(self, text: str) -> Iterator[tuple[str, int, str | None]]:
+        """Return every ``(key, bytes, etag)`` whose key starts with a text, as object stores match prefixes.
+
+        So ``v1`` matches ``v10/a`` too, and ``v1/`` does not. The etag is None unless the service lists it.
+        """
+        folder = text.rpartition("/")[0]
+        return ((key, size, None) for key, size in self.list(folder) if key.startswith(text))
+
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; missing ones are ignored."""
@@ -143,14 +151,14 @@ def steady(
             lately += len(chunk)
             if limit is not None and count > limit:
                 raise CorruptObjectError(
-                    f"{place}: '{key}' has more than the {limit} bytes expected; reading it was ended. "
-                    "Push it again from where it is."
+                    f"{place}: '{key}' has more than the {limit} bytes expected; the download was stopped. "
+                    "Run `dvkf push` in a clone that has it."
                 )
             if waited >= WINDOW:
                 if lately < waited * SLOWEST:
                     raise place.unreachable(
                         f"read '{key}'",
-                        f"{lately} bytes came in {waited:.0f} s, less than {SLOWEST} a second",
+                        f"{lately} bytes arrived in {waited:.0f} s, less than {SLOWEST} a second",
                     )
                 waited, lately = 0.0, 0
             yield chunk

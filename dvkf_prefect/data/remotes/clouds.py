@@ -37,7 +37,9 @@ def gs_arguments(options: Options, place: Place) -> tuple[dict[str, Any], str]:
     if options.get("credentialpath"):
         path = Path(str(options["credentialpath"])).expanduser()
         if not path.is_file():
-            raise ConfigError(f"remote '{place.name}', option 'credentialpath': there is no file {path}")
+            raise ConfigError(
+                f"remote '{place.name}', option 'credentialpath': the file {path} does not exist"
+            )
         arguments["application_credentials"] = str(path)
         return arguments, "the remote's credentialpath"
     return arguments, "Google's application default credentials"
@@ -51,13 +53,13 @@ def azure_arguments(options: Options, place: Place) -> tuple[dict[str, Any], str
     for option in ("exclude_environment_credential", "exclude_managed_identity_credential"):
         if options.get(option):
             raise ConfigError(
-                f"remote '{place.name}', option '{option}': cannot be kept out here; give the credentials "
-                "by account_key, sas_token, connection_string or client_secret instead"
+                f"remote '{place.name}', option '{option}': not supported. Give the credentials by "
+                "account_key, sas_token, connection_string or client_secret instead."
             )
     for option in ("exclude_visual_studio_code_credential", "exclude_shared_token_cache_credential"):
         if options.get(option) is False:
             raise ConfigError(
-                f"remote '{place.name}', option '{option}': such credentials are never used here; remove it"
+                f"remote '{place.name}', option '{option}': such credentials are never used. Remove it."
             )
     arguments: dict[str, Any] = {}
     for option, argument in (

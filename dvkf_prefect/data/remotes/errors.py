@@ -56,7 +56,7 @@ class Place:
     def unreachable(self, tried: str, detail: str, *, answers: bool = False) -> RemoteUnreachableError:
         """Return the error for a service that does not answer, or answers only with failures."""
         what, hint = (
-            ("keeps failing", "Try again later, or ask who runs it")
+            ("keeps failing", "Try again later, or ask its administrator")
             if answers
             else ("does not answer", "Check its url and the network")
         )
@@ -76,7 +76,7 @@ class Place:
     def disk_full(self, tried: str) -> DiskFullError:
         """Return the error for a full disk."""
         return DiskFullError(
-            f"{self}: no space left on the disk to {tried}; free some and run the command again"
+            f"{self}: no space left on the disk to {tried}. Free some space and run the command again."
         )
 
     def local(self, error: OSError, tried: str, key: str | None, credentials: str) -> Exception:

@@ -194,9 +194,7 @@ class FilesystemStorage(Storage):
             # Compare sizes: a service may report success for a truncated upload.
             sent, stored = os.path.getsize(local), self.size(key)
             if stored != sent:
-                raise self._place.failed(
-                    f"store '{key}'", f"it has {stored} bytes of it, where {sent} were sent"
-                )
+                raise self._place.failed(f"store '{key}'", f"it stored {stored} bytes of the {sent} sent")
 
     def _put(self, local: str, path: str) -> None:
         if self._protocol.upload:
@@ -266,12 +264,40 @@ class FilesystemStorage(Storage):
             times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
             yield key, int(info["size"]), next(times, None)
 
+    def starting(self, text: str) -> Iterator[tuple[str, int, str | None]]:
+        """Yield every ``(key, bytes, etag)`` whose key starts with a text."""
+        starting = self._protocol.starting
+        if starting is None:
+            yield from super().starting(text)
+            return
+        root = f"{self._root}/" if self._root else ""
+        found = self._ask(f"list '{text}*'", None, lambda: list(starting(self._fs, root + text)))
+        for path, size, etag in found:
+            yield path[len(root) :], size, etag
+
+    def copy(self, source: str, key: str, size: int) -> None:
+        """Copy a file of the same service to a key, without a download.
+
+        Args:
+            source: Path of the file in the filesystem's own syntax.
+            key: Key of the copy.
+            size: Size of the file in bytes.
+
+        Raises:
+            MissingObjectError: There is no such file.
+        """
+        path, copy = self._path(key), self._protocol.copy
+        if copy is None:
+            self._ask(f"copy '{source}'", source, lambda: self._fs.cp_file(source, path))
+        else:
+            self._ask(f"copy '{source}'", source, lambda: copy(self._fs, source, path, size))
+
     def _infos(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the key of each blob under a folder, with the filesystem's info."""
         prefix = prefix.strip("/")
         tried = f"list '{prefix}'"
         if not self._protocol.lists:
-            raise self._place.failed(tried, "such a server cannot list what it has")
+            raise self._place.failed(tried, "this kind of server cannot list files")
         start = self._path(prefix) if prefix else self._root
         root = self._root.strip("/")
         for path, info in self._walk(start, tried) if self._protocol.folders else self._find(start, tried):
@@ -337,7 +363,7 @@ class FilesystemStorage(Storage):
                                 continue
                             seen.add(name)
                             if len(seen) > _MOST_FOLDERS or name.count("/") > _DEEPEST:
-                                raise self._place.failed(tried, f"the folders have no end ({name[:200]})")
+                                raise self._place.failed(tried, f"the listing does not end ({name[:200]})")
                             running.add(pool.submit(entries, info["name"]))
                         else:
                             yield info["name"], info
@@ -356,7 +382,7 @@ class FilesystemStorage(Storage):
         if any(character in key for character in self._protocol.refuses):
             raise self._place.failed(
                 f"use the name '{key}'",
-                f"names with any of {' '.join(self._protocol.refuses)} are not served",
+                f"names with any of {' '.join(self._protocol.refuses)} are not supported",
             )
         if self._protocol.escapes:
             key = key.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
@@ -364,7 +390,7 @@ class FilesystemStorage(Storage):
 
     def _ask(self, tried: str, key: str | None, action: Callable[[], T]) -> T:
         """Run a request with retries; raise its failure as an error of this package."""
-        with self._told(tried, key):
+        with self._translated(tried, key):
             return self._gate.run(action, self._trouble)
 
     def _trouble(self, error: Exception) -> Trouble | None:
@@ -387,7 +413,7 @@ class FilesystemStorage(Storage):
         return Trouble("stalled") if names & _STALLED else None
 
     @contextlib.contextmanager
-    def _told(self, tried: str, key: str | None) -> Iterator[None]:
+    def _translated(self, tried: str, key: str | None) -> Iterator[None]:
         """Translate errors of the filesystem into errors of this package."""
         try:
             yield
@@ -405,18 +431,18 @@ class FilesystemStorage(Storage):
         credentials = self._protocol.credentials
         if "NoSuchBucket" in text or "bucket does not exist" in text:
             return self._place.failed(
-                tried, f"there is no such bucket ({detail}); make it, or correct the url"
+                tried, f"the bucket does not exist ({detail}). Create it, or correct the url"
             )
         if names & _LOST:
             self._connected = None
         if "InsufficientStorage" in names:
             return self._place.disk_full(tried)
         if "HostKeyNotVerifiable" in names:
-            detail += "; connect once with ssh, which adds the host's key to ~/.ssh/known_hosts"
+            detail += ". Connect once with ssh to add the host's key to ~/.ssh/known_hosts"
         if names & _DENIED or any(code in text for code in _DENIED_CODES) or status in (401, 403, 407):
             return self._place.denied(tried, detail, credentials)
         if isinstance(error, PermissionError) and not error.errno:
-            note = "; S3 says so too of an object that is not there when the bucket may not be listed"
+            note = "; S3 answers the same for a missing object if listing the bucket is not permitted"
             return self._place.denied(
                 tried, detail + (note if "S3" in self._protocol.kind else ""), credentials
             )

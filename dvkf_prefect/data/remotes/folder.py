@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import threading
 import time
@@ -213,7 +212,7 @@ class FolderStorage(Storage):
 
     def _create(self, tried: str) -> tuple[str, int]:
         """Open a new temporary file in this process's folder for them."""
-        temporary = f"{self.temporary()}/{secrets.token_hex(8)}"
+        temporary = f"{self.temporary()}/{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             descriptor = os.open(temporary, flags, 0o444)

@@ -6,6 +6,7 @@ obstore's blocking calls release the GIL, so threads are as fast as its asynchro
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import re
@@ -20,6 +21,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dvkf_prefect.data.cache._copier import watch
 from dvkf_prefect.data.remotes.base import Storage, check_key
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
@@ -147,6 +149,21 @@ def _make(
     return made
 
 
+class _Counted(io.FileIO):
+    """File that reports the bytes that are read from it."""
+
+    def __init__(self, path: str, note: Callable[[str, int], None] | None, key: str) -> None:
+        super().__init__(path)
+        self._note = note
+        self._key = key
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size)
+        if self._note is not None and data:
+            self._note(self._key, len(data))
+        return data
+
+
 class ObjectStorage(Storage):
     """Blobs of one bucket, below one prefix.
 
@@ -252,7 +269,7 @@ class ObjectStorage(Storage):
         if found and found[1] != digest_bytes(data):
             if self.read(key, limit=len(data)) != data:
                 raise self._place.failed(
-                    f"{verb} '{key}'", "what it stored is not what was sent; it was not taken as stored"
+                    f"{verb} '{key}'", "the stored content differs from the sent content"
                 )
             # The content is right: the service's etags are not digests.
             self._marks = False
@@ -268,17 +285,28 @@ class ObjectStorage(Storage):
             return
         with self._large:
             try:
-                self._ask(
-                    lambda: self._patient.put(
-                        check_key(key), Path(source), chunk_size=part, max_concurrency=_PARTS_AT_ONCE
-                    )
-                )
+                self._ask(lambda: self._put_parts(key, source, part))
             except self._faults() as error:
                 raise self._fault(error, f"store '{key}'", None) from self._place.cause(error)
         self._bucket_seen = True
         stored = self.size(key)
         if stored != size:
-            raise self._place.failed(f"store '{key}'", f"it has {stored} bytes of it, where {size} were sent")
+            raise self._place.failed(f"store '{key}'", f"it stored {stored} bytes of the {size} sent")
+
+    def _put_parts(self, key: str, source: Path, part: int) -> None:
+        with _Counted(str(source), watch.note, watch.key) as file:
+            self._patient.put(check_key(key), file, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
+
+    def copy(self, source: str, key: str) -> None:
+        """Copy a blob to another key of the same root, inside the service.
+
+        Raises:
+            MissingObjectError: There is no such blob.
+        """
+        try:
+            self._ask(lambda: self._store.copy(check_key(source), check_key(key)))
+        except self._faults() as error:
+            raise self._fault(error, f"copy '{source}'", source) from self._place.cause(error)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield every ``(key, bytes)`` under the folder ``prefix``.
@@ -494,18 +522,20 @@ class ObjectStorage(Storage):
         detail = f"{code[1]}: {code[2] or ''}".rstrip(": .") if code else _reason(text)
         if any(mark in text for mark in _NO_BUCKET):
             return self._place.failed(
-                tried, f"there is no bucket '{self._bucket}' at {self._endpoint}; make it, or correct the url"
+                tried,
+                f"the bucket '{self._bucket}' does not exist at {self._endpoint}. Create it, or correct "
+                "the url",
             )
         if isinstance(error, FileNotFoundError) and key is not None:
             return self._place.missing(key)
         if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (401, 403):
             if status == 403 and self.url.startswith("s3:") and (code is None or code[1] == "AccessDenied"):
-                detail += "; S3 says so too of an object that is not there when the bucket may not be listed"
+                detail += "; S3 answers the same for a missing object if listing the bucket is not permitted"
             return self._place.denied(tried, detail, self._credentials)
         if any(mark in text for mark in _NO_CREDENTIALS):
             return self._place.denied(tried, f"no credentials found: {detail}", self._credentials)
         if "redirect" in text.lower() or status in (301, 307):
-            return self._place.failed(tried, "the bucket is in another region; set the option 'region'")
+            return self._place.failed(tried, "the bucket is in another region. Set the option 'region'")
         if status >= 500 or status == 429 or "HTTP error" in text or "timed out" in text:
             at = f" at {self._endpoint}" if self._endpoint else ""
             detail = f"HTTP {status}, {detail}" if status else detail

@@ -6,10 +6,10 @@ have no effect.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.text import nearest
 
 Value = str | int | float | bool
 Options = dict[str, Value]
@@ -35,7 +35,7 @@ def _positive(value: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise ValueError("expected a whole number from 1 on")
+        raise ValueError("expected a whole number, at least 1")
     return number
 
 
@@ -45,7 +45,7 @@ def _seconds(value: str) -> float:
     except ValueError:
         number = -1
     if not 0 <= number < 10**7:
-        raise ValueError("expected seconds, a number from 0 on")
+        raise ValueError("expected seconds, a number of at least 0")
     return number
 
 
@@ -192,8 +192,8 @@ def parse_options(scheme: str, options: Mapping[str, str], remote: str) -> Optio
     for option, value in options.items():
         parser = schema.get(option)
         if parser is None:
-            close = difflib.get_close_matches(option, schema, 1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            close = nearest(option, schema)
+            hint = f"; did you mean '{close}'?" if close else ""
             raise ConfigError(f"remote '{remote}': {scheme} remotes have no option '{option}'{hint}")
         try:
             parsed[option] = parser(str(value))

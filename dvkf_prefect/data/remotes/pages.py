@@ -71,7 +71,7 @@ class Watch:
             self._marker = ends
 
     def _fail(self) -> None:
-        raise self._place.failed(f"list '{self._prefix}'", "the listing has no end")
+        raise self._place.failed(f"list '{self._prefix}'", "the listing does not end")
 
 
 class Clock:
@@ -117,7 +117,7 @@ class Clock:
         try:
             return asyncio.run_coroutine_threadsafe(bounded(), loop).result()
         except (asyncio.TimeoutError, FutureTimeoutError):
-            raise place.unreachable(tried, f"nothing came in {LONGEST_PAGE:.0f} s") from None
+            raise place.unreachable(tried, f"nothing arrived in {LONGEST_PAGE:.0f} s") from None
 
 
 CLOCK = Clock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import os
 import threading
 import time
@@ -21,7 +20,7 @@ LONGEST = 120.0
 """Maximum seconds for one wait that a service asks for; the next request follows in any case."""
 BUSY = 600.0
 """Maximum seconds of all waits for a busy service."""
-UNTOLD = (3.0, 6.0, 12.0, 24.0)
+UNTIMED = (3.0, 6.0, 12.0, 24.0)
 """Seconds to wait for a busy service that gives no time."""
 _QUICK = (0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
 _STALLS = 2
@@ -54,6 +53,8 @@ def retry_after(text: str | None) -> float | None:
         return None
     with suppress(ValueError):
         return max(0.0, float(text)) if float(text) < 1e9 else LONGEST
+    import email.utils
+
     with suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     return None
@@ -181,9 +182,9 @@ class Patience:
 
     def _wait_for_busy(self, count: int, after: float | None) -> bool:
         if after is None:
-            if count >= len(UNTOLD):
+            if count >= len(UNTIMED):
                 return False
-            after = UNTOLD[count]
+            after = UNTIMED[count]
         after = min(after, LONGEST)
         self._waited += max(after, 0.1)
         if self._waited > BUSY:

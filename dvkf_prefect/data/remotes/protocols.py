@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from dvkf_prefect.data.remotes import reading
+from dvkf_prefect.data.remotes import reading, s3_objects
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import Options
 from dvkf_prefect.data.remotes.patience import seconds_refused
@@ -51,6 +51,8 @@ class Protocol:
         move: Function that renames a file and replaces the target, instead of ``mv``.
         pages: Function that returns one page of a listing and the token of the next, instead of ``find``.
         read: Function that yields a file, or a version of it, from a byte on, instead of ``open``.
+        copy: Function that copies a file of a known size inside the service, instead of ``cp_file``.
+        starting: Function that yields path, size and etag of the files whose path starts with a text.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read from another position.
         space: Function that returns the free bytes at a folder.
@@ -78,6 +80,8 @@ class Protocol:
     space: Callable[[Any, str], int] | None = None
     pages: Pages | None = None
     read: Callable[[Any, str, int, str | None], Iterator[bytes]] | None = None
+    copy: Callable[[Any, str, str, int], None] | None = None
+    starting: Callable[[Any, str], Iterator[tuple[str, int, str | None]]] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
     close: Callable[[Any], Callable[[], None]] | None = None
@@ -121,14 +125,14 @@ def protocol_of(url: str, options: Options, place: Place) -> Protocol:
         return replace(made, refused=seconds_refused(patience))
     if parts.scheme == "gdrive":
         raise ConfigError(
-            f"remote '{place.name}': Google Drive is not served here; copy the remote to another with dvc"
+            f"remote '{place.name}': Google Drive is not supported. Copy the remote to another with dvc."
         )
     import fsspec
 
     try:
         kind = fsspec.get_filesystem_class(parts.scheme)
     except ValueError as error:
-        raise ConfigError(f"remote '{place.name}': no filesystem serves {parts.scheme}:// urls") from error
+        raise ConfigError(f"remote '{place.name}': {parts.scheme}:// urls are not supported") from error
     except ImportError as error:
         raise ConfigError(f"remote '{place.name}': {place.url}: {error}") from error
     arguments = kind._get_kwargs_from_urls(url)
@@ -173,6 +177,8 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         put={"chunksize": 8 << 20, "max_concurrency": 4},
         pages=reading.s3_pages,
         read=reading.s3,
+        copy=s3_objects.copy,
+        starting=s3_objects.starting_with,
         credentials=s3.credentials,
     )
 
@@ -196,7 +202,7 @@ def _azure(parts: SplitResult, options: Options, place: Place) -> Protocol:
     arguments["anon"] = bool(options.get("allow_anonymous_login"))
     for option in options:
         if option.startswith("exclude_") or option.endswith("timeout"):
-            raise ConfigError(f"remote '{place.name}', option '{option}': not served through adlfs")
+            raise ConfigError(f"remote '{place.name}', option '{option}': not supported through adlfs")
     return Protocol(
         "adlfs",
         "AzureBlobFileSystem",
@@ -295,7 +301,9 @@ def _http(parts: SplitResult, options: Options, place: Place) -> Protocol:
     }
     login: dict[str, str] = {}
     if auth == "digest":
-        raise ConfigError(f"remote '{place.name}', option 'auth': digest is not served; use basic or custom")
+        raise ConfigError(
+            f"remote '{place.name}', option 'auth': digest is not supported. Use basic or custom."
+        )
     if auth == "custom":
         if not options.get("custom_auth_header") or not password:
             raise ConfigError(
@@ -488,9 +496,7 @@ def _bucket_root(parts: SplitResult) -> str:
 
 def _ask(place: Place, option: str, what: str) -> str:
     if not sys.stdin.isatty():
-        raise ConfigError(
-            f"remote '{place.name}', option '{option}': there is no terminal to ask for the {what} on"
-        )
+        raise ConfigError(f"remote '{place.name}', option '{option}': no terminal to ask for the {what}")
     return getpass.getpass(f"{place.name}: {what}: ")
 
 
@@ -500,7 +506,7 @@ def _run_for_token(command: str, place: Place) -> str:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = f"exit code {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else ""
         raise ConfigError(
-            f"remote '{place.name}', option 'bearer_token_command': "
-            f"the command gave no token ({reason or type(error).__name__})"
+            f"remote '{place.name}', option 'bearer_token_command': the command printed no token "
+            f"({reason or type(error).__name__})"
         ) from None
     return ended.stdout.strip()

@@ -33,7 +33,11 @@ class Remote:
     Args:
         name: Name in the configuration.
         storage: Storage of the blobs.
-        jobs: Number of parallel transfers; None for the storage's default.
+        jobs: Number of parallel transfers and requests; None for the storage's default.
+
+    Attributes:
+        jobs: Number of parallel transfers and requests.
+        bound: The number that the user or the configuration set; None without one.
     """
 
     def __init__(self, name: str, storage: Storage, *, jobs: int | None = None) -> None:
@@ -41,6 +45,7 @@ class Remote:
         self.storage = storage
         self.url = storage.url
         self.jobs = jobs or storage.jobs
+        self.bound = jobs
 
     def __repr__(self) -> str:
         return f"Remote({self.name!r}, {self.url!r})"
@@ -48,7 +53,7 @@ class Remote:
     def __str__(self) -> str:
         return f"remote '{self.name}' ({self.url})"
 
-    def missing(self, digests: Iterable[str], hash_name: str = MD5, *, jobs: int | None = None) -> set[str]:
+    def missing(self, digests: Iterable[str], hash_name: str = MD5) -> set[str]:
         """Return the ``digests`` that are not on the remote.
 
         A few are looked up one by one. For many, the method with the fewest requests is chosen: a lookup of each, a
@@ -58,7 +63,7 @@ class Remote:
             RemoteError: The remote cannot be used.
         """
         absent = set(digests)
-        for there in self._find(sorted(absent), hash_name, jobs or self.jobs, exact=False):
+        for there in self._find(sorted(absent), hash_name, exact=False):
             absent.difference_update(there)
         return absent
 
@@ -72,9 +77,7 @@ class Remote:
         """True if its objects are files of this machine, with cheap access to their sizes."""
         return isinstance(self.storage, FolderStorage)
 
-    def sizes(
-        self, digests: Iterable[str], hash_name: str = MD5, *, jobs: int | None = None
-    ) -> dict[str, int]:
+    def sizes(self, digests: Iterable[str], hash_name: str = MD5) -> dict[str, int]:
         """Return the sizes in bytes of the ``digests`` on the remote, looked up as in `missing`.
 
         Raises:
@@ -83,30 +86,27 @@ class Remote:
         wanted = set(digests)
         return {
             digest: size
-            for there in self._find(sorted(wanted), hash_name, jobs or self.jobs, exact=True)
+            for there in self._find(sorted(wanted), hash_name, exact=True)
             for digest, size in there.items()
             if digest in wanted
         }
 
     # -- choice of the lookup ----------------------------------------------------------------------------------------
 
-    def _find(
-        self, wanted: Sequence[str], hash_name: str, jobs: int, *, exact: bool
-    ) -> Iterator[dict[str, int]]:
+    def _find(self, wanted: Sequence[str], hash_name: str, *, exact: bool) -> Iterator[dict[str, int]]:
         """Yield existing objects in pieces, with sizes if ``exact``; a piece may hold more than ``wanted``.
 
         Args:
             wanted: Unique digests in order.
             hash_name: ``md5`` or ``md5-dos2unix``.
-            jobs: Number of parallel requests.
             exact: True to return sizes.
         """
         if len(wanted) <= _ASK_EACH:
-            yield from self._ask(wanted, hash_name, jobs)
+            yield from self._ask(wanted, hash_name)
             return
         listed = False
         try:
-            for piece in self._list(wanted, hash_name, jobs, exact=exact):
+            for piece in self._list(wanted, hash_name, exact=exact):
                 listed = True
                 yield piece
         except RemoteUnreachableError:
@@ -115,9 +115,9 @@ class Remote:
             # Web servers cannot list, and some credentials do not permit it.
             listed = False
         if not listed:
-            yield from self._ask(wanted, hash_name, jobs)
+            yield from self._ask(wanted, hash_name)
 
-    def _ask(self, wanted: Sequence[str], hash_name: str, jobs: int) -> Iterator[dict[str, int]]:
+    def _ask(self, wanted: Sequence[str], hash_name: str) -> Iterator[dict[str, int]]:
         """Look up each object by name."""
 
         def ask(start: int) -> dict[str, int]:
@@ -130,19 +130,17 @@ class Remote:
 
         step = 1 if len(wanted) <= _ASK_EACH else _IN_A_ROW
         starts = range(0, len(wanted), step)
-        if jobs == 1 or len(starts) < 2:
+        if self.jobs == 1 or len(starts) < 2:
             yield from map(ask, starts)
             return
         from concurrent.futures import ThreadPoolExecutor  # slow to import
 
-        with ThreadPoolExecutor(min(jobs, len(starts)), thread_name_prefix="dvkf-ask") as pool:
+        with ThreadPoolExecutor(min(self.jobs, len(starts)), thread_name_prefix="dvkf-ask") as pool:
             yield from pool.map(ask, starts)
 
-    def _list(
-        self, wanted: Sequence[str], hash_name: str, jobs: int, *, exact: bool
-    ) -> Iterator[dict[str, int]]:
+    def _list(self, wanted: Sequence[str], hash_name: str, *, exact: bool) -> Iterator[dict[str, int]]:
         """Yield objects from listings; nothing if a lookup of each is cheaper."""
-        folders = folders_of(wanted)
+        folders = prefixes_of(wanted)
         base = "files/md5" if hash_name == MD5 else ""
         listed = 1.0  # pages of one folder
         pages = 0.0
@@ -176,12 +174,12 @@ class Remote:
         def look(folder: str) -> dict[str, int]:
             return self._among(among, self._folder(folder, hash_name, exact=exact), pages)
 
-        if jobs == 1 or len(folders) < 2:
+        if self.jobs == 1 or len(folders) < 2:
             yield from map(look, folders)
             return
         from concurrent.futures import ThreadPoolExecutor  # slow to import
 
-        with ThreadPoolExecutor(min(jobs, len(folders)), thread_name_prefix="dvkf-list") as pool:
+        with ThreadPoolExecutor(min(self.jobs, len(folders)), thread_name_prefix="dvkf-list") as pool:
             yield from pool.map(look, folders)
 
     def _among(
@@ -203,7 +201,7 @@ class Remote:
             if digest in wanted:
                 found[digest] = size
             if number > most:
-                raise RemoteError(f"{self} shows more than {number} objects, many more than it can have")
+                raise RemoteError(f"{self} lists more than {number} objects, many more than expected")
         return found
 
     def _by_pages(self) -> bool:
@@ -230,7 +228,7 @@ class Remote:
         return ((folder + key[cut:], 0) for key in self.storage.keys(base))
 
 
-def folders_of(wanted: Sequence[str]) -> list[str]:
+def prefixes_of(wanted: Sequence[str]) -> list[str]:
     """Return the unique first two digits of sorted digests."""
     found: list[str] = []
     place = 0
@@ -250,24 +248,27 @@ def _share(first: Sequence[tuple[str, int]]) -> float:
 
 def not_there(digest: str, remote: Remote) -> str:
     """Return the message for a missing object on a remote, with the next step."""
-    return f"{digest} is not on the remote '{remote.name}'; push it from where it is"
+    return f"{digest} is not on the remote '{remote.name}'. Run `dvkf push` in a clone that has it."
 
 
 def damaged(digest: str, remote: Remote, how: str) -> str:
     """Return the message for a damaged object on a remote."""
     return (
-        f"{digest} is damaged on the remote '{remote.name}' ({how}); it was not taken in. Remove it there and push it "
-        "from where it is"
+        f"{digest} is damaged on the remote '{remote.name}' ({how}); it was not stored. Remove it from the "
+        "remote, and run `dvkf push` in a clone that has it."
     )
 
 
-def open_remote(name: str, options: Mapping[str, str], *, backend: Backend | None = None) -> Remote:
+def open_remote(
+    name: str, options: Mapping[str, str], *, backend: Backend | None = None, jobs: int | None = None
+) -> Remote:
     """Open a remote.
 
     Args:
         name: Name in the configuration.
         options: Options of the remote, as returned by `Config.remote`.
         backend: Library to use, see `open_storage`.
+        jobs: Number of parallel transfers and requests; None for that of the options.
 
     Raises:
         ConfigError: The options are invalid.
@@ -275,10 +276,11 @@ def open_remote(name: str, options: Mapping[str, str], *, backend: Backend | Non
     """
     left = dict(options)
     url = left.pop("url")
-    jobs = left.pop("jobs", None)
+    configured = left.pop("jobs", None)
     if keeps_versions(options):
         raise RemoteError(
             f"cannot use remote '{name}' ({public_url(url)}): it keeps versions itself (version_aware or worktree), "
             f"and dvkf only fetches from it. Push to it with `dvc push -r {name}`, or name another remote with -r."
         )
-    return Remote(name, open_storage(url, left, name=name, backend=backend), jobs=int(jobs) if jobs else None)
+    storage = open_storage(url, left, name=name, backend=backend)
+    return Remote(name, storage, jobs=jobs or (int(configured) if configured else None))

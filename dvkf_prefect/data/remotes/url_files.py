@@ -48,7 +48,7 @@ class UrlFiles(FilesystemStorage):
 
     def checksum(self, relpath: str) -> str:
         """Return fsspec's checksum of a file, computed from the service's metadata."""
-        with self._told(f"look up '{relpath}'" if relpath else "look it up", relpath):
+        with self._translated(f"look up '{relpath}'" if relpath else "look it up", relpath):
             return str(self._fs.checksum(self._full(relpath)))
 
     def find(self) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -134,8 +133,8 @@ def _enter(key: tuple[int, int], descriptor: int, root: Path, timeout: float) ->
             if time.monotonic() >= deadline:
                 os.close(descriptor)
                 raise LockedError(
-                    f"a garbage collection is going on in the cache {root}; waited {timeout:.0f} s. "
-                    "Let it finish, or end it, and run this again."
+                    f"the cache {root} is being garbage-collected; waited {timeout:.0f} s. Let that finish, "
+                    "or stop it, and run the command again."
                 )
             _changed.wait(_PAUSE)
         lease.threads[thread] = lease.threads.get(thread, 0) + 1
@@ -202,8 +201,8 @@ def collecting(root: Path, timeout: float) -> Iterator[None]:
 def _wait_for_others(root: Path, timeout: float, deadline: float) -> None:
     if time.monotonic() >= deadline:
         raise LockedError(
-            f"another command uses the cache {root}; waited {timeout:.0f} s and removed nothing. "
-            "Let it finish, or end it, and run this again."
+            f"the cache {root} is used by another command; waited {timeout:.0f} s and removed nothing. Let "
+            "that finish, or stop it, and run the command again."
         )
     _changed.wait(_PAUSE)
 
@@ -231,7 +230,7 @@ class User:
         place = self.paths[-1] if self.paths else "unknown place"
         if self.host != os.uname().nodename:
             return f"{place} on {self.host or 'another machine'}"
-        return place if os.path.isdir(place) else f"{place} (not there any more: moved or removed)"
+        return place if os.path.isdir(place) else f"{place} (no longer exists: moved or removed)"
 
 
 def is_own(repo: Project) -> bool:
@@ -262,7 +261,7 @@ def mark(repo: Project) -> bool:
     if not os.path.isdir(root / "files" / "md5"):
         return False
     with suppress(OSError, DvkfError):
-        file = root / USERS / identity(repo)
+        file = root / USERS / repository_id(repo)
         if file.parent.is_symlink():
             return True
         known = _read(file)
@@ -321,13 +320,13 @@ def check(repo: Project, repos: Sequence[Project]) -> None:
         more = f" and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
         raise ObjectError(
             f"the cache {root} is used by {len(users)} other repositor{'y' if len(users) == 1 else 'ies'} "
-            f"({shown}{more}); {advice}. If one is gone for good, remove its mark in {root / USERS}; "
-            "if nobody else uses the cache, pass --assume-unshared."
+            f"({shown}{more}); {advice}. If one no longer exists, remove its mark in {root / USERS}. If no "
+            "other repository uses the cache, pass --assume-unshared."
         )
     if len(repos) == 1 and not is_inside(repo):
         raise ObjectError(
-            f"the cache {root} lies outside the repository, so other repositories may use it; {advice}, or, if "
-            "nobody else uses it, pass --assume-unshared."
+            f"the cache {root} lies outside the repository, so other repositories may use it; {advice}, or, "
+            "if no other repository uses it, pass --assume-unshared."
         )
 
 
@@ -337,7 +336,7 @@ def _names(path: str, identity: str) -> bool:
     return False
 
 
-def identity(repo: Project) -> str:
+def repository_id(repo: Project) -> str:
     """Return the repository's random identity; the first call creates it."""
     return _identity(repo) or _make_identity(repo)
 
@@ -351,7 +350,7 @@ def _identity(repo: Project) -> str | None:
 
 
 def _make_identity(repo: Project) -> str:
-    made = secrets.token_hex(16)
+    made = os.urandom(16).hex()
     repo.tmp_dir.mkdir(parents=True, exist_ok=True)
     write_atomic(repo.tmp_dir / _IDENTITY, made.encode())
     return made

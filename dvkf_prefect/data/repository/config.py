@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dvkf_prefect.errors import ConfigError, RemoteNotFoundError
 from dvkf_prefect.formats.config import ConfigFiles, keeps_versions, option_text
+from dvkf_prefect.text import did_you_mean
 
 _CHAIN = 20  # longest chain of remotes that refer to one another
 # Common options that are safe from any source, so they need no check of their origin.
@@ -36,7 +37,8 @@ class Config(ConfigFiles):
         name = name.lower()
         if name not in self.values["remote"]:
             raise RemoteNotFoundError(
-                f"remote '{name}' doesn't exist (known: {known}); see `dvkf remote list`"
+                f"remote '{name}' doesn't exist (known: {known}). See `dvkf remote list`."
+                f"{did_you_mean(name, self.values['remote'])}"
             )
         options = {key: option_text(value) for key, value in self.values["remote"][name].items()}
         if self.source is not None or not _HARMLESS.issuperset(options):
@@ -49,7 +51,8 @@ class Config(ConfigFiles):
                 raise ConfigError(f"remote '{name}' refers to itself")
             if base.lower() in (seen := (*_seen, name)) or len(seen) > _CHAIN:
                 raise ConfigError(
-                    f"remotes refer to each other: {' -> '.join((*seen, base.lower()))}. Give one a url."
+                    f"remotes refer to each other: {' -> '.join((*seen, base.lower()))}. Set a url for one "
+                    "of them."
                 )
             _, inherited = self.remote(base, _seen=seen)
             url = inherited["url"].rstrip("/") + ("/" + rest if rest else "")

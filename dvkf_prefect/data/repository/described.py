@@ -13,7 +13,7 @@ from dvkf_prefect.data.git.history import Described, describe, lock_of
 from dvkf_prefect.data.repository.files import WorkspaceFiles
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.files import read_description
-from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.outputs import Output
 
 if TYPE_CHECKING:
@@ -66,5 +66,7 @@ def _spelled(repo: Repository, path: str) -> tuple[Output, ...]:
             texts.append(read_description(repo.root / place))
     digests = {match[0].decode() for text in texts for match in _DIGESTS.finditer(text)}
     return tuple(
-        Output(path, digest, hash_name=hash_name) for digest in digests for hash_name in (MD5, LEGACY)
+        Output(path, Content(digest, hash_name=hash_name))
+        for digest in digests
+        for hash_name in (MD5, LEGACY)
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 from dvkf_prefect import durability
 from dvkf_prefect.errors import OutputError, OutputNotFoundError
 from dvkf_prefect.formats.digest import digest_dos2unix
-from dvkf_prefect.formats.objects import LEGACY, Stored
+from dvkf_prefect.formats.objects import LEGACY, Content
 from dvkf_prefect.formats.tree import Tree
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def unchanged(repo: Repository, path: str, digest: str | None, hash_name: str) -
     return found if found.digest == digest else None
 
 
-def keep(repo: Repository, path: str, found: Found, *, commit: bool = True) -> Stored:
+def keep(repo: Repository, path: str, found: Found, *, commit: bool = True) -> Content:
     """Store the content that `unchanged` returned under its old digest, unless the cache has it.
 
     Args:
@@ -45,8 +44,11 @@ def keep(repo: Repository, path: str, found: Found, *, commit: bool = True) -> S
         OutputNotFoundError: A file no longer exists.
     """
     rows, cache = found.rows, repo.cache
+    content = found.existing()
     if not commit or rows is None:
-        return found.stored()
+        return content
+    import shutil  # slow to import
+
     places = {digest: place for place, digest, _ in rows.files()}
     for digest in cache.missing(places, LEGACY):
         place = repo.root / path / places[digest] if places[digest] else repo.root / path
@@ -54,14 +56,14 @@ def keep(repo: Repository, path: str, found: Found, *, commit: bool = True) -> S
         try:
             shutil.copyfile(place, temporary)
         except FileNotFoundError as error:
-            raise OutputNotFoundError(f"{place} is gone. Run this again.") from error
+            raise OutputNotFoundError(
+                f"{place} disappeared while it was read. Run the command again."
+            ) from error
         if digest_dos2unix(str(temporary)) != digest:
             temporary.unlink()
-            raise OutputError(f"{place} changed while it was read. Run this again.")
+            raise OutputError(f"{place} changed while it was read. Run the command again.")
         cache.adopt(temporary, digest, LEGACY)
-    if found.nfiles is not None and not cache.exists(found.digest or "", LEGACY):
-        temporary = cache.temporary()
-        temporary.write_bytes(Tree(rows.relpaths, rows.digests).to_bytes())
-        cache.adopt(temporary, found.digest or "", LEGACY)
+    if content.is_dir:
+        cache.add_tree(Tree(rows.relpaths, rows.digests), LEGACY)
     durability.flush()
-    return found.stored()
+    return content

@@ -63,7 +63,7 @@ class RepoLock:
         """
         deadline = time.monotonic() + timeout
         if not self._threads.acquire(timeout=max(timeout, 0)):
-            raise LockedError(f"another thread holds {self._path} for more than {timeout:.0f} s")
+            raise LockedError(f"{self._path} has been held by another thread for more than {timeout:.0f} s")
         try:
             if self._depth:
                 if blockers := self._blockers(read, write):
@@ -111,10 +111,13 @@ class RepoLock:
         said = ""
         with suppress(OSError):
             said = read_description(self._path).decode(errors="replace").strip()
-        who = f"process {said or 'unknown'} holds the repository ({self._path})"
-        advice = "Let it finish, or end it, and run this again."
+        who = f"the repository is locked by process {said or 'unknown'} ({self._path})"
+        advice = "Let it finish, or stop it, and run the command again."
         if self._hardlink:
-            who = f"somebody holds the repository ({self._path}, a hard link to {said or 'nothing'})"
+            who = (
+                f"the repository is locked by an unknown process ({self._path}, a hard link to "
+                f"{said or 'nothing'})"
+            )
             advice = "If no dvc or dvkf runs on any machine that uses it, remove both files."
         return LockedError(f"{who}; waited {timeout:.0f} s. {advice}")
 
@@ -122,8 +125,8 @@ class RepoLock:
         listed = "\n".join(f"  {blocker}" for blocker in blockers)
         waited = f"; waited {timeout:.0f} s" if timeout else ""
         return LockedError(
-            f"a stage is being run on the same paths{waited}:\n{listed}\n"
-            f"Let it finish, or end it, and run this again."
+            f"a stage is being run on the same paths{waited}:\n{listed}\nLet it finish, or stop it, and run "
+            "the command again."
         )
 
     def _blockers(self, read: Paths, write: Paths) -> list[Blocker]:

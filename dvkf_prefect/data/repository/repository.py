@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.git.gitignore import GitIgnored
+from dvkf_prefect.data.progress import NO_PROGRESS, Progress
 from dvkf_prefect.data.repository import cache_users
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.data.repository.files import RevisionFiles, WorkspaceFiles
@@ -35,6 +37,7 @@ from dvkf_prefect.formats.files import RepoFiles
 from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap, matching
 from dvkf_prefect.leftovers import sweep_files
 from dvkf_prefect.paths import check_own_folder, find_link
+from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.remote import Remote
@@ -55,10 +58,21 @@ class Repository:
     Args:
         root: Folder that holds `.dvc`.
         config: Settings that override those in the files, see `open`; or a complete `Config`.
+        jobs: Number of parallel transfers and requests; None for the default of each remote.
+        progress: Called as files and bytes complete.
     """
 
-    def __init__(self, root: Path, *, config: Mapping[str, Mapping[str, str]] | Config | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        config: Mapping[str, Mapping[str, str]] | Config | None = None,
+        jobs: int | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> None:
         self.root = root
+        self.jobs = jobs
+        self.progress = progress
         self.dvc_dir = root / ".dvc"
         if self.dvc_dir.is_symlink():
             raise UnsafePathError(
@@ -116,6 +130,8 @@ class Repository:
         path: str | os.PathLike[str] = ".",
         *,
         config: Mapping[str, Mapping[str, str]] | None = None,
+        jobs: int | None = None,
+        progress: Progress = NO_PROGRESS,
     ) -> _Opened:
         """Open the repository that contains a path.
 
@@ -123,6 +139,8 @@ class Repository:
             path: Folder in the repository.
             config: Settings that override those in its files, for instance
                 ``{"core": {"remote": "lake"}, 'remote "lake"': {"url": "s3://bucket/data"}}``.
+            jobs: Number of parallel transfers and requests; None for the default of each remote.
+            progress: Called as files and bytes complete.
 
         Raises:
             NotARepositoryError: Neither the folder nor any parent has a `.dvc` folder.
@@ -131,9 +149,9 @@ class Repository:
         start = Path(path).resolve()
         for folder in (start, *start.parents):
             if (folder / ".dvc").is_dir():
-                return cls(folder, config=config)
+                return cls(folder, config=config, jobs=jobs, progress=progress)
         raise NotARepositoryError(
-            f"{start} is not in a DVC repository (no .dvc folder here or above); make one with `dvkf init`"
+            f"{start} is not in a DVC repository (no .dvc folder here or above). Create one with `dvkf init`."
         )
 
     @classmethod
@@ -159,14 +177,14 @@ class Repository:
         root = Path(path).resolve()
         git = None if no_scm else Git.find(root)
         if not no_scm and git is None:
-            raise ConfigError(f"{root} is not in a git repository; run `git init` first, or pass --no-scm")
+            raise ConfigError(f"{root} is not in a git repository. Run `git init` first, or pass --no-scm.")
         if git and git.root != root and not subdir:
             raise ConfigError(
-                f"{root} is not the top of its git repository ({git.root}); pass --subdir to allow it"
+                f"{root} is not the top of its git repository ({git.root}). Pass --subdir to allow it."
             )
         dvc_dir = root / ".dvc"
         if dvc_dir.exists() and not force:
-            raise ConfigError(f"{dvc_dir} exists; pass --force to set the repository's settings anew")
+            raise ConfigError(f"{dvc_dir} exists. Pass --force to reset the repository's settings.")
         (dvc_dir / "tmp").mkdir(parents=True, exist_ok=True)
         write_atomic(dvc_dir / "config", b"[core]\n    no_scm = True\n" if no_scm else b"")
         written = [".dvc/config", ".dvc/.gitignore"]
@@ -178,10 +196,32 @@ class Repository:
             git.run("add", "--", *(str(root / name) for name in written))
         return cls(root)
 
+    def using(self: _Opened, *, jobs: int | None = None, progress: Progress | None = None) -> _Opened:
+        """Return this repository with another number of jobs or another progress; this one keeps its own.
+
+        Both share the cache, the locks and all other state.
+
+        Args:
+            jobs: Number of parallel transfers and requests; None to keep it.
+            progress: Called as files and bytes complete; None to keep it.
+
+        Example:
+            >>> repo.using(jobs=8, progress=bar).push()
+        """
+        other = copy.copy(self)
+        other.jobs = self.jobs if jobs is None else jobs
+        other.progress = self.progress if progress is None else progress
+        return other
+
     @property
     def tmp_dir(self) -> Path:
         """Folder for state that may be deleted at any time; it is created on first use."""
         return self.dvc_dir / "tmp" / "dvkf"
+
+    @property
+    def turn_file(self) -> Path:
+        """File of the turns in the workspace, see `dvkf_prefect.data.repository.turns`."""
+        return self.dvc_dir / "tmp" / "dvkf-turn.lock"
 
     @contextmanager
     def lock(
@@ -259,7 +299,7 @@ class Repository:
         """
         from dvkf_prefect.data.remotes.remote import open_remote  # takes a while to import
 
-        return open_remote(*self.config.remote(name))
+        return open_remote(*self.config.remote(name), jobs=self.jobs)
 
     # -- staging in git ------------------------------------------------------------------------------------------------
 
@@ -320,7 +360,7 @@ class Repository:
                 self.git_ignored,
             )
         if self.git is None:
-            raise ConfigError(f"{self.root} has no git history; revision '{rev}' means nothing here")
+            raise ConfigError(f"{self.root} has no git history, so it has no revision '{rev}'")
         return RevisionFiles(self.git, self.git.resolve(rev), self.git_prefix)
 
     def outputs(
@@ -371,7 +411,9 @@ class Repository:
             matched = list(matching(found, target))
             if not matched and not names_stage(self.files(rev), target):
                 inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
-                hint = f"; it is inside the output '{inside}': name that" if inside else ""
+                names = [name for o in found for name in (o.path, o.source, o.stage) if name]
+                hint = f"; it is inside the output '{inside}'. Use the path of that output." if inside else ""
+                hint = hint or did_you_mean(target, names).replace(" Did", ". Did")
                 raise OutputNotFoundError(
                     f"'{target}' is not an output, a .dvc file or a stage of {self.root}{hint}"
                 )
@@ -390,7 +432,8 @@ class Repository:
                 continue
             if ignore.matches(path) or (ignore.matches(path + "/") and not ignore.is_repo(path)):
                 raise OutputError(
-                    f"'{output.path}' ({output.source}) is left out by {IGNORE_FILE}; change that file to track it"
+                    f"'{output.path}' ({output.source}) is excluded by {IGNORE_FILE}. Change that file to "
+                    "track it."
                 )
 
     def version(self, path: str, *, rev: str | None = None) -> DataVersion:

@@ -15,6 +15,7 @@ from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.formats.outputs import Output, matching
 from dvkf_prefect.formats.tracked import names_stage
 from dvkf_prefect.paths import overlaps
+from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Overlap, Repository
@@ -97,7 +98,7 @@ def select(
     picker.take(here, repo.files(rev))
     if choice.history:
         if repo.git is None:
-            raise ConfigError(f"{repo.root} has no git history; there are no other commits to look in")
+            raise ConfigError(f"{repo.root} has no git history, so there are no other commits to search")
         commits = revisions_of(
             repo.git,
             all_branches=choice.all_branches,
@@ -110,7 +111,7 @@ def select(
         import logging
 
         for reason in selection.skipped:
-            logging.getLogger(__name__).warning("passed over, since it cannot be read: %s", reason)
+            logging.getLogger(__name__).warning("skipped, cannot be read: %s", reason)
     return selection
 
 
@@ -206,16 +207,19 @@ class _Picker:
             if self._choice.glob:
                 if not self._met:
                     names = ", ".join(f"'{target}'" for target in self._targets)
-                    raise OutputNotFoundError(f"nothing that is tracked in {self._repo.root} matches {names}")
+                    raise OutputNotFoundError(f"no tracked path in {self._repo.root} matches {names}")
                 continue
             if names_stage(self._repo.files(), target):
                 continue  # a stage without outputs
-            where = f"{self._repo.root}" + (" in any commit looked at" if self._choice.history else "")
-            hint = ""
+            where = f"{self._repo.root}" + (" in any searched commit" if self._choice.history else "")
+            outputs = self._repo.outputs()
+            near = [name for output in outputs for name in (output.path, output.source, output.stage) if name]
+            hint = did_you_mean(target, near)
             if (self._repo.root / target).is_dir() and not self._choice.recursive:
-                hint = "; for all that is described in that folder pass --recursive"
+                hint = " For all outputs in that folder, pass --recursive."
             raise OutputNotFoundError(
-                f"'{target or '.'}' is not an output, a .dvc file or a stage of {where}, nor in an output{hint}"
+                f"'{target or '.'}' is not tracked in {where}: expected an output, a path inside one, a .dvc "
+                f"file or a stage.{hint}"
             )
         ordered = sorted(self._outputs.values(), key=lambda output: output.path)
         parts = {path: tuple(inside) for path, inside in self._parts.items() if path not in self._whole}

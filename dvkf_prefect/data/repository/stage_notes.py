@@ -61,14 +61,14 @@ def live_stages(file: Path) -> list[Blocker]:
         LockedError: The file cannot be parsed.
     """
     noted = _noted(file)
-    told: set[tuple[int, str]] = set()
+    marked: set[tuple[int, str]] = set()
     live: dict[Blocker, None] = {}
     for mark in _marks(file):
         notes = _read_mark(mark)
-        told.update((note.pid, note.command) for note in notes)
+        marked.update((note.pid, note.command) for note in notes)
         if str(mark) != _own_mark(file) and _is_held(mark):
             live.update(dict.fromkeys(notes))
-    others = [note for note in noted if (note.pid, note.command) not in told]
+    others = [note for note in noted if (note.pid, note.command) not in marked]
     alive = {pid: pid != os.getpid() and is_alive(pid) for pid in {note.pid for note in others}}
     live.update(dict.fromkeys(note for note in others if alive[note.pid]))
     return list(live)
@@ -129,7 +129,8 @@ def _noted(file: Path) -> list[Blocker]:
         return []
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise LockedError(
-            f"{file} does not say who runs stages; remove it when no dvc runs in this repository"
+            f"{file} does not list the processes that run stages. Remove it if no dvc runs in this "
+            "repository."
         ) from None
 
 

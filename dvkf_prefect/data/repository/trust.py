@@ -88,8 +88,9 @@ def _check_recipient(config: ConfigFiles, source: str, name: str, options: Mappi
         and not _is_trusted(config)
     ):
         raise ConfigError(
-            f"remote '{printable(name)}' of {printable(public_url(source))}: your own configuration has a secret for a "
-            f"remote of that name, and it is not sent where that repository says. {_how_to_trust(source)}"
+            f"remote '{printable(name)}' of {printable(public_url(source))}: your own configuration has a "
+            "secret for a remote of that name, and it is not sent to the url of that repository. "
+            f"{_how_to_trust(source)}"
         )
 
 
@@ -108,8 +109,8 @@ def check_options(options: Mapping[str, Any], root: Path, place: str) -> None:
         reason = _reason(option, value, False)
         if reason and not is_trusted(str(root)):
             raise ConfigError(
-                f"{printable(place)}: '{option}' is not used, since it {reason}. Set it at a remote of yours with "
-                f"`dvkf remote modify --local`, or trust the folder: {_command(str(root))}"
+                f"{printable(place)}: '{option}' is ignored because it {reason}. Set it for a remote of "
+                f"yours with `dvkf remote modify --local`, or trust the folder: {_command(str(root))}"
             )
 
 
@@ -172,21 +173,21 @@ def _refusal(config: ConfigFiles, name: str, option: str, value: Any, origin: st
     place = config.files.get(origin, config.folder)
     command = f"dvkf remote modify --local {shlex.quote(name)} {option} {shlex.quote(str(value))}"
     return printable(
-        f"remote '{name}': '{option}' in {place} is not used, since it {_reason(option, value, False)} and came with "
-        f"the repository. If you want it, do `{command}`."
+        f"remote '{name}': '{option}' in {place} is ignored because it {_reason(option, value, False)} and "
+        f"came with the repository. To use it, run `{command}`."
     )
 
 
 def _foreign_refusal(source: str, name: str, option: str, value: Any) -> str:
     return printable(
-        f"remote '{name}' of {public_url(source)}: '{option}' of that repository's configuration is not used, since it "
-        f"{_reason(option, value, True)}. Give it with --remote-config {option}=..., or trust the source: "
-        f"{_command(source)}"
+        f"remote '{name}' of {public_url(source)}: '{option}' of that repository's configuration is ignored "
+        f"because it {_reason(option, value, True)}. Give it with --remote-config {option}=..., or trust the "
+        f"source: {_command(source)}"
     )
 
 
 def _how_to_trust(source: str) -> str:
-    return f"Trust the source if you want that: {printable(_command(source))}"
+    return f"To allow it, trust the source: {printable(_command(source))}"
 
 
 def _command(source: str) -> str:

@@ -35,14 +35,14 @@ def check_shape(frame: pd.DataFrame, kind: str, index: bool) -> None:
 
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
-        raise LossError(f"two columns are called {_shown(twice[0])}; rename one")
+        raise LossError(f"two columns are called {_shown(twice[0])}. Rename one")
     if kind == "feather" and (odd := [name for name in frame.columns if not isinstance(name, str)]):
-        raise LossError(f"the column {_shown(odd[0])} is not called by a text; rename it")
+        raise LossError(f"the column {_shown(odd[0])} has a name that is not a string. Rename it")
     rows = frame.index
     named = isinstance(rows, pd.MultiIndex) or rows.name is not None
     if not index and (named or (len(rows) and not pd.api.types.is_integer_dtype(rows.dtype))):
         raise LossError(
-            "the index would be lost; make it columns with reset_index(), or write it with index=True"
+            "the index would be lost. Turn it into columns with reset_index(), or write it with index=True"
         )
 
 
@@ -92,7 +92,7 @@ def compare(wanted: pd.DataFrame, got: pd.DataFrame) -> None:
     if list(wanted.columns) != list(got.columns):
         names = zip([*wanted.columns, None], [*got.columns, None], strict=False)
         old, new = next((pair for pair in names if not _same(*pair)), (None, None))
-        raise LossError(f"the column {_shown(old)} is read back as {_shown(new)}; rename it with plain text")
+        raise LossError(f"the column {_shown(old)} is read back as {_shown(new)}. Rename it with plain text")
     if len(wanted) != len(got):
         raise LossError(f"{len(wanted)} rows are read back as {len(got)}")
     if isinstance(wanted.index, pd.MultiIndex) or list(wanted.index) != list(range(len(wanted))):

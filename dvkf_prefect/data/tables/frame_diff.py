@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
 
 WORKSPACE = "workspace"
+# Up to this many different values of a text or category are counted one by one; of more, the most frequent ones.
+_VALUES = 20
+_FREQUENT = 5
+# Characters of a value that are kept.
+_VALUE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,17 @@ class ColumnStats:
         nulls: Number of missing values.
         mean: Mean of the numbers, without missing ones; None for other types, and without any numbers.
         std: Standard deviation of the numbers (sample: n - 1); None likewise.
+        distinct: Number of different values of a text, category or truth value; None for other types.
+        values: Those values as text with their counts, the most frequent first: up to 20 of them, or 5 if there are
+            more. Categories that no row has are counted as 0.
     """
 
     dtype: str
     nulls: int
     mean: float | None = None
     std: float | None = None
+    distinct: int | None = None
+    values: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,16 @@ class ColumnDiff:
 
     def __bool__(self) -> bool:
         return bool(self.changed) or self.old != self.new
+
+    @property
+    def values_added(self) -> tuple[str, ...]:
+        """Values that only the newer version has; empty if a version has more values than are counted."""
+        return _only_in(self.new, self.old)
+
+    @property
+    def values_removed(self) -> tuple[str, ...]:
+        """Values that only the older version has; empty likewise."""
+        return _only_in(self.old, self.new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +132,15 @@ class FrameDiff:
     def as_dict(self) -> dict[str, Any]:
         """Return the difference as plain values for JSON."""
         values = asdict(self)
-        values["columns"] = list(values["columns"])
+        values["columns"] = [
+            {
+                name: {**value, "values": [list(pair) for pair in value["values"]]}
+                if name in ("old", "new")
+                else value
+                for name, value in column.items()
+            }
+            for column in values["columns"]
+        ]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     def __str__(self) -> str:
@@ -167,12 +195,14 @@ class FrameDiff:
                 _arrow(f"{column.old.nulls:,}", f"{column.new.nulls:,}"),
                 _arrow(_number(column.old.mean), _number(column.new.mean)),
                 _arrow(_number(column.old.std), _number(column.new.std)),
+                _arrow(_count(column.old.distinct), _count(column.new.distinct)),
+                _values_text(column),
             )
             for column in self.columns
             if column
         ]
         if rows:
-            heads = ("column", "type", "values changed", "nulls", "mean", "std")
+            heads = ("column", "type", "values changed", "nulls", "mean", "std", "distinct", "values")
             parts.append(_table(heads, rows, limit))
         return "\n\n".join(parts)
 
@@ -187,7 +217,6 @@ def diff_frames(
     columns: Sequence[str] | None = None,
     file_format: str | None = None,
     options: Mapping[str, Any] | None = None,
-    jobs: int | None = None,
 ) -> FrameDiff:
     """Compare two versions of a table.
 
@@ -201,7 +230,6 @@ def diff_frames(
         columns: Limit to these columns and the key.
         file_format: One of `frames.FORMATS`; None to derive it from the name.
         options: Further arguments of pandas' reader.
-        jobs: Number of parallel transfers.
 
     Raises:
         OutputNotFoundError: A version has no such path.
@@ -219,9 +247,9 @@ def diff_frames(
         Table.open(repo, path, rev=None if rev == WORKSPACE else rev, file_format=file_format)
         for rev in (a, b)
     )
-    old = old_table.read(columns=wanted, options=options, jobs=jobs)
+    old = old_table.read(columns=wanted, options=options)
     same = old_table.identity is not None and old_table.identity == new_table.identity
-    new = old if same else new_table.read(columns=wanted, options=options, jobs=jobs)
+    new = old if same else new_table.read(columns=wanted, options=options)
     return compare_frames(old, new, path=path, a=a, b=b, key=keys)
 
 
@@ -279,8 +307,8 @@ def _check_key(frame: pd.DataFrame, key: Sequence[str], name: str) -> None:
     if twice.any():
         first = frame.loc[twice, list(key)].iloc[0].tolist()
         raise OutputError(
-            f"{name} has {int(twice.sum()):,} rows more of a key that another row has, first {first}; name columns "
-            "that tell all rows apart, or none"
+            f"{name} has {int(twice.sum()):,} rows with a duplicate key, the first {first}. Name key columns "
+            "that are unique for each row, or none."
         )
 
 
@@ -386,12 +414,54 @@ def _text(column: pd.Series[Any]) -> pd.Series[Any]:
 
 
 def _stats(column: pd.Series[Any]) -> ColumnStats:
-    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
+    import pandas as pd
+    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype, is_string_dtype
 
     nulls = int(column.isna().sum())
-    if not is_numeric_dtype(column) or is_bool_dtype(column) or is_complex_dtype(column):
+    if is_bool_dtype(column) or is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return ColumnStats(str(column.dtype), nulls, None, None, *_counted(column))
+    if not is_numeric_dtype(column) or is_complex_dtype(column):
         return ColumnStats(str(column.dtype), nulls)
     return ColumnStats(str(column.dtype), nulls, _finite(column.mean()), _finite(column.std()))
+
+
+def _counted(column: pd.Series[Any]) -> tuple[int | None, tuple[tuple[str, int], ...]]:
+    """Return the number of different values, and the most frequent ones with their counts."""
+    try:
+        counts = column.value_counts(dropna=True)
+    except TypeError:  # lists and similar values cannot be counted
+        return None, ()
+    texts: dict[str, int] = {}
+    for value, count in counts.items() if len(counts) <= _VALUES else counts.head(_VALUES).items():
+        text = str(value)[:_VALUE]
+        texts[text] = texts.get(text, 0) + int(count)
+    # Sorted, since pandas lists equal counts in the order of the rows.
+    found = sorted(texts.items(), key=lambda item: (-item[1], item[0]))
+    return len(counts), tuple(found if len(counts) <= _VALUES else found[:_FREQUENT])
+
+
+def _only_in(one: ColumnStats, other: ColumnStats) -> tuple[str, ...]:
+    if one.distinct is None or other.distinct is None or max(one.distinct, other.distinct) > _VALUES:
+        return ()
+    known = {value for value, _ in other.values}
+    return tuple(value for value, _ in one.values if value not in known)
+
+
+def _values_text(column: ColumnDiff, *, limit: int = 3) -> str:
+    """Return new and gone values, then the frequent ones whose count changed."""
+    parts = [f"+ {value}" for value in column.values_added[:limit]]
+    parts += [f"- {value}" for value in column.values_removed[:limit]]
+    before = dict(column.old.values)
+    parts += [
+        f"{value}: {before[value]:,} → {count:,}"
+        for value, count in column.new.values
+        if before.get(value, count) != count
+    ][:limit]
+    return ", ".join(parts)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
 
 
 def _finite(value: Any) -> float | None:

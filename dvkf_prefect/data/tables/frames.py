@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.tables.frame_check import (
     LossError,
@@ -29,6 +28,7 @@ from dvkf_prefect.data.tables.frame_check import (
     expected,
     write_json,
 )
+from dvkf_prefect.data.verbs.add import add
 from dvkf_prefect.data.views.listing import Entry, plain_path
 from dvkf_prefect.data.views.reader import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputChangedError, OutputError, ParseError
@@ -68,7 +68,6 @@ def read_frame(
     columns: Sequence[str] | None = None,
     file_format: str | None = None,
     options: Mapping[str, Any] | None = None,
-    jobs: int | None = None,
 ) -> pd.DataFrame:
     """Read a table of any revision; missing objects are downloaded into the cache and verified.
 
@@ -79,7 +78,6 @@ def read_frame(
         columns: Columns to return, in this order; parquet and feather read no others.
         file_format: One of `FORMATS`; None to derive it from the name.
         options: Further arguments of pandas' reader: ``{"dtype": {"zip": str}}``.
-        jobs: Number of parallel transfers.
 
     Returns:
         The table; the rows of all parts are numbered consecutively.
@@ -95,11 +93,11 @@ def read_frame(
         >>> read_frame(".", "data/train", rev="v1", columns=["label"])["label"].value_counts()
     """
     table = Table.open(repo, path, rev=rev, file_format=file_format)
-    return table.read(columns=columns, options=options, jobs=jobs)
+    return table.read(columns=columns, options=options)
 
 
 def write_frame(
-    repo: Repo | str | os.PathLike[str],
+    repo: Repository | str | os.PathLike[str],
     frame: pd.DataFrame,
     path: str | os.PathLike[str],
     *,
@@ -137,16 +135,17 @@ def write_frame(
     Example:
         >>> write_frame(".", frame, "data/train/2024-05.csv.gz")
     """
-    opened = repo if isinstance(repo, Repo) else Repo.open(repo)
+    opened = repo if isinstance(repo, Repository) else Repository.open(repo)
     relpath = opened.relpath(path)
     kind, compression = format_of(relpath, file_format)
     if compression == "zip":
         raise OutputError(
-            f"'{relpath}': .zip holds the time it was made; it can be read, not written: use .gz"
+            f"'{relpath}': .zip files contain their time of creation, so they can be read but not written. "
+            "Use .gz."
         )
     dest = opened.root / relpath
     if dest.is_dir():
-        raise OutputError(f"'{relpath}' is a directory; name a file in it")
+        raise OutputError(f"'{relpath}' is a directory. Name a file in it.")
     old = digest_file(dest) if dest.exists() else None
     kept = old is not None and opened.cache.exists(old)
     if old is not None and not kept and not force:
@@ -169,14 +168,14 @@ def write_frame(
             # Probably an argument that the writer does not accept.
             raise
         raise OutputError(
-            f"'{relpath}': {kind} cannot hold this table: {error}. Convert the column, write parquet, "
-            "or say by read_options how it will be read."
+            f"'{relpath}': {kind} cannot hold this table: {error}. Convert the column, write parquet, or "
+            "give read_options for reading it back."
         ) from error
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     try:
-        (version,) = opened.add([relpath])
+        (version,) = add(opened, [relpath])
     except BaseException:
         if old is None:
             dest.unlink()
@@ -207,15 +206,15 @@ def format_of(path: str, given: str | None = None) -> tuple[str, str | None]:
     compression = _COMPRESSIONS.get(last)
     suffix = posixpath.splitext(stem)[1] if compression else last
     if given is not None and given not in FORMATS:
-        raise ConfigError(f"'{given}' is no format of tables; choose of {', '.join(FORMATS)}")
+        raise ConfigError(f"'{given}' is not a format of tables; expected one of {', '.join(FORMATS)}")
     kind = given or _SUFFIXES.get(suffix)
     if kind is None:
         raise OutputError(
-            f"'{path}' is no table by its name; name its format, one of {', '.join(FORMATS)}, or end it with "
-            f"{', '.join(_SUFFIXES)}"
+            f"'{path}' has no suffix of a table. Give its format, one of {', '.join(FORMATS)}, or use one of "
+            f"{', '.join(_SUFFIXES)}."
         )
     if compression and kind in _BINARY:
-        raise OutputError(f"'{path}': {kind} compresses its columns itself; leave {last} off")
+        raise OutputError(f"'{path}': {kind} compresses its columns itself. Remove {last}.")
     return kind, compression
 
 
@@ -246,8 +245,8 @@ class Table:
         self.formats = [format_of(part.path, file_format) for part in self.parts]
         if len(kinds := {kind for kind, _ in self.formats}) > 1:
             raise OutputError(
-                f"'{self.path}' of {view.name} holds {' and '.join(sorted(kinds))}; "
-                "parts of one table are of one format"
+                f"'{self.path}' of {view.name} holds {' and '.join(sorted(kinds))}; all parts of a table "
+                "must have the same format"
             )
 
     @classmethod
@@ -280,13 +279,12 @@ class Table:
         *,
         columns: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
-        jobs: int | None = None,
     ) -> pd.DataFrame:
         """Read the table; see `read_frame`."""
         import pandas as pd
 
         if len(self.parts) > 1:
-            self.view.bring(self.parts, jobs=jobs)
+            self.view.bring(self.parts)
         frames = [
             self._read_part(part, kind, compression, columns, options or {})
             for part, (kind, compression) in zip(self.parts, self.formats, strict=True)

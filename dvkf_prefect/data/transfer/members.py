@@ -26,7 +26,7 @@ class Members:
         self._known: dict[tuple[str, str], Tree | None] = {}
         self._refused: dict[tuple[str, str], ParseError] = {}
 
-    def tell(self, found: Found, hash_name: str) -> None:
+    def remember(self, found: Found, hash_name: str) -> None:
         """Store the manifest of a directory as scanned in the workspace, so that it need not be read."""
         if found.digest and found.nfiles is not None and found.rows is not None:
             self._known[hash_name, found.digest] = Tree(found.rows.relpaths, found.rows.digests)
@@ -40,11 +40,9 @@ class Members:
             key = (output.hash_name, output.digest or "")
             if not is_tree(key[1]) or key in self._known:
                 continue
-            if output.versions and all(file.digest for file in output.versions):
-                pairs = [(file.relpath, file.digest or "") for file in output.versions]
-                self._known[key] = Tree.from_pairs(pairs)
+            self._known[key] = output.listed_tree()
+            if self._known[key] is not None:
                 continue
-            self._known[key] = None
             wanted.append(Manifest(key[1], key[0], output.path, self._repo, output.remote))
         if wanted:
             for manifest, tree in Manifests([self._repo]).read(wanted):

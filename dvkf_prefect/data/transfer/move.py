@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.progress import Direction, Progress
+from dvkf_prefect.data.cache.workers import stepping, watched
+from dvkf_prefect.data.progress import NAMED, NO_PROGRESS, Direction, Part, Progress, Steps
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.remotes.folder import FolderStorage
-from dvkf_prefect.data.remotes.remote import Remote, damaged, folders_of, not_there
+from dvkf_prefect.data.remotes.remote import Remote, damaged, not_there, prefixes_of
 from dvkf_prefect.errors import (
     CorruptObjectError,
     DiskFullError,
@@ -32,6 +33,8 @@ from dvkf_prefect.formats.tree import SUFFIX
 _SMALL = 1 << 20
 # After this many failed objects, no more are tried.
 MOST_FAILED = 100_000
+_NO_NAMES: Mapping[str, str] = {}
+_NO_SIZES: Mapping[str, int] = {}
 
 
 # -- moving ----------------------------------------------------------------------------------------------------------
@@ -87,8 +90,8 @@ def move(
     remote: Remote,
     *,
     limits: Limits = NO_LIMITS,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
+    names: Mapping[str, str] = _NO_NAMES,
 ) -> Moved:
     """Move objects between a cache and a remote, and verify each one; every transfer goes through here.
 
@@ -99,8 +102,8 @@ def move(
         cache: The cache.
         remote: The remote.
         limits: Upper limits for the size of downloaded objects.
-        jobs: Number of parallel transfers; None for the remote's default.
-        progress: Called as objects complete.
+        progress: Called as objects complete, and while large ones are moved.
+        names: Paths of objects by digest, for the progress.
 
     Raises:
         RemoteError: The remote cannot be used at all; objects that arrived are kept.
@@ -110,18 +113,20 @@ def move(
         return Moved()
     if isinstance(remote.storage, FolderStorage):
         return _beside(
-            direction, list(digests), hash_name, cache, remote, remote.storage, limits, jobs, progress
+            direction, list(digests), hash_name, cache, remote, remote.storage, limits, progress, names
         )
     if direction == "push":
         return _each(
-            digests, lambda d: _send(cache, remote.storage, d, hash_name), jobs or remote.jobs, progress
+            digests, lambda d, s: _send(cache, remote.storage, d, hash_name, s), remote.jobs, progress, names
         )
     partials = cache.partials()
     return _each(
         digests,
-        lambda d: _receive(cache, remote, d, hash_name, partials, limits.of(d)),
-        jobs or remote.jobs,
+        lambda d, s: _receive(cache, remote, d, hash_name, partials, limits.of(d), s),
+        remote.jobs,
         progress,
+        names,
+        limits.exact,
     )
 
 
@@ -133,8 +138,8 @@ def _beside(
     remote: Remote,
     storage: FolderStorage,
     limits: Limits,
-    jobs: int | None,
-    progress: Progress | None,
+    progress: Progress,
+    names: Mapping[str, str],
 ) -> Moved:
     """Move objects to or from a folder of this machine, in several processes."""
     moved = Moved()
@@ -143,28 +148,32 @@ def _beside(
     folder = storage.local_path(first).parent.parent
     results: Iterator[tuple[str, int | ObjectError]]
     if direction == "push":
-        storage.make_folders(f"{folder}/{prefix}" for prefix in folders_of(digests))
-        results = cache.copy_to(folder, digests, hash_name, temporary=storage.temporary(), workers=jobs)
+        storage.make_folders(f"{folder}/{prefix}" for prefix in prefixes_of(digests))
+        results = cache.copy_to(
+            folder, digests, hash_name, temporary=storage.temporary(), workers=remote.bound
+        )
     else:
         most = [limits.of(digest) for digest in digests]
-        results = cache.copy_from(folder, digests, hash_name, limits=most, workers=jobs)
+        results = cache.copy_from(folder, digests, hash_name, limits=most, workers=remote.bound)
+    sizes = map(limits.exact.get, digests)
+    named = (names.get(digest, digest) for digest in digests)
     try:
-        for digest, result in results:
-            if isinstance(result, int):
-                moved.files += 1
-                moved.size += result
-            elif direction == "push":
-                moved.failed[digest] = result
-            elif isinstance(result, MissingObjectError):
-                moved.failed[digest] = MissingObjectError(not_there(digest, remote))
-            elif digest.endswith(SUFFIX) and _is_over(storage, object_key(digest, hash_name)):
-                moved.failed[digest] = manifest_rows.too_large(f"{remote}: {digest}")
-            else:
-                moved.failed[digest] = CorruptObjectError(damaged(digest, remote, str(result)))
-            if progress:
-                progress.advance(1, result if isinstance(result, int) else 0)
-            if moved.is_hopeless:
-                break
+        with stepping(progress.advance, digests, named, sizes) as steps:
+            for digest, result in results:
+                if isinstance(result, int):
+                    moved.files += 1
+                    moved.size += result
+                elif direction == "push":
+                    moved.failed[digest] = result
+                elif isinstance(result, MissingObjectError):
+                    moved.failed[digest] = MissingObjectError(not_there(digest, remote))
+                elif digest.endswith(SUFFIX) and _is_over(storage, object_key(digest, hash_name)):
+                    moved.failed[digest] = manifest_rows.too_large(f"{remote}: {digest}")
+                else:
+                    moved.failed[digest] = CorruptObjectError(damaged(digest, remote, str(result)))
+                steps.done(digest, result if isinstance(result, int) else 0)
+                if moved.is_hopeless:
+                    break
     except DvkfError:
         raise
     except OSError as error:
@@ -178,9 +187,14 @@ def _is_over(storage: FolderStorage, key: str) -> bool:
 
 
 def _each(
-    digests: Sequence[str], action: Callable[[str], int], jobs: int, progress: Progress | None
+    digests: Sequence[str],
+    action: Callable[[str, Steps], int],
+    jobs: int,
+    progress: Progress,
+    names: Mapping[str, str],
+    sizes: Mapping[str, int] = _NO_SIZES,
 ) -> Moved:
-    """Call ``action`` for each digest in parallel; it returns the bytes moved.
+    """Call ``action`` for each digest in parallel; it returns the bytes moved, and may report them before.
 
     An error of the whole remote or disk stops the remaining work and is raised.
     """
@@ -188,15 +202,17 @@ def _each(
     rest = iter(digests)
     lock = threading.Lock()
     fatal: list[BaseException] = []
+    parts = {d: Part(names.get(d, d), sizes.get(d, 0)) for d in digests} if len(digests) <= NAMED else {}
 
     def work() -> None:
+        steps = Steps(progress.advance, parts)
         while not (fatal or moved.is_hopeless):
             with lock:
                 digest = next(rest, None)
             if digest is None:
                 return
             try:
-                size = action(digest)
+                size = action(digest, steps)
             except (RemoteError, DiskFullError) as error:
                 fatal.append(error)
                 return
@@ -210,8 +226,7 @@ def _each(
                 with lock:
                     moved.files += 1
                     moved.size += size
-            if progress:
-                progress.advance(1, size)
+            steps.done(digest, size)
 
     workers = max(1, min(jobs, len(digests)))
     from concurrent.futures import ThreadPoolExecutor  # takes a while to import
@@ -230,7 +245,7 @@ def _each(
     return moved
 
 
-def _send(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
+def _send(cache: Cache, storage: Storage, digest: str, hash_name: str, steps: Steps) -> int:
     """Upload one object after verifying it against its digest."""
     key = object_key(digest, hash_name)
     path = cache.path(digest, hash_name)
@@ -241,20 +256,29 @@ def _send(cache: Cache, storage: Storage, digest: str, hash_name: str) -> int:
             return size
         if hash_name == MD5 and digest_file(path) != digest.removesuffix(SUFFIX):
             raise CorruptObjectError(
-                f"{path} does not hash to its name; nothing was sent. `dvkf fetch` or add it again."
+                f"{path} does not hash to its name; nothing was sent. Run `dvkf fetch`, or add it again."
             )
-        storage.upload(key, path)
+        with watched(steps.note, digest):
+            storage.upload(key, path)
     except DvkfError:
         raise
     except FileNotFoundError:
-        raise MissingObjectError(f"{digest} left the cache ({cache.root}) meanwhile; push again") from None
+        raise MissingObjectError(
+            f"{digest} was removed from the cache ({cache.root}) during the push. Push again."
+        ) from None
     except OSError as error:
         raise ObjectError(f"{path} cannot be read ({error.strerror or error}); nothing was sent") from error
     return size
 
 
 def _receive(
-    cache: Cache, remote: Remote, digest: str, hash_name: str, partials: dict[str, Path], limit: int | None
+    cache: Cache,
+    remote: Remote,
+    digest: str,
+    hash_name: str,
+    partials: dict[str, Path],
+    limit: int | None,
+    steps: Steps,
 ) -> int:
     """Download and verify one object; after an interruption, the partial file is kept for the next run."""
     storage = remote.storage
@@ -275,6 +299,7 @@ def _receive(
             for chunk in storage.stream(key, start=start, limit=limit):
                 md5.update(chunk)
                 _write_all(stream.fileno(), chunk)
+                steps.note(digest, len(chunk))
             size = stream.tell()
     except MissingObjectError:
         temporary.unlink(missing_ok=True)
@@ -282,7 +307,7 @@ def _receive(
     except CorruptObjectError:
         temporary.unlink(missing_ok=True)
         if start:
-            return _receive(cache, remote, digest, hash_name, {}, limit)
+            return _receive(cache, remote, digest, hash_name, {}, limit, steps)
         if digest.endswith(SUFFIX):
             raise manifest_rows.too_large(f"{remote}: {digest}") from None
         raise CorruptObjectError(damaged(digest, remote, f"it has more than {limit} bytes")) from None
@@ -293,7 +318,7 @@ def _receive(
     if hash_name == MD5 and found != digest.removesuffix(SUFFIX):
         temporary.unlink(missing_ok=True)
         if start:
-            return _receive(cache, remote, digest, hash_name, {}, limit)
+            return _receive(cache, remote, digest, hash_name, {}, limit, steps)
         raise CorruptObjectError(damaged(digest, remote, f"its bytes hash to {found}"))
     cache.adopt(temporary, digest, hash_name)
     return size

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.progress import Direction
 from dvkf_prefect.data.remotes.remote import Remote, not_there
+from dvkf_prefect.data.transfer.manifests import read_manifest
 from dvkf_prefect.data.transfer.move import Limits, move
 from dvkf_prefect.errors import (
-    CorruptObjectError,
     DvkfError,
     MissingObjectError,
     ObjectError,
@@ -25,10 +25,9 @@ from dvkf_prefect.errors import (
     UnsafePathError,
 )
 from dvkf_prefect.formats import manifest_rows
-from dvkf_prefect.formats.digest import digest_bytes
-from dvkf_prefect.formats.objects import is_plausible, object_key
+from dvkf_prefect.formats.objects import Content, is_plausible, object_key
 from dvkf_prefect.formats.outputs import Output
-from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
+from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import is_within
 
 # The total size is estimated from at most about this many objects.
@@ -45,17 +44,15 @@ class Root:
 
     Attributes:
         path: Path of the output.
+        content: Recorded content.
         inside: Selected paths, relative to the output; empty for all of it.
         optional: True if a missing object is no failure.
-        size: Recorded size in bytes, None if unknown.
-        nfiles: Recorded number of files, None if unknown.
     """
 
     path: str
+    content: Content
     inside: tuple[str, ...] = ()
     optional: bool = False
-    size: int | None = None
-    nfiles: int | None = None
 
     def wants(self, relpath: str) -> bool:
         """Return True if a file of the output is selected."""
@@ -63,7 +60,7 @@ class Root:
 
 
 @dataclass(slots=True)
-class Batch:
+class HashGroup:
     """The objects of one way of hashing.
 
     Attributes:
@@ -90,8 +87,10 @@ class Batch:
 
     def limits(self) -> Limits:
         """Return size limits for downloads: no file of a directory is larger than the whole directory."""
-        exact = {digest: root.size for digest, root in self.files.items() if root.size is not None}
-        sizes = [root.size for root in self.trees.values()]
+        exact = {
+            digest: root.content.size for digest, root in self.files.items() if root.content.size is not None
+        }
+        sizes = [root.content.size for root in self.trees.values()]
         known = [size for size in sizes if size is not None]
         return Limits(exact, max(known, default=0) if len(known) == len(sizes) and sizes else None)
 
@@ -119,7 +118,7 @@ class Plan:
         direction: ``push`` or ``fetch``.
         cache: The cache.
         remote: The remote.
-        batches: Objects to transfer, one batch for each way of hashing.
+        groups: Objects to transfer, one group for each way of hashing.
         present: Number of objects that the destination already has.
         failures: Reason why a file cannot be transferred, by its path.
         missing: Paths in ``failures`` whose object is missing at the source.
@@ -129,7 +128,7 @@ class Plan:
     direction: Direction
     cache: Cache
     remote: Remote
-    batches: list[Batch]
+    groups: list[HashGroup]
     present: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
@@ -138,26 +137,28 @@ class Plan:
     _trees: dict[str, Tree] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return any(batch.digests or batch.manifests for batch in self.batches)
+        return any(group.digests or group.manifests for group in self.groups)
 
     @property
     def files(self) -> int:
         """Number of objects to transfer, including manifests."""
-        return sum(len(batch.digests) + len(batch.manifests) for batch in self.batches)
+        return sum(len(group.digests) + len(group.manifests) for group in self.groups)
 
     def expected(self) -> int:
         """Return a quick estimate of the bytes to transfer, for a progress bar; 0 if unknown."""
         total = 0
-        for batch in self.batches:
+        for group in self.groups:
             if self.direction == "push":
-                some = batch.digests[:: len(batch.digests) // _SAMPLE + 1]
-                size = sum(_size_of(self.cache, digest, batch.hash_name) for digest in some)
-                total += size * len(batch.digests) // max(len(some), 1)
+                some = group.digests[:: len(group.digests) // _SAMPLE + 1]
+                size = sum(_size_of(self.cache, digest, group.hash_name) for digest in some)
+                total += size * len(group.digests) // max(len(some), 1)
             elif self._sizes is not None:
-                total += sum(self._sizes.get(digest, 0) for digest in batch.digests)
-            elif batch.digests:
-                recorded = sum(root.size or 0 for root in (*batch.files.values(), *batch.trees.values()))
-                total += recorded * len(batch.digests) // batch.looked_for
+                total += sum(self._sizes.get(digest, 0) for digest in group.digests)
+            elif group.digests:
+                recorded = sum(
+                    root.content.size or 0 for root in (*group.files.values(), *group.trees.values())
+                )
+                total += recorded * len(group.digests) // group.looked_for
         return total
 
     def __str__(self) -> str:
@@ -170,10 +171,10 @@ class Plan:
         ]
         lines += [f"  {share.path}: {share.files:,} file(s), {share.size:,} bytes" for share in shares]
         if self.present:
-            lines.append(f"  {self.present:,} object(s) are there already")
+            lines.append(f"  {self.present:,} object(s) exist already")
         names = sorted(self.failures)
         if names:
-            lines.append(f"  {len(names):,} file(s) cannot be had:")
+            lines.append(f"  {len(names):,} file(s) cannot be transferred:")
             lines += [f"    {name}: {self.failures[name]}" for name in names[:20]]
         if len(names) > 20:
             lines.append(f"    and {len(names) - 20:,} more")
@@ -182,35 +183,35 @@ class Plan:
     def shares(self) -> list[Share]:
         """Return the share of each output, sorted by path, without outputs that have nothing to transfer."""
         found: dict[str, list[int]] = {}
-        for batch in self.batches:
-            todo = set(batch.digests)
-            for digest, root in batch.files.items():
+        for group in self.groups:
+            todo = set(group.digests)
+            for digest, root in group.files.items():
                 if digest in todo:
                     todo.discard(digest)
-                    self._count(found, root, batch, [digest], 1)
-            for digest in sorted(batch.opened, key=lambda tree: batch.trees[tree].path):
-                mine = todo.intersection(self.tree(digest, batch.hash_name).digests) if todo else ()
+                    self._count(found, root, group, [digest], 1)
+            for digest in sorted(group.opened, key=lambda tree: group.trees[tree].path):
+                mine = todo.intersection(self.tree(digest, group.hash_name).digests) if todo else ()
                 todo.difference_update(mine)
-                if mine or digest in batch.manifests:
-                    root = batch.trees[digest]
-                    self._count(found, root, batch, mine, root.nfiles or len(mine))
+                if mine or digest in group.manifests:
+                    root = group.trees[digest]
+                    self._count(found, root, group, mine, root.content.nfiles or len(mine))
             # Add manifests that are uploaded although the remote has all of their files.
-            for digest in batch.manifests:
-                found.setdefault(batch.trees[digest].path, [0, 0])
+            for digest in group.manifests:
+                found.setdefault(group.trees[digest].path, [0, 0])
         return [Share(path, files, size) for path, (files, size) in sorted(found.items())]
 
     def _count(
-        self, found: dict[str, list[int]], root: Root, batch: Batch, digests: Iterable[str], nfiles: int
+        self, found: dict[str, list[int]], root: Root, group: HashGroup, digests: Iterable[str], nfiles: int
     ) -> None:
         files = size = 0
         for digest in digests:
             files += 1
             if self.direction == "push":
-                size += _size_of(self.cache, digest, batch.hash_name)
+                size += _size_of(self.cache, digest, group.hash_name)
             elif self._sizes is not None:
                 size += self._sizes.get(digest, 0)
         if self.direction == "fetch" and self._sizes is None:
-            size = (root.size or 0) * files // max(nfiles, 1)
+            size = (root.content.size or 0) * files // max(nfiles, 1)
         counts = found.setdefault(root.path, [0, 0])
         counts[0] += files
         counts[1] += size
@@ -219,9 +220,9 @@ class Plan:
         """Return a manifest that was read for the plan."""
         return self._trees.get(digest) or self.cache.read_tree(digest, hash_name)
 
-    def fail(self, batch: Batch, failed: Mapping[str, DvkfError | str]) -> None:
+    def fail(self, group: HashGroup, failed: Mapping[str, DvkfError | str]) -> None:
         """Record the reasons why objects cannot be transferred, by file; a plain string means the object is missing."""
-        for digest, (root, name) in self.names(batch, failed).items():
+        for digest, (root, name) in self.names(group, failed).items():
             reason = failed[digest]
             missing = isinstance(reason, (str, MissingObjectError))
             if root.optional and missing:
@@ -230,48 +231,49 @@ class Plan:
             if missing:
                 self.missing.add(name)
 
-    def names(self, batch: Batch, digests: Iterable[str]) -> dict[str, tuple[Root, str]]:
+    def names(self, group: HashGroup, digests: Iterable[str]) -> dict[str, tuple[Root, str]]:
         """Return the output and the file path of each digest."""
         wanted = set(digests)
         found: dict[str, tuple[Root, str]] = {}
-        for known in (batch.files, batch.trees):
+        for known in (group.files, group.trees):
             for digest in wanted.intersection(known):
                 found[digest] = (known[digest], known[digest].path)
         wanted.difference_update(found)
         # Attribute an object that several directories contain to a required one before an optional one.
-        for opened in sorted(batch.opened, key=lambda tree: batch.trees[tree].optional):
+        for opened in sorted(group.opened, key=lambda tree: group.trees[tree].optional):
             if not wanted:
                 break
-            root = batch.trees[opened]
-            for relpath, digest in self.tree(opened, batch.hash_name).items():
+            root = group.trees[opened]
+            for relpath, digest in self.tree(opened, group.hash_name).items():
                 if digest in wanted and root.wants(relpath):
                     found[digest] = (root, f"{root.path}/{relpath}")
                     wanted.discard(digest)
         return found
 
 
-def _batches(outputs: Sequence[Output], parts: Parts | None, optional: Sequence[Output]) -> list[Batch]:
-    batches: dict[str, Batch] = {}
+def _groups(outputs: Sequence[Output], parts: Parts | None, optional: Sequence[Output]) -> list[HashGroup]:
+    groups: dict[str, HashGroup] = {}
     for some, lenient in ((outputs, False), (optional, True)):
         for output in some:
-            if not output.digest or not output.cached:
+            content = output.content
+            if content is None or not output.cached:
                 continue
-            batch = batches.setdefault(output.hash_name, Batch(output.hash_name))
+            group = groups.setdefault(output.hash_name, HashGroup(output.hash_name))
             inside = tuple(parts.get(output.path, ())) if parts else ()
-            root = Root(output.path, inside, lenient, output.size, output.nfiles)
-            if not is_tree(output.digest):
-                batch.files.setdefault(output.digest, root)
+            root = Root(output.path, content, inside, lenient)
+            if not content.is_dir:
+                group.files.setdefault(content.digest, root)
                 continue
-            other = batch.trees.get(output.digest)
+            other = group.trees.get(content.digest)
             # Two outputs with the same content: select the union of their parts.
             if other and lenient:
                 continue
             if other and other.inside:
                 inside = (*other.inside, *inside) if inside else ()
-                root = Root(other.path, inside, other.optional, output.size, output.nfiles)
+                root = Root(other.path, content, inside, other.optional)
             if other is None or other.inside:
-                batch.trees[output.digest] = root
-    return list(batches.values())
+                group.trees[content.digest] = root
+    return list(groups.values())
 
 
 class _Parts:
@@ -286,7 +288,7 @@ class _Parts:
             return tree.digests
         chosen: list[str] = []
         for part in root.inside:
-            found = tree.below(part).digests
+            found = tree.subtree(part).digests
             self._met[root.path, part] = bool(found) or self._met.get((root.path, part), False)
             chosen += found
         return chosen
@@ -299,7 +301,7 @@ class _Parts:
         """
         for (path, part), met in self._met.items():
             if not met:
-                raise OutputNotFoundError(f"'{path}/{part}': no such file or folder is recorded in '{path}'")
+                raise OutputNotFoundError(f"'{path}/{part}': not recorded in '{path}'")
 
 
 def plan_push(
@@ -310,7 +312,6 @@ def plan_push(
     parts: Parts | None = None,
     optional: Sequence[Output] = (),
     deep: bool = False,
-    jobs: int | None = None,
 ) -> Plan:
     """Plan a push.
 
@@ -324,67 +325,66 @@ def plan_push(
         parts: Selected paths inside an output, by the path of the output; all of it otherwise.
         optional: Further outputs to push, as far as they are in the cache.
         deep: Check the files of manifests that are on the remote too, and upload the missing ones.
-        jobs: Number of parallel requests.
 
     Raises:
         RemoteError: The remote cannot be used.
     """
-    plan = Plan("push", cache, remote, _batches(outputs, parts, optional))
+    plan = Plan("push", cache, remote, _groups(outputs, parts, optional))
     found = _Parts()
-    for batch in plan.batches:
-        away = _away(plan, [*batch.trees, *batch.files], batch.hash_name, jobs)
-        members = _cut_short(plan, batch, away, jobs) if not deep else set()
+    for group in plan.groups:
+        away = _away(plan, [*group.trees, *group.files], group.hash_name)
+        members = _cut_short(plan, group, away) if not deep else set()
         selected = set(members)
         partial: set[str] = set()
         unread: dict[str, DvkfError | str] = {}
-        for digest in sorted(batch.trees):
-            root = batch.trees[digest]
+        for digest in sorted(group.trees):
+            root = group.trees[digest]
             if digest not in away and not deep:
-                if root.inside and cache.exists(digest, batch.hash_name):
-                    found.choose(root, cache.read_tree(digest, batch.hash_name))
+                if root.inside and cache.exists(digest, group.hash_name):
+                    found.choose(root, cache.read_tree(digest, group.hash_name))
                 continue
             try:
-                tree = _tree_of(plan, batch, digest, on_remote=digest not in away)
+                tree = _tree_of(plan, group, digest, on_remote=digest not in away)
             except DvkfError as error:
                 unread[digest] = error
                 continue
-            batch.opened.append(digest)
+            group.opened.append(digest)
             members.update(tree.digests)
             if root.inside:
                 partial.add(digest)
             selected.update(found.choose(root, tree))
-        plan.fail(batch, unread)
-        unsent = _away(plan, members.difference(batch.files), batch.hash_name, jobs) if members else set()
-        batch.looked_for = len(members | batch.files.keys())
-        unsent.update(away.intersection(batch.files))
-        selected.update(batch.files)
+        plan.fail(group, unread)
+        unsent = _away(plan, members.difference(group.files), group.hash_name) if members else set()
+        group.looked_for = len(members | group.files.keys())
+        unsent.update(away.intersection(group.files))
+        selected.update(group.files)
         todo = unsent & selected if partial else unsent
         # Check for existence only: objects are hashed during the upload.
-        batch.absent = cache.missing(todo, batch.hash_name, look=False)
+        group.absent = cache.missing(todo, group.hash_name, look=False)
         plan.fail(
-            batch,
+            group,
             {
-                digest: f"{digest} is neither in the cache nor on the remote '{remote.name}'; `dvkf add` it again, or "
-                "push it from where it is"
-                for digest in batch.absent
+                digest: f"{digest} is neither in the cache nor on the remote '{remote.name}'. Run `dvkf add` "
+                "again, or `dvkf push` in a clone that has it."
+                for digest in group.absent
             },
         )
-        batch.digests = sorted(todo - batch.absent)
-        batch.manifests = [digest for digest in batch.opened if digest in away]
+        group.digests = sorted(todo - group.absent)
+        group.manifests = [digest for digest in group.opened if digest in away]
         left = unsent - todo
         if left:
-            batch.manifests = [
+            group.manifests = [
                 digest
-                for digest in batch.manifests
-                if digest not in partial or left.isdisjoint(plan.tree(digest, batch.hash_name).digests)
+                for digest in group.manifests
+                if digest not in partial or left.isdisjoint(plan.tree(digest, group.hash_name).digests)
             ]
-        batch.away = away | unsent
-        plan.present += batch.looked_for + len(batch.trees) - len(batch.away)
+        group.away = away | unsent
+        plan.present += group.looked_for + len(group.trees) - len(group.away)
     found.check()
     return plan
 
 
-def _cut_short(plan: Plan, batch: Batch, away: set[str], jobs: int | None) -> set[str]:
+def _cut_short(plan: Plan, group: HashGroup, away: set[str]) -> set[str]:
     """Find files on a remote folder whose size differs from the cache's, although their manifest is there.
 
     A power cut or a full disk may have truncated files that the manifest stands for. In a folder, sizes are cheap to
@@ -394,31 +394,33 @@ def _cut_short(plan: Plan, batch: Batch, away: set[str], jobs: int | None) -> se
         return set()
     near = [
         digest
-        for digest, root in sorted(batch.trees.items())
-        if digest not in away and (root.nfiles or 0) <= _NEAR and plan.cache.exists(digest, batch.hash_name)
+        for digest, root in sorted(group.trees.items())
+        if digest not in away
+        and (root.content.nfiles or 0) <= _NEAR
+        and plan.cache.exists(digest, group.hash_name)
     ]
     members: dict[str, list[str]] = {}
     for digest in near:
         with suppress(DvkfError):
-            members[digest] = plan.tree(digest, batch.hash_name).digests
+            members[digest] = plan.tree(digest, group.hash_name).digests
     wanted = {digest for digests in members.values() for digest in digests}
-    there = plan.remote.sizes(wanted, batch.hash_name, jobs=jobs)
+    there = plan.remote.sizes(wanted, group.hash_name)
     wrong = {
         digest
         for digest, size in there.items()
-        if not is_plausible(digest, size, _size_of(plan.cache, digest, batch.hash_name) or None)
+        if not is_plausible(digest, size, _size_of(plan.cache, digest, group.hash_name) or None)
     }
     if wrong:
-        batch.opened += [digest for digest in near if not wrong.isdisjoint(members.get(digest, ()))]
+        group.opened += [digest for digest in near if not wrong.isdisjoint(members.get(digest, ()))]
     return wrong
 
 
-def _away(plan: Plan, digests: Iterable[str], hash_name: str, jobs: int | None) -> set[str]:
+def _away(plan: Plan, digests: Iterable[str], hash_name: str) -> set[str]:
     """Return the digests missing from the remote; for a folder, also those with a size other than the cache's."""
     wanted = set(digests)
     if not plan.remote.is_folder:
-        return plan.remote.missing(wanted, hash_name, jobs=jobs)
-    there = plan.remote.sizes(wanted, hash_name, jobs=jobs)
+        return plan.remote.missing(wanted, hash_name)
+    there = plan.remote.sizes(wanted, hash_name)
     return {
         digest
         for digest in wanted
@@ -427,31 +429,18 @@ def _away(plan: Plan, digests: Iterable[str], hash_name: str, jobs: int | None) 
     }
 
 
-def _tree_of(plan: Plan, batch: Batch, digest: str, *, on_remote: bool) -> Tree:
-    """Return a manifest from the cache, else from the remote."""
+def _tree_of(plan: Plan, group: HashGroup, digest: str, *, on_remote: bool) -> Tree:
+    """Return a manifest from the cache, else from the remote; the remote's is kept in the plan."""
     try:
-        return plan.cache.read_tree(digest, batch.hash_name)
+        return plan.cache.read_tree(digest, group.hash_name)
     except MissingObjectError:
         if not on_remote:
             raise MissingObjectError(
-                f"the manifest {digest} is neither in the cache nor on the remote '{plan.remote.name}'; `dvkf add` "
-                "the directory again, or push it from where it is"
+                f"the manifest {digest} is neither in the cache nor on the remote '{plan.remote.name}'. Run "
+                "`dvkf add` for the directory again, or `dvkf push` in a clone that has it."
             ) from None
-    tree = plan._trees[digest] = _read_remote_tree(plan.remote, digest, batch.hash_name)
+    tree = plan._trees[digest] = read_manifest(digest, group.hash_name, remotes=[plan.remote])
     return tree
-
-
-def _read_remote_tree(remote: Remote, digest: str, hash_name: str) -> Tree:
-    try:
-        data = remote.storage.read(object_key(digest, hash_name))
-    except MissingObjectError:
-        raise MissingObjectError(not_there(digest, remote)) from None
-    found = digest_bytes(data)
-    if found != digest.removesuffix(SUFFIX):
-        raise CorruptObjectError(
-            f"{digest} is damaged on the remote '{remote.name}' (its bytes hash to {found})"
-        )
-    return Tree.from_bytes(data, digest)
 
 
 def plan_fetch(
@@ -461,7 +450,6 @@ def plan_fetch(
     *,
     parts: Parts | None = None,
     check: bool = False,
-    jobs: int | None = None,
 ) -> Plan:
     """Plan a fetch; manifests that are missing from the cache are downloaded first.
 
@@ -471,7 +459,6 @@ def plan_fetch(
         remote: Source of the objects.
         parts: Selected paths inside an output, by the path of the output; all of it otherwise.
         check: Query the remote for the size of each object to find missing ones; the cache is not changed.
-        jobs: Number of parallel requests.
 
     Raises:
         ObjectError: There are too many objects to fetch at once.
@@ -481,38 +468,40 @@ def plan_fetch(
     # Outputs with push: false may be on the remote from earlier; fetch them if so, without failing.
     kept_off = [output for output in outputs if not output.pushed]
     pushed = [output for output in outputs if output.pushed]
-    plan = Plan("fetch", cache, remote, _batches(pushed, parts, kept_off))
+    plan = Plan("fetch", cache, remote, _groups(pushed, parts, kept_off))
     found = _Parts()
-    for batch in plan.batches:
-        failed = _bring_manifests(plan, batch, keep=not check, jobs=jobs)
-        wanted: set[str] = set(batch.files)
+    for group in plan.groups:
+        failed = _bring_manifests(plan, group, keep=not check)
+        wanted: set[str] = set(group.files)
         looked = 0
-        for digest in sorted(batch.trees):
+        for digest in sorted(group.trees):
             if digest in failed:
                 continue
-            root = batch.trees[digest]
+            root = group.trees[digest]
             try:
-                tree = plan.tree(digest, batch.hash_name)
+                tree = plan.tree(digest, group.hash_name)
             except (ObjectError, ParseError, UnsafePathError) as error:
                 failed[digest] = error
                 continue
-            batch.opened.append(digest)
+            group.opened.append(digest)
             wanted.update(found.choose(root, tree))
             if len(wanted) > looked + manifest_rows.most_objects():
                 looked = len(wanted)
-                _check_number(cache.missing(wanted, batch.hash_name, look=False))
-        sizes = {digest: root.size for digest, root in batch.files.items() if root.size is not None}
-        absent = cache.missing(wanted, batch.hash_name, sizes=sizes)
-        batch.looked_for = len(wanted)
+                _check_number(cache.missing(wanted, group.hash_name, look=False))
+        sizes = {
+            digest: root.content.size for digest, root in group.files.items() if root.content.size is not None
+        }
+        absent = cache.missing(wanted, group.hash_name, sizes=sizes)
+        group.looked_for = len(wanted)
         plan.present += len(wanted) - len(absent)
-        plan.fail(batch, failed)
+        plan.fail(group, failed)
         if check:
-            known = remote.sizes(absent, batch.hash_name, jobs=jobs)
+            known = remote.sizes(absent, group.hash_name)
             plan._sizes = {**(plan._sizes or {}), **known}
-            batch.absent = absent.difference(known)
-            plan.fail(batch, {digest: not_there(digest, remote) for digest in batch.absent})
+            group.absent = absent.difference(known)
+            plan.fail(group, {digest: not_there(digest, remote) for digest in group.absent})
             absent &= known.keys()
-        batch.digests = sorted(absent)
+        group.digests = sorted(absent)
     found.check()
     return plan
 
@@ -525,23 +514,26 @@ def _check_number(absent: Collection[str]) -> None:
     """
     if len(absent) > manifest_rows.most_objects():
         raise ObjectError(
-            f"{len(absent):,} objects or more are to be fetched, and {manifest_rows.most_objects():,} is the most at "
-            f"once. Fetch some of the outputs at a time, or allow more: {manifest_rows.more()}"
+            f"at least {len(absent):,} objects would be fetched; the limit is "
+            f"{manifest_rows.most_objects():,} at once. Fetch fewer outputs at a time, or allow more: "
+            f"{manifest_rows.more()}"
         )
 
 
-def _bring_manifests(plan: Plan, batch: Batch, *, keep: bool, jobs: int | None) -> dict[str, DvkfError | str]:
+def _bring_manifests(plan: Plan, group: HashGroup, *, keep: bool) -> dict[str, DvkfError | str]:
     """Read the manifests that are missing from the cache from the remote; return the errors by digest."""
-    absent = sorted(plan.cache.missing(batch.trees, batch.hash_name))
-    plan.present += len(batch.trees) - len(absent)
+    absent = sorted(plan.cache.missing(group.trees, group.hash_name))
+    plan.present += len(group.trees) - len(absent)
     if keep:
-        moved = move("fetch", absent, batch.hash_name, plan.cache, plan.remote, jobs=jobs)
+        moved = move("fetch", absent, group.hash_name, plan.cache, plan.remote)
         plan.brought = (plan.brought[0] + moved.files, plan.brought[1] + moved.size)
         return dict(moved.failed)
     failed: dict[str, DvkfError | str] = {}
     for digest in absent:
         try:
-            plan._trees[digest] = _read_remote_tree(plan.remote, digest, batch.hash_name)
+            plan._trees[digest] = read_manifest(digest, group.hash_name, remotes=[plan.remote])
+        except MissingObjectError:
+            failed[digest] = not_there(digest, plan.remote)
         except (ObjectError, ParseError, UnsafePathError) as error:
             failed[digest] = error
     return failed

@@ -108,14 +108,14 @@ def mark(repo: Repository, remote: Remote) -> None:
         if fresh and (state == "whole" or (git and not git.head())):
             return
     with suppress(OSError, DvkfError):
-        head = git.head() if git else None
-        keys = _keys(repo)
+        head, origin = git.head() if git else None, _origin(git)
+        keys = _keys(repo, head, origin)
         file = file if _KEY.fullmatch(file) else keys[0]
         local = remote.storage.local_path("files") is not None
         data = {
             "host": os.uname().nodename if local else "",
             "paths": [str(repo.root)] if local else [],
-            "name": _origin(git) or os.path.basename(repo.root),
+            "name": origin or os.path.basename(repo.root),
             "keys": keys,
             "prefix": repo.git_prefix if git else "",
             "commit": head or "",
@@ -131,7 +131,10 @@ def others(remote: Remote, repos: Iterable[Repository]) -> list[Project]:
     Raises:
         RemoteError: The remote cannot be listed or read.
     """
-    known = [(repo, frozenset(_keys(repo))) for repo in repos]
+    known = [
+        (repo, frozenset(_keys(repo, repo.git.head() if repo.git else None, _origin(repo.git))))
+        for repo in repos
+    ]
     storage = remote.storage
     found = sorted(islice(storage.keys(FOLDER), _MOST))
     marks = [key for key in found if _KEY.fullmatch(key.rpartition("/")[2])]
@@ -155,33 +158,39 @@ def check(remote: Remote, repos: Sequence[Repository]) -> None:
     if not users:
         return
     raise RemoteError(
-        f"{remote} is used by {len(users)} other project{'s' if len(users) > 1 else ''} ({shown(users)}); nothing of "
-        f"it was removed. Name a clone of each with -p. If one is gone for good, remove its mark ('{users[0].key}'); "
-        "if nobody else uses the remote, pass --assume-unshared."
+        f"{remote} is used by {len(users)} other project{'s' if len(users) > 1 else ''} ({shown(users)}); "
+        "nothing was removed from it. Name a clone of each with -p. If one no longer exists, remove its mark "
+        f"('{users[0].key}'). If no other project uses the remote, pass --assume-unshared."
     )
 
 
 def _read(key: str, data: bytes) -> Project:
     try:
-        told = json.loads(data)
-        keys = frozenset(str(item) for item in told.get("keys", ()))
-        paths = [str(path) for path in told.get("paths", ())]
-        texts = {name: str(told.get(name, "")) for name in ("name", "host", "prefix", "commit")}
+        values = json.loads(data)
+        keys = frozenset(str(item) for item in values.get("keys", ()))
+        paths = [str(path) for path in values.get("paths", ())]
+        texts = {name: str(values.get(name, "")) for name in ("name", "host", "prefix", "commit")}
     except (ValueError, AttributeError, TypeError, RecursionError):
         return Project(key)
     return Project(key, keys, path=paths[-1] if paths else "", **texts)
 
 
-def _keys(repo: Repository) -> list[str]:
-    """Return the identifiers that a repository shares with its clones, the most durable first."""
+def _keys(repo: Repository, head: str | None, origin: str) -> list[str]:
+    """Return the identifiers that a repository shares with its clones, the most durable first.
+
+    Args:
+        repo: The repository.
+        head: Its current commit, None before the first one.
+        origin: Result of `_origin`.
+    """
     keys: list[str] = []
     git = repo.git
     if git is not None:
-        texts = [f"origin {address}"] if (address := _address(_origin(git))) else []
-        if git.head() and git.run("rev-parse", "--is-shallow-repository") == "false":
+        texts = [f"origin {address}"] if (address := _address(origin)) else []
+        if head and git.run("rev-parse", "--is-shallow-repository") == "false":
             texts += [f"first {commit}" for commit in git.run("rev-list", "--max-parents=0", "HEAD").split()]
         keys += [hashlib.sha256(f"{text}\0{repo.git_prefix}".encode()).hexdigest()[:32] for text in texts]
-    return [*keys, cache_users.identity(repo)]
+    return [*keys, cache_users.repository_id(repo)]
 
 
 def _origin(git: Git | None) -> str:

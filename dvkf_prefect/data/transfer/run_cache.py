@@ -14,12 +14,12 @@ from typing import Any
 
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.progress import Progress
+from dvkf_prefect.data.progress import NO_PROGRESS, Advance, Progress, counting
 from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.errors import DiskFullError, DvkfError, ParseError, RemoteError
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats import documents
-from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.dvclock import content_of
 from dvkf_prefect.formats.outputs import Output
 
 FOLDER = "runs"
@@ -71,8 +71,7 @@ def move_runs(
     remote: Remote,
     *,
     push: bool,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> None:
     """Transfer the entries and add the results to ``runs``.
 
@@ -89,7 +88,7 @@ def move_runs(
     def receive(key: str) -> int:
         data = remote.storage.read(key)
         if _outs(data, key) is None:
-            raise ParseError(key, f"this is not what a run wrote; remove it from {remote}")
+            raise ParseError(key, f"not an entry of the run cache. Remove it from {remote}.")
         path = cache.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data, durable=False)
@@ -98,17 +97,13 @@ def move_runs(
 
     if not runs.keys:
         return
-    if progress:
-        progress.start(f"run cache {'to' if push else 'from'} {remote.name}", len(runs.keys), 0)
-    try:
-        _each(send if push else receive, runs, jobs or remote.jobs, progress)
+    label = f"run cache {'to' if push else 'from'} {remote.name}"
+    with counting(progress, label, len(runs.keys)) as advance:
+        _each(send if push else receive, runs, remote.jobs, advance)
         durability.flush()
-    finally:
-        if progress:
-            progress.finish()
 
 
-def _each(action: Callable[[str], int], runs: Runs, jobs: int, progress: Progress | None) -> None:
+def _each(action: Callable[[str], int], runs: Runs, jobs: int, advance: Advance) -> None:
     def run(key: str) -> tuple[str, int, Exception | None]:
         try:
             return key, action(key), None
@@ -127,8 +122,7 @@ def _each(action: Callable[[str], int], runs: Runs, jobs: int, progress: Progres
                 continue
             runs.files += 1
             runs.size += size
-            if progress:
-                progress.advance(1, size)
+            advance(1, size)
 
 
 def run_outputs(cache: Cache) -> list[Output]:
@@ -140,12 +134,8 @@ def run_outputs(cache: Cache) -> list[Output]:
         except FileNotFoundError:
             continue  # another process removed it after the listing
         for item in _outs(data, key) or ():
-            digest = item["md5"]
-            hash_name = MD5 if item.get("hash") == MD5 else LEGACY
-            output = Output(
-                item["path"], digest, item.get("size"), item.get("nfiles"), hash_name=hash_name, source=key
-            )
-            found.setdefault((digest, hash_name), output)
+            content = content_of(item)
+            found.setdefault((content.digest, content.hash_name), Output(item["path"], content, source=key))
     return list(found.values())
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.progress import Progress
+from dvkf_prefect.data.progress import NAMED, NO_PROGRESS, Progress
 from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.data.transfer.move import MOST_FAILED, move
 from dvkf_prefect.data.transfer.plan import Parts, Plan, plan_fetch, plan_push
@@ -38,14 +38,13 @@ class Transfer:
         return Transfer(names, self.files + other.files, self.size + other.size, self.present + other.present)
 
 
-def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = None) -> Transfer:
+def execute(plan: Plan, *, progress: Progress = NO_PROGRESS) -> Transfer:
     """Execute a plan, and add the failures to it.
 
     A push uploads files first, and each manifest after all of its files. A fetch has read the manifests already.
 
     Args:
         plan: The plan.
-        jobs: Number of parallel transfers; None for the remote's default.
         progress: Called as files and bytes complete.
 
     Raises:
@@ -53,45 +52,44 @@ def execute(plan: Plan, *, jobs: int | None = None, progress: Progress | None = 
         DiskFullError: The disk is full; objects that arrived are kept.
     """
     files, size = plan.brought
-    if progress and plan:
+    if plan:
         way = "to" if plan.direction == "push" else "from"
         progress.start(f"{plan.direction} {way} {plan.remote.name}", plan.files, plan.expected())
+    few = plan.files <= NAMED and progress is not NO_PROGRESS
     try:
-        for batch in plan.batches:
+        for group in plan.groups:
+            names = plan.names(group, group.digests) if few else {}
             moved = move(
                 plan.direction,
-                batch.digests,
-                batch.hash_name,
+                group.digests,
+                group.hash_name,
                 plan.cache,
                 plan.remote,
-                limits=batch.limits(),
-                jobs=jobs,
+                limits=group.limits(),
                 progress=progress,
+                names={digest: name for digest, (_, name) in names.items()},
             )
             files, size = files + moved.files, size + moved.size
-            plan.fail(batch, moved.failed)
+            plan.fail(group, moved.failed)
             if moved.is_hopeless:
                 plan.failures["all others"] = (
-                    f"{MOST_FAILED:,} objects failed at {plan.remote}, so no more were tried"
+                    f"{MOST_FAILED:,} objects failed at {plan.remote}; the transfer was stopped"
                 )
                 continue
-            lost = batch.absent.union(moved.failed)
+            lost = group.absent.union(moved.failed)
             # A manifest on the remote stands for its files, so those must be durable first.
             durability.flush()
             whole = [
                 digest
-                for digest in batch.manifests
-                if not lost or lost.isdisjoint(plan.tree(digest, batch.hash_name).digests)
+                for digest in group.manifests
+                if not lost or lost.isdisjoint(plan.tree(digest, group.hash_name).digests)
             ]
-            moved = move(
-                plan.direction, whole, batch.hash_name, plan.cache, plan.remote, jobs=jobs, progress=progress
-            )
+            moved = move(plan.direction, whole, group.hash_name, plan.cache, plan.remote, progress=progress)
             files, size = files + moved.files, size + moved.size
-            plan.fail(batch, moved.failed)
+            plan.fail(group, moved.failed)
         durability.flush()
     finally:
-        if progress:
-            progress.finish()
+        progress.finish()
     return Transfer(plan.remote.name, files, size, plan.present)
 
 
@@ -102,8 +100,7 @@ def push(
     *,
     parts: Parts | None = None,
     deep: bool = False,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Transfer:
     """Upload outputs to a remote: files first, each manifest after all of its files; see `plan_push`.
 
@@ -111,8 +108,8 @@ def push(
         TransferError: Some objects failed; all others arrived, except manifests with failed files.
         RemoteError: The remote cannot be used at all.
     """
-    plan = plan_push(outputs, cache, remote, parts=parts, deep=deep, jobs=jobs)
-    done = execute(plan, jobs=jobs, progress=progress)
+    plan = plan_push(outputs, cache, remote, parts=parts, deep=deep)
+    done = execute(plan, progress=progress)
     if plan.failures:
         raise TransferError(str(remote), plan.failures)
     return done
@@ -124,8 +121,7 @@ def fetch(
     remote: Remote,
     *,
     parts: Parts | None = None,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Transfer:
     """Download outputs from a remote into the cache, verifying each object before it is stored; see `plan_fetch`.
 
@@ -133,8 +129,8 @@ def fetch(
         TransferError: Some objects are missing or damaged on the remote; all others arrived.
         RemoteError: The remote cannot be used at all.
     """
-    plan = plan_fetch(outputs, cache, remote, parts=parts, jobs=jobs)
-    done = execute(plan, jobs=jobs, progress=progress)
+    plan = plan_fetch(outputs, cache, remote, parts=parts)
+    done = execute(plan, progress=progress)
     if plan.failures:
         raise TransferError(str(remote), plan.failures)
     return done
@@ -147,7 +143,6 @@ def cloud_status(
     *,
     parts: Parts | None = None,
     deep: bool = False,
-    jobs: int | None = None,
 ) -> dict[str, str]:
     """Compare the cache with a remote.
 
@@ -157,7 +152,6 @@ def cloud_status(
         remote: The remote.
         parts: Selected paths inside an output, by the path of the output; all of it otherwise.
         deep: Check the files of manifests that are on the remote too.
-        jobs: Number of parallel requests.
 
     Returns:
         State of each path that is not in both: ``new`` (only in the cache), ``deleted`` (only on the remote) or
@@ -167,14 +161,14 @@ def cloud_status(
         RemoteError: The remote cannot be used.
     """
     states: dict[str, str] = {}
-    plan = plan_push([o for o in outputs if o.pushed], cache, remote, parts=parts, deep=deep, jobs=jobs)
-    for batch in plan.batches:
-        wanted = {*batch.files, *batch.trees}
-        for digest in batch.opened:
-            wanted.update(plan.tree(digest, batch.hash_name).digests)
-        absent = cache.missing(wanted, batch.hash_name)
-        for digest, (_, name) in plan.names(batch, batch.away | absent).items():
-            if digest in batch.away:
+    plan = plan_push([o for o in outputs if o.pushed], cache, remote, parts=parts, deep=deep)
+    for group in plan.groups:
+        wanted = {*group.files, *group.trees}
+        for digest in group.opened:
+            wanted.update(plan.tree(digest, group.hash_name).digests)
+        absent = cache.missing(wanted, group.hash_name)
+        for digest, (_, name) in plan.names(group, group.away | absent).items():
+            if digest in group.away:
                 states[name] = "missing" if digest in absent else "new"
             else:
                 states[name] = "deleted"

@@ -9,15 +9,16 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.cache.streams import receive_stream
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.data.remotes.url_files import open_files
-from dvkf_prefect.data.transfer.transfer import Progress, Transfer
+from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.errors import DvkfError, ObjectError, TransferError
 from dvkf_prefect.formats.outputs import FileVersion, Output
-from dvkf_prefect.formats.tree import Tree
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
@@ -28,8 +29,6 @@ def fetch_versions(
     outputs: Sequence[Output],
     remote: str | None,
     *,
-    jobs: int | None = None,
-    progress: Progress | None = None,
     cache: Cache | None = None,
 ) -> Transfer:
     """Download outputs from a remote that keeps versions into the cache; each file is verified by its md5.
@@ -38,8 +37,6 @@ def fetch_versions(
         repo: Repository that records the outputs.
         outputs: Outputs to fetch.
         remote: Name of the remote; None for the default one.
-        jobs: Number of parallel transfers.
-        progress: Called as files and bytes complete.
         cache: Destination; None for the repository's cache.
 
     Raises:
@@ -51,7 +48,7 @@ def fetch_versions(
     url = options.pop("url")
     for option in ("version_aware", "worktree"):
         options.pop(option, None)
-    jobs = jobs or int(options.pop("jobs", 16))
+    jobs = repo.jobs or int(options.pop("jobs", 16))
     files = open_files(url, options, name, versioned=True)
     failures: dict[str, str] = {}
     wanted: dict[str, tuple[str, FileVersion]] = {}
@@ -64,9 +61,7 @@ def fetch_versions(
             present += 1
             continue
         if not output.versions:
-            failures[output.path] = (
-                f"no version of it is recorded for remote '{name}'; `dvc push -r {name}` makes one"
-            )
+            failures[output.path] = f"no version is recorded for remote '{name}'. Run `dvc push -r {name}`."
             continue
         absent = cache.missing((file.digest or "" for file in output.versions), output.hash_name)
         present += len(output.versions) - len(absent)
@@ -75,9 +70,7 @@ def fetch_versions(
             if file.digest not in absent:
                 continue
             if file.version_id is None or file.remote not in (None, name):
-                failures[path] = (
-                    f"no version of it is recorded for remote '{name}'; `dvc push -r {name}` makes one"
-                )
+                failures[path] = f"no version is recorded for remote '{name}'. Run `dvc push -r {name}`."
             else:
                 wanted.setdefault(file.digest or "", (path, file))
     moved: list[int] = []
@@ -89,12 +82,13 @@ def fetch_versions(
             failures[path] = str(error)
             return
         moved.append(size)
-        if progress:
-            progress.advance(1, size)
+        repo.progress.advance(1, size)
 
-    if progress and wanted:
-        progress.start(f"fetch from {name}", len(wanted), sum(file.size or 0 for _, file in wanted.values()))
-    with ThreadPoolExecutor(max(1, min(jobs, len(wanted)))) as pool:
+    expected = sum(file.size or 0 for _, file in wanted.values())
+    with (
+        counting(repo.progress, f"fetch from {name}", len(wanted), expected) if wanted else nullcontext(),
+        ThreadPoolExecutor(max(1, min(jobs, len(wanted)))) as pool,
+    ):
         running = [pool.submit(receive, path, file) for path, file in wanted.values()]
         try:
             for future in running:
@@ -102,20 +96,13 @@ def fetch_versions(
         except (DvkfError, KeyboardInterrupt):
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    if progress:
-        progress.finish()
     for output in outputs:
-        if not (output.versions and output.is_dir and output.cached):
+        tree = output.listed_tree()
+        if tree is None or not output.cached:
             continue
-        tree = tree_of(output)
         # A manifest stands for all of its files, so store it only if the cache has them.
         if tree.digest == output.digest and not cache.missing(tree.digests, output.hash_name):
             cache.add_tree(tree)
     if failures:
         raise TransferError(f"remote '{name}' ({files.url})", failures)
     return Transfer(name, len(moved), sum(moved), present)
-
-
-def tree_of(output: Output) -> Tree:
-    """Return the manifest of a directory, made from the files that its `.dvc` file lists."""
-    return Tree.from_pairs((file.relpath, file.digest or "") for file in output.versions)

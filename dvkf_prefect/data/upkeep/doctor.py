@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("prefect", "kfp", "fsspec", "obstore", "s3fs", "pandas", "pathspec", "ruamel.yaml")
 # Kinds of remote and the packages that serve each, as import name and distribution name.
-_SCHEMES = {
+SCHEMES = {
     "azure": (("obstore", "obstore"),),
     "gs": (("obstore", "obstore"),),
     "hdfs": (("pyarrow", "pyarrow"),),
@@ -120,7 +120,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _supported() -> Iterator[str]:
-    for scheme, packages in _SCHEMES.items():
+    for scheme, packages in SCHEMES.items():
         if all(find_spec(module) for module, _ in packages):
             yield f"{scheme} ({', '.join(f'{name} = {_version(name)}' for _, name in packages)})"
 
@@ -130,7 +130,7 @@ def _facts(repo: Repository) -> Iterator[tuple[str, str]]:
         yield "Cache types", ", ".join(_link_types(repo)) or "copy"
         yield "Cache directory", _file_system(repo.cache.root)
     else:
-        yield "Cache types", "not known before there is a cache"
+        yield "Cache types", "unknown until a cache exists"
     remotes = [_scheme(options.get("url", "")) for options in repo.config.values["remote"].values()]
     yield "Caches", "local"
     yield "Remotes", ", ".join(remotes) or "None"
@@ -185,7 +185,7 @@ def check_health(repo: Repository, *, remote: bool = True) -> list[Check]:
     )
     found = [check(repo) for check in checks]
     if remote:
-        found.append(_remote(repo))
+        found.append(check_remote(repo))
     return found
 
 
@@ -197,7 +197,7 @@ def _config(repo: Repository) -> Check:
 def _git(repo: Repository) -> Check:
     if repo.git is None:
         if repo.config.get("core", "no_scm"):
-            return Check("git", "ok", "the repository does without")
+            return Check("git", "ok", "the repository is used without git")
         return Check(
             "git",
             "fail",
@@ -210,7 +210,7 @@ def _git(repo: Repository) -> Check:
     except DvkfError as error:
         return Check("git", "fail", str(error), "install git")
     if commit is None:
-        return Check("git", "warn", f"{version}, no commit yet", "commit, so that versions can be told apart")
+        return Check("git", "warn", f"{version}, no commit yet", "commit, so that versions can be identified")
     return Check("git", "ok", f"{version}, at {commit[:7]}")
 
 
@@ -226,9 +226,9 @@ def _lock(repo: Repository) -> Check:
                     "lock", "warn", f"process {holder} holds {path}", "wait for it, or end it if it hangs"
                 )
     except FileNotFoundError:
-        return Check("lock", "ok", "free; nobody has taken it yet")
+        return Check("lock", "ok", "free; never locked yet")
     except OSError as error:
-        return Check("lock", "fail", f"{path}: {error.strerror}", "give yourself the right to it")
+        return Check("lock", "fail", f"{path}: {error.strerror}", "get the permission to write to it")
     return Check("lock", "ok", "free")
 
 
@@ -242,13 +242,13 @@ def _cache(repo: Repository) -> Check:
             "cache",
             "fail",
             f"{place} cannot be written to",
-            "give yourself the right to it, or set cache.dir to another folder",
+            "get the permission to write to it, or set cache.dir to another folder",
         )
     left = os.statvfs(place)
     free = left.f_bavail * left.f_frsize
     found = f"{folder}, {free / 1e9:.1f} GB free" if folder.exists() else f"{folder} will be made"
     if free < 1 << 30:
-        return Check("cache", "warn", found, "free some space, for instance with `dvkf gc`")
+        return Check("cache", "warn", found, "free some space, such as with `dvkf gc`")
     return Check("cache", "ok", found)
 
 
@@ -263,13 +263,13 @@ def _leftovers(repo: Repository) -> Check:
             "temporary files",
             "warn",
             f"{len(damaged)} damaged object(s) set aside of {len(temporary)} file(s)",
-            "`dvkf verify` tells more; remove them once a fetch has brought good copies",
+            "run `dvkf verify` for details, and remove them after fetching good copies",
         )
     if temporary:
         return Check(
             "temporary files",
             "ok",
-            f"{len(temporary)} left in the cache; the next transfer goes on with them",
+            f"{len(temporary)} left in the cache; the next transfer resumes with them",
         )
     return Check("temporary files", "ok", "none")
 
@@ -294,7 +294,7 @@ def _tracked(repo: Repository) -> Check:
 def _kept_out_of_git(repo: Repository) -> Check:
     name = "git ignores the data"
     if repo.git is None:
-        return Check(name, "ok", "there is no git")
+        return Check(name, "ok", "git is not used")
     try:
         paths = [o.path for o in repo.outputs() if o.cached and o.digest]
         bad = [
@@ -313,8 +313,8 @@ def _kept_out_of_git(repo: Repository) -> Check:
         return Check(
             name,
             "warn",
-            f"nothing keeps {', '.join(loose[:3])} out of git",
-            "name it in the .gitignore beside it",
+            f"{', '.join(loose[:3])} not ignored by git",
+            "add it to the .gitignore beside it",
         )
     return Check(name, "ok", f"{len(paths)} output(s)")
 
@@ -331,11 +331,16 @@ def _not_ignored(git: Git, prefix: str, paths: Sequence[str]) -> list[str]:
     return loose
 
 
-def _remote(repo: Repository) -> Check:
+def check_remote(repo: Repository) -> Check:
+    """Check that the default remote answers.
+
+    Args:
+        repo: The repository.
+    """
     name = repo.config.default_remote()
     if not name:
         return Check(
-            "remote", "warn", "there is no default one", "add one with `dvkf remote add -d NAME URL`"
+            "remote", "warn", "no default remote is set", "add one with `dvkf remote add -d NAME URL`"
         )
     try:
         remote = repo.remote(name)
@@ -348,5 +353,5 @@ def _remote(repo: Repository) -> Check:
         return Check("remote", "fail", str(error))
     url = public_url(remote.url)
     if "://" not in url and not Path(url).is_dir():
-        return Check("remote", "warn", f"'{name}' ({url}) is not there", "the first push makes it")
+        return Check("remote", "warn", f"'{name}' ({url}) does not exist yet", "the first push creates it")
     return Check("remote", "ok", f"'{name}' ({url}) answers")

@@ -44,8 +44,15 @@ from dvkf_prefect.data.repository.described import left_out_described, workspace
 from dvkf_prefect.data.transfer import remote_users
 from dvkf_prefect.data.transfer.manifests import Manifest, Manifests, distinct
 from dvkf_prefect.data.upkeep.inventory import FolderInventory, Inventory, inventory_of
-from dvkf_prefect.data.upkeep.owners import Notes, Told, named_keys, run_keys, unknown
-from dvkf_prefect.errors import ConfigError, DvkfError, MissingObjectError, ParseError, RemoteError
+from dvkf_prefect.data.upkeep.owners import NamedRepo, Notes, named_keys, run_keys, unknown
+from dvkf_prefect.errors import (
+    ConfigError,
+    DvkfError,
+    MissingObjectError,
+    ObjectError,
+    ParseError,
+    RemoteError,
+)
 from dvkf_prefect.formats.objects import LEGACY, MD5, identity, keys_of
 from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
 
@@ -66,7 +73,7 @@ _WAIT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class GcScope:
     """Commits whose data is kept in addition to the workspace's; the options have DVC's names.
 
     Attributes:
@@ -110,7 +117,7 @@ class Scope:
         try:
             return datetime.strptime(self.date or "", "%Y-%m-%d").timestamp()
         except ValueError:
-            raise ConfigError(f"'{self.date}' is not a date; write it as yyyy-mm-dd") from None
+            raise ConfigError(f"'{self.date}' is not a date. Write it as yyyy-mm-dd.") from None
 
     def commits(self, repo: Repository) -> list[str]:
         """Return the commits without duplicates.
@@ -131,7 +138,7 @@ class Scope:
             return []
         git = repo.git
         if git is None:
-            raise ConfigError(f"{repo.root} has no git history; only -w/--workspace means something here")
+            raise ConfigError(f"{repo.root} has no git history, so only -w/--workspace can be used")
         return list(dict.fromkeys(self._commits(git)))
 
     def _commits(self, git: Git) -> Iterator[str]:
@@ -259,27 +266,52 @@ class _Place:
     proven: bool = False
 
 
-def collect_garbage(
-    repo: Repository,
-    scope: Scope,
-    *,
-    cloud: bool = False,
-    remote: str | None = None,
-    projects: Sequence[str | os.PathLike[str]] = (),
-    jobs: int | None = None,
-    dry_run: bool = False,
-    not_in_remote: bool = False,
-    skip_failed: bool = False,
-    run_cache: bool = False,
-    grace: float | None = None,
-    assume_unshared: bool = False,
-) -> GarbageCollection:
-    """Implement `Repo.gc`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcOptions:
+    """Options of a garbage collection.
+
+    Attributes:
+        cloud: Remove from the remote too.
+        remote: Name of the remote; None for the default one and those that outputs name.
+        projects: Other repositories whose data is kept too, with the same scope; any folder in each.
+        dry_run: Return what would be removed without removing it.
+        not_in_remote: Remove used objects too, if they are on the remote.
+        skip_failed: Continue if a file or manifest cannot be read, instead of refusing; its data is not kept.
+        run_cache: Keep the objects that the run cache names, too.
+        grace: Keep objects that were added or changed within this many seconds. None for one hour in shared
+            places and 0 in the repository's own cache.
+        assume_unshared: Assume that no other repository uses the cache or the remote, despite any marks in it.
+    """
+
+    cloud: bool = False
+    remote: str | None = None
+    projects: Sequence[str | os.PathLike[str]] = ()
+    dry_run: bool = False
+    not_in_remote: bool = False
+    skip_failed: bool = False
+    run_cache: bool = False
+    grace: float | None = None
+    assume_unshared: bool = False
+
+
+def collect_garbage(repo: Repository, scope: GcScope, options: GcOptions | None = None) -> GarbageCollection:
+    """Implement `Repo.gc`.
+
+    Raises:
+        ConfigError: The scope is empty, or options contradict each other.
+        MissingObjectError: A used manifest cannot be read, so its files are unknown; nothing was removed.
+        ObjectError: Other repositories use the cache, or may use it; nothing was removed.
+        ParseError: A file that tracks data cannot be read; nothing was removed.
+        RemoteError: The remote cannot be used, or other repositories use it; nothing was removed.
+    """
+    options = options or GcOptions()
+    cloud, remote, grace, dry_run = options.cloud, options.remote, options.grace, options.dry_run
+    not_in_remote, assume_unshared = options.not_in_remote, options.assume_unshared
     scope.check()
     if cloud and not_in_remote:
         raise ConfigError("`--not-in-remote` and `--cloud` are mutually exclusive")
     with ExitStack() as stack:
-        repos = _open(repo, projects)
+        repos = _open(repo, options.projects)
         # Sorted, so that two collections that name each other's repositories do not deadlock.
         for each in sorted(repos, key=lambda each: each.root):
             stack.enter_context(each.lock())
@@ -287,10 +319,10 @@ def collect_garbage(
             cache_users.check(repo, repos)
         if not dry_run:
             stack.enter_context(cache_users.collecting(repo.cache.root, _WAIT))
-        told = []
+        named_repos = []
         for each in repos:
             history = stack.enter_context(History(each.git, each.git_prefix)) if each.git else None
-            told.append(Told(each, history))
+            named_repos.append(NamedRepo(each, history))
         started = _now()
         # List objects before reading the used ones, so that objects pushed in the meantime are not candidates.
         local = _Place(
@@ -300,9 +332,9 @@ def collect_garbage(
         places = [local]
         if cloud:
             places.append(_remote_place(repo, remote, grace))
-        manifests = Manifests(repos, remote=remote, jobs=jobs)
-        used = _used(told, scope, manifests, skip_failed)
-        if run_cache:
+        manifests = Manifests(repos, remote=remote)
+        used = _used(named_repos, scope, manifests, options.skip_failed)
+        if options.run_cache:
             used.add(None, run_keys(repo.cache.root))
         if cloud and remote is None:
             names = {name.lower() for name in used.keys if name is not None} - {places[-1].name}
@@ -314,7 +346,7 @@ def collect_garbage(
             _choose(place, keep, started, manifests, repo)
         for place in places:
             if place.remote and place.sizes and not assume_unshared:
-                _check_owner(place, told, manifests, Notes(repo, f"{place.name} {place.remote.url}"))
+                _check_owner(place, named_repos, manifests, Notes(repo, f"{place.name} {place.remote.url}"))
                 remote_users.check(place.remote, repos)
         if not dry_run:
             repo.cache.sweep()
@@ -322,7 +354,7 @@ def collect_garbage(
                 _look_again(place, manifests, repo)
                 if place.remote and place.sizes and not assume_unshared:
                     remote_users.check(place.remote, repos)
-                _remove(place, repo, jobs)
+                _remove(place, repo)
         removed = [row for place in places for row in _report(place, dry_run)]
         for place in places:
             if place.remote and (row := _runs(place.remote, started - max(RUN_AGE, place.grace), dry_run)):
@@ -357,7 +389,7 @@ def _remote_place(repo: Repository, name: str | None, grace: float | None) -> _P
     return _Place(remote.name, inventory, inventory.keys(), _grace(grace, False), remote)
 
 
-def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed: bool) -> _Used:
+def _used(named_repos: Sequence[NamedRepo], scope: GcScope, manifests: Manifests, skip_failed: bool) -> _Used:
     """Read the keys of all objects that the scope keeps.
 
     Raises:
@@ -369,7 +401,7 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
     extra: list[Manifest] = []
     spelled: set[tuple[str, str]] = set()
     problems: list[tuple[str, DvkfError]] = []
-    for each in told:
+    for each in named_repos:
         described = workspace_described(each.repo)
         left_out = left_out_described(each.repo, described)
         if commits := scope.commits(each.repo):
@@ -394,8 +426,8 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
         place, problem = problems[0]
         raise ParseError(
             place,
-            f"cannot be read, so what it keeps is not known and nothing was removed ({problem}). Repair it, or "
-            "leave such data out with --skip-failed",
+            f"cannot be read ({problem}), so the data that it uses is unknown and nothing was removed. "
+            "Repair it, or skip it with --skip-failed",
         ) from problem
     used.skipped += [f"Failed to collect '{place}', skipping: {problem}" for place, problem in problems]
     known = {(manifest.digest, manifest.hash_name) for manifest in wanted}
@@ -404,7 +436,7 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
         name = manifest.digest, manifest.hash_name
         if isinstance(tree, Tree):
             used.add(manifest.remote if name in known else None, keys_of(tree.digests, manifest.hash_name))
-        elif name not in known and isinstance(tree, MissingObjectError):
+        elif name not in known and isinstance(tree, ObjectError):
             continue  # its files are unknown without it
         elif not manifest.imported and name not in spelled:
             lost.append(f"'{manifest.path}': {tree}")
@@ -412,11 +444,11 @@ def _used(told: Sequence[Told], scope: Scope, manifests: Manifests, skip_failed:
         shown = "\n".join(f"  {text}" for text in sorted(lost)[:_SHOWN])
         more = f"\n  and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
         raise MissingObjectError(
-            f"{len(lost)} directory manifest(s) in use cannot be read, so which files they keep is not known; "
-            f"nothing was removed:\n{shown}{more}\n"
-            "Bring them with `dvkf fetch`, or let their files go with --skip-failed."
+            f"{len(lost)} directory manifest(s) in use cannot be read, so the files that they list are "
+            f"unknown; nothing was removed:\n{shown}{more}\nRun `dvkf fetch`, or pass --skip-failed to "
+            "remove their files."
         )
-    used.skipped += [f"The files of {text}; they are not kept" for text in sorted(lost)]
+    used.skipped += [f"Not keeping the files of {text}" for text in sorted(lost)]
     return used
 
 
@@ -479,28 +511,28 @@ def _spare(place: _Place, young: Iterable[str], manifests: Manifests, repo: Repo
             raise tree
 
 
-def _check_owner(place: _Place, told: list[Told], manifests: Manifests, notes: Notes) -> None:
+def _check_owner(place: _Place, named_repos: list[NamedRepo], manifests: Manifests, notes: Notes) -> None:
     """Check that no other repository uses the remote.
 
     Raises:
         RemoteError: The remote has objects that none of the named repositories knows.
     """
     assert place.remote
-    foreign = unknown({*place.sizes, *place.young}, told, manifests, notes.read())
+    foreign = unknown({*place.sizes, *place.young}, named_repos, manifests, notes.read())
     place.proven = not foreign
     if place.proven:
         return
-    users = remote_users.others(place.remote, [each.repo for each in told])
-    marked = f" (marks are there of: {remote_users.shown(users)})" if users else ""
+    users = remote_users.others(place.remote, [each.repo for each in named_repos])
+    marked = f" (it has marks of: {remote_users.shown(users)})" if users else ""
     trees = sum(1 for key in foreign if key.endswith(SUFFIX))
     examples = ", ".join(identity(key)[0] for key in sorted(foreign, key=_manifests_first)[:3])
     examples += ", …" if len(foreign) > 3 else ""
     raise RemoteError(
-        f"{place.remote} holds {len(foreign)} object(s), {trees} of them directory manifests, that neither the "
-        f"history nor the cache of {'this repository' if len(told) == 1 else 'these repositories'} knows "
-        f"({examples}). Somebody else keeps data there{marked}, so nothing of it can be proven unused; nothing was "
-        "removed. Name the other repositories with -p, bring commits that are elsewhere with `git fetch --all "
-        "--tags`, or, if nobody else uses this remote, pass --assume-unshared."
+        f"{place.remote} holds {len(foreign)} object(s), {trees} of them directory manifests, that neither "
+        f"the history nor the cache of {'this repository' if len(named_repos) == 1 else 'these repositories'} knows "
+        f"({examples}). Other projects store data on it{marked}, so no object can be proven unused; nothing "
+        "was removed. Name the other repositories with -p, get missing commits with "
+        "`git fetch --all --tags`, or, if no other project uses this remote, pass --assume-unshared."
     )
 
 
@@ -508,7 +540,7 @@ def _manifests_first(key: str) -> tuple[bool, str]:
     return not key.endswith(SUFFIX), key
 
 
-def _remove(place: _Place, repo: Repository, jobs: int | None) -> None:
+def _remove(place: _Place, repo: Repository) -> None:
     """Remove the chosen objects: manifests first, because a manifest on a remote stands for its files."""
     if not place.sizes:
         return
@@ -517,7 +549,7 @@ def _remove(place: _Place, repo: Repository, jobs: int | None) -> None:
     if notes:
         notes.write({*place.sizes, *noted, *(place.young if place.proven else ())})
     order = sorted(place.sizes)
-    with ThreadPoolExecutor(jobs or _JOBS, thread_name_prefix="dvkf-gc") as pool:
+    with ThreadPoolExecutor(repo.jobs or _JOBS, thread_name_prefix="dvkf-gc") as pool:
         for trees in (True, False):
             keys = [key for key in order if key.endswith(SUFFIX) == trees]
             batches = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]

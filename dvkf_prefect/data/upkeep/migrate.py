@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.cache.workers import digest_files
-from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.errors import ObjectError
 from dvkf_prefect.files import raise_disk_full, read_description, write_atomic
 from dvkf_prefect.formats import documents
@@ -25,13 +25,12 @@ from dvkf_prefect.formats.digest import digest_dos2unix
 from dvkf_prefect.formats.dvcfile import document_md5
 from dvkf_prefect.formats.dvcfile_edit import write_document
 from dvkf_prefect.formats.files import PIPELINE_FILE
-from dvkf_prefect.formats.objects import LEGACY, Stored
-from dvkf_prefect.formats.outputs import Output, with_content
+from dvkf_prefect.formats.objects import LEGACY, Content
+from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tree import SUFFIX, Tree
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -55,14 +54,17 @@ class Migration:
     left: tuple[str, ...] = ()
 
 
-def migrate(
-    repo: Repository, *, dvc_files: bool = False, dry_run: bool = False, progress: Progress | None = None
-) -> Migration:
-    """Implement `Repo.migrate_cache`; the caller holds the lock."""
+def migrate(repo: Repository, *, dvc_files: bool = False, dry_run: bool = False) -> Migration:
+    """Implement `Repo.migrate_cache`."""
+    with repo.lock(write=[""] if dvc_files else ()):
+        return _migrate(repo, dvc_files, dry_run)
+
+
+def _migrate(repo: Repository, dvc_files: bool, dry_run: bool) -> Migration:
     old = list(_legacy_objects(repo.cache.root))
     if dry_run:
         return Migration(len(old), files=tuple(_outdated(repo)) if dvc_files else ())
-    now, damaged = _digests(repo, old, progress)
+    now, damaged = _digests(repo, old)
     added = sum(_add(repo.cache, digest, new) for digest, new in now.items())
     migration = Migration(len(old), added, tuple(damaged))
     return _rewrite(repo, now, migration) if dvc_files else migration
@@ -85,24 +87,21 @@ def _legacy_objects(root: Path) -> Iterator[str]:
                     yield high + low + name
 
 
-def _digests(repo: Repository, old: list[str], progress: Progress | None) -> tuple[dict[str, str], list[str]]:
+def _digests(repo: Repository, old: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return the md5 of each object by its DVC 2.x digest, and the digests of damaged objects."""
-    advance = starting(progress, "hash objects of DVC 2.x")
     files = [str(repo.cache.path(digest, LEGACY)) for digest in old]
     sizes = [os.stat(file).st_size for file in files]
     now: dict[str, str] = {}
     damaged: list[str] = []
-    for row, md5 in digest_files(files, sizes):
-        digest = old[row]
-        plain = digest.removesuffix(SUFFIX)
-        if md5 == plain or digest_dos2unix(files[row]) == plain:
-            now[digest] = md5 + digest[len(plain) :]
-        else:
-            damaged.append(digest)
-        if advance:
+    with counting(repo.progress, "hash objects of DVC 2.x") as advance:
+        for row, md5 in digest_files(files, sizes):
+            digest = old[row]
+            plain = digest.removesuffix(SUFFIX)
+            if md5 == plain or digest_dos2unix(files[row]) == plain:
+                now[digest] = md5 + digest[len(plain) :]
+            else:
+                damaged.append(digest)
             advance(1, sizes[row])
-    if progress:
-        progress.finish()
     return now, sorted(damaged)
 
 
@@ -178,9 +177,9 @@ class _Contents:
 
     repo: Repository
     now: Mapping[str, str]
-    known: dict[tuple[str, str], Stored | None] = field(default_factory=dict)
+    known: dict[tuple[str, str], Content | None] = field(default_factory=dict)
 
-    def of(self, path: str, digest: str) -> Stored | None:
+    def of(self, path: str, digest: str) -> Content | None:
         """Return the content of a DVC 2.x entry; None if it does not exist.
 
         The workspace comes first, because the cache may have the same text with other line ends.
@@ -190,26 +189,26 @@ class _Contents:
             self.known[key] = self._in_workspace(path, digest) or self._in_cache(digest)
         return self.known[key]
 
-    def _in_workspace(self, path: str, digest: str) -> Stored | None:
+    def _in_workspace(self, path: str, digest: str) -> Content | None:
         if not os.path.lexists(self.repo.root / path):
             return None
         if self.repo.workspace.look(path, hash_name=LEGACY).digest != digest:
             return None
-        return self.repo.workspace.look(path).stored()
+        return self.repo.workspace.look(path).content
 
-    def _in_cache(self, digest: str) -> Stored | None:
+    def _in_cache(self, digest: str) -> Content | None:
         cache = self.repo.cache
         new = self.now.get(digest)
         if new is None:
             return None
         if not new.endswith(SUFFIX):
-            return Stored(new, cache.path(new).stat().st_size)
+            return Content(new, cache.path(new).stat().st_size)
         tree = cache.read_tree(digest, LEGACY)
         if any(old not in self.now for old in tree.digests):
             return None
         renewed = Tree.from_pairs((path, self.now[old]) for path, old in tree.items())
         size = sum(cache.path(found).stat().st_size for found in renewed.digests)
-        return Stored(cache.add_tree(renewed), size, len(renewed))
+        return Content(cache.add_tree(renewed), size, len(renewed))
 
 
 def _rewrite(repo: Repository, now: Mapping[str, str], migration: Migration) -> Migration:
@@ -225,14 +224,14 @@ def _rewrite(repo: Repository, now: Mapping[str, str], migration: Migration) -> 
         changed = False
         for wdir, entry in _entries(document):
             path = posixpath.normpath(posixpath.join(folder, wdir, entry["path"]))
-            stored = contents.of(path, str(entry["md5"]))
-            if stored is None:
+            content = contents.of(path, str(entry["md5"]))
+            if content is None:
                 left.append(path)
                 continue
             output = outputs.get(path)
             if output is not None and output.source in (file, posixpath.splitext(file)[0] + ".yaml"):
-                stored = _keep(repo, output, stored)
-            _record(entry, stored, is_lock=is_lock)
+                content = _keep(repo, output, content)
+            _record(entry, content, is_lock=is_lock)
             changed = True
         if not changed:
             continue
@@ -250,25 +249,25 @@ def _rewrite(repo: Repository, now: Mapping[str, str], migration: Migration) -> 
     return replace(migration, files=tuple(files), left=tuple(dict.fromkeys(left)))
 
 
-def _keep(repo: Repository, output: Output, stored: Stored) -> Stored:
+def _keep(repo: Repository, output: Output, content: Content) -> Content:
     """Store an output's content in the cache, and update links in the workspace to the new object."""
     if not output.cached or not os.path.lexists(repo.root / output.path):
-        return stored
+        return content
     found = repo.workspace.look(output.path)
-    if found.digest != stored.digest:
-        return stored
+    if found.digest != content.digest:
+        return content
     kept = repo.workspace.take(output.path)
     if str(repo.config.get("cache", "type") or "").split(",")[0] in ("hardlink", "symlink"):
         with suppress(ObjectError):
-            repo.workspace.relink(with_content(output, kept), repo.workspace.look(output.path))
+            repo.workspace.relink(replace(output, content=kept), repo.workspace.look(output.path))
     return kept
 
 
-def _record(entry: Any, stored: Stored, *, is_lock: bool) -> None:
-    entry["md5"] = stored.digest
-    entry["size"] = stored.size
-    if stored.nfiles is not None:
-        entry["nfiles"] = stored.nfiles
+def _record(entry: Any, content: Content, *, is_lock: bool) -> None:
+    entry["md5"] = content.digest
+    entry["size"] = content.size
+    if content.nfiles is not None:
+        entry["nfiles"] = content.nfiles
     if is_lock:
         entry.insert(1, "hash", "md5")
     else:

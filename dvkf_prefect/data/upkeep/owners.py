@@ -42,7 +42,7 @@ _MD5_LINE = re.compile(rb"^\s*(?:- )?md5: ['\"]?([0-9a-f]{32}(?:\.dir)?)['\"]?\s
 
 
 @dataclass(slots=True)
-class Told:
+class NamedRepo:
     """A named repository, and the outputs read from it.
 
     Attributes:
@@ -92,19 +92,21 @@ def named_keys(output: Output) -> set[str]:
     return set(keys_of((digest for digest in digests if digest), output.hash_name))
 
 
-def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, noted: set[str]) -> set[str]:
+def unknown(
+    candidates: Iterable[str], named_repos: list[NamedRepo], manifests: Manifests, noted: set[str]
+) -> set[str]:
     """Return the keys that no named repository knows, see above.
 
     Args:
         candidates: Keys of objects.
-        told: Named repositories; their complete history is read.
+        named_repos: Named repositories; their complete history is read.
         manifests: Reader of manifests.
         noted: Keys recorded by an interrupted collection.
     """
     left = set(candidates) - noted
     ours: set[str] = set()
     foreign: set[str] = set()
-    for each in told:
+    for each in named_repos:
         if not left:
             return left
         each.read_all()
@@ -114,7 +116,7 @@ def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, n
     left -= ours
     # Read manifests only while unknown keys are left.
     every_import = True
-    named = [manifest for each in told for manifest in each.manifests(each.described)] if left else []
+    named = [manifest for each in named_repos for manifest in each.manifests(each.described)] if left else []
     imported = distinct(manifest for manifest in named if manifest.imported)
     if imported:
         for manifest, tree in manifests.read(imported):
@@ -122,14 +124,14 @@ def unknown(candidates: Iterable[str], told: list[Told], manifests: Manifests, n
                 foreign.update(keys_of(tree.digests, manifest.hash_name))
             else:
                 every_import = False
-    own = [Path(each.repo.cache.root) for each in told if is_own(each.repo)] if every_import else []
+    own = [Path(each.repo.cache.root) for each in named_repos if is_own(each.repo)] if every_import else []
     cached: set[str] = set()
     for root in own:
         if left:
             cached |= FolderInventory(root).keys() | set(run_keys(root))
     left -= cached - foreign
     if left:
-        repo = told[0].repo
+        repo = named_repos[0].repo
         for digest, hash_name in map(identity, cached - foreign):
             if is_tree(digest):
                 named.append(Manifest(digest, hash_name, digest, repo))

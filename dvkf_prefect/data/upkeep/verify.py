@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.git.command import revisions_of
 from dvkf_prefect.data.git.history import Described, History
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.data.repository.described import workspace_described
-from dvkf_prefect.data.transfer.manifests import parse_manifest, read_manifest
+from dvkf_prefect.data.transfer.manifests import read_manifest
 from dvkf_prefect.data.upkeep.inventory import FolderInventory
 from dvkf_prefect.errors import (
     ConfigError,
@@ -31,13 +32,13 @@ from dvkf_prefect.errors import (
     TransferError,
 )
 from dvkf_prefect.formats.digest import digest_file, unix_text
-from dvkf_prefect.formats.objects import MD5, identity, keys_of
+from dvkf_prefect.formats.objects import MD5, Content, identity, keys_of
 from dvkf_prefect.formats.outputs import Output, matching
 from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress, Remote
+    from dvkf_prefect.data.transfer.transfer import Remote
 
 # DVC 2.x removed carriage returns from text in pieces of this size.
 _PIECE = 1 << 20
@@ -71,7 +72,7 @@ class Problem:
             f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
         )
         where = "in the cache" if self.place == "cache" else f"on the remote '{self.place}'"
-        return f"{self.kind} {where}: {shown or 'tracked by nothing'} ({self.digest}): {self.detail}"
+        return f"{self.kind} {where}: {shown or 'not tracked'} ({self.digest}): {self.detail}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,6 @@ class _Run:
 
     repo: Repository
     repair: bool
-    jobs: int | None
-    progress: Progress | None
     objects: int = 0
     size: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -129,19 +128,17 @@ class _Run:
         wrong: dict[str, _Checked] = {}
         if not order:
             return wrong
-        if self.progress:
-            self.progress.start(label, len(order), 0)
-        with ThreadPoolExecutor(max(1, min(jobs, len(order))), thread_name_prefix="dvkf-verify") as pool:
+        with (
+            counting(self.repo.progress, label, len(order)) as advance,
+            ThreadPoolExecutor(max(1, min(jobs, len(order))), thread_name_prefix="dvkf-verify") as pool,
+        ):
             for start in range(0, len(order), _AT_ONCE * 16):
                 for found in pool.map(look, order[start : start + _AT_ONCE * 16], chunksize=1):
                     self.objects += 1
                     self.size += found.size
                     if found.state != "good":
                         wrong[found.key] = found
-                    if self.progress:
-                        self.progress.advance(1, found.size)
-        if self.progress:
-            self.progress.finish()
+                    advance(1, found.size)
         return wrong
 
     def paths(self, keys: Iterable[str]) -> dict[str, list[str]]:
@@ -157,7 +154,7 @@ class _Run:
                     found[key].append(path)
         return found
 
-    def tell(
+    def note(
         self, key: str, paths: Sequence[str], place: str, kind: str, detail: str, repaired: bool
     ) -> None:
         """Record a problem."""
@@ -169,29 +166,57 @@ class _Run:
         return Verification(self.objects, self.size, tuple(self.problems))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """Options of a verification.
+
+    Attributes:
+        cloud: Verify the remote instead of the cache.
+        remote: Name of the remote; None for the output's own remote, else the default one.
+        repair: Replace damaged objects by good copies: in the cache from the workspace or the remote, on
+            the remote from the cache or the workspace. Damaged objects of the cache are moved aside.
+        all_branches: Include the objects of the tips of all branches.
+        all_tags: Include the objects of all tags.
+        all_commits: Include the objects of all commits.
+    """
+
+    cloud: bool = False
+    remote: str | None = None
+    repair: bool = False
+    all_branches: bool = False
+    all_tags: bool = False
+    all_commits: bool = False
+
+
 def verify(
-    repo: Repository,
-    targets: Sequence[str],
-    *,
-    cloud: bool = False,
-    remote: str | None = None,
-    repair: bool = False,
-    all_branches: bool = False,
-    all_tags: bool = False,
-    all_commits: bool = False,
-    jobs: int | None = None,
-    progress: Progress | None = None,
+    repo: Repository, targets: Sequence[str] = (), options: VerifyOptions | None = None
 ) -> Verification:
-    """Implement `Repo.verify`."""
+    """Implement `Repo.verify`.
+
+    Without targets and commits, it verifies the whole cache. With ``cloud``, it reads every object of the outputs
+    on the remote, including the files of manifests.
+
+    Raises:
+        OutputNotFoundError: A target is tracked neither in the workspace nor in the chosen commits.
+        ParseError: A file that tracks data cannot be read.
+        RemoteError: The remote cannot be used.
+    """
+    options = options or VerifyOptions()
     revs: list[str] = []
-    if all_branches or all_tags or all_commits:
+    if options.all_branches or options.all_tags or options.all_commits:
         if repo.git is None:
-            raise ConfigError(f"{repo.root} has no git history; -a, -T and -A mean nothing here")
-        revs = revisions_of(repo.git, all_branches=all_branches, all_tags=all_tags, all_commits=all_commits)
-    run = _Run(repo, repair, jobs, progress)
-    with repo.lock() if repair else nullcontext():
+            raise ConfigError(f"{repo.root} has no git history, so -a, -T and -A cannot be used")
+        revs = revisions_of(
+            repo.git,
+            all_branches=options.all_branches,
+            all_tags=options.all_tags,
+            all_commits=options.all_commits,
+        )
+    run = _Run(repo, options.repair)
+    remote = options.remote
+    with repo.lock() if options.repair else nullcontext():
         run.named = _outputs(repo, targets, revs)
-        if cloud:
+        if options.cloud:
             groups: dict[str | None, list[Output]] = {}
             for output in run.named:
                 if output.pushed:
@@ -274,7 +299,7 @@ def _look_at_file(key: str, path: str | Path) -> _Checked:
     try:
         hashed.feed(_chunks(path))
     except (FileNotFoundError, NotADirectoryError):
-        return _Checked(key, "missing", 0, "it is not there")
+        return _Checked(key, "missing", 0, "it does not exist")
     except OSError as error:
         return _Checked(key, "damaged", hashed.size, f"it cannot be read ({error.strerror})")
     return hashed.checked(key, digest)
@@ -289,7 +314,7 @@ def _look_at_blob(key: str, remote: Remote) -> _Checked:
     try:
         hashed.feed(remote.storage.stream(key))
     except MissingObjectError:
-        return _Checked(key, "missing", 0, "it is not there")
+        return _Checked(key, "missing", 0, "it does not exist")
     return hashed.checked(key, digest)
 
 
@@ -299,7 +324,7 @@ def _look_at_blob(key: str, remote: Remote) -> _Checked:
 def _verify_cache(run: _Run, remote: str | None, *, everything: bool) -> None:
     root = run.repo.cache.root
     there = FolderInventory(root).keys()
-    jobs = run.jobs or min(_LOCAL_JOBS, os.cpu_count() or 1)
+    jobs = run.repo.jobs or min(_LOCAL_JOBS, os.cpu_count() or 1)
 
     def look(key: str) -> _Checked:
         return _look_at_file(key, root / key)
@@ -311,7 +336,7 @@ def _verify_cache(run: _Run, remote: str | None, *, everything: bool) -> None:
     for output in run.named:
         if is_tree(output.digest or ""):
             with suppress(DvkfError):
-                tree = read_manifest(run.repo.cache, output.digest or "", output.hash_name)
+                tree = read_manifest(output.digest or "", output.hash_name, caches=[run.repo.cache])
                 run.trees.append((output, tree))
     if everything:
         files = {key for key in there if not key.endswith(SUFFIX)}
@@ -351,7 +376,7 @@ def _name_older(run: _Run) -> None:
                 run.named.append(dated)
                 if is_tree(output.digest):
                     with suppress(DvkfError):
-                        tree = read_manifest(repo.cache, output.digest, output.hash_name)
+                        tree = read_manifest(output.digest, output.hash_name, caches=[repo.cache])
                         run.trees.append((dated, tree))
 
 
@@ -383,10 +408,10 @@ def _settle_cache(run: _Run, wrong: dict[str, _Checked], remote: str | None) -> 
     for key, found in wrong.items():
         detail = found.detail
         if key in sources:
-            detail += f"; a good copy came from {sources[key]}, the damaged one is {asides[key]}"
+            detail += f"; replaced with a good copy from {sources[key]}; the damaged one is {asides[key]}"
         elif key in asides:
-            detail += f"; no good copy was found, the damaged one is {asides[key]}"
-        run.tell(key, known[key], "cache", "damaged", detail, key in sources)
+            detail += f"; no good copy was found; the damaged one is {asides[key]}"
+        run.note(key, known[key], "cache", "damaged", detail, key in sources)
 
 
 def _from_workspace(repo: Repository, key: str, paths: Sequence[str]) -> bool:
@@ -416,16 +441,12 @@ def _from_remote(run: _Run, name: str | None, keys: Sequence[str]) -> dict[str, 
     for key in keys:
         digest, hash_name = identity(key)
         if not is_tree(digest):
-            files.append(Output(digest, digest, hash_name=hash_name))
+            files.append(Output(digest, Content(digest, hash_name=hash_name)))
             continue
         with suppress(ObjectError, ParseError, RemoteError):
-            data = remote.storage.read(key)
-            parse_manifest(data, digest, hash_name, str(remote))
-            temporary = cache.temporary(digest)
-            temporary.write_bytes(data)
-            cache.adopt(temporary, digest, hash_name)
+            read_manifest(digest, hash_name, caches=[cache], remotes=[remote], mend=True)
     with suppress(TransferError, RemoteError):
-        fetch(files, cache, remote, jobs=run.jobs)
+        fetch(files, cache, remote)
     for key in keys:
         if (cache.root / key).is_file():
             came[key] = str(remote)
@@ -436,7 +457,7 @@ def _from_remote(run: _Run, name: str | None, keys: Sequence[str]) -> dict[str, 
 
 
 def _verify_remote(run: _Run, group: Sequence[Output], remote: Remote) -> None:
-    jobs = run.jobs or max(remote.jobs, min(_LOCAL_JOBS, os.cpu_count() or 1))
+    jobs = run.repo.jobs or max(remote.jobs, min(_LOCAL_JOBS, os.cpu_count() or 1))
 
     def look(key: str) -> _Checked:
         return _look_at_blob(key, remote)
@@ -470,14 +491,14 @@ def _verify_remote(run: _Run, group: Sequence[Output], remote: Remote) -> None:
             tree = read.get(key)
             members = set(keys_of(tree.digests, hash_name)) if tree is not None else set()
             if members & unrepaired:
-                detail += "; it was not sent, for some of its files are lost"
+                detail += "; it was not sent because some of its files are lost"
             else:
                 remote.storage.upload(key, run.repo.cache.root / key)
                 repaired = True
                 detail += "; a good copy was sent"
         if not repaired:
             unrepaired.add(key)
-        run.tell(key, known[key], remote.name, kind, detail, repaired)
+        run.note(key, known[key], remote.name, kind, detail, repaired)
 
 
 def _tree(repo: Repository, remote: Remote, key: str, *, on_remote: bool) -> Tree | None:
@@ -485,8 +506,8 @@ def _tree(repo: Repository, remote: Remote, key: str, *, on_remote: bool) -> Tre
     digest, hash_name = identity(key)
     with suppress(DvkfError):
         if on_remote:
-            return parse_manifest(remote.storage.read(key), digest, hash_name, str(remote))
-        return read_manifest(repo.cache, digest, hash_name)
+            return read_manifest(digest, hash_name, remotes=[remote])
+        return read_manifest(digest, hash_name, caches=[repo.cache])
     return None
 
 

@@ -10,27 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.git import gitignore
 from dvkf_prefect.data.imports.dependencies import dependencies_now
-from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.data.repository import legacy
+from dvkf_prefect.data.repository.selection import written_paths
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats.dvcfile import read_plain
 from dvkf_prefect.formats.dvcfile_edit import tidy_dvc_file, write_dvc_file
 from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
-from dvkf_prefect.formats.objects import LEGACY, MD5, Stored
-from dvkf_prefect.formats.outputs import DataVersion, Output, with_content
+from dvkf_prefect.formats.objects import MD5, Content
+from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import is_within
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 
 def add(
-    repo: Repository, targets: Sequence[str | os.PathLike[str]], *, no_commit: bool, progress: Progress | None
+    repo: Repository, targets: Sequence[str | os.PathLike[str]], *, no_commit: bool = False
 ) -> list[DataVersion]:
-    """Implement `Repo.add`; the caller holds the lock."""
+    """Implement `Repo.add`."""
+    with repo.lock(write=[os.fspath(target) for target in targets]):
+        return _add(repo, targets, no_commit)
+
+
+def _add(repo: Repository, targets: Sequence[str | os.PathLike[str]], no_commit: bool) -> list[DataVersion]:
     tracked = repo.outputs()
     paths = [repo.relpath(target) for target in targets]
     with repo.git_ignored.asking() as git_ignored:  # one query for all; `_check_new` refuses each below
@@ -39,46 +44,57 @@ def add(
     versions: list[DataVersion] = []
     staged: list[str] = []
     for path in paths:
-        size_known = True
         around = next((o for o in tracked if path.startswith(o.path + "/")), None)
         if around is not None and around.hash_name != MD5:
             raise OutputError(
-                f"'{path}' lies in '{around.path}', which DVC 2.x recorded ({around.source}); its digests cannot stand "
-                f"beside today's. Add the whole of it: `dvkf add {around.path}`"
+                f"'{path}' lies in '{around.path}', which DVC 2.x recorded ({around.source}); its digests "
+                f"cannot be mixed with those of DVC 3. Add all of it: `dvkf add {around.path}`"
             )
         same = next((o for o in tracked if o.path == path), None)
         old = legacy.unchanged(repo, path, same.digest, same.hash_name) if same else None
         if same is not None and old is not None:
-            staged += _record(
-                repo, same, legacy.keep(repo, path, old, commit=not no_commit), hash_name=LEGACY
-            )
+            staged += _record(repo, same, legacy.keep(repo, path, old, commit=not no_commit))
             versions.append(repo.version_of(same))
             continue
-        advance = starting(progress, f"add {path}")
-        if no_commit:
-            stored = repo.workspace.look(path).stored()
-        else:
-            stored = repo.workspace.take(path, advance=advance, keep_manifest=around is None)
-        if progress:
-            progress.finish()
+        with counting(repo.progress, f"add {path}") as work:
+            if no_commit:
+                content = repo.workspace.look(path).existing()
+            else:
+                content = repo.workspace.take(path, work=work, keep_manifest=around is None)
         if around is None:
             output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
         else:
             output = around
-            stored, size_known = _merged(repo, around, path)
+            content = _merged(repo, around, path)
             # Another target of this call may lie in the same directory.
-            merged = replace(with_content(around, stored), size=stored.size if size_known else None)
+            merged = replace(around, content=content)
             tracked = [merged if o.path == around.path else o for o in tracked]
-        staged += _record(repo, output, stored, size_known)
-        versions.append(repo.version_of(with_content(output, stored)))
+        staged += _record(repo, output, content)
+        versions.append(repo.version_of(replace(output, content=content)))
     repo.stage(staged)
     return versions
 
 
-def commit(
-    repo: Repository, targets: Sequence[str], *, sources: bool, progress: Progress | None
-) -> list[DataVersion]:
-    """Implement `Repo.commit`; the caller holds the lock."""
+def commit(repo: Repository, targets: Sequence[str] = (), *, sources: bool = False) -> list[DataVersion]:
+    """Record and store the current workspace content of the outputs of `.dvc` files.
+
+    Args:
+        repo: The repository.
+        targets: Limit to these, see `Repository.outputs`.
+        sources: Record the current content of imports' sources too; the sources must exist.
+
+    Returns:
+        The versions of the outputs that changed.
+
+    Raises:
+        OutputNotFoundError: An output is not on disk, or the source of an import does not exist.
+        DiskFullError: The disk is full.
+    """
+    with repo.lock(write=lambda: written_paths(repo, targets)):
+        return _commit(repo, targets, sources)
+
+
+def _commit(repo: Repository, targets: Sequence[str], sources: bool) -> list[DataVersion]:
     changed: list[DataVersion] = []
     dependencies: dict[str, Sequence[Mapping[str, Any]] | None] = {}
     outputs = repo.outputs(targets, overlap="any")
@@ -88,31 +104,31 @@ def commit(
         if output.stage:
             continue
         if not os.path.lexists(repo.root / output.path):
-            raise OutputNotFoundError(
-                f"'{output.path}' is not in the workspace; `dvkf checkout` brings it back"
-            )
+            raise OutputNotFoundError(f"'{output.path}' is not in the workspace. Run `dvkf checkout`.")
         if sources and output.source not in dependencies:
             dependencies[output.source] = dependencies_now(repo, output.source)
         deps = dependencies.get(output.source)
-        hash_name = output.hash_name
-        old = legacy.unchanged(repo, output.path, output.digest, hash_name)
+        old = legacy.unchanged(repo, output.path, output.digest, output.hash_name)
         if old is not None:
-            stored = legacy.keep(repo, output.path, old, commit=output.cached)
+            content = legacy.keep(repo, output.path, old, commit=output.cached)
         elif output.cached:
-            advance = starting(progress, f"commit {output.path}")
-            stored, hash_name = repo.workspace.take(output.path, advance=advance), MD5
-            if progress:
-                progress.finish()
+            with counting(repo.progress, f"commit {output.path}") as work:
+                content = repo.workspace.take(output.path, work=work)
         else:
-            stored, hash_name = repo.workspace.look(output.path).stored(), MD5
-        same = (stored.digest, stored.isexec, hash_name) == (output.digest, output.isexec, output.hash_name)
-        plain = same and deps is None and stored.size == output.size
+            content = repo.workspace.look(output.path).existing()
+        renewed = replace(output, content=content)
+        same = (content.digest, content.isexec, content.hash_name) == (
+            output.digest,
+            output.isexec,
+            output.hash_name,
+        )
+        plain = same and deps is None and content.size == output.size
         if plain and read_plain(read_description(repo.root / output.source)):
             _keep_out_of_git(repo, output)
             continue
-        _record(repo, output, stored, hash_name=hash_name, deps=deps)
+        _record(repo, output, content, deps=deps)
         if not same:
-            changed.append(repo.version_of(with_content(output, stored)))
+            changed.append(repo.version_of(renewed))
     return changed
 
 
@@ -129,34 +145,34 @@ def _commit_empty(repo: Repository, known: set[str], *, sources: bool) -> None:
 
 def _check_new(repo: Repository, path: str, tracked: Sequence[Output]) -> str:
     if not path or path.split("/")[0] in (".dvc", ".git"):
-        raise OutputError(f"'{path or '.'}' cannot be tracked: it holds the repository itself")
+        raise OutputError(f"'{path or '.'}' cannot be tracked: it contains the repository itself")
     full = repo.root / path
     if not os.path.lexists(full):
         raise OutputNotFoundError(f"'{path}' does not exist in {repo.root}")
     if repo.ignore.matches(path + ("/" if full.is_dir() else "")):
-        raise OutputError(f"'{path}' is left out by {IGNORE_FILE}; change that file to track it")
+        raise OutputError(f"'{path}' is excluded by {IGNORE_FILE}. Change that file to track it.")
     for output in tracked:
         if output.path == path:
             if output.stage:
                 raise OutputError(
-                    f"'{path}' is an output of stage '{output.stage}' ({output.source}); "
-                    "record it with `dvkf commit` or `dvkf repro`"
+                    f"'{path}' is an output of stage '{output.stage}' ({output.source}). Record it with "
+                    "`dvkf commit` or `dvkf repro`."
                 )
             return path
         if path.startswith(output.path + "/") and output.is_dir and not output.stage:
             return path
         if output.path.startswith(path + "/") or path.startswith(output.path + "/"):
             raise OutputOverlapError(
-                f"'{path}' overlaps the output '{output.path}' ({output.source}); "
-                "add that one again, or remove its tracking first"
+                f"'{path}' overlaps the output '{output.path}' ({output.source}). Add that output again, or "
+                "remove its tracking first."
             )
     repo.git_ignored.check(path + ".dvc")
     if repo.git:
         in_git = repo.git.tracked([repo.git_prefix + path])
         if in_git:
             raise OutputInGitError(
-                f"'{path}' is tracked by git ({len(in_git)} file(s)); stop that first: "
-                f"`git rm -r --cached '{path}'` and commit"
+                f"'{path}' is tracked by git ({len(in_git)} file(s)). Run `git rm -r --cached '{path}'` and "
+                "commit."
             )
     return path
 
@@ -164,18 +180,14 @@ def _check_new(repo: Repository, path: str, tracked: Sequence[Output]) -> str:
 def _record(
     repo: Repository,
     output: Output,
-    stored: Stored,
-    size_known: bool = True,
+    content: Content,
     *,
-    hash_name: str = MD5,
     deps: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """Write the output's `.dvc` file and ignore its data in git; return the files written."""
     file = repo.root / output.source
     old = read_description(file) if file.exists() else None
-    new = write_dvc_file(
-        old, output.source, output.path, stored, size_known=size_known, hash_name=hash_name, deps=deps
-    )
+    new = write_dvc_file(old, output.source, output.path, content, deps=deps)
     if new != old:
         write_atomic(file, new)
     return [output.source, *_keep_out_of_git(repo, output)]
@@ -188,13 +200,13 @@ def _keep_out_of_git(repo: Repository, output: Output) -> list[str]:
     return []
 
 
-def _merged(repo: Repository, output: Output, path: str) -> tuple[Stored, bool]:
+def _merged(repo: Repository, output: Output, path: str) -> Content:
     """Update a directory's manifest with the current content of one path in it, and store the manifest.
 
     The other files of the directory may be absent from the workspace.
 
     Returns:
-        The directory's new content, and True if its size is known.
+        The directory's new content.
 
     Raises:
         MissingObjectError: The directory's own manifest is not in the cache.
@@ -216,4 +228,4 @@ def _merged(repo: Repository, output: Output, path: str) -> tuple[Stored, bool]:
         size = output.size
     elif output.size and len(kept) == len(old):
         size = output.size + sum(bytes_ for _, _, bytes_ in fresh)
-    return Stored(digest, size or 0, len(tree)), size is not None
+    return Content(digest, size, len(tree))

@@ -11,6 +11,7 @@ import glob
 import os
 import posixpath
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.git import gitignore
@@ -23,13 +24,12 @@ from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundErr
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats.dvcfile_edit import write_dvc_file
 from dvkf_prefect.formats.files import describes_outputs
-from dvkf_prefect.formats.objects import Stored
-from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap, with_content
+from dvkf_prefect.formats.objects import Content
+from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap
 from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 
 def add_to_remote(
@@ -38,15 +38,13 @@ def add_to_remote(
     *,
     out: str | os.PathLike[str] | None = None,
     remote: str | None = None,
-    jobs: int | None = None,
     force: bool = False,
-    progress: Progress | None = None,
 ) -> DataVersion:
-    """Implement `Repo.add_to_remote`; the caller holds the lock."""
-    output = _new_output(repo, out or name_of(source), must_be_free=out is not None and not force)
-    found = open_source(repo.config, source, folder=repo.root, fs_config={})
-    stored = send(repo, found, remote, jobs, progress)
-    return _record(repo, output, stored)
+    """Implement `Repo.add_to_remote`."""
+    with repo.lock(write=[os.fspath(out or name_of(source))]):
+        output = _new_output(repo, out or name_of(source), must_be_free=out is not None and not force)
+        found = open_source(repo.config, source, folder=repo.root, fs_config={})
+        return _record(repo, output, send(repo, found, remote))
 
 
 def add_copy(
@@ -54,16 +52,15 @@ def add_copy(
     source: str,
     *,
     out: str | os.PathLike[str] | None = None,
-    jobs: int | None = None,
     force: bool = False,
-    progress: Progress | None = None,
 ) -> DataVersion:
-    """Implement `Repo.add_copy`; the caller holds the lock."""
-    output = _new_output(repo, out or name_of(source), must_be_free=not force)
-    found = open_source(repo.config, source, folder=repo.root, fs_config={})
-    stored = bring_source(found, repo.cache, jobs, progress)
-    put(repo, with_content(output, stored), repo.workspace.look(output.path), progress)
-    return _record(repo, output, stored)
+    """Implement `Repo.add_copy`."""
+    with repo.lock(write=[os.fspath(out or name_of(source))]):
+        output = _new_output(repo, out or name_of(source), must_be_free=not force)
+        found = open_source(repo.config, source, folder=repo.root, fs_config={})
+        content = bring_source(found, repo.cache, jobs=repo.jobs, progress=repo.progress)
+        put(repo, replace(output, content=content), repo.workspace.look(output.path))
+        return _record(repo, output, content)
 
 
 def name_of(source: str) -> str:
@@ -99,9 +96,11 @@ def _new_output(repo: Repository, out: str | os.PathLike[str], *, must_be_free: 
     if path:
         check_target(repo.root, path)
     if not path or path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(path)):
-        raise OutputError(f"'{path or '.'}' cannot be tracked; name a data file or a directory with --out")
+        raise OutputError(f"'{path or '.'}' cannot be tracked. Name a data file or a directory with --out.")
     if must_be_free and os.path.lexists(repo.root / path):
-        raise OutputError(f"'{path}' exists already; --force overwrites it, --out names another place")
+        raise OutputError(
+            f"'{path}' exists already. Overwrite it with --force, or name another path with --out."
+        )
     tracked = repo.outputs()
     output = next((o for o in tracked if o.path == path), None)
     if output is None:
@@ -112,13 +111,13 @@ def _new_output(repo: Repository, out: str | os.PathLike[str], *, must_be_free: 
         repo.git_ignored.check(output.source)
     elif output.stage or output.origin:
         what = f"an output of stage '{output.stage}'" if output.stage else "an import"
-        raise OutputError(f"'{path}' is {what} ({output.source}); `dvkf remove` that first")
+        raise OutputError(f"'{path}' is {what} ({output.source}). Run `dvkf remove` first.")
     if repo.git and repo.git.tracked([repo.git_prefix + path]):
-        raise OutputInGitError(f"'{path}' is tracked by git; stop that first: `git rm -r --cached '{path}'`")
+        raise OutputInGitError(f"'{path}' is tracked by git. Run `git rm -r --cached '{path}'`.")
     return output
 
 
-def _record(repo: Repository, output: Output, stored: Stored) -> DataVersion:
+def _record(repo: Repository, output: Output, content: Content) -> DataVersion:
     file = repo.root / output.source
     file.parent.mkdir(parents=True, exist_ok=True)
     # A later pull puts the data here, so git must ignore it now.
@@ -126,6 +125,6 @@ def _record(repo: Repository, output: Output, stored: Stored) -> DataVersion:
     if repo.git and gitignore.ignore(repo.root / output.path):
         staged.append((repo.root / output.path).with_name(".gitignore"))
     old = read_description(file) if file.exists() else None
-    write_atomic(file, write_dvc_file(old, output.source, output.path, stored))
+    write_atomic(file, write_dvc_file(old, output.source, output.path, content))
     repo.stage(path.relative_to(repo.root).as_posix() for path in staged)
-    return repo.version_of(with_content(output, stored))
+    return repo.version_of(replace(output, content=content))

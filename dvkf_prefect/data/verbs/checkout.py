@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.progress import starting
-from dvkf_prefect.data.repository.selection import Choice, select
+from dvkf_prefect.data.progress import NO_WORK, Work, counting
+from dvkf_prefect.data.repository.selection import Choice, select, written_paths
 from dvkf_prefect.data.workspace.workspace import Found
 from dvkf_prefect.errors import (
     MissingObjectError,
@@ -22,15 +22,15 @@ from dvkf_prefect.errors import (
     TransferError,
 )
 from dvkf_prefect.files import read_description, write_atomic
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tree import Tree
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 
-_KEPT_OFF = "it is not in the cache, and kept off remotes (push: false); make it again, with `dvkf repro` for instance"
+_KEPT_OFF = "not in the cache, and never pushed (push: false). Create it again, such as with `dvkf repro`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,26 @@ class Checkout:
 
 def checkout(
     repo: Repository,
-    targets: Sequence[str],
-    choice: Choice | None = None,
+    targets: Sequence[str] = (),
     *,
+    choice: Choice | None = None,
+    force: bool = False,
+    allow_missing: bool = False,
+    relink: bool = False,
+) -> Checkout:
+    """Implement `Repo.checkout`."""
+    with repo.lock(write=lambda: written_paths(repo, targets, choice)):
+        return _check_out(repo, targets, choice, force, allow_missing, relink)
+
+
+def _check_out(
+    repo: Repository,
+    targets: Sequence[str],
+    choice: Choice | None,
     force: bool,
     allow_missing: bool,
     relink: bool,
-    progress: Progress | None,
 ) -> Checkout:
-    """Implement `Repo.checkout`; the caller holds the lock."""
     # A checkout only concerns the workspace's revision.
     choice = choice and replace(choice, all_branches=False, all_tags=False, all_commits=False)
     selection = select(repo, targets, choice)
@@ -74,7 +85,7 @@ def checkout(
         repo.workspace.sweep()
         inside = {id(o) for o in tracked[len(whole) :]}
         # Manifests do not record the executable bit, so files inside an output keep theirs.
-        work = [(replace(o, isexec=f.isexec) if id(o) in inside else o, f) for o, f in work]
+        work = [(_with_mode(o, f) if id(o) in inside else o, f) for o, f in work]
         kept = [(o, f) for o, f in work if f.digest == o.digest and f.isexec == o.isexec]
         work = [(o, f) for o, f in work if f.digest != o.digest or f.isexec != o.isexec]
         gone = {} if targets else _no_longer_tracked(repo)
@@ -84,21 +95,19 @@ def checkout(
                 raise OutputChangedError(lost)
         added: list[str] = []
         modified: list[str] = []
-        for output, found in work:
-            advance = starting(progress, f"checkout {output.path}")
-            name = output.path + ("/" if output.is_dir else "")
-            try:
-                repo.workspace.put(output, found, advance=advance)
-            except TransferError as error:
-                failures.update(error.failures)
-                if not output.pushed:
-                    failures.update(dict.fromkeys(error.failures, _KEPT_OFF))
-            except MissingObjectError as error:
-                failures[name] = str(error) if output.pushed else _KEPT_OFF
-            else:
-                (added if found.digest is None else modified).append(name)
-            if progress:
-                progress.finish()
+        with _counting(repo, [output for output, _ in work]) as progress:
+            for output, found in work:
+                name = output.path + ("/" if output.is_dir else "")
+                try:
+                    repo.workspace.put(output, found, work=progress)
+                except TransferError as error:
+                    failures.update(error.failures)
+                    if not output.pushed:
+                        failures.update(dict.fromkeys(error.failures, _KEPT_OFF))
+                except MissingObjectError as error:
+                    failures[name] = str(error) if output.pushed else _KEPT_OFF
+                else:
+                    (added if found.digest is None else modified).append(name)
         for path, found in gone.items():
             repo.workspace.remove(path, found)
         for output, found in kept if relink else ():
@@ -111,6 +120,24 @@ def checkout(
         raise TransferError(f"the cache ({repo.cache.root})", failures)
     deleted = (path + ("/" if found.nfiles is not None else "") for path, found in gone.items())
     return Checkout(tuple(added), tuple(modified), tuple(sorted(deleted)))
+
+
+@contextmanager
+def _counting(repo: Repository, outputs: Sequence[Output]) -> Iterator[Work]:
+    """Count the files and bytes of outputs that are checked out, from their records."""
+    if not outputs:
+        yield NO_WORK
+        return
+    label = f"checkout {outputs[0].path}" if len(outputs) == 1 else f"checkout {len(outputs):,} outputs"
+    with counting(repo.progress, label) as work:
+        work.more(sum(o.nfiles or 1 for o in outputs), sum(o.size or 0 for o in outputs))
+        yield work
+
+
+def _with_mode(output: Output, found: Found) -> Output:
+    """Return the output, executable if the file in the workspace is."""
+    content = output.content
+    return replace(output, content=replace(content, isexec=found.isexec)) if content else output
 
 
 def _parts(repo: Repository, output: Output, inside: Sequence[str], borrowed: ExitStack) -> list[Output]:
@@ -129,18 +156,15 @@ def _parts(repo: Repository, output: Output, inside: Sequence[str], borrowed: Ex
     tree = repo.cache.read_tree(output.digest or "", output.hash_name)
     parts: list[Output] = []
     for part in inside:
-        below = tree.below(part)
-        if not below:
-            raise OutputNotFoundError(
-                f"'{output.path}/{part}': no such file or folder is recorded in '{output.path}'"
-            )
+        chosen = tree.subtree(part)
+        if not chosen:
+            raise OutputNotFoundError(f"'{output.path}/{part}': not recorded in '{output.path}'")
         path = f"{output.path}/{part}"
-        if below.relpaths == [part]:
-            digest = below.digests[0]
+        if chosen.relpaths == [""]:
+            digest = chosen.digests[0]
         else:
-            folder = Tree([relpath[len(part) + 1 :] for relpath in below.relpaths], below.digests)
-            digest = borrowed.enter_context(_lent(repo.cache, folder, output.hash_name))
-        parts.append(replace(output, path=path, digest=digest, size=None, nfiles=None))
+            digest = borrowed.enter_context(_lent(repo.cache, chosen, output.hash_name))
+        parts.append(replace(output, path=path, content=Content(digest, hash_name=output.hash_name)))
     return parts
 
 
@@ -151,9 +175,7 @@ def _lent(cache: Cache, tree: Tree, hash_name: str) -> Iterator[str]:
     if cache.exists(digest, hash_name):
         yield digest
         return
-    temporary = cache.temporary(digest)
-    temporary.write_bytes(tree.to_bytes())
-    cache.adopt(temporary, digest, hash_name)
+    cache.add_tree(tree, hash_name)
     try:
         yield digest
     finally:

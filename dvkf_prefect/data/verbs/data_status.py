@@ -131,7 +131,7 @@ def data_status(
         found = repo.workspace.look(output.path, hash_name=output.hash_name)
         if found.digest:
             present.append((output, found.digest))
-            members.tell(found, output.hash_name)
+            members.remember(found, output.hash_name)
     has_commit = bool(repo.git and repo.git.head())
     committed = wanted.of(_by_path(repo.outputs(rev=head, overlap="any"))) if has_commit else []
     if granular:

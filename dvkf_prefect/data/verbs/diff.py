@@ -255,8 +255,15 @@ def shown(path: str, digest: str) -> str:
     return path + "/" if digest.endswith(SUFFIX) else path
 
 
-def diff_versions(repo: Repository, a: str, b: str | None, targets: Sequence[str]) -> Diff:
-    """Implement `Repo.diff`."""
+def diff_versions(
+    repo: Repository, a: str = "HEAD", b: str | None = None, targets: Sequence[str] = ()
+) -> Diff:
+    """Implement `Repo.diff`.
+
+    Raises:
+        GitError: A revision does not exist.
+        OutputNotFoundError: A target is in neither version.
+    """
     if repo.git and repo.git.head() is None:
         return Diff(a, b)
     selection = PathFilter(targets)
@@ -271,7 +278,7 @@ def diff_versions(repo: Repository, a: str, b: str | None, targets: Sequence[str
         right = []
         for output in newer:
             found = repo.workspace.look(output.path, hash_name=output.hash_name)
-            members.tell(found, output.hash_name)
+            members.remember(found, output.hash_name)
             right.append((output, found.digest))
     else:
         # Outputs with the same digest on both sides cannot differ inside, so skip them. A comparison with the

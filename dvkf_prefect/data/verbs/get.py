@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.cache.borrowed import BorrowedCache
 from dvkf_prefect.data.cache.cache import Cache
@@ -13,17 +13,18 @@ from dvkf_prefect.data.imports import fetch
 from dvkf_prefect.data.imports.external import open_external
 from dvkf_prefect.data.imports.fetch import bring_source
 from dvkf_prefect.data.imports.sources import open_source
+from dvkf_prefect.data.progress import NO_PROGRESS, Progress
 from dvkf_prefect.data.remotes.urls import without_query
 from dvkf_prefect.data.repository.config import Config
 from dvkf_prefect.errors import CorruptObjectError, ObjectError, OutputError, OutputNotFoundError
 from dvkf_prefect.formats.files import describes_outputs
-from dvkf_prefect.formats.objects import MD5, Stored, object_key
+from dvkf_prefect.formats.objects import Content, object_key
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import make_folders
 from dvkf_prefect.scratch import put_in_place, scratch_beside, scratch_folder
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.transfer.transfer import Progress
+    from dvkf_prefect.data.repository.repository import Repository
 
 
 def get(
@@ -35,9 +36,9 @@ def get(
     force: bool = False,
     remote: str | None = None,
     remote_config: Mapping[str, str] | None = None,
-    config: str | None = None,
+    config: str | Mapping[str, Any] | None = None,
     jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Path:
     """Download a file or a directory that a repository tracks by DVC or by git.
 
@@ -50,7 +51,7 @@ def get(
         force: Replace an existing file or directory.
         remote: Name of the repository's remote to download from.
         remote_config: Options that override those of that remote.
-        config: Configuration file whose settings override the repository's.
+        config: Configuration file, or its sections, whose settings override the repository's.
         jobs: Number of parallel transfers.
         progress: Called as files and bytes complete.
 
@@ -68,18 +69,25 @@ def get(
     dest = Path(os.path.abspath(resolve_out(path, out)))
     check_free(dest, force)
     if describes_outputs(dest.name):
-        raise OutputError(f"{path} is a DVC file; name a data file or a directory")
+        raise OutputError(f"{path} is a DVC file. Name a data file or a directory.")
     with (
         scratch_beside(dest, ".dvkf-get-") as scratch,
         open_external(
-            url, rev, remote=remote, remote_config=remote_config, config=config, cache_dir=scratch / "cache"
+            url,
+            rev,
+            remote=remote,
+            remote_config=remote_config,
+            config=config,
+            cache_dir=scratch / "cache",
+            jobs=jobs,
+            progress=progress,
         ) as source,
     ):
         borrowed = source.cache if source.at else BorrowedCache(scratch / "cache", source.cache.root)
 
         def export(cache: Cache, out: Path) -> Path:
-            content = fetch.bring(source, path, cache, jobs=jobs, progress=progress)
-            _export(cache, content.stored, content.tree, content.hash_name, out)
+            fetched = fetch.bring(source, path, cache)
+            _export(cache, fetched.content, fetched.tree, out)
             return out
 
         try:
@@ -89,6 +97,33 @@ def get(
             new = export(Cache(scratch / "own"), scratch / "again")
         put_in_place(new, dest, scratch)
     return dest
+
+
+def get_own(
+    repo: Repository,
+    path: str,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    rev: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Implement `Repo.get`.
+
+    Raises:
+        OutputError: The destination exists, or its name is that of a DVC file.
+        OutputNotFoundError: The revision has no such path.
+        TransferError: Some objects could not be downloaded; the destination was not changed.
+    """
+    return get(
+        str(repo.root),
+        path,
+        out,
+        rev=rev,
+        force=force,
+        config=repo.config.given,
+        jobs=repo.jobs,
+        progress=repo.progress,
+    )
 
 
 def storage_url(
@@ -137,7 +172,7 @@ def get_url(
     fs_config: Mapping[str, str] | None = None,
     config: Config | None = None,
     jobs: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = NO_PROGRESS,
 ) -> Path:
     """Download a file or a directory from a url.
 
@@ -164,9 +199,9 @@ def get_url(
     found = open_source(config or Config(None), url, folder=Path.cwd(), fs_config=fs_config)
     with scratch_beside(dest, ".dvkf-get-") as scratch:
         cache = Cache(scratch / "cache")
-        stored = bring_source(found, cache, jobs, progress)
-        tree = cache.read_tree(stored.digest) if found.is_dir else None
-        _export(cache, stored, tree, MD5, scratch / "out")
+        content = bring_source(found, cache, jobs=jobs, progress=progress)
+        tree = cache.read_tree(content.digest) if found.is_dir else None
+        _export(cache, content, tree, scratch / "out")
         put_in_place(scratch / "out", dest, scratch)
     return dest
 
@@ -194,7 +229,7 @@ def resolve_out(given: str, out: str | os.PathLike[str] | None) -> str:
 def _name_of(given: str) -> str:
     name = os.path.basename(os.path.normpath(without_query(given) if "://" in given else given))
     if name in ("", ".", ".."):
-        raise OutputError(f"'{given}' has no name of its own; say where it shall go")
+        raise OutputError(f"'{given}' has no file name. Give a destination.")
     return name
 
 
@@ -213,11 +248,12 @@ def check_free(dest: Path, force: bool) -> None:
         raise OutputNotFoundError(f"the folder {dest.parent} does not exist")
 
 
-def _export(cache: Cache, stored: Stored, tree: Tree | None, hash_name: str, out: Path) -> None:
+def _export(cache: Cache, content: Content, tree: Tree | None, out: Path) -> None:
     if tree is None:
-        cache.copy_out(stored.digest, out, mode=0o777 if stored.isexec else 0o666, hash_name=hash_name)
+        mode = 0o777 if content.isexec else 0o666
+        cache.copy_out(content.digest, out, mode=mode, hash_name=content.hash_name)
         return
     make_folders(str(out), tree.relpaths)
-    for _, result in cache.place(tree.digests, f"{out}/", tree.relpaths, hash_name=hash_name):
+    for _, result in cache.place(tree.digests, f"{out}/", tree.relpaths, hash_name=content.hash_name):
         if isinstance(result, ObjectError):
             raise result

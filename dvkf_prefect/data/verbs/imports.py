@@ -22,6 +22,7 @@ from dvkf_prefect.data.imports.origins import aware, dependency, from_source, op
 from dvkf_prefect.data.imports.pending import place_imports, put
 from dvkf_prefect.data.imports.relay import send
 from dvkf_prefect.data.imports.sources import open_source
+from dvkf_prefect.data.repository.selection import written_paths
 from dvkf_prefect.data.verbs.get import check_free, get, resolve_out
 from dvkf_prefect.data.workspace.workspace import Found
 from dvkf_prefect.errors import (
@@ -35,15 +36,14 @@ from dvkf_prefect.errors import (
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile import document_md5, parse_dvc_file
-from dvkf_prefect.formats.dvcfile_edit import write_document
+from dvkf_prefect.formats.dvcfile_edit import content_keys, write_document
 from dvkf_prefect.formats.files import describes_outputs
-from dvkf_prefect.formats.objects import MD5, Stored
-from dvkf_prefect.formats.outputs import Origin, Output, check_overlap, matching, with_content
+from dvkf_prefect.formats.objects import MD5, Content
+from dvkf_prefect.formats.outputs import Origin, Output, check_overlap, matching
 from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 __all__ = [
     "Annotations",
@@ -114,90 +114,147 @@ class Annotations:
 # -- imports -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportOptions:
+    """Options of an import from a repository.
+
+    Attributes:
+        rev: Branch or tag to follow, or a commit; None for the default branch.
+        force: Replace an existing file or directory.
+        no_exec: Write the `.dvc` file only, without contacting the repository.
+        no_download: Write the `.dvc` file with the commit, without downloading data.
+        remote: Name of the other repository's remote to download from.
+        remote_config: Options that override those of that remote.
+        config: Configuration file whose settings override the other repository's.
+        annotations: Description, type, labels and meta to record.
+    """
+
+    rev: str | None = None
+    force: bool = False
+    no_exec: bool = False
+    no_download: bool = False
+    remote: str | None = None
+    remote_config: Mapping[str, str] | None = None
+    config: str | None = None
+    annotations: Annotations = Annotations()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportUrlOptions:
+    """Options of an import from a url.
+
+    Attributes:
+        force: Replace an existing file or directory.
+        no_exec: Write the `.dvc` file only, without contacting the url.
+        no_download: Write the `.dvc` file with the metadata that the service returns, without downloading data.
+        to_remote: Upload the data to a remote instead of storing it locally.
+        remote: Remote to upload to; None for the default one.
+        version_aware: Record the versions that the service keeps, and fetch by them.
+        fs_config: Options for the url, under the names of remote options.
+        annotations: Description, type, labels and meta to record.
+    """
+
+    force: bool = False
+    no_exec: bool = False
+    no_download: bool = False
+    to_remote: bool = False
+    remote: str | None = None
+    version_aware: bool = False
+    fs_config: Mapping[str, str] | None = None
+    annotations: Annotations = Annotations()
+
+
 def import_repo(
     repo: Repository,
     url: str,
     path: str,
-    *,
-    out: str,
-    rev: str | None,
-    force: bool,
-    no_exec: bool,
-    no_download: bool,
-    remote: str | None,
-    remote_config: Mapping[str, str] | None,
-    config: str | None,
-    annotations: Annotations,
-    jobs: int | None,
-    progress: Progress | None,
+    out: str | os.PathLike[str] | None = None,
+    options: ImportOptions | None = None,
 ) -> Import:
-    """Implement `Repo.import_`; the caller holds the lock."""
-    output = _new_output(repo, out, force)
+    """Implement `Repo.import_`.
+
+    Raises:
+        OutputError: The path is taken, or cannot be tracked.
+        OutputNotFoundError: The other repository has no such path.
+        GitError: The other repository cannot be cloned, or has no such revision.
+        TransferError: Some objects could not be downloaded; nothing was tracked.
+    """
+    place = os.fspath(out) if out else resolve_out(path, None)
+    with repo.lock(write=[place]):
+        return _import_repo(repo, url, path, place, options or ImportOptions())
+
+
+def _import_repo(repo: Repository, url: str, path: str, out: str, options: ImportOptions) -> Import:
+    output = _new_output(repo, out, options.force)
     values: dict[str, Any] = {"url": _relative_to(url, repo.root)}
-    if rev:
-        values["rev"] = rev
-    settings = _repo_settings(remote, remote_config, config)
+    if options.rev:
+        values["rev"] = options.rev
+    settings = _repo_settings(options.remote, options.remote_config, options.config)
     values.update(settings)
+    annotations = options.annotations
     origin = Origin(path, repo=values)
-    if no_exec:
+    if options.no_exec:
         return _write_import(repo, output, origin, repo_dep(path, values), None, annotations, sign=False)
-    with open_origin(repo.root, values, None, typed=True) as source:
+    with open_origin(repo, values, None, typed=True) as source:
         commit = source.at or ""
-        stored: Stored | None = None
-        if no_download:
+        content: Content | None = None
+        if options.no_download:
             lookup.check_there(source, path)
         else:
-            content = fetch.modern(
-                fetch.bring(source, path, repo.cache, jobs=jobs, progress=progress), repo.cache
-            )
-            stored = replace(content.stored, isexec=False)
-    if stored is not None:
-        put(repo, with_content(output, stored), repo.workspace.look(output.path), progress)
+            fetched = fetch.modern(fetch.bring(source, path, repo.cache), repo.cache)
+            content = replace(fetched.content, isexec=False)
+    if content is not None:
+        put(repo, replace(output, content=content), repo.workspace.look(output.path))
     dep = repo_dep(path, {**values, "rev_lock": commit})
-    return _write_import(repo, output, origin, dep, stored, annotations)
+    return _write_import(repo, output, origin, dep, content, annotations)
 
 
 def import_url(
     repo: Repository,
     url: str,
-    *,
-    out: str,
-    force: bool,
-    no_exec: bool,
-    no_download: bool,
-    to_remote: bool,
-    remote: str | None,
-    version_aware: bool,
-    fs_config: Mapping[str, str] | None,
-    annotations: Annotations,
-    jobs: int | None,
-    progress: Progress | None,
+    out: str | os.PathLike[str] | None = None,
+    options: ImportUrlOptions | None = None,
 ) -> Import:
-    """Implement `Repo.import_url`; the caller holds the lock."""
-    if to_remote and (no_exec or no_download or version_aware):
+    """Implement `Repo.import_url`.
+
+    Raises:
+        OutputError: The path is taken, or cannot be tracked.
+        OutputNotFoundError: The url does not exist.
+        TransferError: Some files could not be downloaded; nothing was tracked.
+        RemoteError: The service does not respond, or refuses.
+    """
+    place = os.fspath(out) if out else resolve_out(url, None)
+    with repo.lock(write=[place]):
+        return _import_url(repo, url, place, options or ImportUrlOptions())
+
+
+def _import_url(repo: Repository, url: str, out: str, options: ImportUrlOptions) -> Import:
+    to_remote, remote, version_aware = options.to_remote, options.remote, options.version_aware
+    annotations = options.annotations
+    if to_remote and (options.no_exec or options.no_download or version_aware):
         raise ConfigError("--no-exec/--no-download/--version-aware cannot be combined with --to-remote")
     if remote and not to_remote:
         raise ConfigError("--remote can't be used without --to-remote")
-    output = _new_output(repo, out, force)
+    output = _new_output(repo, out, options.force)
     folder = repo.root / posixpath.dirname(output.source)
     path = _url_path(repo, url, folder)
-    options: dict[str, Any] = dict(fs_config or {})
+    fs_config: dict[str, Any] = dict(options.fs_config or {})
     if version_aware:
-        options["version_aware"] = True
-    origin = Origin(path, posixpath.dirname(output.source) or ".", fs_config=options)
-    if no_exec:
+        fs_config["version_aware"] = True
+    origin = Origin(path, posixpath.dirname(output.source) or ".", fs_config=fs_config)
+    if options.no_exec:
         return _write_import(
-            repo, output, origin, url_dep(path, None, options), None, annotations, sign=False
+            repo, output, origin, url_dep(path, None, fs_config), None, annotations, sign=False
         )
-    found = open_source(repo.config, path, folder=folder, fs_config=options)
-    stored = None
+    found = open_source(repo.config, path, folder=folder, fs_config=fs_config)
+    content = None
     if to_remote:
-        stored = send(repo, found, remote, jobs, progress)
-    elif not no_download:
-        stored = bring_source(found, repo.cache, jobs, progress)
-        put(repo, with_content(output, stored), repo.workspace.look(output.path), progress)
-    dep = url_dep(path, found.facts(), options)
-    return _write_import(repo, output, origin, dep, stored, annotations, push=not version_aware)
+        content = send(repo, found, remote)
+    elif not options.no_download:
+        content = bring_source(found, repo.cache, jobs=repo.jobs, progress=repo.progress)
+        put(repo, replace(output, content=content), repo.workspace.look(output.path))
+    dep = url_dep(path, found.facts(), fs_config)
+    return _write_import(repo, output, origin, dep, content, annotations, push=not version_aware)
 
 
 def _repo_settings(
@@ -221,9 +278,9 @@ def _new_output(repo: Repository, out: str, force: bool) -> Output:
     if path:
         check_target(repo.root, path)
     if not path or path.split("/")[0] in (".dvc", ".git"):
-        raise OutputError(f"'{path or '.'}' cannot be an import: it holds the repository itself")
+        raise OutputError(f"'{path or '.'}' cannot be an import: it contains the repository itself")
     if describes_outputs(posixpath.basename(path)):
-        raise OutputError(f"'{path}' is the name of a DVC file; name a data file or a directory")
+        raise OutputError(f"'{path}' is the name of a DVC file. Name a data file or a directory.")
     output = Output(path, None, source=path + ".dvc")
     place = repo.root / path
     check_free(place, force)
@@ -231,10 +288,10 @@ def _new_output(repo: Repository, out: str, force: bool) -> Output:
     if file.exists() and not force:
         old = parse_dvc_file(read_description(file), output.source)
         if len(old) != 1 or old[0].path != path or old[0].origin is None:
-            raise OutputError(f"'{output.source}' exists and is no import; --force replaces it")
+            raise OutputError(f"'{output.source}' exists and is not an import. Replace it with --force.")
     if repo.git and (in_git := repo.git.tracked([repo.git_prefix + path])):
         raise OutputInGitError(
-            f"'{path}' is tracked by git ({len(in_git)} file(s)); stop that first: `git rm -r --cached '{path}'`"
+            f"'{path}' is tracked by git ({len(in_git)} file(s)). Run `git rm -r --cached '{path}'`."
         )
     check_overlap(sorted([*_others(repo, output.source), output], key=lambda o: o.path))
     repo.git_ignored.check(output.source)
@@ -264,13 +321,8 @@ def _url_path(repo: Repository, url: str, folder: Path) -> str:
     return os.path.relpath(full, folder) if inside or not os.path.isabs(url) else url
 
 
-def _out(stored: Stored | None) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if stored is not None:
-        values = {"md5": stored.digest, "size": stored.size}
-        if stored.nfiles is not None:
-            values["nfiles"] = stored.nfiles
-    return {**values, "hash": MD5}
+def _out(content: Content | None) -> dict[str, Any]:
+    return content_keys(content) if content is not None else {"hash": MD5}
 
 
 def _write_import(
@@ -278,13 +330,13 @@ def _write_import(
     output: Output,
     origin: Origin,
     dep: dict[str, Any],
-    stored: Stored | None,
+    content: Content | None,
     annotations: Annotations,
     *,
     sign: bool = True,
     push: bool = True,
 ) -> Import:
-    out = {**_out(stored), "path": posixpath.basename(output.path), **annotations.as_dict()}
+    out = {**_out(content), "path": posixpath.basename(output.path), **annotations.as_dict()}
     if not push:
         out["push"] = False
     document: dict[str, Any] = {"frozen": True, "deps": [dep], "outs": [out]}
@@ -293,7 +345,7 @@ def _write_import(
     file = repo.root / output.source
     write_atomic(file, write_document(None, output.source, document))
     _keep_out_of_git(repo, output)
-    return Import(output.path, output.source, str(origin), stored.digest if stored else None)
+    return Import(output.path, output.source, str(origin), content.digest if content else None)
 
 
 def _keep_out_of_git(repo: Repository, output: Output) -> None:
@@ -311,20 +363,36 @@ def update(
     repo: Repository,
     targets: Sequence[str],
     *,
-    rev: str | None,
-    recursive: bool,
-    no_download: bool,
-    to_remote: bool,
-    remote: str | None,
-    jobs: int | None,
-    progress: Progress | None,
+    rev: str | None = None,
+    recursive: bool = False,
+    no_download: bool = False,
+    to_remote: bool = False,
+    remote: str | None = None,
 ) -> list[Import]:
-    """Implement `Repo.update`; the caller holds the lock."""
+    """Implement `Repo.update`.
+
+    Raises:
+        OutputNotFoundError: A target is not tracked, or its source no longer exists.
+        OutputError: A target is not an import.
+        OutputChangedError: Files would be lost; nothing was changed.
+        TransferError: Some files could not be downloaded; that import was not changed.
+    """
     if to_remote and no_download:
         raise ConfigError("--to-remote can't be used with --no-download")
     if remote and not to_remote:
         raise ConfigError("--remote can't be used without --to-remote")
-    wanted = _imports(repo, targets, recursive)
+    with repo.lock(write=lambda: [""] if recursive else written_paths(repo, targets)):
+        return _update(repo, _imports(repo, targets, recursive), rev, no_download, to_remote, remote)
+
+
+def _update(
+    repo: Repository,
+    wanted: Sequence[Output],
+    rev: str | None,
+    no_download: bool,
+    to_remote: bool,
+    remote: str | None,
+) -> list[Import]:
     done: list[Import] = []
     for output in wanted:
         origin = output.origin
@@ -334,9 +402,9 @@ def update(
                 raise ConfigError(
                     f"'{output.source}' is imported from another repository; it can't be updated with --to-remote"
                 )
-            done.append(_update_repo(repo, output, origin, origin.repo, rev, no_download, jobs, progress))
+            done.append(_update_repo(repo, output, origin, origin.repo, rev, no_download))
         else:
-            done.append(_update_url(repo, output, origin, no_download, to_remote, remote, jobs, progress))
+            done.append(_update_url(repo, output, origin, no_download, to_remote, remote))
     return done
 
 
@@ -349,7 +417,7 @@ def _imports(repo: Repository, targets: Sequence[str], recursive: bool) -> list[
             prefix = "" if target in ("", ".") else target.rstrip("/") + "/"
             found = [o for o in tracked if o.origin is not None and o.source.startswith(prefix)]
         elif not found:
-            raise OutputNotFoundError(f"'{target}' is not an import of {repo.root}; name its .dvc file")
+            raise OutputNotFoundError(f"'{target}' is not an import of {repo.root}. Name its .dvc file.")
         for output in found:
             if output.origin is None:
                 raise OutputError(
@@ -366,11 +434,9 @@ def _update_repo(
     old: Mapping[str, Any],
     rev: str | None,
     no_download: bool,
-    jobs: int | None,
-    progress: Progress | None,
 ) -> Import:
     values: dict[str, Any] = {**old, **({"rev": rev} if rev else {})}
-    with open_origin(repo.root, values, None) as source:
+    with open_origin(repo, values, None) as source:
         dep = repo_dep(origin.path, {**values, "rev_lock": source.at})
         found = repo.workspace.look(output.path, hash_name=output.hash_name)
         if values == dict(old) and _is_as_locked(repo, output, origin, source):
@@ -378,15 +444,13 @@ def _update_repo(
         if dep["repo"] == dict(old) and output.digest is not None and found.digest == output.digest:
             return Import(output.path, output.source, str(origin), output.digest, changed=False)
         _check_kept(repo, output, found)
-        stored: Stored | None = None
+        content: Content | None = None
         if no_download:
             lookup.check_there(source, origin.path)
         else:
-            content = fetch.modern(
-                fetch.bring(source, origin.path, repo.cache, jobs=jobs, progress=progress), repo.cache
-            )
-            stored = replace(content.stored, isexec=False)
-    return _rewrite(repo, output, origin, dep, stored, found, progress)
+            fetched = fetch.modern(fetch.bring(source, origin.path, repo.cache), repo.cache)
+            content = replace(fetched.content, isexec=False)
+    return _rewrite(repo, output, origin, dep, content, found)
 
 
 def _is_as_locked(repo: Repository, output: Output, origin: Origin, source: ExternalRepo) -> bool:
@@ -395,7 +459,7 @@ def _is_as_locked(repo: Repository, output: Output, origin: Origin, source: Exte
     if output.digest is None or not values.get("rev_lock") or not is_same(repo, output, origin, source):
         return False
     try:
-        with open_origin(repo.root, values, values["rev_lock"]):
+        with open_origin(repo, values, values["rev_lock"]):
             return True
     except DvkfError:
         return False
@@ -408,8 +472,6 @@ def _update_url(
     no_download: bool,
     to_remote: bool,
     remote: str | None,
-    jobs: int | None,
-    progress: Progress | None,
 ) -> Import:
     opened = open_source(
         repo.config, origin.path, folder=repo.root / origin.folder, fs_config=aware(repo, origin)
@@ -420,15 +482,15 @@ def _update_url(
     same = url_dep(origin.path, facts, origin.fs_config) == old and output.digest is not None
     if same and (to_remote or found.digest == output.digest):
         return Import(output.path, output.source, str(origin), output.digest, changed=False)
-    stored: Stored | None = None
+    content: Content | None = None
     if to_remote:
-        stored = send(repo, opened, remote, jobs, progress)
+        content = send(repo, opened, remote)
     else:
         _check_kept(repo, output, found)
         if not no_download:
-            stored = bring_source(opened, repo.cache, jobs, progress)
+            content = bring_source(opened, repo.cache, jobs=repo.jobs, progress=repo.progress)
     dep = url_dep(origin.path, opened.facts(), origin.fs_config)
-    return _rewrite(repo, output, origin, dep, stored, None if to_remote else found, progress)
+    return _rewrite(repo, output, origin, dep, content, None if to_remote else found)
 
 
 def _check_kept(repo: Repository, output: Output, found: Found) -> None:
@@ -437,7 +499,7 @@ def _check_kept(repo: Repository, output: Output, found: Found) -> None:
     Raises:
         OutputChangedError: There are such files.
     """
-    lost = repo.workspace.lost_by(replace(output, digest=None) if output.digest is None else output, found)
+    lost = repo.workspace.lost_by(output, found)
     if lost:
         raise OutputChangedError(lost)
 
@@ -447,24 +509,25 @@ def _rewrite(
     output: Output,
     origin: Origin,
     dep: dict[str, Any],
-    stored: Stored | None,
+    content: Content | None,
     found: Found | None,
-    progress: Progress | None,
 ) -> Import:
     """Check out new content and record it in the `.dvc` file, keeping the file's other fields."""
-    if stored is not None and found is not None:
-        put(repo, with_content(output, stored), found, progress)
+    if content is not None and found is not None:
+        put(repo, replace(output, content=content), found)
     elif found is not None and found.digest is not None:
         repo.workspace.remove(output.path, found)
     file = repo.root / output.source
     old = read_description(file)
     document = copy.deepcopy(documents.load(old, output.source))
     (out,) = document["outs"]
-    document["outs"] = [{**_out(stored), **{key: value for key, value in out.items() if key not in _CONTENT}}]
+    document["outs"] = [
+        {**_out(content), **{key: value for key, value in out.items() if key not in _CONTENT}}
+    ]
     document["deps"] = [dep]
     document["md5"] = document_md5(document)
     new = write_document(old, output.source, document)
     if new != old:
         write_atomic(file, new)
     _keep_out_of_git(repo, output)
-    return Import(output.path, output.source, str(origin), stored.digest if stored else None)
+    return Import(output.path, output.source, str(origin), content.digest if content else None)

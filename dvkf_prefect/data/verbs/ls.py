@@ -126,7 +126,7 @@ def list_files(
     return found
 
 
-def tree_of(
+def file_tree(
     repo: Repository, path: str = "", *, tracked_only: bool = False, depth: int | None = None
 ) -> Node:
     """Return the tree of files and folders at a path.
@@ -311,7 +311,7 @@ class _Browser:
         if tracked:
             return self._recorded(name, tracked)
         raise OutputNotFoundError(
-            f"{path or '.'}: there is no such file or directory in {self._repo.root}, tracked or not"
+            f"{path or '.'}: no file or directory of that name in {self._repo.root}, tracked or untracked"
         )
 
     def _blocked(self, path: str) -> bool:
@@ -349,8 +349,8 @@ class _Browser:
             if refusal := self._members.refusal(unknown):
                 raise refusal
             raise MissingObjectError(
-                f"the files of '{unknown.path}' are not known: {unknown.digest} is neither in the cache nor on a "
-                "remote; push it from where it is"
+                f"the files of '{unknown.path}' are unknown: {unknown.digest} is neither in the cache nor on "
+                "a remote. Run `dvkf push` in a clone that has it."
             )
         seen: set[str] = set()
         if there and stat.S_ISDIR(there.st_mode):

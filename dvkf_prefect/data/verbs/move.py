@@ -8,23 +8,22 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.git import gitignore
-from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.errors import DvkfError, OutputError, OutputInGitError, OutputNotFoundError
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile import document_md5
-from dvkf_prefect.formats.dvcfile_edit import write_document
+from dvkf_prefect.formats.dvcfile_edit import content_keys, write_document
 from dvkf_prefect.formats.files import describes_outputs
-from dvkf_prefect.formats.objects import Stored
-from dvkf_prefect.formats.outputs import Output, check_overlap, matching, with_content
+from dvkf_prefect.formats.objects import Content
+from dvkf_prefect.formats.outputs import Output, check_overlap, matching
 from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 # Note of a move in progress, in the repository's `tmp_dir`; a killed move is resumed from it.
 _MOVING = "moving"
@@ -40,15 +39,28 @@ class Move:
     new_file: str
 
 
-def move(repo: Repository, source: str, target: str, *, progress: Progress | None = None) -> Move:
-    """Implement `Repo.move`; the caller holds the lock."""
+def move(repo: Repository, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Move:
+    """Implement `Repo.move`.
+
+    Raises:
+        OutputNotFoundError: The source is not tracked.
+        OutputError: A stage writes the source, or the new path is taken.
+        OutputOverlapError: The new path lies inside another output.
+    """
+    paths = repo.relpath(source), repo.relpath(target)
+    with repo.lock(write=paths):
+        return _move(repo, *paths)
+
+
+def _move(repo: Repository, source: str, target: str) -> Move:
     tracked = repo.outputs()
     output = next((o for o in matching(tracked, source) if o.path == source), None)
     if output is None:
         raise OutputNotFoundError(f"'{source}' is not a tracked file or directory of {repo.root}")
     if output.stage or _has_command(repo, output.source):
         raise OutputError(
-            f"'{source}' is an output of a stage ({output.source}); move it in its dvc.yaml, and `dvkf repro`"
+            f"'{source}' is an output of a stage ({output.source}). Rename it in its dvc.yaml, and run "
+            "`dvkf repro`."
         )
     note = repo.tmp_dir / _MOVING
     begun = None if os.path.lexists(repo.root / source) else _begun(note, source, target)
@@ -72,14 +84,13 @@ def move(repo: Repository, source: str, target: str, *, progress: Progress | Non
     write_atomic(note, json.dumps([source, asked, target]).encode())
     if repo.git and output.cached and gitignore.ignore(new):
         changed.append(posixpath.join(posixpath.dirname(target), ".gitignore"))
-    stored: Stored | None = None
+    content: Content | None = None
     if os.path.lexists(old):
         os.rename(old, new)
     if os.path.lexists(new):
-        stored = repo.workspace.take(target, advance=starting(progress, f"move {source}"))
-        if progress:
-            progress.finish()
-    document = _moved_document(repo, output, moved, stored)
+        with counting(repo.progress, f"move {source}") as work:
+            content = repo.workspace.take(target, work=work)
+    document = _moved_document(repo, output, moved, content)
     write_atomic(repo.root / file, document)
     if repo.git and output.cached and target != source and gitignore.unignore(old):
         changed.append(posixpath.join(posixpath.dirname(source), ".gitignore"))
@@ -114,20 +125,18 @@ def _check_place(
         OutputError: The destination exists, or cannot be tracked.
     """
     if moved.path.split("/")[0] in (".dvc", ".git") or describes_outputs(posixpath.basename(moved.path)):
-        raise OutputError(f"'{moved.path}' cannot be tracked; name another place")
+        raise OutputError(f"'{moved.path}' cannot be tracked. Name another path.")
     for path in {moved.path, moved.source} - {output.source}:
         if not begun and os.path.lexists(repo.root / path):
-            raise OutputError(f"'{path}' exists already; move it away, or name another place")
+            raise OutputError(f"'{path}' exists already. Move it away, or name another path.")
     if repo.git and repo.git.tracked([repo.git_prefix + moved.path]):
-        raise OutputInGitError(
-            f"'{moved.path}' is tracked by git; stop that first: `git rm -r --cached '{moved.path}'`"
-        )
+        raise OutputInGitError(f"'{moved.path}' is tracked by git. Run `git rm -r --cached '{moved.path}'`.")
     gone = {output.path, moved.path} if begun else {output.path}
     check_overlap(sorted([moved, *(o for o in tracked if o.path not in gone)], key=lambda o: o.path))
     repo.git_ignored.check(moved.source)
 
 
-def _moved_document(repo: Repository, output: Output, moved: Output, stored: Stored | None) -> bytes:
+def _moved_document(repo: Repository, output: Output, moved: Output, content: Content | None) -> bytes:
     """Return the content of a moved output's `.dvc` file, keeping its other fields."""
     old = read_description(repo.root / output.source)
     document = documents.load(old, output.source)
@@ -139,17 +148,12 @@ def _moved_document(repo: Repository, output: Output, moved: Output, stored: Sto
     for out in document["outs"]:
         if posixpath.normpath(posixpath.join(folder, out["path"])) != output.path:
             continue
-        if stored is not None and with_content(output, stored) != output:
+        if content is not None and replace(output, content=content) != output:
             for key in ("md5", "size", "nfiles", "isexec", "hash", "files", "cloud"):
                 out.pop(key, None)
-            fresh: dict[str, Any] = {"md5": stored.digest, "size": stored.size}
-            if stored.nfiles is not None:
-                fresh["nfiles"] = stored.nfiles
-            if stored.isexec:
-                fresh["isexec"] = True
             kept = dict(out)
             out.clear()
-            out.update({**fresh, "hash": "md5", **kept})
+            out.update({**content_keys(content), **kept})
         out["path"] = posixpath.relpath(moved.path, new_folder or ".")
     for dep in document.get("deps") or []:
         path = dep.get("path", "")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.data.progress import Direction, Progress
+from dvkf_prefect.data.progress import Direction
 from dvkf_prefect.data.remotes.remote import Remote
-from dvkf_prefect.data.repository.selection import Selection
-from dvkf_prefect.data.transfer import remote_users
-from dvkf_prefect.data.transfer.plan import Plan, plan_fetch, plan_push
+from dvkf_prefect.data.repository.selection import Choice, Selection, select
+from dvkf_prefect.data.transfer import plan, remote_users
+from dvkf_prefect.data.transfer.plan import Plan
 from dvkf_prefect.data.transfer.run_cache import Runs, move_runs, plan_runs, run_outputs
 from dvkf_prefect.data.transfer.transfer import Transfer, cloud_status, execute
 from dvkf_prefect.errors import RemoteError, TransferError
@@ -73,30 +73,40 @@ class _Result:
             self.places[place] = None
 
 
-def plan(
+def plan_push(
     repo: Repository,
-    direction: Direction,
-    selection: Selection,
+    targets: Sequence[str] = (),
     *,
+    choice: Choice | None = None,
     remote: str | None = None,
     run_cache: bool = False,
     deep: bool = False,
-    jobs: int | None = None,
 ) -> Plans:
-    """Return what a push or a fetch would transfer, without changing anything.
+    """Implement `Repo.plan_push`."""
+    return _plan(repo, "push", select(repo, targets, choice), remote, run_cache, deep)
 
-    Args:
-        repo: The repository.
-        direction: ``push`` or ``fetch``.
-        selection: Outputs and paths inside them.
-        remote: Name of the remote; None for the output's own remote, else the default one.
-        run_cache: Include the run cache.
-        deep: For a push, check the files of manifests that are on the remote too.
-        jobs: Number of parallel requests.
 
-    Raises:
-        RemoteError: A remote cannot be used.
-    """
+def plan_fetch(
+    repo: Repository,
+    targets: Sequence[str] = (),
+    *,
+    rev: str | None = None,
+    choice: Choice | None = None,
+    remote: str | None = None,
+    run_cache: bool = False,
+) -> Plans:
+    """Implement `Repo.plan_fetch`."""
+    return _plan(repo, "fetch", select(repo, targets, choice, rev=rev), remote, run_cache, False)
+
+
+def _plan(
+    repo: Repository,
+    direction: Direction,
+    selection: Selection,
+    remote: str | None,
+    run_cache: bool,
+    deep: bool,
+) -> Plans:
     outputs, elsewhere = list(selection.outputs), list[Output]()
     if direction == "fetch":
         outputs, elsewhere = _split(repo, outputs, remote)
@@ -109,59 +119,67 @@ def plan(
         place = repo.remote(name)
         if direction == "push":
             extra = run_outputs(repo.cache) if run_cache and place.name in runs else []
-            found = plan_push(
-                group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep, jobs=jobs
-            )
+            found = plan.plan_push(group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep)
         else:
-            found = plan_fetch(group, repo.cache, place, parts=selection.parts, check=True, jobs=jobs)
+            found = plan.plan_fetch(group, repo.cache, place, parts=selection.parts, check=True)
         plans.append(found)
     return Plans(tuple(plans), runs, tuple(elsewhere))
 
 
 def push(
     repo: Repository,
-    selection: Selection,
+    targets: Sequence[str] = (),
     *,
+    choice: Choice | None = None,
     remote: str | None = None,
     run_cache: bool = False,
     deep: bool = False,
-    jobs: int | None = None,
-    progress: Progress | None = None,
 ) -> Transfer:
     """Implement `Repo.push`."""
+    selection = select(repo, targets, choice, overlap="any")
     result = _Result()
 
     def send(group: Sequence[Output], place: Remote, runs: bool) -> None:
         # Upload the outputs of runs before the run cache entries that name them.
         extra = run_outputs(repo.cache) if runs else []
-        made = plan_push(
-            group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep, jobs=jobs
-        )
+        made = plan.plan_push(group, repo.cache, place, parts=selection.parts, optional=extra, deep=deep)
         if group or extra:
             remote_users.mark(repo, place)
-        result.add(execute(made, jobs=jobs, progress=progress))
+        result.add(execute(made, progress=repo.progress))
         result.fail(str(place), made.failures, made.missing)
 
-    _each_remote(repo, list(selection.outputs), remote, "push", run_cache, result, send, jobs, progress)
+    _each_remote(repo, list(selection.outputs), remote, "push", run_cache, result, send)
     return _ended(result)
 
 
 def fetch(
+    repo: Repository,
+    targets: Sequence[str] = (),
+    *,
+    rev: str | None = None,
+    choice: Choice | None = None,
+    remote: str | None = None,
+    run_cache: bool = False,
+) -> Transfer:
+    """Implement `Repo.fetch`."""
+    selection = select(repo, targets, choice, rev=rev, overlap="any")
+    return fetch_selection(repo, selection, remote=remote, run_cache=run_cache)
+
+
+def fetch_selection(
     repo: Repository,
     selection: Selection,
     *,
     remote: str | None = None,
     run_cache: bool = False,
     allow_missing: bool = False,
-    jobs: int | None = None,
-    progress: Progress | None = None,
 ) -> Transfer:
-    """Implement `Repo.fetch`; with ``allow_missing``, missing objects are no failures."""
+    """Download selected outputs into the cache; with ``allow_missing``, missing objects are no failures."""
     result = _Result()
 
     def receive(group: Sequence[Output], place: Remote, runs: bool) -> None:
-        made = plan_fetch(group, repo.cache, place, parts=selection.parts, jobs=jobs)
-        result.add(execute(made, jobs=jobs, progress=progress))
+        made = plan.plan_fetch(group, repo.cache, place, parts=selection.parts)
+        result.add(execute(made, progress=repo.progress))
         result.fail(str(place), made.failures, made.missing)
 
     rest, elsewhere = _split(repo, selection.outputs, remote)
@@ -169,13 +187,11 @@ def fetch(
         from dvkf_prefect.data.imports.fetch import fetch_all
 
         try:
-            result.add(
-                fetch_all(repo, elsewhere, remote, lambda _: Transfer(""), jobs=jobs, progress=progress)
-            )
+            result.add(fetch_all(repo, elsewhere, remote, lambda _: Transfer("")))
         except TransferError as error:
             result.fail(error.place, error.failures, set(error.missing))
     if rest or not elsewhere or run_cache:
-        _each_remote(repo, rest, remote, "fetch", run_cache, result, receive, jobs, progress)
+        _each_remote(repo, rest, remote, "fetch", run_cache, result, receive)
     if allow_missing:
         for name in result.missing:
             result.failures.pop(name, None)
@@ -184,18 +200,17 @@ def fetch(
 
 def status(
     repo: Repository,
-    selection: Selection,
+    targets: Sequence[str] = (),
     *,
+    choice: Choice | None = None,
     remote: str | None = None,
     deep: bool = False,
-    jobs: int | None = None,
 ) -> dict[str, str]:
     """Implement `Repo.cloud_status`."""
+    selection = select(repo, targets, choice)
     states: dict[str, str] = {}
     for name, group in _groups(repo, list(selection.outputs), remote, "push").items():
-        found = cloud_status(
-            group, repo.cache, repo.remote(name), parts=selection.parts, deep=deep, jobs=jobs
-        )
+        found = cloud_status(group, repo.cache, repo.remote(name), parts=selection.parts, deep=deep)
         states.update(found)
     return dict(sorted(states.items()))
 
@@ -208,8 +223,6 @@ def _each_remote(
     run_cache: bool,
     result: _Result,
     act: Callable[[Sequence[Output], Remote, bool], None],
-    jobs: int | None,
-    progress: Progress | None,
 ) -> None:
     """Call ``act`` with the outputs of each remote.
 
@@ -229,7 +242,13 @@ def _each_remote(
                 act(group, place, with_runs)
                 if with_runs:
                     runs = plan_runs(repo.cache, place, push=direction == "push")
-                    move_runs(runs, repo.cache, place, push=direction == "push", jobs=jobs, progress=progress)
+                    move_runs(
+                        runs,
+                        repo.cache,
+                        place,
+                        push=direction == "push",
+                        progress=repo.progress,
+                    )
                     result.add(Transfer(place.name, runs.files, runs.size, runs.present))
                     result.fail(str(place), runs.failures)
             except RemoteError as error:

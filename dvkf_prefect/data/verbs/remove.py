@@ -20,6 +20,7 @@ from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.dvcfile import is_parametrized
 from dvkf_prefect.formats.files import PIPELINE_FILE, describes_outputs
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tracked import read_outputs
 from dvkf_prefect.paths import check_parents
@@ -56,7 +57,12 @@ def remove(
     force: bool = False,
     dry_run: bool = False,
 ) -> Removal:
-    """Implement `Repo.remove`; the caller holds the lock."""
+    """Implement `Repo.remove`."""
+    with repo.lock(write=lambda: _remove(repo, targets, outs=False, force=False, dry_run=True).outputs):
+        return _remove(repo, targets, outs=outs, force=force, dry_run=dry_run)
+
+
+def _remove(repo: Repository, targets: Sequence[str], *, outs: bool, force: bool, dry_run: bool) -> Removal:
     chosen: dict[str, list[str] | None] = {}
     for target in targets:
         file, stage = _described(repo, target)
@@ -144,10 +150,11 @@ def _stages_of(repo: Repository, file: str, names: Sequence[str] | None) -> list
         entry = known.get(name if name in known else group)
         if isinstance(entry, dict) and ("foreach" in entry or "matrix" in entry):
             raise OutputError(
-                f"'{group}' in {file} makes its stages by a `foreach` or a `matrix`; edit that file to remove them"
+                f"'{group}' in {file} generates its stages with a `foreach` or a `matrix`. Edit that file to "
+                "remove them."
             )
         if name not in known:
-            raise OutputNotFoundError(f"there is no stage '{name}' in {file}{_meant(repo, file, name)}")
+            raise OutputNotFoundError(f"no stage '{name}' in {file}{_meant(repo, file, name)}")
         if is_parametrized(entry):
             raise OutputError(f"cannot remove a parametrized stage: '{name}'. Edit {file} to remove it.")
     return list(known if names is None else names)
@@ -159,7 +166,7 @@ def _looked_at(repo: Repository, outputs: Sequence[Output]) -> dict[str, Found]:
         place = repo.root / output.path
         if place.is_symlink() and place.is_dir():
             # Only the link is removed; its target is not part of the repository.
-            found[output.path] = Found(output.digest or "link")
+            found[output.path] = Found(Content(output.digest or "link"))
         else:
             found[output.path] = repo.workspace.look(output.path, hash_name=output.hash_name)
     return found

@@ -53,7 +53,7 @@ class Status:
         return bool(self.changes)
 
 
-def status(repo: Repository, targets: Sequence[str]) -> Status:
+def status(repo: Repository, targets: Sequence[str] = ()) -> Status:
     """Implement `Repo.status`."""
     tracked = repo.outputs(targets, overlap="any")
     changes = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.data.cache._copier import clone_one
-from dvkf_prefect.data.progress import starting
+from dvkf_prefect.data.progress import counting
 from dvkf_prefect.data.workspace.links import aside_name
 from dvkf_prefect.errors import MissingObjectError, OutputError, OutputNotFoundError
 from dvkf_prefect.files import raise_disk_full
@@ -19,26 +19,34 @@ from dvkf_prefect.paths import check_parents
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
-    from dvkf_prefect.data.transfer.transfer import Progress
 
 
-def unprotect(repo: Repository, targets: Sequence[str], *, progress: Progress | None = None) -> list[str]:
-    """Implement `Repo.unprotect`; the caller holds the lock."""
+def unprotect(repo: Repository, targets: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Implement `Repo.unprotect`.
+
+    Raises:
+        OutputNotFoundError: A target is not on disk; nothing was changed.
+        MissingObjectError: A link points to an object that is missing from the cache.
+        DiskFullError: The disk is full; every file is complete, as a link or a copy.
+    """
+    paths = [repo.relpath(target) for target in targets]
+    with repo.lock(write=paths):
+        return _unprotect(repo, paths)
+
+
+def _unprotect(repo: Repository, targets: Sequence[str]) -> list[str]:
     for target in targets:
         if target.split("/")[0] in (".dvc", ".git"):
-            raise OutputError(f"'{target}' belongs to the repository itself; name data of the workspace")
+            raise OutputError(f"'{target}' belongs to the repository itself. Name data of the workspace.")
         if not os.path.lexists(repo.root / target):
-            raise OutputNotFoundError(f"can't unprotect '{target}': there is no such file or directory")
+            raise OutputNotFoundError(f"can't unprotect '{target}': it does not exist")
         check_parents(repo.root, target)
     changed: list[str] = []
     for target in targets:
-        advance = starting(progress, f"unprotect {target}")
-        for path, size in copies_of_links(repo, repo.root / target):
-            changed.append(path.relative_to(repo.root).as_posix())
-            if advance:
+        with counting(repo.progress, f"unprotect {target}") as advance:
+            for path, size in copies_of_links(repo, repo.root / target):
+                changed.append(path.relative_to(repo.root).as_posix())
                 advance(1, size)
-        if progress:
-            progress.finish()
     return changed
 
 
@@ -91,7 +99,7 @@ def _replace_by_copy(path: Path) -> None:
         mode = 0o777 if os.stat(path).st_mode & 0o100 else 0o666
     except FileNotFoundError:
         raise MissingObjectError(
-            f"{path} is a link to an object that is not in the cache; `dvkf fetch` brings it"
+            f"{path} is a link to an object that is not in the cache. Run `dvkf fetch`."
         ) from None
     aside = path.with_name(aside_name(path.name))
     try:

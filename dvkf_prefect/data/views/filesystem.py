@@ -128,9 +128,13 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         self.repo = os.fspath(repo or ".")
         self.rev = rev
         self.label = rev
-        self._settings: dict[str, Any] = {"remote": remote, "remote_config": remote_config, "config": config}
+        self._settings: dict[str, Any] = {
+            "remote": remote,
+            "remote_config": remote_config,
+            "config": config,
+            "jobs": jobs,
+        }
         self._cache_dir = cache_dir
-        self._jobs = jobs
         self._opening = threading.RLock()
         self._here: ExternalRepo | None = None
         self._views: dict[str | None, View] = {}
@@ -167,7 +171,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
         here = self._repo()
         if here is not None and rev is not None:
             if here.git is None:
-                raise ConfigError(f"{here.root} has no git history; revision '{rev}' means nothing here")
+                raise ConfigError(f"{here.root} has no git history, so it has no revision '{rev}'")
             rev = rev if _COMMIT.fullmatch(rev) else here.git.resolve(rev)
         with self._opening:
             if rev not in self._views:
@@ -507,7 +511,7 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             else:
                 wanted.setdefault(id(view), (view, []))[1].append((entry, os.fspath(lpath)))
         for view, rows in wanted.values():
-            view.export(rows, jobs=self._jobs)
+            view.export(rows)
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """Return the content of a file, or of several files by path; missing objects are first downloaded in parallel.
@@ -537,15 +541,15 @@ class DvkfFileSystem(AbstractFileSystem, metaclass=_Pinned):  # type: ignore[mis
             view, inner, _ = self._locate(path)
             wanted.setdefault(id(view), (view, []))[1].append(view.entry(inner))
         for view, entries in wanted.values():
-            view.bring(entries, jobs=self._jobs)
+            view.bring(entries)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def _refuse(self, path: object, *args: Any, **kwargs: Any) -> NoReturn:
         raise OSError(
             errno.EROFS,
-            f"dvkf:// only reads, and does not write '{path}': write a table with dvkf_prefect.write_frame, or a file "
-            "in the workspace, and track it with `dvkf add`",
+            f"cannot write '{path}': dvkf:// is read-only. Write a table with dvkf_prefect.write_frame, or a "
+            "file in the workspace, and track it with `dvkf add`.",
         )
 
     mkdir = makedirs = rmdir = rm = rm_file = _rm = cp_file = copy = mv = _refuse

@@ -19,10 +19,10 @@ from dvkf_prefect.data.imports.fetch import fetch_imports
 from dvkf_prefect.data.imports.origins import from_source
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.transfer import versioned
-from dvkf_prefect.data.transfer.manifests import Manifest, Manifests
+from dvkf_prefect.data.transfer.manifests import opened, read_manifest
 from dvkf_prefect.data.transfer.transfer import Remote, fetch
 from dvkf_prefect.data.views.listing import Entry, Key, Listing
-from dvkf_prefect.data.views.streams import Reader, Whole, in_flight, open_checked, open_remote
+from dvkf_prefect.data.views.streams import Reader, Whole, in_flight, open_checked, open_remote_object
 from dvkf_prefect.errors import (
     CorruptObjectError,
     DvkfError,
@@ -33,7 +33,7 @@ from dvkf_prefect.errors import (
     TransferError,
 )
 from dvkf_prefect.files import temporary_beside
-from dvkf_prefect.formats.objects import MD5, object_key
+from dvkf_prefect.formats.objects import MD5, Content, object_key
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tree import Tree
 
@@ -113,12 +113,11 @@ class View(Listing):
                 return self._open_missing(entry)
             raise
 
-    def bring(self, entries: Iterable[Entry], *, jobs: int | None = None) -> None:
+    def bring(self, entries: Iterable[Entry]) -> None:
         """Download the content of files into the cache, in parallel.
 
         Args:
             entries: The files; those in git or in the workspace are skipped.
-            jobs: Number of parallel transfers.
 
         Raises:
             TransferError: Some files could not be downloaded; all others are in the cache.
@@ -137,7 +136,7 @@ class View(Listing):
             failed: TransferError | None = None
             for (name, special), group in missing.items():
                 try:
-                    (self._bring_special if special else self._bring_group)(name, group, jobs)
+                    (self._bring_special if special else self._bring_group)(name, group)
                 except TransferError as error:
                     failed = TransferError(
                         error.place, {**(failed.failures if failed else {}), **error.failures}
@@ -148,19 +147,18 @@ class View(Listing):
         if failed:
             raise failed
 
-    def export(self, pairs: Sequence[tuple[Entry, str]], *, jobs: int | None = None) -> None:
+    def export(self, pairs: Sequence[tuple[Entry, str]]) -> None:
         """Copy files to paths on this machine, atomically; objects of the cache are verified while they are copied.
 
         Args:
             pairs: Each file and its destination. Existing files are replaced; missing folders are created.
-            jobs: Number of parallel transfers.
 
         Raises:
             TransferError: Some files could not be downloaded; nothing was copied.
             CorruptObjectError: An object of the cache does not match its digest.
             DiskFullError: The disk is full.
         """
-        self.bring([entry for entry, _ in pairs], jobs=jobs)
+        self.bring([entry for entry, _ in pairs])
         for folder in {os.path.dirname(dest) for _, dest in pairs} - {""}:
             os.makedirs(folder, exist_ok=True)
         kinds: dict[tuple[str, bool], list[tuple[Entry, str]]] = {}
@@ -207,7 +205,9 @@ class View(Listing):
         from dvkf_prefect.data.remotes.remote import open_remote
 
         name, options = self.repo.config.remote(name)
-        return open_remote(name, options, backend="fsspec" if "://" in options["url"] else None)
+        return open_remote(
+            name, options, backend="fsspec" if "://" in options["url"] else None, jobs=self.repo.jobs
+        )
 
     # -- objects -----------------------------------------------------------------------------------------------------
 
@@ -215,24 +215,24 @@ class View(Listing):
         """Return True if no remote stores an output's content under its digest."""
         return from_source(output) or self.repo.config.is_versioned(output.remote)
 
-    def _bring_group(self, name: str | None, entries: Sequence[Entry], jobs: int | None) -> None:
+    def _bring_group(self, name: str | None, entries: Sequence[Entry]) -> None:
         try:
             remote = self.remote(name)
         except RemoteNotFoundError as error:
             raise MissingObjectError(
-                f"'{entries[0].path}' of {self.name} is not in the cache ({self.repo.cache.root}), and there is no "
-                f"remote to take it from: {error}"
+                f"'{entries[0].path}' of {self.name} is not in the cache ({self.repo.cache.root}), and no "
+                f"remote can be used: {error}"
             ) from error
-        fetch([_part(entry) for entry in entries], self.repo.cache, remote, jobs=jobs)
+        fetch([_part(entry) for entry in entries], self.repo.cache, remote)
 
-    def _bring_special(self, name: str | None, entries: Sequence[Entry], jobs: int | None) -> None:
+    def _bring_special(self, name: str | None, entries: Sequence[Entry]) -> None:
         outputs = {output.path: output for output in (entry.output for entry in entries) if output}
         imports = [output for output in outputs.values() if from_source(output)]
         if imports:
-            fetch_imports(self.repo, imports, jobs=jobs)
+            fetch_imports(self.repo, imports)
         rest = [_part(entry) for entry in entries if entry.output and not from_source(entry.output)]
         if rest:
-            versioned.fetch_versions(self.repo, rest, name, jobs=jobs)
+            versioned.fetch_versions(self.repo, rest, name)
 
     def _place(self, rows: Sequence[tuple[Entry, str]], hash_name: str, isexec: bool) -> None:
         temporary = [str(temporary_beside(Path(dest))) for _, dest in rows]
@@ -264,7 +264,7 @@ class View(Listing):
         if not self._is_special(output):
             (size,) = self.sizes([entry])
             if size is not None and (size > LARGE or not writable):
-                return open_remote(
+                return open_remote_object(
                     self.remote(output.remote).storage,
                     object_key(entry.digest or "", entry.hash_name),
                     size,
@@ -278,29 +278,25 @@ class View(Listing):
 
     def _read_tree(self, output: Output) -> Tree:
         cache, digest, hash_name = self.repo.cache, output.digest or "", output.hash_name
-        if output.versions and all(file.digest for file in output.versions):
+        if (listed := output.listed_tree()) is not None:
             for file in output.versions:
                 if file.size is not None:
                     self._sizes[hash_name, file.digest or ""] = file.size
-            return versioned.tree_of(output)
-        wanted = Manifest(digest, hash_name, output.path, self.repo, output.remote)
-        ((_, found),) = Manifests([self.repo]).read([wanted])
-        if isinstance(found, DvkfError) and self._is_special(output):
-            self.bring([Entry(output.path, True, output.size, digest, output)])
-            found = cache.read_tree(digest, hash_name)
-        if isinstance(found, RemoteError):
-            raise found
-        if isinstance(found, DvkfError):
+            return listed
+        remotes = opened(self.remote, (output.remote, None))
+        mend = _is_writable(cache.root)
+        try:
+            return read_manifest(digest, hash_name, caches=[cache], remotes=remotes, mend=mend)
+        except DvkfError as error:
+            if self._is_special(output):
+                self.bring([Entry(output.path, True, output.size, digest, output)])
+                return cache.read_tree(digest, hash_name)
+            if isinstance(error, RemoteError):
+                raise
             raise MissingObjectError(
-                f"the files of '{output.path}' in {self.name} are not known: {found}; push it from where it is"
-            )
-        # Stored in the cache, so that the next read needs no remote.
-        if found.digest == digest and not cache.exists(digest, hash_name) and _is_writable(cache.root):
-            with suppress(OSError):
-                temporary = cache.temporary()
-                temporary.write_bytes(found.to_bytes())
-                cache.adopt(temporary, digest, hash_name)
-        return found
+                f"the files of '{output.path}' in {self.name} are unknown. Run `dvkf push` in a clone "
+                f"that has them. ({error})"
+            ) from error
 
     def _why(self, entry: Entry, said: str) -> ObjectError:
         """Return the error for a single file that could not be downloaded."""
@@ -314,10 +310,10 @@ class View(Listing):
         try:
             place = str(self.remote(entry.output.remote if entry.output else None))
         except DvkfError:
-            place = "a remote, since there is none"
+            place = "a remote (none is set)"
         return MissingObjectError(
-            f"'{entry.path}' of {self.name}: {entry.digest} is neither in the cache ({self.repo.cache.root}) nor on "
-            f"{place}; push it from where it is" + (f" ({detail})" if detail else "")
+            f"'{entry.path}' of {self.name}: {entry.digest} is neither in the cache ({self.repo.cache.root}) "
+            f"nor on {place}. Run `dvkf push` in a clone that has it." + (f" ({detail})" if detail else "")
         )
 
     # -- sizes -------------------------------------------------------------------------------------------------------
@@ -383,7 +379,8 @@ def _part(entry: Entry) -> Output:
         return output
     # Match by content, because a link has another path.
     files = tuple(replace(file, relpath="") for file in output.versions if file.digest == entry.digest)[:1]
-    return replace(output, path=entry.path, digest=entry.digest, size=None, nfiles=None, versions=files)
+    content = Content(entry.digest or "", hash_name=output.hash_name)
+    return replace(output, path=entry.path, content=content, versions=files)
 
 
 def _write(source: BinaryIO, dest: str, isexec: bool) -> None:

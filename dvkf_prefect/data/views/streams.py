@@ -141,8 +141,8 @@ class CheckedFile(io.RawIOBase):
             return
         aside = self._cache.set_aside(self._digest)
         raise CorruptObjectError(
-            f"{self._name}: {self._cache.path(self._digest)} hashes to {found}, not to its name; it is at {aside} "
-            "now. `dvkf fetch` brings a good copy from the remote."
+            f"{self._name}: {self._cache.path(self._digest)} hashes to {found}, not to its name; it was "
+            f"moved to {aside}. Run `dvkf fetch` for a good copy."
         )
 
     def close(self) -> None:
@@ -343,8 +343,8 @@ class RemoteFile(io.RawIOBase):
             self._left, self._hashed = len(self._blocks), 0
             self._md5 = hashlib.md5(usedforsecurity=False)
             raise CorruptObjectError(
-                f"{self._name}: {self._digest} is damaged on the remote '{self._storage.name}' ({self._storage.url}; "
-                f"its bytes hash to {found}); it was not taken in"
+                f"{self._name}: {self._digest} is damaged on the remote '{self._storage.name}' "
+                f"({self._storage.url}; its bytes hash to {found}); it was not stored"
             )
         if self._cache is not None and self._spool is not None:
             with in_flight([(self._hash_name, self._digest)]):
@@ -358,7 +358,7 @@ class RemoteFile(io.RawIOBase):
             stream.close()
 
 
-def open_remote(
+def open_remote_object(
     storage: Storage, key: str, size: int, digest: str, hash_name: str, *, cache: Cache | None, name: str
 ) -> BinaryIO:
     """Open a blob of a remote, see `RemoteFile`."""

@@ -53,8 +53,8 @@ class Links:
             if kind == "copy" or self.works(kind):
                 return kind
         raise OutputError(
-            f"cache.type = {','.join(self._types)}: none of them works from the cache ({self._cache.root}) to the "
-            "workspace; name 'copy' too"
+            f"cache.type = {','.join(self._types)}: none of these works from the cache ({self._cache.root}) "
+            "to the workspace. Add 'copy'."
         )
 
     def works(self, kind: str) -> bool:
@@ -115,8 +115,8 @@ class Links:
                 yield (
                     row,
                     ObjectError(
-                        f"{digest} was changed in the cache by writing to a file that is linked to it; it was "
-                        f"moved to {aside}. `dvkf fetch` brings a good copy from the remote."
+                        f"{digest} was changed in the cache by a write to a file linked to it; it was moved "
+                        f"to {aside}. Run `dvkf fetch` for a good copy."
                     ),
                 )
                 continue
@@ -187,9 +187,7 @@ class Links:
         self._memory.save(_MEMORY_KEY, merged)
 
     def _missing(self, digest: str) -> ObjectError:
-        return MissingObjectError(
-            f"{digest} is not in the cache ({self._cache.root}); `dvkf fetch` brings it"
-        )
+        return MissingObjectError(f"{digest} is not in the cache ({self._cache.root}). Run `dvkf fetch`.")
 
     def move(self, aside: str, path: str) -> None:
         """Move a file placed under a temporary name to its path."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,8 +16,8 @@ from pathlib import Path
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache._copier import look
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.data.cache.workers import digest_files
-from dvkf_prefect.data.progress import Advance
+from dvkf_prefect.data.cache.workers import digest_files, stepping
+from dvkf_prefect.data.progress import NO_WORK, Work
 from dvkf_prefect.data.workspace.links import Links, aside_name
 from dvkf_prefect.data.workspace.memory import Memory, Rows
 from dvkf_prefect.data.workspace.written import Written
@@ -27,13 +26,14 @@ from dvkf_prefect.errors import (
     MissingObjectError,
     ObjectError,
     OutputError,
+    OutputNotFoundError,
     TransferError,
 )
 from dvkf_prefect.files import check_entry, is_temporary, leads_to_folder
 from dvkf_prefect.formats.digest import digest_dos2unix
 from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
 from dvkf_prefect.formats.dvcignore import Ignore
-from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.objects import MD5, Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tree import Tree, is_tree
 from dvkf_prefect.leftovers import discard, sweep_files
@@ -59,22 +59,39 @@ class Found:
     """Current state of an output's path.
 
     Attributes:
-        digest: Digest of the content, or None if nothing exists.
-        size: Size in bytes.
-        nfiles: Number of files of a directory, None for a file.
-        isexec: True if the content is one executable file.
+        content: Content of the path, or None if nothing exists.
         rows: Rows of a directory's files, or the one row of a file.
     """
 
-    digest: str | None
-    size: int = 0
-    nfiles: int | None = None
-    isexec: bool = False
+    content: Content | None
     rows: Rows | None = None
 
-    def stored(self) -> Stored:
-        """Return the state as content; only valid if the path exists."""
-        return Stored(self.digest or "", self.size, self.nfiles, self.isexec)
+    @property
+    def digest(self) -> str | None:
+        """Digest of the content, or None if nothing exists."""
+        return self.content.digest if self.content else None
+
+    @property
+    def nfiles(self) -> int | None:
+        """Number of files of a directory, None for a file."""
+        return self.content.nfiles if self.content else None
+
+    @property
+    def isexec(self) -> bool:
+        """True if the content is one executable file."""
+        return self.content is not None and self.content.isexec
+
+    def existing(self) -> Content:
+        """Return the content.
+
+        Raises:
+            OutputNotFoundError: Nothing exists.
+        """
+        if self.content is None:
+            raise OutputNotFoundError(
+                "a file or directory disappeared while it was read. Run the command again."
+            )
+        return self.content
 
 
 class Workspace:
@@ -148,9 +165,10 @@ class Workspace:
                 since = rows  # removed since it was listed; keep the digests so far
         else:
             raise OutputError(
-                f"{path}: files go away while they are read. Let whoever removes them end, and run it again."
+                f"{path}: files disappear while they are read. Stop the process that removes them, and run "
+                "the command again."
             )
-        found = _summary(rows, single=not self._is_dir(path))
+        found = _summary(rows, hash_name, single=not self._is_dir(path))
         if missing or rows.tree != found.digest or known is None or not rows.same_files(known):
             rows.tree = found.digest
             rows.distrust_racy(read_ns)
@@ -179,7 +197,7 @@ class Workspace:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
             if base.is_symlink() and not lenient:
-                raise OutputError(f"{path}: a link that leads nowhere; remove it") from None
+                raise OutputError(f"{path}: a broken link. Remove it.") from None
             return None
         rows = Rows()
         if stat.S_ISDIR(info.st_mode):
@@ -217,8 +235,8 @@ class Workspace:
                     if name[0] == "." and name in _SPECIAL:
                         if name == IGNORE_FILE and not self._ignore.matches(f"{path}/{key}"):
                             raise OutputError(
-                                f"{entry.path}: a {IGNORE_FILE} cannot stand inside a tracked directory; "
-                                "move its patterns to one above it"
+                                f"{entry.path}: a {IGNORE_FILE} cannot be inside a tracked directory. Move "
+                                f"its patterns to a {IGNORE_FILE} above it."
                             )
                         if name == IGNORE_FILE and quiet:  # it ignores itself, and applies from here on
                             quiet = False
@@ -258,11 +276,12 @@ class Workspace:
 
     # -- storage in the cache ----------------------------------------------------------------------------------------
 
-    def take(self, path: str, *, advance: Advance | None = None, keep_manifest: bool = True) -> Stored:
+    def take(self, path: str, *, work: Work = NO_WORK, keep_manifest: bool = True) -> Content:
         """Store the content of a path in the cache, files before the manifest.
 
         Files with unchanged stats and a cached object are not read. All others are hashed while they are copied.
-        Without ``keep_manifest``, a directory's own manifest is not stored, for a part of a larger directory.
+        Without ``keep_manifest``, a directory's own manifest is not stored, for a part of a larger directory. ``work``
+        receives the totals after the scan, then files and bytes as they complete.
 
         Raises:
             OutputError: A file there cannot be tracked, or nothing exists.
@@ -273,7 +292,7 @@ class Workspace:
         rows = self._scan(path)
         self.sweep([path])
         if rows is None:
-            raise OutputError(f"{path}: there is no such file or directory")
+            raise OutputError(f"{path}: no such file or directory")
         known = self._memory.load(path)
         if known:
             rows.fill_from(known)
@@ -286,36 +305,36 @@ class Workspace:
         if todo:
             rows.tree = None
         try:
-            stored = self._cache.add_files(
-                files,
-                [rows.sizes[i] for i in todo],
-                share_blocks=bool(todo) and self._links.kind == "reflink",
-            )
-            for n, digest in stored:
-                rows.digests[todo[n]] = digest
-                if advance:
-                    advance(1, rows.sizes[todo[n]])
+            lengths = [rows.sizes[i] for i in todo]
+            work.more(len(todo), sum(lengths))
+            share = bool(todo) and self._links.kind == "reflink"
+            stored = self._cache.add_files(files, lengths, share_blocks=share)
+            names = (posixpath.join(path, rows.relpaths[i]).rstrip("/") for i in todo)
+            with stepping(work, files, names, lengths) as steps:
+                for n, digest in stored:
+                    rows.digests[todo[n]] = digest
+                    steps.done(files[n], lengths[n])
         except BaseException as error:
             # Save the digests so far, so that the next run does not hash these files again.
             rows.distrust_racy(started)
             self._memory.save(path, rows)
             if isinstance(error, FileNotFoundError) and error.filename in files:
                 raise OutputError(
-                    f"{error.filename} went away while it was read; nothing was recorded. Let whoever removes it end, "
-                    "and run it again."
+                    f"{error.filename} disappeared while it was read; nothing was recorded. Stop the process "
+                    "that removes it, and run the command again."
                 ) from None
             raise
-        found = _summary(rows, single=single)
-        if found.nfiles is not None and keep_manifest and not self._cache.exists(found.digest or ""):
+        content = _summary(rows, MD5, single=single).existing()
+        if content.is_dir and keep_manifest and not self._cache.exists(content.digest):
             self._cache.add_tree(Tree(rows.relpaths, rows.digests))
         if todo and self._links.shares:
             self._links.relink(base if single else base + "/", rows, todo)
         # Flush first: files recorded as stored are not checked again.
         durability.flush()
-        rows.tree = found.digest
+        rows.tree = content.digest
         rows.distrust_racy(started)
         self._memory.save(path, rows)
-        return found.stored()
+        return content
 
     # -- checkout ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +367,7 @@ class Workspace:
             posixpath.join(output.path, name) if name else output.path for name in lost if name not in cut
         ]
 
-    def put(self, output: Output, found: Found, *, advance: Advance | None = None) -> int:
+    def put(self, output: Output, found: Found, *, work: Work = NO_WORK) -> int:
         """Check out the recorded content at an output's path; return the number of files written or removed.
 
         A new directory is built under a temporary name and appears at once. In an existing one, each file is replaced
@@ -357,7 +376,7 @@ class Workspace:
         Args:
             output: The output to check out; its digest must be known.
             found: Current state of its path; files missing from the cache are overwritten.
-            advance: Called as files and bytes complete.
+            work: Receives files and bytes as they complete; files that are in place already reduce its totals.
 
         Raises:
             TransferError: Objects are missing from the cache or damaged; all other files were written.
@@ -365,9 +384,7 @@ class Workspace:
         """
         digest = output.digest
         if digest is None:
-            raise OutputError(
-                f"{output.path}: nothing was recorded for it yet; run `dvkf commit` or `dvkf repro`"
-            )
+            raise OutputError(f"{output.path}: no recorded content yet. Run `dvkf commit` or `dvkf repro`.")
         check_target(self._root, output.path)
         self.sweep([output.path])
         target = self._root / output.path
@@ -376,10 +393,10 @@ class Workspace:
         brief = self._links.shares or (output.size or _AT_ONCE + 1) <= _AT_ONCE
         with nullcontext() if brief else self._written.writing():
             if not is_tree(digest):
-                return self._put_file(output, target, found, advance)
-            return self._put_tree(output, target, found, advance)
+                return self._put_file(output, target, found, work)
+            return self._put_tree(output, target, found, work)
 
-    def _put_tree(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
+    def _put_tree(self, output: Output, target: Path, found: Found, work: Work) -> int:
         tree = self._cache.read_tree(output.digest or "", output.hash_name)
         if found.rows is not None and found.nfiles is None:
             target.unlink()
@@ -387,41 +404,39 @@ class Workspace:
         # Each object is hashed during the copy, so a check in advance adds nothing.
         if found.digest is None and not self._cache.missing(tree.digests, output.hash_name, look=False):
             with suppress(CorruptObjectError, MissingObjectError):
-                return self._put_new(output, tree, target, advance)
+                return self._put_new(output, tree, target, work)
         absent = self._cache.missing(tree.digests, output.hash_name)
-        return self._put_changes(output, tree, target, found, absent, advance)
+        return self._put_changes(output, tree, target, found, absent, work)
 
-    def _put_file(self, output: Output, target: Path, found: Found, advance: Advance | None) -> int:
+    def _put_file(self, output: Output, target: Path, found: Found, work: Work) -> int:
         digest = output.digest or ""
         if not self._cache.exists(digest, output.hash_name):
             raise TransferError(
                 f"the cache ({self._cache.root})",
-                {output.path: f"{digest} is not there; `dvkf pull` brings it"},
+                {output.path: f"{digest} is not in the cache. Run `dvkf pull`."},
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         if found.nfiles is not None:
             self._remove_files(target, found.rows.relpaths if found.rows else [])
             if target.exists():
                 raise OutputError(
-                    f"{output.path}: a file belongs here but the directory holds ignored files; move them"
+                    f"{output.path}: a file belongs here but the directory contains ignored files. Move them."
                 )
-        temporary = target.with_name(aside_name(target.name))
+        key = str(target.with_name(aside_name(target.name)))
         mode = 0o777 if output.isexec else 0o666
-        ((_, placed),) = self._links.place(
-            [digest], "", [str(temporary)], mode=mode, hash_name=output.hash_name
-        )
+        with stepping(work, [key], [output.path], [output.size]) as steps:
+            ((_, placed),) = self._links.place([digest], "", [key], mode=mode, hash_name=output.hash_name)
         if isinstance(placed, ObjectError):
             raise TransferError(f"the cache ({self._cache.root})", {output.path: str(placed)})
-        self._links.move(str(temporary), str(target))
+        self._links.move(key, str(target))
         rows = Rows.expected([""], [digest])
         rows.put(0, look(str(target)))  # a move changes the stat
         rows.tree = digest
         self._save(output, rows)
-        if advance:
-            advance(1, placed[0])
+        steps.done(key, placed[0])
         return 1
 
-    def _put_new(self, output: Output, tree: Tree, target: Path, advance: Advance | None) -> int:
+    def _put_new(self, output: Output, tree: Tree, target: Path, work: Work) -> int:
         """Build a directory under a temporary name and move it into place."""
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(aside_name(target.name))
@@ -429,14 +444,14 @@ class Workspace:
         try:
             os.mkdir(aside)
             make_folders(str(aside), tree.relpaths)
-            for row, placed in self._links.place(
-                tree.digests, f"{aside}/", tree.relpaths, hash_name=output.hash_name
-            ):
-                if isinstance(placed, ObjectError):
-                    raise placed
-                rows.put(row, placed)
-                if advance:
-                    advance(1, placed[0])
+            placing = self._links.place(tree.digests, f"{aside}/", tree.relpaths, hash_name=output.hash_name)
+            names = (posixpath.join(output.path, relpath) for relpath in tree.relpaths)
+            with stepping(work, tree.relpaths, names) as steps:
+                for row, placed in placing:
+                    if isinstance(placed, ObjectError):
+                        raise placed
+                    rows.put(row, placed)
+                    steps.done(tree.relpaths[row], placed[0])
             if self._links.shares:
                 for row, relpath in enumerate(tree.relpaths):
                     rows.put(row, look(f"{aside}/{relpath}"))
@@ -444,6 +459,8 @@ class Workspace:
                 os.rmdir(target)
             os.rename(aside, target)
         except BaseException:
+            import shutil  # slow to import
+
             shutil.rmtree(aside, ignore_errors=True)
             raise
         rows.tree = output.digest
@@ -457,7 +474,7 @@ class Workspace:
         target: Path,
         found: Found,
         absent: set[str],
-        advance: Advance | None,
+        work: Work,
     ) -> int:
         """Replace, add and remove only the differing files."""
         old = found.rows or Rows()
@@ -479,24 +496,28 @@ class Workspace:
                 rows.put(row, (old.sizes[i], old.mtimes[i], old.ctimes[i], old.inodes[i], bool(old.execs[i])))
             elif digest in absent:
                 failures[posixpath.join(output.path, relpath)] = (
-                    f"{digest} is not in the cache; `dvkf pull` brings it"
+                    f"{digest} is not in the cache. Run `dvkf pull`."
                 )
             else:
                 todo.append(row)
         aside = [aside_name(tree.relpaths[row]) for row in todo]
         make_folders(str(target), aside)
-        for n, placed in self._links.place(
+        work.more(len(todo) - len(tree), -sum(rows.sizes))
+        names = (posixpath.join(output.path, tree.relpaths[row]) for row in todo)
+        placing = self._links.place(
             [tree.digests[row] for row in todo], f"{target}/", aside, hash_name=output.hash_name
-        ):
-            row = todo[n]
-            if isinstance(placed, ObjectError):
-                failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
-                continue
-            self._links.move(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
-            moved.append(row)
-            changed += 1
-            if advance:
-                advance(1, placed[0])
+        )
+        with stepping(work, aside, names) as steps:
+            for n, placed in placing:
+                row = todo[n]
+                if isinstance(placed, ObjectError):
+                    failures[posixpath.join(output.path, tree.relpaths[row])] = str(placed)
+                    steps.done(aside[n], 0)
+                    continue
+                self._links.move(f"{target}/{aside[n]}", f"{target}/{tree.relpaths[row]}")
+                moved.append(row)
+                changed += 1
+                steps.done(aside[n], placed[0])
         if failures:
             raise TransferError(f"the cache ({self._cache.root})", failures)
         # At the end, since each move and each further link changes an object's stat.
@@ -554,9 +575,8 @@ class Workspace:
     def _save(self, output: Output, rows: Rows) -> None:
         self._links.settle(output.hash_name)
         rows.settle()
-        self._memory.save(
-            output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}", rows
-        )
+        key = output.path if output.hash_name == MD5 else f"{output.hash_name}:{output.path}"
+        self._memory.save(key, rows)
 
     def sweep(self, paths: Iterable[str] = ()) -> None:
         """Remove temporary files of killed runs beside paths and in inspected outputs; the caller holds the lock.
@@ -572,9 +592,9 @@ class Workspace:
         self._leftovers.clear()
 
 
-def _summary(rows: Rows, *, single: bool) -> Found:
+def _summary(rows: Rows, hash_name: str, *, single: bool) -> Found:
     size = sum(rows.sizes)
     if single:
-        return Found(rows.digests[0], size, None, bool(rows.execs[0]), rows)
+        return Found(Content(rows.digests[0], size, None, bool(rows.execs[0]), hash_name), rows)
     digest = rows.tree or Tree(rows.relpaths, rows.digests).digest
-    return Found(digest, size, len(rows), False, rows)
+    return Found(Content(digest, size, len(rows), hash_name=hash_name), rows)

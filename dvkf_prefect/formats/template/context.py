@@ -12,7 +12,7 @@ from typing import Any
 from dvkf_prefect.errors import ParseError
 from dvkf_prefect.formats.params import DEFAULT_FILE, load_values
 from dvkf_prefect.formats.template.interpolation import Node, Reference
-from dvkf_prefect.formats.template.source import Place, Source, one_of
+from dvkf_prefect.formats.template.source import Place, SourceFile, one_of
 
 _PLAIN = (int, float, str, bytes, bool)
 _Path = tuple[str, ...]
@@ -31,7 +31,7 @@ class Context:
         used: Values selected from files since the last reset: ``{file: {dotted key: value}}``.
     """
 
-    def __init__(self, source: Source, read: Read, settings: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, source: SourceFile, read: Read, settings: Callable[[], Mapping[str, str]]) -> None:
         self.source = source
         self.used: dict[str, dict[str, Any]] = {}
         self._read = read
@@ -100,16 +100,16 @@ class Context:
                 return
             if loaded is None:
                 raise self.source.wrong(
-                    place, f"`{item}`: all of {path} is loaded already; leave this line out"
+                    place, f"`{item}`: all of {path} is loaded already. Remove this line."
                 )
             if keys is None or set(keys) & set(loaded):
                 raise self.source.wrong(
-                    place, f"`{item}`: {', '.join(loaded)} of {path} is loaded already; name other keys"
+                    place, f"`{item}`: {', '.join(loaded)} of {path} is loaded already. Name other keys."
                 )
         data = self._read(path)
         if data is None:
             raise self.source.wrong(
-                place, f"there is no file {path}; `vars` names files and mappings of values"
+                place, f"the file {path} does not exist; `vars` is a list of files and of mappings of values"
             )
         self._take_file(path, data, keys, place)
         self._imports[path] = [*(self._imports.get(path) or ()), *keys] if keys else None
@@ -120,7 +120,7 @@ class Context:
             for key in keys:
                 if key not in values:
                     raise self.source.wrong(
-                        place, f"there is no '{key}' at the top of {path}; expected {one_of(values)}"
+                        place, f"unknown key '{key}' at the top of {path}; expected {one_of(values)}"
                     )
             values = {key: values[key] for key in keys}
         self._take(self._clean(values, place, (), file=path), path, place, is_file=True)
@@ -129,7 +129,7 @@ class Context:
         reserved = [name for name in self._bound if name in values]
         if reserved:
             raise self.source.wrong(
-                place, f"{one_of(reserved)} is what the stage is made for and cannot be set by `vars`"
+                place, f"{one_of(reserved)} is set by `foreach` or `matrix` and cannot be set by `vars`"
             )
         self._values = self._merged(self._values, values, (), (origin, is_file), place)
 
@@ -150,7 +150,7 @@ class Context:
                 raise self.source.wrong(
                     place,
                     f"cannot set '{'.'.join(here)}' from {origin[0]}: {first[0] if first else 'another'} "
-                    "sets it already; keep one of them",
+                    "sets it already. Keep one of them.",
                 )
         return made
 
@@ -167,8 +167,8 @@ class Context:
         if isinstance(value, list):
             return [self._clean(v, place, (*path, str(i)), file=file) for i, v in enumerate(value)]
         expected = (
-            f"'{'.'.join(path)}' is a {type(value).__name__}, which a template cannot hold; "
-            "write it as a text, number, list or mapping"
+            f"'{'.'.join(path)}' is a {type(value).__name__}, which a template cannot use. Write it as a "
+            "string, number, list or mapping."
         )
         raise ParseError(file, expected) if file else self.source.wrong(place, expected)
 
@@ -257,10 +257,10 @@ class Context:
             origin = self._origin(tuple(path)) if path else None
             where = f" in '{name}'" if path else ""
             where += f" of {origin[0]}" if origin else "" if path else " in params.yaml or `vars`"
-            expected = f"there is no '{word}'{where}; expected {one_of(known)}"
+            expected = f"unknown name '{word}'{where}; expected {one_of(known)}"
         elif isinstance(node, list):
             count = f"0 to {len(node) - 1}" if node else "nothing, it is empty"
-            expected = f"there is no '{word}' in the list '{name}'; expected {count}"
+            expected = f"no item '{word}' in the list '{name}'; expected {count}"
         else:
             expected = f"'{name}' is {node!r}, which has no '{word}'; expected a mapping or a list"
         return self.source.wrong(reference.place, f"`{reference.text}`: {expected}")

@@ -22,7 +22,7 @@ from dvkf_prefect.formats.template.interpolation import (
     is_interpolated,
     written,
 )
-from dvkf_prefect.formats.template.source import Place, Source
+from dvkf_prefect.formats.template.source import Place, SourceFile
 
 JOIN = "@"
 """Separator between the group's name and the item's name in a stage's name."""
@@ -63,7 +63,7 @@ class Resolver:
 
     def __init__(
         self,
-        source: Source,
+        source: SourceFile,
         document: Mapping[str, Any],
         read: Read,
         settings: Callable[[], Mapping[str, str]] = dict,
@@ -119,7 +119,9 @@ class Resolver:
             else:
                 if JOIN in name:
                     raise self.source.wrong(
-                        place, f"the stage's name '{name}' has a '{JOIN}', which marks the stages of a group"
+                        place,
+                        f"the stage's name '{name}' contains '{JOIN}', which is reserved for the stages "
+                        "of a group",
                     )
                 yield _Template(self, definition, place).instance(name, None, {})
 
@@ -138,8 +140,8 @@ class Resolver:
                 said = f"has a '{JOIN}'" if key else "is empty"
                 raise self.source.wrong(
                     place[:2],
-                    f"the item '{key}' of '{group}' {said} and cannot be in a stage's name; use a mapping "
-                    "of names to items",
+                    f"the item '{key}' of '{group}' {said} and cannot be part of a stage's name. Use a "
+                    "mapping of names to items.",
                 )
             template = template or _Template(self, definition, place)
             yield template.instance(f"{group}{JOIN}{key}", group, bound)
@@ -159,7 +161,7 @@ class Resolver:
                 yield (str(index) if composite else _name(item)), {"item": item}
         else:
             raise self.source.wrong(
-                place, f"`foreach` of '{name}' goes through a list or a mapping, not {_plain(found)!r}"
+                place, f"`foreach` of '{name}' is a list or a mapping, not {_plain(found)!r}"
             )
 
     def _matrix(self, name: str, data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -191,9 +193,7 @@ class Resolver:
         """
         for index, item in enumerate(items):
             if is_interpolated(item):
-                raise self.source.wrong(
-                    (*place, index), "`vars` are values; `${}` cannot be used in them, write the value out"
-                )
+                raise self.source.wrong((*place, index), "`vars` cannot contain `${}`. Write the value out.")
 
 
 class _Lazy:

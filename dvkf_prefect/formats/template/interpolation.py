@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any, Protocol
 
-from dvkf_prefect.formats.template.source import MAX_TEXT, Place, Source
+from dvkf_prefect.formats.template.source import MAX_TEXT, Place, SourceFile
 
 _WORD = r"[^.\[\]]+"
 # White space belongs to one part only: otherwise a text could match in very many ways.
@@ -52,7 +52,7 @@ class Node:
 class Values(Protocol):
     """Interface for the lookup of references."""
 
-    source: Source
+    source: SourceFile
 
     def select(self, reference: Reference) -> Node:
         """Return the value of a reference."""
@@ -60,21 +60,6 @@ class Values(Protocol):
     @property
     def arguments(self) -> Mapping[str, str]:
         """Settings that control how mappings become arguments: ``parsing.bool`` and ``parsing.list``."""
-
-
-class Compiled(Protocol):
-    """A value that contains ``${…}``."""
-
-    def fill(self, values: Values, key: str | None) -> Any:
-        """Return the value with every reference filled in.
-
-        Args:
-            values: Source of the referenced values.
-            key: Key of the stage's definition, which restricts the types filled in; None for any type.
-        """
-
-    def nodes(self, values: Values) -> Any:
-        """Return the value with each text that is a single reference replaced by a `Node`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +102,7 @@ class _Mapping:
             if isinstance(name, _Text):
                 name = name.fill(values, key)
                 if isinstance(name, (dict, list)):
-                    raise values.source.wrong(place, f"a key is a text, not {_kind(name)}")
+                    raise values.source.wrong(place, f"a key is a string, not {_kind(name)}")
             filled[name] = fill(value, values, key)
         return filled
 
@@ -126,7 +111,7 @@ class _Mapping:
         for name, value, place in self.items:
             if isinstance(name, _Text):
                 if len(name.parts) == 1:
-                    raise values.source.wrong(place, "a key that is one `${}` alone cannot be used here")
+                    raise values.source.wrong(place, "a key cannot be a single `${}` here")
                 name = name.fill(values, None)
             filled[name] = fill_nodes(value, values)
         return filled
@@ -146,7 +131,7 @@ class _List:
 _COMPILED = (_Text, _Mapping, _List)
 
 
-def compile_value(value: Any, source: Source, place: Place) -> Any:
+def compile_value(value: Any, source: SourceFile, place: Place) -> Any:
     r"""Find the references in a value.
 
     Args:
@@ -155,7 +140,7 @@ def compile_value(value: Any, source: Source, place: Place) -> Any:
         place: Place of the value in the document.
 
     Returns:
-        A `Compiled` if there are references, else the value itself with ``\${`` made ``${``.
+        A compiled value if there are references, else the value itself with ``\${`` made ``${``.
 
     Raises:
         ParseError: A ``${…}`` has invalid syntax.
@@ -176,7 +161,7 @@ def compile_value(value: Any, source: Source, place: Place) -> Any:
     return value
 
 
-def _compile_text(text: str, source: Source, place: Place) -> Any:
+def _compile_text(text: str, source: SourceFile, place: Place) -> Any:
     parts: list[str | Reference] = []
     end = 0
     for start, after in _expressions(text):
@@ -184,8 +169,8 @@ def _compile_text(text: str, source: Source, place: Place) -> Any:
         if not _SYNTAX.fullmatch(inner):
             raise source.wrong(
                 place,
-                f"`{whole[:_SHOWN]}`: an expression is a name and what it is walked through by, such as "
-                "`${train.layers[0].size}`; write `\\${` where the shell is to see it",
+                f"`{whole[:_SHOWN]}`: not an expression; expected a name and keys, such as "
+                "`${train.layers[0].size}`. Write `\\${` for a `${` of the shell.",
             )
         if start > end:
             parts.append(text[end:start].replace("\\${", "${"))
@@ -224,7 +209,12 @@ def is_interpolated(value: Any) -> bool:
 
 
 def fill(value: Any, values: Values, key: str | None) -> Any:
-    """Return a value of `compile_value` with every reference filled in; see `Compiled.fill`.
+    """Return a value of `compile_value` with every reference filled in.
+
+    Args:
+        value: The value; one without references is returned unchanged.
+        values: Source of the referenced values.
+        key: Key of the stage's definition, which restricts the types filled in; None for any type.
 
     Raises:
         ParseError: A value is missing, or cannot be used there.
@@ -241,10 +231,10 @@ def fill_nodes(value: Any, values: Values) -> Any:
     return value.nodes(values) if isinstance(value, _COMPILED) else value
 
 
-def _check(source: Source, reference: Reference, value: Any, key: str) -> None:
+def _check(source: SourceFile, reference: Reference, value: Any, key: str) -> None:
     if value is None or isinstance(value, _PLAIN) or (key == "cmd" and isinstance(value, dict)):
         return
-    hint = "a text, number or true/false; in `cmd` also a mapping, as arguments"
+    hint = "a string, number or true/false; in `cmd` also a mapping, as arguments"
     raise source.wrong(
         reference.place, f"`{reference.text}` is {_kind(value)} and cannot be filled in here; expected {hint}"
     )
@@ -308,7 +298,7 @@ def arguments_of(values: Mapping[str, Any], settings: Mapping[str, str]) -> str:
                 if isinstance(item, str):
                     item = quote(item)
                 elif isinstance(item, Iterable):
-                    raise ValueError(f"'{name}' holds a list in a list, or a mapping; write it flat")
+                    raise ValueError(f"'{name}' has a nested list or a mapping. Write it flat.")
                 text += f"{item} " if i and settings.get("list") != "append" else f"--{name} {item} "
         else:
             text += f"--{name} {value} "
@@ -326,7 +316,7 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
                 stack.append((name, iter(value.items())))
                 break
             if name in seen:
-                raise ValueError(f"'{name}' comes twice")
+                raise ValueError(f"'{name}' is given twice")
             seen.add(name)
             yield name, value
         else:

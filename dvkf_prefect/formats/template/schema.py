@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dvkf_prefect.formats.template.source import Place, Source, one_of
+from dvkf_prefect.formats.template.source import Place, SourceFile, one_of
 
 _Kinds = Mapping[str, tuple["type | tuple[type, ...]", str]]
 
 _TOP_KEYS = ("stages", "params", "metrics", "plots", "artifacts", "datasets", "vars")
 _ABOUT: _Kinds = {
-    "desc": (str, "a text"),
-    "type": (str, "a text"),
-    "labels": (list, "a list of texts"),
+    "desc": (str, "a string"),
+    "type": (str, "a string"),
+    "labels": (list, "a list of strings"),
     "meta": (object, "anything"),
 }
 _FLAGS: _Kinds = {
@@ -31,7 +31,7 @@ PLOT_KEYS = ("template", "x", "y", "x_label", "y_label", "title", "header")
 """Plot options of a stage's ``plots``."""
 _PLOT_FLAGS: _Kinds = {
     **_FLAGS,
-    **dict.fromkeys(PLOT_KEYS[:-1], (str, "a text")),
+    **dict.fromkeys(PLOT_KEYS[:-1], (str, "a string")),
     "header": (bool, "true or false"),
 }
 OUT_KEYS: Mapping[str, _Kinds] = {"outs": _FLAGS, "metrics": _FLAGS, "plots": _PLOT_FLAGS}
@@ -46,7 +46,7 @@ _STAGE_KEYS: _Kinds = {
     "plots": (list, "a list of paths, or of {path: {options}}"),
     "frozen": (bool, "true or false"),
     "always_changed": (bool, "true or false"),
-    "desc": (str, "a text"),
+    "desc": (str, "a string"),
     "meta": (object, "anything"),
     "vars": (list, "a list of files and of mappings of values"),
     "matrix": (dict, "a mapping of names to lists"),
@@ -55,11 +55,11 @@ _AXES = "a column, or a mapping of files to columns"
 _PLOT_DEFINITION: _Kinds = {
     "x": ((str, dict), _AXES),
     "y": ((str, list, dict), _AXES),
-    **dict.fromkeys(("x_label", "y_label", "title", "template"), (str, "a text")),
+    **dict.fromkeys(("x_label", "y_label", "title", "template"), (str, "a string")),
 }
 
 
-def check_document(source: Source, document: Any) -> dict[str, Any]:
+def check_document(source: SourceFile, document: Any) -> dict[str, Any]:
     """Validate a dvc.yaml as far as possible before its values are known.
 
     Args:
@@ -101,15 +101,15 @@ def check_document(source: Source, document: Any) -> dict[str, Any]:
 class _Check:
     """Validator of the parts of one file."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceFile) -> None:
         self._wrong: Callable[[Place, str], Exception] = source.wrong
 
     def texts(self, value: Any, place: Place) -> None:
         if not isinstance(value, list):
-            raise self._wrong(place, f"`{place[-1]}` is a list of texts")
+            raise self._wrong(place, f"`{place[-1]}` is a list of strings")
         for i, item in enumerate(value):
             if not isinstance(item, str):
-                raise self._wrong((*place, i), f"an item of `{place[-1]}` is a text, not {item!r}")
+                raise self._wrong((*place, i), f"an item of `{place[-1]}` is a string, not {item!r}")
 
     def vars(self, value: Any, place: Place) -> None:
         if not isinstance(value, list):
@@ -133,7 +133,7 @@ class _Check:
 
     def stage(self, name: Any, definition: Any, place: Place) -> None:
         if not isinstance(name, str) or not name:
-            raise self._wrong(place, f"a stage's name is a text, not {name!r}")
+            raise self._wrong(place, f"a stage's name is a string, not {name!r}")
         if not isinstance(definition, dict):
             raise self._wrong(place, f"the stage '{name}' is a mapping with `cmd`")
         if "foreach" in definition or "do" in definition:
@@ -164,7 +164,7 @@ class _Check:
         for key in definition:
             if key not in ("foreach", "do"):
                 raise self._wrong(
-                    (*place, key), f"'{key}' stands beside `foreach` in stage '{name}'; put it under `do`"
+                    (*place, key), f"'{key}' is beside `foreach` in stage '{name}'. Put it under `do`."
                 )
         if not isinstance(definition.get("foreach"), (dict, list, str)):
             raise self._wrong(
@@ -174,7 +174,7 @@ class _Check:
         if not isinstance(definition.get("do"), dict):
             raise self._wrong((*place, "do"), f"the stage '{name}' needs `do`, a mapping with `cmd`")
         if {"foreach", "do"} & definition["do"].keys():
-            raise self._wrong((*place, "do"), f"a `foreach` inside another in stage '{name}'; use `matrix`")
+            raise self._wrong((*place, "do"), f"a `foreach` inside another in stage '{name}'. Use `matrix`.")
         self.stage(name, definition["do"], (*place, "do"))
 
     def _out(self, key: str, item: Any, flags: _Kinds, place: Place) -> None:
@@ -215,5 +215,5 @@ class _Check:
     def artifact(self, name: Any, values: Any, place: Place) -> None:
         if not isinstance(name, str) or not isinstance(values, dict) or "path" not in values:
             raise self._wrong(place, f"the artifact '{name}' is a mapping with `path`")
-        known: _Kinds = {"path": (str, "a text"), **_ABOUT}
+        known: _Kinds = {"path": (str, "a string"), **_ABOUT}
         self.keys(values, known, place, "key", f"the artifact '{name}'")

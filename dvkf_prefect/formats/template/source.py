@@ -17,7 +17,7 @@ Place = tuple["str | int", ...]
 """Keys and indexes that lead to a part of a document."""
 
 
-class Source:
+class SourceFile:
     """One file of a repository.
 
     Args:
@@ -51,9 +51,7 @@ class Source:
         """
         self._stages += count
         if self._stages > MAX_STAGES:
-            expected = (
-                f"makes more than {MAX_STAGES:,} stages, the most allowed in a file. Write shorter lists."
-            )
+            expected = f"makes more than {MAX_STAGES:,} stages, the limit for a file. Write shorter lists."
             raise self.wrong(place, f"'{place[-1]}' {expected}")
 
     def count_text(self, size: int, place: Place) -> None:
@@ -66,13 +64,14 @@ class Source:
         if size > MAX_TEXT or self._texts > MAX_TEXTS:
             raise self.wrong(
                 place,
-                f"the values filled in are longer than {MAX_TEXT >> 20} MB, the most allowed. Write less.",
+                f"the resolved values are longer than {MAX_TEXT >> 20} MB, the limit. Use shorter values.",
             )
 
     def outside(self, place: Place, name: str) -> UnsafePathError:
         """Return the error for a path that leads out of the repository."""
         return UnsafePathError(
-            f"{self.path}, line {self.line(place)}: '{name}' leads out of the repository; give a path inside it"
+            f"{self.path}, line {self.line(place)}: '{name}' leads outside the repository. Give a path "
+            "inside it."
         )
 
 

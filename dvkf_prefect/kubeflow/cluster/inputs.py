@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.remotes.remote import Remote
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.data.transfer.manifests import read_manifest
 from dvkf_prefect.data.transfer.move import move
 from dvkf_prefect.errors import MissingObjectError, StageError
 from dvkf_prefect.files import walk_files
@@ -38,7 +39,7 @@ class Supply:
 
     def __init__(
         self,
-        repo: Repo,
+        repo: Repository,
         remote: Remote,
         bundle: Bundle,
         specs: Sequence[StepSpec],
@@ -91,17 +92,20 @@ class Supply:
         here = absent - self._repo.cache.missing(absent)
         for digest in sorted(absent - here):
             raise StageError(
-                f"the dependency '{wanted[digest]}' ({digest}) is neither on {self._remote} nor, with this content, "
-                f"in the sources of {self._bundle}, so no pod can have it; commit it, or `dvkf add` and `dvkf push` it"
-                + self._hint(wanted[digest])
+                f"the dependency '{wanted[digest]}' ({digest}) is neither on {self._remote} nor, with this "
+                f"content, in the sources of {self._bundle}, so no pod can read it. Commit it, or run "
+                "`dvkf add` and `dvkf push`." + self._hint(wanted[digest])
             )
         if here and not self._push:
             names = ", ".join(sorted(f"'{wanted[digest]}'" for digest in here))
             raise MissingObjectError(
-                f"{names} is not on {self._remote}, where pods take it from; `dvkf push` it"
+                f"{names} is not on {self._remote}, where pods read it. Run `dvkf push`."
             )
         if here:
-            _logger.info("pushing what only this machine has: %s", ", ".join(sorted(wanted[d] for d in here)))
+            _logger.info(
+                "pushing objects that are only on this machine: %s",
+                ", ".join(sorted(wanted[d] for d in here)),
+            )
             send(sorted(here), self._repo.cache, self._remote)
 
     def _in_sources(self, path: str, digest: str) -> bool:
@@ -160,13 +164,9 @@ class Supply:
                 continue
             with scratch_folder("hand-", self._folder) as folder:
                 cache = Cache(folder / "cache")
-                here = self._repo.cache.exists(whole)
-                if not here:
-                    move("fetch", [whole], MD5, cache, self._remote)
                 with suppress(MissingObjectError):
-                    tree = (self._repo.cache if here else cache).read_tree(whole)
-                    below = tree.below(inside := path[len(output.path) + 1 :])
-                    part = Tree.from_pairs((name[len(inside) + 1 :], each) for name, each in below.items())
+                    tree = read_manifest(whole, caches=[self._repo.cache], remotes=[self._remote])
+                    part = tree.subtree(path[len(output.path) + 1 :])
                     absent = self._remote.missing(part.digests)
                     if part.digest != digest or (absent and not self._push):
                         return False
@@ -191,5 +191,7 @@ class Supply:
             and not self._repo.ignore.matches(name)
         )
         return (
-            f". Not in git there: {', '.join(extra[:5])}" + (", …" if len(extra) > 5 else "") if extra else ""
+            f" Files in it that are not in git: {', '.join(extra[:5])}" + (", …" if len(extra) > 5 else "")
+            if extra
+            else ""
         )

@@ -1,35 +1,44 @@
 """Runner for stages on a cluster: all stages to run become one Kubeflow pipeline, which this machine watches.
 
+More stages than a run can have become several runs in order, see `dvkf_prefect.kubeflow.cluster.chain`.
+
 Starting the same stages with the same content finds the existing run again. The run's id is derived from the content.
-Its description has the same mark, for servers that assign their own ids. So a killed dispatcher continues with its
-run, and two dispatchers never start the same run twice. Failed and cancelled runs, and runs whose results were
-collected, are not reused. The next start is a new run.
+Its description has the same mark, for servers that assign their own ids. A killed dispatcher may have recorded some of
+its stages; the next one then has fewer, and finds the run by its list of stages
+(`dvkf_prefect.kubeflow.cluster.open_runs`). Of two dispatchers, on any machines, one claims the run on the remote and
+starts it; the other finds it. Failed and cancelled runs, and runs whose results were collected, are not reused. The
+next start is a new run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.remotes.remote import Remote
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.transfer.move import move
-from dvkf_prefect.errors import DvkfError, RunnerError
-from dvkf_prefect.files import write_atomic
+from dvkf_prefect.errors import DvkfError, RunnerError, StageCancelledError
 from dvkf_prefect.formats.objects import MD5
 from dvkf_prefect.formats.tree import is_tree
-from dvkf_prefect.kubeflow.cluster.api import KfpApi
+from dvkf_prefect.kubeflow.cluster.chain import MOST_STAGES, Chain, NotStartedError, split
+from dvkf_prefect.kubeflow.cluster.followed import FollowedRun
+from dvkf_prefect.kubeflow.cluster.links import Links
+from dvkf_prefect.kubeflow.cluster.notes import mark_taken
 from dvkf_prefect.kubeflow.cluster.pods import Pods
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
-from dvkf_prefect.kubeflow.cluster.submit import Dispatch
+from dvkf_prefect.kubeflow.cluster.submit import ENDING, Dispatch, Submitted
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent, Watch
+from dvkf_prefect.kubeflow.exchange.interests import Interest
 from dvkf_prefect.kubeflow.exchange.objects import uncached
 from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline.step.spec import StepResult, StepSpec
@@ -37,7 +46,28 @@ from dvkf_prefect.pipeline.step.spec import StepResult, StepSpec
 # Prefix of folders with uncached outputs; a sweep removes those whose starter is gone.
 _PREFIX = "side-"
 
-__all__ = ["ClusterSettings", "KfpClusterRun", "KfpClusterRunner", "TaskEvent"]
+__all__ = ["ClusterSettings", "KfpClusterRun", "KfpClusterRunner", "StartedRun", "TaskEvent"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartedRun:
+    """A pipeline run that was started or found.
+
+    Attributes:
+        run_id: Id of the run.
+        url: Its page in KFP's UI; "" if the UI's address is unknown.
+        experiment_url: Page of its experiment; "" if the UI's address is unknown.
+        stages: Its stages.
+    """
+
+    run_id: str
+    url: str
+    experiment_url: str
+    stages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        what = f"Kubeflow run {self.run_id} of {len(self.stages)} stage{'s' if len(self.stages) != 1 else ''}"
+        return what + (f": {self.url} (experiment: {self.experiment_url})" if self.url else "")
 
 
 class KfpClusterRun:
@@ -45,21 +75,39 @@ class KfpClusterRun:
 
     Attributes:
         stage: Address of the stage.
-        run_id: Id of its KFP run.
-        url: URL of the run in KFP's UI.
     """
 
-    def __init__(self, spec: StepSpec, batch: _Batch) -> None:
+    def __init__(self, spec: StepSpec, run: Future[_PipelineRun], cancel: Callable[[], None]) -> None:
         self.stage = spec.stage
-        self.run_id = batch.watch.run_id
-        self.url = batch.watch.url
         self._spec = spec
-        self._batch = batch
+        self._run = run
+        self._cancel = cancel
         self._lock = threading.Lock()
         self._result: StepResult | None = None
 
     def __repr__(self) -> str:
         return f"<KfpClusterRun of stage {self.stage!r}, run {self.run_id}>"
+
+    @property
+    def run_id(self) -> str:
+        """Id of its KFP run; "" before the run starts, after others."""
+        return self._run.result().watch.run_id if self._is_started else ""
+
+    @property
+    def url(self) -> str:
+        """URL of the run in KFP's UI; "" before the run starts, and if the UI's address is unknown."""
+        return self._run.result().watch.url if self._is_started else ""
+
+    @property
+    def ended(self) -> bool:
+        """True if the outcome is known, so that `wait` needs no longer than a download."""
+        if not self._run.done():
+            return False
+        return not self._is_started or self._run.result().watch.has_ended(self.stage)
+
+    @property
+    def _is_started(self) -> bool:
+        return self._run.done() and self._run.exception() is None
 
     def wait(self, timeout: float | None = None) -> StepResult:
         """Wait for the stage's end.
@@ -76,53 +124,70 @@ class KfpClusterRun:
             StageCancelledError: It was stopped, or never ran because a stage that it needs failed.
             RunnerError: The outcome is unknown.
         """
-        outcome = self._batch.watch.outcome(self.stage, timeout)
+        began = time.monotonic()
+        try:
+            run = self._run.result(timeout)
+        except NotStartedError as error:
+            raise StageCancelledError(f"stage '{self.stage}' was not run: {error}") from error
+        except FutureTimeoutError:
+            raise TimeoutError(f"stage '{self.stage}' still runs after {timeout:g} s") from None
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+        outcome = run.watch.outcome(self.stage, left)
         with self._lock:
             if self._result is None:
-                self._batch.waited.add(self.stage)
+                run.waited.add(self.stage)
                 if isinstance(outcome, DvkfError):
                     raise outcome
                 outcome.check()
-                self._result = self._brought(outcome)
+                self._result = self._brought(run, dataclasses.replace(outcome, dirty=run.dirty))
             return self._result
 
     def cancel(self) -> None:
-        """Terminate the whole run; ended stages keep their results. Returns at once."""
-        self._batch.cancel()
+        """Terminate the whole run, unless another dispatcher follows it; return at once.
 
-    def _brought(self, result: StepResult) -> StepResult:
+        Ended stages keep their results.
+        """
+        self._cancel()
+
+    def _brought(self, run: _PipelineRun, result: StepResult) -> StepResult:
         """Download the uncached outputs, which git keeps; the others only with ``fetch``."""
         apart = {out.path for out in self._spec.outs if not out.cached}
-        if self._batch.fetch:
+        if run.fetch:
             digests = {out.digest for out in result.outs if out.path not in apart}
-            _bring(digests, Cache(Path(self._spec.cache_dir)), self._batch.remote)
+            _bring(digests, Cache(Path(self._spec.cache_dir)), run.remote)
         digests = {out.digest for out in result.outs if out.path in apart}
         if not digests:
             return result
         # The receiver of the outputs removes their folder.
-        side = Cache(self._batch.place_beside() / "side")
-        _bring(digests, side, uncached(self._batch.remote))
+        side = Cache(run.place_beside() / "side")
+        _bring(digests, side, uncached(run.remote))
         return dataclasses.replace(result, side_dir=str(side.root))
 
 
-class _Batch:
+class _PipelineRun:
     """A pipeline run and its stages."""
 
     def __init__(
-        self, watch: Watch, remote: Remote, folder: OwnedFolder, note: Path, stages: int, *, fetch: bool
+        self, watch: Watch, remote: Remote, folder: OwnedFolder, run: Submitted, *, fetch: bool, retries: bool
     ) -> None:
         self.watch = watch
+        self.dirty = run.dirty
         self.remote = remote
         self.fetch = fetch
         self._folder = folder
         self._places = itertools.count()
         self.waited: set[str] = set()
-        self._note = note
-        self._stages = stages
+        self._run = run
+        # The next start finds a failed run again, and retries it.
+        self._retries = retries
 
     def cancel(self) -> None:
         if not self.watch.done:
             self.watch.cancel()
+
+    def keep(self, stage: str) -> None:
+        """Count the result of a stage as not collected."""
+        self.waited.discard(stage)
 
     def place_beside(self) -> Path:
         """Create a folder for uncached outputs until they are collected."""
@@ -135,10 +200,15 @@ class _Batch:
         self.cancel()
         self.watch.join()
         self._folder.release(keep=True)  # uncollected outputs are removed by the next run
-        if len(self.waited) == self._stages:
-            with suppress(OSError, ValueError):
-                known = json.loads(self._note.read_bytes())
-                write_atomic(self._note, json.dumps({**known, "taken": True}).encode())
+        kept = self._retries and self.watch.failed
+        if len(self.waited) == len(self._run.tasks) and not self.watch.left and not kept:
+            note, run = self._run.note, self._run.run
+            # Another repository's dispatcher may still need the other stages of a run that it started.
+            whole = run.stages.keys() == self._run.tasks.keys() or note.exists()
+            mark_taken(note)
+            with suppress(DvkfError):
+                if whole:
+                    run.forget(self.remote.storage)
 
 
 class KfpClusterRunner:
@@ -149,7 +219,14 @@ class KfpClusterRunner:
         settings: Settings of the cluster.
         fetch: True downloads outputs into the cache; otherwise they stay on the remote.
         run_key: Distinguishes runs with equal content, for example the id of a flow run.
-        on_event: Called with each task's state changes, in a separate thread.
+        owner: Name of this dispatcher's work in its interests in runs, for example the id of a flow run; see
+            `dvkf_prefect.kubeflow.cluster.ending`.
+        on_event: Called with each task's state changes and new lines of its log, in separate threads; None for no
+            events, and no reading of logs.
+        on_run: Called with each pipeline run once it is started or found; later runs of a chain in a separate thread.
+
+    Attributes:
+        on_run: The callback of that name; it may be set before the first start.
 
     Example:
         ``KfpClusterRunner(Repo.open("."), ClusterSettings("http://localhost:8080"))``
@@ -159,32 +236,28 @@ class KfpClusterRunner:
 
     def __init__(
         self,
-        repo: Repo,
+        repo: Repository,
         settings: ClusterSettings,
         *,
         fetch: bool = False,
         run_key: str = "",
+        owner: str = "",
         on_event: Callable[[TaskEvent], None] | None = None,
+        on_run: Callable[[StartedRun], None] | None = None,
     ) -> None:
         self.fetches = fetch
         self._repo = repo
         self._settings = settings
         self._run_key = run_key
-        self._tell = on_event or (lambda event: None)
+        self._owner = owner
+        self._tell = on_event
         self._folder = repo.tmp_dir / "kubeflow" / "cluster"
         self._lock = threading.Lock()
-        self._batches: list[_Batch] = []
+        self._chains: list[Chain[_PipelineRun]] = []
         self._closed = threading.Event()
-        self._api = KfpApi(
-            settings.host,
-            token=settings.bearer,
-            cookies={settings.cookie_name: settings.cookie} if settings.cookie else None,
-            ca_file=settings.ca_file,
-            verify_ssl=settings.verify_ssl,
-            connect_timeout=settings.connect_timeout,
-            read_timeout=settings.read_timeout,
-            patience=settings.outage,
-        )
+        self._api = settings.connect()
+        self.on_run = on_run
+        self._known_links: Links | None = None
 
     def __enter__(self) -> KfpClusterRunner:
         return self
@@ -201,7 +274,7 @@ class KfpClusterRunner:
     def start_all(
         self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]] | None = None
     ) -> dict[str, KfpClusterRun]:
-        """Start stages as one pipeline, or find the existing run of these stages.
+        """Start stages as one pipeline, or find the existing runs of them; very many become several runs in order.
 
         Args:
             specs: The stages, in any order. A dependency's digest is ignored if one of these stages writes it.
@@ -219,43 +292,114 @@ class KfpClusterRunner:
         """
         if self._closed.is_set():
             raise RunnerError("the runner is closed; stages cannot start")
-        settings = self._settings
-        job = Dispatch(
-            self._repo, settings, self._api, specs, edges or {}, run_key=self._run_key, folder=self._folder
-        )
-        run = job.submit()
-        remote = self._repo.remote()
-        pods = Pods(settings.namespace, config_file=settings.kube_config, context=settings.kube_context)
-        watch = Watch(
-            self._api,
-            run.run_id,
-            run.key,
-            tasks=run.tasks,
-            needs=run.edges,
-            remote=remote,
-            patience=settings.patience,
-            pods=pods if settings.ask_kubernetes else None,
-            tell=self._tell,
-        )
-        sweep(self._folder, _PREFIX)
-        batch = _Batch(
-            watch, remote, OwnedFolder(self._folder, _PREFIX), run.note, len(specs), fetch=self.fetches
+        parts = self._parts(specs, edges or {})
+        chain = Chain(
+            parts,
+            lambda some: self._begin(some, edges or {}),
+            caches=[self._repo.cache],
+            remote=self._repo.remote(),
         )
         with self._lock:
-            self._batches.append(batch)
+            self._chains.append(chain)
         if self._closed.is_set():
-            batch.close()
-        return {spec.stage: KfpClusterRun(spec, batch) for spec in specs}
+            chain.close()
+        return {
+            spec.stage: KfpClusterRun(spec, run, chain.cancel)
+            for part, run in zip(parts, chain.runs, strict=True)
+            for spec in part
+        }
+
+    def _parts(self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]]) -> list[list[StepSpec]]:
+        """Return the stages of each run: those that runs on the server have, then the others."""
+        by_stage = {spec.stage: spec for spec in specs}
+        shared = [[by_stage.pop(stage) for stage in part] for part in self._dispatch(specs, edges).shared()]
+        return shared + (split(list(by_stage.values()), edges, MOST_STAGES) if by_stage else [])
+
+    def _dispatch(self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]]) -> Dispatch:
+        return Dispatch(
+            self._repo, self._settings, self._api, specs, edges, run_key=self._run_key, folder=self._folder
+        )
+
+    def keep(self, stage: str) -> None:
+        """Keep the result of a stage that could not be recorded; the next start of these stages takes it.
+
+        Args:
+            stage: Address of the stage.
+        """
+        with self._lock:
+            chains = list(self._chains)
+        for chain in chains:
+            chain.keep(stage)
+
+    def _begin(self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]]) -> _PipelineRun:
+        """Start one run, or find it."""
+        settings = self._settings
+        links = self._links()
+        remote = self._repo.remote()
+        run, interest = self._submit(self._dispatch(specs, edges), remote)
+        pods = Pods(settings.namespace, config_file=settings.kube_config, context=settings.kube_context)
+        followed = FollowedRun(
+            self._api,
+            run.run.run_id,
+            run.run.key,
+            run.tasks,
+            remote,
+            pods if settings.ask_kubernetes else None,
+            settings.namespace,
+            links.run(run.run.run_id),
+        )
+        watch = Watch(
+            followed, needs=run.edges, patience=settings.patience, tell=self._tell, interest=interest
+        )
+        sweep(self._folder, _PREFIX)
+        experiment = links.experiment(run.experiment_id)
+        if self.on_run is not None:
+            self.on_run(StartedRun(run.run.run_id, watch.url, experiment, tuple(run.tasks)))
+        return _PipelineRun(
+            watch,
+            remote,
+            OwnedFolder(self._folder, _PREFIX),
+            run,
+            fetch=self.fetches,
+            retries=settings.failed_run == "retry",
+        )
+
+    def _submit(self, job: Dispatch, remote: Remote) -> tuple[Submitted, Interest]:
+        """Start the run, or find one that no other dispatcher is about to end."""
+        while True:
+            run = job.submit()
+            interest = Interest(remote.storage, run.run.key, self._owner)
+            run_id = run.run.run_id
+            try:
+                late = interest.is_late(lambda: (self._api.run(run_id) or {}).get("state") in ENDING)  # noqa: B023
+            except BaseException:
+                interest.release()
+                raise
+            if not late:
+                return run, interest
+            interest.release()
+
+    def leave(self) -> None:
+        """Stop following the runs, which go on; the next start of their stages follows them. Return at once."""
+        with self._lock:
+            chains = list(self._chains)
+        for chain in chains:
+            chain.leave()
+
+    def _links(self) -> Links:
+        if self._known_links is None:
+            self._known_links = self._settings.links(self._api)
+        return self._known_links
 
     def close(self) -> None:
         """Terminate all running stages and wait for their end; a second call does nothing."""
         with self._lock:
             self._closed.set()
-            batches, self._batches = self._batches, []
-        for batch in batches:
-            batch.cancel()
-        for batch in batches:
-            batch.close()
+            chains, self._chains = self._chains, []
+        for chain in chains:
+            chain.cancel()
+        for chain in chains:
+            chain.close()
         self._api.close()
 
 

@@ -6,15 +6,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dvkf_prefect.data.remotes.options import secrets_of
 from dvkf_prefect.data.remotes.remote import Remote
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import ConfigError
-from dvkf_prefect.kubeflow.cluster.watch import Patience
-from dvkf_prefect.kubeflow.compile.compile import IMAGE
+from dvkf_prefect.kubeflow.cluster.api import KfpApi
+from dvkf_prefect.kubeflow.cluster.connection import checked_address
+from dvkf_prefect.kubeflow.cluster.links import Links
+from dvkf_prefect.kubeflow.cluster.login import Login
+from dvkf_prefect.kubeflow.cluster.patience import Patience
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement, Reference, parse_defaults
+from dvkf_prefect.kubeflow.compile.workspace import WorkspaceVolume, parse_workspace
 from dvkf_prefect.kubeflow.exchange.runs import OPTION_VARIABLE
 from dvkf_prefect.urls import public_url
 
@@ -57,16 +61,18 @@ _SHARED_OPTIONS = frozenset(
         "exclude_managed_identity_credential",
     }
 )
-_TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"  # noqa: S105 (KFP's usual place for it)
 _VARIABLE = "DVKF_KUBEFLOW_"
 # Options that environment variables give, each by its name in capitals.
 _VARIABLES = (
     "host",
+    "ui_host",
     "namespace",
     "experiment",
     "image",
     "token",
     "token_file",
+    "username",
+    "password",
     "cookie",
     "cookie_name",
     "ca_file",
@@ -75,9 +81,18 @@ _VARIABLES = (
     "remote_secret",
     "remote_url",
     "allow_dirty",
+    "send_as",
+    "failed_run",
+    "workspace",
 )
+# Options with fixed values.
+_CHOICES = {"send_as": ("inline", "version"), "failed_run": ("new", "retry")}
 # Options that are stored in a part of the settings: the part, and the option's name in it.
 _PARTS = {
+    **{
+        name: ("login", name)
+        for name in ("token", "token_file", "username", "password", "cookie", "cookie_name")
+    },
     "remote_secret": ("remote", "secret"),
     "remote_secret_keys": ("remote", "keys"),
     "remote_url": ("remote", "url"),
@@ -105,7 +120,7 @@ class PodRemote:
     url: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
-    def describe(self, repo: Repo, remote: Remote, placements: Mapping[str, Placement]) -> _Described:
+    def describe(self, repo: Repository, remote: Remote, placements: Mapping[str, Placement]) -> RemoteInPods:
         """Return the remote's url and options for pods, and the secret with its credentials.
 
         Args:
@@ -122,8 +137,8 @@ class PodRemote:
         for name, value in self.options.items():
             if secrets_of({name: value}):
                 raise ConfigError(
-                    f"the option '{name}' of the remote is a secret, and a pipeline can be read; put it into a "
-                    "Kubernetes secret and name that"
+                    f"the option '{name}' of the remote is a secret, and pipelines are readable on the "
+                    "cluster. Put it into a Kubernetes secret, and name that secret."
                 )
         options = {name: v for name, v in configured.items() if name in _SHARED_OPTIONS}
         if options.get("ssl_verify", "").lower() not in ("true", "false"):
@@ -137,21 +152,22 @@ class PodRemote:
                 p.service_account or p.secrets or p.config_maps for p in placements.values()
             ):
                 raise ConfigError(
-                    f"remote '{remote.name}' is reached here with {', '.join(secret)}, which are not sent to pods. "
-                    "Name the Kubernetes secret that holds them (remote_secret), or a service account that needs none"
+                    f"remote '{remote.name}' is used on this machine with {', '.join(secret)}, which are not "
+                    "sent to pods. Name the Kubernetes secret that holds them (remote_secret), or a service "
+                    "account that needs none"
                 )
             self._check_folder(url, remote, placements)
-            return _Described(url, options, None)
+            return RemoteInPods(url, options, None)
         keys = dict(self.keys)
         if not keys:
             names = secret or (["access_key_id", "secret_access_key"] if url.startswith("s3") else [])
             keys = {name: name for name in names}
         if not keys:
             raise ConfigError(
-                f"it is not said which option of remote '{remote.name}' each key of the secret '{self.secret}' is"
+                f"the secret '{self.secret}' has no mapping of its keys to options of remote '{remote.name}'"
             )
         variables = {key: OPTION_VARIABLE + option.upper() for key, option in keys.items()}
-        return _Described(url, options, Reference(self.secret, variables))
+        return RemoteInPods(url, options, Reference(self.secret, variables))
 
     def _check_folder(self, url: str, remote: Remote, placements: Mapping[str, Placement]) -> None:
         if "://" in url:
@@ -160,13 +176,40 @@ class PodRemote:
         for stage, placement in placements.items():
             if not any(path.is_relative_to(volume.mount) for volume in placement.volumes):
                 raise ConfigError(
-                    f"remote '{remote.name}' is the folder {url} of this machine, which the pod of stage '{stage}' "
-                    "cannot see: use a remote that both reach, or mount a volume with it (`volumes`)"
+                    f"remote '{remote.name}' is the folder {url} of this machine, which the pod of stage "
+                    f"'{stage}' cannot access. Use a remote that both can access, or mount a volume with it "
+                    "(`volumes`)."
                 )
 
 
+def _pairs(text: str) -> dict[str, str]:
+    """Return the keys and values of ``a=1,b=2``.
+
+    Raises:
+        ConfigError: A part is no pair.
+    """
+    pairs = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        key, equal, value = part.partition("=")
+        if not equal:
+            raise ConfigError(
+                f"{_VARIABLE}WORKSPACE: '{part}' is no pair of key and value. "
+                "Write size=500Gi,access_mode=ReadWriteMany."
+            )
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
 @dataclass(frozen=True, slots=True)
-class _Described:
+class RemoteInPods:
+    """The remote as pods open it.
+
+    Attributes:
+        url: Its URL, without credentials.
+        options: Its options, without secret ones.
+        secret: Secret with its credentials; None if it needs none.
+    """
+
     url: str
     options: Mapping[str, str]
     secret: Reference | None
@@ -179,19 +222,17 @@ class ClusterSettings:
     Attributes:
         host: Address of Kubeflow Pipelines.
         namespace: Namespace of the runs.
-        experiment: Experiment of the runs; created if missing.
-        image: Container image of stages that name none.
-        token: Bearer token.
-        token_file: File with the token, read again for each request because Kubernetes renews it. If None, KFP's own
-            variable ``KF_PIPELINES_SA_TOKEN_PATH``, or KFP's usual path.
-        cookie: Value of a session's cookie.
-        cookie_name: Name of that cookie.
+        experiment: Experiment of the runs, created if missing; "" for the name of the repository.
+        image: Container image of stages that name none; "" refuses such stages.
+        login: Credentials for the server.
         ca_file: CA certificates to trust instead of the usual ones.
         verify_ssl: Verify the server's certificate.
+        ui_host: Address of the UI, for links; None if the host may serve it, too.
         service_account: Kubernetes service account of the pods.
         pipeline_root: Location of KFP's own artifacts; KFP's default if None.
         defaults: Settings of pods that their stages do not set.
         remote: Access of pods to the remote.
+        workspace: Volume that the pods of a run share; None for none.
         connect_timeout: Seconds to wait for a connection.
         read_timeout: Seconds to wait for an answer.
         outage: Maximum seconds without an answer of the API while a run is followed.
@@ -201,22 +242,24 @@ class ClusterSettings:
         kube_context: Context in that file.
         allow_dirty: Run stages even if files have uncommitted changes.
         push_missing: Upload objects that only this machine has, before the run.
+        send_as: ``inline`` sends the pipeline with each run; ``version`` uploads it as a version of the repository's
+            pipeline, to which runs refer. It needs the right to create pipelines, and versions are never deleted.
+        failed_run: ``new`` starts the stages of a failed run again as another run; ``retry`` retries the same run.
     """
 
     host: str
     namespace: str = "kubeflow"
-    experiment: str = "dvkf"
-    image: str = IMAGE
-    token: str = field(default="", repr=False)
-    token_file: str | None = None
-    cookie: str = field(default="", repr=False)
-    cookie_name: str = "authservice_session"
+    experiment: str = ""
+    image: str = ""
+    login: Login = field(default_factory=Login)
     ca_file: str | None = None
     verify_ssl: bool = True
+    ui_host: str | None = None
     service_account: str | None = None
     pipeline_root: str | None = None
     defaults: Placement = field(default_factory=Placement)
     remote: PodRemote = field(default_factory=PodRemote)
+    workspace: WorkspaceVolume | None = None
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     outage: float = 300.0
@@ -226,20 +269,23 @@ class ClusterSettings:
     kube_context: str | None = None
     allow_dirty: bool = False
     push_missing: bool = True
+    send_as: Literal["inline", "version"] = "inline"
+    failed_run: Literal["new", "retry"] = "new"
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> ClusterSettings:
         """Return the settings that options give, by the names that the blocks and environment variables use.
 
-        An option is an attribute of this class, or one of a part: ``remote_secret``, ``remote_secret_keys``,
-        ``remote_url`` and ``remote_options`` of `remote`; ``run_timeout``, ``start_timeout`` and ``schedule_timeout``
-        of `patience`. ``defaults`` is written as a stage's ``meta: kubeflow:``.
+        An option is an attribute of this class, or one of a part: an attribute of `login`; ``remote_secret``,
+        ``remote_secret_keys``, ``remote_url`` and ``remote_options`` of `remote`; ``run_timeout``, ``start_timeout``
+        and ``schedule_timeout`` of `patience`. ``defaults`` is written as a stage's ``meta: kubeflow:``, and
+        ``workspace`` as a mapping of `WorkspaceVolume`.
 
         Args:
-            options: Values by name; None and "" leave the default.
+            options: Values by name; None, "" and an empty mapping leave the default.
 
         Raises:
-            ConfigError: The defaults of pods are wrong.
+            ConfigError: The defaults of pods are wrong, or an option with fixed values has another one.
             TypeError: An option is unknown, or the host is missing.
 
         Example:
@@ -247,27 +293,40 @@ class ClusterSettings:
             60.0
         """
         own: dict[str, Any] = {}
-        parts: dict[str, dict[str, Any]] = {"remote": {}, "patience": {}}
+        parts: dict[str, dict[str, Any]] = {"login": {}, "remote": {}, "patience": {}}
         for name, value in options.items():
-            if value is None or value == "":
+            if value is None or value == "" or value == {}:
                 continue
+            if value not in _CHOICES.get(name, (value,)):
+                raise ConfigError(f"{name} is {value!r}, which is none of: {', '.join(_CHOICES[name])}.")
             part, inner = _PARTS.get(name, ("", name))
             (parts[part] if part else own)[inner] = value
         if "defaults" in own:
             own["defaults"] = parse_defaults(own["defaults"])
-        return cls(**own, remote=PodRemote(**parts["remote"]), patience=Patience(**parts["patience"]))
+        if "workspace" in own:
+            own["workspace"] = parse_workspace(own["workspace"])
+        return cls(
+            **own,
+            login=Login(**parts["login"]),
+            remote=PodRemote(**parts["remote"]),
+            patience=Patience(**parts["patience"]),
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ClusterSettings | None:
         """Return the settings that environment variables give; None without a host.
 
         ``DVKF_KUBEFLOW_HOST`` (or KFP's ``KF_PIPELINES_ENDPOINT``) is the address of Kubeflow Pipelines. Further
-        variables are ``…_NAMESPACE``, ``…_EXPERIMENT``, ``…_IMAGE``, ``…_TOKEN``, ``…_TOKEN_FILE``, ``…_COOKIE``,
-        ``…_COOKIE_NAME``, ``…_CA_FILE``, ``…_SERVICE_ACCOUNT``, ``…_PIPELINE_ROOT``, ``…_REMOTE_SECRET``,
-        ``…_REMOTE_URL`` and ``…_ALLOW_DIRTY=true``.
+        variables are ``…_UI_HOST``, ``…_NAMESPACE``, ``…_EXPERIMENT``, ``…_IMAGE``, ``…_TOKEN``, ``…_TOKEN_FILE``,
+        ``…_USERNAME``, ``…_PASSWORD``, ``…_COOKIE``, ``…_COOKIE_NAME``, ``…_CA_FILE``, ``…_SERVICE_ACCOUNT``,
+        ``…_PIPELINE_ROOT``, ``…_REMOTE_SECRET``, ``…_REMOTE_URL``, ``…_SEND_AS``,
+        ``…_FAILED_RUN``, ``…_WORKSPACE=size=500Gi,access_mode=ReadWriteMany`` and ``…_ALLOW_DIRTY=true``.
 
         Args:
             environment: The variables.
+
+        Raises:
+            ConfigError: An option with fixed values has another one, or the workspace is wrong.
 
         Example:
             >>> ClusterSettings.from_environment({"DVKF_KUBEFLOW_HOST": "http://localhost:8080"}).namespace
@@ -277,23 +336,35 @@ class ClusterSettings:
         options["host"] = options["host"] or environment.get("KF_PIPELINES_ENDPOINT")
         if not options["host"]:
             return None
+        options["workspace"] = _pairs(options["workspace"] or "")
         options["allow_dirty"] = (options["allow_dirty"] or "").lower() in ("1", "true", "yes")
         return cls.from_options(options)
 
-    def bearer(self) -> str:
-        """Return the token for a request; "" if there is none.
+    def links(self, api: KfpApi) -> Links:
+        """Return the links into the UI; without ``ui_host``, the host is asked once if it serves the UI.
+
+        Args:
+            api: Connection to the server.
 
         Raises:
-            ConfigError: The token file cannot be read.
+            ConfigError: The address of the UI is wrong.
         """
-        if self.token:
-            return self.token
-        usual = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") or _TOKEN_FILE
-        try:
-            return Path(self.token_file or usual).expanduser().read_text(encoding="utf-8").strip()
-        except OSError as error:
-            if self.token_file:
-                raise ConfigError(
-                    f"the token file {self.token_file} cannot be read: {error.strerror}"
-                ) from error
-            return ""
+        if self.ui_host:
+            return Links(checked_address(self.ui_host))
+        return Links(api.host if api.serves_ui() else "")
+
+    def connect(self) -> KfpApi:
+        """Return a connection to the server; the caller closes it.
+
+        Raises:
+            ConfigError: The address or the certificates are wrong.
+        """
+        return KfpApi(
+            self.host,
+            headers=self.login.headers,
+            ca_file=self.ca_file,
+            verify_ssl=self.verify_ssl,
+            connect_timeout=self.connect_timeout,
+            read_timeout=self.read_timeout,
+            patience=self.outage,
+        )

@@ -9,41 +9,61 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.repo import Repo
-from dvkf_prefect.errors import MissingObjectError, ParseError, RunnerError
+from dvkf_prefect.data.remotes import Storage
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.errors import RunnerError
 from dvkf_prefect.files import write_atomic
-from dvkf_prefect.formats.artifacts import read_artifacts
-from dvkf_prefect.formats.dvcyaml import Stage, load_stages
-from dvkf_prefect.formats.files import PIPELINE_FILE
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.kubeflow.cluster.api import KfpAnswerError, KfpApi, KfpUnreachableError
 from dvkf_prefect.kubeflow.cluster.inputs import Supply
+from dvkf_prefect.kubeflow.cluster.names import TEXT, fit, project_name
+from dvkf_prefect.kubeflow.cluster.notes import first_attempt, left_key, mark_taken
+from dvkf_prefect.kubeflow.cluster.open_runs import Manifests, OpenRun, OpenStage, open_runs, result_of
+from dvkf_prefect.kubeflow.cluster.plots import with_plots
+from dvkf_prefect.kubeflow.cluster.pod_plans import pod_of_stage, pods_of_run
+from dvkf_prefect.kubeflow.cluster.retry import retry_once
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
+from dvkf_prefect.kubeflow.cluster.shared import shared_parts
+from dvkf_prefect.kubeflow.cluster.uploads import results_key, try_upload
 from dvkf_prefect.kubeflow.compile.compile import (
-    SPEC_LIMIT,
     PodPlan,
     compile_for_cluster,
     edges_of,
     task_names,
 )
+from dvkf_prefect.kubeflow.compile.images import check_images
+from dvkf_prefect.kubeflow.compile.limits import check_pipeline
+from dvkf_prefect.kubeflow.compile.parameters import default_parameters
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement, parse_meta
+from dvkf_prefect.kubeflow.compile.versions import check_version, needed_by
+from dvkf_prefect.kubeflow.compile.workspace import check_workspace
 from dvkf_prefect.kubeflow.exchange.bundle import Bundle, make_bundle
+from dvkf_prefect.kubeflow.exchange.claims import Claim
+from dvkf_prefect.kubeflow.exchange.exports import reference
 from dvkf_prefect.kubeflow.exchange.objects import uncached
-from dvkf_prefect.kubeflow.exchange.runs import RESULT, PodRun, run_place, spill
+from dvkf_prefect.kubeflow.exchange.runs import PodRun, spill
 from dvkf_prefect.paths import is_within
-from dvkf_prefect.pipeline.step.spec import StepDependency, StepKnown, StepResult, StepSpec
+from dvkf_prefect.pipeline.step.spec import StepContent, StepKnown, StepSpec
 
 _NAMESPACE = uuid.UUID("5f0c1c5e-6a0e-5d0a-9f6e-3d7f4f4b7c11")
 _ATTEMPTS = 100
-# Argo stores a workflow, with all its specifications, in one object of etcd, at most 1.5 MiB.
-_ALL_SPECS = 512 * 1024
-_FILE = re.compile(r"((?:.*?/)?dvc\.yaml):(.+)", re.DOTALL)
-_FAILED = frozenset({"FAILED", "CANCELED", "CANCELING", "SKIPPED"})
-_CREATE_TRIES = 8
+# The server's message after it made a workflow whose run it could not store, and those of failures that pass.
+_NOT_STORED = "Failed to store run"
+_PASSING = re.compile(
+    r"(?i)connection refused|too many connections|deadlock|database is locked|lock wait timeout"
+)
+# Seconds until another's claim is removed: longer than a start takes.
+_CLAIM_PATIENCE = 180.0
+# Seconds from a request until the server has deleted its workflow, if it has no run: 120 in its settings
+# (WORKFLOW_GC_GRACE_PERIOD_SECONDS), and the interval of its looks.
+_DELETED_AFTER = 180.0
+# States of a run that is terminated, or that ended without success.
+ENDING = frozenset({"FAILED", "CANCELED", "CANCELING", "SKIPPED"})
+_CREATE_TRIES = 5
 _logger = logging.getLogger(__name__)
 
 
@@ -52,18 +72,20 @@ class Submitted:
     """A submitted run.
 
     Attributes:
-        key: Key of its results on the remote.
-        run_id: Id of the run on the server.
+        run: The run, which may have more stages than these.
+        experiment_id: Id of its experiment.
         tasks: Task name of each stage.
         edges: Predecessors of each stage.
         note: Local file that records the run.
+        dirty: Files of the sources that differ from their commit.
     """
 
-    key: str
-    run_id: str
+    run: OpenRun
+    experiment_id: str
     tasks: Mapping[str, str]
     edges: Mapping[str, Sequence[str]]
     note: Path
+    dirty: tuple[str, ...] = ()
 
 
 class Dispatch:
@@ -81,7 +103,7 @@ class Dispatch:
 
     def __init__(
         self,
-        repo: Repo,
+        repo: Repository,
         settings: ClusterSettings,
         api: KfpApi,
         specs: Sequence[StepSpec],
@@ -100,6 +122,7 @@ class Dispatch:
         self._folder = folder
         self._names = task_names([spec.stage for spec in specs])
         self._remote = repo.remote()
+        self._not_retried: set[str] = set()
 
     def submit(self) -> Submitted:
         """Start the stages, or find the existing run of these stages.
@@ -110,13 +133,49 @@ class Dispatch:
             ConfigError: The remote or the cluster is not configured for this.
             RunnerError: The stages could not be started.
         """
+        pods = self._pods()
+        Supply(
+            self._repo,
+            self._remote,
+            pods.bundle,
+            self._specs,
+            folder=self._folder,
+            push=self._settings.push_missing,
+        ).provide()
+        content = self._content(pods.about, pods.placements)
+        run, experiment = self._start(content, self._stages(pods), pods)
+        tasks = {spec.stage: run.stages[spec.stage].task for spec in self._specs}
+        return Submitted(run, experiment, tasks, self._edges, self._folder / run.note, pods.bundle.dirty)
+
+    def shared(self) -> list[list[str]]:
+        """Return the stages that runs on the server have already, one list for each run; see `shared_parts`.
+
+        Raises:
+            Same as `submit`.
+        """
+        addresses = {spec.stage for spec in self._specs}
+        runs = [run for run in open_runs(self._remote.storage) if addresses & run.stages.keys()]
+
+        def goes_on(run: OpenRun) -> bool:
+            return (self._api.run(run.run_id) or {"state": "FAILED"}).get("state") not in ENDING
+
+        return shared_parts(self._stages(self._pods()), runs, goes_on) if runs else []
+
+    def _pods(self) -> _Pods:
+        """Return all that the pods need; upload the sources."""
         for spec in self._specs:
             if spec.env:
                 raise RunnerError(
-                    f"stage '{spec.stage}': the environment of this machine does not go to a cluster, where anybody "
-                    "could read it; name variables and secrets in its `meta: kubeflow:`"
+                    f"stage '{spec.stage}': the environment of this machine is not sent to a cluster, where "
+                    "other users could read it. Name variables and secrets in its `meta: kubeflow:`."
                 )
-        placements, models = self._settings_of_stages()
+        placements = self._placements()
+        check_images(placements, self._settings.image)
+        if self._settings.workspace or any(any(needed_by(placement)) for placement in placements.values()):
+            version = self._api.version()
+            check_version(placements, version)
+            if self._settings.workspace:
+                check_workspace(placements, version)
         described = self._settings.remote.describe(self._repo, self._remote, placements)
         if described.secret:
             placements = {
@@ -132,77 +191,30 @@ class Dispatch:
             | {out.path for spec in self._specs for out in spec.outs},
         )
         self._folder.mkdir(parents=True, exist_ok=True)
-        Supply(
-            self._repo,
-            self._remote,
-            bundle,
-            self._specs,
-            folder=self._folder,
-            push=self._settings.push_missing,
-        ).provide()
-        about = PodRun(
-            "",
-            described.url,
-            described.options,
-            self._remote.name,
-            bundle.digest,
-            bundle.commit,
-            bundle.dirty,
-            self._names,
-            models,
-        )
-        content = self._content(about, placements)
-        note = self._folder / f"{content[:32]}.json"
-        key, run_id = self._start(content, note, about, placements, account, bundle)
-        return Submitted(key, run_id, self._names, self._edges, note)
+        about = pods_of_run(self._settings, described, self._remote.name, bundle, self._edges)
+        return _Pods(about, placements, account, bundle)
 
-    # -- settings in dvc.yaml ----------------------------------------------------------------------------------------
+    # -- settings of stages ----------------------------------------------------------------------------------------
 
-    def _settings_of_stages(self) -> tuple[dict[str, Placement], dict[str, tuple[str, ...]]]:
-        """Return the settings of each stage's pod, and the outputs of each stage that are models."""
-        files = self._repo.files()
-        stages: dict[str, dict[str, Stage]] = {}
-        declared: dict[str, set[str]] = {}
-        placements, models = {}, {}
+    def _placements(self) -> dict[str, Placement]:
+        """Return the settings of each stage's pod; complete the specifications with the models that they name."""
+        read = self._repo.files().read
+        placements, specs = {}, []
         for spec in self._specs:
-            match = _FILE.fullmatch(spec.stage)
-            file = match[1] if match else PIPELINE_FILE
-            if file not in stages:
-                stages[file], declared[file] = {}, set()
-                with suppress(FileNotFoundError):
-                    stages[file] = {stage.address: stage for stage in load_stages(files, file)}
-                    declared[file] = {
-                        artifact.path
-                        for artifact in read_artifacts(files, file).values()
-                        if artifact.type == "model"
-                    }
-            stage = stages[file].get(spec.stage)
-            placement = Placement()
-            if stage is not None:
-                place = (
-                    ("stages", stage.group, "do", "meta") if stage.group else ("stages", stage.name, "meta")
-                )
-                placement = parse_meta(
-                    stage.meta, stage=spec.stage, file=file, data=files.read(file), place=place
-                )
-            written = {out.path for out in spec.outs}
-            for path in placement.models:
-                if path not in written:
-                    raise ParseError(
-                        file,
-                        f"stage '{spec.stage}', key 'meta.kubeflow.models': '{path}' is none of its outputs",
-                    )
-            typed = {o.path for o in stage.outs if o.options.get("type") == "model"} if stage else set()
-            chosen = set(placement.models) | ((declared[file] | typed) & written)
-            models[spec.stage] = tuple(sorted(chosen))
-            placements[spec.stage] = placement.over(self._settings.defaults)
-        return placements, models
+            outs = {out.path for out in spec.outs}
+            placement = parse_meta(spec.meta, spec.stage, outs, read, self._settings.defaults)
+            placements[spec.stage] = placement
+            models = tuple(sorted({*spec.models, *placement.models} & outs))
+            specs.append(dataclasses.replace(spec, models=models))
+        self._specs = with_plots(self._repo, specs)
+        return placements
 
     def _service_account(self, placements: Mapping[str, Placement]) -> str | None:
         named = {p.service_account for p in placements.values() if p.service_account}
         if len(named) > 1:
             raise RunnerError(
-                f"a run has one service account, but its stages name {', '.join(sorted(named))}; run them apart"
+                f"a run has one service account, but its stages name {', '.join(sorted(named))}. Run them "
+                "separately."
             )
         return next(iter(named), self._settings.service_account)
 
@@ -227,65 +239,189 @@ class Dispatch:
             "about": about.to_json(),
             "placements": {stage: repr(p) for stage, p in sorted(placements.items())},
             "image": self._settings.image,
+            "tasks": self._names,
             "edges": {stage: sorted(needs) for stage, needs in sorted(self._edges.items())},
             "namespace": self._settings.namespace,
+            "workspace": repr(self._settings.workspace),
             "key": self._run_key,
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
-    def _known(self, spec: StepSpec) -> list[StepDependency]:
+    def _known(self, spec: StepSpec) -> list[StepContent]:
         written = {out.path for other in self._specs for out in other.outs}
         return [
-            dataclasses.replace(dep, digest="", size=0, isexec=False)
+            StepContent(dep.path, Content("", 0))
             if any(is_within(dep.path, path) for path in written)
             else dep
             for dep in spec.deps
         ]
 
-    def _start(
-        self,
-        content: str,
-        note: Path,
-        about: PodRun,
-        placements: Mapping[str, Placement],
-        account: str | None,
-        bundle: Bundle,
-    ) -> tuple[str, str]:
-        """Start the run, or find it; return the key of its results, and its id on the server."""
-        experiment = self._api.experiment(self._settings.experiment, self._settings.namespace)
-        left = _left(note)
-        for attempt in range(_first_attempt(note), _ATTEMPTS):
+    def _stages(self, pods: _Pods) -> dict[str, OpenStage]:
+        """Return what identifies each stage, apart from the others of its run."""
+        found = {}
+        for spec in self._specs:
+            bare = dataclasses.replace(spec, cache_dir="", workspace=None, log=None, deps=(), known=None)
+            values = [
+                bare.to_json(),
+                dataclasses.replace(pods.about, inline=0).to_json(),
+                repr(pods.placements[spec.stage]),
+                self._settings.image,
+                self._settings.namespace,
+                self._run_key,
+            ]
+            found[spec.stage] = OpenStage(
+                self._names[spec.stage],
+                hashlib.sha256(json.dumps(values).encode()).hexdigest(),
+                {dep.path: dep.digest for dep in self._known(spec)},
+                tuple(out.path for out in spec.outs),
+                tuple(self._edges[spec.stage]),
+                dict(spec.known.deps) if spec.known is not None else None,
+            )
+        return found
+
+    def _start(self, content: str, stages: Mapping[str, OpenStage], pods: _Pods) -> tuple[OpenRun, str]:
+        """Start the run, or find it, or one that has these stages among others; return its experiment, too."""
+        experiment = self._api.experiment(
+            self._settings.experiment or project_name(self._repo), self._settings.namespace
+        )
+        note = self._folder / f"{content[:32]}.json"
+        left = left_key(note)
+        for attempt in range(first_attempt(note), _ATTEMPTS):
             key = str(uuid.uuid5(_NAMESPACE, f"{content}/{attempt}"))
-            found = self._find(key, experiment)
-            if found is not None:
-                state = found.get("state")
-                if state in _FAILED or (state == "SUCCEEDED" and not self._has_results(key)):
+            found, started = self._find(key, experiment), False
+            if found is None:
+                joined, ended = self._join(stages)
+                if joined is not None:
+                    Claim(self._remote.storage, joined.key).clear()  # its killed dispatcher may have left one
+                    _logger.info("resuming run %s, which has these stages among others", joined.run_id)
+                    return joined, experiment
+                found, started = self._start_once(key, pods, experiment)
+                if found is None:
+                    # The server lost the run, or it was deleted there. Results under its key may be of any of both.
                     if key == left:
-                        self._learn_from(key)
+                        self._learn_from(key, self._names)
                     continue
-                _logger.info("going on with run %s", found["run_id"])
-            else:
-                body = self._body(key, about, placements, account, bundle, experiment)
-                found = self._create(key, body, experiment)
-            run_id = str(found["run_id"])
+                for run in ended:
+                    mark_taken(self._folder / run.note)
+                    run.forget(self._remote.storage)
+            if not started:
+                # A dispatcher that was killed after its request left its claim.
+                Claim(self._remote.storage, key).clear()
+                state, place = found.get("state"), results_key(found, key)
+                failed = state in ENDING or (
+                    state == "SUCCEEDED" and not self._has_results(place, self._names)
+                )
+                if failed and not self._retry(found, place):
+                    if place == left:
+                        self._learn_from(place, self._names)
+                    continue
+                _logger.info("resuming run %s", found["run_id"])
+            run_id, key = str(found["run_id"]), results_key(found, key)
             about_run = {"run_id": run_id, "key": key, "attempt": attempt, "host": self._api.host}
             write_atomic(note, json.dumps(about_run).encode())
-            return key, run_id
-        raise RunnerError(f"these stages were started {_ATTEMPTS} times already and never ended well")
+            run = OpenRun(key, run_id, note.name, stages)
+            run.write(self._remote.storage)
+            return run, experiment
+        raise RunnerError(f"these stages were started {_ATTEMPTS} times and never succeeded")
 
-    def _learn_from(self, key: str) -> None:
+    def _retry(self, run: Mapping[str, Any], key: str) -> bool:
+        """Retry a failed run, if the settings say so; return True if it goes on."""
+        if self._settings.failed_run != "retry" or run["run_id"] in self._not_retried:
+            return False
+        again = retry_once(self._api, self._remote.storage, run, key, patience=_CLAIM_PATIENCE)
+        if again:
+            _logger.info("retrying run %s", run["run_id"])
+        else:
+            self._not_retried.add(str(run["run_id"]))
+        return again
+
+    def _join(self, stages: Mapping[str, OpenStage]) -> tuple[OpenRun | None, list[OpenRun]]:
+        """Return a run that has these stages and goes on or succeeded, and such runs that failed.
+
+        The dispatcher of such a run was killed after it had recorded some of the stages. Stages that succeeded in a
+        failed run are not run again.
+        """
+        storage = self._remote.storage
+        trees = Manifests(self._repo.cache, self._remote)
+        ended: list[OpenRun] = []
+        for run in open_runs(storage):
+            if not run.has(stages, storage, trees):
+                continue
+            found = self._api.run(run.run_id)
+            names = {stage: run.stages[stage].task for stage in stages}
+            state = found.get("state") if found is not None else "FAILED"
+            if state not in ENDING and (state != "SUCCEEDED" or self._has_results(run.key, names)):
+                return run, ended
+            if found is not None and self._retry(found, run.key):
+                return run, ended
+            if run.stages.keys() != stages.keys():
+                self._learn_from(run.key, names)
+            ended.append(run)
+        return None, ended
+
+    def _start_once(self, key: str, pods: _Pods, experiment: str) -> tuple[dict[str, Any] | None, bool]:
+        """Start the run, unless another dispatcher does; return it, and True if it was started here.
+
+        The server makes a run's workflow before it stores the run. So a second request with the same id is refused, but
+        its workflow runs on. A claim on the remote keeps all but one dispatcher from sending it, and a record there
+        keeps later ones from sending it again. The run is None if its request was sent before and the server has no
+        such run, nor its workflow any more.
+
+        Limits: a server whose grace for such workflows was raised above `_DELETED_AFTER` may still run one. So may a
+        server that handles a request that long after its client has ended.
+        """
+        claim = Claim(self._remote.storage, key)
+        found: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            found.extend(run for run in [self._find(key, experiment)] if run is not None)
+            return bool(found)
+
+        holder = claim.take(_CLAIM_PATIENCE, look)
+        if holder is not None:
+            _logger.info("run %s was started by %s", key, holder)
+            return found[0], False
+        try:
+            if look():
+                return found[0], False
+            sent = claim.sent_at()
+            if sent is None:
+                body = self._body(key, pods, experiment)
+                if not claim.held:
+                    raise RunnerError(
+                        f"the start of run {key} took longer than {_CLAIM_PATIENCE:.0f} s, and another "
+                        "dispatcher took it over. Run the command again to follow it."
+                    )
+                claim.sending()
+                return self._create(key, body, experiment, claim), True
+        finally:
+            claim.release()
+        end = time.monotonic() + min(_DELETED_AFTER, max(0.0, sent + _DELETED_AFTER - time.time()))
+        if not look() and time.monotonic() < end:
+            _logger.warning(
+                "run %s was requested, but the server lacks it. Waiting up to %.0f s for the run, or for the deletion "
+                "of its workflow",
+                key,
+                end - time.monotonic(),
+            )
+        wait = 0.5
+        while not found and time.monotonic() < end:
+            time.sleep(min(wait, max(0.0, end - time.monotonic()) + 0.01))
+            wait = min(wait * 2, 8.0)
+            look()
+        return (found[0] if found else None), False
+
+    def _learn_from(self, key: str, names: Mapping[str, str]) -> None:
         """Reuse the successful stages of an earlier run whose results were never collected.
 
         The starter of that run was killed, so its stages are not in dvc.lock.
         """
         found = []
         for spec in self._specs:
-            with suppress(MissingObjectError, ValueError, TypeError):
-                place = run_place(key, self._names[spec.stage], RESULT)
-                result = StepResult.from_json(self._remote.storage.read(place))
-                if not result.failed:
-                    known = StepKnown({dep.path: dep.digest for dep in result.deps}, result.outs)
-                    spec = dataclasses.replace(spec, known=known)
+            result = result_of(self._remote.storage, key, names[spec.stage])
+            if result is not None and not result.failed:
+                known = StepKnown({dep.path: dep.digest for dep in result.deps}, result.outs)
+                spec = dataclasses.replace(spec, known=known)
             found.append(spec)
         self._specs = found
 
@@ -300,99 +436,148 @@ class Dispatch:
     def _display_name(self, key: str) -> str:
         stages = [spec.stage for spec in self._specs]
         shown = stages[0] if len(stages) == 1 else f"{len(stages)} stages"
-        return f"{self._repo.root.name} {shown} {key[:8]}"
+        return f"{fit(f'{self._repo.root.name} {shown}', TEXT - 9)} {key[:8]}"
 
-    def _has_results(self, key: str) -> bool:
-        """Return True if all outputs of a run are still on the remote."""
+    def _has_results(self, key: str, names: Mapping[str, str]) -> bool:
+        """Return True if all outputs of these tasks of a run are still on the remote."""
         digests: set[str] = set()
         beside: set[str] = set()
         for spec in self._specs:
-            try:
-                place = run_place(key, self._names[spec.stage], RESULT)
-                result = StepResult.from_json(self._remote.storage.read(place))
-            except (MissingObjectError, ValueError, TypeError):
+            result = result_of(self._remote.storage, key, names[spec.stage])
+            if result is None:
                 return False
             apart = {out.path for out in spec.outs if not out.cached}
             digests.update(out.digest for out in result.outs if out.path not in apart)
             beside.update(out.digest for out in result.outs if out.path in apart)
         return not (self._remote.missing(digests) or uncached(self._remote).missing(beside))
 
-    def _body(
-        self,
-        key: str,
-        about: PodRun,
-        placements: Mapping[str, Placement],
-        account: str | None,
-        bundle: Bundle,
-        experiment: str,
-    ) -> dict[str, Any]:
+    def _compiled(self, key: str, pods: _Pods) -> dict[str, Any]:
+        """Return the pipeline of a run.
+
+        Args:
+            key: Key of the run's results; "" if Kubeflow passes the id of the run to the pods as their key.
+            pods: Settings of the pods.
+
+        Raises:
+            RunnerError: The pipeline is too large, or has characters that the server cannot store.
+        """
         storage = self._remote.storage
-        about = dataclasses.replace(about, key=key)
+        about = dataclasses.replace(pods.about, key=key)
+        stages = {task: stage for stage, task in self._names.items()}
+        read = {stage for needs in self._edges.values() for stage in needs}
         plan = PodPlan(
-            run=about.to_json(),
-            placements=placements,
-            models=about.models,
+            run=lambda task: pod_of_stage(
+                about,
+                self._settings,
+                stages[task],
+                task,
+                pods.placements[stages[task]],
+                is_read=stages[task] in read,
+            ),
+            placements=pods.placements,
             edges=self._more,
-            labels={"dvkf-run": key},
-            spill=lambda task, text: spill(storage, key, task, text),
-            limit=min(SPEC_LIMIT - len(about.to_json()), _ALL_SPECS // len(self._specs)),
+            labels={"dvkf-run": key} if key else {},
+            # A version is for later runs, too, so it refers to files that no collection removes.
+            spill=(lambda task, text: spill(storage, key, task, text)) if key else _keep_in(storage),
+            workspace=self._settings.workspace,
+            named_by_run=not key,
         )
         spec = compile_for_cluster(self._specs, plan, name=self._repo.root.name, image=self._settings.image)
-        stages = ", ".join(spec.stage for spec in self._specs[:20]) + (", …" if len(self._specs) > 20 else "")
+        check_pipeline(spec, len(self._specs))
+        return spec
+
+    def _source(self, key: str, pods: _Pods, about: str) -> dict[str, Any]:
+        """Return the pipeline of a run, as its request holds it: a version's reference, or the whole spec."""
+        reference = None
+        if self._settings.send_as == "version":
+            spec = self._compiled("", pods)
+            project, namespace = project_name(self._repo), self._settings.namespace
+            reference = try_upload(self._api, spec, project=project, namespace=namespace, about=about)
+        if reference is None:
+            spec = self._compiled(key, pods)
+        # All that KFP's "compare runs" reads of a run's parameters.
+        config = {"runtime_config": {"parameters": default_parameters(spec)}}
+        return config | ({"pipeline_version_reference": reference} if reference else {"pipeline_spec": spec})
+
+    def _body(self, key: str, pods: _Pods, experiment: str) -> dict[str, Any]:
+        about = f"{pods.bundle}\n{', '.join(spec.stage for spec in self._specs)}"
         body: dict[str, Any] = {
             "run_id": key,
             "display_name": self._display_name(key),
-            "description": f"{_mark(key)}\n{bundle}\n{stages}",
+            "description": fit(f"{_mark(key)}\n{about}", TEXT),
             "experiment_id": experiment,
-            "pipeline_spec": spec,
-            "runtime_config": {},
+            **self._source(key, pods, about),
         }
         if self._settings.pipeline_root:
             body["runtime_config"]["pipeline_root"] = self._settings.pipeline_root
-        if account:
-            body["service_account"] = account
+        if pods.account:
+            body["service_account"] = pods.account
         return body
 
-    def _create(self, key: str, body: Mapping[str, Any], experiment: str) -> dict[str, Any]:
-        """Start the run; after an ambiguous answer, look for it before another attempt."""
+    def _create(self, key: str, body: Mapping[str, Any], experiment: str, claim: Claim) -> dict[str, Any]:
+        """Start the run; after an ambiguous answer, look for it before another attempt.
+
+        The server answers 500 for nearly every refusal, so only what surely started nothing is repeated.
+        """
         wait = 0.5
+        unsure = False
         for attempt in range(_CREATE_TRIES):
             try:
                 return self._api.create_run(body)
             except KfpAnswerError as error:
-                # The server answers 500 or 409 if a run with this id exists.
-                if error.status < 500 and error.status not in (408, 409, 429):
-                    raise
                 problem: RunnerError = error
+                stored = _NOT_STORED not in str(error)
+                refused = error.status < 500 and error.status not in (408, 409, 429)
+                again = error.status != 500 or bool(_PASSING.search(str(error)))
+                again, looks = again and stored and not refused, 0 if refused else 2
+                unsure = unsure or not stored or error.status > 500 or error.status == 408
             except KfpUnreachableError as error:
-                problem = error
-            time.sleep(wait)
-            found = self._find(key, experiment)
-            if found is not None:
-                return found
-            if attempt == _CREATE_TRIES - 1:
+                # If the request was sent, the run may be stored a while later.
+                problem, stored, again, looks = error, True, True, 4 if error.sent else 1
+                unsure = unsure or error.sent
+            for _ in range(looks):
+                time.sleep(wait)
+                found = self._find(key, experiment)
+                if found is not None:
+                    return found
+                wait = min(wait * 2, 4.0)
+            if not stored:
+                raise _LeftOverError(
+                    f"{problem}. The server may have started the stages without keeping their run; it deletes such a "
+                    "workflow within minutes. Start them again: the next run begins after that"
+                ) from problem
+            if not again or attempt == _CREATE_TRIES - 1:
+                if not unsure:
+                    claim.refused()
                 raise problem
-            wait = min(wait * 2, 15.0)
         raise AssertionError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pods:
+    """All that the pods of a run need.
+
+    Attributes:
+        about: Parameters of every pod.
+        placements: Settings of each stage's pod.
+        account: Their service account; None for the server's default.
+        bundle: The sources.
+    """
+
+    about: PodRun
+    placements: Mapping[str, Placement]
+    account: str | None
+    bundle: Bundle
+
+
+def _keep_in(storage: Storage) -> Callable[[str, str], str]:
+    """Return a function that stores large specifications of a version, by their content."""
+    return lambda _, text: reference(storage, text)
+
+
+class _LeftOverError(RunnerError):
+    """The server did not store a run after it made the workflow."""
 
 
 def _mark(key: str) -> str:
     return f"dvkf-run {key}"
-
-
-def _left(note: Path) -> str:
-    """Return the key of the run started last, if not all of its results were collected; else ""."""
-    try:
-        known = json.loads(note.read_bytes())
-        return "" if known.get("taken") else str(known["key"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _first_attempt(note: Path) -> int:
-    """Return the attempt to look for first; the next one if the last run's results were collected."""
-    try:
-        known = json.loads(note.read_bytes())
-        return int(known["attempt"]) + bool(known.get("taken"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0

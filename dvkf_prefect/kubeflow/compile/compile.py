@@ -4,6 +4,9 @@ A task's ``spec`` parameter is its `StepSpec` as JSON: digests, never data and n
 contain credentials. The upstream task's ``outputs`` parameter has the digests of its outputs. Along an edge it is
 passed to the downstream task, where it replaces the specification's digests of those dependencies.
 
+The values of DVC's parameters are typed parameters of the run and its tasks (`parameters`), not part of ``spec``. What
+a stage writes are KFP artifacts of its task, and inputs of the tasks that read it (`artifacts`).
+
 On a cluster a task has one more parameter, ``run``, for `dvkf_prefect.kubeflow.pod.pod`. It contains the pod's access
 to the remote and the place of its result. The pod's settings are set by `dvkf_prefect.kubeflow.compile.pod_settings`.
 
@@ -14,30 +17,46 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
-import linecache
-import re
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.errors import RunnerError, StageGraphError
+from dvkf_prefect.kubeflow.compile.components import Interface, make_component
+from dvkf_prefect.kubeflow.compile.images import PYTHON_IMAGE, image_of
+from dvkf_prefect.kubeflow.compile.parameters import TYPES, with_references
+from dvkf_prefect.kubeflow.compile.shown import Shown, choose
+from dvkf_prefect.text import slug
 
 if TYPE_CHECKING:
     from dvkf_prefect.kubeflow.compile.pod_settings import Placement
+    from dvkf_prefect.kubeflow.compile.workspace import WorkspaceVolume
     from dvkf_prefect.pipeline.step.step import StepSpec
 
-IMAGE = "python:3.11-slim"
 # KFP passes all parameters of a task as one argument, in JSON within JSON. Linux limits an argument to 128 KiB.
 SPEC_LIMIT = 56 * 1024
+# On a cluster: characters of a task's parameters, and bytes of them as Argo stores them in a pod's template, JSON in
+# JSON in JSON. A template of more than 128 KiB needs a right that KFP does not give to Argo.
+_TASK_LIMIT = 32 * 1024
+_TEMPLATE_LIMIT = 80 * 1024
+# Bytes of all tasks' parameters in the workflow, JSON in JSON. Argo takes 1 MiB with everything else, and stores them
+# a second time in the compressed nodes.
+_WORKFLOW_LIMIT = 384 * 1024
+# Characters of a task's parameters that are for the outputs of upstream tasks.
+_UPSTREAM_LIMIT = 8 * 1024
 # Pod label with the name of its task.
 TASK_LABEL = "dvkf-task"
+# Argo's names of its own nodes, and the suffix of a task's driver: no task may have them.
+_RESERVED = frozenset({"root", "executor", "entrypoint"})
+_DRIVER = "-driver"
 # A name must fit into a label of 63 characters, with a prefix (comp-, exec-, system-) and a scheduler's suffix.
 _NAME_LENGTH = 40
 
@@ -50,7 +69,7 @@ def task_names(stages: Sequence[str]) -> dict[str, str]:
 
     Returns:
         The task name of each address: lower-case ASCII letters, digits and dashes, at most 47 characters, a letter
-        first. It depends only on the set of the addresses, not on their order.
+        first. It depends only on the set of the addresses, not on their order. No name is one of Argo's own nodes.
 
     Example:
         >>> task_names(["train", "Train", "nlp/dvc.yaml:prepare@en", "4x"])["nlp/dvc.yaml:prepare@en"]
@@ -59,7 +78,11 @@ def task_names(stages: Sequence[str]) -> dict[str, str]:
     slugs = {stage: _slug(stage) for stage in stages}
     counts = Counter(slugs.values())
     # A stage whose address equals its slug keeps it; other stages with the same slug get a hash suffix.
-    names = {stage: slug for stage, slug in slugs.items() if stage == slug or counts[slug] == 1}
+    names = {
+        stage: slug
+        for stage, slug in slugs.items()
+        if (stage == slug or counts[slug] == 1) and slug not in _RESERVED and not slug.endswith(_DRIVER)
+    }
     taken = set(names.values())
     for stage in sorted(slugs.keys() - names.keys()):
         mark = hashlib.sha256(stage.encode(errors="surrogateescape")).hexdigest()
@@ -70,7 +93,7 @@ def task_names(stages: Sequence[str]) -> dict[str, str]:
 
 
 def compile_stages(
-    steps: Sequence[StepSpec], *, name: str, image: str = IMAGE, folder: Path | None = None
+    steps: Sequence[StepSpec], *, name: str, image: str = PYTHON_IMAGE, folder: Path | None = None
 ) -> dict[str, Any]:
     """Compile stages to one KFP pipeline.
 
@@ -107,22 +130,22 @@ class PodPlan:
     """Cluster settings of a run's stages.
 
     Attributes:
-        run: Value of each task's ``run`` parameter, for `dvkf_prefect.kubeflow.pod.pod`.
+        run: Returns the value of a task's ``run`` parameter, for `dvkf_prefect.kubeflow.pod.pod`.
         placements: Settings of each stage's pod, by address; the defaults are included.
-        models: Outputs of each stage that are models.
         edges: Predecessors of a stage, besides the writers of its inputs.
         labels: Labels of every pod; `TASK_LABEL` is added.
         spill: Stores a specification that is too large for a parameter, ``(task, text)``; returns its reference.
-        limit: Maximum length of a specification as a parameter, in characters.
+        named_by_run: True passes the id of the KFP run to each pod as the key of its results.
+        workspace: Volume that the pods share; None for none.
     """
 
-    run: str
+    run: Callable[[str], str]
     placements: Mapping[str, Placement]
-    models: Mapping[str, Sequence[str]]
     edges: Mapping[str, Sequence[str]]
     labels: Mapping[str, str]
     spill: Callable[[str, str], str]
-    limit: int = SPEC_LIMIT
+    named_by_run: bool = False
+    workspace: WorkspaceVolume | None = None
 
 
 def compile_for_cluster(steps: Sequence[StepSpec], plan: PodPlan, *, name: str, image: str) -> dict[str, Any]:
@@ -132,7 +155,7 @@ def compile_for_cluster(steps: Sequence[StepSpec], plan: PodPlan, *, name: str, 
         steps: The stages, in any order; their paths on this machine do not become part of the pipeline.
         plan: Cluster settings of the stages.
         name: Name of the pipeline; made valid for KFP.
-        image: Container image of stages that name none.
+        image: Container image of stages that name none; "" if all do.
 
     Returns:
         ``pipeline_spec`` as ``POST /apis/v2beta1/runs`` takes it: KFP's intermediate representation, or that and the
@@ -178,57 +201,100 @@ def _compile(
     from kfp import dsl
 
     if not steps:
-        raise StageGraphError("there is no stage to compile")
+        raise StageGraphError("no stage to compile")
     edges = _edges(steps)
     waits = edges_of(steps, plan.edges) if plan else edges
     by_stage = {step.stage: step for step in steps}
     names = task_names([step.stage for step in steps])
+    share = _WORKFLOW_LIMIT // len(steps)
+
+    def left(step: StepSpec) -> int:
+        inner = len(_nested(step.to_json(), plan.run(names[step.stage]) if plan else ""))
+        return share - inner if inner < share else share  # a larger one is not in the workflow
+
+    shown = choose(steps, edges, left)
+    run_parameters = {
+        each.name: inspect.Parameter(
+            each.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=each.value,
+            annotation=TYPES[each.kind],
+        )
+        for found in shown.values()
+        for each in found.parameters
+    }
     tasks: dict[str, Any] = {}
 
     # KFP would read a return annotation, even None, as an output.
-    def pipeline():  # type: ignore[no-untyped-def]
+    def pipeline(*channels):  # type: ignore[no-untyped-def]
+        given = dict(zip(run_parameters, channels, strict=True))
         for stage in _order(waits):
-            step, upstream = by_stage[stage], edges[stage]
-            metrics = any(out.kind == "metric" for out in step.outs)
-            models = plan.models.get(stage, ()) if plan else ()
+            step, upstream, seen = by_stage[stage], edges[stage], shown[stage]
             placement = plan.placements[stage] if plan else None
-            component = _component(
+            component = make_component(
                 names[stage],
-                _Shape(len(upstream), metrics, len(models), plan is not None),
-                placement.image or image if placement else image,
+                _interface(seen, len(upstream), plan),
+                image_of(placement, image) if plan else image,
                 placement.packages if placement else (),
             )
+            run = plan.run(names[stage]) if plan else ""
+            params = with_references(step.params, {each.identity: each.name for each in seen.parameters})
+            text = dataclasses.replace(step, env={}, params=params).to_json()
+            if plan:
+                if not _fits(text, run, len(upstream), len(steps), seen.size):
+                    text = plan.spill(names[stage], text)
+            elif len(text) > SPEC_LIMIT:
+                text = _put_aside(step, names[stage], text, folder)
             task = component(
-                spec=_parameter(step, names[stage], folder, plan),
-                **({"run": plan.run} if plan else {}),
+                # KFP and Argo replace text in double braces anywhere.
+                spec=text.replace("{{", "{\\u007b"),
+                **({"run": run} if plan else {}),
+                # The driver replaces a constant that is this placeholder as a whole (v2/driver/resolve.go:440).
+                **({"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER} if plan and plan.named_by_run else {}),
                 **{f"upstream_{i}": tasks[u].outputs["outputs"] for i, u in enumerate(upstream)},
+                **{each.name: given[each.name] for each in seen.parameters},
+                **{edge.name: tasks[edge.stage].outputs[edge.output] for edge in seen.inputs},
             )
             after = [tasks[other] for other in waits[stage] if other not in upstream]
             if after:
                 task.after(*after)
             # The decision to run a stage is made by content beforehand; KFP's cache does not see content.
             task.set_caching_options(False)
-            task.set_display_name(stage)
+            # KFP's database stores no character outside Unicode's first plane.
+            task.set_display_name(to_ascii(stage))
             if plan and placement:
                 labels = {**placement.labels, **plan.labels, TASK_LABEL: names[stage]}
                 dataclasses.replace(placement, labels=labels).apply(task)
             tasks[stage] = task
 
+    pipeline.__signature__ = inspect.Signature(list(run_parameters.values()))  # type: ignore[attr-defined]
     pipeline_name = _slug(name, 100)
     # KFP's loader mistakes a pipeline with a task's name for that task alone.
     while pipeline_name in names.values():
         pipeline_name += "-pipeline"
-    return dsl.pipeline(pipeline, name=pipeline_name)
+    config = plan.workspace.config() if plan and plan.workspace else None
+    return dsl.pipeline(pipeline, name=pipeline_name, pipeline_config=config)
+
+
+def _interface(seen: Shown, upstream: int, plan: PodPlan | None) -> Interface:
+    return Interface(
+        upstream,
+        plan is not None,
+        plan is not None and plan.named_by_run,
+        tuple((each.name, each.kind) for each in seen.parameters),
+        tuple((edge.name, edge.kind) for edge in seen.inputs),
+        tuple((artifact.name, artifact.kind) for artifact in seen.outputs),
+    )
 
 
 def _slug(text: str, length: int = _NAME_LENGTH) -> str:
     ascii_text = (
         unicodedata.normalize("NFKD", text.replace("dvc.yaml:", "")).encode("ascii", "ignore").decode()
     )
-    slug = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
-    if not slug[:1].isalpha():
-        slug = f"stage-{slug}".rstrip("-")
-    return slug[:length].rstrip("-")
+    name = slug(ascii_text)
+    if not name[:1].isalpha():
+        name = f"stage-{name}".rstrip("-")
+    return name[:length].rstrip("-")
 
 
 def _edges(steps: Sequence[StepSpec]) -> dict[str, tuple[str, ...]]:
@@ -258,7 +324,7 @@ def _edges(steps: Sequence[StepSpec]) -> dict[str, tuple[str, ...]]:
             if inside:
                 raise StageGraphError(
                     f"stage '{step.stage}' depends on the directory '{dep.path}', in which stage "
-                    f"'{writers[inside[0]]}' writes '{inside[0]}'; make the outputs themselves its dependencies"
+                    f"'{writers[inside[0]]}' writes '{inside[0]}'. Depend on that output instead."
                 )
         edges[step.stage] = tuple(upstream)
     return edges
@@ -276,78 +342,58 @@ def _order(edges: Mapping[str, Sequence[str]]) -> list[str]:
         raise StageGraphError("these stages form a cycle: " + " → ".join(error.args[1])) from error
 
 
-def _parameter(step: StepSpec, task: str, folder: Path | None, plan: PodPlan | None) -> str:
-    """Return the step as the value of a KFP parameter."""
-    text = dataclasses.replace(step, env={}).to_json()
-    if len(text) > (plan.limit if plan else SPEC_LIMIT):
-        if plan is not None:
-            return plan.spill(task, text)
-        if folder is None:
-            raise RunnerError(
-                f"stage '{step.stage}' declares so many dependencies and parameters ({len(text)} bytes) that a "
-                f"Kubernetes container cannot be given them ({SPEC_LIMIT} bytes); depend on directories "
-                "instead of their files"
-            )
-        path = folder / f"{task}.step.json"
-        path.write_text(text, encoding="utf-8")
-        return path.as_uri()
-    # KFP and Argo replace text in double braces anywhere.
-    return text.replace("{{", "{\\u007b")
+def inline_limit(edges: Mapping[str, Sequence[str]]) -> int:
+    """Return the maximum length of a stage's outputs as a parameter of later stages, in characters.
 
-
-class _Shape(NamedTuple):
-    """Properties that determine the interface of a task's function."""
-
-    upstream: int
-    metrics: bool
-    models: int = 0
-    in_pod: bool = False
-
-
-@cache
-def _function(shape: _Shape) -> Any:
-    """Return the function that a task executes, with a parameter for each upstream task.
-
-    KFP reads a component's interface from a function's signature, and ships its source. So a component with a given
-    number of inputs needs a function with that many parameters.
+    Args:
+        edges: Predecessors of each stage.
     """
-    digests = [f"upstream_{i}" for i in range(shape.upstream)]
-    models = [f"model_{i}" for i in range(shape.models)]
-    parameters = ["spec: str", *(["run: str"] if shape.in_pod else []), *(f"{d}: str" for d in digests)]
-    parameters.append("outputs: dsl.OutputPath(str)")
-    arguments = ["spec", *(["run"] if shape.in_pod else []), "[" + ", ".join(digests) + "]", "outputs"]
-    if shape.in_pod:
-        parameters.append("result: dsl.OutputPath(str)")
-        arguments.append("result")
-    if shape.metrics:
-        parameters.append("metrics: dsl.Output[dsl.Metrics]")
-        arguments.append("metrics=metrics")
-    if shape.models:
-        parameters += [f"{model}: dsl.Output[dsl.Model]" for model in models]
-        arguments.append("models=[" + ", ".join(models) + "]")
-    module, function = ("pod", "run_in_pod") if shape.in_pod else ("kfp_task", "run")
-    source = (
-        f"def run_stage({', '.join(parameters)}):\n"
-        f"    from dvkf_prefect.kubeflow.pod.{module} import {function}\n"
-        f"    {function}({', '.join(arguments)})\n"
-    )
-    from kfp import dsl
-
-    filename = f"<stage of {shape}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    namespace: dict[str, Any] = {"dsl": dsl}
-    exec(compile(source, filename, "exec", dont_inherit=True), namespace)  # noqa: S102 (the source is above)
-    return namespace["run_stage"]
+    return min(1024, _UPSTREAM_LIMIT // max([1, *map(len, edges.values())]))
 
 
-def _component(task: str, shape: _Shape, image: str, packages: Sequence[str] = ()) -> Any:
-    from kfp import dsl
+def to_ascii(text: str) -> str:
+    r"""Return a text with other characters than ASCII as escapes.
 
-    component = dsl.component(
-        _function(shape),
-        base_image=image,
-        install_kfp_package=False,
-        packages_to_install=list(packages) or None,
-    )
-    component.component_spec.name = task
-    return component
+    Example:
+        >>> print(to_ascii("größe"))
+        gr\xf6\xdfe
+    """
+    return text.encode("ascii", "backslashreplace").decode()
+
+
+def _fits(text: str, run: str, upstream: int, stages: int, shown: int) -> bool:
+    """Return True if a task's parameters are small enough for Argo.
+
+    Args:
+        text: Specification of the stage.
+        run: The ``run`` parameter.
+        upstream: Number of upstream tasks, each with an ``outputs`` parameter.
+        stages: Number of stages in the workflow.
+        shown: Characters of its typed parameters and artifacts.
+    """
+    # Beyond the limit each is a reference, a task's name.
+    kept = max(_UPSTREAM_LIMIT, upstream * (_NAME_LENGTH + 20)) + shown
+    if len(text) + len(run) > _TASK_LIMIT - kept:
+        return False
+    inner = _nested(text, run)
+    # Digests of outputs are mostly letters, with few quotes: they grow to less than twice their length.
+    if len(json.dumps(inner)) > _TEMPLATE_LIMIT - 2 * kept:
+        return False
+    return len(inner) <= _WORKFLOW_LIMIT // stages
+
+
+def _nested(text: str, run: str) -> str:
+    """Return a task's parameters as the workflow has them, JSON in JSON."""
+    return json.dumps(json.dumps([text, run]))
+
+
+def _put_aside(step: StepSpec, task: str, text: str, folder: Path | None) -> str:
+    """Write a large specification to a file; return its URI."""
+    if folder is None:
+        raise RunnerError(
+            f"stage '{step.stage}' has too many dependencies and parameters for a Kubernetes container: "
+            f"{len(text)} bytes, at most {SPEC_LIMIT}. Depend on directories instead of their files."
+        )
+    path = folder / f"{task}.step.json"
+    path.write_text(text, encoding="utf-8")
+    return path.as_uri()

@@ -14,90 +14,118 @@ DVC keeps ``meta`` and does not interpret it. ::
             timeout: 6h
             retries: 2                      # or {count: 2, backoff: 30s, factor: 2, max: 2d}
             node_selector: {pool: gpu}
+            node_affinity:
+              - labels: [{key: gpu.memory, operator: Gt, values: [39]}]
             tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
             env: {EPOCHS: "10"}
             secrets:
               - {name: hub, env: {token: HF_TOKEN}}
               - {name: tls, mount: /etc/tls}
+            pod_fields: {NODE: spec.nodeName}
             volumes: [{claim: scratch, mount: /scratch}]
+            ephemeral_volumes: [{name: work, mount: /work, size: 200Gi}]
             shared_memory: 2Gi
+            security_context: {user: 1000, non_root: true}
             service_account: trainer
             models: [model.bin]             # outputs that KFP shows as models
+            trainer: {nodes: 2, processes: 4, resources: {cpu: 8, memory: 32Gi, gpu: 4}}
 
-A secret is only referenced by name: Kubernetes passes its values to the pod.
+A secret is only referenced by name: Kubernetes passes its values to the pod. With ``trainer`` the command runs on nodes
+of Kubeflow Trainer, and the stage's pod only starts them: see `dvkf_prefect.kubeflow.trainer`.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any, Generic, Literal
 
-from dvkf_prefect.errors import ConfigError, ParseError
-from dvkf_prefect.formats.documents import line_of
+from pydantic import AfterValidator, BeforeValidator, StrictBool, TypeAdapter
+
+from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.kubeflow.compile.pod_details import (
+    REFUSE_WITHOUT_EFFECT,
+    Affinities,
+    EphemeralVolumes,
+    FieldPath,
+    Security,
+    apply_details,
+)
+from dvkf_prefect.kubeflow.compile.pod_values import (
+    LONGEST,
+    VOLUME_NAME,
+    Cpu,
+    Duration,
+    Factor,
+    Items,
+    Label,
+    LabelKey,
+    Memory,
+    Mount,
+    Name,
+    Pairs,
+    Seconds,
+    Size,
+    Text,
+    V,
+    Value,
+    Variable,
+    Whole,
+    seconds_of,
+)
+from dvkf_prefect.pipeline.step.meta import Place, SettingError, parse, read_meta, record
+from dvkf_prefect.pipeline.step.spec import StepMeta
 
 _GPU = "nvidia.com/gpu"
-_QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGTPE]i?|k)?")
-# Names of Kubernetes objects and environment variables; keys (with an optional domain) and values of labels.
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_DURATION = re.compile(r"([0-9]+)\s*([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # Retries: seconds a pod may wait for a node and its image, and the bounds of the retry window.
 _START = 86400
+# Seconds between two attempts in one pod, besides their wait.
+_BETWEEN = 60
 _LONG = 30 * 86400
-_LONGEST = 3650 * 86400
-_OPERATORS = ("Equal", "Exists")
-_EFFECTS = ("NoSchedule", "NoExecute", "PreferNoSchedule")
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (of the pod, not of this machine)
-_PULL = ("Always", "IfNotPresent", "Never")
-
-Where = tuple[str | int, ...]
-
-
-class _WrongError(Exception):
-    def __init__(self, where: Where, text: str) -> None:
-        self.where = where
-        self.text = text
-        super().__init__(text)
+_SHARED_VOLUME = "dvkf-shm"
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class Range(Generic[V]):
     """Request and limit of a container, as Kubernetes quantities; None if not set."""
 
-    request: str | None = None
-    limit: str | None = None
+    request: V | None = None
+    limit: V | None = None
+
+
+def _range(quantity: Any) -> BeforeValidator:
+    of = TypeAdapter(quantity).validate_python
+    return record(Range, short=lambda value: Range(of(value), of(value)))
+
+
+_whole_number: TypeAdapter[int] = TypeAdapter(Whole)
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """Number and type of accelerators."""
 
-    count: int
-    type: str = _GPU
+    count: Whole
+    type: LabelKey = _GPU
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Restarts of a failed pod; the waits are durations such as ``30s``.
+    """Further attempts of a stage that fails, in its pod, and restarts of a pod that is lost.
 
     Attributes:
-        count: Maximum number of restarts.
-        backoff: Wait before the first restart; none by default.
+        count: Maximum number of further attempts.
+        backoff: Wait before the first of them, a duration such as ``30s``; none by default.
         factor: Multiplier of each further wait; a whole number, 2 by default.
         max: Time since the first start after which no attempt is started or continued. None for a window that fits
             all attempts.
     """
 
-    count: int
-    backoff: str | None = None
-    factor: int | None = None
-    max: str | None = None
+    count: Whole
+    backoff: Duration | None = None
+    factor: Factor | None = None
+    max: Duration | None = None
 
     def window(self, timeout: int | None) -> int:
         """Return the seconds that all attempts and waits may take; KFP's default, an hour, would cut them off.
@@ -105,42 +133,103 @@ class Retry:
         Args:
             timeout: Maximum seconds of an attempt after its pod has started; None or 0 for no limit.
         """
-        wait = _seconds(self.backoff, ()) if self.backoff else 0
+        tries = (self.count + 1) * (timeout + _START) if timeout else LONGEST
+        return min(max(_LONG, tries + self._waits), LONGEST)
+
+    def deadline(self, timeout: int) -> int:
+        """Return the maximum seconds of a pod that runs all attempts itself.
+
+        Args:
+            timeout: Maximum seconds of an attempt.
+        """
+        return min((self.count + 1) * (timeout + _BETWEEN) + self._waits, LONGEST)
+
+    @property
+    def _waits(self) -> int:
+        """Seconds of all waits."""
+        wait = seconds_of(self.backoff) if self.backoff else 0
         factor = 2 if self.factor is None else self.factor
         # Beyond the longest window a larger exponent has no effect.
-        waits: int = sum(min(wait * factor ** min(n, 64), _LONGEST) for n in range(min(self.count, 1000)))
-        tries = (self.count + 1) * (timeout + _START) if timeout else _LONGEST
-        return min(max(_LONG, tries + waits), _LONGEST)
+        waits = (min(wait * factor ** min(n, 64), LONGEST) for n in range(min(self.count, 1000)))
+        return sum(waits)
 
 
 @dataclass(frozen=True, slots=True)
 class Toleration:
     """A taint that the pod tolerates."""
 
-    key: str | None = None
-    operator: str | None = None
-    value: str | None = None
-    effect: str | None = None
-    seconds: int | None = None
+    key: LabelKey | None = None
+    operator: Literal["Equal", "Exists"] | None = None
+    value: Label | None = None
+    effect: Literal["NoSchedule", "NoExecute", "PreferNoSchedule"] | None = None
+    seconds: Whole | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A secret or configuration map, as variables ``{its key: variable}`` or as files below ``mount``."""
 
-    name: str
-    env: Mapping[str, str] = field(default_factory=dict)
-    mount: str | None = None
-    optional: bool = False
+    name: Name
+    env: Pairs[Text, Variable] = field(default_factory=dict)
+    mount: Mount | None = None
+    optional: StrictBool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A persistent volume claim and its mount path."""
 
-    claim: str
-    mount: str
-    sub_path: str = ""
+    claim: Name
+    mount: Mount
+    sub_path: Text = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResources:
+    """Resources of each node of a distributed training; unset ones are left to the cluster."""
+
+    cpu: Annotated[Range[Cpu], _range(Cpu)] | None = None
+    memory: Annotated[Range[Memory], _range(Memory)] | None = None
+    gpu: Annotated[Gpu, record(Gpu, short=lambda value: Gpu(_whole_number.validate_python(value)))] | None = (
+        None
+    )
+    shared_memory: Size | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """A distributed training by Kubeflow Trainer.
+
+    Attributes:
+        nodes: Number of nodes.
+        processes: Number of processes on each node.
+        runtime: Name of a runtime of the cluster, such as ``torch-distributed``; None for one of the stage's own.
+        resources: Resources of each node.
+    """
+
+    nodes: Factor = 1
+    processes: Factor = 1
+    runtime: Name | None = None
+    resources: Annotated[NodeResources, record(NodeResources)] = NodeResources()
+
+
+def _check_toleration(toleration: Toleration) -> Toleration:
+    if toleration.key is None and toleration.operator != "Exists":
+        raise SettingError((), "'key' is missing; it is optional only with `operator: Exists`")
+    if toleration.seconds is not None and toleration.effect != "NoExecute":
+        raise SettingError(
+            ("seconds",), "only a taint that evicts pods is tolerated for a time. Add `effect: NoExecute`."
+        )
+    return toleration
+
+
+def _check_reference(reference: Reference) -> Reference:
+    if not reference.env and not reference.mount:
+        raise SettingError((), "expected `env: {its key: VARIABLE}`, or `mount: /path`")
+    return reference
+
+
+_References = Items[Annotated[Reference, record(Reference), AfterValidator(_check_reference)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,42 +243,57 @@ class Placement:
         memory: Memory in bytes.
         gpu: Accelerators.
         shared_memory: Size of ``/dev/shm``.
-        timeout: Seconds until the pod is ended; 0 for no limit.
-        retries: Restarts after a failure.
+        timeout: Seconds until an attempt is ended; 0 for no limit.
+        retries: Further attempts after a failure.
         node_selector: Labels of the nodes it may run on.
+        node_affinity: Conditions on the nodes it may run on, or should.
         tolerations: Taints it tolerates.
         env: Environment variables; no secrets, because the pipeline shows them.
+        pod_fields: Environment variables with fields of the pod, such as ``{NODE: spec.nodeName}``.
         secrets: Secrets by name.
         config_maps: Configuration maps by name.
         volumes: Persistent volumes.
+        ephemeral_volumes: Volumes that live as long as the pod.
+        security_context: User of the container.
         image_pull_secrets: Names of secrets to pull the image with.
         image_pull_policy: ``Always``, ``IfNotPresent`` or ``Never``.
         service_account: Kubernetes service account of the whole run.
         labels: Labels of the pod.
         annotations: Annotations of the pod.
         models: Outputs of the stage that are models.
+        trainer: Distributed training of the stage; None for a command in its pod.
     """
 
-    image: str | None = None
-    packages: tuple[str, ...] = ()
-    cpu: Range | None = None
-    memory: Range | None = None
-    gpu: Gpu | None = None
-    shared_memory: str | None = None
-    timeout: int | None = None
-    retries: Retry | None = None
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[Reference, ...] = ()
-    config_maps: tuple[Reference, ...] = ()
-    volumes: tuple[Volume, ...] = ()
-    image_pull_secrets: tuple[str, ...] = ()
-    image_pull_policy: str | None = None
-    service_account: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    models: tuple[str, ...] = ()
+    image: Text | None = None
+    packages: Items[Text] = ()
+    cpu: Annotated[Range[Cpu], _range(Cpu)] | None = None
+    memory: Annotated[Range[Memory], _range(Memory)] | None = None
+    gpu: Annotated[Gpu, record(Gpu, short=lambda value: Gpu(_whole_number.validate_python(value)))] | None = (
+        None
+    )
+    shared_memory: Size | None = None
+    timeout: Seconds | None = None
+    retries: (
+        Annotated[Retry, record(Retry, short=lambda value: Retry(_whole_number.validate_python(value)))]
+        | None
+    ) = None
+    node_selector: Pairs[LabelKey, Label] = field(default_factory=dict)
+    node_affinity: Affinities = ()
+    tolerations: Items[Annotated[Toleration, record(Toleration), AfterValidator(_check_toleration)]] = ()
+    env: Pairs[Variable, Value] = field(default_factory=dict)
+    pod_fields: Pairs[Variable, FieldPath] = field(default_factory=dict)
+    secrets: _References = ()
+    config_maps: _References = ()
+    volumes: Items[Annotated[Volume, record(Volume)]] = ()
+    ephemeral_volumes: EphemeralVolumes = ()
+    security_context: Security | None = None
+    image_pull_secrets: Items[Name] = ()
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    service_account: Name | None = None
+    labels: Pairs[LabelKey, Label] = field(default_factory=dict)
+    annotations: Pairs[LabelKey, Value] = field(default_factory=dict)
+    models: Items[Text] = ()
+    trainer: Annotated[Trainer, record(Trainer)] | None = None
 
     def over(self, defaults: Placement) -> Placement:
         """Return these settings with unset ones taken from defaults; mappings are merged by key."""
@@ -201,6 +305,19 @@ class Placement:
             elif mine is None or mine == ():
                 values[each.name] = theirs
         return replace(self, **values)
+
+    def mounts(self) -> Iterator[tuple[Place, str, str]]:
+        """Yield the place of each mounted volume in these settings, its name in the pod and its path."""
+        for index, volume in enumerate(self.volumes):
+            yield ("volumes", index), volume.claim, volume.mount
+        for key in ("secrets", "config_maps"):
+            for index, reference in enumerate(getattr(self, key)):
+                if reference.mount:
+                    yield (key, index), reference.name, reference.mount
+        for index, each in enumerate(self.ephemeral_volumes):
+            yield ("ephemeral_volumes", index), each.name, each.mount
+        if self.shared_memory:
+            yield ("shared_memory",), _SHARED_VOLUME, _SHARED_MEMORY
 
     def apply(self, task: Any) -> None:
         """Apply these settings to a KFP task.
@@ -218,7 +335,7 @@ class Placement:
             task.set_memory_request(self.memory.request)
         if self.memory and self.memory.limit:
             task.set_memory_limit(self.memory.limit)
-        if self.gpu and self.gpu.count:
+        if self.gpu and self.gpu.count and self.trainer is None:
             task.set_accelerator_type(self.gpu.type)
             task.set_accelerator_limit(self.gpu.count)
         if self.retries and self.retries.count:
@@ -228,10 +345,14 @@ class Placement:
                 backoff_factor=self.retries.factor,
                 backoff_max_duration=self.retries.max or f"{self.retries.window(self.timeout)}s",
             )
-        for name, value in self.env.items():
-            task.set_env_variable(name, value)
+        if self.env:
+            # `set_env_variable` inspects the whole call stack for each variable.
+            task.container_spec.env = {**(task.container_spec.env or {}), **self.env}
         if self.timeout:
-            kubernetes.set_timeout(task, self.timeout)
+            whole = (
+                self.retries.deadline(self.timeout) if self.retries and self.retries.count else self.timeout
+            )
+            kubernetes.set_timeout(task, whole)
         for key, value in self.node_selector.items():
             kubernetes.add_node_selector(task, key, value)
         for toleration in self.tolerations:
@@ -255,47 +376,113 @@ class Placement:
                 kubernetes.use_config_map_as_volume(task, held.name, held.mount, optional=held.optional)
         for volume in self.volumes:
             kubernetes.mount_pvc(task, volume.claim, volume.mount, volume.sub_path)
+        apply_details(
+            task,
+            affinities=self.node_affinity,
+            security=self.security_context,
+            fields=self.pod_fields,
+            volumes=self.ephemeral_volumes,
+        )
         if self.shared_memory:
             kubernetes.empty_dir_mount(
-                task, "dvkf-shm", _SHARED_MEMORY, medium="Memory", size_limit=self.shared_memory
+                task, _SHARED_VOLUME, _SHARED_MEMORY, medium="Memory", size_limit=self.shared_memory
             )
         if self.image_pull_secrets:
             kubernetes.set_image_pull_secrets(task, list(self.image_pull_secrets))
         if self.image_pull_policy:
             kubernetes.set_image_pull_policy(task, self.image_pull_policy)
+        _leave_out_defaults(task)
         for key, value in self.labels.items():
             kubernetes.add_pod_label(task, key, value)
         for key, value in self.annotations.items():
             kubernetes.add_pod_annotation(task, key, value)
 
 
-def parse_meta(meta: Any, *, stage: str, file: str, data: bytes, place: Where) -> Placement:
+def _leave_out_defaults(task: Any) -> None:
+    """Remove ``optional: false`` of variables, which the SDK always writes.
+
+    Servers before 2.15 do not know the field there. 2.14 refuses the pipeline, 2.5 drops the labels of its pods.
+    """
+    config = task.platform_config.get("kubernetes", {})
+    for item in (*config.get("secretAsEnv", ()), *config.get("configMapAsEnv", ())):
+        if not item.get("optional"):
+            item.pop("optional", None)
+
+
+def _check_mounts(placement: Placement) -> Placement:
+    """Refuse volumes that Kubernetes would refuse, with the whole pod.
+
+    KFP names the volume of a claim, a secret or a configuration map after it.
+    """
+    names: set[str] = set()
+    paths: set[str] = set()
+    for place, name, mount in placement.mounts():
+        path = mount.rstrip("/") or "/"
+        if not VOLUME_NAME.fullmatch(name):
+            raise SettingError(
+                place,
+                f"'{name}' cannot be mounted: KFP names the volume after it, and the name of a volume has at "
+                "most 63 lower-case letters, digits and '-', and no dot. Rename it in Kubernetes.",
+            )
+        if name in names:
+            raise SettingError(
+                place,
+                f"'{name}' is mounted twice, and KFP would give both volumes this name. Mount each claim, "
+                "secret and configuration map once, in a folder that serves all uses, and give each a "
+                "different name.",
+            )
+        if path in paths:
+            raise SettingError(
+                place, f"'{path}' is the mount path of another volume. Mount it at another path."
+            )
+        names.add(name)
+        paths.add(path)
+    return placement
+
+
+_PLACEMENT: TypeAdapter[Placement] = TypeAdapter(
+    Annotated[Placement, record(Placement), REFUSE_WITHOUT_EFFECT, AfterValidator(_check_mounts)]
+)
+
+
+def parse_meta(
+    meta: StepMeta,
+    stage: str,
+    outs: Collection[str],
+    read: Callable[[str], bytes],
+    defaults: Placement | None = None,
+) -> Placement:
     """Parse the settings in a stage's ``meta``.
 
     Args:
-        meta: Value of ``meta``, of any type.
+        meta: The ``meta`` of the stage.
         stage: Address of the stage.
-        file: Its dvc.yaml, for messages.
-        data: Bytes of that file.
-        place: Path of keys to ``meta`` in the file.
+        outs: Paths of its outputs.
+        read: Returns the bytes of a file of the repository; called to find the line of a mistake.
+        defaults: Settings that the stage does not set.
 
     Raises:
         ParseError: A key is unknown or a value wrong; names file, line and key.
 
     Example:
-        >>> parse_meta({"kubeflow": {"cpu": 2}}, stage="train", file="dvc.yaml", data=b"", place=()).cpu
+        >>> parse_meta(StepMeta({"kubeflow": {"cpu": 2}}), "train", [], lambda file: b"").cpu
         Range(request='2', limit='2')
     """
-    if not isinstance(meta, Mapping) or meta.get("kubeflow") is None:
-        return Placement()
-    try:
-        return _parse(meta["kubeflow"])
-    except _WrongError as error:
-        where = (*place, "kubeflow", *error.where)
-        key = ".".join(str(part) for part in ("meta", "kubeflow", *error.where))
-        raise ParseError(
-            file, f"stage '{stage}', key '{key}': {error.text}", line=line_of(data, where)
-        ) from None
+    defaults = Placement() if defaults is None else defaults
+
+    def finish(placement: Placement) -> Placement:
+        for key in ("gpu", "shared_memory") if placement.trainer else ():
+            if getattr(placement, key):
+                raise SettingError(
+                    (key,),
+                    f"with `trainer` the command runs on its nodes. Move it to `trainer: resources: {key}`.",
+                )
+        for index, path in enumerate(placement.models):
+            if path not in outs:
+                raise SettingError(("models", index), f"'{path}' is not one of its outputs")
+        return _check_mounts(placement.over(defaults))
+
+    return read_meta(_PLACEMENT, "kubeflow", meta, stage, read, finish=finish) or defaults
 
 
 def parse_defaults(values: Mapping[str, Any]) -> Placement:
@@ -309,226 +496,12 @@ def parse_defaults(values: Mapping[str, Any]) -> Placement:
         Gpu(count=1, type='nvidia.com/gpu')
     """
     try:
-        return _parse(values)
-    except _WrongError as error:
-        key = ".".join(map(str, error.where)) or "defaults"
-        raise ConfigError(f"the defaults of pods, '{key}': {error.text}") from None
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def _parse(values: Any) -> Placement:
-    found = _mapping(values, (), _READERS)
-    return Placement(**{key: _READERS[key](value, (key,)) for key, value in found.items()})
-
-
-def _mapping(values: Any, where: Where, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a mapping without its null values."""
-    if not isinstance(values, Mapping):
-        raise _WrongError(where, f"expected a mapping, not {values!r}")
-    for key in values:
-        if not isinstance(key, str):
-            raise _WrongError(where, f"expected names as keys, not {key!r}")
-        if known is not None and key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(sorted(known))}"
-            raise _WrongError((*where, key), f"there is no such setting; {hint}")
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _text(value: Any, where: Where) -> str:
-    if not isinstance(value, str) or not value.strip() or "{{" in value:
-        raise _WrongError(where, f"expected a text, not {value!r}")
-    return value
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> Callable[[Any, Where], str]:
-    def read(value: Any, where: Where) -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            raise _WrongError(where, f"expected {what}, not {value!r}")
-        if not pattern.fullmatch(str(value)):
-            raise _WrongError(where, f"expected {what}, not {value!r}")
-        return str(value)
-
-    return read
-
-
-_quantity = _matching(_QUANTITY, "a quantity such as 2, 500m or 4Gi")
-_name = _matching(_NAME, "the name of a Kubernetes object")
-_label_key = _matching(_LABEL_KEY, "a label's key")
-_label = _matching(_LABEL, "a label's value of up to 63 letters, digits, '-', '_' or '.'")
-
-
-def _one_of(*choices: str) -> Callable[[Any, Where], str]:
-    def read(value: Any, where: Where) -> str:
-        if value not in choices:
-            raise _WrongError(where, f"expected one of {', '.join(choices)}, not {value!r}")
-        return str(value)
-
-    return read
-
-
-def _whole(value: Any, where: Where) -> int:
-    if isinstance(value, bool) or not (text := str(value)).isdecimal() or len(text) > 18:
-        raise _WrongError(where, f"expected a whole number from 0 on, not {value!r}")
-    return int(value)
-
-
-def _factor(value: Any, where: Where) -> int:
-    # Argo accepts only whole numbers; with any other the node fails at its first failure.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or value < 1
-        or not float(value).is_integer()
-    ):
-        raise _WrongError(where, f"expected a whole number from 1 on, not {value!r}")
-    return int(value)
-
-
-def _seconds(value: Any, where: Where) -> int:
-    match = _DURATION.fullmatch(str(value)) if not isinstance(value, bool) else None
-    if match is None:
-        raise _WrongError(where, f"expected a duration such as 90, 90s, 15m, 6h or 2d, not {value!r}")
-    return min(int(match[1][:18]) * _SECONDS[match[2]], _LONGEST)
-
-
-def _duration(value: Any, where: Where) -> str:
-    return f"{_seconds(value, where)}s"
-
-
-def _flag(value: Any, where: Where) -> bool:
-    if not isinstance(value, bool):
-        raise _WrongError(where, f"expected true or false, not {value!r}")
-    return value
-
-
-def _mount(value: Any, where: Where) -> str:
-    text = _text(value, where)
-    if not text.startswith("/") or ".." in text.split("/"):
-        raise _WrongError(where, f"expected an absolute path, not {value!r}")
-    return text
-
-
-def _items(read: Callable[[Any, Where], Any]) -> Callable[[Any, Where], tuple[Any, ...]]:
-    def each(value: Any, where: Where) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise _WrongError(where, f"expected a list, not {value!r}")
-        return tuple(read(item, (*where, i)) for i, item in enumerate(value))
-
-    return each
-
-
-def _pairs(
-    key: Callable[[Any, Where], str], read: Callable[[Any, Where], str]
-) -> Callable[[Any, Where], dict[str, str]]:
-    def each(value: Any, where: Where) -> dict[str, str]:
-        found = _mapping(value, where)
-        return {key(name, (*where, name)): read(item, (*where, name)) for name, item in found.items()}
-
-    return each
-
-
-def _record(
-    make: Callable[..., Any], readers: Mapping[str, Callable[[Any, Where], Any]], *required: str
-) -> Callable[[Any, Where], Any]:
-    def read(value: Any, where: Where) -> Any:
-        found = _mapping(value, where, readers)
-        for name in required:
-            if name not in found:
-                raise _WrongError(where, f"'{name}' is missing")
-        return make(**{name: readers[name](item, (*where, name)) for name, item in found.items()})
-
-    return read
-
-
-def _range(value: Any, where: Where) -> Range:
-    if isinstance(value, Mapping):
-        found: Range = _record(Range, {"request": _quantity, "limit": _quantity})(value, where)
-        return found
-    # A single number sets both the request and the limit.
-    return Range(_quantity(value, where), _quantity(value, where))
-
-
-def _gpu(value: Any, where: Where) -> Gpu:
-    if isinstance(value, Mapping):
-        found: Gpu = _record(Gpu, {"count": _whole, "type": _label_key}, "count")(value, where)
-        return found
-    return Gpu(_whole(value, where))
-
-
-def _retry(value: Any, where: Where) -> Retry:
-    if isinstance(value, Mapping):
-        readers = {"count": _whole, "backoff": _duration, "factor": _factor, "max": _duration}
-        found: Retry = _record(Retry, readers, "count")(value, where)
-        return found
-    return Retry(_whole(value, where))
-
-
-def _toleration(value: Any, where: Where) -> Toleration:
-    readers = {
-        "key": _label_key,
-        "operator": _one_of(*_OPERATORS),
-        "value": _label,
-        "effect": _one_of(*_EFFECTS),
-        "seconds": _whole,
-    }
-    found: Toleration = _record(Toleration, readers)(value, where)
-    if found.key is None and found.operator != "Exists":
-        raise _WrongError(where, "'key' is missing; only with `operator: Exists` may it be left out")
-    return found
-
-
-def _variable(value: Any, where: Where) -> str:
-    text = _matching(_VARIABLE, "the name of an environment variable")(value, where)
-    if text.startswith("DVKF_"):
-        raise _WrongError(where, "variables that begin with DVKF_ are ours")
-    return text
-
-
-def _value(value: Any, where: Where) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, (str, int, float)):
-        raise _WrongError(where, f"expected a text or a number, not {value!r}")
-    return str(value)
-
-
-def _reference(value: Any, where: Where) -> Reference:
-    readers = {
-        "name": _name,
-        "env": _pairs(_text, _variable),
-        "mount": _mount,
-        "optional": _flag,
-    }
-    found: Reference = _record(Reference, readers, "name")(value, where)
-    if not found.env and not found.mount:
-        raise _WrongError(where, "expected `env: {its key: VARIABLE}`, or `mount: /path`")
-    return found
-
-
-_READERS: dict[str, Callable[[Any, Where], Any]] = {
-    "image": _text,
-    "packages": _items(_text),
-    "cpu": _range,
-    "memory": _range,
-    "gpu": _gpu,
-    "shared_memory": _quantity,
-    "timeout": _seconds,
-    "retries": _retry,
-    "node_selector": _pairs(_label_key, _label),
-    "tolerations": _items(_toleration),
-    "env": _pairs(_variable, _value),
-    "secrets": _items(_reference),
-    "config_maps": _items(_reference),
-    "volumes": _items(
-        _record(Volume, {"claim": _name, "mount": _mount, "sub_path": _text}, "claim", "mount")
-    ),
-    "image_pull_secrets": _items(_name),
-    "image_pull_policy": _one_of(*_PULL),
-    "service_account": _name,
-    "labels": _pairs(_label_key, _label),
-    "annotations": _pairs(_label_key, _value),
-    "models": _items(_text),
-}
+        placement = parse(_PLACEMENT, values)
+        if placement.trainer is not None:
+            raise SettingError(
+                ("trainer",), "only a stage has nodes. Set it in the stage's `meta: kubeflow:`."
+            )
+        return placement
+    except SettingError as error:
+        key = ".".join(map(str, error.place)) or "defaults"
+        raise ConfigError(f"the defaults of pods, '{key}': {error.problem}") from None

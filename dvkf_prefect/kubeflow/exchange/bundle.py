@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from dvkf_prefect.data.remotes.base import Storage
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import (
     ConfigError,
     CorruptObjectError,
@@ -89,7 +89,7 @@ def bundle_key(digest: str) -> str:
     return f"{_FOLDER}/{digest}"
 
 
-def uncommitted(repo: Repo, *, written: Container[str] = ()) -> tuple[str, ...]:
+def uncommitted(repo: Repository, *, written: Container[str] = ()) -> tuple[str, ...]:
     """Return uncommitted files that a stage could read.
 
     Args:
@@ -107,7 +107,7 @@ def uncommitted(repo: Repo, *, written: Container[str] = ()) -> tuple[str, ...]:
 
 
 def make_bundle(
-    repo: Repo, storage: Storage, *, allow_dirty: bool = False, written: Container[str] = ()
+    repo: Repository, storage: Storage, *, allow_dirty: bool = False, written: Container[str] = ()
 ) -> Bundle:
     """Upload the sources of the checked-out commit to a remote, unless it has them.
 
@@ -132,19 +132,20 @@ def make_bundle(
     """
     if repo.git is None:
         raise ConfigError(
-            f"{repo.root} is not in git: the sources of a run are taken from a commit; `git init`"
+            f"{repo.root} is not in git, but the sources of a run come from a commit. Run `git init` and "
+            "commit."
         )
     commit = repo.git.head()
     if commit is None:
         raise GitError(
-            f"{repo.git.root} has no commit yet: the sources of a run are taken from one; `git commit`"
+            f"{repo.git.root} has no commit yet, but the sources of a run come from one. Run `git commit`."
         )
     dirty = uncommitted(repo, written=written)
     if dirty and not allow_dirty:
         shown = ", ".join(f"'{path}'" for path in dirty[:10]) + (", …" if len(dirty) > 10 else "")
         raise StageError(
-            f"{len(dirty)} file(s) are not committed, so no commit would name what ran: {shown}. "
-            "Commit them, or allow uncommitted files (allow_dirty)"
+            f"{len(dirty)} file(s) are not committed, so no commit would record the sources of the run: "
+            f"{shown}. Commit them, or allow uncommitted files (allow_dirty)"
         )
     entries = _entries(repo, commit)
     if allow_dirty:
@@ -154,7 +155,7 @@ def make_bundle(
         paths = _write_tar(repo, entries, set(dirty), names, raw)
         size = raw.tell()
         if not allow_dirty and (changed := uncommitted(repo, written=written)):
-            raise StageError(f"'{changed[0]}' changed while the sources were bundled; start the run again")
+            raise StageError(f"'{changed[0]}' changed while the sources were bundled. Start the run again.")
         digest = _digest_of(raw)
         bundle = Bundle(digest, size, commit, dirty, paths)
         if not _is_fresh(storage, bundle.key):
@@ -188,7 +189,7 @@ def unpack_bundle(storage: Storage, digest: str, dest: Path) -> None:
             found = _unzip(packed, raw)
         except MissingObjectError:
             raise MissingObjectError(
-                f"the source bundle {digest} is not on {storage.url}; start the run again, which puts it there"
+                f"the source bundle {digest} is not on {storage.url}. Start the run again to upload it."
             ) from None
         except (gzip.BadGzipFile, EOFError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
@@ -198,8 +199,8 @@ def unpack_bundle(storage: Storage, digest: str, dest: Path) -> None:
         packed.unlink(missing_ok=True)
         if found != digest:
             raise CorruptObjectError(
-                f"the source bundle {digest} on {storage.url} hashes to {found}, not to its name; remove {key} there "
-                "and start the run again"
+                f"the source bundle {digest} on {storage.url} hashes to {found}, not to its name. Remove "
+                f"{key} from the remote, and start the run again."
             )
         dest.mkdir()
         try:
@@ -231,7 +232,7 @@ def _is_left_out(path: str) -> bool:
     return path.startswith(".dvc/") or posixpath.basename(path) == "dvc.lock"
 
 
-def _paths(repo: Repo, listed: bytes) -> Iterator[str]:
+def _paths(repo: Repository, listed: bytes) -> Iterator[str]:
     """Yield those of git's paths that are inside the repository, relative to its root."""
     prefix = repo.git_prefix
     for raw in listed.split(b"\0"):
@@ -240,12 +241,12 @@ def _paths(repo: Repo, listed: bytes) -> Iterator[str]:
             yield path[len(prefix) :]
 
 
-def _changed(repo: Repo) -> Iterator[str]:
+def _changed(repo: Repository) -> Iterator[str]:
     assert repo.git is not None
     return _paths(repo, repo.git.run_bytes("diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
 
 
-def _untracked(repo: Repo) -> Iterator[str]:
+def _untracked(repo: Repository) -> Iterator[str]:
     assert repo.git is not None
     listed = repo.git.run_bytes("ls-files", "--others", "--exclude-standard", "--full-name", "-z", ":/")
     return _paths(repo, listed)
@@ -257,7 +258,7 @@ class _Entry:
     blob: str
 
 
-def _entries(repo: Repo, commit: str) -> dict[str, _Entry]:
+def _entries(repo: Repository, commit: str) -> dict[str, _Entry]:
     """Return the files of a commit inside the repository, by path."""
     assert repo.git is not None
     prefix = repo.git_prefix
@@ -275,7 +276,7 @@ def _entries(repo: Repo, commit: str) -> dict[str, _Entry]:
 
 
 def _write_tar(
-    repo: Repo, entries: dict[str, _Entry], dirty: Container[str], names: list[str], stream: IO[bytes]
+    repo: Repository, entries: dict[str, _Entry], dirty: Container[str], names: list[str], stream: IO[bytes]
 ) -> tuple[str, ...]:
     """Write the archive; return the paths of its files."""
     differing = set(_changed(repo))
@@ -308,7 +309,7 @@ def _write_tar(
     return tuple(paths)
 
 
-def _in_work_tree(repo: Repo, name: str) -> tuple[str, bytes] | None:
+def _in_work_tree(repo: Repository, name: str) -> tuple[str, bytes] | None:
     """Return git's mode and the content of a file on disk; None if there is none."""
     path = repo.root / name
     try:
@@ -322,7 +323,7 @@ def _in_work_tree(repo: Repo, name: str) -> tuple[str, bytes] | None:
     return None
 
 
-def _blob(repo: Repo, entry: _Entry) -> bytes:
+def _blob(repo: Repository, entry: _Entry) -> bytes:
     assert repo.git is not None
     return repo.git.run_bytes("cat-file", "blob", entry.blob)
 
@@ -382,7 +383,7 @@ def _extract(archive: tarfile.TarFile, dest: Path) -> None:
     """
     links: list[tuple[str, str]] = []
     refuse: Callable[[str], UnsafePathError] = lambda name: UnsafePathError(  # noqa: E731
-        f"the source bundle holds {name!r}, which would leave its folder; nothing of it was used"
+        f"the source bundle holds {name!r}, which would leave its folder; nothing was extracted"
     )
     for member in archive:
         check_relpath(member.name, "the source bundle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
@@ -11,10 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dvkf_prefect.data.cache.cache import Cache
+from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.base import Storage
 from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.data.transfer.manifests import read_manifest
 from dvkf_prefect.data.transfer.move import move
-from dvkf_prefect.errors import MissingObjectError
+from dvkf_prefect.errors import DvkfError, MissingObjectError
 from dvkf_prefect.formats.objects import MD5, object_key
 from dvkf_prefect.formats.tree import Tree, is_tree
 from dvkf_prefect.kubeflow.exchange.bundle import RENEW_AFTER
@@ -24,6 +27,7 @@ from dvkf_prefect.scratch import scratch_folder
 # Outputs that stay out of the cache (``cache: false``) are not objects of the remote. A collection would not know
 # them, and a listing would count them. They are stored under this prefix until they are fetched.
 UNCACHED = "dvkf/uncached"
+_logger = logging.getLogger(__name__)
 
 
 class Below(Storage):
@@ -75,7 +79,18 @@ class Below(Storage):
 
 def uncached(remote: Remote) -> Remote:
     """Return the area of a remote for outputs that stay out of the cache."""
-    return Remote(remote.name, Below(remote.storage, UNCACHED), jobs=remote.jobs)
+    return Remote(remote.name, Below(remote.storage, UNCACHED), jobs=remote.bound)
+
+
+def volume_at(path: str) -> Remote | None:
+    """Return the objects on a volume that pods share; None if it is not mounted.
+
+    Args:
+        path: Mount path of the volume, "" for none.
+    """
+    if not path or not os.path.isdir(path):
+        return None
+    return Remote("the volume", open_storage(os.path.join(path, "dvkf"), {}, name="the volume"))
 
 
 def send(digests: Sequence[str], cache: Cache, remote: Remote, *, again: bool = False) -> None:
@@ -143,15 +158,24 @@ class RemoteObjects:
     Downloads are verified before use, and moved into place rather than copied, so a pod's disk holds data once.
     Objects stored by the step stay in the cache until `flush`.
 
+    A volume that the pods of a run share is read first. Each object is verified, and a missing or damaged one comes
+    from the remote. Everything that a later stage or the dispatcher needs is also on the remote.
+
     Args:
         remote: The remote.
         cache: Cache used only by this step; downloaded objects leave it when they are placed.
+        volume: The shared volume; None for none.
+        keep: True stores the step's outputs on the volume, too.
     """
 
-    def __init__(self, remote: Remote, cache: Cache) -> None:
+    def __init__(
+        self, remote: Remote, cache: Cache, *, volume: Remote | None = None, keep: bool = False
+    ) -> None:
         self.remote = remote
         self.cache = cache
         self._beside = uncached(remote)
+        self._volume = volume
+        self._keep = keep
         self._known: dict[str, Remote] = {}
         self._absent: set[str] = set()
         self._uses: Counter[str] = Counter()
@@ -197,8 +221,9 @@ class RemoteObjects:
 
     def read_tree(self, digest: str) -> Tree:
         """Return a directory's manifest."""
-        self._fetch({digest})
-        return self.cache.read_tree(digest)
+        known = self._known.get(digest)
+        places = [self.remote, self._beside] if known in (None, self._volume) else [known]
+        return read_manifest(digest, caches=[self.cache], remotes=places, mend=True)
 
     def add_file(self, source: str | Path, *, move: bool = False) -> str:
         """Store a file's content; return its digest."""
@@ -220,6 +245,7 @@ class RemoteObjects:
             RemoteError: The remote cannot be used.
         """
         send(list(self._stored), self.cache, self.remote)
+        self._put_on_volume(list(self._stored), self.cache)
         self._stored.clear()
 
     def keep_beside(self, side: Cache, digests: Sequence[str]) -> None:
@@ -233,10 +259,38 @@ class RemoteObjects:
             RemoteError: The remote cannot be used.
         """
         send(digests, side, self._beside, again=True)
+        self._put_on_volume(digests, side)
+
+    def _put_on_volume(self, digests: Sequence[str], cache: Cache) -> None:
+        """Store objects on the shared volume; on failure later stages download them."""
+        if self._volume is None or not self._keep:
+            return
+        try:
+            send(digests, cache, self._volume)
+        except (DvkfError, OSError) as error:
+            _logger.warning(
+                "outputs are not on the volume of the run, so later stages download them: %s", error
+            )
+
+    def _take_from_volume(self, wanted: list[str]) -> list[str]:
+        """Copy objects from the shared volume, verified; return the rest."""
+        if self._volume is None or not wanted:
+            return wanted
+        try:
+            here = set(wanted) - self._volume.missing(wanted)
+            for digest, error in move("fetch", sorted(here), MD5, self.cache, self._volume).failed.items():
+                _logger.warning("an object on the volume of the run is not usable: %s", error)
+                self._known.pop(digest, None)
+                self._volume.storage.delete([object_key(digest)])
+        except (DvkfError, OSError) as error:
+            _logger.warning("the volume of the run is not usable, so inputs are downloaded: %s", error)
+            self._known = {d: place for d, place in self._known.items() if place is not self._volume}
+            self._volume = None
+        return [digest for digest in wanted if not self.cache.exists(digest)]
 
     def _look_for(self, digests: set[str]) -> None:
         wanted = {d for d in digests if d not in self._known and d not in self._absent}
-        for place in (self.remote, self._beside):
+        for place in (*([self._volume] if self._volume else []), self.remote, self._beside):
             if wanted:
                 absent = place.missing(wanted)
                 self._known.update(dict.fromkeys(wanted - absent, place))
@@ -244,7 +298,7 @@ class RemoteObjects:
         self._absent.update(wanted)
 
     def _fetch(self, digests: set[str]) -> None:
-        wanted = sorted(digest for digest in digests if not self.cache.exists(digest))
+        wanted = self._take_from_volume(sorted(digest for digest in digests if not self.cache.exists(digest)))
         for place in (self.remote, self._beside):
             if not wanted:
                 return

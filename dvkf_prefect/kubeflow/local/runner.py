@@ -70,7 +70,7 @@ class KfpLocalRun:
             RunnerError: KFP's local runner failed or was killed, so the outcome is unknown.
         """
         if not self._ended.wait(timeout):
-            raise TimeoutError(f"stage '{self.stage}' still runs after {timeout:g} s")
+            raise TimeoutError(f"stage '{self.stage}' is still running after {timeout:g} s")
         result = self._found
         if self._cancelled and (result is None or result.failed):
             raise StageCancelledError(f"stage '{self.stage}' was stopped before its end")
@@ -147,7 +147,7 @@ class KfpLocalRunner:
         """
         with self._lock:
             if self._closed:
-                raise RunnerError(f"stage '{spec.stage}' cannot start: its runner is closed")
+                raise RunnerError(f"stage '{spec.stage}' cannot start: the runner is closed")
             if self._host is None or self._host.ended:
                 self._sweep()
                 self._host = _Host(self._folder("host"), self._grace)
@@ -200,7 +200,7 @@ class _Host:
         self._log = folder / "host.log"
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         with self._log.open("wb") as log:
-            self._process = leash.spawn(
+            self._process = leash.LeashedProcess(
                 leash.module_argv("dvkf_prefect.kubeflow.local.host", str(grace)),
                 env=environment,
                 cwd=folder,

@@ -1,4 +1,4 @@
 """Process of a stage in a pod, or in a task of the local runner.
 
-The package may import exchange.
+The package may import compile, exchange and trainer, and `kube`.
 """

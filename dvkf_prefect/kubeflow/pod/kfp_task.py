@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from dvkf_prefect.data.cache.cache import Cache
-from dvkf_prefect.errors import MissingObjectError, ParseError, StageCancelledError
+from dvkf_prefect.errors import MissingObjectError, StageCancelledError, StageError
 from dvkf_prefect.files import write_atomic
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.tree import Tree, is_tree
-from dvkf_prefect.pipeline.step.step import StepDependency, StepResult, StepSpec, run_step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from dvkf_prefect.kubeflow.compile.parameters import resolved
+from dvkf_prefect.kubeflow.pod.describe import Artifact, describe
+from dvkf_prefect.pipeline.step.step import StepContent, StepResult, StepSpec, run_step
 
 _RESULT = "DVKF_STEP_RESULT"
 _ENVIRONMENT = "DVKF_STEP_ENVIRONMENT"
-
-
-class Metrics(Protocol):
-    """Part of ``kfp.dsl.Metrics`` that is used here."""
-
-    def log_metric(self, metric: str, value: float) -> None:
-        """Record a number under a name."""
 
 
 class Trees(Protocol):
@@ -55,14 +48,22 @@ def local_environment(result: Path, environment: Mapping[str, str | None]) -> di
     return {_RESULT: str(result), _ENVIRONMENT: json.dumps(dict(environment))}
 
 
-def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | None = None) -> None:
+def run(
+    spec: str,
+    upstream: Sequence[str],
+    outputs: str,
+    *,
+    params: Mapping[str, Any] = MappingProxyType({}),
+    artifacts: Mapping[str, Artifact] = MappingProxyType({}),
+) -> None:
     """Run the stage.
 
     Args:
         spec: `StepSpec` of the stage as JSON, or the ``file:`` URI of a file with it.
         upstream: Outputs of upstream tasks: each a JSON object of ``{path: [digest, size, isexec]}``.
         outputs: File for this stage's outputs in the same form.
-        metrics: KFP's artifact for the numbers in the stage's metric outputs, if it has any.
+        params: Values of the task's typed parameters, see `dvkf_prefect.kubeflow.compile.parameters`.
+        artifacts: KFP's artifacts by name, see `dvkf_prefect.kubeflow.compile.artifacts`.
 
     Raises:
         SystemExit: The stage failed, so the task must fail; the code is 1.
@@ -72,8 +73,9 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
     step = StepSpec.from_json(_read(spec))
     signal.signal(signal.SIGTERM, _stop)
     try:
+        step = replace(step, params=resolved(step.params, params, step.stage))
         step = with_upstream(step, upstream, Cache(Path(step.cache_dir)))
-    except MissingObjectError as error:
+    except (MissingObjectError, StageError) as error:
         result = StepResult(step.stage, error=type(error).__name__, message=str(error))
     else:
         # In a pod, standard output is the log. The local runner reads it as lines of text, but it may be binary.
@@ -83,20 +85,18 @@ def run(spec: str, upstream: Sequence[str], outputs: str, metrics: Metrics | Non
         write_atomic(Path(result_file), result.to_json().encode())
     if result.failed:
         sys.exit(f"stage '{step.stage}' failed: {result.error}" if result_file else result.message)
-    put_outputs(result, outputs)
-    if metrics is not None:
-        for name, value in numbers(step, result):
-            metrics.log_metric(name, value)
+    put_text(outputs, outputs_text(result))
+    describe(artifacts, step, result)
 
 
-def put_outputs(result: StepResult, outputs: str) -> None:
-    """Write the digests of a stage's outputs for downstream tasks.
+def outputs_text(result: StepResult) -> str:
+    """Return the digests of a stage's outputs for downstream tasks.
 
     Args:
         result: Result of the stage.
-        outputs: File to write.
     """
-    put_text(outputs, json.dumps({out.path: (out.digest, out.size, out.isexec) for out in result.outs}))
+    written = {out.path: (out.digest, out.content.size or 0, out.content.isexec) for out in result.outs}
+    return json.dumps(written)
 
 
 def put_text(file: str, text: str) -> None:
@@ -142,53 +142,25 @@ def with_upstream(step: StepSpec, upstream: Sequence[str], store: Trees) -> Step
         MissingObjectError: A dependency is missing from the directory that should contain it.
     """
     found = {
-        path: StepDependency(path, digest, size, isexec)
+        path: StepContent(path, Content(digest, size, isexec=isexec))
         for text in upstream
         for path, (digest, size, isexec) in json.loads(text).items()
     }
     return replace(step, deps=tuple(_resolve(dep, found, store) for dep in step.deps)) if found else step
 
 
-def _resolve(dep: StepDependency, found: Mapping[str, StepDependency], store: Trees) -> StepDependency:
+def _resolve(dep: StepContent, found: Mapping[str, StepContent], store: Trees) -> StepContent:
     """Return a dependency with its new digest, if it is an upstream output or inside one."""
     if dep.path in found:
         return found[dep.path]
     for path, out in found.items():
         if dep.path.startswith(path + "/") and is_tree(out.digest):
-            tree = store.read_tree(out.digest)
-            relpath = dep.path[len(path) + 1 :]
-            if digest := dict(tree.items()).get(relpath):
-                return StepDependency(dep.path, digest)
-            below = Tree.from_pairs((p[len(relpath) + 1 :], d) for p, d in tree.below(relpath).items())
-            if not below.relpaths:
-                raise MissingObjectError(f"'{dep.path}' is not in '{path}' as it was written ({out.digest})")
-            return StepDependency(dep.path, store.add_tree(below))
+            part = store.read_tree(out.digest).subtree(dep.path[len(path) + 1 :])
+            if not part:
+                raise MissingObjectError(
+                    f"'{dep.path}' is not in '{path}' with the digest that its stage wrote ({out.digest})"
+                )
+            if part.relpaths == [""]:
+                return StepContent(dep.path, Content(part.digests[0]))
+            return StepContent(dep.path, Content(store.add_tree(part)))
     return dep
-
-
-def numbers(step: StepSpec, result: StepResult) -> Iterator[tuple[str, float]]:
-    """Yield the numbers in the metric outputs; nested names are joined by dots.
-
-    Args:
-        step: The step.
-        result: Its result; the content is still in its cache, or in its side cache.
-    """
-    from dvkf_prefect.formats.params import parse_params
-
-    kinds = {out.path: out for out in step.outs if out.kind == "metric"}
-    for content in result.outs:
-        if content.path not in kinds or is_tree(content.digest):
-            continue
-        store = Cache(Path(step.cache_dir if kinds[content.path].cached else result.side_dir))
-        prefix = f"{content.path}:" if len(kinds) > 1 else ""
-        # Unreadable metrics are still outputs; KFP's view of metrics just omits them.
-        with suppress(ParseError):
-            yield from _flat(prefix, parse_params(store.read_bytes(content.digest), content.path))
-
-
-def _flat(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(f"{prefix}{key}.", value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            yield prefix + key, value

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import DvkfError
-from dvkf_prefect.formats.dvclock import Entry, make_entry
+from dvkf_prefect.formats.dvclock import Entry, content_of, make_entry
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.objects import LEGACY
 from dvkf_prefect.formats.outputs import Output
-from dvkf_prefect.formats.tree import is_tree
 from dvkf_prefect.pipeline.plan.runcache import RunCache, can_restore
 from dvkf_prefect.pipeline.plan.selection import choose
 from dvkf_prefect.pipeline.plan.signature import input_key
@@ -23,7 +22,7 @@ _ABSENT = ("is missing", "is not in the cache")
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class Expansion:
     """Expansion of targets to stages.
 
     Attributes:
@@ -61,7 +60,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StageDecision:
     """A decision with its basis.
 
     Attributes:
@@ -75,13 +74,13 @@ class Choice:
     entry: Entry | None = None
 
 
-def selected(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
+def selected(snapshot: Snapshot, targets: Sequence[str], expansion: Expansion) -> list[Stage]:
     """Return the selected stages, in the order of the graph.
 
     Args:
         snapshot: State of the workspace.
         targets: See `dvkf_prefect.pipeline.plan.selection.choose`; all stages if empty.
-        scope: Expansion of the targets.
+        expansion: Expansion of the targets.
 
     Raises:
         StageNotFoundError: A target selects no stage.
@@ -89,8 +88,8 @@ def selected(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[S
     graph = snapshot.graph
     if not targets:
         return graph.order(None)
-    wanted = set(choose(snapshot.repo, graph, targets, recursive=scope.recursive, glob=scope.glob))
-    if scope.pipeline or scope.downstream:
+    wanted = set(choose(snapshot.repo, graph, targets, recursive=expansion.recursive, glob=expansion.glob))
+    if expansion.pipeline or expansion.downstream:
         users: dict[str, list[str]] = {address: [] for address in graph.stages}
         for address in graph.stages:
             for other in graph.needs(address):
@@ -101,10 +100,10 @@ def selected(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[S
             if address not in wanted:
                 wanted.add(address)
                 queue += users[address]
-                if scope.pipeline:
+                if expansion.pipeline:
                     queue += graph.needs(address)
         return graph.order(wanted, alone=True)
-    return graph.order(wanted, alone=scope.single_item)
+    return graph.order(wanted, alone=expansion.single_item)
 
 
 def decide(
@@ -115,7 +114,7 @@ def decide(
     forced: bool = False,
     dry: bool = True,
     on_disk: bool = False,
-) -> Choice:
+) -> StageDecision:
     """Decide on one stage, after the stages that it needs.
 
     Args:
@@ -131,8 +130,8 @@ def decide(
     reasons = reasons_for(snapshot, stage, entry, inputs)
     forced = forced or rules.force
 
-    def made(action: Action, why: tuple[Reason, ...], run: Entry | None = None) -> Choice:
-        return Choice(Decision(stage.address, action, why, stage.cmd), inputs, run)
+    def made(action: Action, why: tuple[Reason, ...], run: Entry | None = None) -> StageDecision:
+        return StageDecision(Decision(stage.address, action, why, stage.cmd), inputs, run)
 
     if rules.allow_missing and entry is not None and not forced:
         reasons = tuple(reason for reason in reasons if not _is_absence(reason))
@@ -217,21 +216,10 @@ def _can_have(snapshot: Snapshot, stage: Stage, entry: Entry, *, pull: bool, dry
 
 
 def _output(stage: Stage, path: str, item: dict[str, Any], remote: str | None) -> Output:
-    digest = item["md5"]
-    return Output(
-        path=path,
-        digest=digest,
-        size=item.get("size"),
-        nfiles=item.get("nfiles") if is_tree(digest) else None,
-        isexec=bool(item.get("isexec", False)),
-        hash_name=item.get("hash", LEGACY),
-        remote=remote,
-        source=stage.file,
-        stage=stage.name,
-    )
+    return Output(path, content_of(item), remote=remote, source=stage.file, stage=stage.name)
 
 
-def bring(repo: Repo, outputs: Sequence[Output], *, dry: bool = False) -> bool:
+def bring(repo: Repository, outputs: Sequence[Output], *, dry: bool = False) -> bool:
     """Fetch outputs into the cache from their remotes; return True if all of them are there.
 
     Args:

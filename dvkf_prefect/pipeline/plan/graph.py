@@ -11,6 +11,7 @@ from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.files import PIPELINE_FILE
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.template import JOIN
+from dvkf_prefect.text import did_you_mean
 
 # A stage in a file; a stage's name may contain a colon, from its ``foreach`` or ``matrix`` item.
 _ADDRESS = re.compile(r"((?:.*?/)?dvc\.yaml|):(.+)", re.DOTALL)
@@ -56,8 +57,8 @@ class Graph:
                         continue
                     if writer == stage.address:
                         raise StageGraphError(
-                            f"stage '{stage.address}' depends on '{path}' and writes '{out}': a stage cannot "
-                            "read what it writes"
+                            f"stage '{stage.address}' depends on '{path}' and writes '{out}'. A stage cannot "
+                            "depend on its own output."
                         )
                     if writer:
                         edges[writer] = None
@@ -111,8 +112,14 @@ class Graph:
         if plain in self._writers:
             return [self._writers[plain]]
         known = ", ".join(list(self.stages)[:20]) or "none"
+        names = (
+            *self.stages,
+            *self._writers,
+            *(stage.group for stage in self.stages.values() if stage.group),
+        )
         raise StageNotFoundError(
-            f"'{target}' is not a stage, a dvc.yaml or an output of a stage; stages: {known}"
+            f"'{target}' is not a stage, a dvc.yaml or an output of a stage; stages: {known}."
+            f"{did_you_mean(target, names)}"
         )
 
     def _members(self, file: str, group: str) -> list[str]:
@@ -142,9 +149,7 @@ class Graph:
                 elif following in open_:
                     names = list(open_)
                     circle = [*names[names.index(following) :], following]
-                    raise StageGraphError(
-                        "the stages need each other in a circle: " + " → ".join(reversed(circle))
-                    )
+                    raise StageGraphError("the stages form a cycle: " + " → ".join(reversed(circle)))
                 else:
                     open_[following] = None
                     stack.append((following, iter(needs(following))))
@@ -202,7 +207,7 @@ def _writers(stages: Sequence[Stage], *, lenient: bool) -> Mapping[str, str]:
                     if other != stage.address
                     else f"stage '{other}' twice"
                 )
-                raise StageGraphError(f"'{out.path}' is an output of {both}; keep one of them")
+                raise StageGraphError(f"'{out.path}' is an output of {both}. Keep one of them.")
             writers[out.path] = stage.address
     for path, address in writers.items():
         for above in _upwards(posixpath.dirname(path)):
@@ -214,6 +219,6 @@ def _writers(stages: Sequence[Stage], *, lenient: bool) -> Mapping[str, str]:
         for above in _upwards(posixpath.dirname(stage.file)):
             if above in writers:
                 raise StageGraphError(
-                    f"{stage.file} lies inside '{above}', an output of stage '{writers[above]}'; move it out"
+                    f"{stage.file} lies inside '{above}', an output of stage '{writers[above]}'. Move it out."
                 )
     return writers

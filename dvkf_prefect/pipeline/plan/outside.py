@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.errors import OutputError, OutputNotFoundError
-from dvkf_prefect.formats.dvclock import Item
+from dvkf_prefect.formats.dvclock import Item, item_of
 from dvkf_prefect.formats.dvcyaml import Dependency, Stage
-from dvkf_prefect.formats.objects import MD5, Stored
+from dvkf_prefect.formats.objects import MD5, Content
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
+    from dvkf_prefect.data.repository.repository import Repository
 
 _EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
 _MARKS = ("md5", "etag", "checksum")
@@ -33,7 +33,7 @@ def mark_of(item: Mapping[str, Any]) -> str | None:
     return next((str(item[name]) for name in _MARKS if item.get(name)), None)
 
 
-def place_of(repo: Repo, stage: Stage, dep: Dependency) -> str:
+def place_of(repo: Repository, stage: Stage, dep: Dependency) -> str:
     """Return the place of an outside dependency: an absolute path, or a url.
 
     Args:
@@ -46,7 +46,7 @@ def place_of(repo: Repo, stage: Stage, dep: Dependency) -> str:
     return os.path.normpath(repo.root / stage.wdir / dep.name)
 
 
-def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | None, Item | None]:
+def read_outside(repo: Repository, stage: Stage, dep: Dependency) -> tuple[Content | None, Item | None]:
     """Return the current state of an outside dependency, to compare and as an entry holds it; None if missing.
 
     Args:
@@ -65,29 +65,25 @@ def read_outside(repo: Repo, stage: Stage, dep: Dependency) -> tuple[Stored | No
         return None, None
     if "://" not in place and os.path.isfile(place) and not os.path.getsize(place):
         # Treated as empty without reading: the kernel's virtual files have size 0, and reading them may block.
-        isexec = {"isexec": True} if os.stat(place).st_mode & 0o111 else {}
-        return Stored(_EMPTY, 0, isexec=bool(isexec)), {
-            "path": dep.name,
-            "hash": MD5,
-            "md5": _EMPTY,
-            "size": 0,
-            **isexec,
-        }
+        empty = Content(_EMPTY, 0, isexec=bool(os.stat(place).st_mode & 0o111))
+        return empty, item_of(dep.name, empty)
     try:
         facts = open_source(repo.config, place, folder=repo.root).facts()
     except (OutputNotFoundError, OutputError, FileNotFoundError, PermissionError):
         return None, None
     item: Item = {"path": dep.name, "hash": MD5, **facts.values}
-    stored = Stored(
+    content = Content(
         mark_of(item) or "",
-        item.get("size") or 0,
+        item.get("size"),
         item.get("nfiles"),
         bool(item.get("isexec", False)),
     )
-    return stored, item
+    return content, item
 
 
-def differs_at_a_look(repo: Repo, stage: Stage, dep: Dependency, recorded: Mapping[str, Any] | None) -> bool:
+def differs_at_a_look(
+    repo: Repository, stage: Stage, dep: Dependency, recorded: Mapping[str, Any] | None
+) -> bool:
     """Return True if a local dependency differs from its record by kind, size or number of files; reads no content.
 
     A status query need not hash a large dependency, for instance a whole disk.
@@ -119,7 +115,7 @@ def differs_at_a_look(repo: Repo, stage: Stage, dep: Dependency, recorded: Mappi
     return count != nfiles
 
 
-def exists_outside(repo: Repo, stage: Stage, dep: Dependency) -> bool:
+def exists_outside(repo: Repository, stage: Stage, dep: Dependency) -> bool:
     """Return True if a local outside dependency can be read; urls are not queried and count as readable.
 
     Args:

@@ -93,8 +93,21 @@ def can_save(stage: Stage, entry: Entry) -> bool:
 
 def _read(path: Path) -> Entry | None:
     try:
-        entry: Any = documents.load(read_description(path), path.name)
-    except (OSError, ParseError):
+        return parse_run(read_description(path), path.name)
+    except OSError:
+        return None
+
+
+def parse_run(data: bytes, name: str) -> Entry | None:
+    """Return a recorded run; None if the data is not one.
+
+    Args:
+        data: Content of the record.
+        name: Name of the record, for messages.
+    """
+    try:
+        entry: Any = documents.load(data, name)
+    except ParseError:
         return None
     # Entries may come from a remote: a malformed digest could form a path outside the cache.
     if find_wrong(entry) or not all("md5" in out for out in entry.get("outs", [])):

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.formats.files import PIPELINE_FILE
 from dvkf_prefect.pipeline.plan.graph import Graph
 
 
 def choose(
-    repo: Repo, graph: Graph, targets: Sequence[str], *, recursive: bool = False, glob: bool = False
+    repo: Repository, graph: Graph, targets: Sequence[str], *, recursive: bool = False, glob: bool = False
 ) -> list[str]:
     """Return the addresses of the selected stages, without duplicates.
 
@@ -35,7 +35,7 @@ def choose(
     return list(found)
 
 
-def _meant(repo: Repo, graph: Graph, target: str, recursive: bool, glob: bool) -> list[str]:
+def _meant(repo: Repository, graph: Graph, target: str, recursive: bool, glob: bool) -> list[str]:
     file, colon, name = target.rpartition(":")
     if glob and any(letter in name for letter in "*?["):
         if not colon:

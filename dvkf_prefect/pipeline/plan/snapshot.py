@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.workspace.workspace import Found
 from dvkf_prefect.errors import MissingObjectError, OutputError, ParseError, RemoteError, UnsafePathError
-from dvkf_prefect.formats.dvclock import Entry, Item, item_of, lock_file, read_lock, stored_of
+from dvkf_prefect.formats.dvclock import Entry, Item, content_of, item_of, lock_file, read_lock
 from dvkf_prefect.formats.dvcyaml import Dependency, Stage, load_stages
 from dvkf_prefect.formats.files import PIPELINE_FILE
-from dvkf_prefect.formats.objects import LEGACY, MD5, Stored, object_key
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content, object_key
 from dvkf_prefect.formats.outputs import Output, check_overlap
 from dvkf_prefect.formats.params import check_params, parse_params, select
 from dvkf_prefect.formats.tracked import read_outputs as read_any_outputs
@@ -27,7 +27,7 @@ from dvkf_prefect.pipeline.plan.graph import Graph
 if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.remote import Remote
 
-UNKNOWN = Stored("", 0)
+UNKNOWN = Content("", 0)
 """Content that a stage will write and that is not known yet."""
 
 
@@ -46,7 +46,7 @@ class Inputs:
         storable: True if dvc.lock can hold the parameters; always True unless the snapshot only looks.
     """
 
-    deps: Mapping[str, Stored | None]
+    deps: Mapping[str, Content | None]
     items: tuple[Item, ...]
     params: Mapping[str, Mapping[str, Any]]
     missing_params: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Snapshot:
         OutputOverlapError: A stage's output overlaps a tracked one.
     """
 
-    repo: Repo
+    repo: Repository
     away: Remote | None = None
     only_looks: bool = False
     lenient: bool = False
@@ -94,13 +94,13 @@ class Snapshot:
     _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
     _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    _planned: MutableMapping[str, Stored] = field(default_factory=dict)
+    _planned: MutableMapping[str, Content] = field(default_factory=dict)
     _planned_folders: MutableMapping[str, None] = field(default_factory=dict)
     _cached: set[str] = field(default_factory=set)
     _below: dict[str, set[str]] = field(default_factory=dict)
     _pipelines: list[str] = field(default_factory=list)
     _datasets: dict[str, Mapping[str, Any] | None] | None = None
-    _outside: dict[str, tuple[Stored | None, Item | None]] = field(default_factory=dict)
+    _outside: dict[str, tuple[Content | None, Item | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.files = self.repo.files()
@@ -195,7 +195,7 @@ class Snapshot:
 
     def plan(self, stage: Stage, entry: Entry | None) -> None:
         """Record a stage's future outputs for the stages after it: an entry's outputs, or unknown content."""
-        recorded = {item["path"]: stored_of(item) for item in (entry or {}).get("outs", ())}
+        recorded = {item["path"]: content_of(item) for item in (entry or {}).get("outs", ())}
         for out in stage.outs:
             self._planned[out.path] = recorded.get(out.name, UNKNOWN)
             folder = posixpath.dirname(out.path)
@@ -205,8 +205,8 @@ class Snapshot:
 
     def expect(self, output: Output) -> None:
         """Record that a `.dvc` file's content will be in the workspace."""
-        if output.digest:
-            self._planned[output.path] = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
+        if output.content:
+            self._planned[output.path] = output.content
 
     def _is_expected(self, path: str) -> bool:
         return bool(self._planned) and any(above in self._planned for above in (path, *_folders(path)))
@@ -218,7 +218,7 @@ class Snapshot:
         other._planned_folders = ChainMap({}, self._planned_folders)
         return other
 
-    def content(self, path: str) -> Stored | None:
+    def content(self, path: str) -> Content | None:
         """Return a dependency's content: planned, in the workspace, or recorded, in this order."""
         if path in self._planned_folders:
             return UNKNOWN
@@ -229,46 +229,42 @@ class Snapshot:
                 return planned if above == path or planned is UNKNOWN else self._part(planned, above, path)
             above = posixpath.dirname(above)
         found = self.look(path)
-        if found.digest is not None:
-            return found.stored()
+        if found.content is not None:
+            return found.content
         above = path
         while above:
             output = self.outputs.get(above)
-            if output is not None and output.digest and output.hash_name == MD5:
+            if output is not None and output.content and output.hash_name == MD5:
                 if above != path and (self.repo.root / above).exists():
                     return None  # the directory is in the workspace, without this part of it
-                stored = Stored(output.digest, output.size or 0, output.nfiles, output.isexec)
-                return stored if above == path else self._part(stored, above, path)
+                return output.content if above == path else self._part(output.content, above, path)
             above = posixpath.dirname(above)
         return None
 
-    def _part(self, whole: Stored, folder: str, path: str) -> Stored | None:
+    def _part(self, whole: Content, folder: str, path: str) -> Content | None:
         """Return one file or folder inside a directory, by its manifest."""
-        if not is_tree(whole.digest):
+        if not whole.is_dir or whole.hash_name != MD5:
             return None
-        cache = self.repo.cache
-        try:
-            if self.away is not None and not cache.exists(whole.digest):
-                from dvkf_prefect.data.transfer.move import move
+        from dvkf_prefect.data.transfer.manifests import read_manifest
 
-                move("fetch", [whole.digest], MD5, cache, self.away)
-            tree = cache.read_tree(whole.digest)
+        cache = self.repo.cache
+        remotes = [] if self.away is None else [self.away]
+        try:
+            tree = read_manifest(whole.digest, caches=[cache], remotes=remotes, mend=True)
         except MissingObjectError:
             return None
-        relpath = path[len(folder) + 1 :]
-        below = tree.below(relpath)
-        if not len(below):
+        part = tree.subtree(path[len(folder) + 1 :])
+        if not part:
             return None
         sizes: list[int] = []
-        for digest in below.digests:
+        for digest in part.digests:
             size = self._size(digest)
             if size is None:
                 return None
             sizes.append(size)
-        if below.relpaths == [relpath]:
-            return Stored(below.digests[0], sizes[0])
-        part = type(tree)([name[len(relpath) + 1 :] for name in below.relpaths], below.digests)
-        return Stored(cache.add_tree(part), sum(sizes), len(part))
+        if part.relpaths == [""]:
+            return Content(part.digests[0], sizes[0])
+        return Content(cache.add_tree(part), sum(sizes), len(part))
 
     def _size(self, digest: str) -> int | None:
         try:
@@ -288,7 +284,7 @@ class Snapshot:
             ParseError: A parameter file does not parse.
         """
         recorded = {item["path"]: item for item in (entry or {}).get("deps", ())}
-        deps: dict[str, Stored | None] = {}
+        deps: dict[str, Content | None] = {}
         datasets: dict[str, Mapping[str, Any] | None] = {}
         items: list[Item] = []
         wrong: dict[str, str] = {}
@@ -329,15 +325,14 @@ class Snapshot:
             missing += [f"{file}:{key}" for key in keys if key not in params[file]]
         return Inputs(deps, tuple(items), params, tuple(missing), datasets, wrong, storable)
 
-    def _read(self, dep: Dependency, on_disk: bool) -> Stored | None:
+    def _read(self, dep: Dependency, on_disk: bool) -> Content | None:
         if not on_disk or self._is_expected(dep.path):
             return self.content(dep.path)
-        found = self.look(dep.path)
-        return None if found.digest is None else found.stored()
+        return self.look(dep.path).content
 
     def _read_outside(
         self, stage: Stage, dep: Dependency, recorded: Item | None
-    ) -> tuple[Stored | None, Item | None]:
+    ) -> tuple[Content | None, Item | None]:
         from dvkf_prefect.pipeline.plan import outside
 
         place = outside.place_of(self.repo, stage, dep)
@@ -345,7 +340,7 @@ class Snapshot:
             if self.only_looks and outside.exists_outside(self.repo, stage, dep):
                 with suppress(OSError):
                     if outside.differs_at_a_look(self.repo, stage, dep, recorded):
-                        return Stored("other", 0), None
+                        return Content("other", 0), None
             try:
                 self._outside[place] = outside.read_outside(self.repo, stage, dep)
             except RemoteError as error:
@@ -354,7 +349,7 @@ class Snapshot:
                 import logging
 
                 # The report remains useful without it.
-                logging.getLogger(__name__).warning("a dependency cannot be looked at: %s", error)
+                logging.getLogger(__name__).warning("cannot check a dependency: %s", error)
                 self._outside[place] = None, None
         stored, item = self._outside[place]
         return stored, None if item is None else {**item, "path": dep.name}
@@ -368,11 +363,11 @@ class Snapshot:
             self._datasets = {key: each.lock for datasets in found for key, each in datasets.items()}
         return self._datasets.get(name)
 
-    def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Stored | None:
+    def _same_as_legacy(self, dep: Dependency, old: Item | None) -> Content | None:
         """Return the recorded content of DVC 2.x, if the workspace still has it."""
         if old is None or not old.get("md5") or old.get("hash") == MD5:
             return None
-        return stored_of(old) if self.look(dep.path, LEGACY).digest == old["md5"] else None
+        return content_of(old) if self.look(dep.path, LEGACY).digest == old["md5"] else None
 
     def _read_params(self, path: str) -> dict[str, Any] | None:
         if path not in self._params:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.verbs.status import Status
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.formats.dvclock import Entry
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.objects import LEGACY, MD5
+from dvkf_prefect.formats.params import flatten
 from dvkf_prefect.pipeline.plan.outside import mark_of, place_of
 from dvkf_prefect.pipeline.plan.snapshot import UNKNOWN, Inputs, Snapshot
 from dvkf_prefect.urls import without_secrets
@@ -49,7 +50,7 @@ class Reason:
             case "always":
                 return "it runs every time"
             case "forced":
-                return "it was asked for with force"
+                return "it was forced"
             case "command":
                 return f"command changed: {_show(self.old)} → {_show(self.new)}"
             case _:
@@ -96,12 +97,12 @@ class Decision:
             return f"{head}, nothing changed"
         lines = [head, "", "| why | what | old | new |", "|---|---|---|---|"]
         for reason in self.reasons:
-            told = reason.note or ("" if reason.new is None and reason.old is None else _show(reason.new))
+            new = reason.note or ("" if reason.new is None and reason.old is None else _show(reason.new))
             cells = (
                 reason.kind,
                 without_secrets(reason.name),
                 "" if reason.old is None else _show(reason.old),
-                told,
+                new,
             )
             lines.append(f"| {' | '.join(map(_escape, cells))} |")
         return "\n".join(lines)
@@ -143,7 +144,7 @@ def reasons_for(snapshot: Snapshot, stage: Stage, entry: Entry | None, inputs: I
     if entry["cmd"] != command:
         reasons.append(Reason("command", "cmd", entry["cmd"], command))
     if not stage.frozen:
-        reasons += _input_reasons(stage, entry, inputs)
+        reasons += [leaf for reason in _input_reasons(stage, entry, inputs) for leaf in _leaves(reason)]
         if stage.runs_always:
             reasons.append(Reason("always", stage.address))
     return (*reasons, *output_reasons(snapshot, stage, entry))
@@ -154,7 +155,7 @@ def _input_reasons(stage: Stage, entry: Entry, inputs: Inputs) -> Iterable[Reaso
     for name, stored in inputs.deps.items():
         old = recorded.get(name)
         if stored is UNKNOWN:
-            yield Reason("dependency", name, old, None, "will be written anew")
+            yield Reason("dependency", name, old, None, "will be rewritten")
         elif stored is None:
             said = inputs.wrong.get(name)
             yield Reason("dependency", name, old, None, f"cannot be read: {said}" if said else "is missing")
@@ -173,6 +174,21 @@ def _input_reasons(stage: Stage, entry: Entry, inputs: Inputs) -> Iterable[Reaso
                 yield Reason("parameter", f"{file}:{key}", before.get(key), now.get(key))
 
 
+def _leaves(reason: Reason) -> list[Reason]:
+    """Return a reason for each changed value below a group of parameters."""
+    old, new = reason.old, reason.new
+    if reason.kind != "parameter" or not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [reason]
+    before, after = flatten(old), flatten(new)
+    changed = [
+        key
+        for key in dict.fromkeys((*after, *before))
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+    leaves = [Reason("parameter", f"{reason.name}.{key}", before.get(key), after.get(key)) for key in changed]
+    return leaves or [reason]
+
+
 def _recorded_dataset(entry: Entry, name: str) -> Mapping[str, Any] | None:
     found = (item.get("dataset") for item in entry.get("deps", ()) if item["path"] == name)
     return next(found, None)
@@ -182,10 +198,10 @@ def _dataset_reasons(
     name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None
 ) -> Iterable[Reason]:
     if new is None:
-        yield Reason("dependency", name, _version(old), None, "has no version; run `dvc dataset update`")
+        yield Reason("dependency", name, _version(old), None, "has no version. Run `dvc dataset update`.")
     elif old is None or old != new:
         # The dataset's source may have changed without its version.
-        note = "" if old is None or _version(old) != _version(new) else "is another one"
+        note = "" if old is None or _version(old) != _version(new) else "differs"
         yield Reason("dependency", name, _version(old), _version(new), note)
 
 
@@ -215,7 +231,7 @@ def output_reasons(snapshot: Snapshot, stage: Stage, entry: Entry) -> Iterable[R
             yield Reason("output", out.name, old, found.digest, "is not in the cache")
 
 
-def stage_status(repo: Repo, stages: Sequence[str] = ()) -> dict[str, tuple[Reason, ...]]:
+def stage_status(repo: Repository, stages: Sequence[str] = ()) -> dict[str, tuple[Reason, ...]]:
     """Return the changes of stages; nothing is run and nothing is planned ahead.
 
     Args:
@@ -248,7 +264,7 @@ def _status(snapshot: Snapshot, stages: Iterable[Stage]) -> dict[str, tuple[Reas
     return status
 
 
-def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict[str, list[Any]]:
+def status_report(repo: Repository, data: Status, targets: Sequence[str] = ()) -> dict[str, list[Any]]:
     """Return the status of outputs and stages in the shape of ``dvc status --json``.
 
     Args:
@@ -297,7 +313,7 @@ def status_report(repo: Repo, data: Status, targets: Sequence[str] = ()) -> dict
     return report
 
 
-def _changed_deps(repo: Repo, stage: Stage, entry: Entry | None, inputs: Inputs) -> dict[str, Any]:
+def _changed_deps(repo: Repository, stage: Stage, entry: Entry | None, inputs: Inputs) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     paths = {
         dep.name: without_secrets(place_of(repo, stage, dep)) if dep.external else dep.path

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.files import PIPELINE_FILE
@@ -140,7 +140,7 @@ def _tree(pipeline: Iterable[str], needs: Mapping[str, tuple[str, ...]]) -> list
 
 
 def draw(
-    repo: Repo,
+    repo: Repository,
     target: str | None = None,
     *,
     outs: bool = False,

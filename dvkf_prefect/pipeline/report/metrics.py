@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from dvkf_prefect.data.git.command import revisions_of
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.views.reader import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError, ParseError
 from dvkf_prefect.files import DESCRIPTION_LIMIT
@@ -65,7 +65,7 @@ class FileValues:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content in the shape of ``dvc metrics show --json``."""
-        return {"data": self.values} if self.error is None else {"error": _told(self.error)}
+        return {"data": self.values} if self.error is None else {"error": _error_values(self.error)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,15 @@ class Reading:
     def as_dict(self) -> dict[str, Any]:
         """Return the content in the shape of ``dvc metrics show --json``."""
         if self.error is not None:
-            return {"error": _told(self.error)}
+            return {"error": _error_values(self.error)}
         return {"data": {path: file.as_dict() for path, file in self.files.items()}}
 
 
-def _told(error: Exception) -> dict[str, str]:
+def _error_values(error: Exception) -> dict[str, str]:
     return {"type": type(error).__name__, "msg": str(error)}
 
 
-def show(repo: Repo, rev: str | None = None) -> dict[str, dict[str, Any]]:
+def show(repo: Repository, rev: str | None = None) -> dict[str, dict[str, Any]]:
     """Return every metric.
 
     Args:
@@ -123,7 +123,7 @@ def show(repo: Repo, rev: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def read_metrics(
-    repo: Repo,
+    repo: Repository,
     targets: Sequence[str] = (),
     *,
     all_branches: bool = False,
@@ -153,7 +153,7 @@ def read_metrics(
     if not (all_branches or all_tags or all_commits):
         return {"": read(None)}
     if repo.git is None:
-        raise ConfigError(f"{repo.root} has no git history; there are no other versions to look at")
+        raise ConfigError(f"{repo.root} has no git history, so there are no other versions")
     found = {WORKSPACE: read(None)}
     for commit, names in _named_revisions(repo, all_branches, all_tags, all_commits).items():
         found[",".join(names)] = read(commit)
@@ -166,7 +166,7 @@ def read_metrics(
     return found
 
 
-def diff(repo: Repo, a: str = "HEAD", b: str | None = None) -> list[MetricChange]:
+def diff(repo: Repository, a: str = "HEAD", b: str | None = None) -> list[MetricChange]:
     """Compare the metrics of two versions.
 
     Args:
@@ -193,7 +193,7 @@ def diff(repo: Repo, a: str = "HEAD", b: str | None = None) -> list[MetricChange
 
 
 def diff_metrics(
-    repo: Repo,
+    repo: Repository,
     a: str = "HEAD",
     b: str | None = None,
     targets: Sequence[str] = (),
@@ -219,7 +219,7 @@ def diff_metrics(
 
 
 def diff_params(
-    repo: Repo,
+    repo: Repository,
     a: str = "HEAD",
     b: str | None = None,
     targets: Sequence[str] = (),
@@ -255,7 +255,7 @@ def diff_params(
 
 
 def _compare(
-    repo: Repo,
+    repo: Repository,
     a: str,
     b: str | None,
     declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
@@ -292,7 +292,7 @@ def _difference(old: Any, new: Any) -> float | None:
 
 
 def _named_revisions(
-    repo: Repo, all_branches: bool, all_tags: bool, all_commits: bool
+    repo: Repository, all_branches: bool, all_tags: bool, all_commits: bool
 ) -> dict[str, list[str]]:
     """Return commits with their names; as in DVC, named by their ids if all commits are requested."""
     assert repo.git is not None
@@ -317,7 +317,7 @@ def _named_revisions(
 
 
 def _read(
-    repo: Repo,
+    repo: Repository,
     rev: str | None,
     declared: Callable[[RepoFiles], Mapping[str, Sequence[str]]],
     keep: Callable[[Any], Any],
@@ -379,7 +379,7 @@ def read_bounded(file: IO[bytes], name: str) -> bytes:
     """
     data = file.read(DESCRIPTION_LIMIT + 1)
     if len(data) > DESCRIPTION_LIMIT:
-        raise ParseError(name, f"more than {DESCRIPTION_LIMIT} bytes, the most allowed here. Write less.")
+        raise ParseError(name, f"more than {DESCRIPTION_LIMIT} bytes, the limit. Shorten it.")
     return data
 
 

@@ -60,7 +60,7 @@ def parse(data: bytes, name: str, *, header: bool = True) -> Any:
     if suffix in _TREES:
         return load_values(data, name)
     if suffix not in _TABLES:
-        raise ParseError(name, "only JSON, YAML, TOML, CSV and TSV files and images can be drawn")
+        raise ParseError(name, "not a format of plots; expected JSON, YAML, TOML, CSV, TSV or an image")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -112,9 +112,9 @@ def points_of(name: str, props: Mapping[str, Any], contents: Mapping[str, Any], 
     for file, column in (*xs, *ys):
         if file in tables and column not in next(iter(tables[file]), {}):
             known = ", ".join(map(str, next(iter(tables[file]), {})))
-            raise ParseError(file, f"there is no field '{column}'; its fields are: {known}")
+            raise ParseError(file, f"unknown field '{column}'; expected {known}")
     if len(xs) > 1 and len(xs) != len(ys):
-        raise ParseError(name, f"{len(xs)} sources for x and {len(ys)} for y; give one x, or one for each y")
+        raise ParseError(name, f"{len(xs)} sources for x and {len(ys)} for y. Give one x, or one for each y.")
     x_file, x_field = xs[0] if xs else (None, _STEP)
     many_x = len(xs) > 1 and len({column for _, column in xs}) > 1
     y_fields = {column for _, column in ys}
@@ -139,8 +139,8 @@ def points_of(name: str, props: Mapping[str, Any], contents: Mapping[str, Any], 
             if len(others) != len(rows):
                 raise ParseError(
                     name,
-                    f"'{x_field}' of '{x_file}' has {len(others)} points and '{column}' of '{file}' {len(rows)}: "
-                    "they have to have the same number",
+                    f"'{x_field}' of '{x_file}' has {len(others)} points and '{column}' of '{file}' "
+                    f"{len(rows)}; expected the same number of points",
                 )
             _copy(rows, _ANY_X if many_x else x_field, others, x_field)
         for row in rows:

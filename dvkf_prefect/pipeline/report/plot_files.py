@@ -55,7 +55,7 @@ def refuse_link(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise UnsafePathError(
-            f"unsafe folder: '{folder}' is a link. Replace it by a folder, or choose one with -o."
+            f"unsafe folder: '{folder}' is a link. Replace it with a folder, or choose one with -o."
         )
 
 
@@ -72,7 +72,7 @@ def write_page(plots: Sequence[Plot], file: Path, *, template: str | None = None
     """
     page = template or _PAGE
     if "{plot_divs}" not in page:
-        raise ConfigError("HTML template has to contain '{plot_divs}'.")
+        raise ConfigError("HTML template must contain '{plot_divs}'.")
     write_images(plots, file.parent / "static")
     shown = [_vega_div(i, plot) for i, plot in enumerate(plots) if plot.kind == "vega" and plot.points]
     scripts = f"<script>{_library()}</script>" if shown else ""

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.views.reader import View
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError
 from dvkf_prefect.files import read_description
@@ -28,9 +28,9 @@ from dvkf_prefect.formats.dvcyaml import load_stages, read_sections
 from dvkf_prefect.formats.files import PIPELINE_FILE
 from dvkf_prefect.pipeline.report.metrics import read_bounded
 from dvkf_prefect.pipeline.report.plot_data import IMAGES, parse, points_of, sources
+from dvkf_prefect.pipeline.step.spec import PLOT_OPTIONS
 
 WORKSPACE = "workspace"
-_PROPS = ("template", "x", "y", "x_label", "y_label", "title", "header")
 
 VEGA_LITE = "5.20"
 """Version of Vega-Lite for images and pages."""
@@ -127,6 +127,20 @@ class Plot:
             raise ConfigError(f"the plot '{self.name}' cannot be drawn: {error}") from error
         return picture
 
+    def svg(self) -> str:
+        """Return the plot as an SVG image.
+
+        Raises:
+            ConfigError: The template does not fit, or the extra ``plots`` is not installed.
+        """
+        convert = extra("vl_convert", "vl-convert-python").vegalite_to_svg
+        spec = self.spec()
+        try:
+            picture: str = convert(spec, vl_version=VEGA_LITE, allowed_base_urls=[])
+        except ValueError as error:
+            raise ConfigError(f"the plot '{self.name}' cannot be drawn: {error}") from error
+        return picture
+
     def _filled(self, *, split: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         render = extra("dvc_render", "dvc-render")
         if not self.points:
@@ -152,7 +166,7 @@ def extra(module: str, package: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"plots need {package}; install it with `pip install 'dvkf-prefect[plots]'`"
+            f"plots need the package {package}. Install it with `pip install 'dvkf-prefect[plots]'`."
         ) from error
 
 
@@ -211,7 +225,7 @@ class _Version:
 
 
 def read_plots(
-    repo: Repo,
+    repo: Repository,
     targets: Sequence[str] = (),
     *,
     revs: Sequence[str] = (WORKSPACE,),
@@ -252,7 +266,7 @@ def read_plots(
     ]
 
 
-def changed_versions(repo: Repo, revs: Sequence[str] = ()) -> list[str]:
+def changed_versions(repo: Repository, revs: Sequence[str] = ()) -> list[str]:
     """Return the versions that ``plots diff`` compares: the given ones, or the last commit and the workspace.
 
     Args:
@@ -280,7 +294,7 @@ def _named(
             yield f"{file}::{name}" if len(found) > 1 and file else name, name, definition
 
 
-def _plot(repo: Repo, name: str, group: Sequence[tuple[_Version, str, dict[str, Any]]]) -> Plot:
+def _plot(repo: Repository, name: str, group: Sequence[tuple[_Version, str, dict[str, Any]]]) -> Plot:
     props: dict[str, Any] = {}
     for _, _, definition in group:
         props = {**definition, **props}
@@ -312,7 +326,9 @@ def _plot(repo: Repo, name: str, group: Sequence[tuple[_Version, str, dict[str, 
     return Plot(name, kind, points, drawn, errors=tuple(errors))
 
 
-def _read(repo: Repo, name: str, targets: Sequence[str], props: dict[str, Any], folder: str) -> _Version:
+def _read(
+    repo: Repository, name: str, targets: Sequence[str], props: dict[str, Any], folder: str
+) -> _Version:
     rev = None if name == WORKSPACE else name
     files = repo.files(rev)
     version = _Version(name)
@@ -341,7 +357,7 @@ def _read(repo: Repo, name: str, targets: Sequence[str], props: dict[str, Any], 
 class _Reader:
     """Finder of one version's plots; all names are relative to one folder."""
 
-    def __init__(self, repo: Repo, view: View, folder: str) -> None:
+    def __init__(self, repo: Repository, view: View, folder: str) -> None:
         self._files = repo.files(view.commit)
         self._view = view
         self._folder = folder
@@ -392,7 +408,7 @@ class _Reader:
                     name = self._from_here(out.path)
                     if out.kind != "plot" or not _matches(targets, self._from_here(source), name):
                         continue
-                    options = {key: out.options[key] for key in _PROPS if key in out.options}
+                    options = {key: out.options[key] for key in PLOT_OPTIONS if key in out.options}
                     for file in self._expand(name):
                         outputs[file] = {**options, **props}
                         if "header" in options:

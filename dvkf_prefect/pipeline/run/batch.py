@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dvkf_prefect.errors import DvkfError, StageCancelledError
-from dvkf_prefect.formats.dvclock import Entry, Item, item_of, stored_of
+from dvkf_prefect.formats.dvclock import Entry, Item, item_of
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.objects import MD5
 from dvkf_prefect.paths import is_within
-from dvkf_prefect.pipeline.plan.decide import Choice
+from dvkf_prefect.pipeline.plan.decide import StageDecision
 from dvkf_prefect.pipeline.run.outputs import contents_of
 from dvkf_prefect.pipeline.step.runner import BatchRunner, StageRun
 from dvkf_prefect.pipeline.step.spec import StepKnown, StepResult, StepSpec
@@ -43,7 +43,7 @@ class Member:
     """
 
     stage: Stage
-    choice: Choice
+    choice: StageDecision
     spec: StepSpec
     waits_for: frozenset[str]
 
@@ -62,7 +62,7 @@ def can_join(stage: Stage, members: Iterable[Stage]) -> bool:
     return not any(is_within(file, path) for file in read for path in written)
 
 
-def known_run(stage: Stage, choice: Choice, entry: Entry | None) -> StepKnown | None:
+def known_run(stage: Stage, choice: StageDecision, entry: Entry | None) -> StepKnown | None:
     """Return the stage's last run, if its outputs may be taken in case the dependencies are unchanged.
 
     Args:
@@ -100,10 +100,20 @@ def items_read(member: Member, result: StepResult) -> tuple[Item, ...]:
         if name in known:
             items.append(known[name])
         else:
-            dep = found[path]
-            item = {"md5": dep.digest, "size": dep.size, "nfiles": dep.nfiles, "isexec": dep.isexec}
-            items.append(item_of(name, stored_of(item)))
+            items.append(item_of(name, found[path].content))
     return tuple(items)
+
+
+def unchanged(choice: StageDecision) -> StageDecision:
+    """Return the decision on a stage whose inputs were those of its last run.
+
+    Args:
+        choice: The decision before its inputs were known.
+    """
+    unknown = all(reason.kind == "dependency" for reason in choice.decision.reasons)
+    action: Literal["restore", "skip"] = "skip" if unknown else "restore"
+    reasons = () if unknown else choice.decision.reasons
+    return replace(choice, decision=replace(choice.decision, action=action, reasons=reasons))
 
 
 class Batch:
@@ -194,7 +204,7 @@ def _outcome(future: Future[StepResult]) -> Outcome:
         return error
 
 
-def with_known(spec: StepSpec, stage: Stage, choice: Choice, entry: Entry | None) -> StepSpec:
+def with_known(spec: StepSpec, stage: Stage, choice: StageDecision, entry: Entry | None) -> StepSpec:
     """Return a specification with the stage's last run, if its outputs may be taken; see `known_run`."""
     return replace(spec, known=known_run(stage, choice, entry))
 

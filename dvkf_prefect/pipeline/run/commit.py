@@ -1,20 +1,45 @@
-"""`commit` of stages: record the workspace's state in dvc.lock."""
+"""Record the workspace's state in `.dvc` files and dvc.lock (`dvkf commit`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.data.verbs.add import commit as commit_data
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.formats.dvclock import make_entry
+from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.pipeline.plan.snapshot import Snapshot
 from dvkf_prefect.pipeline.plan.why import reasons_for
 from dvkf_prefect.pipeline.run.inputs import check_inputs
 from dvkf_prefect.pipeline.run.outputs import record, take_outputs
 
 
-def commit_stages(repo: Repo, targets: Sequence[str] = ()) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Result of a commit; truthy if anything changed.
+
+    Attributes:
+        versions: Versions of the changed outputs of `.dvc` files.
+        stages: Addresses of the changed stages.
+    """
+
+    versions: tuple[DataVersion, ...] = ()
+    stages: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.versions or self.stages)
+
+
+def commit(repo: Repository, targets: Sequence[str] = (), *, sources: bool = False) -> Commit:
+    """Implement `Repo.commit`."""
+    versions = commit_data(repo, targets, sources=sources)
+    return Commit(tuple(versions), tuple(commit_stages(repo, targets)))
+
+
+def commit_stages(repo: Repository, targets: Sequence[str] = ()) -> list[str]:
     """Record stages in their current state in the workspace, without running them.
 
     Args:

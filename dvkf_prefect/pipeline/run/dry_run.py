@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import DvkfError, StageError
 from dvkf_prefect.formats.dvcyaml import Stage
-from dvkf_prefect.pipeline.plan.decide import Rules, Scope, decide, selected
+from dvkf_prefect.pipeline.plan.decide import Expansion, Rules, decide, selected
 from dvkf_prefect.pipeline.plan.snapshot import Snapshot
 from dvkf_prefect.pipeline.plan.why import Decision
 from dvkf_prefect.pipeline.run.dvc_files import SourceEvent, add_users, is_source, settle
@@ -19,12 +19,12 @@ __all__ = ["chosen", "plan", "rehearse"]
 
 
 def plan(
-    repo: Repo,
+    repo: Repository,
     targets: Sequence[str] = (),
     *,
     force: bool = False,
     single_item: bool = False,
-    scope: Scope | None = None,
+    expansion: Expansion | None = None,
     rules: Rules | None = None,
 ) -> list[Decision]:
     """Return what `repro` would do, without running it (only the stat cache changes).
@@ -35,7 +35,7 @@ def plan(
             root. Their upstream stages are included. All stages if empty.
         force: Run stages even if nothing changed.
         single_item: Leave out the upstream stages of the targets.
-        scope: Expansion of the targets; replaces ``single_item``.
+        expansion: Expansion of the targets; replaces ``single_item``.
         rules: Rules of the decisions; replaces ``force``.
 
     Returns:
@@ -55,7 +55,7 @@ def plan(
     rules = rules or Rules(force=force)
     decisions = []
     forced: set[str] = set()
-    for stage in chosen(snapshot, targets, scope or Scope(single_item=single_item)):
+    for stage in chosen(snapshot, targets, expansion or Expansion(single_item=single_item)):
         choice = decide(
             snapshot, stage, rules, forced=not forced.isdisjoint(snapshot.graph.needs(stage.address))
         )
@@ -66,10 +66,10 @@ def plan(
 
 
 def rehearse(
-    repo: Repo,
+    repo: Repository,
     targets: Sequence[str],
     *,
-    scope: Scope,
+    expansion: Expansion,
     rules: Rules,
     on_error: Literal["fail", "keep-going", "ignore"],
     on_decision: Callable[[Stage, Decision], None],
@@ -83,7 +83,7 @@ def rehearse(
     Args:
         repo: The repository.
         targets: As for `repro`.
-        scope: As for `repro`.
+        expansion: As for `repro`.
         rules: As for `repro`.
         on_error: As for `repro`.
         on_decision: Called with each stage that has a decision.
@@ -99,10 +99,10 @@ def rehearse(
         ParseError: A file does not follow its format.
     """
     snapshot = Snapshot(repo, only_looks=True)
-    stages = chosen(snapshot, targets, scope)
+    stages = chosen(snapshot, targets, expansion)
     sources = [target for target in targets if is_source(target)]
-    if not scope.single_item or sources:
-        settle(snapshot, stages, sources, rules=rules, tell=on_source, dry=True)
+    if not expansion.single_item or sources:
+        settle(snapshot, stages, sources, rules=rules, on_source=on_source, dry=True)
     made: list[Decision] = []
     failed: list[str] = []
     blocked: list[str] = []
@@ -162,19 +162,19 @@ def _check_there(snapshot: Snapshot, stage: Stage) -> None:
     missing = [name for name, stored in inputs.deps.items() if stored is None]
     if missing:
         raise StageError(
-            f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist in the workspace. Run the "
-            "stages that write them, or bring them with `dvkf pull`."
+            f"stage '{stage.address}': missing dependencies in the workspace: {', '.join(missing)}. Run the "
+            "stages that write them, or run `dvkf pull`."
         )
     if any(stage.params.values()):
         check_params_there(stage, inputs)
 
 
-def chosen(snapshot: Snapshot, targets: Sequence[str], scope: Scope) -> list[Stage]:
-    """Return the selected stages; if the scope includes downstream stages, also the readers of `.dvc` files."""
+def chosen(snapshot: Snapshot, targets: Sequence[str], expansion: Expansion) -> list[Stage]:
+    """Return the selected stages; if the expansion includes downstream stages, also the readers of `.dvc` files."""
     named = [target for target in targets if not is_source(target)]
     if len(named) < len(targets):
-        if scope.downstream or scope.pipeline:
+        if expansion.downstream or expansion.pipeline:
             named += add_users(snapshot, [target for target in targets if is_source(target)])
         if not named:
             return []
-    return selected(snapshot, named, scope)
+    return selected(snapshot, named, expansion)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.outputs import Output
@@ -99,7 +99,7 @@ def settle(
     sources: Sequence[str] = (),
     *,
     rules: Rules,
-    tell: Callable[[SourceEvent], None],
+    on_source: Callable[[SourceEvent], None],
     late: Collection[str] = (),
     dry: bool = False,
 ) -> None:
@@ -110,7 +110,7 @@ def settle(
         stages: The stages.
         sources: Paths of `.dvc` files.
         rules: Options to pull data, and to allow missing data.
-        tell: Called with the action on each file.
+        on_source: Called with the action on each file.
         late: Outputs to skip, see `late_sources`.
         dry: Only report; data that would be restored is recorded as expected.
 
@@ -130,7 +130,7 @@ def settle(
         action = _judge(snapshot, output, rules)
         if not dry:
             _act(snapshot.repo, output, action)
-        tell(SourceEvent(output.source, action, output.path, str(output.origin or "")))
+        on_source(SourceEvent(output.source, action, output.path, str(output.origin or "")))
         if dry and action in ("checkout", "pull"):
             snapshot.expect(output)
         elif action != "skip":
@@ -160,13 +160,21 @@ def _judge(snapshot: Snapshot, output: Output, rules: Rules) -> Action:
     return "pull" if rules.pull else "skip"
 
 
-def _act(repo: Repo, output: Output, action: Action) -> None:
+def _act(repo: Repository, output: Output, action: Action) -> None:
     match action:
         case "update":
-            repo.update([output.source])
+            from dvkf_prefect.data.verbs.imports import update
+
+            update(repo, [output.source])
         case "record":
-            repo.commit([output.path])
+            from dvkf_prefect.data.verbs.add import commit
+
+            commit(repo, [output.path])
         case "checkout":
-            repo.checkout([output.path])
+            from dvkf_prefect.data.verbs.checkout import checkout
+
+            checkout(repo, [output.path])
         case "pull":
-            repo.pull([output.path])
+            from dvkf_prefect.data.verbs.pull import pull
+
+            pull(repo, [output.path])

@@ -7,19 +7,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import DvkfError, MissingObjectError, OutputInGitError, StageError, TransferError
-from dvkf_prefect.formats.dvclock import stored_of
+from dvkf_prefect.formats.dvclock import content_of
 from dvkf_prefect.formats.dvcyaml import Stage
-from dvkf_prefect.formats.objects import MD5
+from dvkf_prefect.formats.objects import MD5, Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.pipeline.plan.snapshot import UNKNOWN, Inputs, Snapshot
-from dvkf_prefect.pipeline.step.spec import StepDependency, StepOutput, StepSpec
+from dvkf_prefect.pipeline.step.distributed import read_distributed
+from dvkf_prefect.pipeline.step.spec import PLOT_OPTIONS, StepContent, StepMeta, StepOutput, StepSpec
 from dvkf_prefect.urls import without_secrets
 
 
 def make_spec(
-    repo: Repo,
+    repo: Repository,
     snapshot: Snapshot,
     stage: Stage,
     inputs: Inputs,
@@ -45,6 +46,7 @@ def make_spec(
         OutputInGitError: Git tracks one of its outputs.
     """
     check_git(repo, stage)
+    distributed = read_distributed(stage.meta, stage.file, stage.address)
     if in_place:
         return StepSpec(
             stage=stage.address,
@@ -60,12 +62,14 @@ def make_spec(
             workspace=str(repo.root),
             in_place=True,
             cache_config=_cache_config(repo),
+            distributed=distributed,
         )
     for dep in stage.deps:
         if dep.external and not ("://" in dep.name or dep.name.startswith("/")):
             raise StageError(
-                f"stage '{stage.address}' runs in a folder of its own, where '{dep.name}' does not lead out of the "
-                "repository. Give an absolute path, or run it in the workspace."
+                f"stage '{stage.address}' runs in a temporary folder, where the relative path '{dep.name}' "
+                "does not lead outside the repository. Give an absolute path, or run the stage in the "
+                "workspace."
             )
     outs = []
     for out in stage.outs:
@@ -93,10 +97,18 @@ def make_spec(
         workspace=str(repo.root),
         lenient=lenient,
         cache_config=_cache_config(repo) if linked else {},
+        models=stage.models,
+        distributed=distributed,
+        plots={
+            out.path: {key: out.options[key] for key in PLOT_OPTIONS if key in out.options}
+            for out in stage.outs
+            if out.kind == "plot"
+        },
+        meta=StepMeta(stage.meta, stage.file, (*stage.place, "meta")),
     )
 
 
-def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[StepDependency, ...]:
+def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[StepContent, ...]:
     items = {item["path"]: item for item in inputs.items}
     deps = {}
     for dep in stage.deps:
@@ -104,12 +116,12 @@ def _dependencies(snapshot: Snapshot, stage: Stage, inputs: Inputs) -> tuple[Ste
             continue  # the command reads it directly, a dataset by the version in dvc.lock
         item = items.get(dep.name)
         if item is None:
-            deps[dep.path] = StepDependency(dep.path, "")
+            deps[dep.path] = StepContent(dep.path, Content(""))
             continue
         # The digest of a DVC 2.x entry is not of the raw bytes. It is valid only while the workspace still has the
         # content.
-        stored = stored_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).stored()
-        deps[dep.path] = StepDependency(dep.path, stored.digest, stored.size, stored.isexec)
+        content = content_of(item) if item.get("hash") == MD5 else snapshot.look(dep.path).content
+        deps[dep.path] = StepContent(dep.path, content or Content(""))
     return tuple(deps.values())
 
 
@@ -120,7 +132,7 @@ def _parameters(stage: Stage, inputs: Inputs) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _cache_config(repo: Repo) -> dict[str, str]:
+def _cache_config(repo: Repository) -> dict[str, str]:
     """Return the settings of the cache's folder and its links; none of them is a secret."""
     settings = {"dir": str(repo.cache.root)}
     for name in ("type", "shared"):
@@ -155,13 +167,13 @@ def bring_inputs(snapshot: Snapshot, stage: Stage) -> None:
                 repo.workspace.put(output, repo.workspace.look(output.path, hash_name=output.hash_name))
             except (TransferError, MissingObjectError) as error:
                 raise StageError(
-                    f"stage '{stage.address}': its dependency '{output.path}' is neither in the workspace nor whole "
-                    f"in the cache. Bring it with `dvkf pull`. ({error})"
+                    f"stage '{stage.address}': its dependency '{output.path}' is neither in the workspace "
+                    f"nor complete in the cache. Run `dvkf pull`. ({error})"
                 ) from error
     snapshot.forget(absent)
 
 
-def pull_runs(repo: Repo) -> None:
+def pull_runs(repo: Repository) -> None:
     """Pull the run cache from the default remote; failures are logged and ignored.
 
     Args:
@@ -173,11 +185,11 @@ def pull_runs(repo: Repo) -> None:
         remote = repo.remote()
         runs = plan_runs(repo.cache, remote, push=False)
         with repo.lock():
-            move_runs(runs, repo.cache, remote, push=False)
+            move_runs(runs, repo.cache, remote, push=False, progress=repo.progress)
     except DvkfError as error:
         import logging
 
-        logging.getLogger(__name__).warning("the run cache was not pulled: %s", error)
+        logging.getLogger(__name__).warning("could not pull the run cache: %s", error)
 
 
 def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
@@ -196,8 +208,10 @@ def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
         if output is None or not output.digest:
             continue
         if not snapshot.is_cached(output.digest, output.hash_name):
+            from dvkf_prefect.data.verbs.pull import pull
+
             with suppress(DvkfError):  # check_inputs reports missing inputs before the run
-                snapshot.repo.pull([output.path])
+                pull(snapshot.repo, [output.path])
             snapshot.forget([output.path])
 
 
@@ -215,22 +229,22 @@ def check_inputs(stage: Stage, inputs: Inputs, *, ahead: bool = False) -> None:
     for dep in stage.deps:
         if dep.dataset is not None and inputs.datasets.get(dep.name) is None:
             raise StageError(
-                f"stage '{stage.address}' depends on the dataset '{dep.name}', whose version is not in dvc.lock; "
-                f"run `dvc dataset update {dep.dataset}`"
+                f"stage '{stage.address}': dvc.lock has no version of its dataset '{dep.name}'. Run "
+                f"`dvc dataset update {dep.dataset}`."
             )
     unknown = [name for name, stored in inputs.deps.items() if stored is UNKNOWN]
     if unknown and not ahead:
         raise StageError(
-            f"stage '{stage.address}' depends on the folder {', '.join(unknown)}, parts of which other stages wrote, "
-            "and these stay on the remote: make the outputs themselves its dependencies, or have what stages write "
-            "brought here (fetch)"
+            f"stage '{stage.address}' depends on the folder {', '.join(unknown)}, and outputs of other "
+            "stages inside it are only on the remote. Depend on those outputs instead, or fetch the outputs "
+            "of stages (fetch)."
         )
     check_readable(stage, inputs)
     missing = [without_secrets(name) for name, stored in inputs.deps.items() if stored is None]
     if missing:
         raise StageError(
-            f"stage '{stage.address}': its dependencies {', '.join(missing)} do not exist, and nothing tells what "
-            "they were; write them, or bring them with `dvkf pull`"
+            f"stage '{stage.address}': missing dependencies: {', '.join(missing)} (no recorded version). "
+            "Create them, or run `dvkf pull`."
         )
     check_params_there(stage, inputs)
 
@@ -253,12 +267,12 @@ def check_params_there(stage: Stage, inputs: Inputs) -> None:
     """
     if inputs.missing_params:
         raise StageError(
-            f"stage '{stage.address}': the parameters {', '.join(inputs.missing_params)} do not exist; add them, "
-            "or take them out of `params`"
+            f"stage '{stage.address}': missing parameters: {', '.join(inputs.missing_params)}. Add them, or "
+            "remove them from `params`."
         )
 
 
-def check_git(repo: Repo, stage: Stage) -> None:
+def check_git(repo: Repository, stage: Stage) -> None:
     """Refuse to overwrite outputs that git tracks: changes in git and in the cache would diverge unnoticed."""
     cached = [str(repo.root / out.path) for out in stage.outs if out.cached]
     if repo.git is None or not cached:
@@ -267,6 +281,6 @@ def check_git(repo: Repo, stage: Stage) -> None:
     tracked = repo.git.tracked([Path(path).relative_to(top).as_posix() for path in cached])
     if tracked:
         raise OutputInGitError(
-            f"stage '{stage.address}': git tracks its output '{tracked[0]}'; stop that first: "
-            f"`git rm -r --cached '{tracked[0]}'`, or give the output `cache: false`"
+            f"stage '{stage.address}': git tracks its output '{tracked[0]}'. Run "
+            f"`git rm -r --cached '{tracked[0]}'`, or set `cache: false` for the output."
         )

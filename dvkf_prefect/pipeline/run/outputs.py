@@ -9,15 +9,15 @@ from pathlib import Path
 
 from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.git import gitignore
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.data.repository import legacy
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.workspace.memory import Memory
 from dvkf_prefect.data.workspace.workspace import Workspace
 from dvkf_prefect.errors import OutputNotFoundError
 from dvkf_prefect.files import read_description
-from dvkf_prefect.formats.dvclock import Entry, Item, item_of, lock_file, stored_of, write_entry
+from dvkf_prefect.formats.dvclock import Entry, Item, content_of, item_of, lock_file, write_entry
 from dvkf_prefect.formats.dvcyaml import Stage, StageOutput
-from dvkf_prefect.formats.objects import LEGACY, MD5, Stored
+from dvkf_prefect.formats.objects import LEGACY, MD5, Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.pipeline.plan.runcache import RunCache, can_save
 from dvkf_prefect.pipeline.plan.snapshot import Snapshot
@@ -40,12 +40,12 @@ def keep_changed(snapshot: Snapshot, stage: Stage) -> None:
         if found.digest is None:
             continue
         recorded = snapshot.outputs.get(out.path) or Output(out.path, None)
-        if repo.workspace.lost_by(replace(recorded, digest=None), found):
+        if repo.workspace.lost_by(replace(recorded, content=None), found):
             repo.workspace.take(out.path)
 
 
 def settle_outputs(
-    repo: Repo,
+    repo: Repository,
     stage: Stage,
     contents: Sequence[StepContent],
     *,
@@ -67,14 +67,13 @@ def settle_outputs(
     by_path = {content.path: content for content in contents}
     items = []
     for out in stage.outs:
-        content = by_path[out.path]
+        found = by_path[out.path]
         _ignore(repo, out)
-        if commit and out.cached and _absent(repo, content):
+        if commit and out.cached and _absent(repo, found.content):
             # Between the run and this lock, a garbage collection by dvc, which only knows dvc.lock, may have removed
             # objects.
             repo.workspace.take(out.path)
-        stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
-        items.append(_legacy_item(repo, out, old, commit=commit) or item_of(out.name, stored))
+        items.append(_legacy_item(repo, out, old, commit=commit) or item_of(out.name, found.content))
     return items
 
 
@@ -86,20 +85,11 @@ def contents_of(stage: Stage, entry: Entry) -> tuple[StepContent, ...]:
         entry: Entry of one of its runs.
     """
     recorded = {item["path"]: item for item in entry.get("outs", ())}
-    contents = []
-    for out in stage.outs:
-        item = recorded[out.name]
-        stored = stored_of(item)
-        contents.append(
-            StepContent(
-                out.path, stored.digest, stored.size, stored.nfiles, stored.isexec, item.get("hash", LEGACY)
-            )
-        )
-    return tuple(contents)
+    return tuple(StepContent(out.path, content_of(recorded[out.name])) for out in stage.outs)
 
 
 def put_outputs(
-    repo: Repo,
+    repo: Repository,
     stage: Stage,
     contents: Sequence[StepContent],
     side_dir: str = "",
@@ -129,8 +119,9 @@ def put_outputs(
     by_path = {content.path: content for content in contents}
     items: list[Item] = []
     for out in stage.outs:
-        content = by_path[out.path]
-        _put(repo, stage, content, "" if out.cached and commit else side_dir)
+        found = by_path[out.path]
+        _put(repo, stage, found, "" if out.cached and commit else side_dir)
+        content = found.content
         absent = out.cached and commit and (content.hash_name != MD5 or _absent(repo, content))
         if absent:
             repo.workspace.take(out.path)
@@ -139,7 +130,7 @@ def put_outputs(
 
 
 def refer_outputs(
-    repo: Repo, stage: Stage, contents: Sequence[StepContent], side_dir: str = ""
+    repo: Repository, stage: Stage, contents: Sequence[StepContent], side_dir: str = ""
 ) -> list[Item]:
     """Record a run's outputs that stay on the remote; only uncached ones are written into the workspace.
 
@@ -164,41 +155,37 @@ def refer_outputs(
             _ignore(repo, out)
         elif side_dir:
             _put(repo, stage, content, side_dir)
-        stored = Stored(content.digest, content.size, content.nfiles, content.isexec)
-        items.append(item_of(out.name, stored))
+        items.append(item_of(out.name, content.content))
     return items
 
 
-def _put(repo: Repo, stage: Stage, content: StepContent, side_dir: str) -> None:
+def _put(repo: Repository, stage: Stage, written: StepContent, side_dir: str) -> None:
     """Write one output into the workspace, from the repository's cache or from the side cache."""
-    output = Output(
-        path=content.path,
-        digest=content.digest,
-        isexec=content.isexec,
-        hash_name=content.hash_name,
-        source=stage.file,
-    )
-    found = repo.workspace.look(content.path, hash_name=content.hash_name)
+    content = written.content
+    output = Output(written.path, content, source=stage.file)
+    found = repo.workspace.look(written.path, hash_name=content.hash_name)
     if found.digest != content.digest or found.isexec != content.isexec:
         if repo.workspace.lost_by(output, found):
-            repo.workspace.take(content.path)
+            repo.workspace.take(written.path)
         place = _beside(repo, Path(side_dir)) if side_dir else repo.workspace
         place.put(output, found)
 
 
-def _absent(repo: Repo, content: StepContent) -> bool:
+def _absent(repo: Repository, content: Content) -> bool:
     """Return True if the cache lacks any part of a content."""
     digests = {content.digest}
-    if content.nfiles is not None and repo.cache.exists(content.digest):
+    if content.is_dir and repo.cache.exists(content.digest):
         digests.update(repo.cache.read_tree(content.digest).digests)
     return bool(repo.cache.missing(digests))
 
 
-def _beside(repo: Repo, side: Path) -> Workspace:
+def _beside(repo: Repository, side: Path) -> Workspace:
     return Workspace(repo.root, Cache(side), Memory(repo.tmp_dir / "memory"), repo.ignore)
 
 
-def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: bool = True) -> list[Item]:
+def take_outputs(
+    repo: Repository, stage: Stage, *, old: Entry | None = None, commit: bool = True
+) -> list[Item]:
     """Cache a stage's outputs in their current state in the workspace.
 
     Args:
@@ -219,8 +206,8 @@ def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: 
     for out in stage.outs:
         if repo.workspace.look(out.path).digest is None:
             raise OutputNotFoundError(
-                f"stage '{stage.address}': its output '{out.name}' is not in the workspace; run the stage, "
-                "or bring it back with `dvkf checkout`"
+                f"stage '{stage.address}': its output '{out.name}' is not in the workspace. Run the stage, "
+                "or `dvkf checkout`."
             )
         if out.cached and commit:
             repo.workspace.take(out.path)
@@ -228,14 +215,14 @@ def take_outputs(repo: Repo, stage: Stage, *, old: Entry | None = None, commit: 
     return items
 
 
-def _settle(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item:
+def _settle(repo: Repository, out: StageOutput, old: Entry | None, *, commit: bool) -> Item:
     """Add an output to `.gitignore`; return its current state in the workspace."""
     _ignore(repo, out)
     item = _legacy_item(repo, out, old, commit=commit)
-    return item or item_of(out.name, repo.workspace.look(out.path).stored())
+    return item or item_of(out.name, repo.workspace.look(out.path).existing())
 
 
-def _legacy_item(repo: Repo, out: StageOutput, old: Entry | None, *, commit: bool) -> Item | None:
+def _legacy_item(repo: Repository, out: StageOutput, old: Entry | None, *, commit: bool) -> Item | None:
     """Return the record of DVC 2.x for an output that is unchanged since; None if it changed.
 
     Args:
@@ -248,13 +235,11 @@ def _legacy_item(repo: Repo, out: StageOutput, old: Entry | None, *, commit: boo
         if item["path"] == out.name and item.get("hash", LEGACY) == LEGACY:
             found = legacy.unchanged(repo, out.path, item.get("md5"), LEGACY)
             if found is not None:
-                kept = item_of(out.name, legacy.keep(repo, out.path, found, commit=commit and out.cached))
-                del kept["hash"]
-                return kept
+                return item_of(out.name, legacy.keep(repo, out.path, found, commit=commit and out.cached))
     return None
 
 
-def _ignore(repo: Repo, out: StageOutput) -> None:
+def _ignore(repo: Repository, out: StageOutput) -> None:
     path = repo.root / out.path
     if out.cached and repo.git is not None and not _is_ignored(repo, path):
         path.parent.mkdir(
@@ -263,7 +248,7 @@ def _ignore(repo: Repo, out: StageOutput) -> None:
         gitignore.ignore(path)
 
 
-def _is_ignored(repo: Repo, path: Path) -> bool:
+def _is_ignored(repo: Repository, path: Path) -> bool:
     """Return True if git ignores an output; git is only queried if the .gitignore beside it has no such line."""
     try:
         lines = read_description(path.parent / ".gitignore").decode(errors="surrogateescape").splitlines()
@@ -275,7 +260,7 @@ def _is_ignored(repo: Repo, path: Path) -> bool:
 
 
 def record(
-    repo: Repo,
+    repo: Repository,
     stage: Stage,
     entry: Entry,
     *,
@@ -309,7 +294,7 @@ def is_away(snapshot: Snapshot, stage: Stage, contents: Sequence[StepContent]) -
     """Return True if the cache lacks content of an output that it should hold."""
     cached = {out.path for out in stage.outs if out.cached}
     return not all(
-        snapshot.is_cached(content.digest, content.hash_name)
+        snapshot.is_cached(content.digest, content.content.hash_name)
         for content in contents
         if content.path in cached
     )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import heapq
-import shutil
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.data.repository.turns import turn
 from dvkf_prefect.errors import DvkfError, StageCancelledError, StageFailedError
 from dvkf_prefect.formats.dvclock import make_entry
 from dvkf_prefect.formats.dvcyaml import Stage
-from dvkf_prefect.pipeline.plan.decide import Choice, Rules, Scope, decide
+from dvkf_prefect.pipeline.plan.decide import Expansion, Rules, StageDecision, decide
 from dvkf_prefect.pipeline.plan.snapshot import Inputs, Snapshot
 from dvkf_prefect.pipeline.plan.why import Decision
 from dvkf_prefect.pipeline.run.batch import (
@@ -24,6 +24,7 @@ from dvkf_prefect.pipeline.run.batch import (
     Outcome,
     can_join,
     items_read,
+    unchanged,
     with_known,
 )
 from dvkf_prefect.pipeline.run.dry_run import chosen
@@ -48,6 +49,7 @@ from dvkf_prefect.pipeline.step.runner import (
     Runner,
     StageRun,
     is_lenient,
+    kept_on_failure,
     runs_in_place,
 )
 from dvkf_prefect.pipeline.step.spec import StepContent, StepResult
@@ -57,13 +59,13 @@ if TYPE_CHECKING:
 
 
 def repro(
-    repo: Repo,
+    repo: Repository,
     targets: Sequence[str] = (),
     *,
     runner: Runner,
     force: bool = False,
     single_item: bool = False,
-    scope: Scope | None = None,
+    expansion: Expansion | None = None,
     rules: Rules | None = None,
     on_error: OnError = "keep-going",
     commit: bool = True,
@@ -76,8 +78,7 @@ def repro(
     """Bring stages up to date; independent stages run at the same time.
 
     After each stage its outputs are written into the workspace, and its entry into the run cache and dvc.lock. The
-    repository is locked only then, not while commands run. A batch runner gets all stages that run at once; they are
-    recorded when the last of them has ended.
+    repository is locked only then, not while commands run. A batch runner gets all stages that run at once.
 
     Args:
         repo: The repository.
@@ -86,7 +87,7 @@ def repro(
         runner: Runner that executes the stages.
         force: Run stages even if nothing changed.
         single_item: Leave out the upstream stages of the targets.
-        scope: Expansion of the targets; replaces ``single_item``.
+        expansion: Expansion of the targets; replaces ``single_item``.
         rules: Rules of the decisions, and the option to pull data; replaces ``force``.
         on_error: Reaction to a failed stage. ``keep-going`` leaves out its downstream stages and finishes all others.
             ``fail`` starts no more stages. ``ignore`` continues as if it had succeeded.
@@ -105,7 +106,7 @@ def repro(
         StageNotFoundError: A target is none of these.
         StageGraphError: The stages do not form a graph.
         ParseError: A file does not follow its format.
-        LockedError: Another process held the repository for too long.
+        LockedError: Another process held the repository, or had the workspace alone, for too long.
 
     Example:
         >>> from dvkf_prefect.pipeline.step.runner import LocalRunner
@@ -115,18 +116,21 @@ def repro(
     job = _Repro(
         repo,
         runner,
-        scope=scope or Scope(single_item=single_item),
+        expansion=expansion or Expansion(single_item=single_item),
         rules=rules or Rules(force=force),
         on_error=on_error,
         commit=commit,
         jobs=jobs,
         confirm=confirm,
-        tell=on_event or (lambda event: None),
-        tell_source=on_source or (lambda event: None),
+        on_event=on_event or (lambda event: None),
+        on_source=on_source or (lambda event: None),
     )
-    result = job.run(targets)
+    with turn(repo.turn_file):
+        result = job.run(targets)
     if raise_failures and result.failed and on_error != "ignore":
-        raise job.errors[result.failed[0]]
+        error = job.errors[result.failed[0]]
+        error.blocked = result.blocked
+        raise error
     return result
 
 
@@ -135,17 +139,17 @@ class _Repro:
 
     def __init__(
         self,
-        repo: Repo,
+        repo: Repository,
         runner: Runner,
         *,
-        scope: Scope,
+        expansion: Expansion,
         rules: Rules,
         on_error: OnError,
         commit: bool,
         jobs: int,
         confirm: Callable[[Stage], bool] | None,
-        tell: Callable[[StageEvent], None],
-        tell_source: Callable[[SourceEvent], None],
+        on_event: Callable[[StageEvent], None],
+        on_source: Callable[[SourceEvent], None],
     ) -> None:
         self._repo = repo
         self._runner = runner
@@ -153,14 +157,14 @@ class _Repro:
         self._by_reference = isinstance(runner, BatchRunner) and not runner.fetches
         # Created on demand: importing it takes longer than a run without changes.
         self._pool: ThreadPoolExecutor | None = None
-        self._scope = scope
+        self._expansion = expansion
         self._rules = rules
         self._on_error = on_error
         self._commit = commit
         self._jobs = max(jobs, 1)
         self._confirm = confirm
-        self._tell = tell
-        self._tell_source = tell_source
+        self._on_event = on_event
+        self._on_source = on_source
         self._decisions: dict[str, Decision] = {}
         self._forced: set[str] = set()
         self._ended = 0
@@ -168,7 +172,7 @@ class _Repro:
         # Stages of the batch that is being recorded, and stages stopped once because others of their batch failed.
         self._together: set[str] = set()
         self._ended_along: set[str] = set()
-        self._running: dict[Future[StepResult], tuple[Stage, Choice, StageRun]] = {}
+        self._running: dict[Future[StepResult], tuple[Stage, StageDecision, StageRun]] = {}
         self._started: dict[str, int] = {}
         # Stages that ran beside others; their undeclared writes cannot be distinguished.
         self._crowded: set[str] = set()
@@ -180,7 +184,7 @@ class _Repro:
         if self._rules.pull and self._rules.run_cache:
             pull_runs(self._repo)
         self._snapshot = Snapshot(self._repo, self._repo.remote() if self._by_reference else None)
-        stages = chosen(self._snapshot, targets, self._scope)
+        stages = chosen(self._snapshot, targets, self._expansion)
         self._order = [stage.address for stage in stages]
         self._place = {address: i for i, address in enumerate(self._order)}
         # New entries of a dvc.lock follow the graph's order, as in DVC, regardless of which stage ends first.
@@ -190,7 +194,7 @@ class _Repro:
             if self._snapshot.entry(stage) is None
         }
         self._sources = sources = [target for target in targets if is_source(target)]
-        if not self._scope.single_item or sources:
+        if not self._expansion.single_item or sources:
             self._late = late_sources(self._snapshot, stages)
             self._settle_sources(stages, sources)
         graph, place = self._snapshot.graph, self._place
@@ -266,7 +270,7 @@ class _Repro:
             except DvkfError as error:  # its inputs cannot be determined; other stages may not need them
                 decision = Decision(stage.address, "run", (), stage.cmd)
                 self._decisions[stage.address] = decision
-                self._fail(stage, Choice(decision, Inputs({}, (), {})), error)
+                self._fail(stage, StageDecision(decision, Inputs({}, (), {})), error)
                 continue
             self._decisions[stage.address] = choice.decision
             try:
@@ -278,9 +282,9 @@ class _Repro:
                 self._fail(stage, choice, error)
 
     def _settle_sources(self, stages: Sequence[Stage], sources: Sequence[str] = ()) -> None:
-        settle(self._snapshot, stages, sources, rules=self._rules, tell=self._tell_source, late=self._late)
+        settle(self._snapshot, stages, sources, rules=self._rules, on_source=self._on_source, late=self._late)
 
-    def _decide(self, stage: Stage) -> Choice:
+    def _decide(self, stage: Stage) -> StageDecision:
         if due := read_by(stage, self._late):
             self._late -= due
             self._settle_sources([stage])
@@ -332,7 +336,7 @@ class _Repro:
                     heapq.heappush(self._free, self._place[user])
         return members
 
-    def _member(self, stage: Stage, choice: Choice, waits_for: frozenset[str]) -> Member:
+    def _member(self, stage: Stage, choice: StageDecision, waits_for: frozenset[str]) -> Member:
         self._ask(stage)
         check_inputs(stage, choice.inputs, ahead=bool(waits_for))
         lenient = is_lenient(self._runner, stage)
@@ -344,70 +348,72 @@ class _Repro:
         return Member(stage, choice, spec, waits_for)
 
     def _run_batch(self, members: Mapping[str, Member], runner: BatchRunner) -> None:
-        """Run stages, then record those that succeeded.
-
-        They are recorded together at the end. If this process is killed earlier, the next call has the same stages to
-        run. So it finds the existing run.
-        """
+        """Run stages together; record each as it ends. The runner finds the run that a killed process left."""
 
         def start(member: Member) -> None:
             self._say(StageEvent(member.stage.address, "start", member.choice.decision.reasons))
 
-        batch = Batch(runner, members, on_start=start, on_end=self._tell_end)
+        recorded: set[str] = set()
+
+        def end(member: Member, outcome: Outcome) -> None:
+            if not isinstance(outcome, StageCancelledError):
+                recorded.add(member.stage.address)
+                self._end_of_member(member, outcome)
+
+        self._together = set(members)
+        batch = Batch(runner, members, on_start=start, on_end=end)
         try:
             batch.run()
         finally:
-            self._record_batch(batch, members)
+            for address in batch.outcomes.keys() - recorded:  # ended after an interrupt
+                end(members[address], batch.outcomes[address])
+            self._settle_stopped(batch, members)
 
-    def _tell_end(self, member: Member, outcome: Outcome) -> None:
-        if isinstance(outcome, StepResult) and not outcome.restored:
-            reasons = member.choice.decision.reasons
-            tail, address = outcome.log_tail, member.stage.address
-            warnings = outcome.warnings
-            self._say(StageEvent(address, "done", reasons, outcome.seconds, log_tail=tail, warnings=warnings))
+    def _end_of_member(self, member: Member, outcome: Outcome) -> None:
+        try:
+            if isinstance(outcome, StageFailedError):
+                raise hint_at_undeclared(self._repo, member.stage, outcome)
+            if isinstance(outcome, DvkfError):
+                raise outcome
+            with kept_on_failure(self._runner, member.stage.address):
+                self._take(member, outcome)
+        except DvkfError as error:
+            self._fail(member.stage, member.choice, error)
 
-    def _record_batch(self, batch: Batch, members: Mapping[str, Member]) -> None:
+    def _settle_stopped(self, batch: Batch, members: Mapping[str, Member]) -> None:
+        """Decide on stages that were stopped, or did not end: they get one more attempt after others' failure."""
         again = []
-        self._together = set(members)
         for address, member in members.items():
             outcome = batch.outcomes.get(address)
-            if isinstance(outcome, StepResult):
-                try:
-                    self._take(member, outcome)
-                except DvkfError as error:
-                    self._fail(member.stage, member.choice, error)
-            elif outcome is None or isinstance(outcome, StageCancelledError):
+            if outcome is None or isinstance(outcome, StageCancelledError):
                 del self._decisions[address]
-                # It may have been stopped because another stage failed; it gets one more attempt, not an endless
-                # number.
                 if batch.blocked(address) or (batch.failed and address not in self._ended_along):
                     again.append(address)
                     self._ended_along.add(address)
                 elif outcome is not None:
                     self._decisions[address] = member.choice.decision
                     self._fail(member.stage, member.choice, outcome)
-            else:
-                if isinstance(outcome, StageFailedError):
-                    outcome = hint_at_undeclared(self._repo, member.stage, outcome)
-                self._fail(member.stage, member.choice, outcome)
         self._together = set()
         for address in again:
             if not self._waits_for[address]:
                 heapq.heappush(self._free, self._place[address])
 
     def _take(self, member: Member, result: StepResult) -> None:
-        """Record a successful stage of a batch."""
+        """Record a stage that succeeded."""
         stage, choice = member.stage, member.choice
         if result.restored:
-            unknown = all(reason.kind == "dependency" for reason in choice.decision.reasons)
-            action: Literal["restore", "skip"] = "skip" if unknown else "restore"
-            reasons = () if unknown else choice.decision.reasons
-            choice = replace(choice, decision=replace(choice.decision, action=action, reasons=reasons))
+            choice = unchanged(choice)
             self._decisions[stage.address] = choice.decision
-            self._say(StageEvent(stage.address, action, reasons))
+            why = choice.decision.reasons
+            self._say(StageEvent(stage.address, "restore" if why else "skip", why))
         items = items_read(member, result)
         choice = replace(choice, inputs=replace(choice.inputs, items=items))
         self._finish(stage, choice, result.outs, side_dir=result.side_dir)
+        if not result.restored:
+            reasons, tail, warnings = choice.decision.reasons, result.log_tail, result.warnings
+            self._say(
+                StageEvent(stage.address, "done", reasons, result.seconds, log_tail=tail, warnings=warnings)
+            )
         self._done(stage, changed=not result.restored)
 
     # -- single stages ---------------------------------------------------------------------------------------------
@@ -416,7 +422,7 @@ class _Repro:
         if self._confirm is not None and not self._confirm(stage):
             raise StageCancelledError(f"stage '{stage.address}': reproduction aborted by the user")
 
-    def _start(self, stage: Stage, choice: Choice) -> None:
+    def _start(self, stage: Stage, choice: StageDecision) -> None:
         self._ask(stage)
         in_place = runs_in_place(self._runner, stage)
         check_inputs(stage, choice.inputs)
@@ -452,7 +458,7 @@ class _Repro:
             self._pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="dvkf-stage")
         self._running[self._pool.submit(run.wait)] = (stage, choice, run)
 
-    def _settle(self, stage: Stage, choice: Choice) -> None:
+    def _settle(self, stage: Stage, choice: StageDecision) -> None:
         """Restore a stage, or skip it."""
         reasons = choice.decision.reasons
         restored = choice.decision.action == "restore"
@@ -467,7 +473,7 @@ class _Repro:
 
     def _say(self, event: StageEvent) -> None:
         self._ended += event.kind != "start"
-        self._tell(replace(event, ended=self._ended, total=len(self._order)))
+        self._on_event(replace(event, ended=self._ended, total=len(self._order)))
 
     def _done(self, stage: Stage, *, changed: bool) -> None:
         for user in self._users[stage.address]:
@@ -477,7 +483,7 @@ class _Repro:
             if changed and self._rules.force_downstream:
                 self._forced.add(user)
 
-    def _record_frozen(self, stage: Stage, choice: Choice) -> None:
+    def _record_frozen(self, stage: Stage, choice: StageDecision) -> None:
         """Record the changes of a frozen stage, which never runs.
 
         Missing outputs are a failure, as in DVC; they are restored only if data may be pulled.
@@ -533,7 +539,7 @@ class _Repro:
                 self._snapshot.forget_all()
                 self._stages_lock.drop(stage)
 
-    def _finish_in_place(self, stage: Stage, choice: Choice, contents: Sequence[StepContent]) -> None:
+    def _finish_in_place(self, stage: Stage, choice: StageDecision, contents: Sequence[StepContent]) -> None:
         """Record a run whose outputs are in the workspace; inputs are recorded in their current state, as in DVC."""
         self._snapshot.forget_all()
         with self._repo.lock(write=[out.path for out in stage.outs]):
@@ -542,16 +548,10 @@ class _Repro:
             inputs = self._snapshot.inputs(stage, known)
             check_inputs(stage, inputs)
             entry = make_entry(stage.command, inputs.items, inputs.params, outs)
-            record(
-                self._repo,
-                stage,
-                entry,
-                before=self._followers(stage),
-                save_run=self._commit,
-            )
+            record(self._repo, stage, entry, before=self._followers(stage), save_run=self._commit)
 
     def _finish(
-        self, stage: Stage, choice: Choice, contents: Sequence[StepContent], *, side_dir: str = ""
+        self, stage: Stage, choice: StageDecision, contents: Sequence[StepContent], *, side_dir: str = ""
     ) -> None:
         """Store a run's outputs, then record it: outputs, run cache, dvc.lock."""
         with self._repo.lock(write=[out.path for out in stage.outs]):
@@ -570,15 +570,12 @@ class _Repro:
                     )
                 inputs = choice.inputs
                 entry = make_entry(stage.command, inputs.items, inputs.params, outs)
-                record(
-                    self._repo,
-                    stage,
-                    entry,
-                    before=self._followers(stage),
-                    save_run=self._commit,
-                )
+                before = self._followers(stage)
+                record(self._repo, stage, entry, before=before, save_run=self._commit)
             finally:
                 if side_dir:
+                    import shutil  # slow to import
+
                     shutil.rmtree(Path(side_dir).parent, ignore_errors=True)
         self._snapshot.forget(out.path for out in stage.outs)
         if away:
@@ -587,7 +584,7 @@ class _Repro:
     def _followers(self, stage: Stage) -> Container[str]:
         return Followers(self._fresh, stage.file, self._place[stage.address])
 
-    def _fail(self, stage: Stage, choice: Choice, error: DvkfError) -> None:
+    def _fail(self, stage: Stage, choice: StageDecision, error: DvkfError) -> None:
         self.errors[stage.address] = error
         tail = error.log_tail if isinstance(error, StageFailedError) else ""
         self._say(

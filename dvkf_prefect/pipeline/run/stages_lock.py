@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.formats.dvcyaml import Stage
 
 
@@ -15,7 +15,7 @@ class StagesLock:
         repo: The repository.
     """
 
-    def __init__(self, repo: Repo) -> None:
+    def __init__(self, repo: Repository) -> None:
         self._repo = repo
         self._held: dict[str, Stage] = {}
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import DvkfError, StageFailedError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.formats.dvcyaml import Stage
@@ -33,7 +33,7 @@ _OURS = frozenset(("dvc.lock", ".gitignore"))
 _WORD = re.compile(r"[\w.+/@-]+")
 
 
-def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> StageFailedError:
+def hint_at_undeclared(repo: Repository, stage: Stage, error: StageFailedError) -> StageFailedError:
     """Add a hint to a failed command's log: undeclared files of the repository that the command or its log names.
 
     Args:
@@ -60,8 +60,8 @@ def hint_at_undeclared(repo: Repo, stage: Stage, error: StageFailedError) -> Sta
         return error
     names = ", ".join(f"'{name}'" for name in sorted(named)[:5])
     hint = (
-        f"A stage sees only what it declares: {names} is in the repository but not in the deps of "
-        f"'{stage.address}'."
+        f"stage '{stage.address}' sees only its declared dependencies: {names} is in the repository but not "
+        "in `deps`. Add it to `deps`."
     )
     return StageFailedError(
         error.stage, error.command, error.status, f"{error.log_tail.rstrip()}\n{hint}\n".lstrip()
@@ -84,7 +84,7 @@ def _paths(word: str, wdir: str, folders: Iterable[str]) -> Iterator[str]:
 
 
 def warn_of_undeclared(
-    repo: Repo, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool
+    repo: Repository, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool
 ) -> tuple[str, ...]:
     """Return warnings of undeclared reads and writes of a stage that ran in the workspace.
 
@@ -101,24 +101,26 @@ def warn_of_undeclared(
     if os.environ.get(VARIABLE, "").strip().lower() in ("0", "false", "no", "off"):
         return ()
     try:
-        return tuple(_told(repo, stage, outputs=outputs, since=since, alone=alone))
+        return tuple(_warnings(repo, stage, outputs=outputs, since=since, alone=alone))
     except (DvkfError, OSError, ValueError):
         return ()  # a failed scan must not fail the stage
 
 
-def _told(repo: Repo, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool) -> list[str]:
-    told = []
+def _warnings(
+    repo: Repository, stage: Stage, *, outputs: Iterable[str], since: int, alone: bool
+) -> list[str]:
+    warnings = []
     if reads := _reads(repo, stage, since):
-        told.append(
-            f"stage '{stage.address}' reads what it does not declare: {_listed(reads)}. "
-            "It is not run again when that changes; add it to `deps`."
+        warnings.append(
+            f"stage '{stage.address}' reads undeclared files: {_listed(reads)}. Changes of them do not rerun "
+            "the stage. Add them to `deps`."
         )
     if alone and (writes := _writes(repo, stage, set(outputs), since)):
-        told.append(
-            f"stage '{stage.address}' wrote what it does not declare: {_listed(writes)}. "
-            "Add it to `outs`, or to .gitignore."
+        warnings.append(
+            f"stage '{stage.address}' wrote undeclared files: {_listed(writes)}. Add them to `outs`, or to "
+            ".gitignore."
         )
-    return told
+    return warnings
 
 
 def _declared(stage: Stage) -> set[str]:
@@ -134,7 +136,7 @@ def _is_below(path: str, places: Container[str]) -> bool:
     return "" in places
 
 
-def _reads(repo: Repo, stage: Stage, since: int) -> list[str]:
+def _reads(repo: Repository, stage: Stage, since: int) -> list[str]:
     declared = _declared(stage)
     named = [
         path
@@ -156,7 +158,7 @@ def _reads(repo: Repo, stage: Stage, since: int) -> list[str]:
     return [path for path in found if not _is_young(repo, path, since)]
 
 
-def _is_young(repo: Repo, path: str, since: int) -> bool:
+def _is_young(repo: Repository, path: str, since: int) -> bool:
     """Return True if the stage itself wrote a file, or the file is gone."""
     try:
         return (repo.root / path).stat().st_mtime_ns >= since
@@ -164,7 +166,7 @@ def _is_young(repo: Repo, path: str, since: int) -> bool:
         return True
 
 
-def _imported(repo: Repo, path: str, wdir: str) -> Iterator[str]:
+def _imported(repo: Repository, path: str, wdir: str) -> Iterator[str]:
     """Yield the repository's files that a Python file imports, from its own folder or the working directory."""
     import ast
 
@@ -189,7 +191,7 @@ def _imported(repo: Repo, path: str, wdir: str) -> Iterator[str]:
                 yield from _module(repo, folders, f"{name}.{alias.name}".strip("."))
 
 
-def _module(repo: Repo, folders: Iterable[str], name: str) -> Iterator[str]:
+def _module(repo: Repository, folders: Iterable[str], name: str) -> Iterator[str]:
     """Yield the files of a module in the first folder that has it, its packages first."""
     parts = name.split(".")
     for folder in dict.fromkeys(folders):
@@ -203,7 +205,7 @@ def _module(repo: Repo, folders: Iterable[str], name: str) -> Iterator[str]:
             return
 
 
-def _writes(repo: Repo, stage: Stage, tracked: set[str], since: int) -> list[str]:
+def _writes(repo: Repository, stage: Stage, tracked: set[str], since: int) -> list[str]:
     declared = _declared(stage) | tracked
     young: list[str] = []
     left, count = [""], 0

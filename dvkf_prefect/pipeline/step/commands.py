@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from dvkf_prefect.errors import StageCancelledError, StageFailedError
+from dvkf_prefect.pipeline.step.distributed import launcher, without_torch
 from dvkf_prefect.pipeline.step.spec import StepSpec
 from dvkf_prefect.processes import leash
 
@@ -75,6 +76,7 @@ class Commands:
 
     Attributes:
         seconds: Running time of the commands.
+        warnings: Notes on the way they ran.
     """
 
     def __init__(self, spec: StepSpec, root: Path) -> None:
@@ -82,6 +84,7 @@ class Commands:
         self._root = root
         self._tail: deque[bytes] = deque()
         self.seconds = 0.0
+        self.warnings: tuple[str, ...] = ()
 
     @property
     def log_tail(self) -> str:
@@ -99,6 +102,11 @@ class Commands:
         shell = os.environ.get("SHELL") or "/bin/sh"
         argv = [shell, *_flags(shell), "-c"]
         environment = self._environment()
+        if (distributed := self._spec.distributed) is not None:
+            start_all = launcher(distributed, environment)
+            if not start_all:
+                self.warnings = (f"stage '{self._spec.stage}': {without_torch(distributed, environment)}",)
+            argv = [*start_all, *argv]
         log = open(self._spec.log, "wb", buffering=0) if self._spec.log else None  # noqa: SIM115 (closed below)
         start = time.monotonic()
         try:
@@ -117,7 +125,7 @@ class Commands:
                 log.close()
 
     def _run(self, argv: list[str], environment: dict[str, str], log: IO[bytes] | None) -> int:
-        process = leash.spawn(
+        process = leash.LeashedProcess(
             argv,
             env=environment,
             cwd=self._root / self._spec.wdir,

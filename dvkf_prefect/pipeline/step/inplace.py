@@ -37,11 +37,12 @@ def run_in_place(spec: StepSpec) -> StepResult:
     try:
         repo = Repository(root, config={"cache": dict(spec.cache_config)})
         if not (root / spec.wdir).is_dir():
-            raise StageError(f"stage '{spec.stage}': its folder is not there: {spec.wdir}. Make it first.")
+            raise StageError(f"stage '{spec.stage}': its folder {spec.wdir} does not exist. Create it first.")
         for out in spec.outs:
             _make_way(root, out, spec.stage)
         commands.run()
-        return result(outs=tuple(_take(repo, out, spec) for out in spec.outs))
+        outs = tuple(_take(repo, out, spec) for out in spec.outs)
+        return result(outs=outs, warnings=commands.warnings)
     except StageFailedError as error:
         return result(
             error=StageFailedError.__name__,
@@ -101,7 +102,8 @@ def _take(repo: Repository, out: StepOutput, spec: StepSpec) -> StepContent:
     found = repo.workspace.look(out.path) if not out.cached else None
     if (found is not None and found.digest is None) or not (repo.root / out.path).exists():
         raise StageOutputError(
-            f"stage '{spec.stage}' ended well but did not write '{out.path}'. Write it, or take it out of `outs`."
+            f"stage '{spec.stage}' succeeded but did not write '{out.path}'. Write it, or remove it from "
+            "`outs`."
         )
-    stored = repo.workspace.take(out.path) if found is None else found.stored()
-    return StepContent(out.path, stored.digest, stored.size, stored.nfiles, stored.isexec)
+    content = repo.workspace.take(out.path) if found is None else found.existing()
+    return StepContent(out.path, content)

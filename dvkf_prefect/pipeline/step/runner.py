@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -107,6 +107,34 @@ class BatchRunner(Runner, Protocol):
         """
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """A runner whose results outlive it, such as on a remote, until they are recorded."""
+
+    def keep(self, stage: str) -> None:
+        """Keep the result of a stage that could not be recorded here, so that the next start takes it.
+
+        Args:
+            stage: Address of a stage whose `StageRun.wait` has returned.
+        """
+
+
+@contextmanager
+def kept_on_failure(runner: Runner, stage: str) -> Iterator[None]:
+    """Let the runner keep a stage's result if the body, which records it, raises.
+
+    Args:
+        runner: The runner of the stage.
+        stage: Address of the stage.
+    """
+    try:
+        yield
+    except BaseException:
+        if isinstance(runner, Keeper):
+            runner.keep(stage)
+        raise
+
+
 def runs_in_place(runner: Runner, stage: Stage) -> bool:
     """Return True if a stage runs in the workspace: the runner does so and the stage allows it.
 
@@ -130,10 +158,12 @@ def is_hermetic(stage: Stage) -> bool:
     if values is None:
         return False
     if not isinstance(values, Mapping) or not set(values) <= {"hermetic"}:
-        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf': only `hermetic` is known")
+        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf': expected only `hermetic`")
     hermetic = values.get("hermetic", False)
     if not isinstance(hermetic, bool):
-        raise ParseError(stage.file, f"stage '{stage.address}', key 'meta.dvkf.hermetic': use true or false")
+        raise ParseError(
+            stage.file, f"stage '{stage.address}', key 'meta.dvkf.hermetic': expected true or false"
+        )
     return hermetic
 
 
@@ -171,6 +201,8 @@ class LocalRunner:
         self._patience = patience
         self.in_place = in_place
         self.hermetic = not in_place
+        import tempfile  # slow to import
+
         sweep(tempfile.gettempdir(), _PREFIX)
         self._folder = OwnedFolder(tempfile.gettempdir(), _PREFIX)
         self._folder.path.chmod(0o700)
@@ -215,7 +247,7 @@ class _ProcessRun:
         (place / "spec.json").write_text(spec.to_json())
         self._cancelled = False
         output = None if echo else subprocess.DEVNULL
-        self._process = leash.spawn(
+        self._process = leash.LeashedProcess(
             leash.module_argv("dvkf_prefect.pipeline.step.step", "spec.json", "result.json"),
             cwd=place,
             env=_environment(),
@@ -227,7 +259,7 @@ class _ProcessRun:
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"stage '{self._stage}' still runs after {timeout:.0f} s") from None
+            raise TimeoutError(f"stage '{self._stage}' is still running after {timeout:.0f} s") from None
         if self._timer is not None:
             self._timer.cancel()
         if self._result.exists():
@@ -237,7 +269,7 @@ class _ProcessRun:
         if self._cancelled:
             raise StageCancelledError(f"stage '{self._stage}' was stopped before its end")
         raise RunnerError(
-            f"the process that ran stage '{self._stage}' ended with exit code {code} and without a result"
+            f"the process that ran stage '{self._stage}' ended with exit code {code} and no result"
         )
 
     def cancel(self) -> None:

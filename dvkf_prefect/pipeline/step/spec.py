@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dvkf_prefect import errors
 from dvkf_prefect.errors import DvkfError, RunnerError, StageFailedError
+from dvkf_prefect.formats.files import PIPELINE_FILE
+from dvkf_prefect.formats.objects import Content
 
 # Subfolder of a stage's work folder with its copy of the repository.
 WORK = "work"
+# Options of a plot in dvc.yaml.
+PLOT_OPTIONS = ("template", "x", "y", "x_label", "y_label", "title", "header")
 
 
 @dataclass(frozen=True, slots=True)
-class StepDependency:
-    """A dependency, by content.
+class StepContent:
+    """Content of a dependency, or of an output as the command wrote it.
 
     Attributes:
         path: Posix path, relative to the repository's root.
-        digest: md5 in hex, with ``.dir`` for a directory.
-        size: Size in bytes.
-        isexec: True if a single file is executable.
-        nfiles: Number of files of a directory, None if not known.
+        content: The content; a dependency without a known one has an empty digest.
     """
 
     path: str
-    digest: str
-    size: int = 0
-    isexec: bool = False
-    nfiles: int | None = None
+    content: Content
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content."""
+        return self.content.digest
+
+    def as_dependency(self) -> dict[str, Any]:
+        """Return the JSON form of a dependency."""
+        content = self.content
+        return {
+            "path": self.path,
+            "digest": content.digest,
+            "size": content.size or 0,
+            "isexec": content.isexec,
+            "nfiles": content.nfiles,
+        }
+
+    def as_output(self) -> dict[str, Any]:
+        """Return the JSON form of an output."""
+        return {**self.as_dependency(), "hash_name": self.content.hash_name}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StepContent:
+        """Read the values of `as_dependency` or `as_output`.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+        """
+        if "path" not in values:
+            raise TypeError("content of a step has a path")
+        return cls(values["path"], Content(**{key: value for key, value in values.items() if key != "path"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +84,6 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class StepContent:
-    """An output as the command wrote it.
-
-    Attributes:
-        path: Posix path, relative to the repository's root.
-        digest: md5 in hex, with ``.dir`` for a directory.
-        size: Size in bytes; of a directory the sum.
-        nfiles: Number of files of a directory, None for a file.
-        isexec: True if a single file is executable.
-        hash_name: ``md5``, or ``md5-dos2unix`` for the record of an entry of DVC 2.x.
-    """
-
-    path: str
-    digest: str
-    size: int
-    nfiles: int | None = None
-    isexec: bool = False
-    hash_name: str = "md5"
-
-
-@dataclass(frozen=True, slots=True)
 class StepKnown:
     """A known earlier run of the same commands and parameters.
 
@@ -86,6 +94,39 @@ class StepKnown:
 
     deps: Mapping[str, str]
     outs: tuple[StepContent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepMeta:
+    """Metadata of a stage for other tools, and its place for messages.
+
+    Attributes:
+        values: The stage's ``meta``, of any type.
+        file: Its dvc.yaml, relative to the repository's root.
+        place: Keys that lead to ``meta`` in that file.
+    """
+
+    values: Any = None
+    file: str = PIPELINE_FILE
+    place: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Distributed:
+    """Processes of a distributed training.
+
+    Attributes:
+        nodes: Number of nodes.
+        processes: Number of processes on each node.
+    """
+
+    nodes: int = 1
+    processes: int = 1
+
+    @property
+    def total(self) -> int:
+        """Number of all processes."""
+        return self.nodes * self.processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +152,18 @@ class StepSpec:
             data is copied.
         sources: Folder whose files are copied into the clean folder, except declared paths; None for none.
         lenient: True lets a run in a clean folder write more than its outputs; the additional files are lost.
+        models: Outputs that are models, posix paths relative to the root.
+        distributed: Processes that run each command; None for one process that is not started by a launcher.
+        plots: Definitions of plots whose files are outputs: ``{plot: {template, x, y, …}}``. Files are relative to
+            the root.
+        meta: Metadata for runners. It is not part of the JSON, because it may hold any value of YAML.
     """
 
     stage: str
     cmd: tuple[str, ...]
     cache_dir: str
     wdir: str = ""
-    deps: tuple[StepDependency, ...] = ()
+    deps: tuple[StepContent, ...] = ()
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     outs: tuple[StepOutput, ...] = ()
     workspace: str | None = None
@@ -128,10 +174,22 @@ class StepSpec:
     cache_config: Mapping[str, str] = field(default_factory=dict)
     sources: str | None = None
     lenient: bool = False
+    models: tuple[str, ...] = ()
+    distributed: Distributed | None = None
+    plots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    meta: StepMeta = field(default_factory=StepMeta)
 
     def to_json(self) -> str:
-        """Return the specification as JSON."""
-        return json.dumps(asdict(self))
+        """Return the specification as JSON, without its metadata."""
+        values = asdict(replace(self, deps=(), known=None, meta=StepMeta()))
+        del values["meta"]
+        if self.distributed is None:
+            del values["distributed"]
+        values["deps"] = [dep.as_dependency() for dep in self.deps]
+        if self.known:
+            outs = [out.as_output() for out in self.known.outs]
+            values["known"] = {"deps": dict(self.known.deps), "outs": outs}
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StepSpec:
@@ -143,10 +201,15 @@ class StepSpec:
         """
         values = json.loads(text)
         values["cmd"] = tuple(values["cmd"])
-        values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
+        values["models"] = tuple(values.get("models", ()))
+        values["deps"] = tuple(StepContent.from_dict(dep) for dep in values.get("deps", ()))
         values["outs"] = tuple(StepOutput(**out) for out in values.get("outs", ()))
+        if distributed := values.get("distributed"):
+            values["distributed"] = Distributed(**distributed)
         if known := values.get("known"):
-            values["known"] = StepKnown(known["deps"], tuple(StepContent(**out) for out in known["outs"]))
+            values["known"] = StepKnown(
+                known["deps"], tuple(StepContent.from_dict(out) for out in known["outs"])
+            )
         return cls(**values)
 
 
@@ -183,7 +246,7 @@ class StepResult:
     error: str = ""
     message: str = ""
     side_dir: str = ""
-    deps: tuple[StepDependency, ...] = ()
+    deps: tuple[StepContent, ...] = ()
     commit: str = ""
     dirty: tuple[str, ...] = ()
     run: str = ""
@@ -215,7 +278,10 @@ class StepResult:
 
     def to_json(self) -> str:
         """Return the result as JSON."""
-        return json.dumps(asdict(self))
+        values = asdict(replace(self, outs=(), deps=()))
+        values["outs"] = [out.as_output() for out in self.outs]
+        values["deps"] = [dep.as_dependency() for dep in self.deps]
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> StepResult:
@@ -226,8 +292,8 @@ class StepResult:
             ValueError: The text is not JSON.
         """
         values = json.loads(text)
-        values["outs"] = tuple(StepContent(**out) for out in values.get("outs", ()))
-        values["deps"] = tuple(StepDependency(**dep) for dep in values.get("deps", ()))
+        values["outs"] = tuple(StepContent.from_dict(out) for out in values.get("outs", ()))
+        values["deps"] = tuple(StepContent.from_dict(dep) for dep in values.get("deps", ()))
         values["dirty"] = tuple(values.get("dirty", ()))
         values["warnings"] = tuple(values.get("warnings", ()))
         return cls(**values)

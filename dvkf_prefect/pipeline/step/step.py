@@ -30,18 +30,17 @@ from dvkf_prefect.errors import (
 from dvkf_prefect.files import walk_files, write_atomic
 from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.dvcignore import Ignore
-from dvkf_prefect.formats.objects import Stored
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.params import render_params
 from dvkf_prefect.formats.tree import Tree, check_relpath, is_tree
 from dvkf_prefect.pipeline.step.commands import Commands, clean_log, interrupts
 from dvkf_prefect.pipeline.step.folder import StepFolder, copy_writable
 from dvkf_prefect.pipeline.step.links import StepLinks
-from dvkf_prefect.pipeline.step.spec import StepContent, StepDependency, StepOutput, StepResult, StepSpec
+from dvkf_prefect.pipeline.step.spec import StepContent, StepOutput, StepResult, StepSpec
 
 __all__ = [
     "Objects",
     "StepContent",
-    "StepDependency",
     "StepOutput",
     "StepResult",
     "StepSpec",
@@ -132,7 +131,7 @@ class _Step:
             finally:
                 if self._links is not None:
                     self._lost = self._links.mend()
-            warnings = self._check()
+            warnings = (*self._commands.warnings, *self._check())
             self._folder.begin_to_store()
             outs = tuple(self._store(out) for out in self._spec.outs)
             keep = self._side.exists()
@@ -206,14 +205,14 @@ class _Step:
                 shutil.copy(source, target, follow_symlinks=False)
                 self._sources.add(path)
 
-    def _place(self, dep: StepDependency) -> None:
+    def _place(self, dep: StepContent) -> None:
         target = self._root / dep.path
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._links is not None and self._objects.exists(dep.digest):
-            self._links.place(dep.digest, dep.path, isexec=dep.isexec)
+            self._links.place(dep.digest, dep.path, isexec=dep.content.isexec)
             return
         if self._objects.exists(dep.digest) or self._spec.workspace is None:
-            self._objects.export(dep.digest, target, isexec=dep.isexec)
+            self._objects.export(dep.digest, target, isexec=dep.content.isexec)
             return
         source = Path(self._spec.workspace) / dep.path
         if not is_tree(dep.digest):
@@ -237,10 +236,10 @@ class _Step:
         if Tree.from_pairs(pairs).digest != dep.digest:
             raise StageError(self._changed(dep))
 
-    def _changed(self, dep: StepDependency) -> str:
+    def _changed(self, dep: StepContent) -> str:
         return (
             f"stage '{self._spec.stage}': its dependency '{dep.path}' is neither in the cache nor in the "
-            f"workspace with the content it had ({dep.digest}); run it again"
+            f"workspace with the expected content ({dep.digest}). Run the stage again."
         )
 
     # -- after -------------------------------------------------------------------------------------------------
@@ -270,43 +269,44 @@ class _Step:
                 changed.append(path)
         inside = tuple(out + "/" for out in outs)
         changed += [p for p in self._before if p not in seen and p not in outs and not p.startswith(inside)]
-        kept = f" The folder is kept for a look: {self._root}"
+        kept = f" The folder is kept: {self._root}"
         if self._lost:
             raise StageWriteError(
-                f"stage '{self._spec.stage}' wrote to data that is linked to the cache: {_names(self._lost)}. The "
-                f"objects were moved aside; `dvkf fetch` brings good ones. Write to an output instead.{kept}"
+                f"stage '{self._spec.stage}' wrote to data that is linked to the cache: "
+                f"{_names(self._lost)}. The damaged objects were moved aside. Restore them with "
+                f"`dvkf fetch`, and write to an output instead.{kept}"
             )
         if missing:
             other = f"; it wrote {_names(written)} instead" if written else ""
             raise StageOutputError(
-                f"stage '{self._spec.stage}' ended well but did not write {_names(missing)}{other}.{kept}"
+                f"stage '{self._spec.stage}' succeeded but did not write {_names(missing)}{other}.{kept}"
             )
         if self._spec.lenient:
             return tuple(
                 f"stage '{self._spec.stage}' {what}: {_names(paths)}. {lost}"
                 for what, paths, lost in (
                     (
-                        "changed what it only depends on",
+                        "changed its dependencies",
                         changed,
-                        "The changes are lost; write to an output instead.",
+                        "The changes were discarded. Write to an output instead.",
                     ),
                     (
-                        "wrote files that are none of its outputs",
+                        "wrote undeclared files",
                         written,
-                        "They are lost; add them to `outs`.",
+                        "They were discarded. Add them to `outs`.",
                     ),
                 )
                 if paths
             )
         if changed:
             raise StageWriteError(
-                f"stage '{self._spec.stage}' changed what it only depends on: {_names(changed)}. "
-                f"Nothing of it was kept; write to an output instead.{kept}"
+                f"stage '{self._spec.stage}' changed its dependencies: {_names(changed)}. Nothing was kept. "
+                f"Write to an output instead.{kept}"
             )
         if written:
             raise StageWriteError(
-                f"stage '{self._spec.stage}' wrote files that are none of its outputs: {_names(written)}. "
-                f"Nothing of it was kept; add them to `outs`, or to .dvcignore.{kept}"
+                f"stage '{self._spec.stage}' wrote undeclared files: {_names(written)}. Nothing was kept. "
+                f"Add them to `outs`, or to .dvcignore.{kept}"
             )
         return ()
 
@@ -349,17 +349,17 @@ class _Step:
             real = path.resolve()
             if not real.is_relative_to(self._root.resolve()):
                 raise OutputError(f"stage '{self._spec.stage}': the output '{out.path}' is a link to {real}")
-        stored = _store_path(objects, path, Ignore(Path(self._spec.workspace or self._root)), out.path)
-        return StepContent(out.path, stored.digest, stored.size, stored.nfiles, stored.isexec)
+        content = _store_path(objects, path, Ignore(Path(self._spec.workspace or self._root)), out.path)
+        return StepContent(out.path, content)
 
 
-def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stored:
+def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Content:
     """Move a file or directory of a work folder into a store, files before the manifest."""
     info = path.stat()
     if not stat.S_ISDIR(info.st_mode):
         if not stat.S_ISREG(info.st_mode):
             raise OutputError(f"the output '{name}' is neither a file nor a directory")
-        return Stored(_take(objects, path), info.st_size, None, bool(info.st_mode & 0o100))
+        return Content(_take(objects, path), info.st_size, None, bool(info.st_mode & 0o100))
     quiet = ignore.quiet_below(name)
     pairs: list[tuple[str, str]] = []
     size = 0
@@ -368,7 +368,7 @@ def _store_path(objects: Objects, path: Path, ignore: Ignore, name: str) -> Stor
             size += entry.stat().st_size
             pairs.append((relpath, _take(objects, Path(entry.path))))
     tree = Tree.from_pairs(pairs)
-    return Stored(objects.add_tree(tree), size, len(pairs))
+    return Content(objects.add_tree(tree), size, len(pairs))
 
 
 def _source_files(folder: Path) -> Iterator[str]:

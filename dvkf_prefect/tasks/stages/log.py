@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dvkf_prefect.data.remotes.errors import Place
 from dvkf_prefect.data.remotes.options import secrets_of
-from dvkf_prefect.data.repo import Repo
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.pipeline.step.step import clean_log
+from dvkf_prefect.repo import Repo
 from dvkf_prefect.text import printable
 
 _LINES = 1000
@@ -70,7 +70,7 @@ class LogFollower:
 
     Attributes:
         cut: True if the log has more lines than the maximum.
-        told: Number of lines that were read.
+        lines_read: Number of lines that were read.
     """
 
     def __init__(self, path: Path, mask: Mask, *, lines: int = _LINES) -> None:
@@ -80,7 +80,7 @@ class LogFollower:
         self._offset = 0
         self._rest = b""
         self.cut = False
-        self.told = 0
+        self.lines_read = 0
 
     def read(self, *, last: bool = False) -> list[str]:
         """Return new lines as log records; many lines at once are joined into fewer records.
@@ -102,7 +102,9 @@ class LogFollower:
             self._rest = b""
         if self._left <= 0 and not self.cut and (len(self._rest) or self._more()):
             self.cut = True
-            lines.append(f"… the log goes on; only its first {self.told:,} lines and its end are shown here")
+            lines.append(
+                f"… the log continues; only its first {self.lines_read:,} lines and its end are shown here"
+            )
         return _records(lines)
 
     def _more(self) -> bytes:
@@ -118,13 +120,27 @@ class LogFollower:
     def _take(self, raw: list[bytes]) -> list[str]:
         lines = []
         for data in raw[: self._left]:
-            text = printable(self._mask(clean_log(data)).rstrip(), lines=True)
-            lines.append(text if len(text) <= _LINE else text[: _LINE - 1] + "…")
+            lines.append(_shown(clean_log(data), self._mask))
         if len(raw) > self._left:
             self._rest = b"\n"  # there is more
         self._left -= len(lines)
-        self.told += len(lines)
+        self.lines_read += len(lines)
         return lines
+
+
+def shown_lines(text: str, mask: Mask) -> list[str]:
+    """Return lines of a log without secrets and terminal codes, as log records.
+
+    Args:
+        text: The lines.
+        mask: Mask that replaces secrets.
+    """
+    return _records([_shown(line, mask) for line in text.split("\n")])
+
+
+def _shown(line: str, mask: Mask) -> str:
+    text = printable(mask(line).rstrip(), lines=True)
+    return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
 
 
 def _records(lines: list[str]) -> list[str]:

@@ -15,15 +15,48 @@ DVC keeps ``meta`` and ignores its content. ::
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from dvkf_prefect.errors import ParseError
-from dvkf_prefect.formats.documents import line_of
+from pydantic import BeforeValidator, TypeAdapter
+
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.formats.files import RepoFiles
+from dvkf_prefect.pipeline.step.meta import checked, list_only, read_meta, record
+from dvkf_prefect.pipeline.step.spec import StepMeta
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**7:
+        raise ValueError(value)
+    return float(value)
+
+
+def _tag(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(value)
+    return value
+
+
+def _timeout(value: Any) -> float:
+    seconds = _number(value)
+    if not seconds:
+        raise ValueError(value)
+    return seconds
+
+
+Count = Annotated[int, checked(_count, "a whole number, at least 0")]
+Seconds = Annotated[float, checked(_number, "seconds, a number of at least 0")]
+Timeout = Annotated[float, checked(_timeout, "seconds, a number greater than 0")]
+Tag = Annotated[str, checked(_tag, "a string")]
+_seconds: TypeAdapter[float] = TypeAdapter(Seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +70,15 @@ class StageOptions:
         tags: Tags of the task run.
     """
 
-    retries: int = 0
-    retry_delay_seconds: tuple[float, ...] = ()
-    timeout_seconds: float | None = None
-    tags: tuple[str, ...] = ()
+    retries: Count = 0
+    retry_delay_seconds: Annotated[
+        tuple[Seconds, ...],
+        BeforeValidator(
+            lambda value: value if isinstance(value, list) else (_seconds.validate_python(value),)
+        ),
+    ] = ()
+    timeout_seconds: Timeout | None = None
+    tags: Annotated[tuple[Tag, ...], BeforeValidator(list_only)] = ()
 
     def delay(self, number: int) -> float:
         """Return the seconds to wait before a retry, counted from 1."""
@@ -48,47 +86,7 @@ class StageOptions:
         return delays[min(number, len(delays)) - 1] if delays else 0.0
 
 
-class _WrongError(Exception):
-    """An invalid value of an option."""
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _WrongError(f"expected a whole number from 0 on, not {value!r}")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**7:
-        raise _WrongError(f"expected seconds, a number from 0 on, not {value!r}")
-    return float(value)
-
-
-def _delays(value: Any) -> tuple[float, ...]:
-    return tuple(map(_seconds, value)) if isinstance(value, list) else (_seconds(value),)
-
-
-def _timeout(value: Any) -> float | None:
-    if value is None:
-        return None
-    seconds = _seconds(value)
-    if not seconds:
-        raise _WrongError("expected more than 0 seconds")
-    return seconds
-
-
-def _tags(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(tag, str) and tag for tag in value):
-        raise _WrongError(f"expected a list of texts, not {value!r}")
-    return tuple(value)
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "retries": _count,
-    "retry_delay_seconds": _delays,
-    "timeout_seconds": _timeout,
-    "tags": _tags,
-}
+_OPTIONS: TypeAdapter[StageOptions] = TypeAdapter(Annotated[StageOptions, record(StageOptions, nulls=True)])
 
 
 def read_options(
@@ -106,29 +104,8 @@ def read_options(
     """
     options = {}
     for stage in stages:
-        values = stage.meta.get("prefect") if isinstance(stage.meta, Mapping) else None
-        options[stage.address] = defaults if values is None else _read(stage, values, files, defaults)
+        meta = StepMeta(stage.meta, stage.file, (*stage.place, "meta"))
+        found = read_meta(_OPTIONS, "prefect", meta, stage.address, files.read)
+        given = stage.meta["prefect"] if found is not None else ()
+        options[stage.address] = replace(defaults, **{key: getattr(found, key) for key in given})
     return options
-
-
-def _read(stage: Stage, values: Any, files: RepoFiles, defaults: StageOptions) -> StageOptions:
-    if not isinstance(values, Mapping):
-        raise _problem(stage, files, (), f"expected a mapping of {', '.join(_READERS)}")
-    read = {}
-    for key, value in values.items():
-        if key not in _READERS:
-            near = difflib.get_close_matches(str(key), _READERS, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(_READERS)}"
-            raise _problem(stage, files, (str(key),), f"there is no such key{hint}")
-        try:
-            read[key] = _READERS[key](value)
-        except _WrongError as error:
-            raise _problem(stage, files, (key,), str(error)) from None
-    return replace(defaults, **read)
-
-
-def _problem(stage: Stage, files: RepoFiles, where: tuple[str, ...], text: str) -> ParseError:
-    group = ("stages", stage.group, "do") if stage.group else ("stages", stage.name)
-    key = ".".join(("meta", "prefect", *where))
-    line = line_of(files.read(stage.file), (*group, "meta", "prefect", *where))
-    return ParseError(stage.file, f"stage '{stage.address}', key '{key}': {text}", line=line)

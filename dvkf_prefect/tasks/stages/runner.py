@@ -6,6 +6,7 @@ stage when all its upstream stages are complete, so Prefect's task runner only p
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import threading
 import time
@@ -18,22 +19,26 @@ from typing import Any
 from uuid import UUID
 
 from prefect import Task
-from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas.objects import RunInput, TaskRunResult
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.data.repo import Repo
+from dvkf_prefect.cards import artifact_key, count_text, escape
 from dvkf_prefect.errors import RunnerError, StageCancelledError
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner, StartedRun
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
 from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline.plan.snapshot import Snapshot
-from dvkf_prefect.pipeline.run.events import StageEvent
-from dvkf_prefect.pipeline.step.runner import BatchRunner, Runner, StageRun
+from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
+from dvkf_prefect.pipeline.step.runner import BatchRunner, Keeper, Runner, StageRun
 from dvkf_prefect.pipeline.step.spec import StepKnown, StepResult, StepSpec
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks._artifacts import create_artifact
+from dvkf_prefect.tasks._git import note_kubeflow_run
+from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks.stages.log import Mask, mask_of
 from dvkf_prefect.tasks.stages.options import StageOptions, read_options
 from dvkf_prefect.tasks.stages.task_run import (
@@ -65,9 +70,10 @@ class StageTasks:
         jobs: Maximum number of stages that run in parallel.
         reuse: Take results that Prefect persisted for equal runs.
         mirror: Receiver of the runner's task events.
+        name: Short name of the repository for artifacts; the name of its folder if empty.
 
     Example:
-        ``stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell))``
+        ``stage_tasks(repo, lambda on_event: pipelines.runner(repo, on_event=on_event))``
     """
 
     _uses_flow = True
@@ -82,8 +88,10 @@ class StageTasks:
         jobs: int = 2,
         reuse: bool = True,
         mirror: TaskMirror | None = None,
+        name: str = "",
     ) -> None:
         self.repo = repo
+        self.repository = name or repo.root.name
         self.inner = runner
         self.snapshot = snapshot
         self.mask: Mask = mask_of(repo)
@@ -97,6 +105,7 @@ class StageTasks:
         self._folder = OwnedFolder(repo.tmp_dir, _PREFIX)
         self._numbers = count()
         self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._calls: dict[str, StageCall] = {}
         self._marks: list[PrefectFuture[Any]] = []
         self._task_runner: TaskRunner[Any] | None = None
         self._graph = self.snapshot.graph
@@ -129,7 +138,7 @@ class StageTasks:
         call = self._call(spec, begin=None)
         return _TaskRun(call, self._submit(call, spec.stage, call.options, policy=call.policy))
 
-    def tell(self, event: StageEvent) -> None:
+    def on_event(self, event: StageEvent) -> None:
         """Show a stage that ends without a run: skipped, restored, or failed before its start.
 
         Args:
@@ -141,6 +150,24 @@ class StageTasks:
             return
         self._marks.append(self._submit(StageMark(event, self.mask), event.stage, StageOptions()))
 
+    def show_blocked(self, result: ReproResult) -> None:
+        """Show stages that were not started, because another one failed, as cancelled task runs.
+
+        Args:
+            result: The result of `repro`, or of the part up to a failure.
+        """
+        for stage in result.blocked:
+            if stage in self._futures or len(self._marks) >= _MARKS:
+                continue
+            upstream = {other.address for other in self._graph.order([stage])}
+            near = [other for other in result.failed if other in upstream]
+            cause = ", ".join(f"'{other}'" for other in (near or result.failed)[:3])
+            message = f"not reached: {cause} failed" if cause else "not reached"
+            event = StageEvent(stage, "skip", message=message)
+            self._marks.append(
+                self._submit(StageMark(event, self.mask, reached=False), stage, StageOptions())
+            )
+
     def task_run(self, stage: str) -> UUID | None:
         """Return the ID of a stage's last task run, or None.
 
@@ -149,6 +176,15 @@ class StageTasks:
         """
         future = self._futures.get(stage)
         return future.task_run_id if future is not None else None
+
+    def size_of(self, stage: str) -> int:
+        """Return the bytes of the outputs that a stage wrote; 0 if unknown.
+
+        Args:
+            stage: Address of the stage.
+        """
+        result = self._calls[stage].result if stage in self._calls else None
+        return sum(out.content.size or 0 for out in result.outs) if result is not None else 0
 
     def close(self) -> None:
         """Cancel running stages and release resources. A second call has no effect."""
@@ -165,7 +201,13 @@ class StageTasks:
 
     # -- task runs ---------------------------------------------------------------------------------------------------
 
-    def _call(self, spec: StepSpec, *, begin: Callable[[], StageRun] | None) -> StageCall:
+    def _call(
+        self,
+        spec: StepSpec,
+        *,
+        begin: Callable[[], StageRun] | None,
+        has_ended: Callable[[], bool] = lambda: True,
+    ) -> StageCall:
         log = None
         if begin is None:
             log = self._folder.path / f"{next(self._numbers)}.log"
@@ -178,8 +220,10 @@ class StageTasks:
             log,
             begin or (lambda: self.inner.start(spec)),
             batched=begin is not None,
+            has_ended=has_ended,
         )
-        self._mirror.calls[spec.stage] = call
+        self._mirror.add(spec.stage, call)
+        self._calls[spec.stage] = call
         return call
 
     def options_of(self, stage: str) -> StageOptions:
@@ -199,10 +243,15 @@ class StageTasks:
         policy: CachePolicy = NO_CACHE,
         wait_for: Collection[PrefectFuture[Any]] = (),
     ) -> PrefectFuture[Any]:
+        def named() -> str:
+            if isinstance(body, StageCall):
+                body.wait_for_pod()
+            return name
+
         # Prefect's own retry delay is not used: its sleep ignores cancellation.
         made: Task[..., Any] = run_body.with_options(
             name=name,
-            task_run_name=lambda: name,
+            task_run_name=named,
             tags=options.tags,
             retries=options.retries if isinstance(body, StageCall) else 0,
             retry_condition_fn=may_retry_of(body),
@@ -257,8 +306,11 @@ class BatchStageTasks(StageTasks):
         options: Mapping[str, StageOptions],
         reuse: bool = True,
         mirror: TaskMirror | None = None,
+        name: str = "",
     ) -> None:
-        super().__init__(repo, runner, snapshot, options=options, jobs=_FOLLOWED, reuse=reuse, mirror=mirror)
+        super().__init__(
+            repo, runner, snapshot, options=options, jobs=_FOLLOWED, reuse=reuse, mirror=mirror, name=name
+        )
         self.fetches = runner.fetches
         self._batch_runner = runner
 
@@ -271,7 +323,7 @@ class BatchStageTasks(StageTasks):
             specs: The stages.
             edges: Stages to wait for, besides those whose outputs are read.
         """
-        batch = _Batch(self, self._batch_runner, specs, edges or {})
+        batch = _PipelineRuns(self, self._batch_runner, specs, edges or {})
         runs: dict[str, StageRun] = {}
         by_stage = {spec.stage: spec for spec in specs}
         # Upstream stages are submitted first: downstream ones wait in threads, and must not take all of them.
@@ -279,17 +331,36 @@ class BatchStageTasks(StageTasks):
             stage.address for stage in self._graph.order(set(by_stage) & set(self._graph.stages), alone=True)
         ]
         for address in dict.fromkeys((*order, *by_stage)):
-            call = self._call(by_stage[address], begin=batch.begin_of(address))
+            call = self._call(
+                by_stage[address], begin=batch.begin_of(address), has_ended=batch.end_of(address)
+            )
             needed = {*self._graph.upstream.get(address, ()), *(edges or {}).get(address, ())}
             wait_for = [self._futures[other] for other in sorted(needed) if other in runs]
             batch.calls[address] = call
             runs[address] = _TaskRun(
-                call, self._submit(call, address, call.options, wait_for=wait_for), batch.cancel
+                call,
+                self._submit(call, address, call.options, wait_for=wait_for),
+                batch.cancel,
+                self._leave,
             )
         return runs
 
+    def _leave(self) -> None:
+        """Let runs on a cluster go on without this process; the resumed flow run follows them."""
+        if isinstance(self._batch_runner, KfpClusterRunner):
+            self._batch_runner.leave()
 
-class _Batch:
+    def keep(self, stage: str) -> None:
+        """Keep the result of a stage that could not be recorded; see `Keeper`.
+
+        Args:
+            stage: Address of the stage.
+        """
+        if isinstance(self._batch_runner, Keeper):
+            self._batch_runner.keep(stage)
+
+
+class _PipelineRuns:
     """Pipeline run on a cluster, with the later runs that retry its failed stages."""
 
     def __init__(
@@ -307,9 +378,7 @@ class _Batch:
         self._lock = threading.Lock()
         self._round = 0
         self._begun: dict[str, int] = {}
-        self._linked: set[str] = set()
         self._runs = runner.start_all(specs, edges)
-        self._link()
 
     def begin_of(self, stage: str) -> Callable[[], StageRun]:
         """Return a function that gives a stage's run. On a second call, it starts the next pipeline run if needed."""
@@ -323,6 +392,15 @@ class _Batch:
 
         return begin
 
+    def end_of(self, stage: str) -> Callable[[], bool]:
+        """Return a function that returns True if the stage's outcome is known."""
+
+        def has_ended() -> bool:
+            with self._lock:
+                return bool(getattr(self._runs[stage], "ended", True))
+
+        return has_ended
+
     def cancel(self) -> None:
         """Cancel all stages."""
         with self._lock:
@@ -335,7 +413,6 @@ class _Batch:
         specs = self._specs if lost else [self._with_known(spec) for spec in self._specs]
         self._runs = self._runner.start_all(specs, self._edges)
         self._round += 1
-        self._link()
 
     def _with_known(self, spec: StepSpec) -> StepSpec:
         call = self.calls.get(spec.stage)
@@ -346,26 +423,68 @@ class _Batch:
             spec, known=StepKnown({dep.path: dep.digest for dep in deps}, call.result.outs)
         )
 
-    def _link(self) -> None:
-        """Publish the url of the pipeline run as a link artifact, before the first wait."""
-        for run in self._runs.values():
-            url = getattr(run, "url", "")
-            if url and url not in self._linked:
-                self._linked.add(url)
-                if FlowRunContext.get() is not None or TaskRunContext.get() is not None:
-                    create_link_artifact(
-                        url,
-                        link_text="Kubeflow pipeline run",
-                        key=artifact_key("kubeflow", self._tasks.repo.root.name),
-                        description=f"Pipeline run of {len(self._specs):,} stages on Kubeflow: {url}",
-                    )
+
+class _RunLinks:
+    """Link artifact and log line of each pipeline run, published at its start.
+
+    Args:
+        repository: Short name of the repository.
+    """
+
+    def __init__(self, repository: str) -> None:
+        self._repository = repository
+        self._seen: set[str] = set()
+        # Later runs of a chain start in a thread without the context of the flow run.
+        self._context = contextvars.copy_context()
+        self._shown = FlowRunContext.get() is not None or TaskRunContext.get() is not None
+
+    def publish(self, run: StartedRun) -> None:
+        """Publish a run, unless it was published before."""
+        if self._shown and run.run_id not in self._seen:
+            self._seen.add(run.run_id)
+            self._context.copy().run(self._publish, run)
+
+    def _publish(self, run: StartedRun) -> None:
+        logger = run_logger()
+        logger.info("%s", run)
+        note_kubeflow_run(run.run_id)
+        text = f"[Kubeflow pipeline run]({run.url})" if run.url else f"Kubeflow pipeline run `{run.run_id}`"
+        if run.experiment_url:
+            text += f" · [experiment]({run.experiment_url})"
+        place = f": {run.url}" if run.url else f" (run {run.run_id})"
+        try:
+            create_artifact(
+                "markdown",
+                artifact_key("kubeflow", self._repository),
+                f"Pipeline run of {count_text(len(run.stages), 'stage')} of {escape(self._repository)} on "
+                f"Kubeflow{place}",
+                text,
+            )
+        except Exception:  # the run itself must go on without its artifact
+            logger.warning("the link to the Kubeflow run could not be published", exc_info=True)
 
 
 class TaskMirror:
     """Forwards events of a cluster's tasks to the task runs of their stages."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, StageCall] = {}
+        self._calls: dict[str, StageCall] = {}
+        # Events of stages whose task runs are not submitted yet.
+        self._early: dict[str, list[TaskEvent]] = {}
+        self._lock = threading.Lock()
+        self._logger = run_logger()
+
+    def add(self, stage: str, call: StageCall) -> None:
+        """Forward events of a stage to a task run from now on, those that came before too.
+
+        Args:
+            stage: Address of the stage.
+            call: Its task run.
+        """
+        with self._lock:
+            self._calls[stage] = call
+            for event in self._early.pop(stage, ()):
+                call.take(event)
 
     def take(self, event: TaskEvent) -> None:
         """Queue an event for its stage's log. Safe in any thread.
@@ -373,19 +492,27 @@ class TaskMirror:
         Args:
             event: The event from the cluster.
         """
-        call = self.calls.get(event.stage)
-        if call is not None:
-            call.lines.append(
-                f"{event} ({event.url})" if event.state in ("PENDING", "WAITING") else str(event)
-            )
+        if event.state == "WAITING":  # its task run is pending, and has no log yet
+            self._logger.warning("%s", event)
+        with self._lock:
+            call = self._calls.get(event.stage)
+            if call is not None:
+                call.take(event)
+            else:
+                self._early.setdefault(event.stage, []).append(event)
 
 
 class _TaskRun:
     """A stage that runs as a task run."""
 
     def __init__(
-        self, call: StageCall, future: PrefectFuture[Any], cancel: Callable[[], None] | None = None
+        self,
+        call: StageCall,
+        future: PrefectFuture[Any],
+        cancel: Callable[[], None] | None = None,
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
+        self._leave = leave
         self._call = call
         self._future = future
         self._cancel = cancel
@@ -399,7 +526,7 @@ class _TaskRun:
         """Wait for the end of the task run, including retries; see `StageRun.wait`."""
         call = self._call
         if not self._ended.wait(timeout):
-            raise TimeoutError(f"stage '{call.spec.stage}' still runs after {timeout:g} s")
+            raise TimeoutError(f"stage '{call.spec.stage}' is still running after {timeout:g} s")
         if call.error is not None:
             raise call.error
         if call.result is not None:
@@ -408,7 +535,10 @@ class _TaskRun:
             self._future.wait()
             state = self._future.state
         except CancelledError:
-            raise StageCancelledError(f"stage '{call.spec.stage}' was stopped before it began") from None
+            raise StageCancelledError(f"stage '{call.spec.stage}' was cancelled before it started") from None
+        except Pause:  # the flow run was suspended, and this process ends
+            self._leave()
+            raise
         if state.name == "NotReady" or call.cancelled:
             raise StageCancelledError(f"stage '{call.spec.stage}' was not run: {state.message}")
         raise RunnerError(f"the task run of stage '{call.spec.stage}' ended {state.name}: {state.message}")
@@ -428,6 +558,7 @@ def stage_tasks(
     retries: int = 0,
     retry_delay_seconds: float = 0.0,
     reuse: bool = True,
+    name: str = "",
 ) -> StageTasks:
     """Return a runner that makes each stage a task run of the current flow.
 
@@ -438,22 +569,27 @@ def stage_tasks(
         retries: Number of retries, unless a stage's ``meta: prefect:`` sets it.
         retry_delay_seconds: Seconds to wait before each retry.
         reuse: Take results that Prefect persisted for equal runs.
+        name: Short name of the repository for artifacts; the name of its folder if empty.
 
     Returns:
-        The runner, a context manager. Pass its `StageTasks.tell` to `repro` as ``on_event``.
+        The runner, a context manager. Pass its `StageTasks.on_event` to `repro` as ``on_event``.
 
     Raises:
         ParseError: A stage's ``meta: prefect:`` is invalid; with file, line, stage and key.
 
     Example:
-        >>> with stage_tasks(repo, lambda tell: pipelines.runner(repo, on_event=tell)) as runner:
-        ...     repro(repo, runner=runner, on_event=runner.tell)
+        >>> with stage_tasks(repo, lambda on_event: pipelines.runner(repo, on_event=on_event)) as runner:
+        ...     repro(repo, runner=runner, on_event=runner.on_event)
     """
     defaults = StageOptions(retries, (retry_delay_seconds,) if retry_delay_seconds else ())
     snapshot = Snapshot(repo)
     options = read_options(snapshot.graph.stages.values(), snapshot.files, defaults)
     mirror = TaskMirror()
     runner = open_runner(mirror.take)
+    if isinstance(runner, KfpClusterRunner):
+        runner.on_run = _RunLinks(name or repo.root.name).publish
     if isinstance(runner, BatchRunner):
-        return BatchStageTasks(repo, runner, snapshot, options=options, reuse=reuse, mirror=mirror)
-    return StageTasks(repo, runner, snapshot, options=options, jobs=jobs, reuse=reuse, mirror=mirror)
+        return BatchStageTasks(repo, runner, snapshot, options=options, reuse=reuse, mirror=mirror, name=name)
+    return StageTasks(
+        repo, runner, snapshot, options=options, jobs=jobs, reuse=reuse, mirror=mirror, name=name
+    )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,8 @@ from prefect.context import TaskRunContext
 from prefect.results import get_result_store
 from prefect.states import Cancelled, Completed, Failed
 from prefect.transactions import get_transaction
+from prefect.types import DateTime
+from pydantic import TypeAdapter
 
 from dvkf_prefect.errors import (
     DvkfError,
@@ -32,6 +35,8 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.formats.dvclock import make_entry
 from dvkf_prefect.formats.dvcyaml import Stage
+from dvkf_prefect.kubeflow.cluster.api import ENDED
+from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
 from dvkf_prefect.pipeline.plan.runcache import can_restore
 from dvkf_prefect.pipeline.plan.signature import input_key
 from dvkf_prefect.pipeline.run.events import StageEvent
@@ -39,11 +44,11 @@ from dvkf_prefect.pipeline.run.undeclared import hint_at_undeclared
 from dvkf_prefect.pipeline.step.runner import StageRun
 from dvkf_prefect.pipeline.step.spec import StepContent, StepResult, StepSpec
 from dvkf_prefect.tasks._logging import run_logger
-from dvkf_prefect.tasks.stages.log import LogFollower, Mask
+from dvkf_prefect.tasks.stages.log import LogFollower, Mask, shown_lines
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.repo import Repo
     from dvkf_prefect.pipeline.plan.snapshot import Snapshot
+    from dvkf_prefect.repo import Repo
     from dvkf_prefect.tasks.stages.options import StageOptions
 
 # Seconds between two reads of a stage's log.
@@ -52,6 +57,9 @@ _POLL = 0.25
 GRACE = 60.0
 # Errors that a retry may fix.
 _PASSING = (StageFailedError, RunnerError, RemoteUnreachableError, TransferError)
+_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
+# Last lines of a pod's log that are compared with the end of the stage's output.
+_RECENT = 200
 # Exit codes of the shell: command not executable, command not found.
 _NO_COMMAND = (126, 127)
 
@@ -123,8 +131,10 @@ class StageCall:
         result: Result of the stage; None until it succeeded.
         error: Error of the last attempt.
         failed: True if the command failed in any attempt.
-        lines: Messages of the runner that are not in the log yet.
+        lines: Messages of the runner and lines of its log that are not in the task run's log yet.
         stopped: Set when this stage is cancelled.
+        started: Set when the stage's pod has started on a cluster.
+        times: Start and end of the stage on a cluster, as far as they are known.
     """
 
     def __init__(
@@ -137,13 +147,18 @@ class StageCall:
         begin: Callable[[], StageRun],
         *,
         batched: bool,
+        has_ended: Callable[[], bool] = lambda: True,
     ) -> None:
+        self.started = threading.Event()
+        self.times: list[datetime | None] = [None, None]
+        self._has_ended = has_ended
+        self._logged: deque[str] = deque(maxlen=_RECENT)
         self.spec = spec
         self.options = options
         self.result: StepResult | None = None
         self.error: DvkfError | None = None
         self.failed = False
-        self.lines: deque[str] = deque(maxlen=1000)
+        self.lines: deque[str] = deque(maxlen=2000)
         self.stopped = threading.Event()
         self._context = context
         self._stage = stage
@@ -167,13 +182,45 @@ class StageCall:
         if run is not None:
             run.cancel()
 
+    def take(self, event: TaskEvent) -> None:
+        """Take an event of the stage's task on a cluster. Safe in any thread.
+
+        Args:
+            event: The event.
+        """
+        if event.state == "LOG":
+            lines = shown_lines(event.message, self._context.mask)
+            self._logged.extend(line for record in lines for line in record.split("\n"))
+            self.lines.extend(lines)
+        elif event.state == "STARTED":
+            end = self.times[1]
+            self.times[:] = event.at, end if end and event.at and end >= event.at else None
+            self.started.set()
+        else:
+            if event.state in ENDED:
+                self.times[1] = event.at
+            waits = event.state in ("PENDING", "WAITING") and event.url
+            self.lines.append(f"{event} ({event.url})" if waits else str(event))
+
+    def wait_for_pod(self) -> None:
+        """Wait until the stage's pod has started on the cluster, or its outcome is known.
+
+        Prefect calls this before the task run is Running, so that it is Pending as long as its pod is.
+        """
+        while not (self.cancelled or self._has_ended() or self.started.wait(_POLL)):
+            pass
+
     # -- the task run ------------------------------------------------------------------------------------------------
 
     def run(self) -> Any:
         """Run one attempt, mirror its log, and return the final state."""
         self._tries += 1
         self.error = None
+        self._set_end(None)
         logger = run_logger()
+        if self._log is not None:
+            # The log of the previous attempt would be read, and its length skipped, before a new one is written.
+            self._log.unlink(missing_ok=True)
         follower = LogFollower(self._log, self._context.mask) if self._log is not None else None
 
         def mirror(*, last: bool = False) -> None:
@@ -192,6 +239,8 @@ class StageCall:
             mirror(last=True)
             _keep_nothing()
             first = str(self.error).partition(" The end of its log:")[0]
+            if not self.may_retry() or self._tries > self.options.retries:
+                self._set_end(self.times[1])
             if isinstance(error, StageCancelledError) and (self.cancelled or not self.may_retry()):
                 return Cancelled(message=first)
             tail = error.log_tail if isinstance(error, StageFailedError) else ""
@@ -201,9 +250,10 @@ class StageCall:
         self.result = dataclasses.replace(result, log_tail=self._context.mask(result.log_tail))
         mirror(last=True)
         self._show_tail(follower, result.log_tail)
+        self._set_end(self.times[1])
         if result.restored:
             _keep_nothing()
-            return Completed(name="Restored", message="what it reads came out as in a run that is known")
+            return Completed(name="Restored", message="inputs match a previous run; its outputs were reused")
         return _kept(self.result)
 
     def _pause(self) -> None:
@@ -217,7 +267,7 @@ class StageCall:
     def _follow(self, mirror: Callable[[], None]) -> StepResult:
         with self._lock:
             if self.cancelled:
-                raise StageCancelledError(f"stage '{self.spec.stage}' was stopped before it began")
+                raise StageCancelledError(f"stage '{self.spec.stage}' was cancelled before it started")
             run = self._run = self._begin()
         timeout = self.options.timeout_seconds
         deadline = time.monotonic() + timeout if timeout is not None else None
@@ -233,7 +283,7 @@ class StageCall:
                 with suppress(DvkfError, TimeoutError):
                     run.wait(GRACE)
                 raise RunnerError(
-                    f"stage '{self.spec.stage}' was stopped: it ran longer than its timeout_seconds, {timeout:g}"
+                    f"stage '{self.spec.stage}' exceeded its timeout_seconds, {timeout:g}, and was cancelled"
                 )
 
     def _masked(self, error: DvkfError) -> DvkfError:
@@ -246,10 +296,30 @@ class StageCall:
 
     def _show_tail(self, follower: LogFollower | None, tail: str) -> None:
         """Log the end of the output if it was not followed completely."""
-        if tail.strip() and (follower is None or follower.cut or not follower.told):
+        if tail.strip() and (follower is None or follower.cut or not follower.lines_read):
             logger = run_logger()
-            for line in self._context.mask(tail).rstrip().splitlines():
+            lines = self._context.mask(tail).rstrip().splitlines()
+            # Lines that came from the pod while it ran are not repeated.
+            shown = [i for i, line in enumerate(lines) if line.rstrip() and line.rstrip() in self._logged]
+            for line in lines[shown[-1] + 1 if shown else 0 :]:
                 logger.info("%s", line)
+
+    def _set_end(self, end: datetime | None) -> None:
+        """Give the task run the times of its stage on the cluster, in place of those at which they were seen.
+
+        Prefect keeps an end that is set before the final state.
+        """
+        context = TaskRunContext.get()
+        start = self.times[0]
+        if context is None or start is None:
+            return
+        run = context.task_run
+        begun = run.start_time
+        run.start_time = _TIME.validate_python(start)
+        run.end_time = _TIME.validate_python(max(start, end)) if end is not None else None
+        if end is not None and begun is not None:
+            # Prefect adds the time since it was Running.
+            run.total_run_time += (max(start, end) - start) - (datetime.now(timezone.utc) - begun)
 
     def may_retry(self) -> bool:
         """Return True if a retry may fix the last failure."""
@@ -303,13 +373,13 @@ class StageCall:
             if not store.exists(key):
                 return key
             known = _read(store.read(key).result, self.spec)
-            if known is not None and self._can_be_had(known):
+            if known is not None and self._is_cached(known):
                 if self._context.reuse:
                     self.result = dataclasses.replace(known, restored=True, seconds=0.0)
                 return key
         return None
 
-    def _can_be_had(self, known: StepResult) -> bool:
+    def _is_cached(self, known: StepResult) -> bool:
         paths = [out.path for out in known.outs]
         if sorted(paths) != sorted(out.path for out in self.spec.outs):
             return False
@@ -317,15 +387,18 @@ class StageCall:
 
 
 class StageMark:
-    """Task run of a stage that is unchanged, restored, or failed before its start."""
+    """Task run of a stage that is unchanged, restored, failed before its start, or was not reached."""
 
-    def __init__(self, event: StageEvent, mask: Mask) -> None:
+    def __init__(self, event: StageEvent, mask: Mask, *, reached: bool = True) -> None:
         self._event = event
+        self._reached = reached
         self._mask = mask
 
     def run(self) -> State[Any]:
         """Return the state for the outcome of the stage."""
         event = self._event
+        if not self._reached:
+            return Cancelled(name="NotReached", message=self._mask(event.message))
         message = self._mask("; ".join(map(str, event.reasons)) or "nothing changed")
         if event.kind == "fail":
             run_logger().error("%s", self._mask(event.message))
@@ -361,13 +434,13 @@ def _digest(text: str) -> str:
 
 def _kept(result: StepResult) -> dict[str, Any]:
     """Return the persisted form of a result: its outputs, without printed text."""
-    return {"outs": [dataclasses.asdict(out) for out in result.outs], "seconds": result.seconds}
+    return {"outs": [out.as_output() for out in result.outs], "seconds": result.seconds}
 
 
 def _read(kept: Any, spec: StepSpec) -> StepResult | None:
     """Parse the persisted form of a result; None if it is invalid."""
     try:
-        outs = tuple(StepContent(**out) for out in kept["outs"])
+        outs = tuple(StepContent.from_dict(out) for out in kept["outs"])
         return StepResult(spec.stage, outs=outs, seconds=float(kept["seconds"]))
     except (KeyError, TypeError, ValueError):
         return None

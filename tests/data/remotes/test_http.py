@@ -13,7 +13,7 @@ from dvkf_prefect.errors import MissingObjectError, RemoteDeniedError, RemoteErr
 
 
 def test_web_server_that_refuses_and_that_fails(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "UNTOLD", (0.01,))
+    monkeypatch.setattr(patience, "UNTIMED", (0.01,))
     storage = open_storage(f"{web.url}/data", name="web")
     for status, error in ((401, RemoteDeniedError), (404, MissingObjectError), (503, RemoteUnreachableError)):
         web.handler.status = status

@@ -57,6 +57,12 @@ def test_a_blob_of_many_parts(opening: Opening, tmp_path: Path) -> None:
     assert b"".join(storage.stream(DIGEST, start=70_000_000)) == data[70_000_000:]
 
 
+# A third of a gigabyte, so that there is a middle to kill it in.
+@pytest.mark.parametrize(
+    "opening",
+    ["s3 by obstore", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("s3 by s3fs", "ssh"))],
+    indirect=True,
+)
 def test_a_killed_upload_shows_nothing(opening: Opening, tmp_path: Path) -> None:
     url, options, backend = opening
     source = tmp_path / "source"

@@ -127,8 +127,12 @@ AZ: dict[str, Fate] = {
     "client_id": by("obstore", "t", account_name="acc"),
     "client_secret": by("obstore", "t", account_name="acc"),
     "allow_anonymous_login": by("obstore", "true", account_name="acc"),
-    "exclude_environment_credential": Refused("true", "cannot be kept out here", tuple(AZURE.items())),
-    "exclude_managed_identity_credential": Refused("true", "cannot be kept out here", tuple(AZURE.items())),
+    "exclude_environment_credential": Refused(
+        "true", "not supported. Give the credentials", tuple(AZURE.items())
+    ),
+    "exclude_managed_identity_credential": Refused(
+        "true", "not supported. Give the credentials", tuple(AZURE.items())
+    ),
     "exclude_visual_studio_code_credential": Nothing("true", _never),
     "exclude_shared_token_cache_credential": Nothing("true", _never),
     "timeout": by("obstore", "7"),
@@ -332,7 +336,7 @@ def test_no_option_is_passed_over(home: Path, scheme: str, option: str, fate: Fa
 
 
 def test_gdrive_is_refused_whatever_its_options_say() -> None:
-    with pytest.raises(ConfigError, match="Google Drive is not served"):
+    with pytest.raises(ConfigError, match="Google Drive is not supported"):
         open_storage("gdrive://root/p", {"gdrive_client_id": "x"})
 
 

@@ -27,7 +27,7 @@ def test_a_key_that_is_not_let_in(ssh: SshServer, tmp_path: Path) -> None:
 
 def test_a_port_where_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(RemoteUnreachableError, match=r"remote 'store' .*does not answer"):
-        open_storage(f"ssh://127.0.0.1:1{tmp_path}", {"user": "me", "timeout": "5"}, name="store")
+        open_storage(f"ssh://127.0.0.1:1{tmp_path}", {"user": "me", "timeout": "1"}, name="store")
 
 
 def test_a_connection_that_is_cut(ssh: SshServer, tmp_path: Path) -> None:

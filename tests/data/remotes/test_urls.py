@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,23 +19,16 @@ Keys = Callable[[], set[str]]
 
 
 @pytest.fixture
-def raw(s3: S3Server, bucket: str) -> Keys:
+def raw(s3: S3Server, bucket: str) -> Iterator[Keys]:
     """List the bucket by another client."""
-    import botocore.session
 
-    client = botocore.session.get_session().create_client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-    )
+    with s3.client() as client:
 
-    def keys() -> set[str]:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"))
-        return {item["Key"] for page in pages for item in page.get("Contents", [])}
+        def keys() -> set[str]:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"))
+            return {item["Key"] for page in pages for item in page.get("Contents", [])}
 
-    return keys
+        yield keys
 
 
 @pytest.mark.parametrize("backend", ["obstore", "fsspec"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http.server
-import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from remote_contract import DIGEST, StorageContract
+from servers import serving
 
 from dvkf_prefect.data.remotes import Storage, open_storage
 from dvkf_prefect.errors import DiskFullError, RemoteDeniedError, RemoteError, RemoteUnreachableError
@@ -37,7 +37,7 @@ class TestContract(StorageContract):
 
     @pytest.mark.parametrize("character", "?#%")
     def test_keys_that_would_be_stored_elsewhere_are_refused(self, storage: Storage, character: str) -> None:
-        with pytest.raises(RemoteError, match=r"remote 'dav' .*names with any of . # % are not served"):
+        with pytest.raises(RemoteError, match=r"remote 'dav' .*names with any of . # % are not supported"):
             storage.write(f"a{character}b", b"1")
         assert list(storage.list()) == []
 
@@ -96,11 +96,7 @@ def test_a_server_whose_disk_is_full() -> None:
             return
 
     pytest.importorskip("webdav4")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        storage = open_storage(f"webdav://127.0.0.1:{server.server_port}/x", name="dav")
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Full)) as port:
+        storage = open_storage(f"webdav://127.0.0.1:{port}/x", name="dav")
         with pytest.raises(DiskFullError, match=r"remote 'dav' .*no space left"):
             storage.write("a/b", b"1")
-        server.shutdown()
-        thread.join()

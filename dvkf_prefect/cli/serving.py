@@ -1,0 +1,176 @@
+"""Commands on services of models, on this machine or on a cluster with KServe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, positive
+from dvkf_prefect.cli._output import say
+
+if TYPE_CHECKING:
+    from dvkf_prefect.blocks import KServeModelServer, ModelServer
+
+# Options of a service that are fields of the block of the same name.
+_FIELDS = (
+    "format", "runtime", "protocol", "image", "service_account", "cpu", "memory", "gpu", "min_replicas", "max_replicas",
+    "mode", "url", "context",
+)  # fmt: skip
+
+
+def serving_arguments(commands: dict[str, Parser]) -> None:
+    """Describe ``dvkf model deploy``, ``undeploy`` and ``canary``."""
+    deploy, undeploy, canary = commands["deploy"], commands["undeploy"], commands["canary"]
+    deploy.add_argument("model", metavar="MODEL[@VERSION]", help="model, with @version or #stage")
+    for parser in (undeploy, canary):
+        parser.add_argument("model", help="name of the model")
+    for parser in (deploy, undeploy):
+        parser.add_argument(
+            "--to" if parser is deploy else "--from",
+            dest="place",
+            choices=("local", "kserve"),
+            default="local",
+            help="this machine, or a cluster with KServe (default: local)",
+        )
+    for parser in (deploy, undeploy, canary):
+        parser.add_argument(
+            "-n", "--namespace", metavar="<name>", help="namespace of the services on the cluster"
+        )
+        parser.add_argument("--context", metavar="<name>", help="context of the kubeconfig")
+        parser.add_argument(
+            "--force",
+            action="store_true",
+            help="take over a service, or fields of it, that something else manages",
+        )
+    deploy.add_argument(
+        "--uri", default="", metavar="<url>", help="published folder (default: that of `dvkf model publish`)"
+    )
+    deploy.add_argument(
+        "--canary", type=int, metavar="<percent>", help="give the version this part of the traffic, 0 to 99"
+    )
+    deploy.add_argument(
+        "--timeout", type=positive, metavar="<seconds>", help="seconds until the version serves"
+    )
+    deploy.add_argument(
+        "--format",
+        metavar="<name>",
+        help="format (default: that of the publication, or by the names of the files)",
+    )
+    deploy.add_argument(
+        "--runtime", metavar="<name>", help="runtime of KServe in place of the format's usual one"
+    )
+    deploy.add_argument("--protocol", choices=("v1", "v2"), help="protocol of the runtime")
+    deploy.add_argument("--image", metavar="<image>", help="image of a container of format custom")
+    deploy.add_argument(
+        "--service-account",
+        metavar="<name>",
+        help="account of the pods (default: one with the remote's keys)",
+    )
+    deploy.add_argument("--cpu", metavar="<n>", help="CPUs of a pod, such as 2 or 500m")
+    deploy.add_argument("--memory", metavar="<size>", help="memory of a pod, such as 4Gi")
+    deploy.add_argument("--gpu", type=positive, metavar="<n>", help="GPUs of a pod")
+    deploy.add_argument("--min-replicas", type=int, metavar="<n>", help="smallest number of pods")
+    deploy.add_argument("--max-replicas", type=positive, metavar="<n>", help="largest number of pods")
+    deploy.add_argument("--mode", choices=("Standard", "Knative"), help="mode of a new service")
+    deploy.add_argument(
+        "--url", metavar="<url>", help="address of the cluster's gateway, for requests from outside"
+    )
+    act = canary.add_mutually_exclusive_group()
+    act.add_argument("--promote", action="store_true", help="give the canary all traffic")
+    act.add_argument(
+        "--abort", action="store_true", help="end the canary; the version before it has all traffic"
+    )
+    for parser in (deploy, canary):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def model_deploy(args: argparse.Namespace) -> int:
+    """Run ``dvkf model deploy``."""
+    from dataclasses import asdict
+
+    from dvkf_prefect.errors import ConfigError, DvkfError
+    from dvkf_prefect.models.registry import ModelRegistry
+
+    registry = ModelRegistry(open_repo(args))
+    version = registry.show(*model_and_version(args.model))
+    if args.place == "local":
+        if args.uri:
+            raise ConfigError("--uri is for a cluster. Add --to kserve.")
+        here = _local(args.timeout)
+        endpoint: Any
+        if args.canary is not None:
+            endpoint = here.start_canary(registry, version, args.canary, model_format=args.format)
+        else:
+            endpoint = here.deploy(registry, version, model_format=args.format)
+        where = here.where
+    else:
+        server = _kserve(args)
+        if args.canary is not None:
+            canary = server.deployment().start_canary(registry, version, args.canary, uri=args.uri)
+            if args.json:
+                print(json.dumps(asdict(canary)))
+            else:
+                say(canary)
+            return 0
+        endpoint, where = server.deployment().deploy(registry, version, uri=args.uri), server.where
+    try:
+        registry.note(version, "service", {"where": where, "url": endpoint.url})
+    except DvkfError as error:  # the model is served all the same
+        print(
+            f"WARNING: the service was not noted for the lineage of {version.version}: {error}",
+            file=sys.stderr,
+        )
+    if args.json:
+        print(json.dumps(asdict(endpoint)))
+    else:
+        say(endpoint)
+    return 0
+
+
+def model_undeploy(args: argparse.Namespace) -> int:
+    """Run ``dvkf model undeploy``."""
+    server = _local(None) if args.place == "local" else _kserve(args)
+    removed = server.undeploy(args.model)
+    say(f"{args.model} is not served any more" if removed else f"{args.model} was not served")
+    return 0
+
+
+def model_canary(args: argparse.Namespace) -> int:
+    """Run ``dvkf model canary``."""
+    from dataclasses import asdict
+
+    # A namespace is a cluster's; without it, the model is served on this machine.
+    server = _kserve(args) if args.namespace else _local(None)
+    found: Any
+    if args.promote or args.abort:
+        found = (server.promote_canary if args.promote else server.abort_canary)(args.model)
+    elif args.namespace:
+        found = _kserve(args).deployment().canaries.get(args.model)
+    else:
+        endpoint = _local(None).endpoint(args.model)
+        found = endpoint if endpoint.canary else None
+    if args.json:
+        print(json.dumps(asdict(found) if found else None))
+    else:
+        say(found or f"{args.model} has no canary")
+    return 0
+
+
+def _local(timeout: int | None) -> ModelServer:
+    from dvkf_prefect.blocks import ModelServer
+
+    return ModelServer(timeout=timeout) if timeout else ModelServer()
+
+
+def _kserve(args: argparse.Namespace) -> KServeModelServer:
+    from dvkf_prefect.blocks import KServeModelServer
+    from dvkf_prefect.errors import ConfigError
+
+    if not args.namespace:
+        raise ConfigError("no namespace on the cluster. Give it as --namespace.")
+    values = {name: value for name in _FIELDS if (value := getattr(args, name, None)) is not None}
+    if getattr(args, "timeout", None):
+        values["deploy_timeout"] = args.timeout
+    return KServeModelServer(namespace=args.namespace, take_over=args.force, **values)

@@ -1,0 +1,112 @@
+"""Turns in a workspace: a flow has it alone, while commands that run stages share it.
+
+A turn is a flock on one file: exclusive for a flow, shared for ``dvkf repro`` and `dvkf_prefect.repro`. The kernel
+releases it when the process dies. It does not exclude DVC, which knows the locks of `locks` only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+
+from dvkf_prefect.errors import LockedError
+from dvkf_prefect.files import read_description
+from dvkf_prefect.text import printable
+
+TURN_WAIT = 24 * 3600.0
+"""Seconds to wait for a turn, unless a caller sets its own."""
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_PAUSE = 0.25
+# Files whose turn this flow or command has. Threads and subflows that Prefect starts get a copy of the context.
+_HELD: ContextVar[frozenset[str]] = ContextVar("turns", default=frozenset())
+
+
+def _warn(message: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning(message)
+
+
+@contextmanager
+def turn(
+    path: Path,
+    *,
+    holder: str = "",
+    timeout: float = TURN_WAIT,
+    on_wait: Callable[[str], None] = _warn,
+) -> Iterator[None]:
+    """Have a turn for the length of a ``with`` block. A holder of the turn passes at once.
+
+    Args:
+        path: File of the turn; its folder is created when needed.
+        holder: Description of the caller, for those who wait; it then has the workspace alone. Empty shares the
+            workspace with others that share it.
+        timeout: Seconds to wait for the others.
+        on_wait: Called once with a message if the turn is taken.
+
+    Raises:
+        LockedError: The others had the workspace for the whole time.
+    """
+    name = os.path.realpath(path)
+    if name in _HELD.get():
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, _FLAGS, 0o666)
+    try:
+        _wait(descriptor, path, alone=bool(holder), timeout=timeout, on_wait=on_wait)
+        if holder:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder} (process {os.getpid()})\n".encode(errors="backslashreplace"), 0)
+        token = _HELD.set(_HELD.get() | {name})
+        try:
+            yield
+        finally:
+            _HELD.reset(token)
+            if holder:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _wait(
+    descriptor: int, path: Path, *, alone: bool, timeout: float, on_wait: Callable[[str], None]
+) -> None:
+    deadline = time.monotonic() + timeout
+    waited = False
+    while not _take(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+        who = _holder(path)
+        if time.monotonic() >= deadline:
+            raise LockedError(
+                f"workspace in use: {who} has had {path.parent} for {timeout:.0f} s. Let it finish, or stop it, and "
+                "run this again."
+            )
+        if not waited:
+            waited = True
+            on_wait(f"waiting for a turn in the workspace: {who} has it")
+        time.sleep(min(_PAUSE, max(deadline - time.monotonic(), 0)))
+
+
+def _take(descriptor: int, mode: int) -> bool:
+    try:
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without flock; DVC's own locks remain
+    return True
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return (
+            printable(read_description(path).decode(errors="replace").strip()) or "a command that runs stages"
+        )
+    return "another process"

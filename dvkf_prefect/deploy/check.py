@@ -1,0 +1,201 @@
+"""Checks of a Prefect server against the prefect.yaml of a folder: blocks, pools, workers, deployments, flows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import WorkerStatus
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.settings import get_current_settings
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, ModelServer, find_block
+from dvkf_prefect.data.upkeep.doctor import Check
+from dvkf_prefect.errors import ConfigError, DvkfError
+
+FILE = "prefect.yaml"
+# Parameters of the flows that name a block.
+_BLOCKS: Mapping[str, type[Block]] = {
+    "repository": DvcRepository,
+    "pipelines": KubeflowPipelines,
+    "server": ModelServer,
+}
+
+
+def check_deployments(root: Path) -> Iterator[Check]:
+    """Yield the checks of the deployments that prefect.yaml describes; nothing on the server is changed.
+
+    Args:
+        root: Folder with the prefect.yaml. The flows of its entrypoints are imported.
+
+    Example:
+        ``for check in check_deployments(Path(".")): print(check)``
+    """
+    try:
+        deployments = _deployments(root / FILE)
+    except (OSError, YAMLError, ValueError) as error:
+        absent = isinstance(error, FileNotFoundError)
+        found = f"not in {root}" if absent else str(error).splitlines()[0]
+        yield Check(FILE, "fail", found, "`dvkf prefect init` writes it" if absent else "correct the file")
+        return
+    yield Check(FILE, "ok", f"{len(deployments)} deployments")
+    flows = {}
+    for entrypoint in _different(each["entrypoint"] for each in deployments):
+        flows[entrypoint], check = _flow(root, entrypoint)
+        yield check
+    api = get_current_settings().api.url
+    if not api:
+        step = "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`, and `prefect server start` in a shell"
+        yield Check("server", "fail", "no address is set, so workers refuse to run", step)
+        return
+    with get_client(sync_client=True) as client:
+        failure = client.api_healthcheck()
+        if failure is not None:
+            reason = str(failure).splitlines()[0] or type(failure).__name__
+            yield Check("server", "fail", f"{api}: {reason}", "start it, or correct PREFECT_API_URL")
+            return
+        yield Check("server", "ok", f"{api}, version {client.api_version()}")
+        named = ((name, each["parameters"].get(name)) for each in deployments for name in _BLOCKS)
+        for name, block in _different(pair for pair in named if pair[1]):
+            yield _block(name, str(block))
+        for pool in _different(each["pool"] for each in deployments):
+            in_image = any(each["image"] for each in deployments if each["pool"] == pool)
+            yield from _pool(client, pool, in_image=in_image)
+        yield from (_deployment(client, flows[each["entrypoint"]], each) for each in deployments)
+
+
+def _deployments(path: Path) -> list[dict[str, Any]]:
+    """Return name, entrypoint, parameters, pool, image and schedules of each deployment.
+
+    Raises:
+        ValueError: The file is not a prefect.yaml with complete deployments.
+    """
+    document = YAML(typ="safe").load(path.read_text())
+    listed = document.get("deployments") if isinstance(document, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise ValueError("no deployments are listed")
+    found: list[dict[str, Any]] = []
+    for each in listed:
+        missing = [key for key in ("name", "entrypoint") if not each.get(key)]
+        work_pool = each.get("work_pool") or {}
+        pool = work_pool.get("name")
+        if missing or not pool:
+            missing += [] if pool else ["work_pool: name"]
+            raise ValueError(f"deployment {each.get('name') or len(found) + 1} lacks {', '.join(missing)}")
+        found.append(
+            {
+                "name": each["name"],
+                "entrypoint": each["entrypoint"],
+                "parameters": each.get("parameters") or {},
+                "pool": pool,
+                "image": (work_pool.get("job_variables") or {}).get("image"),
+                "schedules": each.get("schedules") or ([each["schedule"]] if each.get("schedule") else []),
+            }
+        )
+    return found
+
+
+def _different(values: Iterable[Any]) -> list[Any]:
+    """Return the values in order, each once."""
+    return list(dict.fromkeys(values))
+
+
+def _flow(root: Path, entrypoint: str) -> tuple[str, Check]:
+    """Import a flow as a worker does, and return its name; without it, the name of the function."""
+    path, _, name = entrypoint.rpartition(":")
+    place = f"{root / path}:{name}" if path.endswith(".py") else entrypoint
+    try:
+        flow: Flow[..., Any] = load_flow_from_entrypoint(place, use_placeholder_flow=False)
+    except Exception as error:  # noqa: BLE001 (the user's own code is imported)
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        step = "correct the file, or install what it imports"
+        return name.replace("_", "-"), Check(f"flow {entrypoint}", "fail", reason, step)
+    return flow.name, Check(f"flow {entrypoint}", "ok", f"flow '{flow.name}'")
+
+
+def _block(parameter: str, name: str) -> Check:
+    """Load a block. A repository in a folder is opened; one at a git URL is left to the workers."""
+    kind = _BLOCKS[parameter]
+    title = f"block {kind.get_block_type_slug()}/{name}"
+    try:
+        block = find_block(kind, name, parameter)
+    except ConfigError:
+        return Check(title, "fail", "not saved on the server", "`python blocks.py`")
+    except ValueError as error:
+        return Check(
+            title, "fail", str(error).splitlines()[0], "correct the block in the UI, or save it again"
+        )
+    if isinstance(block, DvcRepository):
+        if block.is_cloned:
+            return Check(title, "ok", f"{block.path}, cloned by each worker")
+        try:
+            repo = block.open()
+        except (DvkfError, OSError) as error:
+            step = "correct its path; the workers' machine needs that folder"
+            return Check(title, "fail", str(error), step)
+        return Check(title, "ok", str(repo.root))
+    if isinstance(block, KubeflowPipelines):
+        return Check(title, "ok", f"stages run by {block.backend}")
+    return Check(title, "ok", "saved")
+
+
+def _pool(client: SyncPrefectClient, name: str, *, in_image: bool) -> Iterator[Check]:
+    """Yield the checks of a work pool and of its workers. Deployments with an image need a pool of containers."""
+    try:
+        pool = client.read_work_pool(name)
+    except ObjectNotFound:
+        kinds = ("docker", "kubernetes") if in_image else ("process",)
+        step = " or ".join(f"`prefect work-pool create {name} --type {kind}`" for kind in kinds)
+        yield Check(f"work pool {name}", "fail", "not on the server", step)
+        return
+    if pool.is_paused:
+        step = f"`prefect work-pool resume {name}`"
+        yield Check(f"work pool {name}", "fail", f"type {pool.type}, paused", step)
+    else:
+        yield Check(f"work pool {name}", "ok", f"type {pool.type}")
+    workers = client.read_workers_for_work_pool(name)
+    online = sorted(each.name for each in workers if each.status == WorkerStatus.ONLINE)
+    if online:
+        yield Check(f"workers of {name}", "ok", ", ".join(online))
+    else:
+        found = f"none is online{f' of {len(workers)}' if workers else ''}, so runs wait"
+        yield Check(f"workers of {name}", "fail", found, f"`prefect worker start --pool {name}`")
+
+
+def _deployment(client: SyncPrefectClient, flow: str, described: Mapping[str, Any]) -> Check:
+    """Compare a deployment on the server with its description."""
+    step = f"`prefect deploy --name {described['name']}`"
+    title = f"deployment {flow}/{described['name']}"
+    try:
+        there = client.read_deployment_by_name(f"{flow}/{described['name']}")
+    except ObjectNotFound:
+        return Check(title, "fail", "not deployed", step)
+    wanted = {"entrypoint": described["entrypoint"], "parameters": described["parameters"]}
+    other = [key for key, value in wanted.items() if getattr(there, key) != value]
+    if there.work_pool_name != described["pool"]:
+        other.append("work_pool")
+    if other:
+        return Check(title, "warn", f"differs from {FILE} in {', '.join(other)}", step)
+    if there.paused:
+        return Check(title, "warn", "paused, so its schedules start no runs", "resume it in the UI")
+    active = [each for each in there.schedules if each.active]
+    if described["schedules"] and not active:
+        return Check(title, "warn", f"its schedules of {FILE} are not active", step)
+    times = "; ".join(_shown(each.schedule) for each in active) or "no schedule"
+    return Check(title, "ok", times)
+
+
+def _shown(schedule: Any) -> str:
+    """Return a schedule for readers."""
+    if cron := getattr(schedule, "cron", None):
+        return f"cron {cron} {schedule.timezone or 'UTC'}"
+    if isinstance(interval := getattr(schedule, "interval", None), timedelta):
+        return f"every {interval}"
+    return str(getattr(schedule, "rrule", schedule))

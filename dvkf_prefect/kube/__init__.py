@@ -1,0 +1,4 @@
+"""Client of Kubernetes' API.
+
+The package may import only errors.
+"""

@@ -1,0 +1,280 @@
+"""Stages behind a model at one revision, and the check that a commit holds all that made the model.
+
+A stage's entry in dvc.lock records the command, parameters and digests that it ran with: its signature. A commit is
+honest about a model if its own files give the same values. Git's files are hashed as DVC hashes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.errors import ModelError
+from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.formats.dvclock import Entry, lock_file, read_lock
+from dvkf_prefect.formats.dvcyaml import Stage, load_stages
+from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
+from dvkf_prefect.formats.objects import MD5
+from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.params import parse_params, select
+from dvkf_prefect.formats.tracked import read_outputs
+from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.paths import is_within, overlaps
+
+_LFS = b"version https://git-lfs"
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage behind a model.
+
+    Attributes:
+        stage: The stage as dvc.yaml declares it.
+        entry: Its record in dvc.lock.
+    """
+
+    stage: Stage
+    entry: Entry
+
+
+class Making:
+    """The stages and outputs of one revision.
+
+    Args:
+        files: The revision's files.
+
+    Raises:
+        ParseError: A dvc.yaml, dvc.lock or `.dvc` file does not follow its format.
+    """
+
+    def __init__(self, files: RepoFiles) -> None:
+        self.files = files
+        sources = files.find()
+        pipelines = [path for path in sources if path.rpartition("/")[2] == PIPELINE_FILE]
+        self._stages = [stage for path in pipelines for stage in load_stages(files, path)]
+        self.outputs: dict[str, Output] = {
+            output.path: output for path in sources for output in read_outputs(files, path)
+        }
+
+    def behind(self, path: str) -> list[Step]:
+        """Return the stage that writes a path and all stages upstream of it, nearest first.
+
+        Stages that never ran have no record and are left out, with the stages upstream of them.
+        """
+        found: dict[str, Step] = {}
+        waiting = [path]
+        while waiting:
+            wanted = waiting.pop(0)
+            for stage in self._stages:
+                if stage.address in found or not any(overlaps(out.path, wanted) for out in stage.outs):
+                    continue
+                entry = self.entry(stage)
+                if entry is not None:
+                    found[stage.address] = Step(stage, entry)
+                    waiting += [dep.path for dep in stage.deps if not dep.external and dep.dataset is None]
+        return list(found.values())
+
+    def entry(self, stage: Stage) -> Entry | None:
+        """Return a stage's record in dvc.lock; None if it never ran."""
+        return read_lock(self.files, lock_file(stage.file)).get(stage.name)
+
+    def find(self, stage: Stage) -> Stage | None:
+        """Return this revision's stage of the same address; None if it has none."""
+        return next((other for other in self._stages if other.address == stage.address), None)
+
+    def tracked(self, path: str) -> Output | None:
+        """Return the output that equals or contains a path, or that lies below it."""
+        return next((output for at, output in self.outputs.items() if overlaps(at, path)), None)
+
+    def params(self, stage: Stage, file: str) -> dict[str, Any] | None:
+        """Return the values of a stage's parameters in one file; None if the file does not exist."""
+        path = stage.params_path(file)
+        try:
+            return select(parse_params(self.files.read(path), path), stage.params[file])
+        except FileNotFoundError:
+            return None
+
+
+def check_committed(repo: Repository, git: Git, name: str, path: str, rev: str, *, here: bool) -> None:
+    """Refuse a model that a commit does not explain.
+
+    Args:
+        repo: The repository.
+        git: The git work tree that contains it.
+        name: Name of the model, for messages.
+        path: The model's file or folder, relative to the repository's root.
+        rev: The commit.
+        here: True if the commit stands for the workspace, which then must not differ from it in what made the model.
+
+    Raises:
+        ModelError: A parameter, command, dependency or output of the stages behind the model differs. The message
+            lists the differences.
+    """
+    commit = Making(repo.files(rev))
+    steps = commit.behind(path)
+    tree = _CommitTree(git, rev, repo.root.resolve().relative_to(git.root.resolve()).as_posix())
+    wrong = [text for step in steps for text in _lies(commit, step, tree)]
+    if wrong:
+        raise ModelError(
+            f"model '{name}' was not made by the files of commit {rev[:7]}: {_listed(wrong)}. Commit the files that "
+            "the stage ran with, or run `dvkf repro` and commit its results."
+        )
+    if not here:
+        return
+    changed = list(_changes(repo, git, commit, steps, path, tree))
+    if changed:
+        raise ModelError(
+            f"model '{name}' has changes that are not in commit {rev[:7]}: {_listed(changed)}. Commit them, run `dvkf "
+            f"repro` if the model is older, or register the commit as it stands by its name, {rev[:7]}."
+        )
+
+
+def _lies(commit: Making, step: Step, tree: _CommitTree) -> Iterator[str]:
+    """Yield the differences between a stage's record and the files of its commit."""
+    stage, entry = step.stage, step.entry
+    command = list(stage.command) if isinstance(stage.command, tuple) else stage.command
+    if entry["cmd"] != command:
+        yield f"stage '{stage.address}' ran another command"
+    if stage.frozen:
+        return
+    for file in stage.params:
+        ran, has = entry.get("params", {}).get(file, {}), commit.params(stage, file)
+        if has is None:
+            yield f"parameter file {file} of stage '{stage.address}' is not committed"
+            continue
+        for key in dict.fromkeys((*ran, *has)):
+            if ran.get(key) != has.get(key):
+                yield f"{file}:{key} is {has.get(key)!r}, stage '{stage.address}' ran with {ran.get(key)!r}"
+    recorded = {item["path"]: item for item in entry.get("deps", ())}
+    for dep in stage.deps:
+        item = recorded.get(dep.name)
+        if dep.external or dep.dataset is not None or item is None or item.get("hash") != MD5:
+            continue
+        output = commit.tracked(dep.path)
+        if output is not None:
+            known = output.content if output.path == dep.path and output.hash_name == MD5 else None
+            if known is not None and known.digest != item["md5"]:
+                yield f"'{dep.path}' differs from the data that stage '{stage.address}' read"
+        elif not tree.has(dep.path):
+            yield f"'{dep.path}', read by stage '{stage.address}', is neither in git nor tracked by DVC"
+        elif tree.differs(dep.path, item["md5"]):
+            yield f"'{dep.path}' differs from the file that stage '{stage.address}' read"
+
+
+def _changes(
+    repo: Repository, git: Git, commit: Making, steps: list[Step], path: str, tree: _CommitTree
+) -> Iterator[str]:
+    """Yield what the workspace has changed in a model and in the stages behind it."""
+    here = Making(repo.files())
+    source = commit.tracked(path)
+    now = here.tracked(path)
+    if source is not None and source.stage is None and now is not None and now.digest != source.digest:
+        yield f"{now.source} records another '{now.path}'"
+    for step in steps:
+        stage = here.find(step.stage)
+        if stage is None:
+            yield f"stage '{step.stage.address}' is not in {step.stage.file} any more"
+            continue
+        entry = here.entry(stage)
+        if entry != step.entry:
+            yield f"{lock_file(stage.file)} records another run of stage '{stage.address}'"
+            continue
+        if stage.command != step.stage.command:
+            yield f"the command of stage '{stage.address}' in {stage.file}"
+        for file in stage.params:
+            old = commit.params(step.stage, file) if file in step.stage.params else None
+            if here.params(stage, file) != old:
+                yield f"{stage.params_path(file)}, read by stage '{stage.address}'"
+        code = [
+            dep.path
+            for dep in stage.deps
+            if not dep.external and dep.dataset is None and commit.tracked(dep.path) is None
+        ]
+        specs = [f":(top,literal){tree.path(each)}" for each in code]
+        if specs:
+            shown = git.run_bytes("status", "--porcelain", "-z", "--no-renames", "--", *specs)
+            for line in filter(None, shown.decode(errors="replace").split("\0")):
+                yield f"{line[3:]}, read by stage '{stage.address}'"
+
+
+class _CommitTree:
+    """Files of a commit, hashed as DVC hashes files of the workspace.
+
+    Args:
+        git: The work tree.
+        rev: The commit.
+        prefix: Folder of the repository's root in the work tree; ``.`` for the top.
+    """
+
+    def __init__(self, git: Git, rev: str, prefix: str) -> None:
+        self._git = git
+        self._rev = rev
+        self._prefix = "" if prefix == "." else f"{prefix}/"
+        self._modes: dict[str, str] | None = None
+
+    def path(self, path: str) -> str:
+        """Return a path relative to the top of the work tree."""
+        return self._prefix + path
+
+    def _files(self) -> dict[str, str]:
+        if self._modes is None:
+            listed = self._git.run_bytes("ls-tree", "-r", "-z", "--full-tree", self._rev)
+            rows = (row.split("\t", 1) for row in listed.decode(errors="surrogateescape").split("\0") if row)
+            self._modes = {name: head.split(" ", 1)[0] for head, name in rows}
+        return self._modes
+
+    def has(self, path: str) -> bool:
+        """Return True if the commit has a file or a folder of that path, or lets a link or submodule lead to it."""
+        full = self.path(path)
+        return any(
+            is_within(name, full) or (mode in ("120000", "160000") and is_within(full, name))
+            for name, mode in self._files().items()
+        )
+
+    def differs(self, path: str, digest: str) -> bool:
+        """Return True if a path's content in the commit is surely not that of a digest.
+
+        Links, submodules and files of git LFS are not compared, nor a folder that has files ignored by git or a
+        repository with a .dvcignore: the stage may have read other files of that folder.
+        """
+        full = self.path(path)
+        files = {name: mode for name, mode in self._files().items() if is_within(name, full)}
+        if not files or any(mode in ("120000", "160000") for mode in files.values()):
+            return False
+        if digest.endswith(".dir"):
+            return not self._is_folder(full, digest, list(files))
+        return not self._is_file(full, digest)
+
+    def _is_file(self, name: str, digest: str) -> bool:
+        data = self._git.show(self._rev, name)
+        if data.startswith(_LFS):
+            return True
+        # A checkout with core.autocrlf has other line ends than the commit.
+        return digest in (digest_bytes(data), digest_bytes(data.replace(b"\n", b"\r\n")))
+
+    def _has_patterns(self, name: str) -> bool:
+        lines = (line.strip() for line in self._git.show(self._rev, name).splitlines())
+        return any(line and not line.startswith(b"#") for line in lines)
+
+    def _is_folder(self, folder: str, digest: str, names: list[str]) -> bool:
+        pairs = [(name[len(folder) + 1 :], digest_bytes(self._git.show(self._rev, name))) for name in names]
+        if Tree.from_pairs(pairs).digest == digest:
+            return True
+        # Files that git ignores and DVC does not, or the other way round, make another manifest of the same commit.
+        if any(self._has_patterns(name) for name in self._files() if name.rpartition("/")[2] == ".dvcignore"):
+            return True
+        spec = f":(top,literal){folder}"
+        ignored = self._git.run_bytes(
+            "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--", spec
+        )
+        return bool(ignored)
+
+
+def _listed(texts: list[str]) -> str:
+    unique = list(dict.fromkeys(texts))
+    more = f", and {len(unique) - _SHOWN} more" if len(unique) > _SHOWN else ""
+    return "; ".join(unique[:_SHOWN]) + more

@@ -1,0 +1,244 @@
+"""HTTP application of the model server: KServe's V1 protocol, the Open Inference Protocol V2, metrics.
+
+| path | protocol |
+|---|---|
+| ``GET /`` | ``{"status": "alive"}``, as kserve.ModelServer |
+| ``GET /v1/models``, ``GET /v1/models/NAME``, ``POST /v1/models/NAME:predict`` | V1 |
+| ``GET /v2``, ``/v2/health/live``, ``/v2/health/ready`` | Open Inference Protocol V2 |
+| ``GET /v2/models/NAME[/versions/VERSION][/ready]``, ``POST …/infer`` | the same |
+| ``GET /v2/models`` | list of the models, as kserve.ModelServer |
+| ``GET /metrics`` | Prometheus |
+
+The header ``X-Model-Version`` of an answer is the version that computed it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from importlib import metadata
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dvkf_prefect.errors import PredictionError
+from dvkf_prefect.serving.answering import (
+    Answer,
+    Request,
+    failure,
+    failure_of,
+    json_answer,
+)
+from dvkf_prefect.serving.intake import (
+    BINARY_HEADER,
+    MAX_REQUEST_BYTES,
+    Budget,
+    accepts_gzip,
+    check_headers,
+    read_body,
+)
+from dvkf_prefect.serving.metrics import CONTENT_TYPE, Metrics
+from dvkf_prefect.serving.served import Protocol
+from dvkf_prefect.serving.tensors import BINARY_EXTENSION
+from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER, Models
+
+_REST = re.compile(r"(:predict|:explain|(/versions/[^/]+)?(/ready|/infer)?)")
+
+
+class _App:
+    """The handlers of the routes.
+
+    Args:
+        models: Models of the server.
+        limit: Maximum size of a request body, in bytes.
+    """
+
+    def __init__(self, models: Models, limit: int) -> None:
+        self.models = models
+        self.limit = limit
+        self.budget = Budget()
+        self.metrics = Metrics(models)
+        self.version = metadata.version("dvkf-prefect")  # reads a file
+        # Prefix of a name in a matched path: names may contain any character of a path, so they are in hexadecimal.
+        self.mark = secrets.token_hex(8)
+
+    def marked(self, name: str) -> str:
+        return self.mark + name.encode(errors="surrogatepass").hex()
+
+    def name(self, request: HttpRequest) -> str:
+        """Return the model of a path; a name that is not marked is not one of the server's."""
+        found: str = request.path_params["name"]
+        if not found.startswith(self.mark):
+            self.models.split(found)
+            raise HTTPException(404)
+        if not re.fullmatch("[0-9a-f]*", found[len(self.mark) :]):
+            raise HTTPException(404)  # a path for POST, such as NAME:predict
+        return bytes.fromhex(found[len(self.mark) :]).decode(errors="surrogatepass")
+
+    async def answer(self, request: HttpRequest, protocol: Protocol) -> Response:
+        name, version = self.name(request), request.path_params.get("version")
+        key = request.headers.get(STICKY_HEADER)
+        self.models.lane(name, version)
+        encoding = check_headers(request.headers, self.limit)
+        with self.budget.share() as share:
+            body = await read_body(_stream(request), self.limit, share)
+            json_size = _json_size(request, protocol)
+            asked = Request(protocol, body, encoding, json_size, accepts_gzip(request.headers))
+            # The version is chosen after the last wait for the client, so a change of the split never closes it.
+            lane = self.models.lane(name, version, key)
+            started = time.perf_counter()
+            found = await lane.answer(asked, self.limit, share)
+        self.metrics.count(name, lane.version, protocol, found.status, time.perf_counter() - started)
+        return _response(found, {VERSION_HEADER: lane.version})
+
+    async def v1_predict(self, request: HttpRequest) -> Response:
+        return await self.answer(request, "v1")
+
+    async def v2_infer(self, request: HttpRequest) -> Response:
+        return await self.answer(request, "v2")
+
+    async def v1_explain(self, request: HttpRequest) -> Response:
+        name = self.name(request)
+        return _response(failure(501, f"model '{name}' has no explanations. Use :predict."))
+
+    async def alive(self, request: HttpRequest) -> Response:
+        return _json({"status": "alive"})
+
+    async def list_models(self, request: HttpRequest) -> Response:
+        return _json({"models": self.models.names})
+
+    async def server(self, request: HttpRequest) -> Response:
+        return _json({"name": "dvkf-prefect", "version": self.version, "extensions": [BINARY_EXTENSION]})
+
+    async def live(self, request: HttpRequest) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, request: HttpRequest) -> Response:
+        return _json({"ready": True})
+
+    async def model_ready(self, request: HttpRequest) -> Response:
+        name = self.name(request)
+        self.models.lane(name, request.path_params.get("version"))
+        return _json({"name": name, "ready": True})
+
+    async def model(self, request: HttpRequest) -> Response:
+        name, version = self.name(request), request.path_params.get("version")
+        split = self.models.split(name)
+        lane = self.models.lane(name, version) if version is not None else split.main
+        versions = [lane.version] if version is not None else [*split.lanes]
+        return _json({**lane.metadata, "versions": versions})
+
+    async def metrics_page(self, request: HttpRequest) -> Response:
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+
+
+def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> ASGIApp:
+    """Build the application that answers for models.
+
+    Args:
+        models: The models; they may change while it runs.
+        max_request_bytes: Maximum size of a request body.
+    """
+    app = _App(models, max_request_bytes)
+    model, version = "/v2/models/{name:path}", "/versions/{version}"
+    routes = [
+        Route("/", app.alive),
+        Route("/metrics", app.metrics_page),
+        Route("/v1/models", app.list_models),
+        Route("/v1/models/{name:path}:predict", app.v1_predict, methods=["POST"]),
+        Route("/v1/models/{name:path}:explain", app.v1_explain, methods=["POST"]),
+        Route("/v1/models/{name:path}", app.model_ready),
+        Route("/v2", app.server),
+        Route("/v2/", app.server),
+        Route("/v2/health/live", app.live),
+        Route("/v2/health/ready", app.ready),
+        Route("/v2/models", app.list_models),
+        Route(model + version + "/ready", app.model_ready),
+        Route(model + "/ready", app.model_ready),
+        Route(model + version + "/infer", app.v2_infer, methods=["POST"]),
+        Route(model + "/infer", app.v2_infer, methods=["POST"]),
+        Route(model + version, app.model),
+        Route(model, app.model),
+    ]
+    return _Answering(_Named(Router(routes, redirect_slashes=False), app))
+
+
+def _json_size(request: HttpRequest, protocol: Protocol) -> int | None:
+    size = request.headers.get(BINARY_HEADER)
+    if size is None:
+        return None
+    if protocol == "v1":
+        raise PredictionError("V1 has no binary tensors. Send JSON, or use the V2 path.")
+    if not size.isdecimal() or len(size) > 18:
+        raise PredictionError(f"the header {BINARY_HEADER} is not a size: {size[:100]!r}")
+    return int(size)
+
+
+def _json(document: dict[str, Any]) -> Response:
+    return _response(json_answer(document))
+
+
+def _response(answer: Answer, more: dict[str, str] | None = None) -> Response:
+    return Response(answer.body, answer.status, headers={**answer.headers, **(more or {})})
+
+
+async def _stream(request: HttpRequest) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise PredictionError("the client disconnected before the end of its request") from error
+
+
+class _Named:
+    """Middleware that writes the model's name of a path in hexadecimal, so that names cannot confuse routes."""
+
+    def __init__(self, app: ASGIApp, handlers: _App) -> None:
+        self._app = app
+        self._handlers = handlers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        prefix = path[: len("/v1/models/")]
+        if prefix in ("/v1/models/", "/v2/models/"):
+            rest = path[len(prefix) :]
+            # A longer name wins: "a/ready" is not the readiness of "a" if there is such a model.
+            for name in sorted(self._handlers.models.names, key=len, reverse=True):
+                if rest.startswith(name) and _REST.fullmatch(rest[len(name) :]):
+                    scope = {**scope, "path": prefix + self._handlers.marked(name) + rest[len(name) :]}
+                    break
+        # The router raises an error for an unknown path if the scope has an application, and answers in text if not.
+        await self._app({**scope, "app": self._handlers}, receive, send)
+
+
+class _Answering:
+    """Middleware that answers every exception, so that uvicorn need not close the connection."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        except Exception as error:
+            if started:
+                raise
+            if isinstance(error, HTTPException):
+                answer = failure(error.status_code, str(error.detail), error.headers)
+            else:
+                answer = failure_of(error)
+            await _response(answer)(scope, receive, send)

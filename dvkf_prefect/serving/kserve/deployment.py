@@ -1,0 +1,171 @@
+"""Deployment of registered versions to KServe: the published folder, access to it, and the service.
+
+The folder is the one that a publication noted on the version's tag, or it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from dvkf_prefect.errors import ConfigError, ModelError, RemoteError, RemoteNotFoundError
+from dvkf_prefect.kube.objects import KubeObjects
+from dvkf_prefect.models.facts import read_facts
+from dvkf_prefect.models.layouts import FORMATS
+from dvkf_prefect.models.places import Manifest, Place, folder_of
+from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.models.tags import tag_name
+from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.serving.kserve.access import ensure_account
+from dvkf_prefect.serving.kserve.canaries import Canaries, Canary
+from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
+from dvkf_prefect.serving.kserve.services import KServeServices
+from dvkf_prefect.serving.kserve.spec import ServiceSettings
+
+# Addresses that the initializer of KServe 0.15 to 0.20 reads (kserve 0.20, `utils.go:48`).
+_SCHEMES = ("gs", "s3", "pvc", "file", "https", "http", "hdfs", "webhdfs", "oci", "hf")
+_CLUSTER = tuple(each for each in _SCHEMES if each != "file")
+_logger = logging.getLogger(__name__)
+
+
+class KServeDeployment:
+    """Deployments of registered versions to the services of a namespace.
+
+    Args:
+        kube: Kubernetes.
+        services: The services.
+        settings: Settings of each service. Without a format it is that of the publication.
+    """
+
+    def __init__(self, kube: KubeObjects, services: KServeServices, settings: ServiceSettings) -> None:
+        self.services = services
+        self.canaries = Canaries(services)
+        self._kube = kube
+        self._settings = settings
+
+    def deploy(self, registry: ModelRegistry, version: ModelVersion, *, uri: str = "") -> ServiceEndpoint:
+        """Serve a registered version in place of the one that is served now.
+
+        On failure the version before it serves.
+
+        Args:
+            registry: Registry of the version.
+            version: The version.
+            uri: Address of its published folder; empty for the one that its publication noted.
+
+        Raises:
+            ModelError: The version is not published, or has no content.
+            ConfigError: The settings do not fit, or the remote has no keys for a service.
+            ServingError: It does not serve; with the container's own words.
+        """
+        found, settings, account = self._prepared(registry, version, uri)
+        return self.services.deploy(
+            version.name, version.version, version.digest or "", found, settings, account=account
+        )
+
+    def start_canary(
+        self,
+        registry: ModelRegistry,
+        version: ModelVersion,
+        percent: int,
+        *,
+        uri: str = "",
+        check: Callable[[ServiceEndpoint], None] | None = None,
+    ) -> Canary:
+        """Give a registered version a part of the traffic.
+
+        Args:
+            registry: Registry of the version.
+            version: The version.
+            percent: Part of the traffic, 0 to 99.
+            uri: Address of its published folder; empty for the one that its publication noted.
+            check: Called with the endpoint once the canary serves; an error ends the canary.
+
+        Raises:
+            ModelError: The version is not published, or has no content.
+            ConfigError: The settings do not fit, or the remote has no keys for a service.
+            ServingError: The cluster cannot split traffic, or the version does not serve.
+        """
+        found, settings, account = self._prepared(registry, version, uri)
+        return self.canaries.start(
+            version.name,
+            version.version,
+            version.digest or "",
+            found,
+            settings,
+            percent=percent,
+            account=account,
+            check=check,
+        )
+
+    def _prepared(
+        self, registry: ModelRegistry, version: ModelVersion, uri: str
+    ) -> tuple[str, ServiceSettings, str]:
+        settings = self._settings
+        published = _publication(registry, version)
+        found = uri or str(published.get("where", ""))
+        what = f"{version.name} {version.version}"
+        if not found and settings.format != "custom":
+            raise ModelError(
+                f"{what} is not published, so KServe cannot read it. Run `dvkf model publish "
+                f"{version.name}@{version.version}`, or give the address of its folder."
+            )
+        if found and found.partition("://")[0].partition("+")[0] not in _SCHEMES:
+            raise ConfigError(
+                f"{found} cannot be read by KServe. Publish {what} to one of "
+                f"{', '.join(f'{each}://' for each in _SCHEMES)}."
+            )
+        place = _place(registry, version, found)
+        manifest = _manifest(place, version)
+        if not settings.format:
+            known = manifest.format if manifest else str(published.get("format") or "")
+            settings = replace(settings, format=known)
+        if not settings.format:
+            raise ConfigError(f"the format of {what} is not known. Set it to one of {', '.join(FORMATS)}.")
+        if not settings.served_as and manifest and settings.used_runtime in manifest.runtimes:
+            # Triton names a model by its folder.
+            settings = replace(settings, served_as=manifest.served_as)
+        account = ""
+        if found.startswith("s3://") and not settings.service_account:
+            options = place.options if place else _remote_options(registry)
+            if options.get("access_key_id") and options.get("secret_access_key"):
+                account = ensure_account(self._kube, self.services.namespace, options)
+        return found, settings, account
+
+
+def _publication(registry: ModelRegistry, version: ModelVersion) -> Mapping[str, Any]:
+    """Return the last noted publication of a version, of those that KServe can read if there are any."""
+    tag = tag_name("register", version.name, version=version.version)
+    facts = [fact for fact in read_facts(registry.git, tag) if fact["kind"] == "published"]
+    readable = [fact for fact in facts if str(fact.get("where", "")).partition("://")[0] in _CLUSTER]
+    return (readable or facts or [{}])[-1]
+
+
+def _place(registry: ModelRegistry, version: ModelVersion, uri: str) -> Place | None:
+    """Return the place of a published folder; None if the address is not that of a place."""
+    folder = f"/{folder_of(version.name, version.version)}/"
+    if not uri.startswith(("s3://", "gs://")) or not uri.endswith(folder):
+        return None
+    return Place(registry.repo, uri.removesuffix(folder))
+
+
+def _manifest(place: Place | None, version: ModelVersion) -> Manifest | None:
+    """Return the manifest of a published version; None if this machine cannot read it."""
+    if place is None:
+        return None
+    try:
+        return place.manifest(version.name, version.version)
+    except RemoteError as error:
+        _logger.warning("the manifest of %s %s cannot be read: %s", version.name, version.version, error)
+        return None
+
+
+def _remote_options(registry: ModelRegistry) -> Mapping[str, str]:
+    """Return the options of the default remote if it is one of S3; empty otherwise."""
+    try:
+        _, options = registry.repo.config.remote(None)
+    except RemoteNotFoundError:
+        return {}
+    return options if str(options.get("url", "")).startswith("s3://") else {}

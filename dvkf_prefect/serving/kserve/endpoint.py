@@ -1,0 +1,110 @@
+"""Client of a model that KServe serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from dvkf_prefect.errors import PredictionError, ServingError
+from dvkf_prefect.serving.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    import httpx
+
+
+@dataclass(frozen=True)
+class ServiceEndpoint(Endpoint):
+    """A model in an InferenceService.
+
+    Attributes:
+        service: Name of the service.
+        namespace: Namespace of the service.
+        protocol: Protocol of its runtime: ``v1``, or ``v2`` for the Open Inference Protocol.
+        host: Value of the Host header, for requests through a gateway; empty for that of the URL.
+        served_as: Name of the model in its URLs; empty for the name of the service.
+    """
+
+    pid: int = 0
+    log: str = ""
+    service: str = ""
+    namespace: str = ""
+    protocol: str = "v1"
+    host: str = ""
+    served_as: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.version} at {self.url} (service {self.service} in namespace {self.namespace})"
+
+    def ready(self, *, timeout: float = 5.0) -> bool:
+        """Return True if the service is ready to predict.
+
+        Args:
+            timeout: Seconds to wait for the answer.
+        """
+        path = f"{self._v2}/ready" if self.protocol == "v2" else self._v1
+        try:
+            return str(self._call("GET", path, None, timeout).get("ready", True)).lower() == "true"
+        except ServingError:
+            return False
+
+    def predict(self, instances: Sequence[object], *, timeout: float = 30.0) -> list[Any]:
+        """Predict by the protocol of the runtime.
+
+        By the Open Inference Protocol the rows are one tensor, named as the model's first input.
+
+        Args:
+            instances: Rows, shape ``[rows, features]``, as lists, a numpy array or a pandas frame.
+            timeout: Seconds to wait for the answer.
+
+        Returns:
+            One prediction per row.
+
+        Raises:
+            PredictionError: The rows do not fit the model; the message says what does.
+            ServingError: The service does not answer, or failed.
+        """
+        if self.protocol != "v2":
+            return super().predict(instances, timeout=timeout)
+        import numpy
+
+        rows = numpy.asarray(instances)
+        if rows.dtype.kind not in "biuf":
+            raise PredictionError(
+                f"{self.model} {self.version}: rows of one type of number are needed. Use `infer` for other tensors."
+            )
+        inputs = self.metadata(timeout=timeout).get("inputs") or [{"name": "input-0", "datatype": "FP64"}]
+        name, datatype = inputs[0]["name"], inputs[0].get("datatype") or "FP64"
+        tensor = {
+            "name": name,
+            "shape": list(rows.shape),
+            "datatype": datatype,
+            "data": rows.ravel().tolist(),
+        }
+        answer = self.infer([tensor], timeout=timeout)["outputs"][0]
+        values = numpy.asarray(answer["data"], dtype=object if answer.get("datatype") == "BYTES" else None)
+        found: list[Any] = values.reshape(answer["shape"]).tolist()
+        return found
+
+    @property
+    def _v2(self) -> str:
+        return f"/v2/models/{quote(self.served_as or self.service, safe='')}"
+
+    @property
+    def _v1(self) -> str:
+        return f"/v1/models/{quote(self.served_as or self.service, safe='')}"
+
+    @property
+    def _hint(self) -> str:
+        return f"Look at the pods of service '{self.service}' in namespace '{self.namespace}'."
+
+    def _send(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str], timeout: float
+    ) -> httpx.Response:
+        import httpx
+
+        # A service may lie behind a proxy, and has certificates.
+        with httpx.Client(timeout=timeout) as client:
+            headers = {**headers, **({"host": self.host} if self.host else {})}
+            return client.request(method, self.url + path, content=content, headers=headers)

@@ -1,0 +1,92 @@
+"""Cards of versions of data: one on the timeline of an output for each new version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
+from prefect.client.schemas.objects import ArtifactCollection
+from prefect.context import SyncClientContext
+
+from dvkf_prefect.cards import artifact_key, data_card
+from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.settings import DvkfSettings
+from dvkf_prefect.tasks._artifacts import publish, update_artifact
+from dvkf_prefect.tasks._git import committed_versions
+
+# Key in the metadata of an artifact.
+_DIGEST = "dvkf.digest"
+
+
+def recorded_versions(repo: Repo, targets: Sequence[str] = ()) -> tuple[DataVersion, ...]:
+    """Return the recorded versions of outputs.
+
+    Args:
+        repo: The repository.
+        targets: Outputs, `.dvc` files or stages; all outputs if empty.
+    """
+    return tuple(repo.version_of(output) for output in repo.outputs(targets) if output.digest)
+
+
+def publish_versions(
+    name: str,
+    repo: Repo,
+    versions: Iterable[DataVersion],
+    *,
+    task_runs: Mapping[str, UUID | None] | None = None,
+) -> None:
+    """Publish a card for each version, except for the last published version of its output.
+
+    Prefect keeps the digest of a card's version with the card. One request reads those of all outputs.
+
+    Args:
+        name: Short name of the repository.
+        repo: The repository.
+        versions: The versions; only the first ones get cards, see `DvkfSettings`.
+        task_runs: Task runs that made the versions, by path; the current one by default.
+    """
+    rows = DvkfSettings().card_rows
+    shown = list(versions)[:rows]
+    last = _last_cards(name, [version.path for version in shown])
+    for version in shown:
+        card = last.get(version.path)
+        if card is not None and (card.metadata_ or {}).get(_DIGEST) == version.digest:
+            continue
+        made = data_card(version, name, committed_versions(repo, version.path, limit=rows), limit=rows)
+        publish(made, task_run=(task_runs or {}).get(version.path), metadata={_DIGEST: version.digest})
+
+
+def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:
+    """Show a new commit on the cards of the versions that it records. The cards change in place.
+
+    Args:
+        name: Short name of the repository.
+        repo: The repository.
+        documents: Committed files, relative to the root.
+    """
+    rows = DvkfSettings().card_rows
+    committed = set(documents)
+    locks = {path.removesuffix("dvc.lock") + "dvc.yaml" for path in committed if path.endswith("dvc.lock")}
+    outputs = [o for o in repo.outputs() if o.digest and o.cached and o.source in committed | locks][:rows]
+    last = _last_cards(name, [output.path for output in outputs])
+    for output in outputs:
+        card = last.get(output.path)
+        if card is None or (card.metadata_ or {}).get(_DIGEST) != output.digest:
+            continue
+        history = committed_versions(repo, output.path, limit=rows)
+        made = data_card(repo.version_of(output), name, history, limit=rows)
+        update_artifact(card.latest_id, json.dumps([dict(row) for row in made.table]), made.description)
+
+
+def _last_cards(name: str, paths: Sequence[str]) -> dict[str, ArtifactCollection]:
+    """Return the newest card of each output, by path."""
+    if not paths:
+        return {}
+    keys = {artifact_key("data", name, path): path for path in paths}
+    wanted = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=list(keys)))
+    with SyncClientContext.get_or_create() as context:
+        found = context.client.read_latest_artifacts(artifact_filter=wanted)
+    return {keys[card.key]: card for card in found}

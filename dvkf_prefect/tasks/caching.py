@@ -1,0 +1,86 @@
+"""Cache policy for tasks with versions of data as parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prefect.cache_policies import CachePolicy, CompoundCachePolicy, Inputs
+from prefect.context import TaskRunContext
+from prefect.utilities.hashing import hash_objects
+
+from dvkf_prefect.blocks import DvcRepository
+from dvkf_prefect.formats.outputs import DataVersion
+
+
+@dataclass
+class DataVersionPolicy(CachePolicy):
+    """Cache policy by the content of versions of data, and by all other parameters as they are.
+
+    A `DataVersion` counts by its path in the repository and its digest, also inside lists, tuples and mappings. A
+    `DvcRepository` counts by its short name. So keys are equal on all workers, whatever folder each one uses, and a
+    commit without new data keeps them. Combine it with Prefect's policies by ``+``, and leave out parameters by ``-``.
+    It comes first in a sum: Prefect's own policies replace parameters that are left out of their sums by `INPUTS`.
+
+    Attributes:
+        exclude: Parameters that are left out.
+        others: Policies that are added to it. `INPUTS` is left out, since this policy has the parameters.
+
+    Example:
+        ``@task(cache_policy=DataVersionPolicy() + TASK_SOURCE - "logger")``
+    """
+
+    exclude: tuple[str, ...] = ()
+    others: tuple[CachePolicy, ...] = field(default=())
+
+    def __add__(self, other: CachePolicy) -> CachePolicy:
+        """Return a policy whose keys are those of this and of another policy."""
+        if isinstance(other, CompoundCachePolicy):  # such as DEFAULT
+            made: CachePolicy = self
+            for each in other.policies:
+                made = made + each
+            return made
+        if isinstance(other, Inputs):
+            return replace(self, exclude=(*self.exclude, *other.exclude))
+        return replace(self, others=(*self.others, other))
+
+    def __sub__(self, other: str) -> CachePolicy:
+        """Return a policy without a parameter."""
+        return replace(
+            self, exclude=(*self.exclude, other), others=tuple(each - other for each in self.others)
+        )
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        """Return the key; Prefect calls this.
+
+        Args:
+            task_ctx: The task run.
+            inputs: Parameters of the task run.
+            flow_parameters: Parameters of the flow run.
+            kwargs: Further arguments of later Prefect versions.
+        """
+        kept = {name: value for name, value in (inputs or {}).items() if name not in self.exclude}
+        named = {name: _identity(value) for name, value in kept.items()}
+        keys = [hash_objects(named, raise_on_failure=True)]
+        keys += [other.compute_key(task_ctx, kept, flow_parameters, **kwargs) for other in self.others]
+        return hash_objects(*[key for key in keys if key is not None])
+
+
+def _identity(value: Any) -> Any:
+    """Return a value with versions and repositories replaced by their identity."""
+    if isinstance(value, DataVersion):
+        return ("dvkf.DataVersion", value.path, value.digest)
+    if isinstance(value, DvcRepository):
+        return ("dvkf.DvcRepository", value.name)
+    if isinstance(value, Mapping):
+        return {key: _identity(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_identity(each) for each in value)
+    return value

@@ -1,0 +1,99 @@
+"""Turns in a workspace: a flow has it alone, commands that run stages share it, and each wait ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from contextvars import copy_context
+from pathlib import Path
+
+import pytest
+from processes import wait_until
+from repos import make_repo
+
+from dvkf_prefect.data.repository.turns import turn
+from dvkf_prefect.errors import LockedError
+from dvkf_prefect.repo import Repo
+
+
+def taken(path: Path, holder: str = "") -> bool:
+    """Return True if a caller with a context of its own does not get the turn."""
+    found: list[bool] = []
+
+    def attempt() -> None:
+        try:
+            with turn(path, holder=holder, timeout=0):
+                found.append(False)
+        except LockedError:
+            found.append(True)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_one_has_it_alone_and_others_share_it(tmp_path: Path) -> None:
+    path = tmp_path / "tmp/turn"
+    with turn(path):
+        assert (taken(path), taken(path, "flow run 'b'")) == (False, True)
+    with turn(path, holder="flow run 'a'"):
+        assert (taken(path), taken(path, "flow run 'b'")) == (True, True)
+        # What belongs to the holder passes: a call inside, a thread with a copy of its context.
+        with turn(path), turn(path, holder="flow run 'a'"):
+            pass
+        inner: list[None] = []
+
+        def call() -> None:
+            with turn(path, holder="flow run 'c'", timeout=0):
+                inner.append(None)
+
+        thread = threading.Thread(target=copy_context().run, args=(call,))
+        thread.start()
+        thread.join()
+        assert inner and taken(path)
+    assert not taken(path, "flow run 'b'")
+
+
+def test_a_wait_names_the_holder_and_ends(tmp_path: Path) -> None:
+    path = tmp_path / "turn"
+    with turn(path, holder="flow run '\x1b[31mred'"):
+        said: list[str] = []
+
+        def attempt() -> None:
+            with pytest.raises(LockedError, match=r"workspace in use: flow run .* for 0 s\. Let it finish"):
+                with turn(path, timeout=0.3, on_wait=said.append):
+                    pass
+
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    assert len(said) == 1 and "\x1b" not in said[0]
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from dvkf_prefect.data.repository.turns import turn
+with turn(Path(sys.argv[1]), holder="flow run 'a'"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_stages_wait_for_a_flow_and_a_killed_one_is_no_obstacle(tmp_path: Path) -> None:
+    repo = make_repo(tmp_path / "r", {"dvc.yaml": "stages:\n  a:\n    cmd: echo 1 > a\n    outs: [a]\n"})
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(repo.turn_file)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        ran: list[tuple[str, ...]] = []
+        thread = threading.Thread(target=lambda: ran.append(Repo.open(repo.root).repro().ran))
+        thread.start()
+        wait_until(lambda: taken(repo.turn_file), 60)
+        assert not ran and thread.is_alive()
+        holder.send_signal(signal.SIGKILL)
+        thread.join(60)
+    assert ran == [("a",)]

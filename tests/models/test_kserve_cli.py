@@ -1,0 +1,189 @@
+"""``dvkf model deploy``, ``undeploy`` and ``canary``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from kserve_world import World, patch_waits, world
+from kube_api import Model
+
+from dvkf_prefect.cli import main
+from dvkf_prefect.models.places import Manifest
+from dvkf_prefect.serving.kserve import deployment
+
+from .conftest import Project
+
+KSERVE = ("--to", "kserve", "--namespace", "ml", "--service-account", "lake", "--format", "sklearn")
+URI = "s3://models/classifier/{}/"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with world("0.21") as w:
+        patch_waits(monkeypatch, w)
+        monkeypatch.setenv("KUBECONFIG", w.api.kubeconfig(tmp_path / "kubeconfig", namespace="ml"))
+        # No bucket is there to read manifests from.
+        monkeypatch.setattr(deployment, "_manifest", lambda place, version: None)
+        yield w
+
+
+@pytest.fixture
+def published(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Two versions whose tags note that they are published."""
+    monkeypatch.chdir(project.root)
+    for content in ("one", "two"):
+        project.train(content)
+        version = project.registry.register("classifier")
+        facts = {"where": URI.format(version.version), "format": "sklearn", "digest": version.digest}
+        project.registry.note(version, "published", facts)
+    return project
+
+
+def predictor(cluster: World) -> dict:
+    return cluster.service("classifier")["spec"]["predictor"]
+
+
+def test_a_version_is_deployed_tried_and_removed(cluster: World, published: Project, capfd) -> None:
+    assert main(["model", "deploy", "classifier@v0.0.1", *KSERVE, "--cpu", "2", "--json"]) == 0
+    endpoint = json.loads(capfd.readouterr().out)
+    assert (endpoint["version"], endpoint["service"]) == ("v0.0.1", "classifier")
+    assert predictor(cluster)["model"]["storageUri"] == URI.format("v0.0.1")
+    assert main(["model", "canary", "classifier", "-n", "ml"]) == 0
+    assert capfd.readouterr().out == "classifier has no canary\n"
+    assert main(["model", "deploy", "classifier", *KSERVE, "--cpu", "2", "--canary", "20"]) == 0
+    said = "classifier: v0.0.2 gets 20 % of the traffic, v0.0.1 the rest\n"
+    assert capfd.readouterr().out == said
+    assert main(["model", "canary", "classifier", "-n", "ml"]) == 0
+    assert capfd.readouterr().out == said
+    assert main(["model", "canary", "classifier", "-n", "ml", "--abort", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["version"] == "v0.0.1"
+    assert main(["model", "deploy", "classifier", *KSERVE, "--cpu", "2", "--canary", "20", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["percent"] == 20
+    assert main(["model", "canary", "classifier", "-n", "ml", "--promote"]) == 0
+    assert "classifier v0.0.2 at http://" in capfd.readouterr().out
+    assert main(["model", "undeploy", "classifier", "--from", "kserve", "-n", "ml"]) == 0
+    assert main(["model", "undeploy", "classifier", "--from", "kserve", "-n", "ml"]) == 0
+    out = capfd.readouterr().out
+    assert out == "classifier is not served any more\nclassifier was not served\n"
+    facts = [
+        f for f in deployment.read_facts(published.repo.git, "classifier@v0.0.1") if f["kind"] == "service"
+    ]
+    assert facts[0]["where"] == "kserve:/ml"
+
+
+def test_the_address_and_the_options_of_a_service(cluster: World, published: Project) -> None:
+    more = [
+        "--memory",
+        "4Gi",
+        "--gpu",
+        "1",
+        "--min-replicas",
+        "1",
+        "--max-replicas",
+        "2",
+        "--runtime",
+        "kserve-mlserver",
+    ]
+    more += ["--protocol", "v2", "--mode", "Standard", "--uri", "s3://other/folder", "--timeout", "700"]
+    assert main(["model", "deploy", "classifier", *KSERVE, *more]) == 0
+    found = predictor(cluster)
+    assert (found["minReplicas"], found["maxReplicas"]) == (1, 2)
+    model = found["model"]
+    assert (model["storageUri"], model["runtime"], model["protocolVersion"]) == (
+        "s3://other/folder/", "kserve-mlserver", "v2"
+    )  # fmt: skip
+    assert model["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "1"}
+
+
+def test_a_container_needs_no_publication(cluster: World, project: Project, monkeypatch) -> None:
+    monkeypatch.chdir(project.root)
+    project.train("one")
+    project.registry.register("classifier")
+    options = [*KSERVE[:-1], "custom", "--image", "registry.example.org/mine:1"]
+    assert main(["model", "deploy", "classifier", *options]) == 0
+    assert predictor(cluster)["containers"][0]["image"] == "registry.example.org/mine:1"
+
+
+def test_a_failed_deployment_ends_with_the_words_of_the_container(
+    cluster: World, published: Project, capfd
+) -> None:
+    assert main(["model", "deploy", "classifier@v0.0.1", *KSERVE]) == 0
+    cluster.kserve.models[URI.format("v0.0.2")] = Model("crash")
+    assert main(["model", "deploy", "classifier@v0.0.2", *KSERVE]) == 255
+    said = capfd.readouterr().err
+    assert "ValueError: node array from the pickle" in said and "v0.0.1 serves." in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["deploy", "classifier", "--to", "kserve"], "Give it as --namespace"),
+        (["deploy", "classifier", "--uri", "s3://b/x"], "Add --to kserve"),
+        (["deploy", "classifier", "--canary", "10"], "is not served"),
+        (["deploy", "classifier", "--format", "pmml"], "no model format 'pmml'"),
+        (["canary", "classifier", "--promote"], "is not served"),
+        (["deploy", "classifier", *KSERVE, "--uri", "/tmp/x"], "cannot be read by KServe"),
+        (["canary", "classifier", "-n", "ml", "--promote"], "has no canary"),
+        (["deploy", "classifier", *KSERVE, "--canary", "10"], "serves nothing yet"),
+    ],
+)
+def test_calls_that_cannot_work(cluster: World, published: Project, capfd, arguments, said) -> None:
+    assert main(["model", *arguments]) != 0
+    assert said in capfd.readouterr().err
+
+
+def test_an_unpublished_version(cluster: World, project: Project, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(project.root)
+    project.train("one")
+    project.registry.register("classifier")
+    assert main(["model", "deploy", "classifier", *KSERVE]) != 0
+    assert "Run `dvkf model publish classifier@v0.0.1`" in capfd.readouterr().err
+    project.registry.note(
+        project.registry.show("classifier"), "published", {"where": "file:///srv/models/x/"}
+    )
+    assert main(["model", "deploy", "classifier", *KSERVE[:-2]]) != 0
+    assert "the format of classifier v0.0.1 is not known" in capfd.readouterr().err
+
+
+def test_a_force_takes_a_service_over(cluster: World, published: Project, capfd) -> None:
+    cluster.api.put({
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
+        "metadata": {"name": "classifier", "namespace": "ml"},
+        "spec": {"predictor": {"model": {"modelFormat": {"name": "sklearn"}, "storageUri": "s3://b/x/"}}},
+    })  # fmt: skip
+    assert main(["model", "deploy", "classifier", *KSERVE]) != 0
+    assert "was not deployed by dvkf" in capfd.readouterr().err
+    assert main(["model", "deploy", "classifier", *KSERVE, "--force"]) == 0
+
+
+def test_keys_of_the_remote_reach_the_service(cluster: World, published: Project) -> None:
+    assert main(["remote", "add", "-d", "lake", "s3://data/dvc"]) == 0
+    for option, value in (("access_key_id", "AKIA"), ("secret_access_key", "hidden")):
+        assert main(["remote", "modify", "--local", "lake", option, value]) == 0
+    arguments = [each for each in KSERVE if each not in ("--service-account", "lake")]
+    assert main(["model", "deploy", "classifier@v0.0.1", *arguments]) == 0
+    account = predictor(cluster)["serviceAccountName"]
+    (secret,) = cluster.api.get("serviceaccounts", "ml", account)["secrets"]
+    assert set(cluster.api.get("secrets", "ml", secret["name"])["data"]) == {
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+    }  # fmt: skip
+
+
+def test_the_manifest_of_a_publication_names_the_format_and_the_model(
+    cluster: World, published: Project, monkeypatch, capfd
+) -> None:
+    """Triton names a model by its folder, not by the service."""
+    version = published.registry.show("classifier", "v0.0.1")
+    manifest = Manifest(
+        "classifier", "v0.0.1", URI.format("v0.0.1"), "onnx", "onnx", {"kserve-tritonserver": ("v2", "grpc-v2")},
+        "net", str(version.digest), "model.bin", version.rev, "0" * 40, (), "2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    monkeypatch.setattr(deployment, "_manifest", lambda place, version: manifest)
+    arguments = [each for each in KSERVE if each not in ("--format", "sklearn")]
+    assert main(["model", "deploy", "classifier@v0.0.1", *arguments, "--json"]) == 0
+    endpoint = json.loads(capfd.readouterr().out)
+    assert (endpoint["served_as"], endpoint["protocol"]) == ("net", "v2")
+    model = predictor(cluster)["model"]
+    assert (model["modelFormat"], model["runtime"]) == ({"name": "onnx"}, "kserve-tritonserver")

@@ -1,0 +1,145 @@
+"""A commit of results has the code and the parameters that its dvc.lock names, or says that it has not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from dvkf_prefect.blocks import DvcRepository
+from dvkf_prefect.errors import GitError
+from dvkf_prefect.pipeline.plan.why import stage_status
+from dvkf_prefect.pipeline.report.uncommitted import UncommittedInput, uncommitted_inputs
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks import check_commit, commit_results
+
+from .conftest import git
+
+PIPELINE = """\
+vars:
+  - settings.yaml
+stages:
+  prepare:
+    cmd: cat code/read.py data.csv > rows.csv && echo ${rows} >> rows.csv
+    deps: [code, data.csv]
+    outs: [rows.csv]
+  train:
+    cmd: cat rows.csv params.yaml > model.txt
+    deps: [rows.csv]
+    params: [train.depth]
+    outs: [model.txt]
+"""
+
+
+@pytest.fixture(params=["", "inner"], ids=["at git's top", "below it"])
+def repo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Repo]:
+    """A pipeline whose stages have run and whose results are committed."""
+    top = tmp_path / "top"
+    root = top / request.param if request.param else top
+    root.mkdir(parents=True)
+    git(top, "init", "--quiet")
+    made = Repo.init(root, subdir=bool(request.param))
+    (root / "code").mkdir()
+    for name, text in {
+        "dvc.yaml": PIPELINE,
+        "settings.yaml": "rows: 3\n",
+        "params.yaml": "train:\n  depth: 2\n",
+        "code/read.py": "1\n",
+        "data.csv": "1,2\n",
+        "notes.md": "mine\n",
+    }.items():
+        (root / name).write_text(text)
+    made.add([root / "data.csv"])
+    repo = Repo.open(root)
+    repo.repro()
+    git(root, "add", "--all", str(top))
+    git(root, "commit", "--quiet", "--message", "First")
+    with disable_run_logger():
+        yield repo
+
+
+def edit(repo: Repo, **texts: str) -> None:
+    for name, text in texts.items():
+        path = repo.root / name.replace("__", "/").replace("_", ".")
+        path.write_text(text)
+
+
+def commit(repo: Repo, uncommitted: str = "commit") -> list[str]:
+    done = commit_results.fn(DvcRepository(path=str(repo.root)), "Train", uncommitted=uncommitted)  # type: ignore[arg-type]
+    assert done
+    return git(repo.root, "show", "--name-only", "--relative", "--format=", done).splitlines()
+
+
+def test_code_and_parameters_of_what_ran_are_committed(repo: Repo) -> None:
+    edit(repo, code__read_py="2\n", code__new_py="3\n", notes_md="other\n")
+    edit(repo, params_yaml="train:\n  depth: 4\n", settings_yaml="rows: 5\n", data_csv="3,4\n")
+    repo.repro()
+    assert uncommitted_inputs(repo) == (
+        UncommittedInput("code/new.py", ("prepare",), False),
+        UncommittedInput("code/read.py", ("prepare",), False),
+        UncommittedInput("params.yaml", ("train",), False),
+        UncommittedInput("settings.yaml", ("prepare",), False),
+    )
+    names = ["code/new.py", "code/read.py", "data.csv.dvc", "dvc.lock", "params.yaml", "settings.yaml"]
+    assert commit(repo) == names
+    assert uncommitted_inputs(repo) == ()
+    # What is in the commit gives what its dvc.lock says.
+    clone = repo.root.parent / "clone"
+    top = git(repo.root, "rev-parse", "--show-toplevel")
+    git(repo.root, "clone", "--quiet", top, str(clone))
+    status = stage_status(Repo.open(clone / os.path.relpath(repo.root, top)))
+    assert {name: {reason.kind for reason in reasons} for name, reasons in status.items()} == {
+        "prepare": {"output"},
+        "train": {"output"},
+    }
+
+
+def test_edits_of_what_did_not_run_stay(repo: Repo) -> None:
+    edit(repo, code__read_py="2\n")
+    repo.repro(["prepare"])
+    edit(repo, params_yaml="train:\n  depth: 4\n")
+    assert [each.path for each in uncommitted_inputs(repo)] == ["code/read.py"]
+    assert [each.path for each in uncommitted_inputs(repo, unrecorded=True)] == [
+        "code/read.py",
+        "params.yaml",
+    ]
+    assert "params.yaml" not in commit(repo)
+    assert git(repo.root, "diff", "--name-only", "--relative") == "params.yaml"
+
+
+def test_a_file_edited_after_its_stage_ran_is_not_committed_as_its_input(repo: Repo) -> None:
+    edit(repo, code__read_py="2\n")
+    repo.repro()
+    edit(repo, code__read_py="3\n")
+    with pytest.raises(GitError, match=r"changed after its stage ran: code/read.py \(read by prepare\)"):
+        commit(repo)
+    assert "code/read.py" not in commit(repo, "mark")
+    assert "Dvkf-Uncommitted: code/read.py" in git(repo.root, "log", "-1", "--format=%B")
+
+
+def test_refused_before_and_after(repo: Repo) -> None:
+    block = DvcRepository(path=str(repo.root))
+    check_commit.fn(block, uncommitted="refuse")
+    edit(repo, params_yaml="train:\n  depth: 4\n", notes_md="other\n")
+    check_commit.fn(block)
+    with pytest.raises(GitError, match=r"uncommitted inputs of stages: params.yaml \(read by train\)"):
+        check_commit.fn(block, uncommitted="refuse")
+    repo.repro()
+    with pytest.raises(GitError, match=r"uncommitted inputs of stages: params.yaml \(read by train\)"):
+        commit(repo, "refuse")
+    git(repo.root, "commit", "--quiet", "--message", "Depth", "params.yaml")
+    assert commit(repo, "refuse") == ["dvc.lock"]
+
+
+def test_no_identity_is_found_before_the_run(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.delenv(f"GIT_{name}_NAME")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
+    with pytest.raises(GitError, match="ident"):
+        check_commit.fn(DvcRepository(path=str(repo.root)))

@@ -1,0 +1,275 @@
+"""`dvkf prefect init` and `check`: the files of a repository's own deployments, and what a server lacks for them."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repos import make_repo
+from ruamel.yaml import YAML
+from servers import PrefectServer
+
+from dvkf_prefect import cli
+from dvkf_prefect.deploy.check import check_deployments
+from dvkf_prefect.deploy.project import flow_file
+from dvkf_prefect.processes.leash import end
+from dvkf_prefect.repo import Repo
+
+from .conftest import git
+
+TREE = Path(__file__).parents[2]
+PAGE = TREE / "docs/how-to/deploy.md"
+STAGES = "stages:\n  prepare:\n    cmd: echo 1 > out.txt\n    outs: [out.txt]\n"
+MODELS = (
+    STAGES + "artifacts:\n  signs: {path: out.txt, type: model}\n  rows: {path: out.txt, type: dataset}\n"
+)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repo:
+    repo = make_repo(tmp_path / "My Digits", remote=tmp_path / "store")
+    (repo.root / "dvc.yaml").write_text(MODELS)
+    git(repo.root, "add", "--all")
+    git(repo.root, "commit", "--quiet", "--message", "Version 1")
+    monkeypatch.chdir(repo.root)
+    return repo
+
+
+def deployments(root: Path) -> dict[str, Any]:
+    document = YAML(typ="safe").load(root / "prefect.yaml")
+    return {each["name"]: each for each in document["deployments"]}
+
+
+def test_the_flows_are_those_of_the_tree() -> None:
+    for name in ("repro", "train", "serve"):
+        assert flow_file(name) == (TREE / f"flows/{name}.py").read_text()
+
+
+def test_files_of_a_process_pool(own: Repo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prefect", "init", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "blocks.py written\nflows/repro.py written\nflows/serve.py written\nflows/train.py written\n" in said
+    )
+    assert (
+        "\tprefect work-pool create my-digits --type process\n\tpython blocks.py\n\tprefect deploy --all\n"
+        in said
+    )
+    found = deployments(own.root)
+    assert list(found) == ["repro", "train", "serve", "rollback"]
+    assert found["train"]["schedules"] == [{"cron": "0 3 * * *", "timezone": "Europe/Berlin"}]
+    assert "schedules" not in found["repro"]
+    assert found["train"]["parameters"] == {
+        "repository": "my-digits",
+        "pipelines": "my-digits",
+        "model": "signs",
+    }
+    assert found["serve"]["parameters"] == {
+        "repository": "my-digits",
+        "server": "my-digits",
+        "model": "signs",
+    }
+    assert found["repro"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    # Again: nothing to write. With a change: all stay, and each is named.
+    assert cli.main(["prefect", "init", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"]) == 0
+    assert "All files are up to date." in capsys.readouterr().out
+    (own.root / "blocks.py").write_text("mine\n")
+    (own.root / "flows/repro.py").unlink()
+    assert cli.main(["prefect", "init", "--name", "other"]) == 251
+    assert "blocks.py, prefect.yaml: in " in capsys.readouterr().err
+    assert (own.root / "blocks.py").read_text() == "mine\n" and not (own.root / "flows/repro.py").exists()
+    assert cli.main(["prefect", "init", "-q", "--name", "other", "--force"]) == 0
+    assert deployments(own.root)["repro"]["work_pool"] == {"name": "other"}
+
+
+def test_each_model_has_its_deployments(own: Repo) -> None:
+    (own.root / "dvc.yaml").write_text(MODELS + "  Next_One: {path: out.txt, type: model}\n")
+    assert cli.main(["prefect", "init", "-q", "--cron", "@daily"]) == 0
+    found = deployments(own.root)
+    kinds = ("train", "serve", "rollback")
+    assert list(found) == ["repro", *(f"{kind}-{model}" for model in ("next-one", "signs") for kind in kinds)]
+    assert [name for name, each in found.items() if "schedules" in each] == ["train-next-one"]
+    assert found["rollback-next-one"]["parameters"]["model"] == "Next_One"
+
+
+def test_files_without_models(own: Repo) -> None:
+    (own.root / "dvc.yaml").write_text(STAGES)
+    assert cli.main(["prefect", "init", "-q", "--cron", "@daily"]) == 0
+    assert list(deployments(own.root)) == ["repro"]
+    assert "schedules" in deployments(own.root)["repro"]
+    assert sorted(path.name for path in (own.root / "flows").iterdir()) == ["repro.py"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--type", "docker"], "image: a docker work pool needs one. Give its name with --image."),
+        (["--image", "flows:1"], "image: a process work pool has no image. Remove --image."),
+        (["--type", "docker", "--image", "flows:1"], "has none, which no container reaches. Add one with"),
+        (["--name", "My Name"], "name: 'My Name' is not a name of a block."),
+        (["--cron", "61 * * * *"], "schedule: '61 * * * *' in 'UTC': Invalid cron string"),
+        (
+            ["--cron", "@daily", "--timezone", "Moon/Sea"],
+            "schedule: '@daily' in 'Moon/Sea': Invalid timezone",
+        ),
+    ],
+)
+def test_what_init_refuses(
+    own: Repo, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["prefect", "init", *options]) in (251, 255)
+    assert said in capsys.readouterr().err
+    assert not (own.root / "prefect.yaml").exists() and not (own.root / "flows").exists()
+
+
+def test_files_of_containers(own: Repo, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["prefect", "init", "--type", "kubernetes", "--image", "registry.example.org/flows:1"]
+    git(own.root, "remote", "add", "origin", "https://me:secret@git.example.org/team/digits.git")
+    assert cli.main(command) != 0
+    assert "origin: its URL holds a password." in capsys.readouterr().err
+    git(own.root, "remote", "set-url", "origin", "git@git.example.org:team/digits.git")
+    assert cli.main(command) != 0
+    assert (
+        "which no container reaches. Set one with `dvkf remote add -d NAME URL`." in capsys.readouterr().err
+    )
+    assert cli.main(["remote", "add", "-q", "-d", "lake", "s3://lake/digits"]) == 0
+    (own.root / "requirements.txt").write_text("scikit-learn\n")
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert (
+        "docker push registry.example.org/flows:1\n\tprefect work-pool create my-digits --type kubernetes"
+        in said
+    )
+    assert (
+        'DvcRepository(path="git@git.example.org:team/digits.git").save("my-digits"'
+        in (own.root / "blocks.py").read_text()
+    )
+    recipe = (own.root / "Dockerfile.prefect").read_text()
+    assert "COPY requirements.txt" in recipe and "-r /tmp/requirements.txt" in recipe
+    # A server of models would end with its container.
+    assert list(deployments(own.root)) == ["repro", "train"]
+    pool = deployments(own.root)["train"]["work_pool"]
+    assert pool == {"name": "my-digits", "job_variables": {"image": "registry.example.org/flows:1"}}
+
+
+def test_check_names_what_is_missing(own: Repo, prefect_server: None) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    def failed() -> dict[str, str]:
+        return {c.name: f"{c.found}; {c.next_step}" for c in check_deployments(own.root) if c.state != "ok"}
+
+    assert failed() == {"prefect.yaml": f"not in {own.root}; `dvkf prefect init` writes it"}
+    (own.root / "dvc.yaml").write_text(STAGES)
+    assert cli.main(["prefect", "init", "-q", "--name", "own", "--cron", "0 3 * * *"]) == 0
+    pool = {"work pool own": "not on the server; `prefect work-pool create own --type process`"}
+    saved = "not saved on the server; `python blocks.py`"
+    blocks = {"block dvc-repository/own": saved, "block kubeflow-pipelines/own": saved}
+    absent = {"deployment repro/repro": "not deployed; `prefect deploy --name repro`"}
+    assert failed() == {**blocks, **pool, **absent}
+    runpy.run_path(str(own.root / "blocks.py"))
+    assert failed() == {**pool, **absent}
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="own", type="process"))
+        nobody = {"workers of own": "none is online, so runs wait; `prefect worker start --pool own`"}
+        assert failed() == {**nobody, **absent}
+        client.send_worker_heartbeat("own", "worker 1", 30)
+        assert failed() == absent
+
+        flow_id = client.request("POST", "/flows/", json={"name": "repro"}).json()["id"]
+        parameters: dict[str, object] = {"repository": "own", "pipelines": "own"}
+        made = {
+            "name": "repro",
+            "flow_id": flow_id,
+            "entrypoint": "flows/repro.py:repro",
+            "work_pool_name": "own",
+            "parameters": parameters,
+            "schedules": [{"schedule": {"cron": "0 3 * * *", "timezone": "UTC"}, "active": False}],
+        }
+
+        def deploy(**changed: object) -> None:
+            client.request("POST", "/deployments/", json={**made, **changed})
+
+        deploy(parameters={**parameters, "force": True})
+        step = "`prefect deploy --name repro`"
+        assert failed() == {"deployment repro/repro": f"differs from prefect.yaml in parameters; {step}"}
+        deploy()
+        assert failed() == {"deployment repro/repro": f"its schedules of prefect.yaml are not active; {step}"}
+        deploy(schedules=[{**made["schedules"][0], "active": True}])  # type: ignore[index]
+        assert failed() == {}
+        checks = {check.name: check.found for check in check_deployments(own.root)}
+        assert checks["deployment repro/repro"] == "cron 0 3 * * * UTC"
+        assert checks["block dvc-repository/own"] == str(own.root)
+        assert checks["workers of own"] == "worker 1"
+
+    # Files that are wrong, and a folder that is gone.
+    (own.root / "flows/repro.py").write_text("import not_there_at_all\n")
+    assert "not_there_at_all" in failed()["flow flows/repro.py:repro"]
+    text = (own.root / "prefect.yaml").read_text()
+    (own.root / "prefect.yaml").write_text(text.replace("    entrypoint: flows/repro.py:repro\n", ""))
+    assert failed() == {"prefect.yaml": "deployment repro lacks entrypoint; correct the file"}
+    (own.root / "prefect.yaml").write_text(text)
+    own.root.rename(own.root.with_name("moved"))
+    lost = {c.name: c.found for c in check_deployments(own.root.with_name("moved")) if c.state == "fail"}
+    assert str(own.root) in lost["block dvc-repository/own"]
+
+
+def test_check_without_a_server(
+    own: Repo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    assert cli.main(["prefect", "init", "-q"]) == 0
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert cli.main(["prefect", "check", "--json"]) == 1
+    *_, last = json.loads(capsys.readouterr().out)
+    assert (last["name"], last["state"]) == ("server", "fail")
+    assert last["found"] == "no address is set, so workers refuse to run"
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert cli.main(["prefect", "check"]) == 1
+    assert "fail server: http://127.0.0.1:1/api: " in capsys.readouterr().out
+
+
+@pytest.fixture
+def pasted(own: Repo, tmp_path: Path) -> Iterator[tuple[PrefectServer, str]]:
+    """The server and the worker that the page's commands make in a repository, on another port."""
+    server = PrefectServer(tmp_path)
+    del server.environment["PREFECT_API_URL"], server.environment["PREFECT_SERVER_UI_API_URL"]
+    server.environment["PREFECT_SERVER_API_PORT"] = str(server.port)
+    (tmp_path / "tree").symlink_to(own.root)
+    text = PAGE.read_text().replace("4200", str(server.port))
+    (init,), (start,), (export, *prepare, work), (_, *look) = (
+        each.splitlines() for each in re.findall(r"```sh\n(.*?)```", text, re.S)
+    )
+    with ExitStack() as started:
+        started.callback(server.http.close)
+        server.run("bash", "-ec", init)
+        git(own.root, "add", "--all")
+        git(own.root, "commit", "--quiet", "--message", "Deploy")
+        process = server.start(*start.split())
+        started.callback(end, process)
+        server.wait_until_up(process)
+        server.run("bash", "-ec", "\n".join((export, *prepare)))
+        server.environment["PREFECT_API_URL"] = server.api
+        worker = server.start(*work.split())
+        started.callback(end, worker, grace=20)
+        yield server, "\n".join(look)
+
+
+# Starts a server and a worker; what it proves of the deployments' runs, test_deployments proves in `make test`.
+@pytest.mark.long
+def test_the_page_can_be_pasted(own: Repo, pasted: tuple[PrefectServer, str]) -> None:
+    from processes import wait_until
+
+    server, look = pasted
+    wait_until(lambda: server.post("/work_pools/digits/workers/filter", {}), 120)
+    said = server.run("bash", "-ec", look)
+    assert "fail" not in said
+    assert "ok   workers of digits: " in said and "ok   deployment train/train: cron 0 3 * * * UTC" in said
+    assert git(own.root, "log", "-1", "--format=%s") == "Repro: prepare"

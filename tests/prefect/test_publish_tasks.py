@@ -1,0 +1,57 @@
+"""The tasks on published versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from dvkf_prefect.blocks import DvcRepository
+from dvkf_prefect.cards import artifact_key
+from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks import publish_model, register_model
+
+from .conftest import git
+
+Artifacts = Callable[[str], list[Any]]
+
+
+@pytest.fixture
+def signs(repo: Repo) -> Repo:
+    """A repository with a model that is tracked, committed and pushed."""
+    (repo.root / "signs.joblib").write_bytes(b"weights")
+    (repo.root / "dvc.yaml").write_text("artifacts:\n  signs: {path: signs.joblib}\n")
+    repo.add([repo.root / "signs.joblib"])
+    git(repo.root, "add", "-A")
+    git(repo.root, "commit", "-qm", "Train")
+    return repo
+
+
+def test_a_version_is_published(signs: Repo, tmp_path: Path, artifacts: Artifacts) -> None:
+    block = DvcRepository(path=str(signs.root), label="published", models_url=str(tmp_path / "models"))
+
+    @flow
+    def release(to: str | None) -> Any:
+        register_model(block, "signs")
+        return publish_model(block, "signs", to=to), publish_model(block, "signs", "v0.0.1", to=to)
+
+    for to in (None, str(tmp_path / "others")):
+        first, again = release(to)
+        folder = tmp_path / ("models" if to is None else "others") / "signs" / "v0.0.1"
+        assert (folder / "model.joblib").read_bytes() == b"weights"
+        assert first.manifest.uri == f"file://{folder}/"
+        assert (first.new, again.new, again.manifest) == (True, False, first.manifest)
+    card = artifacts(artifact_key("published", "published", "signs"))[0]
+    assert "1 sent through this machine" in card.description
+    assert first.manifest.digest[:12] in card.data and "kserve-sklearnserver" in card.data
+
+
+def test_publishing_needs_a_place(signs: Repo, prefect_server: None) -> None:
+    with pytest.raises(ConfigError, match="Set models_url of the block, or pass `to`"):
+        flow(lambda: publish_model(DvcRepository(path=str(signs.root)), "signs"), name="publish")()
+    with pytest.raises(ValueError, match="holds a password, token or signature"):
+        DvcRepository(path=str(signs.root), models_url="s3://key:secret@bucket/models")
