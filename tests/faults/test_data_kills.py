@@ -9,7 +9,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -84,19 +83,20 @@ def test_a_killed_verb_is_finished_by_the_next(template: World, verb: Verb, apar
 
 def test_a_killed_push_is_resumed(tmp_path: Path) -> None:
     """It is killed when the remote has five of thirteen objects; the next sends the other eight, and those alone."""
-    with web_server() as web:
+    with web_server() as web, web_server() as second:
         root = tmp_path / "r"
         make_repo(root, {f"d/{n}": f"{n}\n" for n in range(12)}, remote=f"{web.url}/store", add=["d"])
-        stored: Counter[str] = Counter()
+        blobs = second.handler.blobs = web.handler.blobs
         lock, reached, killed = threading.Lock(), threading.Event(), threading.Event()
         put = web.handler.do_PUT
 
+        def stored() -> set[str]:
+            return {path for path in blobs if "/files/" in path}
+
         def keep_five(self: BlobHandler) -> None:
             with lock:
-                counted = "/files/" in self.path
-                if not counted or len(stored) < 5 or killed.is_set():
+                if "/files/" not in self.path or len(stored()) < 5:
                     put(self)
-                    stored.update([self.path] if counted else [])
                     return
             reached.set()
             killed.wait()
@@ -107,7 +107,18 @@ def test_a_killed_push_is_resumed(tmp_path: Path) -> None:
         wait_until(lambda: reached.is_set() or process.poll() is not None)
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert len(stored) == 5
         killed.set()
+        before, sent = stored(), []
+
+        def note(self: BlobHandler) -> None:
+            sent.append(self.path)
+            put(self)
+
+        # The same store at another port: what the killed process had sent cannot arrive there.
+        second.handler.do_PUT = note  # type: ignore[method-assign]
+        config = root / ".dvc/config"
+        config.write_text(config.read_text().replace(web.url, second.url))
         Repo.open(root).push()
-    assert sorted(stored.values()) == [1] * 13
+    assert len(before) == 5
+    assert len(stored()) == 13
+    assert sorted(path for path in sent if "/files/" in path) == sorted(stored() - before)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from servers import serving
 
-from dvkf_prefect.data.remotes import open_storage, pages
+from dvkf_prefect.data.remotes import objects, open_storage, pages
 from dvkf_prefect.data.remotes.remote import Remote
 from dvkf_prefect.data.upkeep.inventory import inventory_of
 from dvkf_prefect.errors import RemoteError
@@ -210,6 +212,29 @@ def test_a_long_listing_takes_little_memory(pair: tuple[type[Handler], type[Hand
     listed, memory = map(int, done.stdout.split())
     assert listed == total * 1000
     assert memory < 300
+
+
+def test_a_page_is_returned_after_its_handover(
+    pair: tuple[type[Handler], type[Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A native thread of obstore that still hands a page over aborts a process that ends: one script in nine did."""
+    returned: list[bool] = []
+    wake = asyncio.SelectorEventLoop.call_soon_threadsafe
+
+    def slowly(self: asyncio.SelectorEventLoop, *args: Any, **options: Any) -> asyncio.Handle:
+        handle = wake(self, *args, **options)
+        time.sleep(0.2)
+        returned.append(True)
+        return handle
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "call_soon_threadsafe", slowly)
+    monkeypatch.setattr(objects, "CLOCK", pages.Clock())
+    server, _ = pair
+    server.do_GET = lambda self: self.reply(200, page_of([f"files/md5/aa/{'b' * 30}"], None))  # type: ignore[method-assign, misc]
+    storage = open_storage("s3://b/x", {**S3, "endpointurl": f"http://{server.host}"}, backend="obstore")  # type: ignore[attr-defined]
+    assert len(list(storage.dated())) == 1
+    # Each of the page and the end is asked for by one call and handed over by another.
+    assert len(returned) == 4
 
 
 @pytest.mark.parametrize("what", ["itself", "deeper"])

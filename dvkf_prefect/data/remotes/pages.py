@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dvkf_prefect.data.remotes.errors import Place
 
@@ -78,17 +79,22 @@ class Clock:
     """Timeout for the next page of an obstore stream, which reads empty pages for ever by itself.
 
     The stream runs in an event loop of its own thread, and a page that takes too long is cancelled.
+
+    obstore hands a page over from a native thread, which gives up the GIL to wake the event loop. A native thread that
+    takes the GIL back while Python ends aborts the process. So `next` waits until each handover has returned.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._handovers: set[object] = set()
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         """Reset the state in a forked process, which does not have the thread."""
         self._lock = threading.Lock()
         self._loop = None
+        self._handovers = set()
 
     def next(self, stream: AsyncIterator[T], place: Place, tried: str) -> T | None:
         """Return the next page, or None at the end.
@@ -112,12 +118,29 @@ class Clock:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._count_handovers(self._loop)
                 threading.Thread(target=self._loop.run_forever, name="dvkf-pages", daemon=True).start()
             loop = self._loop
         try:
             return asyncio.run_coroutine_threadsafe(bounded(), loop).result()
         except (asyncio.TimeoutError, FutureTimeoutError):
             raise place.unreachable(tried, f"nothing arrived in {LONGEST_PAGE:.0f} s") from None
+        finally:
+            while self._handovers:
+                time.sleep(0)
+
+    def _count_handovers(self, loop: asyncio.AbstractEventLoop) -> None:
+        wake = loop.call_soon_threadsafe
+
+        def call_soon_threadsafe(*args: Any, **options: Any) -> asyncio.Handle:
+            handover = object()
+            self._handovers.add(handover)
+            try:
+                return wake(*args, **options)
+            finally:
+                self._handovers.discard(handover)
+
+        loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[assignment, method-assign]
 
 
 CLOCK = Clock()
