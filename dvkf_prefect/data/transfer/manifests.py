@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -178,6 +177,8 @@ class Manifests:
         # Open the remotes here, in one thread.
         places = [self._places(manifest) for manifest in away]
         remotes = [remote for group in places for remote in group if not isinstance(remote, DvkfError)]
+        from concurrent.futures import ThreadPoolExecutor  # slow to import
+
         jobs = max((remote.jobs for remote in remotes), default=1)
         with ThreadPoolExecutor(max(1, min(jobs, len(away)))) as pool:
             yield from zip(away, pool.map(self._read, away, places), strict=True)
