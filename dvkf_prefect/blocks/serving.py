@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ModelServer(Block):
-    """Serves registered models on the worker's machine, one process per model, on 127.0.0.1.
+    """Serves registered models on the worker's machine, on 127.0.0.1: one process per model, or one for several.
 
     The servers implement the V1 and the Open Inference Protocol. A new version takes over the port of the previous
     one without refusing a request.
@@ -48,6 +48,11 @@ class ModelServer(Block):
         default=None,
         title="State folder",
         description="Folder on the worker with the state of running servers; below Prefect's home if empty.",
+    )
+    server: str = Field(
+        default="",
+        title="Server",
+        description="Name of the server that models are deployed into; empty for a server of its own for each model.",
     )
     port: int = Field(
         default=0,
@@ -86,7 +91,7 @@ class ModelServer(Block):
 
     def serving(self) -> LocalServing:
         """Return the registry of running servers, which finds, starts and stops them."""
-        return LocalServing(self.folder, Batching(self.batch_size, self.batch_wait))
+        return LocalServing(self.folder, Batching(self.batch_size, self.batch_wait), self.server)
 
     @property
     def where(self) -> str:
@@ -129,13 +134,15 @@ class ModelServer(Block):
             )
 
     def undeploy(self, model: str) -> bool:
-        """Stop the server of a model; requests in flight are answered first.
+        """Stop the server of a model, or unload it from a shared one; requests in flight are answered first.
+
+        A shared server ends with its last model.
 
         Args:
             model: The model's name.
 
         Returns:
-            True if one was running.
+            True if it was served.
 
         Raises:
             ServingError: The server does not end.

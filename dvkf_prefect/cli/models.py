@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar
 from dvkf_prefect.cli._output import say
-from dvkf_prefect.cli.serving import model_canary, model_deploy, model_undeploy, serving_arguments
+from dvkf_prefect.cli.serving import (
+    model_canary,
+    model_deploy,
+    model_services,
+    model_undeploy,
+    serving_arguments,
+)
 
 if TYPE_CHECKING:
     from dvkf_prefect.models.registry import ModelRegistry
@@ -47,6 +53,7 @@ def model_arguments(parser: Parser) -> None:
         deploy=(model_deploy, "Serve a version on this machine, or on a cluster with KServe."),
         undeploy=(model_undeploy, "Remove the service of a model."),
         canary=(model_canary, "Show, promote or abort the canary of a model on a cluster."),
+        services=(model_services, "List the models that are served on this machine."),
         publish=(model_publish, "Publish the files of a version in the layout of KServe's runtimes."),
         mirror=(model_mirror, "Mirror models in a Kubeflow Model Registry."),
         **{"check-ref": (model_check_ref, "Show the event that a git tag records.")},

@@ -21,7 +21,7 @@ _FIELDS = (
 
 
 def serving_arguments(commands: dict[str, Parser]) -> None:
-    """Describe ``dvkf model deploy``, ``undeploy`` and ``canary``."""
+    """Describe ``dvkf model deploy``, ``undeploy``, ``canary`` and ``services``."""
     deploy, undeploy, canary = commands["deploy"], commands["undeploy"], commands["canary"]
     deploy.add_argument("model", metavar="MODEL[@VERSION]", help="model, with @version or #stage")
     for parser in (undeploy, canary):
@@ -59,6 +59,9 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
         help="format (default: that of the publication, or by the names of the files)",
     )
     deploy.add_argument(
+        "--server", default="", metavar="<name>", help="server on this machine that several models share"
+    )
+    deploy.add_argument(
         "--runtime", metavar="<name>", help="runtime of KServe in place of the format's usual one"
     )
     deploy.add_argument("--protocol", choices=("v1", "v2"), help="protocol of the runtime")
@@ -82,7 +85,7 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
     act.add_argument(
         "--abort", action="store_true", help="end the canary; the version before it has all traffic"
     )
-    for parser in (deploy, canary):
+    for parser in (deploy, canary, commands["services"]):
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -98,7 +101,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     if args.place == "local":
         if args.uri:
             raise ConfigError("--uri is for a cluster. Add --to kserve.")
-        here = _local(args.timeout)
+        here = _local(args.timeout, args.server)
         endpoint: Any
         if args.canary is not None:
             endpoint = here.start_canary(registry, version, args.canary, model_format=args.format)
@@ -106,6 +109,8 @@ def model_deploy(args: argparse.Namespace) -> int:
             endpoint = here.deploy(registry, version, model_format=args.format)
         where = here.where
     else:
+        if args.server:
+            raise ConfigError("--server is for this machine. Leave --to kserve out.")
         server = _kserve(args)
         if args.canary is not None:
             canary = server.deployment().start_canary(registry, version, args.canary, uri=args.uri)
@@ -158,10 +163,23 @@ def model_canary(args: argparse.Namespace) -> int:
     return 0
 
 
-def _local(timeout: int | None) -> ModelServer:
+def model_services(args: argparse.Namespace) -> int:
+    """Run ``dvkf model services``."""
+    from dataclasses import asdict
+
+    endpoints = _local(None).serving().list()
+    if args.json:
+        print(json.dumps([asdict(endpoint) for endpoint in endpoints]))
+        return 0
+    for endpoint in endpoints:
+        say(endpoint)
+    return 0
+
+
+def _local(timeout: int | None, server: str = "") -> ModelServer:
     from dvkf_prefect.blocks import ModelServer
 
-    return ModelServer(timeout=timeout) if timeout else ModelServer()
+    return ModelServer(timeout=timeout, server=server) if timeout else ModelServer(server=server)
 
 
 def _kserve(args: argparse.Namespace) -> KServeModelServer:

@@ -15,7 +15,7 @@ from dvkf_prefect.serving.tensors import attach_binary, detach_binary
 # Smaller answers are not worth compressing.
 _COMPRESSED_FROM = 4096
 _ERROR = 2000
-_JSON = "application/json"
+JSON = "application/json"
 
 _log = logging.getLogger("dvkf.server")
 
@@ -58,7 +58,7 @@ def json_answer(
     document: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
     """Return an answer of JSON."""
-    return Answer(status, render(document), {"content-type": _JSON, **(headers or {})})
+    return Answer(status, render(document), {"content-type": JSON, **(headers or {})})
 
 
 def failure(status: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:
@@ -116,7 +116,7 @@ def write_answer(request: Request, document: object, found: dict[str, Any]) -> A
     """
     tail = detach_binary(document, found) if request.protocol == "v2" else b""
     data = render(found)
-    headers = {"content-type": _JSON, "vary": "accept-encoding"}
+    headers = {"content-type": JSON, "vary": "accept-encoding"}
     if tail:
         headers |= {BINARY_HEADER: str(len(data)), "content-type": "application/octet-stream"}
         data += tail

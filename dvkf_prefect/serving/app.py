@@ -7,6 +7,7 @@
 | ``GET /v2``, ``/v2/health/live``, ``/v2/health/ready`` | Open Inference Protocol V2 |
 | ``GET /v2/models/NAME[/versions/VERSION][/ready]``, ``POST …/infer`` | the same |
 | ``GET /v2/models`` | list of the models, as kserve.ModelServer |
+| ``POST /v2/repository/index`` | state of each version, as Triton |
 | ``GET /metrics`` | Prometheus |
 
 The header ``X-Model-Version`` of an answer is the version that computed it.
@@ -18,6 +19,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -30,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dvkf_prefect.errors import PredictionError
 from dvkf_prefect.serving.answering import (
+    JSON,
     Answer,
     Request,
     failure,
@@ -42,13 +45,16 @@ from dvkf_prefect.serving.intake import (
     Budget,
     accepts_gzip,
     check_headers,
+    parse,
     read_body,
+    render,
 )
 from dvkf_prefect.serving.metrics import CONTENT_TYPE, Metrics
 from dvkf_prefect.serving.served import Protocol
 from dvkf_prefect.serving.tensors import BINARY_EXTENSION
 from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER, Models
 
+_INDEX_BYTES = 4096
 _REST = re.compile(r"(:predict|:explain|(/versions/[^/]+)?(/ready|/infer)?)")
 
 
@@ -114,6 +120,15 @@ class _App:
     async def list_models(self, request: HttpRequest) -> Response:
         return _json({"models": self.models.names})
 
+    async def repository_index(self, request: HttpRequest) -> Response:
+        with self.budget.share() as share:
+            body = await read_body(_stream(request), _INDEX_BYTES, share)
+            asked = parse(body, share) if body else {}
+        if not isinstance(asked, dict):
+            raise PredictionError('expected {"ready": true}, or no body')
+        states = [s for s in self.models.states() if s.state == "READY" or asked.get("ready") is not True]
+        return _response(Answer(200, render([asdict(state) for state in states]), {"content-type": JSON}))
+
     async def server(self, request: HttpRequest) -> Response:
         return _json({"name": "dvkf-prefect", "version": self.version, "extensions": [BINARY_EXTENSION]})
 
@@ -157,6 +172,7 @@ def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) ->
         Route("/v1/models/{name:path}", app.model_ready),
         Route("/v2", app.server),
         Route("/v2/", app.server),
+        Route("/v2/repository/index", app.repository_index, methods=["POST"]),
         Route("/v2/health/live", app.live),
         Route("/v2/health/ready", app.ready),
         Route("/v2/models", app.list_models),

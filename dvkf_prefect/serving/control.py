@@ -7,6 +7,7 @@ The server accepts connections of its own user only. Each has one line of JSON w
 | ``listener`` | | sends the listening socket, for a successor |
 | ``load`` | name, version, path, digest, format, percent, … | loads a version, then gives it its percentage |
 | ``shift`` | name, percents | changes the split between loaded versions |
+| ``unload`` | name | unloads all versions of a model, after their last answers |
 
 The answer is ``{"state": "done"}``, or ``{"state": "failed", "kind", "message"}``.
 """

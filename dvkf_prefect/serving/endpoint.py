@@ -30,6 +30,7 @@ class Endpoint:
         canary: Version that gets a part of the requests beside `version`; empty for none.
         percent: Percentage of the requests for the canary.
         canary_digest: Digest of the canary's files.
+        server: Name of the server that it shares with other models; empty for one of its own.
     """
 
     url: str
@@ -42,10 +43,12 @@ class Endpoint:
     canary: str = ""
     percent: int = 0
     canary_digest: str = ""
+    server: str = ""
 
     def __str__(self) -> str:
         canary = f", {self.percent} % to {self.canary}" if self.canary else ""
-        return f"{self.model} {self.version} at {self.url} (pid {self.pid}{canary})"
+        server = f"server {self.server}, " if self.server else ""
+        return f"{self.model} {self.version} at {self.url} ({server}pid {self.pid}{canary})"
 
     def ready(self, *, timeout: float = 5.0) -> bool:
         """Return True if the server is ready to predict with this version.

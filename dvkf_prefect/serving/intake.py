@@ -215,7 +215,7 @@ def parse(body: bytes, share: Share) -> object:
         raise PredictionError(f'{what}. Send {{"instances": [...]}} or {{"inputs": [...]}}.') from error
 
 
-def render(document: Mapping[str, Any]) -> bytes:
+def render(document: Mapping[str, Any] | list[Any]) -> bytes:
     """Encode a document as JSON in ASCII, which no text can break."""
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
 

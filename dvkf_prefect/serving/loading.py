@@ -53,7 +53,7 @@ def load_model(
         loaded = adapter.load(files)
     except DvkfError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # other models of the server go on
         raise ServingError(
             f"model '{name}' {version} cannot be {found.verb} ({type(error).__name__}: {error}). Install the packages "
             "that it was trained with, in the same versions."

@@ -1,72 +1,29 @@
 """Model servers on this machine: start, replace, find and stop them.
 
 A server is a separate process (`dvkf_prefect.serving.server`). Its state lies in a state folder, one small file a
-model, so any later process finds it. A new version gets the listening socket of the version before it. So the port
-always accepts, and no request is refused or cut off.
+server, so any later process finds it. A model has a server of its own, or shares a named one with others. A new
+version gets the listening socket of the server before it, or is loaded beside the old one in a shared server. So the
+port always accepts, and no request is refused or cut off.
 """
 
 from __future__ import annotations
 
 import builtins
-import json
-import os
-import secrets
 import socket
-import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from dvkf_prefect.data.repository.locks import RepoLock
-from dvkf_prefect.errors import LockedError, ModelDigestError, ServingError
-from dvkf_prefect.files import write_atomic
-from dvkf_prefect.processes import leash
-from dvkf_prefect.processes.identity import LOCALHOST, ProcessId, listen
+from dvkf_prefect.errors import ServingError
+from dvkf_prefect.processes.identity import LOCALHOST, listen
+from dvkf_prefect.serving import launch
 from dvkf_prefect.serving.control import send_message, take_listener
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.lanes import Batching
-
-_LOG_LINES = 20
-_LOG_LIMIT = 1 << 20
-# An ending server finishes its requests: 2 s for idle connections, 30 s for running computations.
-_END_GRACE = 35.0
-
-# Servers started by this process, until they end: a leashed one dies when its leash is released.
-_children: dict[int, subprocess.Popen[bytes]] = {}
-
-
-@dataclass(frozen=True)
-class _Server:
-    """An endpoint with the data to find its process and its listening socket again."""
-
-    endpoint: Endpoint
-    process: ProcessId
-    control: str
-    port: int
-    batching: Batching
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "endpoint": asdict(self.endpoint),
-            "process": self.process.as_dict(),
-            "control": self.control,
-            "port": self.port,
-            "batching": asdict(self.batching),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> _Server:
-        return cls(
-            Endpoint(**values["endpoint"]),
-            ProcessId.from_dict(values["process"]),
-            str(values["control"]),
-            int(values["port"]),
-            Batching(**values["batching"]),
-        )
+from dvkf_prefect.serving.launch import ModelFiles, Started
+from dvkf_prefect.serving.records import Hosted, Records, ServerRecord
 
 
 class LocalServing:
@@ -75,6 +32,7 @@ class LocalServing:
     Args:
         state_dir: Folder of their state and logs; created if missing.
         batching: Bounds of batches, for versions that are deployed by this object.
+        server: Name of the server that models are deployed into; each model gets a server of its own if empty.
 
     Example:
         >>> import tempfile
@@ -82,9 +40,11 @@ class LocalServing:
         []
     """
 
-    def __init__(self, state_dir: str | Path, batching: Batching | None = None) -> None:
+    def __init__(self, state_dir: str | Path, batching: Batching | None = None, server: str = "") -> None:
         self.state_dir = Path(state_dir)
         self.batching = batching or Batching()
+        self.server = server
+        self._records = Records(self.state_dir)
 
     def deploy(
         self,
@@ -100,7 +60,8 @@ class LocalServing:
     ) -> Endpoint:
         """Serve a version of a model; replace the running version, and its canary, on its port.
 
-        On return, only the new version answers. On failure, the old version continues to run.
+        A model that is served keeps its server. On return, only the new version answers. On failure, the old version
+        continues to run, and so do other models of the server.
 
         Args:
             name: Name of the model.
@@ -114,35 +75,26 @@ class LocalServing:
 
         Raises:
             ModelDigestError: The file does not have that digest.
-            ServingError: The server did not start; the message ends with the last lines of its log.
+            ServingError: The server did not start; the message ends with the last lines of its log. Or the model is
+                served by another server, or the named server has another port or lifetime.
         """
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        with self._lock(name, timeout):
-            running = self._running(name)
+        model = ModelFiles(name, version, model_file.absolute(), digest, model_format, self.batching)
+        key = self._key(name)
+        with self._lock(key, name, timeout):
+            running = self._records.running(key)
             old = running[0] if running else None
             for server in running[1:]:
-                self._end(server)
-            if old and self._serves(old, version, digest, port, detached):
-                return old.endpoint
+                launch.end(server)
+            if old and (found := self._serving(old, model, port, detached)):
+                return found
+            if old and Records.is_shared(key):
+                return self._deploy_beside(key, old, model, port, detached, timeout)
             listener = self._take_over(old, port)
             try:
-                new = self._start(
-                    name,
-                    version,
-                    model_file.absolute(),
-                    digest,
-                    model_format,
-                    listener,
-                    detached,
-                    timeout,
-                    old,
-                )
+                return self._start(key, model, listener, detached, timeout, old)
             finally:
                 listener.close()
-            if old:
-                self._end(old)
-                self._write(name, [new])
-            return new.endpoint
 
     def start_canary(
         self,
@@ -174,26 +126,24 @@ class LocalServing:
         """
         if not 0 <= percent <= 99:
             raise ServingError(f"a canary cannot have {percent} % of the requests of '{name}'. Use 0 to 99.")
-        with self._lock(name, timeout):
-            server = self._served(name)
-            before = server.endpoint
+        key = self._records.place_of(name)
+        with self._lock(key, name, timeout):
+            server, hosted = self._served(key, name)
+            before = hosted.endpoint
             if version == before.version:
                 raise ServingError(f"'{name}' {version} is served already. Give a canary another version.")
             after = replace(before, canary=version, percent=percent, canary_digest=digest)
             # Written first: after a kill, `abort_canary` ends what may be loaded.
-            self._write(name, [replace(server, endpoint=after)])
-            message: dict[str, Any] = {
-                "op": "load", "name": name, "version": version, "path": str(model_file.absolute()), "digest": digest,
-                "percent": percent, "batch_size": self.batching.size, "batch_wait": self.batching.wait,
-                "format": model_format,
-            }  # fmt: skip
+            self._records.write(key, [server.having(Hosted(after, hosted.batching))])
+            model = ModelFiles(name, version, model_file.absolute(), digest, model_format, self.batching)
+            message = _load_message(model, percent)
             if (before.canary, before.canary_digest) == (version, digest):
                 percents = {version: percent, before.version: 100 - percent}
                 message = {"op": "shift", "name": name, "percents": percents}
             try:
                 send_message(server.control, message, timeout=timeout)
             except BaseException:
-                self._write(name, [server])
+                self._records.write(key, [server])
                 raise
             return after
 
@@ -222,10 +172,11 @@ class LocalServing:
         return self._end_canary(name, timeout, promote=False)
 
     def _end_canary(self, name: str, timeout: float, *, promote: bool) -> Endpoint:
-        self._served(name)  # without a server there is no folder for the lock
-        with self._lock(name, timeout):
-            server = self._served(name)
-            before = server.endpoint
+        key = self._records.place_of(name)
+        self._served(key, name)  # without a server there is no folder for the lock
+        with self._lock(key, name, timeout):
+            server, hosted = self._served(key, name)
+            before = hosted.endpoint
             if not before.canary:
                 raise ServingError(f"'{name}' {before.version} has no canary. Start one first.")
             after = replace(before, canary="", percent=0, canary_digest="")
@@ -237,238 +188,177 @@ class LocalServing:
                 {"op": "shift", "name": name, "percents": {after.version: 100}},
                 timeout=timeout,
             )
-            self._write(name, [replace(server, endpoint=after)])
+            self._records.write(key, [server.having(replace(hosted, endpoint=after))])
             return after
 
-    def _served(self, name: str) -> _Server:
-        running = self._running(name)
-        if not running:
-            raise ServingError(
-                f"model '{name}' is not served in {self.state_dir}. Deploy a version of it first."
-            )
-        return running[0]
+    def _served(self, key: str, name: str) -> tuple[ServerRecord, Hosted]:
+        for record in self._records.running(key)[:1]:
+            if hosted := record.find(name):
+                return record, hosted
+        raise ServingError(f"model '{name}' is not served in {self.state_dir}. Deploy a version of it first.")
 
     def get(self, name: str) -> Endpoint | None:
-        """Return the running server of a model, or None."""
-        running = self._running(name)
-        return running[0].endpoint if running else None
+        """Return the running endpoint of a model, or None."""
+        for record in self._records.running(self._records.place_of(name))[:1]:
+            if hosted := record.find(name):
+                return hosted.endpoint
+        return None
 
     def list(self) -> builtins.list[Endpoint]:
-        """Return all running servers, sorted by model."""
-        found = [self._read(file) for file in self.state_dir.glob("*.json")]
-        running = [[server for server in servers if server.process.alive] for servers in found]
-        return sorted((servers[0].endpoint for servers in running if servers), key=lambda e: e.model)
+        """Return the endpoints of all running servers, sorted by model."""
+        servers = [running[0] for running in self._records.all() if running]
+        return sorted((hosted.endpoint for each in servers for hosted in each.models), key=lambda e: e.model)
 
     def stop(self, name: str, *, timeout: float = 60.0) -> bool:
-        """Stop a model's server; requests in flight are answered first.
+        """Stop a model's server, or unload it from a shared one; requests in flight are answered first.
+
+        A shared server ends with its last model.
 
         Args:
             name: Name of the model.
-            timeout: Seconds to wait for another process that deploys the model.
+            timeout: Seconds to wait for another process that deploys the model, and for the server.
 
         Returns:
-            True if a server was running.
+            True if the model was served.
 
         Raises:
-            ServingError: The server does not end.
+            ServingError: The server does not end, or does not answer.
         """
         if not self.state_dir.is_dir():
             return False
-        with self._lock(name, timeout):
-            running = self._running(name)
+        key = self._records.place_of(name)
+        with self._lock(key, name, timeout):
+            running = self._records.running(key)
+            if running and running[0].without(name).models:
+                found = running[0].find(name) is not None
+                if found:
+                    # The server first: it does the same again after a kill.
+                    send_message(running[0].control, {"op": "unload", "name": name}, timeout=timeout)
+                    self._records.write(key, [running[0].without(name), *running[1:]])
+                return found
             for server in running:
-                self._end(server)
-            self._file(name).unlink(missing_ok=True)
+                launch.end(server)
+            self._records.write(key, [])
             return bool(running)
 
-    # -- state ---------------------------------------------------------------------------------------------------------
-
-    def _file(self, name: str, suffix: str = ".json") -> Path:
-        return self.state_dir / (quote(name, safe="") + suffix)
+    def _key(self, name: str) -> str:
+        """Return the key of the server to deploy a model into."""
+        place = self._records.place_of(name)
+        if not self.server or place == (key := Records.key(name, self.server)):
+            return place
+        if running := self._records.running(place):
+            at = running[0].models[0].endpoint.server or "one of its own"
+            raise ServingError(
+                f"model '{name}' is served by another server ({at}) than '{self.server}': {self.state_dir}. Undeploy "
+                "it first."
+            )
+        return key
 
     @contextmanager
-    def _lock(self, name: str, timeout: float) -> Iterator[None]:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(RepoLock(self._file(name, ".lock")).hold(timeout))
-            except LockedError as error:
-                raise ServingError(
-                    f"model '{name}': another process has been deploying or stopping it for {timeout:.0f} s"
-                ) from error
+    def _lock(self, key: str, name: str, timeout: float) -> Iterator[None]:
+        what = f"the server of model '{name}'" if Records.is_shared(key) else f"model '{name}'"
+        with self._records.lock(key, what, timeout):
             yield
 
-    def _read(self, file: Path) -> builtins.list[_Server]:
-        """Return the servers in a state file: the one that answers, then those it replaces."""
-        try:
-            return [_Server.from_dict(entry) for entry in json.loads(file.read_bytes())["servers"]]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServingError(
-                f"{file} does not describe a server ({error}). Find the server by the log beside the file, end it, "
-                "and remove the file."
-            ) from error
-
-    def _running(self, name: str) -> builtins.list[_Server]:
-        return [server for server in self._read(self._file(name)) if server.process.alive]
-
-    def _write(self, name: str, servers: Sequence[_Server]) -> None:
-        document = {"servers": [server.as_dict() for server in servers]}
-        write_atomic(self._file(name), json.dumps(document, indent=1).encode(), mode=0o600)
-
-    def _serves(self, old: _Server, version: str, digest: str, port: int, detached: bool) -> bool:
-        """Return True if the running server matches the request and is ready."""
-        endpoint = old.endpoint
-        return (
-            (endpoint.version, endpoint.digest, endpoint.detached) == (version, digest, detached)
+    def _serving(self, old: ServerRecord, model: ModelFiles, port: int, detached: bool) -> Endpoint | None:
+        """Return the endpoint of a running server that matches the request and is ready."""
+        hosted = old.find(model.name)
+        if hosted is None:
+            return None
+        endpoint = hosted.endpoint
+        same = (
+            (endpoint.version, endpoint.digest, endpoint.detached) == (model.version, model.digest, detached)
             and not endpoint.canary
-            and old.batching == self.batching
+            and hosted.batching == model.batching
             and port in (0, old.port)
             # A leashed server of another process would end with that process.
-            and (detached or endpoint.pid in _children)
+            and (detached or launch.is_child(old.process))
             and endpoint.ready()
         )
+        return endpoint if same else None
+
+    def _deploy_beside(
+        self, key: str, server: ServerRecord, model: ModelFiles, port: int, detached: bool, timeout: float
+    ) -> Endpoint:
+        """Load a model into a running shared server."""
+        where = f"the server '{server.models[0].endpoint.server}'"
+        if port not in (0, server.port):
+            raise ServingError(
+                f"{where} listens on port {server.port}, not {port}. Undeploy its models to change it."
+            )
+        if server.detached != detached or not (detached or launch.is_child(server.process)):
+            life = "outlives" if server.detached else "ends with"
+            raise ServingError(
+                f"{where} {life} the process that started it. Use detached={server.detached}, or "
+                "undeploy its models."
+            )
+        # The server first: a deployment that is cut short loads the version again.
+        send_message(server.control, _load_message(model, 100), timeout=timeout)
+        first = server.models[0].endpoint
+        endpoint = Endpoint(
+            first.url,
+            model.name,
+            model.version,
+            model.digest,
+            first.pid,
+            first.log,
+            detached,
+            server=first.server,
+        )
+        self._records.write(key, [server.having(Hosted(endpoint, model.batching))])
+        return endpoint
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
-    def _take_over(self, old: _Server | None, port: int) -> socket.socket:
+    def _take_over(self, old: ServerRecord | None, port: int) -> socket.socket:
         """Return the socket to listen on: the running server's own, or a new one."""
         if old and port in (0, old.port):
             listener = take_listener(old.control)
             if listener is not None:
                 return listener
             # The server hangs; ending it frees its port.
-            self._end(old, grace=1.0)
+            launch.end(old, grace=1.0)
             port = old.port
         return listen(port)
 
     def _start(
         self,
-        name: str,
-        version: str,
-        model_file: Path,
-        digest: str,
-        model_format: str | None,
+        key: str,
+        model: ModelFiles,
         listener: socket.socket,
         detached: bool,
         timeout: float,
-        old: _Server | None,
-    ) -> _Server:
-        deadline = time.monotonic() + timeout
-        control = f"dvkf-serving-{secrets.token_hex(16)}"
-        log = self._file(name, ".log").absolute()
-        _rotate(log)
-        argv = leash.module_argv("dvkf_prefect.serving.server", "--name", name, "--version", version)
-        argv += ["--model", str(model_file), "--digest", digest, "--control", control]
-        argv += ["--batch-size", str(self.batching.size), "--batch-wait", str(self.batching.wait)]
-        argv += [] if model_format is None else ["--format", model_format]
-        ours, theirs = socket.socketpair()
-        with ours, open(log, "ab") as log_file:
-            log_start = log_file.tell()
-            with theirs:
-                if detached:
-                    process = subprocess.Popen(
-                        argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file, start_new_session=True
-                    )
-                else:
-                    process = leash.LeashedProcess(
-                        argv, stdin=theirs.fileno(), stdout=log_file, stderr=log_file
-                    )
-            try:
-                socket.send_fds(ours, [b"l"], [listener.fileno()])
-                said = _Said(ours, deadline)
-                self._expect(said, "loaded", name, version, log, log_start)
-                identity = ProcessId.of(process.pid)
-                if identity is None:
-                    raise ServingError(
-                        f"the server of '{name}' {version} exited right after its start. {_tail(log, log_start)}"
-                    )
-                port = listener.getsockname()[1]
-                endpoint = Endpoint(
-                    f"http://{LOCALHOST}:{port}", name, version, digest, process.pid, str(log), detached
-                )
-                new = _Server(endpoint, identity, control, port, self.batching)
-                # Written before the server may accept: if this process dies now, every running server is in a state
-                # file.
-                self._write(name, [new, *([old] if old else [])])
-                ours.sendall(b"g")
-                self._expect(said, "ready", name, version, log, log_start)
-            except BaseException as error:
-                process.kill()
-                process.wait()
-                if old:
-                    self._write(name, [old])
-                else:
-                    self._file(name).unlink(missing_ok=True)
-                if isinstance(error, OSError):
-                    raise ServingError(
-                        f"the server of '{name}' {version} did not start ({error}). {_tail(log, log_start)}"
-                    ) from error
-                raise
-        _children[process.pid] = process
-        return new
+        old: ServerRecord | None,
+    ) -> Endpoint:
+        log = self._records.file(key, ".log").absolute()
+        port = listener.getsockname()[1]
+        records: builtins.list[ServerRecord] = []
 
-    def _expect(self, said: _Said, state: str, name: str, version: str, log: Path, log_start: int) -> None:
-        """Wait until the server reports ``state``."""
-        answer = said.line()
-        if answer.get("state") == state:
-            return
-        if answer.get("kind") == "digest":
-            raise ModelDigestError(answer["message"])
-        reason = answer.get("message") or "it exited without a message"
-        raise ServingError(
-            f"the server of '{name}' {version} did not start: {reason}. {_tail(log, log_start)}"
-        )
+        def loaded(started: Started) -> None:
+            endpoint = Endpoint(
+                f"http://{LOCALHOST}:{port}", model.name, model.version, model.digest, started.process.pid, str(log),
+                detached, server=self.server if Records.is_shared(key) else "",
+            )  # fmt: skip
+            hosted = Hosted(endpoint, model.batching)
+            records.append(ServerRecord(started.process, started.control, port, (hosted,)))
+            # Written before the server may accept: if this process dies now, every running server is in a state
+            # file.
+            self._records.write(key, [*records, *([old] if old else [])])
 
-    def _end(self, server: _Server, *, grace: float = _END_GRACE) -> None:
         try:
-            server.process.end(grace)
-        except (TimeoutError, PermissionError) as error:
-            raise ServingError(f"{server.endpoint} cannot be stopped: {error}") from error
-        child = _children.pop(server.process.pid, None)
-        if child:
-            child.wait()
+            launch.start(model, log, listener, detached=detached, timeout=timeout, loaded=loaded)
+        except BaseException:
+            self._records.write(key, [old] if old else [])
+            raise
+        if old:
+            launch.end(old)
+            self._records.write(key, records)
+        return records[0].models[0].endpoint
 
 
-class _Said:
-    """Lines reported by a starting server, read until one deadline."""
-
-    def __init__(self, channel: socket.socket, deadline: float) -> None:
-        self._channel = channel
-        self._deadline = deadline
-        self._buffer = b""
-
-    def line(self) -> dict[str, str]:
-        """Return the next line; empty if the server ended without one.
-
-        Raises:
-            TimeoutError: The deadline passed without a line.
-        """
-        while b"\n" not in self._buffer:
-            self._channel.settimeout(max(self._deadline - time.monotonic(), 0.001))
-            try:
-                data = self._channel.recv(65536)
-            except TimeoutError:
-                raise TimeoutError("it was not ready in time") from None
-            except ConnectionResetError:
-                return {}
-            if not data:
-                return {}
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, str] = json.loads(line)
-        return answer
-
-
-def _rotate(log: Path) -> None:
-    """Rename a log that exceeds the size limit; one older file is kept."""
-    with suppress(FileNotFoundError):
-        if log.stat().st_size > _LOG_LIMIT:
-            os.replace(log, log.with_name(log.name + ".1"))
-
-
-def _tail(log: Path, start: int) -> str:
-    with open(log, "rb") as stream:
-        stream.seek(max(start, stream.seek(0, os.SEEK_END) - 65536))
-        lines = stream.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
-    return f"The end of its log {log}:\n" + ("\n".join(lines) or "(it is empty)")
+def _load_message(model: ModelFiles, percent: int) -> dict[str, Any]:
+    return {
+        "op": "load", "name": model.name, "version": model.version, "path": str(model.path), "digest": model.digest,
+        "format": model.format, "percent": percent, "batch_size": model.batching.size,
+        "batch_wait": model.batching.wait,
+    }  # fmt: skip

@@ -3,7 +3,8 @@
 ``python -m dvkf_prefect.serving.server --name NAME --version v1.0.0 --model FILE --digest MD5 --port 8080``
 
 On SIGTERM it stops accepting, answers the pending requests, and asks clients with open connections to reconnect. Then
-it ends. `dvkf_prefect.serving.local.LocalServing` starts it, replaces one version by another, and adds versions.
+it ends. `dvkf_prefect.serving.local.LocalServing` starts it, replaces one version by another, and adds versions and
+models.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dvkf_prefect.serving.control import ControlSocket
 from dvkf_prefect.serving.intake import MAX_REQUEST_BYTES
 from dvkf_prefect.serving.lanes import Batching, Lane
 from dvkf_prefect.serving.loading import load_model
-from dvkf_prefect.serving.traffic import Models
+from dvkf_prefect.serving.traffic import Models, State
 
 # Seconds to keep idle connections open during shutdown.
 _IDLE_GRACE = 2.0
@@ -80,17 +81,28 @@ class _Manager:
     async def handle(self, message: Mapping[str, Any]) -> None:
         name = str(message["name"])
         if message["op"] == "load":
-            lane = await run_in_threadpool(load_lane, message)
-            left = self._models.put(name, lane, int(message.get("percent", 100)))
+            left = await self._load(name, message)
         elif message["op"] == "shift":
             left = self._models.shift(name, message["percents"])
+        elif message["op"] == "unload":
+            left = self._models.remove(name)
         else:
-            raise ServingError(f"no control message '{message['op']}'. Use load or shift.")
+            raise ServingError(f"no control message '{message['op']}'. Use load, shift or unload.")
         _log.info("%s: %s", name, {k: v for k, v in message.items() if k not in ("name", "path")})
         for lane in left:
             task = asyncio.get_running_loop().create_task(lane.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _load(self, name: str, message: Mapping[str, Any]) -> list[Lane]:
+        version = str(message["version"])
+        self._models.note(State(name, version, "LOADING"))
+        try:
+            lane = await run_in_threadpool(load_lane, message)
+        except BaseException as error:
+            self._models.note(State(name, version, "UNAVAILABLE", str(error)))
+            raise
+        return self._models.put(name, lane, int(message.get("percent", 100)))
 
 
 class _Draining:

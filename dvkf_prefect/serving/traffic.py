@@ -21,6 +21,8 @@ from dvkf_prefect.serving.lanes import Lane
 STICKY_HEADER = "x-sticky-key"
 VERSION_HEADER = "x-model-version"
 _STEPS = 10_000
+# Number of versions that did not load, to keep for the index.
+_OTHERS = 100
 
 
 @dataclass
@@ -62,11 +64,53 @@ class Split:
         return self.main
 
 
+@dataclass(frozen=True)
+class State:
+    """State of one version on the server, as the repository index lists it.
+
+    Attributes:
+        name: Name of the model.
+        version: The version.
+        state: ``READY``, ``LOADING`` or ``UNAVAILABLE``.
+        reason: Reason why it is not available.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
 class Models:
     """All models of a server, by name."""
 
     def __init__(self) -> None:
         self._splits: dict[str, Split] = {}
+        # Versions that are loading or did not load, by name and version.
+        self._others: dict[tuple[str, str], State] = {}
+
+    def states(self) -> list[State]:
+        """Return the state of each version, sorted by name."""
+        ready = [
+            State(name, version, "READY") for name, split in self._splits.items() for version in split.lanes
+        ]
+        known = {(state.name, state.version) for state in ready}
+        others = [state for key, state in self._others.items() if key not in known]
+        return sorted([*ready, *others], key=lambda state: (state.name, state.version))
+
+    def note(self, state: State) -> None:
+        """Keep the state of a version that is not loaded."""
+        self._others.pop((state.name, state.version), None)
+        self._others[state.name, state.version] = state
+        while len(self._others) > _OTHERS:
+            del self._others[next(iter(self._others))]
+
+    def remove(self, name: str) -> list[Lane]:
+        """Remove a model; return its versions, which get no request any more. Close them."""
+        for key in [key for key in self._others if key[0] == name]:
+            del self._others[key]
+        split = self._splits.pop(name, None)
+        return [] if split is None else [*split.lanes.values()]
 
     @property
     def names(self) -> list[str]:
@@ -80,6 +124,8 @@ class Models:
             HttpError: The server has no such model; 404.
         """
         if name not in self._splits:
+            if any(key[0] == name and state.state == "LOADING" for key, state in self._others.items()):
+                raise HttpError(503, f"model '{name}' is loading. Try again later.", {"retry-after": "1"})
             raise HttpError(404, f"no model '{name}' on this server. Use {self._known()}.")
         return self._splits[name]
 
@@ -114,6 +160,7 @@ class Models:
         Returns:
             Versions that get no request any more; close them.
         """
+        self._others.pop((name, lane.version), None)
         old = self._splits.get(name)
         rest = {} if old is None else {v: each for v, each in old.lanes.items() if v != lane.version}
         if old is None or not rest or percent == 100:

@@ -139,6 +139,7 @@ _FILLED: dict[type[Block], dict[str, Any]] = {
         "timeout": 30,
     },
     ModelServer: {
+        "server": "team",
         "state_dir": "/srv/models",
         "port": 8100,
         "detached": False,
