@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from dvkf_prefect.cards import TreeChange
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.tree import is_tree
 from dvkf_prefect.pipeline.plan.why import Reason
 from dvkf_prefect.repo import Repo
-from dvkf_prefect.stage_cards import TreeChange
 
 # Maximum number of directories that are compared for one card.
 _DIRECTORIES = 10

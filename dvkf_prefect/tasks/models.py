@@ -9,10 +9,17 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, find_block
-from dvkf_prefect.cards import endpoint_card, model_card, plain, predictions_card
+from dvkf_prefect.cards import (
+    endpoint_card,
+    history_card,
+    lineage_card,
+    mirror_card,
+    model_card,
+    plain,
+    predictions_card,
+)
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.registry.mirror import MirrorReport
-from dvkf_prefect.model_cards import history_card, lineage_card, mirror_card
 from dvkf_prefect.models import trace
 from dvkf_prefect.models.lineage import Lineage, draw_lineage
 from dvkf_prefect.models.registry import ModelRegistry

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, find_block
-from dvkf_prefect.cards import metrics_card, plain
+from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, plain, stage_card
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
 from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
@@ -22,7 +22,6 @@ from dvkf_prefect.pipeline.run.events import OnError, ReproResult, StageEvent
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import Runner
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.stage_cards import TreeChange, pipeline_card, stage_card
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._changes import changed_files
 from dvkf_prefect.tasks._logging import run_logger

@@ -6,8 +6,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DvcRepository, find_block
+from dvkf_prefect.cards import publication_card
 from dvkf_prefect.errors import ConfigError
-from dvkf_prefect.model_cards import publication_card
 from dvkf_prefect.models.publishing import Publication, publish_version
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.settings import DvkfSettings

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 
-from dvkf_prefect import cards, stage_cards
+from dvkf_prefect import cards
 from dvkf_prefect.data.progress import Part
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
 from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.kubeflow.registry.mirror import MirrorReport
+from dvkf_prefect.models.lineage import Lineage
+from dvkf_prefect.models.publishing import Publication
+from dvkf_prefect.models.tags import TagEvent
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.pipeline.plan.why import Decision
 from dvkf_prefect.pipeline.report.metrics import MetricChange
@@ -40,15 +44,13 @@ HOSTILE = [
 NAMES = {
     "Diff": Diff, "DiffEntry": DiffEntry, "DataVersion": DataVersion, "Transfer": Transfer, "Endpoint": Endpoint,
     "ModelVersion": ModelVersion, "MetricChange": MetricChange, "ReproResult": ReproResult, "StageEvent": StageEvent,
-    "Decision": Decision,
+    "Decision": Decision, "MirrorReport": MirrorReport, "Lineage": Lineage, "Publication": Publication,
+    "TagEvent": TagEvent,
 }  # fmt: skip
 # Words that the code itself chooses.
-CHOSEN = {("Decision", "action"): "run", ("StageEvent", "kind"): "fail"}
+CHOSEN = {("Decision", "action"): "run", ("StageEvent", "kind"): "fail", ("TagEvent", "action"): "assign"}
 BUILDERS = [
-    value
-    for module in (cards, stage_cards)
-    for name, value in vars(module).items()
-    if name.endswith("_card") and inspect.isfunction(value)
+    value for name, value in vars(cards).items() if name.endswith("_card") and inspect.isfunction(value)
 ]
 
 
@@ -72,7 +74,7 @@ def _make(hint: Any, text: str) -> Any:
         return {_make(inner[0], text): _make(inner[1], text)}
     assert dataclasses.is_dataclass(hint), hint
     made = object.__new__(hint)
-    hints = typing.get_type_hints(hint, vars(inspect.getmodule(hint)) | NAMES)
+    hints = typing.get_type_hints(hint, {**vars(inspect.getmodule(hint)), **NAMES})
     for field in dataclasses.fields(hint):
         value = CHOSEN.get((hint.__name__, field.name), _make(hints[field.name], text))
         object.__setattr__(made, field.name, value)
@@ -110,7 +112,7 @@ def _check(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_cards_show_text_and_no_markup_of_it(builder: Callable[..., cards.Card], text: str) -> None:
-    hints = typing.get_type_hints(builder, vars(cards) | vars(stage_cards) | NAMES)
+    hints = typing.get_type_hints(builder, {**vars(inspect.getmodule(builder)), **vars(cards), **NAMES})
     arguments = {
         name: _make(hints[name], text) for name in inspect.signature(builder).parameters if name != "limit"
     }
@@ -125,8 +127,16 @@ def test_cards_show_text_and_no_markup_of_it(builder: Callable[..., cards.Card],
             _check(str(value))
 
 
+@pytest.mark.parametrize("text", ["a|b", "a\\|b", "a\\\\|b", "a\\\\\\|b|"])
+def test_a_bar_ends_no_cell_in_text_or_code(text: str) -> None:
+    table = cards.markdown_table(("one", "two"), [(text, cards.code(text))])
+    row = table.splitlines()[2]
+    # GFM reads a backslash and the character after it as one.
+    assert len(re.findall(r"\|", re.sub(r"\\.", "", row))) == 3
+
+
 def test_every_builder_is_tried() -> None:
-    assert len(BUILDERS) >= 8
+    assert len(BUILDERS) >= 12
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvkf_prefect import cards, stage_cards
+from dvkf_prefect import cards
 from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
 from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.kubeflow.registry.mirror import Mirrored, MirrorReport
+from dvkf_prefect.models.lineage import Item, Lineage, StageRecord
+from dvkf_prefect.models.places import Manifest, PublishedFile
+from dvkf_prefect.models.publishing import Publication
+from dvkf_prefect.models.runtimes import Loaded
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.pipeline.plan.why import Decision, Reason
 from dvkf_prefect.pipeline.report.metrics import MetricChange
@@ -203,8 +208,8 @@ def test_stage_card_tells_what_changed_from_what_to_what() -> None:
         Reason("parameter", "params.yaml:lr", 0.1, 0.2),
         Reason("dependency", "data", DIR, "d" * 32 + ".dir"),
     )
-    change = stage_cards.TreeChange(added=("n|w",), modified=tuple(f"{n:03}" for n in range(100)))
-    card = stage_cards.stage_card(Decision("train", "run", reasons), "shop", limit=10, files={"data": change})
+    change = cards.TreeChange(added=("n|w",), modified=tuple(f"{n:03}" for n in range(100)))
+    card = cards.stage_card(Decision("train", "run", reasons), "shop", limit=10, files={"data": change})
     assert "| command | cmd | a &amp;&amp; b | a |" in card.markdown
     assert "| parameter | params.yaml:lr | 0.1 | 0.2 |" in card.markdown
     assert f"| dependency | data (1 added, 100 modified) | {DIR[:12]} | {'d' * 12} |" in card.markdown
@@ -257,6 +262,27 @@ def test_escape_is_text() -> None:
     assert escape(1.5) == "1.5"
 
 
+def _publication() -> Publication:
+    files = (PublishedFile("model.joblib", 10, A, "model|a.joblib"),)
+    manifest = Manifest(
+        "digits", "v0.0.2", "s3://models/digits/v0.0.2/", "sklearn", "sklearn", {"kserve-sklearnserver": ("v1", "v2")},
+        "", A, "model.joblib", "d" * 40, "e" * 40, files, "2024-05-01T12:00:00+00:00",
+    )  # fmt: skip
+    return Publication(manifest, (Loaded("kserve-sklearnserver", ("model.joblib",)),), sent=1)
+
+
+def test_published_files_and_records_are_escaped_once() -> None:
+    """Cells once showed `\\|` and the back-ticks of code, since they were escaped twice."""
+    text = cards.publication_card(_publication(), "shop").markdown
+    assert f"| model.joblib | 10 B | `{A[:12]}` | model\\|a.joblib |" in text
+    version = _model("v0.0.2")
+    stage = StageRecord("train", "f" * 64, reads=(Item("data/a_b", B, "data"),))
+    text = cards.lineage_card([Lineage(version, (stage,), {"m.json:f_1": 0.5})], "digits", "shop").markdown
+    assert f"| data | data/a\\_b `{B[:12]}` |" in text and "| metric m.json:f\\_1 | `0.5` |" in text
+    records = (Mirrored("di_gits@v1", "7", "created"),)
+    assert "| di\\_gits@v1 | 7 | created |" in cards.mirror_card(MirrorReport("h", records), "shop").markdown
+
+
 def _all_cards(name: str) -> list[cards.Card]:
     """A card of each builder, of equal content in the repository ``name``."""
     endpoint = Endpoint("http://127.0.0.1:8080", "digits", "v0.0.2", A, 42, "/private/digits.log")
@@ -267,11 +293,15 @@ def _all_cards(name: str) -> list[cards.Card]:
         data_card(_version(A, None, 2), name),
         diff_card(Diff("HEAD", "", (entry,), (), (), (), ()), name),
         diff_card(Diff("HEAD", "", (), (), (), (), ()), name),
-        stage_cards.pipeline_card(result, name),
-        stage_cards.stage_card(Decision("train", "run", ()), name),
+        cards.pipeline_card(result, name),
+        cards.stage_card(Decision("train", "run", ()), name),
         cards.metrics_card([change], name),
         cards.metrics_card([], name),
         cards.model_card([_model("v0.0.2")], "digits", name),
+        cards.history_card([], "digits", name),
+        cards.lineage_card([Lineage(_model("v0.0.2"))], "digits", name),
+        cards.mirror_card(MirrorReport("http://127.0.0.1:8081"), name),
+        cards.publication_card(_publication(), name),
         cards.endpoint_card(endpoint, name),
         cards.predictions_card(endpoint, name, [1]),
     ]
@@ -280,11 +310,7 @@ def _all_cards(name: str) -> list[cards.Card]:
 def test_repositories_share_no_timeline_and_each_card_names_its_own() -> None:
     """Two repositories with a stage ``train`` once shared the timeline ``stage-train``."""
     shop, farm = _all_cards("shop"), _all_cards("farm")
-    builders = {
-        name
-        for name, value in {**vars(cards), **vars(stage_cards)}.items()
-        if name.endswith("_card") and callable(value)
-    }
+    builders = {name for name, value in vars(cards).items() if name.endswith("_card") and callable(value)}
     assert len({card.key.split("-")[0] for card in shop}) == len(builders)
     assert not {card.key for card in shop} & {card.key for card in farm}
     for name, made in (("shop", shop), ("farm", farm)):

@@ -153,7 +153,7 @@ def test_the_other_verbs_of_the_registry(project: Repo, artifacts: Artifacts) ->
     actions = ["deprecate", "deregister", "unassign", "assign", "register"]
     assert [each.action for each in events] == actions
     assert all(each.trailers["Prefect-Flow-Run"] == run for each in events)
-    rows = json.loads(artifacts("model-history-verbs--signs")[-1].data)
+    rows = json.loads(artifacts("events-verbs--signs")[-1].data)
     assert [row["event"] for row in rows] == [each.as_dict()["event"] for each in events]
     assert "Withdrew v0.0.1" in artifacts("model-verbs--signs")[-1].description
 

@@ -1,4 +1,4 @@
-"""Cards of pipelines and their stages; pure functions, like those of `cards`."""
+"""Cards of pipelines and their stages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cards import ROWS, Card, artifact_key, block, count_text, escape, markdown_table
+from dvkf_prefect.cards.card import Card, artifact_key
+from dvkf_prefect.cards.markdown import ROWS, block, count_text, escape, markdown_table
 
 if TYPE_CHECKING:
     from dvkf_prefect.pipeline.plan.why import Decision

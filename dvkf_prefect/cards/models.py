@@ -1,14 +1,16 @@
-"""Cards of a model's events, of its lineage and of its mirror; pure functions, like those of `cards`."""
+"""Cards of models: versions, events, lineage, mirrors and published versions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from dvkf_prefect.cards import (
+from dvkf_prefect.cards.card import Card, artifact_key
+from dvkf_prefect.cards.markdown import (
     ROWS,
-    Card,
-    artifact_key,
+    Markup,
+    address,
     block,
     code,
     count_text,
@@ -22,6 +24,46 @@ if TYPE_CHECKING:
     from dvkf_prefect.models.lineage import Lineage
     from dvkf_prefect.models.publishing import Publication
     from dvkf_prefect.models.tags import TagEvent
+    from dvkf_prefect.models.version import ModelVersion
+
+
+def model_card(
+    versions: Sequence[ModelVersion], model: str, name: str, *, said: str = "", limit: int = ROWS
+) -> Card:
+    """Show the versions of a model, highest first, with their stages.
+
+    Args:
+        versions: Versions from the highest to the lowest.
+        model: Name of the model.
+        name: Short name of the repository.
+        said: Sentence on the latest change, for the description.
+        limit: Maximum number of versions.
+    """
+    table = tuple(
+        {
+            "version": escape(v.version),
+            "stages": ", ".join(map(escape, v.stages)),
+            "registered": _moment(v.created),
+            "by": escape(v.author),
+            "commit": escape(v.rev[:10]),
+            "size": size_text(v.size),
+            "digest": escape((v.digest or "")[:12]),
+            "message": escape(v.message),
+        }
+        for v in versions[:limit]
+    )
+    held = [f"{escape(stage)} is {escape(v.version)}" for v in versions for stage in v.stages]
+    description = f"**{escape(model)}** of **{escape(name)}**: {count_text(len(versions), 'version')}"
+    if versions:
+        description += f", the highest {escape(versions[0].version)}"
+    description += "".join(f"; {text}" for text in held[:5]) + "."
+    if said:
+        description = f"{escape(said)} {description}"
+    return Card(artifact_key("model", name, model), description, table=table)
+
+
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
 
 
 def history_card(
@@ -40,7 +82,7 @@ def history_card(
         {
             "time": f"{event.created:%Y-%m-%d %H:%M:%S %Z}",
             "model": escape(event.model),
-            "event": event.as_dict()["event"],
+            "event": escape(event.as_dict()["event"]),
             "version": escape(event.version or ""),
             "stage": escape(event.stage or ""),
             "by": escape(event.author),
@@ -53,7 +95,7 @@ def history_card(
     description = f"{what}: {count_text(len(events), 'event')}."
     if said:
         description = f"{escape(said)} {description}"
-    return Card(artifact_key("model-history", name, model or ""), description, table=rows)
+    return Card(artifact_key("events", name, model or ""), description, table=rows)
 
 
 def lineage_card(
@@ -71,12 +113,14 @@ def lineage_card(
     parts = []
     for lineage in lineages:
         version = lineage.version
-        rows = [("commit", code(version.rev[:10]))]
-        rows += [(item.kind, f"{escape(item.path)} {code(item.digest[:12])}") for item in lineage.inputs]
-        rows += [(f"parameter {escape(key)}", code(value)) for key, value in lineage.params.items()]
-        rows += [(f"metric {escape(key)}", code(value)) for key, value in lineage.metrics.items()]
-        rows += [(escape(key), code(value)) for key, value in lineage.runs.items()]
-        rows += [("service", escape(service.url)) for service in lineage.services]
+        rows: list[tuple[str, str]] = [("commit", code(version.rev[:10]))]
+        rows += [
+            (item.kind, Markup(f"{escape(item.path)} {code(item.digest[:12])}")) for item in lineage.inputs
+        ]
+        rows += [(f"parameter {key}", code(value)) for key, value in lineage.params.items()]
+        rows += [(f"metric {key}", code(value)) for key, value in lineage.metrics.items()]
+        rows += [(key, code(value)) for key, value in lineage.runs.items()]
+        rows += [("service", address(service.url)) for service in lineage.services]
         table = markdown_table(("what", "value"), rows, limit=limit)
         parts.append(f"## {escape(version.name)} {escape(version.version)}\n\n{table}")
     if graph:
@@ -101,7 +145,7 @@ def mirror_card(report: MirrorReport, name: str, *, limit: int = ROWS) -> Card:
     """
     order = ("created", "updated", "unchanged")
     records = sorted(report.records, key=lambda record: order.index(record.action))
-    rows = [(escape(record.name), escape(record.id), record.action) for record in records]
+    rows = [(record.name, record.id, record.action) for record in records]
     parts = [markdown_table(("record", "id", "state"), rows, limit=limit)]
     parts += [f"- {escape(text)}" for text in (*report.pulled, *report.conflicts)]
     changed = sum(record.action != "unchanged" for record in records)
@@ -122,16 +166,11 @@ def publication_card(publication: Publication, name: str, *, limit: int = ROWS) 
     """
     manifest = publication.manifest
     loaded = [
-        (escape(row.runtime), ", ".join(manifest.runtimes[row.runtime]), escape(", ".join(row.files[:5])))
+        (row.runtime, ", ".join(manifest.runtimes[row.runtime]), ", ".join(row.files[:5]))
         for row in publication.loaded
     ]
     files = [
-        (
-            escape(file.path),
-            size_text(file.size),
-            code(file.digest[:12]),
-            escape(file.source or "made for it"),
-        )
+        (file.path, size_text(file.size), code(file.digest[:12]), file.source or "made for it")
         for file in manifest.files
     ]
     markdown = "\n\n".join(

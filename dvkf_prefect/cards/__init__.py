@@ -1,0 +1,50 @@
+"""Cards for Prefect's pages: pure functions from results to markdown and tables.
+
+A card becomes an artifact. Its key is stable: all cards of one dataset, model, pipeline or stage form a timeline. The
+list of artifacts shows only the newest description, so each description is complete. Outside text is escaped, and long
+lists are cut with a count of the remaining rows.
+"""
+
+from dvkf_prefect.cards.card import Card, artifact_key
+from dvkf_prefect.cards.data import data_card, diff_card, transfer_text
+from dvkf_prefect.cards.markdown import (
+    block,
+    code,
+    count_text,
+    escape,
+    link,
+    markdown_table,
+    plain,
+    size_text,
+)
+from dvkf_prefect.cards.metrics import metrics_card
+from dvkf_prefect.cards.models import history_card, lineage_card, mirror_card, model_card, publication_card
+from dvkf_prefect.cards.serving import endpoint_card, predictions_card
+from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
+
+__all__ = [
+    "Card",
+    "TreeChange",
+    "artifact_key",
+    "block",
+    "code",
+    "count_text",
+    "data_card",
+    "diff_card",
+    "endpoint_card",
+    "escape",
+    "history_card",
+    "lineage_card",
+    "link",
+    "markdown_table",
+    "metrics_card",
+    "mirror_card",
+    "model_card",
+    "pipeline_card",
+    "plain",
+    "predictions_card",
+    "publication_card",
+    "size_text",
+    "stage_card",
+    "transfer_text",
+]
