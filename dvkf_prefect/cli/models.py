@@ -26,6 +26,9 @@ _FORMATS = (
     "mlflow", "huggingface", "custom",
 )  # fmt: skip
 
+# Commands that write tags or facts.
+_PUSHING = ("register", "deregister", "deprecate", "assign", "unassign", "rollback", "publish", "mirror")
+
 
 def _registry() -> ModelRegistry:
     from dvkf_prefect.models.registry import ModelRegistry
@@ -56,6 +59,8 @@ def model_arguments(parser: Parser) -> None:
         services=(model_services, "List the models that are served on this machine."),
         publish=(model_publish, "Publish the files of a version in the layout of KServe's runtimes."),
         mirror=(model_mirror, "Mirror models in a Kubeflow Model Registry."),
+        push=(model_push, "Push tags of models, and the facts noted on them, to git's origin."),
+        fetch=(model_fetch, "Fetch tags of models, and the facts noted on them, from git's origin."),
         **{"check-ref": (model_check_ref, "Show the event that a git tag records.")},
     )
     register = commands["register"]
@@ -80,6 +85,10 @@ def model_arguments(parser: Parser) -> None:
         commands[name].add_argument("stage")
     for name in ("register", "deregister", "deprecate", "assign", "unassign", "rollback"):
         commands[name].add_argument("-m", "--message", default="", help="notes about the change")
+    for name in _PUSHING:
+        commands[name].add_argument(
+            "--push", action="store_true", help="push tags and facts to git's origin afterwards"
+        )
     commands["list"].add_argument("name", nargs="?")
     commands["list"].add_argument(
         "-a", "--all", action="store_true", help="include withdrawn versions and deprecated models"
@@ -138,34 +147,60 @@ def _place(args: argparse.Namespace) -> str:
     return place
 
 
+def _pushed(args: argparse.Namespace) -> int:
+    """Push what was written, if asked for."""
+    if args.push:
+        _share(push=True)
+    return 0
+
+
+def _share(*, push: bool) -> tuple[str, ...]:
+    from dvkf_prefect.data.git.notes import fetch_registry, push_registry
+
+    root = _registry().git.root
+    return push_registry(root) if push else fetch_registry(root)
+
+
+def model_push(args: argparse.Namespace) -> int:
+    """Run ``dvkf model push``."""
+    say(f"pushed {' and '.join(_share(push=True))}")
+    return 0
+
+
+def model_fetch(args: argparse.Namespace) -> int:
+    """Run ``dvkf model fetch``."""
+    say(f"fetched {' and '.join(_share(push=False))}")
+    return 0
+
+
 def model_register(args: argparse.Namespace) -> int:
     """Run ``dvkf model register``."""
     version = _registry().register(
         args.name, version=args.model_version, bump=args.bump, rev=args.rev, message=args.message
     )
     say(f"{version.name} {version.version}: {version.path} ({version.digest}) of commit {version.rev[:7]}")
-    return 0
+    return _pushed(args)
 
 
 def model_deregister(args: argparse.Namespace) -> int:
     """Run ``dvkf model deregister``."""
     version = _registry().deregister(args.name, args.model_version, message=args.message)
     say(f"{version.name} {version.version} is withdrawn")
-    return 0
+    return _pushed(args)
 
 
 def model_deprecate(args: argparse.Namespace) -> int:
     """Run ``dvkf model deprecate``."""
     _registry().deprecate(args.name, message=args.message)
     say(f"{args.name} is deprecated")
-    return 0
+    return _pushed(args)
 
 
 def model_assign(args: argparse.Namespace) -> int:
     """Run ``dvkf model assign``."""
     version = _registry().assign(args.name, args.model_version, args.stage, message=args.message)
     say(f"{version.name} #{args.stage} is {version.version}")
-    return 0
+    return _pushed(args)
 
 
 def model_unassign(args: argparse.Namespace) -> int:
@@ -174,14 +209,14 @@ def model_unassign(args: argparse.Namespace) -> int:
     version = registry.unassign(args.name, args.model_version, args.stage, message=args.message)
     holder = registry.overview(include_inactive=True)[args.name]["stage"].get(args.stage)
     say(f"{version.name} #{args.stage} is {holder or 'held by no version'}")
-    return 0
+    return _pushed(args)
 
 
 def model_rollback(args: argparse.Namespace) -> int:
     """Run ``dvkf model rollback``."""
     version = _registry().rollback(args.name, args.stage, reason=args.message)
     say(f"{version.name} #{args.stage} is {version.version} again")
-    return 0
+    return _pushed(args)
 
 
 def model_list(args: argparse.Namespace) -> int:
@@ -263,6 +298,7 @@ def model_publish(args: argparse.Namespace) -> int:
         allow_empty=args.allow_empty,
         progress=progress_bar(args.quiet),
     )
+    _pushed(args)
     if args.json:
         return _print_json(publication.as_dict())
     say(publication)
@@ -290,6 +326,7 @@ def model_mirror(args: argparse.Namespace) -> int:
         ca_file=settings.ca_file if settings else None,
     )
     report = Mirror(_registry(), api, args.prefix, args.two_ways).run(args.models)
+    _pushed(args)
     if args.json:
         return _print_json(report.as_dict())
     for line in str(report).splitlines():

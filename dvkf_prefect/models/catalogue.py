@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.data.git.clones import run_git
-from dvkf_prefect.data.git.command import Git, check_url
+from dvkf_prefect.data.git.command import Git, check_url, run_git
 from dvkf_prefect.data.progress import NO_PROGRESS, Progress
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.verbs import get as getting

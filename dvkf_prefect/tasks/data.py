@@ -387,13 +387,15 @@ def commit_results(
 
 @task(task_run_name=run_name("push commits of {repository.name}"), cache_policy=NO_CACHE)
 def push_commits(repository: DvcRepository | str) -> tuple[str, ...]:
-    """Push the branch and the tags of registered models to git's remote ``origin``.
+    """Push the branch, the tags of registered models and the notes on them to git's remote ``origin``.
+
+    Notes that other clones pushed are merged first.
 
     Args:
         repository: The repository.
 
     Returns:
-        Names of the pushed branch and tags; empty without a remote ``origin``.
+        Name of the pushed branch, ``tags``, and ``notes`` if there are any; empty without a remote ``origin``.
 
     Raises:
         GitError: The origin refused the push, or no branch is checked out.
@@ -405,6 +407,6 @@ def push_commits(repository: DvcRepository | str) -> tuple[str, ...]:
     git = need_git(repository.open())
     pushed = push(git.root, timeout=DvkfSettings().git_timeout)
     run_logger().info(
-        "%s", f"pushed {' and '.join(pushed)}" if pushed else "git has no origin; nothing to push to"
+        "%s", f"pushed {', '.join(pushed)}" if pushed else "git has no origin; nothing to push to"
     )
     return pushed

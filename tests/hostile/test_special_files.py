@@ -13,8 +13,8 @@ from processes import alive, wait_until
 from repos import make_repo
 
 from dvkf_prefect.cli import main
-from dvkf_prefect.data.git import clones, process
-from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.git import process
+from dvkf_prefect.data.git.command import Git, run_git
 from dvkf_prefect.data.git.history import History
 from dvkf_prefect.errors import GitTimeoutError, ParseError
 from dvkf_prefect.files import read_description
@@ -201,7 +201,7 @@ def test_a_git_that_gives_no_answer_is_ended(
         with pytest.raises(GitTimeoutError, match=r"did not answer in 0 s and was stopped\. Run it by hand"):
             ask()
     with pytest.raises(GitTimeoutError, match="did not answer"):
-        clones.run_git(repo.root, "fetch", "origin", timeout=0.5)
+        run_git(repo.root, "fetch", "origin", timeout=0.5)
     with pytest.raises(GitTimeoutError, match="cat-file"), History(git) as history:
         list(history.walk(["0" * 40]))
     for pid in Path(f"{fake}.pids").read_text().split():

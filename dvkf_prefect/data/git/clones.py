@@ -6,14 +6,15 @@ import fcntl
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dvkf_prefect.data.git import process as git_process
-from dvkf_prefect.data.git.command import FOREIGN, check_revision, check_url, environment
+from dvkf_prefect.data.git.command import check_revision, check_url, run_git
+from dvkf_prefect.data.git.notes import REF as NOTES
+from dvkf_prefect.data.git.notes import fetch_notes, has_origin, push_notes
 from dvkf_prefect.errors import GitError, LockedError
-from dvkf_prefect.urls import public_url, without_secrets
+from dvkf_prefect.urls import public_url
 
 # Commit of the origin at the last update of the clone; later commits were made in the clone.
 _FETCHED = "refs/dvkf/fetched"
@@ -24,6 +25,7 @@ def clone(url: str, rev: str | None, folder: Path, *, timeout: float) -> Path:
     """Clone a repository, or update its existing clone.
 
     Only the newest commit of the revision is fetched, and the commits of all tags, since registered models are tags.
+    The notes on them are fetched whole, and merged into the clone's.
 
     Args:
         url: The git URL.
@@ -84,12 +86,14 @@ def _update(path: Path, rev: str | None, timeout: float) -> None:
             f"the clone at {path} and its origin have diverged: the clone is at {head[:12]}, the origin at "
             f"{fetched[:12]}. Rebase and push the clone's commits, or delete the clone."
         )
-    branch = _branch(path, rev, timeout)
+    branch, notes = _branch(path, rev, timeout)
     if branch:
         run_git(path, "checkout", "--quiet", "-B", branch, fetched, timeout=timeout)
     else:
         run_git(path, "checkout", "--quiet", "--detach", fetched, timeout=timeout)
     run_git(path, "update-ref", _FETCHED, fetched, timeout=timeout)
+    if notes:
+        fetch_notes(path, timeout=timeout, theirs=notes)
 
 
 def _resolve(path: Path, ref: str, timeout: float) -> str | None:
@@ -101,30 +105,33 @@ def _resolve(path: Path, ref: str, timeout: float) -> str | None:
         return None
 
 
-def _branch(path: Path, rev: str | None, timeout: float) -> str | None:
-    """Return the origin's branch for a revision, or None if it is a tag or a commit."""
-    if rev is None:
-        listed = run_git(path, "ls-remote", "--symref", "--", "origin", "HEAD", timeout=timeout)
-        found = re.match(r"ref: refs/heads/(\S+)\tHEAD", listed)
-        return found[1] if found else None
-    name = rev.removeprefix("refs/heads/")
-    return name if run_git(path, "ls-remote", "--", "origin", f"refs/heads/{name}", timeout=timeout) else None
+def _branch(path: Path, rev: str | None, timeout: float) -> tuple[str | None, str]:
+    """Return the origin's branch for a revision, None for a tag or a commit, and the commit of the origin's notes."""
+    name = "" if rev is None else rev.removeprefix("refs/heads/")
+    asked = f"refs/heads/{name}" if name else "HEAD"
+    listed = run_git(path, "ls-remote", "--symref", "--", "origin", asked, NOTES, timeout=timeout)
+    notes = re.search(rf"^(\w+)\t{NOTES}$", listed, re.MULTILINE)
+    if name:
+        found = re.search(rf"^\w+\t({re.escape(asked)})$", listed, re.MULTILINE)
+    else:
+        found = re.search(r"^ref: (refs/heads/\S+)\tHEAD$", listed, re.MULTILINE)
+    return found[1].removeprefix("refs/heads/") if found else None, notes[1] if notes else ""
 
 
 def push(path: Path, *, timeout: float) -> tuple[str, ...]:
-    """Push the current branch and all tags to the origin.
+    """Push the current branch, all tags and the notes on them to the origin.
 
     Args:
         path: The git work tree.
         timeout: Timeout of each git command in seconds.
 
     Returns:
-        The pushed branch, and ``tags``; empty if there is no origin.
+        The pushed branch, ``tags``, and ``notes`` if there are any; empty if there is no origin.
 
     Raises:
         GitError: The origin refused, or no branch is checked out.
     """
-    if "origin" not in run_git(path, "remote", timeout=timeout).split():
+    if not has_origin(path, timeout=timeout):
         return ()
     try:
         branch = run_git(path, "symbolic-ref", "--short", "HEAD", timeout=timeout)
@@ -137,7 +144,7 @@ def push(path: Path, *, timeout: float) -> tuple[str, ...]:
     )
     head = run_git(path, "rev-parse", "HEAD", timeout=timeout)
     run_git(path, "update-ref", _FETCHED, head, timeout=timeout)
-    return (branch, "tags")
+    return (branch, "tags", "notes") if push_notes(path, timeout=timeout) else (branch, "tags")
 
 
 def snapshot(url: str, rev: str | None, path: Path, *, timeout: float) -> str:
@@ -261,31 +268,6 @@ def _check_refspec(rev: str) -> str:
     if rev[0] in "+^" or any(letter in rev for letter in ":*?[\\^~ ") or "@{" in rev:
         raise GitError(f"not a name of a revision: '{rev}'. Use a branch, a tag or a commit.")
     return rev
-
-
-def run_git(
-    path: Path, *arguments: str, timeout: float, hooks: bool = False, settings: Sequence[str] = ()
-) -> str:
-    """Run git without prompts, and return its output.
-
-    Args:
-        path: The work tree.
-        *arguments: The command and its arguments.
-        timeout: Timeout in seconds.
-        hooks: Allow the user's own hooks.
-        settings: Options of git itself.
-
-    Raises:
-        GitError: Git failed, or is not installed.
-        GitTimeoutError: The timeout expired.
-    """
-    options = (*(() if hooks else FOREIGN), *settings)
-    done = git_process.run(arguments, path, options=options, timeout=timeout, env=environment())
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()
-        said = without_secrets(said) or f"exit code {done.returncode}"
-        raise GitError(f"`git {arguments[0]}` in {path}: {said}")
-    return done.stdout.decode(errors="replace").strip()
 
 
 @contextmanager

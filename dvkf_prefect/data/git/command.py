@@ -85,6 +85,31 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     }
 
 
+def run_git(
+    path: Path, *arguments: str, timeout: float, hooks: bool = False, settings: Sequence[str] = ()
+) -> str:
+    """Run git without prompts, and return its output.
+
+    Args:
+        path: The work tree.
+        *arguments: The command and its arguments.
+        timeout: Timeout in seconds.
+        hooks: Allow the user's own hooks.
+        settings: Options of git itself.
+
+    Raises:
+        GitError: Git failed, or is not installed.
+        GitTimeoutError: The timeout expired.
+    """
+    options = (*(() if hooks else FOREIGN), *settings)
+    done = git_process.run(arguments, path, options=options, timeout=timeout, env=environment())
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        said = without_secrets(said) or f"exit code {done.returncode}"
+        raise GitError(f"`git {arguments[0]}` in {path}: {said}")
+    return done.stdout.decode(errors="replace").strip()
+
+
 class Git:
     """A git work tree.
 
