@@ -371,6 +371,11 @@ class KubeApi(Writes):
             metadata["continue"] = base64.b64encode(f"{at}:{start + limit}".encode()).decode()
             metadata["remainingItemCount"] = len(items) - start - limit
         items = items[start : start + limit] if limit else items[start:]
+        if "as=PartialObjectMetadataList;g=meta.k8s.io;v=v1" in (request.headers.get("Accept") or ""):
+            # apiserver pkg/endpoints/handlers/response.go (asPartialObjectMetadataList)
+            kind, version = "PartialObjectMetadata", "meta.k8s.io/v1"
+            items = [{"kind": kind, "apiVersion": version, "metadata": obj["metadata"]} for obj in items]
+            return {"kind": f"{kind}List", "apiVersion": version, "metadata": metadata, "items": items}
         return {
             "kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata, "items": items
         }  # fmt: skip

@@ -182,7 +182,7 @@ class Scene:
     def disturb(self, share: float) -> None:
         """Let a share of requests fail, and pods and runs be ended at random."""
         chance = random.Random(self.rng.random())
-        passing = [502, 503, 504, "drop", "drop-after", "504-after", "cut", "slow", "locked"]
+        passing = [502, 503, 504, "unsent", "drop", "drop-after", "504-after", "cut", "slow", "locked"]
 
         def chaos(method: str, path: str) -> int | str | None:
             if self.calm.is_set() or chance.random() > share:
@@ -312,7 +312,7 @@ class Scene:
         if outcome["error"]:
             self.figures["not started or given up"] += 1
             assert re.match(
-                r"(RunnerError|KfpUnreachableError|KfpAnswerError|_LeftOverError): ", outcome["error"]
+                r"(RunnerError|KfpUnreachableError|KfpAnswerError|LeftOverError): ", outcome["error"]
             ), outcome
             assert "Traceback" not in outcome["error"]
             return False

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.kubeflow.cluster import submit
+from dvkf_prefect.kubeflow.cluster import start
 from dvkf_prefect.kubeflow.cluster.api import KfpApi
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.pipeline.run.repro import repro
@@ -21,7 +21,7 @@ def _hurry() -> None:
     """Shorten every wait between two attempts, and that for the server to delete a workflow without a run."""
     wait = time.sleep
     time.sleep = lambda seconds: wait(seconds / 5)
-    submit._DELETED_AFTER = 6.0
+    start._DELETED_AFTER, start._ARRIVES = 6.0, 1.5
     assert KfpApi.__init__.__kwdefaults__ is not None
     KfpApi.__init__.__kwdefaults__["sleep"] = time.sleep
 

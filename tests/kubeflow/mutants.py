@@ -99,7 +99,7 @@ MUTANTS: dict[str, Mutant] = {
                f"{_REAL}many_stages_with_long_and_unusual_names_fit_into_the_servers_columns[2.17]"),
     "W2b": _one("cluster.submit:check_pipeline", _always(None),
                 f"{_REAL}a_character_that_the_database_lacks_is_refused_before_anything_is_sent[2.17]"),
-    "W3": _one("cluster.submit:_PASSING", _value(re.compile("")),
+    "W3": _one("cluster.start:_PASSING", _value(re.compile("")),
                f"{_REAL}a_refusal_is_told_at_once_and_not_repeated[2.17]"),
     "W4": _one("cluster.watch:Watch._was_stopped", lambda old: lambda self, state: bool(self._why),
                f"{_REAL}a_run_that_is_terminated_in_the_ui_is_cancelled_though_the_server_calls_it_failed[False-2.17]"),
@@ -135,7 +135,7 @@ MUTANTS: dict[str, Mutant] = {
     "W16": _one("cluster.api:equals", _plainly, f"{_REAL}an_experiment_with_an_unusual_name_is_found_again[a+b-2.17]"),
     "W17": _one("cluster.submit:check_version", _always(None),
                 "test_pod_versions::test_a_setting_that_the_server_lacks_is_refused_before_anything_is_sent[2.14]"),
-    "W18": _one("cluster.runner:split", lambda old: lambda specs, edges, most: [list(specs)],
+    "W18": _one("cluster.chain:split", lambda old: lambda specs, edges, most: [list(specs)],
                 f"{_REAL}stages_in_several_runs[2.17]"),
     "W19": _one("cluster.watch:Watch._awaited", _always(False),
                 f"{_REAL}a_run_whose_tasks_are_stored_later_than_its_state[2.17]"),
@@ -155,7 +155,7 @@ MUTANTS: dict[str, Mutant] = {
                 "test_images::test_packages_are_installed_where_a_container_without_rights_may_write"),
     "B23": _one("cluster.api:KfpApi.terminate", _terminated_plainly,
                 "test_behaviours::test_a_run_that_has_ended_is_terminated_without_an_error[2.17]"),
-    "B25": _one("cluster.submit:_NOT_STORED", _value("\0"),
+    "B25": _one("cluster.start:_NOT_STORED", _value("\0"),
                 f"{_REAL}a_run_that_was_not_stored_is_not_started_a_second_time[2.17]"),
 }  # fmt: skip
 # Mutants of each behaviour of the server that the product handles; the fields of a run (24) need no handling.

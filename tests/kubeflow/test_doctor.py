@@ -470,7 +470,7 @@ def there(gate, kubernetes):
 def test_kubernetes_that_answers(there):
     said = lines(there())
     assert said[-2].startswith("ok   Kubernetes: http://127.0.0.1:")
-    assert said[-2].endswith("answers; pods, logs and events can be read")
+    assert said[-2].endswith("answers; pods, logs, events and workflows can be read")
     assert said[-1] == "ok   service account: 'pipeline-runner' has the rights of KFP's pods"
 
 
@@ -487,8 +487,8 @@ def test_kubernetes_that_cannot_be_asked(gate, tmp_path):
         (
             {"own": ("list pods",)},
             "Kubernetes",
-            "answers; this login lacks: get pods/log, list events; without them the reason of a pod that does not "
-            "start is not shown: bind the role `view`",
+            "answers; this login lacks: get pods/log, list events, list workflows; without them the reason of a pod "
+            "that does not start is not shown, and a start without an answer takes three minutes: bind the role `view`",
         ),
         (
             {"accounts": {}},

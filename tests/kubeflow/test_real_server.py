@@ -15,7 +15,7 @@ import pytest
 
 from dvkf_prefect.errors import MissingObjectError, RunnerError, StageCancelledError, StageFailedError
 from dvkf_prefect.formats.objects import Content
-from dvkf_prefect.kubeflow.cluster import submit
+from dvkf_prefect.kubeflow.cluster import start
 from dvkf_prefect.kubeflow.cluster.api import KfpAnswerError, KfpApi
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.kubeflow.compile.compile import task_names
@@ -122,7 +122,7 @@ def test_a_refusal_is_told_at_once_and_not_repeated(project, kfp, settings):
 @newest_version
 def test_a_run_that_was_not_stored_is_not_started_a_second_time(project, kfp, runner, monkeypatch):
     """The next start waits until the server has deleted the workflow, and has results of its own."""
-    monkeypatch.setattr(submit, "_DELETED_AFTER", 2.0)
+    monkeypatch.setattr(start, "_DELETED_AFTER", 2.0)
     kfp.gc_grace = 0.5
     kfp.fault("POST", "/runs$", "deadlock")
     slow = project.step("a", "sleep 30", outs=["a"])
@@ -135,7 +135,7 @@ def test_a_run_that_was_not_stored_is_not_started_a_second_time(project, kfp, ru
 
 def test_a_run_that_was_deleted_in_the_ui_is_started_with_another_id(project, kfp, runner, monkeypatch):
     """Its results stay on the remote, so those of the next one have another place."""
-    monkeypatch.setattr(submit, "_DELETED_AFTER", 0.5)
+    monkeypatch.setattr(start, "_DELETED_AFTER", 0.5)
     first = runner.start(own(project, "a"))
     assert not first.wait(60).failed
     api = KfpApi(kfp.host)

@@ -332,6 +332,41 @@ def test_more_targets_after_a_kill_follow_the_stages_that_run(
     assert "up to date" in dvc(project, "status")
 
 
+def test_a_stage_that_needs_nothing_of_a_run_that_is_followed_does_not_wait_for_it(
+    started: Project, kfp, settings, tmp_path
+) -> None:
+    """The stage that is followed ends only after the other one has."""
+    project, count = started, tmp_path / "count"
+    counted(project, count, wait="prepare")
+    beside = f"  beside:\n    cmd: echo beside >> {count}; echo 1 > beside.txt\n    outs: [beside.txt]\n"
+    project.write("dvc.yaml", (project.root / "dvc.yaml").read_text() + beside)
+    project.commit()
+    killed_after("prepare start", project, settings, tmp_path, "prepare")
+    ended = []
+
+    def go(event: StageEvent) -> None:
+        ended.append((event.stage, event.kind))
+        if (event.stage, event.kind) == ("beside", "done"):
+            Path(f"{count}-go").touch()
+
+    listed = []
+    storage = project.repo.remote().storage
+    keys = type(storage).keys
+
+    def counting(self, prefix: str = "", *more, **options):
+        listed.append(prefix)
+        return keys(self, prefix, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(storage), "keys", counting)
+        on_cluster(project, settings, on_event=go)
+    assert ended.index(("beside", "done")) < ended.index(("prepare", "done"))
+    assert sorted(count.read_text().split()) == sorted([*ALL, "beside"])
+    assert pods(kfp) == [["prepare"], ["beside"], ["evaluate", "featurize", "train"]]
+    # The open runs: at the start, and before the run that waited.
+    assert listed.count("dvkf/open") == 2
+
+
 class Killed(BaseException):
     """The end of a dispatcher that has no time to clean up."""
 

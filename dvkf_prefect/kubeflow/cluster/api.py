@@ -33,6 +33,10 @@ _WORKFLOW_PATIENCE = 10.0  # seconds
 LOG_HEAD, LOG_LIMIT, LOG_END = 8 << 20, 64 << 20, 1 << 20
 _PIECE = 64 * 1024
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
+# Answers of Envoy and of nginx's ingress to requests for which they have no server, or made no connection to it.
+_UNSENT = re.compile(
+    r"no healthy upstream|reset reason: (remote )?connection failure|503 Service Temporarily Unavailable"
+)
 Sleep = Callable[[float], object]
 
 
@@ -51,10 +55,12 @@ class KfpAnswerError(RunnerError):
 
     Attributes:
         status: HTTP status of the answer.
+        sent: False if a proxy answered, and says that it did not pass the request on.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, sent: bool = True) -> None:
         self.status = status
+        self.sent = sent
         super().__init__(message)
 
 
@@ -458,7 +464,8 @@ class KfpApi:
             if response.status_code == 404 and not _is_json(response) and not self.host.endswith("/pipeline"):
                 # The API's own 404 is JSON; this is Kubeflow's gateway, which serves the API below a path.
                 problem += f". The host may lack its path: try {self.host}/pipeline"
-        raise KfpAnswerError(response.status_code, problem)
+        unsent = response.status_code in (502, 503) and _UNSENT.search(response.text)
+        raise KfpAnswerError(response.status_code, problem, sent=not unsent)
 
 
 def equals(**values: str) -> str:

@@ -1,7 +1,9 @@
-"""Several pipeline runs in order, for more stages than one run can have.
+"""Several pipeline runs, for more stages than one run can have, and for stages that other runs have already.
 
-The next run starts after all stages of the one before have succeeded. Then their outputs have digests, which replace
-those of its dependencies.
+A run starts after all stages that it needs in others have succeeded. Then their outputs have digests, which replace
+those of its dependencies. A run of another start is followed at once, unless it needs stages of a second one: whether
+it read the same inputs shows only then. The stages that need none of these runs are started at once, too. The parts of
+a run that is too large start in order, so that they do not fill the cluster.
 
 Sources of the limit: Argo takes a workflow of 1 MiB, its compressed nodes among it; a node has the inputs of its
 template, so that each stage is stored again with them. KFP reads a run's tasks in 4 MiB, some 1.3 KB for each of six
@@ -13,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from dvkf_prefect.data.cache.cache import Cache
@@ -94,12 +97,67 @@ def split(
     return [ordered[start : start + most] for start in range(0, len(ordered), most)]
 
 
-class Chain(Generic[R]):
-    """Parts of a pipeline, each one run.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Stages of one run.
+
+    Attributes:
+        specs: The stages.
+        after: Places of the parts before it, whose stages must succeed first.
+    """
+
+    specs: Sequence[StepSpec]
+    after: frozenset[int] = frozenset()
+
+
+def parts_of(
+    specs: Sequence[StepSpec],
+    edges: Mapping[str, Sequence[str]],
+    shared: Sequence[Sequence[str]],
+    most: int = MOST_STAGES,
+) -> list[Part]:
+    """Return the stages of each run, in an order in which a part needs only those before.
 
     Args:
-        parts: The stages of each run.
-        begin: Starts the run of some stages.
+        specs: The stages, in any order.
+        edges: Predecessors of stages, besides the writers of their inputs.
+        shared: Stages that runs on the server have, one list for each run.
+        most: Maximum number of stages of a new run.
+
+    Raises:
+        StageGraphError: The stages do not form a graph.
+    """
+    needs = edges_of(specs, edges)
+    by_stage = {spec.stage: spec for spec in specs}
+    place = {stage: i for i, part in enumerate(shared) for stage in part}
+    parts = [Part([by_stage[stage] for stage in part]) for part in shared]
+    bound = set(place)
+    while more := {spec.stage for spec in specs} - bound:
+        if not (reading := {stage for stage in more if bound & set(needs[stage])}):
+            break
+        bound |= reading
+    for group in (
+        [spec for spec in specs if spec.stage not in bound],
+        [spec for spec in specs if spec.stage in bound and spec.stage not in place],
+    ):
+        for i, some in enumerate(split(group, edges, most) if group else ()):
+            place.update((spec.stage, len(parts)) for spec in some)
+            parts.append(Part(some, frozenset({len(parts) - 1} if i else ())))
+    return [
+        Part(
+            part.specs,
+            part.after | {place[need] for spec in part.specs for need in needs[spec.stage]} - {i},
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+class Chain(Generic[R]):
+    """Parts of a pipeline, each one run. Several may run at once, but they are started one at a time.
+
+    Args:
+        parts: The stages of each run; the first one waits for none.
+        begin: Starts the run of a part, given its place and its stages.
         caches: Caches with manifests of outputs.
         remote: Remote with the outputs.
 
@@ -109,8 +167,8 @@ class Chain(Generic[R]):
 
     def __init__(
         self,
-        parts: Sequence[Sequence[StepSpec]],
-        begin: Callable[[Sequence[StepSpec]], R],
+        parts: Sequence[Part],
+        begin: Callable[[int, Sequence[StepSpec]], R],
         *,
         caches: Sequence[Cache],
         remote: Remote,
@@ -120,28 +178,32 @@ class Chain(Generic[R]):
         self._trees = _PassedOn(caches, remote)
         self._cancelled = threading.Event()
         self.runs: list[Future[R]] = [Future() for _ in parts]
-        self.runs[0].set_result(begin(parts[0]))
-        self._thread = threading.Thread(target=self._work, name="kfp-runs", daemon=True)
-        if len(parts) > 1:
-            self._thread.start()
+        self._starting = threading.Lock()
+        self.runs[0].set_result(begin(0, parts[0].specs))
+        self._threads = [
+            threading.Thread(target=self._start, args=(i,), name=f"kfp-runs-{i}", daemon=True)
+            for i in range(1, len(parts))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def cancel(self) -> None:
-        """Terminate the current run and start no further one; return at once."""
+        """Terminate the current runs and start no further one; return at once."""
         self._cancelled.set()
         for run in self._started():
             run.cancel()
 
     def leave(self) -> None:
-        """Stop following the current run, which goes on, and start no further one; return at once."""
+        """Stop following the current runs, which go on, and start no further one; return at once."""
         self._cancelled.set()
         for run in self._started():
             run.watch.leave()
 
     def close(self) -> None:
-        """Terminate the current run, and wait for its end."""
+        """Terminate the current runs, and wait for their end."""
         self.cancel()
-        if len(self._parts) > 1:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for run in self._started():
             run.close()
 
@@ -153,33 +215,42 @@ class Chain(Generic[R]):
     def _started(self) -> list[R]:
         return [run.result() for run in self.runs if run.done() and run.exception() is None]
 
-    def _work(self) -> None:
-        written: list[str] = []
-        for i, part in enumerate(self._parts[1:], 1):
-            before = self.runs[i - 1].result()
-            for spec in self._parts[i - 1]:
-                outcome = before.watch.outcome(spec.stage, None)
-                if not isinstance(outcome, StepResult) or outcome.failed:
-                    self._give_up(i, NotStartedError(f"the run failed (stage '{spec.stage}' failed)"))
-                    return
-                written.append(outputs_text(outcome))
-            if self._cancelled.is_set():
-                self._give_up(i, NotStartedError("the run was stopped"))
-                return
-            try:
-                run = self._begin([with_upstream(spec, written, self._trees) for spec in part])
-            except Exception as error:  # noqa: BLE001 (the waiting caller gets it)
-                self._give_up(i, error)
-                return
-            self.runs[i].set_result(run)
-            if self._cancelled.is_set():
-                run.cancel()
+    def _start(self, i: int) -> None:
+        """Start a part once all stages of those before it have succeeded."""
+        part, future = self._parts[i], self.runs[i]
+        try:
+            written = [text for before in sorted(part.after) for text in self._written(before)]
+            with self._starting:
+                if self._cancelled.is_set():
+                    raise NotStartedError("the run was stopped")
+                specs = [with_upstream(spec, written, self._trees) for spec in part.specs]
+                run = self._begin(i, specs)
+        except Exception as error:  # noqa: BLE001 (the waiting caller gets it)
+            future.set_exception(error)
+            return
+        future.set_result(run)
+        if self._cancelled.is_set():
+            run.cancel()
 
-    def _give_up(self, first: int, error: Exception) -> None:
-        self.runs[first].set_exception(error)
-        for run in self.runs[first + 1 :]:
-            why = str(error) if isinstance(error, NotStartedError) else f"the run before it failed: {error}"
-            run.set_exception(NotStartedError(why))
+    def _written(self, i: int) -> list[str]:
+        """Wait for the outputs of a part's stages; return them as parameters of pods.
+
+        Raises:
+            NotStartedError: A stage of it did not succeed.
+        """
+        try:
+            run = self.runs[i].result()
+        except NotStartedError:
+            raise
+        except Exception as error:
+            raise NotStartedError(f"the run before it failed: {error}") from error
+        texts = []
+        for spec in self._parts[i].specs:
+            outcome = run.watch.outcome(spec.stage, None)
+            if not isinstance(outcome, StepResult) or outcome.failed:
+                raise NotStartedError(f"the run failed (stage '{spec.stage}' failed)")
+            texts.append(outputs_text(outcome))
+        return texts
 
 
 class _PassedOn:

@@ -11,7 +11,7 @@ a collection of garbage removes those of forgotten runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -73,21 +73,36 @@ class OpenStage:
     needs: tuple[str, ...] = ()
     known: Mapping[str, str] | None = None
 
-    def continues(self, started: OpenStage) -> bool:
+    def continues(self, started: OpenStage, pending: Collection[str] = ()) -> bool:
         """Return True if this stage is one that was started, judged without results.
+
+        Two callers judge by this rule. A start knows the digests of all dependencies that stages outside of its run
+        write. The choice of parts for several runs is made before, when those of ``pending`` outputs are not known; the
+        start of such a part judges it again.
 
         Args:
             started: The stage as it was started.
+            pending: Outputs of stages in other runs, whose digests are not known yet.
         """
         if self.identity != started.identity or self.deps.keys() != started.deps.keys():
             return False
-        if any(digest and self.deps[path] != digest for path, digest in started.deps.items()):
+        unknown = {
+            path
+            for path, digest in self.deps.items()
+            if not digest and any(is_within(path, out) for out in pending)
+        }
+        if any(
+            digest and path not in unknown and self.deps[path] != digest
+            for path, digest in started.deps.items()
+        ):
             return False
         # A stage that was recorded since, but not one that it reads, may take its last run; it was started to run.
         if self.known == started.known or started.known is None:
             return True
         # Its dependencies are recorded by now. The same ones as of its last run mean that it must run again.
-        return self.known is None and all(self.deps.values()) and self.deps != started.known
+        if self.known is not None:
+            return False
+        return bool(unknown) or (all(self.deps.values()) and self.deps != started.known)
 
 
 @dataclass(frozen=True, slots=True)

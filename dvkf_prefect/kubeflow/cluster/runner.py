@@ -30,10 +30,11 @@ from dvkf_prefect.data.transfer.move import move
 from dvkf_prefect.errors import DvkfError, RunnerError, StageCancelledError
 from dvkf_prefect.formats.objects import MD5
 from dvkf_prefect.formats.tree import is_tree
-from dvkf_prefect.kubeflow.cluster.chain import MOST_STAGES, Chain, NotStartedError, split
+from dvkf_prefect.kubeflow.cluster.chain import MOST_STAGES, Chain, NotStartedError, parts_of
 from dvkf_prefect.kubeflow.cluster.followed import FollowedRun
 from dvkf_prefect.kubeflow.cluster.links import Links
 from dvkf_prefect.kubeflow.cluster.notes import mark_taken
+from dvkf_prefect.kubeflow.cluster.open_runs import OpenRun, open_runs
 from dvkf_prefect.kubeflow.cluster.pods import Pods
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 from dvkf_prefect.kubeflow.cluster.submit import ENDING, Dispatch, Submitted
@@ -292,13 +293,16 @@ class KfpClusterRunner:
         """
         if self._closed.is_set():
             raise RunnerError("the runner is closed; stages cannot start")
-        parts = self._parts(specs, edges or {})
-        chain = Chain(
-            parts,
-            lambda some: self._begin(some, edges or {}),
-            caches=[self._repo.cache],
-            remote=self._repo.remote(),
-        )
+        edges, remote = edges or {}, self._repo.remote()
+        runs = list(open_runs(remote.storage))
+        shared = self._dispatch(specs, edges, runs).shared()
+        parts = parts_of(specs, edges, shared, MOST_STAGES)
+
+        def begin(i: int, some: Sequence[StepSpec]) -> _PipelineRun:
+            # The list is too old for a part that waited.
+            return self._begin(some, edges, None if parts[i].after else runs)
+
+        chain = Chain(parts, begin, caches=[self._repo.cache], remote=remote)
         with self._lock:
             self._chains.append(chain)
         if self._closed.is_set():
@@ -306,18 +310,18 @@ class KfpClusterRunner:
         return {
             spec.stage: KfpClusterRun(spec, run, chain.cancel)
             for part, run in zip(parts, chain.runs, strict=True)
-            for spec in part
+            for spec in part.specs
         }
 
-    def _parts(self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]]) -> list[list[StepSpec]]:
-        """Return the stages of each run: those that runs on the server have, then the others."""
-        by_stage = {spec.stage: spec for spec in specs}
-        shared = [[by_stage.pop(stage) for stage in part] for part in self._dispatch(specs, edges).shared()]
-        return shared + (split(list(by_stage.values()), edges, MOST_STAGES) if by_stage else [])
-
-    def _dispatch(self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]]) -> Dispatch:
+    def _dispatch(
+        self,
+        specs: Sequence[StepSpec],
+        edges: Mapping[str, Sequence[str]],
+        runs: Sequence[OpenRun] | None,
+    ) -> Dispatch:
+        key, folder = self._run_key, self._folder
         return Dispatch(
-            self._repo, self._settings, self._api, specs, edges, run_key=self._run_key, folder=self._folder
+            self._repo, self._settings, self._api, specs, edges, run_key=key, folder=folder, runs=runs
         )
 
     def keep(self, stage: str) -> None:
@@ -331,12 +335,17 @@ class KfpClusterRunner:
         for chain in chains:
             chain.keep(stage)
 
-    def _begin(self, specs: Sequence[StepSpec], edges: Mapping[str, Sequence[str]]) -> _PipelineRun:
-        """Start one run, or find it."""
+    def _begin(
+        self,
+        specs: Sequence[StepSpec],
+        edges: Mapping[str, Sequence[str]],
+        runs: Sequence[OpenRun] | None,
+    ) -> _PipelineRun:
+        """Start one run, or find it, among some open ones; None lists them."""
         settings = self._settings
         links = self._links()
         remote = self._repo.remote()
-        run, interest = self._submit(self._dispatch(specs, edges), remote)
+        run, interest = self._submit(self._dispatch(specs, edges, runs), remote)
         pods = Pods(settings.namespace, config_file=settings.kube_config, context=settings.kube_context)
         followed = FollowedRun(
             self._api,

@@ -2,9 +2,10 @@
 
 A dispatcher that was killed leaves a run of its stages, or the first of several runs in order. The next one may have
 other stages: those without what was recorded meanwhile, or more, because it has more targets. Then no run has all of
-them (`dvkf_prefect.kubeflow.cluster.open_runs`), but some have a part. Each such part is a run of the chain, before the
-stages that no run has. The parts are chosen before the outputs of earlier ones are known. So a part whose inputs
-prove to be others is started as a new run.
+them (`dvkf_prefect.kubeflow.cluster.open_runs`), but some have a part. Each such part is a run of the chain. Of the
+stages that no run has, those that need none of these parts are started at once, the others after them
+(`dvkf_prefect.kubeflow.cluster.chain`). The parts are chosen before the outputs of earlier ones are known. So a part
+whose inputs prove to be others is started as a new run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from dvkf_prefect.kubeflow.cluster.open_runs import OpenRun, OpenStage
-from dvkf_prefect.paths import is_within
 
 
 def shared_parts(
@@ -46,26 +46,7 @@ def _part(
 ) -> set[str]:
     """Return the stages of a run that need only each other and those of earlier parts."""
     written = [out for address in taken for out in wanted[address].outs]
-    part = {a for a in left if a in run.stages and _is_same(wanted[a], run.stages[a], written)}
+    part = {a for a in left if a in run.stages and wanted[a].continues(run.stages[a], written)}
     while lacking := {a for a in part if not set(wanted[a].needs) <= part | set(taken)}:
         part -= lacking
     return part
-
-
-def _is_same(stage: OpenStage, started: OpenStage, written: Collection[str]) -> bool:
-    """Return True if a stage may be the one that was started.
-
-    Args:
-        stage: The stage.
-        started: The stage as it was started.
-        written: Outputs of stages in earlier parts, whose digests are not known here.
-    """
-    if stage.identity != started.identity or stage.deps.keys() != started.deps.keys():
-        return False
-    if stage.known not in (None, started.known) and started.known is not None:
-        return False
-    return all(
-        stage.deps[path] == digest or (not stage.deps[path] and any(is_within(path, out) for out in written))
-        for path, digest in started.deps.items()
-        if digest
-    )

@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import RunnerError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.formats.objects import Content
-from dvkf_prefect.kubeflow.cluster.api import KfpAnswerError, KfpApi, KfpUnreachableError
+from dvkf_prefect.kubeflow.cluster.api import KfpApi
 from dvkf_prefect.kubeflow.cluster.inputs import Supply
 from dvkf_prefect.kubeflow.cluster.names import TEXT, fit, project_name
 from dvkf_prefect.kubeflow.cluster.notes import first_attempt, left_key, mark_taken
@@ -28,6 +26,7 @@ from dvkf_prefect.kubeflow.cluster.pod_plans import pod_of_stage, pods_of_run
 from dvkf_prefect.kubeflow.cluster.retry import retry_once
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 from dvkf_prefect.kubeflow.cluster.shared import shared_parts
+from dvkf_prefect.kubeflow.cluster.start import CLAIM_PATIENCE, KubeWorkflows, RunStart, Started
 from dvkf_prefect.kubeflow.cluster.uploads import results_key, try_upload
 from dvkf_prefect.kubeflow.compile.compile import (
     PodPlan,
@@ -51,19 +50,10 @@ from dvkf_prefect.pipeline.step.spec import StepContent, StepKnown, StepSpec
 
 _NAMESPACE = uuid.UUID("5f0c1c5e-6a0e-5d0a-9f6e-3d7f4f4b7c11")
 _ATTEMPTS = 100
-# The server's message after it made a workflow whose run it could not store, and those of failures that pass.
-_NOT_STORED = "Failed to store run"
-_PASSING = re.compile(
-    r"(?i)connection refused|too many connections|deadlock|database is locked|lock wait timeout"
-)
-# Seconds until another's claim is removed: longer than a start takes.
-_CLAIM_PATIENCE = 180.0
-# Seconds from a request until the server has deleted its workflow, if it has no run: 120 in its settings
-# (WORKFLOW_GC_GRACE_PERIOD_SECONDS), and the interval of its looks.
-_DELETED_AFTER = 180.0
 # States of a run that is terminated, or that ended without success.
 ENDING = frozenset({"FAILED", "CANCELED", "CANCELING", "SKIPPED"})
-_CREATE_TRIES = 5
+# Requests of one start whose answers left it open.
+_OPEN_TRIES = 3
 _logger = logging.getLogger(__name__)
 
 
@@ -99,6 +89,7 @@ class Dispatch:
         edges: Predecessors of stages, besides the writers of their inputs.
         run_key: Distinguishes runs with equal content.
         folder: Folder of the local records of runs.
+        runs: Runs whose results were not all collected, as a moment ago; None to list them.
     """
 
     def __init__(
@@ -111,6 +102,7 @@ class Dispatch:
         *,
         run_key: str,
         folder: Path,
+        runs: Sequence[OpenRun] | None = None,
     ) -> None:
         self._repo = repo
         self._settings = settings
@@ -120,6 +112,7 @@ class Dispatch:
         self._edges = edges_of(specs, edges)
         self._run_key = run_key
         self._folder = folder
+        self._runs = runs
         self._names = task_names([spec.stage for spec in specs])
         self._remote = repo.remote()
         self._not_retried: set[str] = set()
@@ -154,12 +147,17 @@ class Dispatch:
             Same as `submit`.
         """
         addresses = {spec.stage for spec in self._specs}
-        runs = [run for run in open_runs(self._remote.storage) if addresses & run.stages.keys()]
+        runs = [run for run in self._open_runs() if addresses & run.stages.keys()]
 
         def goes_on(run: OpenRun) -> bool:
             return (self._api.run(run.run_id) or {"state": "FAILED"}).get("state") not in ENDING
 
         return shared_parts(self._stages(self._pods()), runs, goes_on) if runs else []
+
+    def _open_runs(self) -> Sequence[OpenRun]:
+        """Return the runs whose results were not all collected; those given are of the first call alone."""
+        runs, self._runs = self._runs, None
+        return runs if runs is not None else list(open_runs(self._remote.storage))
 
     def _pods(self) -> _Pods:
         """Return all that the pods need; upload the sources."""
@@ -285,7 +283,7 @@ class Dispatch:
             self._settings.experiment or project_name(self._repo), self._settings.namespace
         )
         note = self._folder / f"{content[:32]}.json"
-        left = left_key(note)
+        left, open_tries = left_key(note), 0
         for attempt in range(first_attempt(note), _ATTEMPTS):
             key = str(uuid.uuid5(_NAMESPACE, f"{content}/{attempt}"))
             found, started = self._find(key, experiment), False
@@ -295,8 +293,12 @@ class Dispatch:
                     Claim(self._remote.storage, joined.key).clear()  # its killed dispatcher may have left one
                     _logger.info("resuming run %s, which has these stages among others", joined.run_id)
                     return joined, experiment
-                found, started = self._start_once(key, pods, experiment)
+                start = self._start_once(key, pods, experiment)
+                found, started = start.run, start.is_new
                 if found is None:
+                    open_tries += start.problem is not None
+                    if start.problem is not None and open_tries == _OPEN_TRIES:
+                        raise start.problem
                     # The server lost the run, or it was deleted there. Results under its key may be of any of both.
                     if key == left:
                         self._learn_from(key, self._names)
@@ -328,7 +330,7 @@ class Dispatch:
         """Retry a failed run, if the settings say so; return True if it goes on."""
         if self._settings.failed_run != "retry" or run["run_id"] in self._not_retried:
             return False
-        again = retry_once(self._api, self._remote.storage, run, key, patience=_CLAIM_PATIENCE)
+        again = retry_once(self._api, self._remote.storage, run, key, patience=CLAIM_PATIENCE)
         if again:
             _logger.info("retrying run %s", run["run_id"])
         else:
@@ -344,7 +346,7 @@ class Dispatch:
         storage = self._remote.storage
         trees = Manifests(self._repo.cache, self._remote)
         ended: list[OpenRun] = []
-        for run in open_runs(storage):
+        for run in self._open_runs():
             if not run.has(stages, storage, trees):
                 continue
             found = self._api.run(run.run_id)
@@ -359,57 +361,18 @@ class Dispatch:
             ended.append(run)
         return None, ended
 
-    def _start_once(self, key: str, pods: _Pods, experiment: str) -> tuple[dict[str, Any] | None, bool]:
-        """Start the run, unless another dispatcher does; return it, and True if it was started here.
-
-        The server makes a run's workflow before it stores the run. So a second request with the same id is refused, but
-        its workflow runs on. A claim on the remote keeps all but one dispatcher from sending it, and a record there
-        keeps later ones from sending it again. The run is None if its request was sent before and the server has no
-        such run, nor its workflow any more.
-
-        Limits: a server whose grace for such workflows was raised above `_DELETED_AFTER` may still run one. So may a
-        server that handles a request that long after its client has ended.
-        """
-        claim = Claim(self._remote.storage, key)
-        found: list[dict[str, Any]] = []
-
-        def look() -> bool:
-            found.extend(run for run in [self._find(key, experiment)] if run is not None)
-            return bool(found)
-
-        holder = claim.take(_CLAIM_PATIENCE, look)
-        if holder is not None:
-            _logger.info("run %s was started by %s", key, holder)
-            return found[0], False
-        try:
-            if look():
-                return found[0], False
-            sent = claim.sent_at()
-            if sent is None:
-                body = self._body(key, pods, experiment)
-                if not claim.held:
-                    raise RunnerError(
-                        f"the start of run {key} took longer than {_CLAIM_PATIENCE:.0f} s, and another "
-                        "dispatcher took it over. Run the command again to follow it."
-                    )
-                claim.sending()
-                return self._create(key, body, experiment, claim), True
-        finally:
-            claim.release()
-        end = time.monotonic() + min(_DELETED_AFTER, max(0.0, sent + _DELETED_AFTER - time.time()))
-        if not look() and time.monotonic() < end:
-            _logger.warning(
-                "run %s was requested, but the server lacks it. Waiting up to %.0f s for the run, or for the deletion "
-                "of its workflow",
-                key,
-                end - time.monotonic(),
-            )
-        wait = 0.5
-        while not found and time.monotonic() < end:
-            time.sleep(min(wait, max(0.0, end - time.monotonic()) + 0.01))
-            wait = min(wait * 2, 8.0)
-            look()
-        return (found[0] if found else None), False
+    def _start_once(self, key: str, pods: _Pods, experiment: str) -> Started:
+        """Start the run, unless another dispatcher does or did; see `RunStart.once`."""
+        workflows = KubeWorkflows(self._settings, self._api) if self._settings.ask_kubernetes else None
+        start = RunStart(
+            self._api,
+            Claim(self._remote.storage, key),
+            key,
+            self._display_name(key),
+            lambda: self._find(key, experiment),
+            workflows,
+        )
+        return start.once(lambda: self._body(key, pods, experiment))
 
     def _learn_from(self, key: str, names: Mapping[str, str]) -> None:
         """Reuse the successful stages of an earlier run whose results were never collected.
@@ -514,44 +477,6 @@ class Dispatch:
             body["service_account"] = pods.account
         return body
 
-    def _create(self, key: str, body: Mapping[str, Any], experiment: str, claim: Claim) -> dict[str, Any]:
-        """Start the run; after an ambiguous answer, look for it before another attempt.
-
-        The server answers 500 for nearly every refusal, so only what surely started nothing is repeated.
-        """
-        wait = 0.5
-        unsure = False
-        for attempt in range(_CREATE_TRIES):
-            try:
-                return self._api.create_run(body)
-            except KfpAnswerError as error:
-                problem: RunnerError = error
-                stored = _NOT_STORED not in str(error)
-                refused = error.status < 500 and error.status not in (408, 409, 429)
-                again = error.status != 500 or bool(_PASSING.search(str(error)))
-                again, looks = again and stored and not refused, 0 if refused else 2
-                unsure = unsure or not stored or error.status > 500 or error.status == 408
-            except KfpUnreachableError as error:
-                # If the request was sent, the run may be stored a while later.
-                problem, stored, again, looks = error, True, True, 4 if error.sent else 1
-                unsure = unsure or error.sent
-            for _ in range(looks):
-                time.sleep(wait)
-                found = self._find(key, experiment)
-                if found is not None:
-                    return found
-                wait = min(wait * 2, 4.0)
-            if not stored:
-                raise _LeftOverError(
-                    f"{problem}. The server may have started the stages without keeping their run; it deletes such a "
-                    "workflow within minutes. Start them again: the next run begins after that"
-                ) from problem
-            if not again or attempt == _CREATE_TRIES - 1:
-                if not unsure:
-                    claim.refused()
-                raise problem
-        raise AssertionError
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pods:
@@ -573,10 +498,6 @@ class _Pods:
 def _keep_in(storage: Storage) -> Callable[[str, str], str]:
     """Return a function that stores large specifications of a version, by their content."""
     return lambda _, text: reference(storage, text)
-
-
-class _LeftOverError(RunnerError):
-    """The server did not store a run after it made the workflow."""
 
 
 def _mark(key: str) -> str:

@@ -17,7 +17,12 @@ from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 from dvkf_prefect.kubeflow.compile.pod_settings import Placement
 
 # Rights of the person or worker who runs stages: verb, API group, resource.
-_OURS = (("list", "", "pods"), ("get", "", "pods/log"), ("list", "", "events"))
+_OURS = (
+    ("list", "", "pods"),
+    ("get", "", "pods/log"),
+    ("list", "", "events"),
+    ("list", "argoproj.io", "workflows"),
+)
 # Rights that KFP's driver and launcher and Argo's executor use in a stage's pod.
 _OF_PODS = (
     ("get", "", "configmaps"),
@@ -129,12 +134,17 @@ def check_kubernetes(
         return
     yield cluster
     if lost:
-        step = "without them the reason of a pod that does not start is not shown: bind the role `view`"
+        step = (
+            "without them the reason of a pod that does not start is not shown, and a start without an answer takes "
+            "three minutes: bind the role `view`"
+        )
         yield Check(
             "Kubernetes", "warn", f"{cluster.host} answers; this login lacks: {', '.join(lost)}", step
         )
     else:
-        yield Check("Kubernetes", "ok", f"{cluster.host} answers; pods, logs and events can be read")
+        yield Check(
+            "Kubernetes", "ok", f"{cluster.host} answers; pods, logs, events and workflows can be read"
+        )
     if _exists(cluster, "read_namespace", settings.namespace) is False:
         step = "name another (namespace, DVKF_KUBEFLOW_NAMESPACE)"
         yield Check("namespace", "fail", f"'{settings.namespace}' does not exist in Kubernetes", step)

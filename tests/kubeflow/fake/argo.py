@@ -359,7 +359,13 @@ class Workflow:
             else:
                 status["nodes"] = nodes
             return {
-                "metadata": {"name": self.name, "namespace": self.fake.namespace},
+                "metadata": {
+                    "name": self.name,
+                    "namespace": self.fake.namespace,
+                    # apiserver/template/v2_template.go (RunWorkflow)
+                    "labels": {"pipeline/runid": self.run_id},
+                    "annotations": {"pipelines.kubeflow.org/run_name": self.body.get("display_name", "")},
+                },
                 "spec": spec,
                 "status": status,
             }

@@ -1,12 +1,14 @@
-"""Kubernetes' calls about pods, which are objects of `kube_api`."""
+"""Kubernetes' calls about pods and workflows, which are objects of `kube_api`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import kube_api
 from kube_api.request import Request
+from kube_api.resources import Resource
 
 from .store import Refused
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from .server import FakeKfp
 
 _NODE = "workflows.argoproj.io/node-name"
+_ARGO = "argoproj.io"
+WORKFLOWS = Resource(_ARGO, "v1alpha1", "workflows", "Workflow", status=False)
 
 
 def container(name: str, **state: dict) -> dict:
@@ -29,9 +33,10 @@ def container(name: str, **state: dict) -> dict:
     }
 
 
-def answer(fake: FakeKfp, path: str, query: dict[str, str]) -> Any:
+def answer(fake: FakeKfp, path: str, query: dict[str, str], headers: Mapping[str, str]) -> Any:
     if not fake.kubernetes:
         raise Refused(403, "pods is forbidden")
+    fake.asked_kubernetes.append(path)
     if path.endswith("/log"):
         name = path.split("/")[-2]
         assert query["container"] == "main"
@@ -41,7 +46,7 @@ def answer(fake: FakeKfp, path: str, query: dict[str, str]) -> Any:
                     return log(fake, node, query)
         raise Refused(404, "no such pod")
     refresh(fake)
-    request = Request("GET", f"{path}?{urlencode(query)}", {}, b"")
+    request = Request("GET", f"{path}?{urlencode(query)}", headers, b"")
     request.user = "admin"
     try:
         return fake.cluster.answer(request)[1]
@@ -64,6 +69,20 @@ def refresh(fake: FakeKfp) -> None:
     for obj in fake.cluster.all("pods"):
         if _NODE in obj["metadata"].get("annotations", {}) and obj["metadata"]["name"] not in found:
             fake.cluster.store.delete(pods, obj)
+    refresh_workflows(fake)
+
+
+def refresh_workflows(fake: FakeKfp) -> None:
+    """Put the workflows up to date in the Kubernetes that serves them; those that were deleted are not there."""
+    there = {workflow.name: workflow for workflow in list(fake.workflows) if not workflow.collected}
+    with fake.cluster.store.lock:
+        for name, workflow in there.items():
+            if fake.cluster.get("workflows", fake.namespace, name, _ARGO) is None:
+                manifest = workflow.manifest()
+                fake.cluster.put({"apiVersion": f"{_ARGO}/v1alpha1", "kind": "Workflow", **manifest})
+        for obj in fake.cluster.all("workflows", _ARGO):
+            if obj["metadata"]["name"] not in there:
+                fake.cluster.store.delete(WORKFLOWS, obj)
 
 
 def put(fake: FakeKfp, workflow: Workflow, node: Node, name: str) -> dict:

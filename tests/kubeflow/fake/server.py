@@ -14,7 +14,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email import policy
 from email.parser import BytesParser
@@ -162,6 +162,7 @@ class FakeKfp(Pipelines, RecurringRuns):
         popen: Starts a pod's process, as `subprocess.Popen` does.
         vanished: Pods that Kubernetes has no more.
         restarted: Pods whose container was restarted, and the lines that it had printed before.
+        asked_kubernetes: Paths of the calls of Kubernetes.
         clock: The time of a line in a log.
         problems: What went wrong here, requests that the API does not know among it.
     """
@@ -203,6 +204,8 @@ class FakeKfp(Pipelines, RecurringRuns):
         self.ui_host = True
         self.kubernetes = True
         self.cluster = KubeApi()
+        self.cluster.serve(kube.WORKFLOWS)
+        self.asked_kubernetes: list[str] = []
         self.pausing = False
         self.delay = 0.0
         self.multi_user = False
@@ -326,7 +329,8 @@ class FakeKfp(Pipelines, RecurringRuns):
             method: HTTP method.
             pattern: Pattern of the path.
             kind: Status of a proxy's answer, ``drop`` (before it is handled), ``drop-after`` (before it is answered),
-                ``504-after`` (a proxy's answer to a request that was handled), ``cut`` (only a part of the answer
+                ``504-after`` (a proxy's answer to a request that was handled), ``unsent`` (Envoy's to one that it did
+                not pass on), ``cut`` (only a part of the answer
                 arrives), ``slow``, ``late`` (handled once ``let`` is set), ``hang``, ``twice`` (a proxy sends it
                 again), ``locked`` (500 before anything is done) or ``deadlock`` (of the database, after the workflow
                 is made).
@@ -365,6 +369,13 @@ class FakeKfp(Pipelines, RecurringRuns):
             assert self.let.wait(60)
         if len(data) > self.body_limit:
             kind = 413  # of a proxy; that of nginx's ingress is 1 MiB by default
+        if kind == "unsent":
+            # envoy source/common/router/router.cc (UpstreamRequest) and StreamInfo's response flag UF
+            said = (
+                b"upstream connect error or disconnect/reset before headers. reset reason: connection failure"
+            )
+            self._answer(handler, 503, said, "text/plain")
+            return
         if isinstance(kind, int):
             self._answer(handler, kind, b"<html>upstream is away</html>", "text/html")
             return
@@ -375,15 +386,15 @@ class FakeKfp(Pipelines, RecurringRuns):
                 raise Refused(500, "InternalServerError: database is locked")
             if kind == "twice":
                 with suppress(Refused):
-                    media = handler.headers.get("Content-Type", "")
-                    self._handle(method, parts.path, query, data, user, kind=media, database=True)
+                    again = (method, parts.path, query, data, user)
+                    self._handle(*again, headers=handler.headers, database=True)
             answer = self._handle(
                 method,
                 parts.path,
                 query,
                 data,
                 user,
-                kind=handler.headers.get("Content-Type", ""),
+                headers=handler.headers,
                 database=kind != "deadlock",
             )
             status = 200
@@ -416,11 +427,12 @@ class FakeKfp(Pipelines, RecurringRuns):
         data: bytes,
         user: str,
         *,
-        kind: str,
+        headers: Mapping[str, str],
         database: bool,
     ) -> Any:
-        if path.startswith("/api/v1/"):
-            return kube.answer(self, path, query)
+        kind = headers.get("Content-Type", "")
+        if path.startswith(("/api/v1/", "/apis/argoproj.io/")):
+            return kube.answer(self, path, query, headers)
         if path.startswith("/apis/v1beta1/runs/") and method == "GET":
             return self._old_run(path.rpartition("/")[2])
         if path in ("/apis/v1beta1/healthz", "/apis/v2beta1/healthz") and method == "GET":
