@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -43,6 +43,7 @@ from dvkf_prefect.serving.intake import (
     BINARY_HEADER,
     MAX_REQUEST_BYTES,
     Budget,
+    HttpError,
     accepts_gzip,
     check_headers,
     parse,
@@ -55,10 +56,9 @@ from dvkf_prefect.serving.tensors import BINARY_EXTENSION
 from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER, Models
 
 _INDEX_BYTES = 4096
-_REST = re.compile(r"(:predict|:explain|(/versions/[^/]+)?(/ready|/infer)?)")
 
 
-class _App:
+class _Handlers:
     """The handlers of the routes.
 
     Args:
@@ -103,6 +103,27 @@ class _App:
             found = await lane.answer(asked, self.limit, share)
         self.metrics.count(name, lane.version, protocol, found.status, time.perf_counter() - started)
         return _response(found, {VERSION_HEADER: lane.version})
+
+    def quick(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
+        found = self.models.find(path)
+        if found is None or BINARY_HEADER in headers:
+            return None
+        name, version, protocol = found
+        try:
+            lane = self.models.lane(name, version, headers.get(STICKY_HEADER))
+            if not lane.is_quick:
+                return None
+            encoding = check_headers(headers, self.limit)
+            with self.budget.share() as share:
+                share.grow(len(body))
+                asked = Request(protocol, body, encoding, None, accepts_gzip(headers))
+                started = time.perf_counter()
+                answer = lane.answer_at_once(asked, self.limit, share)
+        except HttpError:
+            return None
+        seconds = time.perf_counter() - started
+        self.metrics.count(name, lane.version, protocol, answer.status, seconds)
+        return Answer(answer.status, answer.body, {**answer.headers, VERSION_HEADER: lane.version})
 
     async def v1_predict(self, request: HttpRequest) -> Response:
         return await self.answer(request, "v1")
@@ -154,14 +175,14 @@ class _App:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE)
 
 
-def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> ASGIApp:
+def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> App:
     """Build the application that answers for models.
 
     Args:
         models: The models; they may change while it runs.
         max_request_bytes: Maximum size of a request body.
     """
-    app = _App(models, max_request_bytes)
+    app = _Handlers(models, max_request_bytes)
     model, version = "/v2/models/{name:path}", "/versions/{version}"
     routes = [
         Route("/", app.alive),
@@ -183,7 +204,7 @@ def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) ->
         Route(model + version, app.model),
         Route(model, app.model),
     ]
-    return _Answering(_Named(Router(routes, redirect_slashes=False), app))
+    return App(_Named(Router(routes, redirect_slashes=False), app), app)
 
 
 def _json_size(request: HttpRequest, protocol: Protocol) -> int | None:
@@ -216,7 +237,7 @@ async def _stream(request: HttpRequest) -> AsyncIterator[bytes]:
 class _Named:
     """Middleware that writes the model's name of a path in hexadecimal, so that names cannot confuse routes."""
 
-    def __init__(self, app: ASGIApp, handlers: _App) -> None:
+    def __init__(self, app: ASGIApp, handlers: _Handlers) -> None:
         self._app = app
         self._handlers = handlers
 
@@ -225,22 +246,40 @@ class _Named:
         prefix = path[: len("/v1/models/")]
         if prefix in ("/v1/models/", "/v2/models/"):
             rest = path[len(prefix) :]
-            # A longer name wins: "a/ready" is not the readiness of "a" if there is such a model.
-            for name in sorted(self._handlers.models.names, key=len, reverse=True):
-                if rest.startswith(name) and _REST.fullmatch(rest[len(name) :]):
-                    scope = {**scope, "path": prefix + self._handlers.marked(name) + rest[len(name) :]}
-                    break
+            name = self._handlers.models.longest(rest)
+            if name is not None:
+                scope = {**scope, "path": prefix + self._handlers.marked(name) + rest[len(name) :]}
         # The router raises an error for an unknown path if the scope has an application, and answers in text if not.
         await self._app({**scope, "app": self._handlers}, receive, send)
 
 
-class _Answering:
-    """Middleware that answers every exception, so that uvicorn need not close the connection."""
+class App:
+    """The application. It answers every exception, so that uvicorn need not close the connection.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: The application below.
+        handlers: Its handlers.
+    """
+
+    def __init__(self, app: ASGIApp, handlers: _Handlers) -> None:
         self._app = app
+        self._handlers = handlers
+
+    def quick(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
+        """Answer a request for a prediction at once, if the model computes it in no time.
+
+        Args:
+            path: Path of a POST request.
+            headers: Its headers, by lower-case name.
+            body: Its body.
+
+        Returns:
+            The answer; None if the request must be computed in a thread, or is wrong.
+        """
+        return self._handlers.quick(path, headers, body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI asks."""
         started = False
 
         async def sending(message: Message) -> None:

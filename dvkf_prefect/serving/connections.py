@@ -1,7 +1,8 @@
 """Connections of the model server, with the timeouts and limits that uvicorn lacks.
 
-A request's headers must be complete within `HEADER_SECONDS`, and its body must arrive at `BODY_RATE` or faster. At
-most `MAX_CONNECTIONS` are open; past them the longest idle one is closed. A connection closed before its request was
+A request's headers must be complete within `HEADER_SECONDS`, and its body must arrive at `BODY_RATE` or faster.
+Headers have at most `HEADER_BYTES`, and an HTTP/1.1 request exactly one Host (RFC 9112, section 3.2). At most
+`MAX_CONNECTIONS` are open; past them the longest idle one is closed. A connection closed before its request was
 read completely is drained for a while. So the client can read the answer instead of getting a reset.
 """
 
@@ -9,19 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
-import h11
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
+from dvkf_prefect.serving.answering import Answer
 from dvkf_prefect.serving.intake import render
 
 HEADER_SECONDS = 20.0
 BODY_SECONDS = 20.0
 BODY_RATE = 16 << 10
 MAX_CONNECTIONS = 1024
+HEADER_BYTES = 64 << 10
+# A larger body is computed elsewhere than on the event loop.
+QUICK_BYTES = 16 << 10
+# Requests of one connection that wait for the answer to the first of them.
+MAX_PIPELINED = 64
 _LINGER_SECONDS = 5.0
 _LINGER_BYTES = 256 << 20
+_LONG = "the headers of the request are too long. Send shorter ones."
 
 
 class _Lingering:
@@ -64,7 +78,19 @@ class _Lingering:
             self._transport.close()
 
 
-class BoundedProtocol(H11Protocol):
+@runtime_checkable
+class QuickApp(Protocol):
+    """An application that answers some requests at once, without a task of their own."""
+
+    def quick(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
+        """Return the answer to a POST request; None to have it called as usual."""
+
+
+class _RefusedError(Exception):
+    """A request that the parser takes, and the server does not."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
     """One connection of the server."""
 
     _lingering: _Lingering
@@ -74,6 +100,16 @@ class BoundedProtocol(H11Protocol):
     _since = 0.0
     _received = 0
     _used = 0.0
+    # The part of a request that the parser is in; True if it began in the last piece of data; bytes of its headers that
+    # were parsed, and that may not be.
+    _reading = ""
+    _begun = False
+    _head = 0
+    _partial = 0
+    # True from the headers of a request to upgrade until it is read without them.
+    _upgrading = False
+    # A small request that waits for its body, and may be answered at once then.
+    _held: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timeout for headers; make room if there are too many connections."""
@@ -97,10 +133,122 @@ class BoundedProtocol(H11Protocol):
         self._used = time.monotonic()
         before = self._phase
         self._received += len(data)
-        super().data_received(data)
+        self._begun = False
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self.send_400_response(str(cause if isinstance(cause, _RefusedError) else error))
+            return
         self._look()
         if self._phase != before:
             self._received = len(data)
+        if self._reading == "headers":
+            # The parser keeps a header back until it is complete. Its request began in an earlier piece of data.
+            self._partial += 0 if self._begun else len(data)
+            if self._partial > HEADER_BYTES:
+                self.send_400_response(_LONG)
+
+    def _feed(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                # The parser takes what follows for another protocol. RFC 9110, section 7.8, lets a server ignore the
+                # upgrade, which clients of Java ask for with each first request. So the request is read without it.
+                kept = [each for each in self.headers if each[0] not in (b"upgrade", b"connection")]
+                head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+                head += [b"%s: %s\r\n" % each for each in kept]
+                self.parser = httptools.HttpRequestParser(self)
+                self._upgrading = False
+                data = b"".join(head) + b"\r\n" + data[stopped.args[0] :]
+
+    def on_message_begin(self) -> None:
+        """Start to count the bytes of headers."""
+        super().on_message_begin()
+        self._reading, self._begun, self._head, self._partial = "headers", True, 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the target."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start the request; refuse one without a Host or with several, or after too many."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise _RefusedError("the request has no Host, or several. Send one.")
+        if self.parser.get_method() == b"CONNECT":
+            raise _RefusedError("the server is no proxy. Send a request for a model.")
+        self._upgrading = self.parser.should_upgrade()
+        if self._upgrading:
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _RefusedError("too many requests wait on the connection. Read answers first.")
+        self._reading = "body"
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End the request."""
+        if self._upgrading:
+            return
+        self._reading = ""
+        super().on_message_complete()
+        cycle, self._held = self._held, None
+        if cycle is not None and not self._answer_at_once(cycle):
+            super()._start_asgi_task(cycle, self.app)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Hold a small request until its body is there; start any other one."""
+        if (
+            self._reading == "body"
+            and cycle is self.cycle
+            and self.scope["method"] == "POST"
+            and not self.expect_100_continue
+            and self._length() <= QUICK_BYTES
+        ):
+            self._held = cycle
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _length(self) -> int:
+        for name, value in self.headers:
+            if name == b"content-length":
+                return int(value)
+        return QUICK_BYTES + 1
+
+    def _answer_at_once(self, cycle: RequestResponseCycle) -> bool:
+        """Answer a request on the event loop; return False if the application would not."""
+        app: object = self.app
+        if not isinstance(app, QuickApp) or self.flow.write_paused or cycle.disconnected:
+            return False
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers}
+        answer = app.quick(self.scope["path"], headers, bytes(cycle.body))
+        if answer is None:
+            return False
+        head = [STATUS_LINE[answer.status]]
+        for name, text in answer.headers.items():
+            head.append(f"{name}: {text}\r\n".encode("latin-1"))
+        head.append(b"" if cycle.keep_alive else b"connection: close\r\n")
+        head.append(b"content-length: %d\r\n\r\n" % len(answer.body))
+        self.transport.write(b"".join(head) + answer.body)
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+        return True
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > HEADER_BYTES:
+            raise _RefusedError(_LONG)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection for the answer if the request is complete; an incomplete one is dropped."""
@@ -132,13 +280,11 @@ class BoundedProtocol(H11Protocol):
         self._refuse(400, msg)
 
     def _look(self, idle: str = "headers") -> None:
-        state = self.conn.their_state
-        if self._lingering.is_closing():
+        running = self.cycle is not None and not self.cycle.response_complete
+        if self._lingering.is_closing() or (running and (self.pipeline or self._reading != "body")):
             self._enter("")
-        elif state is h11.IDLE:
-            self._enter(idle)
         else:
-            self._enter("body" if state is h11.SEND_BODY else "")
+            self._enter(self._reading or idle)
 
     def _enter(self, phase: str) -> None:
         if phase == self._phase:
@@ -175,18 +321,10 @@ class BoundedProtocol(H11Protocol):
             self.cycle.message_event.set()
         if not answered or (self.cycle is not None and self.cycle.response_complete):
             body = render({"error": text})
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                (b"connection", b"close"),
-            ]
-            response = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
-            try:
-                for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event) or b"")
-            except h11.LocalProtocolError:
-                # This request already has an answer.
-                pass
+            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(
+                body
+            )
+            self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
     def _make_room(self) -> None:

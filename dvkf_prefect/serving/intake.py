@@ -68,7 +68,7 @@ class Budget:
         """
         with self._lock:
             if self._requests <= 0:
-                raise _busy()
+                raise busy()
             self._requests -= 1
         share = Share(self)
         try:
@@ -81,7 +81,7 @@ class Budget:
     def _take(self, size: int) -> None:
         with self._lock:
             if size > self._left:
-                raise _busy()
+                raise busy()
             self._left -= size
 
 
@@ -105,7 +105,8 @@ class Share:
             self.taken = size
 
 
-def _busy() -> HttpError:
+def busy() -> HttpError:
+    """Return the error for a request that must wait for others to end."""
     return HttpError(
         503, "too many requests in progress on the server. Try again later.", {"retry-after": "1"}
     )

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, to_thread
 
 from dvkf_prefect.serving.answering import Answer, Request, answer_request, answer_requests, failure_of
-from dvkf_prefect.serving.intake import Share
+from dvkf_prefect.serving.intake import MAX_REQUESTS, Share, busy
 from dvkf_prefect.serving.served import Served
+
+# Seconds of a computation that must not block the event loop.
+_SLOW = 0.02
+_PENALTY = 500
+_THREADS = 40
+# Requests of one version in progress; the rest of `MAX_REQUESTS` is for other versions and models.
+MAX_RUNNING = MAX_REQUESTS - 64
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Lane:
         self._model = model
         self._keep = keep or ExitStack()
         self._batching = batching or Batching()
+        # Requests to compute in threads before one is computed on the event loop again.
+        self._threaded = 0
+        self._penalty = _PENALTY
+        # Threads of its own: a model that hangs leaves those of others.
+        self._threads = CapacityLimiter(_THREADS)
         self._waiting: list[_Waiting] = []
         self._full = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
@@ -75,16 +88,47 @@ class Lane:
             request: The request.
             limit: Maximum size of a decompressed body, in bytes.
             share: Memory of the request.
+
+        Raises:
+            HttpError: Too many requests of the version are in progress.
         """
+        if self.running >= MAX_RUNNING:
+            raise busy()
         self.running += 1
+        self._threaded = max(0, self._threaded - 1)
         try:
             if self._batching.size > 1:
                 return await self._answer_in_batch(request, limit, share)
             self.batches += 1
             # Parsing, predicting and rendering are all slow for many rows.
-            return await run_in_threadpool(answer_request, self._model, request, limit, share)
+            return await to_thread.run_sync(
+                answer_request, self._model, request, limit, share, limiter=self._threads
+            )
         finally:
             self.running -= 1
+
+    @property
+    def is_quick(self) -> bool:
+        """True if a small request may be answered on the event loop: the model never waits, and was fast so far."""
+        return self._threaded == 0 and self._batching.size == 1 and self._model.quick
+
+    def answer_at_once(self, request: Request, limit: int, share: Share) -> Answer:
+        """Compute the answer to a request on the event loop; only if `is_quick`.
+
+        A slow computation sends the next ones to threads, twice as many each time.
+
+        Args:
+            request: The request.
+            limit: Maximum size of a decompressed body, in bytes.
+            share: Memory of the request.
+        """
+        self.batches += 1
+        started = time.thread_time()  # a model that waits for nothing
+        answer = answer_request(self._model, request, limit, share)
+        if time.thread_time() - started > _SLOW:
+            self._penalty *= 2
+            self._threaded = self._penalty
+        return answer
 
     async def close(self) -> None:
         """Wait until every request in progress has its answer, and free the model's files."""
@@ -114,12 +158,13 @@ class Lane:
                 self._full.clear()
             self.batches += 1
             try:
-                answers = await run_in_threadpool(
+                answers = await to_thread.run_sync(
                     answer_requests,
                     self._model,
                     [each.request for each in batch],
                     batch[0].limit,
                     [each.share for each in batch],
+                    limiter=self._threads,
                 )
             except Exception as error:  # noqa: BLE001 - a request must not wait for ever
                 answers = [failure_of(error)] * len(batch)

@@ -38,11 +38,13 @@ class Served(ABC):
         name: Name of the model.
         version: Version of the model.
         platform: Format of the model, in the words of the Open Inference Protocol.
+        quick: True if a small computation takes no time and never waits for anything, so that it needs no thread.
     """
 
     name: str
     version: str
     platform: str
+    quick: bool = False
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:

@@ -23,12 +23,13 @@ from typing import Any
 
 import uvicorn
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dvkf_prefect.errors import DvkfError, ModelDigestError, ServingError
 from dvkf_prefect.processes.identity import BACKLOG, LOCALHOST, listen
 from dvkf_prefect.serving.adapters.table import BY_NAME
-from dvkf_prefect.serving.app import create_app
+from dvkf_prefect.serving.answering import Answer
+from dvkf_prefect.serving.app import App, create_app
 from dvkf_prefect.serving.connections import BoundedProtocol
 from dvkf_prefect.serving.control import ControlSocket
 from dvkf_prefect.serving.intake import MAX_REQUEST_BYTES
@@ -108,9 +109,12 @@ class _Manager:
 class _Draining:
     """Middleware that closes each connection after its next answer, once ``on`` is set."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
         self.on = False
+
+    def quick(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
+        return None if self.on else self._app.quick(path, headers, body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_closing(message: Message) -> None:
@@ -135,6 +139,7 @@ class _Server(uvicorn.Server):
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=30,

@@ -11,16 +11,24 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dvkf_prefect.errors import ServingError
 from dvkf_prefect.serving.intake import HttpError
 from dvkf_prefect.serving.lanes import Lane
+from dvkf_prefect.serving.served import Protocol
 
 STICKY_HEADER = "x-sticky-key"
 VERSION_HEADER = "x-model-version"
 _STEPS = 10_000
+_PATHS = 1000
+_REST = re.compile(r"(:predict|:explain|(/versions/[^/]+)?(/ready|/infer)?)")
+_ENDS: dict[Protocol, re.Pattern[str]] = {
+    "v1": re.compile("(?P<version>(?!)x)?:predict"),
+    "v2": re.compile("(/versions/(?P<version>[^/]+))?/infer"),
+}
 # Number of versions that did not load, to keep for the index.
 _OTHERS = 100
 
@@ -88,6 +96,34 @@ class Models:
         self._splits: dict[str, Split] = {}
         # Versions that are loading or did not load, by name and version.
         self._others: dict[tuple[str, str], State] = {}
+        # Models of paths for predictions, until the models change.
+        self._paths: dict[str, tuple[str, str | None, Protocol] | None] = {}
+
+    def longest(self, rest: str) -> str | None:
+        """Return the model that a path after ``/v1/models/`` or ``/v2/models/`` names; None for none of the server.
+
+        A longer name wins: ``a/ready`` is not the readiness of ``a`` if there is a model of that name.
+        """
+        for name in sorted(self._splits, key=len, reverse=True):
+            if rest.startswith(name) and _REST.fullmatch(rest[len(name) :]):
+                return name
+        return None
+
+    def find(self, path: str) -> tuple[str, str | None, Protocol] | None:
+        """Return model, version and protocol of the path of a request for a prediction; None for other paths."""
+        if path not in self._paths:
+            if len(self._paths) >= _PATHS:
+                self._paths.clear()
+            self._paths[path] = self._find(path)
+        return self._paths[path]
+
+    def _find(self, path: str) -> tuple[str, str | None, Protocol] | None:
+        for protocol, end in _ENDS.items():
+            prefix = f"/{protocol}/models/"
+            if path.startswith(prefix) and (name := self.longest(path[len(prefix) :])) is not None:
+                version = end.fullmatch(path[len(prefix) + len(name) :])
+                return (name, version["version"], protocol) if version else None
+        return None
 
     def states(self) -> list[State]:
         """Return the state of each version, sorted by name."""
@@ -109,6 +145,7 @@ class Models:
         """Remove a model; return its versions, which get no request any more. Close them."""
         for key in [key for key in self._others if key[0] == name]:
             del self._others[key]
+        self._paths.clear()
         split = self._splits.pop(name, None)
         return [] if split is None else [*split.lanes.values()]
 
@@ -161,6 +198,7 @@ class Models:
             Versions that get no request any more; close them.
         """
         self._others.pop((name, lane.version), None)
+        self._paths.clear()
         old = self._splits.get(name)
         rest = {} if old is None else {v: each for v, each in old.lanes.items() if v != lane.version}
         if old is None or not rest or percent == 100:
