@@ -103,14 +103,28 @@ class ModelContents:
         """
         return self._declared(self._repo.files(rev), name, rev)[1]
 
-    def _declared(self, files: RepoFiles, name: str, rev: str) -> tuple[str, ArtifactDecl]:
+    def declaration(self, name: str, rev: str | None) -> tuple[str, ArtifactDecl]:
+        """Return the dvc.yaml that declares a model, and its artifact there.
+
+        Args:
+            name: Name of the model.
+            rev: The commit; None for the workspace.
+
+        Raises:
+            ModelNotFoundError: The revision does not declare the model.
+            ParseError: A file of the revision does not follow its format.
+        """
+        return self._declared(self._repo.files(rev), name, rev)
+
+    def _declared(self, files: RepoFiles, name: str, rev: str | None) -> tuple[str, ArtifactDecl]:
         folder, _, plain = name.rpartition(":")
         prefix = self._repo.root.relative_to(self._git.root.resolve()).as_posix()
         file = posixpath.relpath(posixpath.join(folder or ".", PIPELINE_FILE), prefix)
         artifacts = read_artifacts(files, file)
         if plain not in artifacts:
+            where = f"at commit {rev[:7]}" if rev else "in the workspace"
             raise ModelNotFoundError(
-                f"{file} at commit {rev[:7]} declares no model '{plain}' under `artifacts` "
+                f"{file} {where} declares no model '{plain}' under `artifacts` "
                 f"(declared: {', '.join(sorted(artifacts)) or 'none'}). Declare it and commit the file."
             )
         return file, artifacts[plain]
