@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dvkf_prefect.blocks import ModelServer as ModelServer
     from dvkf_prefect.blocks import find_block as find_block
     from dvkf_prefect.cards import artifact_key as artifact_key
+    from dvkf_prefect.data.results.expiry import ExpiredResults as ExpiredResults
+    from dvkf_prefect.data.results.locks import ResultLocks as ResultLocks
     from dvkf_prefect.data.tables.frame_diff import FrameDiff as FrameDiff
     from dvkf_prefect.data.tables.frame_diff import diff_frames as diff_frames
     from dvkf_prefect.data.tables.frames import read_frame as read_frame
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from dvkf_prefect.pipeline.step.runner import LocalRunner as LocalRunner
     from dvkf_prefect.processes.leash import LeashedProcess as LeashedProcess
     from dvkf_prefect.repo import Repo as Repo
+    from dvkf_prefect.serializers import ArrowSerializer as ArrowSerializer
+    from dvkf_prefect.serializers import ParquetSerializer as ParquetSerializer
     from dvkf_prefect.serving.endpoint import Endpoint as Endpoint
     from dvkf_prefect.tasks import DataVersionPolicy as DataVersionPolicy
     from dvkf_prefect.tasks import abort_canary as abort_canary
@@ -109,6 +113,8 @@ _EXPORTS = {
         "find_block",
     ),
     "cards": ("artifact_key",),
+    "data.results.expiry": ("ExpiredResults",),
+    "data.results.locks": ("ResultLocks",),
     "data.tables.frame_diff": (
         "FrameDiff",
         "diff_frames",
@@ -141,6 +147,10 @@ _EXPORTS = {
     "pipeline.step.runner": ("LocalRunner",),
     "processes.leash": ("LeashedProcess",),
     "repo": ("Repo",),
+    "serializers": (
+        "ArrowSerializer",
+        "ParquetSerializer",
+    ),
     "serving.endpoint": ("Endpoint",),
     "tasks": (
         "DataVersionPolicy",

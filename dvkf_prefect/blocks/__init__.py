@@ -1,9 +1,11 @@
 """Prefect blocks: configuration that flows load by name.
 
 Blocks of repositories, remotes, credentials, runners of pipelines, model servers and registries. They may import the
-engine and Kubeflow, and know nothing of tasks or flows.
+engine and Kubeflow, and know nothing of tasks or flows. Prefect imports this package when it starts, so the serializers
+of results are registered here too.
 """
 
+from dvkf_prefect import serializers as _serializers  # noqa: F401 - registers them
 from dvkf_prefect.blocks._common import find_block
 from dvkf_prefect.blocks.credentials import KubeflowCredentials
 from dvkf_prefect.blocks.kserve import KServeModelServer

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import asyncio
+import os
+from datetime import timedelta
+from typing import Any, ClassVar
 
-from prefect.blocks.core import Block
+from prefect.filesystems import WritableFileSystem
 from prefect.types import SecretDict
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, SecretStr, field_validator, model_validator
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty, values_of
+from dvkf_prefect.data.remotes import Storage
+from dvkf_prefect.data.remotes.remote import open_remote
+from dvkf_prefect.data.results.expiry import ExpiredResults, expire_results
+from dvkf_prefect.data.results.locks import ResultLocks
+from dvkf_prefect.data.results.store import ResultStorage
 from dvkf_prefect.urls import holds_secret
 
 
@@ -25,11 +33,14 @@ def refuse_userinfo(url: str) -> str:
     return url
 
 
-class DvcRemote(Block):
-    """Remote storage of a DVC repository, with credentials.
+class DvcRemote(WritableFileSystem):
+    """Remote storage of a DVC repository, with credentials. It also stores results of flows and tasks.
 
-    Fields have the names of DVC's options for S3 remotes. Options of other remotes go into ``options``. The block's
-    remote replaces the default remote of the repository's own configuration.
+    Most fields are for S3; they have the names of DVC's options. Options of other remotes go into ``options``. The
+    block's remote replaces the default remote of the repository's own configuration.
+
+    Results of Prefect are below ``results-dvkf/`` of the remote, by content. DVC ignores that folder. Their keys and
+    metadata hold no credentials. Save the block before it is a ``result_storage``.
 
     Example:
         Load it and open a repository with it:
@@ -39,6 +50,14 @@ class DvcRemote(Block):
         remote = DvcRemote.load("BLOCK_NAME")
         repo = Repo.open(".", config=remote.as_config())
         repo.pull()
+        ```
+        Keep a flow's results on it:
+        ```python
+        from prefect import flow
+
+        @flow(result_storage="dvc-remote/BLOCK_NAME", persist_result=True)
+        def count() -> int:
+            return 1
         ```
     """
 
@@ -105,6 +124,7 @@ class DvcRemote(Block):
 
     _drop_empty = model_validator(mode="before")(drop_empty)
     _check_url = field_validator("url")(refuse_userinfo)
+    _opened: Storage | None = PrivateAttr(default=None)
 
     def as_config(self) -> dict[str, dict[str, str]]:
         """Return configuration with this remote as the default, for ``Repo.open(config=...)``.
@@ -127,3 +147,84 @@ class DvcRemote(Block):
             for option, value in {**own, **self.options.get_secret_value()}.items()
         }
         return {"core": {"remote": name}, f'remote "{name}"': section}
+
+    def read_path(self, path: str, *, _sync: bool | None = None) -> bytes:  # type: ignore[override]
+        """Return a stored result. In async code, `aread_path` does it without blocking.
+
+        Args:
+            path: Key of the result.
+            _sync: Sent by Prefect to choose this method; it is always synchronous.
+
+        Raises:
+            MissingObjectError: There is no such result.
+            CorruptObjectError: The stored bytes are damaged.
+            RemoteError: The remote cannot be used.
+        """
+        return self._results().read(path)
+
+    async def aread_path(self, path: str) -> bytes:
+        """Do the same as `read_path` in async code."""
+        return await asyncio.to_thread(self.read_path, path)
+
+    def write_path(self, path: str, content: bytes, *, _sync: bool | None = None) -> None:  # type: ignore[override]
+        """Store a result, atomically. In async code, `awrite_path` does it without blocking.
+
+        Args:
+            path: Key of the result.
+            content: Its bytes.
+            _sync: Sent by Prefect to choose this method; it is always synchronous.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+        """
+        self._results().write(path, content)
+
+    async def awrite_path(self, path: str, content: bytes) -> None:
+        """Do the same as `write_path` in async code."""
+        await asyncio.to_thread(self.write_path, path, content)
+
+    def locks(self) -> ResultLocks:
+        """Return locks on this remote, for cache policies whose tasks run once among all workers.
+
+        Example:
+            ``INPUTS.configure(isolation_level="SERIALIZABLE", lock_manager=DvcRemote.load("store").locks())``
+        """
+        return ResultLocks(self._open)
+
+    def expire_results(self, *, older_than: timedelta | None = None, dry_run: bool = False) -> ExpiredResults:
+        """Remove stored results whose expiration has passed.
+
+        Args:
+            older_than: Also remove results of this age.
+            dry_run: Return what would be removed without removing it.
+
+        Returns:
+            The number of results and objects removed.
+
+        Raises:
+            RemoteError: The remote cannot be used.
+
+        Example:
+            ``DvcRemote.load("store").expire_results(older_than=timedelta(days=30))``
+        """
+        age = None if older_than is None else older_than.total_seconds()
+        return expire_results(self._open(), older_than=age, dry_run=dry_run)
+
+    def _results(self) -> ResultStorage:
+        return ResultStorage(self._open())
+
+    def _open(self) -> Storage:
+        """Return the storage, opened at first use."""
+        if self._opened is None:
+            section = dict(self.as_config()[f'remote "{self.remote_name.lower()}"'])
+            if "://" not in section["url"]:
+                section["url"] = os.path.abspath(os.path.expanduser(section["url"]))
+            self._opened = open_remote(self.remote_name, section).storage
+        return self._opened
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # Connections stay in their process.
+        state = super().__getstate__()
+        private = dict(state["__pydantic_private__"] or {})
+        private["_opened"] = None
+        return {**state, "__pydantic_private__": private}

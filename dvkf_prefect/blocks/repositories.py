@@ -18,11 +18,13 @@ from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validato
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
 from dvkf_prefect.blocks.remotes import DvcRemote, refuse_userinfo
 from dvkf_prefect.data.git.clones import clone, clone_path
-from dvkf_prefect.data.git.command import check_revision, check_url
+from dvkf_prefect.data.git.command import Git, check_revision, check_url
+from dvkf_prefect.data.git.origin import origin_address, origin_url
 from dvkf_prefect.data.repository.turns import turn
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
+from dvkf_prefect.urls import public_url
 
 # Git's two forms of an address: with a scheme, or host:path as in scp.
 _GIT_URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/\s:]+@[^/\s:]+:|[^/\s:]{2,}:[^/])", re.IGNORECASE)
@@ -115,6 +117,18 @@ class DvcRepository(Block):
         else:
             last = Path(self.path).absolute().name
         return f"{last or 'repository'}/{self.folder}" if self.folder else last or "repository"
+
+    @property
+    def shared_name(self) -> str:
+        """Name that is equal for all clones: the label, or the address of git's origin; else the same as `name`."""
+        if self.label:
+            return self.label
+        folder = Path(self.path).expanduser().absolute()
+        url = public_url(self.path) if self.is_cloned else origin_url(Git.find(folder))
+        shared = origin_address(url) or PurePosixPath(url).name.removesuffix(".git")
+        if not shared:
+            return self.name
+        return f"{shared}/{self.folder}" if self.folder else shared
 
     def open(self) -> Repo:
         """Open the repository. For a git URL, clone it or update its clone first.

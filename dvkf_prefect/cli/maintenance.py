@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -89,6 +90,15 @@ def gc_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--run-cache", action="store_true", help="keep objects that the run cache names")
     parser.add_argument(
+        "--results",
+        nargs="?",
+        type=_duration,
+        const=math.inf,
+        metavar="<age>",
+        help="remove expired results of Prefect from the remote, and those older than an age such as 30d; "
+        "objects only if their options are given too",
+    )
+    parser.add_argument(
         "--assume-unshared",
         action="store_true",
         help="assert that no other repository uses the cache or, with -c, the remote",
@@ -109,21 +119,31 @@ def gc(args: argparse.Namespace) -> int:
         num=args.num,
         date=args.date,
     )
+    alone = args.results is not None and scope == GcScope() and not args.cloud
     try:
-        scope.check()
+        if not alone:
+            scope.check()
         if args.cloud and args.not_in_remote:
             raise ConfigError("`--not-in-remote` and `--cloud` are mutually exclusive")
-        if args.remote and not (args.cloud or args.not_in_remote):
-            raise ConfigError("`--remote` requires `--cloud` or `--not-in-remote`")
+        if args.remote and not (args.cloud or args.not_in_remote or args.results is not None):
+            raise ConfigError("`--remote` requires `--cloud`, `--not-in-remote` or `--results`")
     except ConfigError as error:
         # DVC ends with this code, not with that of an invalid configuration.
         print(f"ERROR: {own_lines(str(error))}", file=sys.stderr)
         return 255
     repo = open_repo(args)
     if not args.quiet:
-        say(f"WARNING: {_warning(args, scope, repo)}", stream=sys.stderr)
+        texts = [] if alone else [_warning(args, scope, repo)]
+        if args.results is not None:
+            texts.append(_warning_on_results(args, repo))
+        for text in texts:
+            say(f"WARNING: {text}", stream=sys.stderr)
     if not (args.dry or args.force) and not _confirmed():
         return 1
+    if args.results is not None:
+        _expire_results(args, repo)
+    if alone:
+        return 0
     collected = repo.gc(
         scope,
         GcOptions(
@@ -141,6 +161,27 @@ def gc(args: argparse.Namespace) -> int:
     if not args.quiet:
         _print_collection(collected)
     return 0
+
+
+def _warning_on_results(args: argparse.Namespace, repo: Repo) -> str:
+    """Return the warning on the results that will be removed."""
+    age = "" if math.isinf(args.results) else f" and those older than {args.results / 86400:g} days"
+    return (
+        f"This will remove expired results of Prefect{age} from the remote '{repo.remote(args.remote).name}'."
+    )
+
+
+def _expire_results(args: argparse.Namespace, repo: Repo) -> None:
+    """Remove old results from the remote, and print them in a dry run."""
+    from dvkf_prefect.data.results.expiry import expire_results
+
+    age = None if math.isinf(args.results) else args.results
+    expired = expire_results(repo.remote(args.remote).storage, older_than=age, dry_run=args.dry)
+    if args.quiet:
+        return
+    for key in expired.keys:
+        say(f"Removing result {key}")
+    say(f"{expired} ({readable(expired.size)}).")
 
 
 def _warning(args: argparse.Namespace, scope: GcScope, repo: Repo) -> str:

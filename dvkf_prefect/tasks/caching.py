@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prefect.cache_policies import CachePolicy, CompoundCachePolicy, Inputs
+from prefect.cache_policies import NO_CACHE, STABLE_TRANSFORMS, CachePolicy, CompoundCachePolicy, Inputs
 from prefect.context import TaskRunContext
 from prefect.utilities.hashing import hash_objects
 
@@ -19,8 +19,10 @@ class DataVersionPolicy(CachePolicy):
     """Cache policy by the content of versions of data, and by all other parameters as they are.
 
     A `DataVersion` counts by its path in the repository and its digest, also inside lists, tuples and mappings. A
-    `DvcRepository` counts by its short name. So keys are equal on all workers, whatever folder each one uses, and a
-    commit without new data keeps them. Combine it with Prefect's policies by ``+``, and leave out parameters by ``-``.
+    `DvcRepository` counts by its `shared_name`. So keys are equal on all workers, whatever folder each one uses, and a
+    commit without new data keeps them. Prefect's `INPUTS` counts parameters of these two types so, too.
+
+    Combine it with Prefect's policies by ``+``, and leave out parameters by ``-``.
     It comes first in a sum: Prefect's own policies replace parameters that are left out of their sums by `INPUTS`.
 
     Attributes:
@@ -36,14 +38,23 @@ class DataVersionPolicy(CachePolicy):
 
     def __add__(self, other: CachePolicy) -> CachePolicy:
         """Return a policy whose keys are those of this and of another policy."""
-        if isinstance(other, CompoundCachePolicy):  # such as DEFAULT
-            made: CachePolicy = self
-            for each in other.policies:
-                made = made + each
+        # Prefect refuses two storages, locks or isolations in a sum; one of both is the sum's.
+        summed = super().__add__(other)
+        made = replace(
+            self,
+            key_storage=summed.key_storage,
+            isolation_level=summed.isolation_level,
+            lock_manager=summed.lock_manager,
+        )
+        if other == NO_CACHE:
             return made
-        if isinstance(other, Inputs):
-            return replace(self, exclude=(*self.exclude, *other.exclude))
-        return replace(self, others=(*self.others, other))
+        # A compound such as DEFAULT has its parts in a list.
+        for each in other.policies if isinstance(other, CompoundCachePolicy) else (other,):
+            if isinstance(each, Inputs):
+                made = replace(made, exclude=(*made.exclude, *each.exclude))
+            else:
+                made = replace(made, others=(*made.others, each))
+        return made
 
     def __sub__(self, other: str) -> CachePolicy:
         """Return a policy without a parameter."""
@@ -78,9 +89,14 @@ def _identity(value: Any) -> Any:
     if isinstance(value, DataVersion):
         return ("dvkf.DataVersion", value.path, value.digest)
     if isinstance(value, DvcRepository):
-        return ("dvkf.DvcRepository", value.name)
+        return ("dvkf.DvcRepository", value.shared_name)
     if isinstance(value, Mapping):
         return {key: _identity(each) for key, each in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_identity(each) for each in value)
     return value
+
+
+# Parameters of Prefect's own policies; `INPUTS` would hash the path of the repository on this worker.
+STABLE_TRANSFORMS[DataVersion] = _identity
+STABLE_TRANSFORMS[DvcRepository] = _identity

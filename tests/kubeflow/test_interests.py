@@ -12,8 +12,8 @@ from dvkf_prefect.errors import RemoteUnreachableError, StageCancelledError
 from dvkf_prefect.kubeflow.cluster.ending import end_runs_of
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.kubeflow.exchange import interests
-from dvkf_prefect.kubeflow.exchange.claims import Holder
 from dvkf_prefect.kubeflow.exchange.interests import Interest
+from dvkf_prefect.processes.holder import Holder
 from dvkf_prefect.processes.identity import ProcessId
 
 from .fake import VERSIONS, wait_for

@@ -20,9 +20,10 @@ from dvkf_prefect.kubeflow.cluster.api import KfpAnswerError, KfpApi
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.kubeflow.compile.compile import task_names
 from dvkf_prefect.kubeflow.compile.pod_settings import parse_defaults
-from dvkf_prefect.kubeflow.exchange.claims import Claim, Holder
+from dvkf_prefect.kubeflow.exchange.claims import Claim
 from dvkf_prefect.kubeflow.pod.describe import describe
 from dvkf_prefect.pipeline.step.spec import StepContent, StepOutput, StepResult, StepSpec
+from dvkf_prefect.processes.holder import Holder
 from dvkf_prefect.processes.identity import ProcessId
 
 from .fake import VERSIONS, container, kill, launcher, wait_for

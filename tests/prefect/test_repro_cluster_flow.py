@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from dvkf_prefect import DvcRepository, KubeflowPipelines, end_pipeline_runs
 from dvkf_prefect.errors import StageFailedError
 from dvkf_prefect.flows import pipelines as flows
-from dvkf_prefect.kubeflow.exchange.claims import Holder
+from dvkf_prefect.processes.holder import Holder
 from dvkf_prefect.repo import Repo
 
 from ..kubeflow.fake import FakeKfp, wait_for  # noqa: TID252 (tests are no package that could be named)

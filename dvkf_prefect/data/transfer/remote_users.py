@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from dvkf_prefect.data.git.origin import origin_address, origin_url
 from dvkf_prefect.data.repository import cache_users
 from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, RemoteError
 from dvkf_prefect.files import read_description, write_atomic
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.text import printable
-from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.git.command import Git
     from dvkf_prefect.data.remotes.remote import Remote
     from dvkf_prefect.data.repository.repository import Repository
 
@@ -41,7 +40,6 @@ _MOST = 10_000
 _SHOWN = 5
 _KEY = re.compile("[0-9a-f]{32}")
 _COMMIT = re.compile("[0-9a-f]{40,64}")
-_ADDRESS = re.compile(r"(?:[a-z+]+://)?(?:[^/@]*@)?([^/:]+)[/:](.+?)/*(?:\.git)?/*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ def mark(repo: Repository, remote: Remote) -> None:
         if fresh and (state == "whole" or (git and not git.head())):
             return
     with suppress(OSError, DvkfError):
-        head, origin = git.head() if git else None, _origin(git)
+        head, origin = git.head() if git else None, origin_url(git)
         keys = _keys(repo, head, origin)
         file = file if _KEY.fullmatch(file) else keys[0]
         local = remote.storage.local_path("files") is not None
@@ -132,7 +130,7 @@ def others(remote: Remote, repos: Iterable[Repository]) -> list[Project]:
         RemoteError: The remote cannot be listed or read.
     """
     known = [
-        (repo, frozenset(_keys(repo, repo.git.head() if repo.git else None, _origin(repo.git))))
+        (repo, frozenset(_keys(repo, repo.git.head() if repo.git else None, origin_url(repo.git))))
         for repo in repos
     ]
     storage = remote.storage
@@ -181,33 +179,13 @@ def _keys(repo: Repository, head: str | None, origin: str) -> list[str]:
     Args:
         repo: The repository.
         head: Its current commit, None before the first one.
-        origin: Result of `_origin`.
+        origin: Result of `origin_url`.
     """
     keys: list[str] = []
     git = repo.git
     if git is not None:
-        texts = [f"origin {address}"] if (address := _address(origin)) else []
+        texts = [f"origin {address}"] if (address := origin_address(origin)) else []
         if head and git.run("rev-parse", "--is-shallow-repository") == "false":
             texts += [f"first {commit}" for commit in git.run("rev-list", "--max-parents=0", "HEAD").split()]
         keys += [hashlib.sha256(f"{text}\0{repo.git_prefix}".encode()).hexdigest()[:32] for text in texts]
     return [*keys, cache_users.repository_id(repo)]
-
-
-def _origin(git: Git | None) -> str:
-    if git is not None:
-        with suppress(GitError):
-            return public_url(git.run("config", "--get", "remote.origin.url"))
-    return ""
-
-
-def _address(url: str) -> str:
-    """Return a canonical form of a git url for comparisons; an empty string for a folder.
-
-    Example:
-        >>> _address("git@host:team/data.git") == _address("https://host/team/data")
-        True
-    """
-    if not url or url[0] in "./~" or url.startswith("file:"):
-        return ""
-    found = _ADDRESS.fullmatch(url)
-    return f"{found[1].lower()}/{found[2]}" if found else ""

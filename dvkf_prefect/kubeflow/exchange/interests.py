@@ -20,8 +20,8 @@ from contextlib import suppress
 
 from dvkf_prefect.data.remotes import Storage
 from dvkf_prefect.errors import CorruptObjectError, DvkfError, MissingObjectError
-from dvkf_prefect.kubeflow.exchange.claims import Holder
 from dvkf_prefect.kubeflow.exchange.runs import run_place
+from dvkf_prefect.processes.holder import Holder
 
 FOLDER, ENDINGS = "interests", "endings"
 RENEWAL = 10.0
