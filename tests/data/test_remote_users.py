@@ -13,8 +13,8 @@ import pytest
 import servers
 
 from dvkf_prefect.cli import main
+from dvkf_prefect.data.git.origin import origin_address
 from dvkf_prefect.data.transfer import remote_users
-from dvkf_prefect.data.transfer.remote_users import _address
 from dvkf_prefect.data.upkeep.gc import GcOptions, GcScope
 from dvkf_prefect.data.upkeep.inventory import inventory_of
 from dvkf_prefect.errors import RemoteDeniedError, RemoteError
@@ -252,7 +252,7 @@ def test_the_real_dvc_does_not_see_a_mark(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_addresses() -> None:
     same = {
-        _address(url)
+        origin_address(url)
         for url in (
             "https://host/team/data",
             "https://host/team/data.git",
@@ -262,4 +262,4 @@ def test_addresses() -> None:
         )
     }
     assert same == {"host/team/data"}
-    assert {_address(url) for url in ("/srv/data", "../data", "~/x", "file:///srv/data", "")} == {""}
+    assert {origin_address(url) for url in ("/srv/data", "../data", "~/x", "file:///srv/data", "")} == {""}

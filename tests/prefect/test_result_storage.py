@@ -226,3 +226,17 @@ def test_a_relative_folder_is_that_of_the_process(tmp_path: Path, monkeypatch: p
     DvcRemote(url="store").write_path("a", b"1")
     assert open_storage(str(tmp_path / "store")).size("results-dvkf") is None
     assert (tmp_path / "store/results-dvkf/keys").is_dir()
+
+
+@pytest.mark.long
+def test_dvc_leaves_results_on_the_remote(repo: Repo, tmp_path: Path) -> None:
+    """`dvc gc --cloud` removes unused data, and knows nothing of the results beside it."""
+    repo.push()
+    remote = DvcRemote(url=str(tmp_path / "store"))
+    remote.write_path("k", b"x" * 10_000)
+    kept = sorted((tmp_path / "store/results-dvkf").rglob("*"))
+    (repo.root / "data/train.dvc").unlink()
+    subprocess.run(["dvc", "gc", "-w", "-c", "-f"], cwd=repo.root, check=True, capture_output=True)
+    assert not [path for path in (tmp_path / "store/files").rglob("*") if path.is_file()]
+    assert sorted((tmp_path / "store/results-dvkf").rglob("*")) == kept
+    assert remote.read_path("k") == b"x" * 10_000
