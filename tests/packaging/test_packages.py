@@ -138,7 +138,7 @@ def test_what_is_imported_is_declared() -> None:
 class Installed:
     """A clean environment with the package, and a home that is empty."""
 
-    def __init__(self, folder: Path, archive: Path, extra: str) -> None:
+    def __init__(self, folder: Path, archive: Path, extra: str, *, oldest: bool = False) -> None:
         self.folder = folder
         self.bin = folder / "venv" / "bin"
         self.environment = {"PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder / "home")}
@@ -149,8 +149,9 @@ class Installed:
         (folder / "home").mkdir()
         _uv("venv", "--quiet", "--python", sys.executable, str(folder / "venv"))
         _uv(
-            "pip", "install", "--quiet", "--python", str(self.bin / "python"), "--constraint",
-            str(TREE / "constraints.txt"), f"dvkf-prefect{f'[{extra}]' if extra else ''} @ {archive.as_uri()}",
+            "pip", "install", "--quiet", "--python", str(self.bin / "python"),
+            *(("--resolution", "lowest-direct") if oldest else ("--constraint", str(TREE / "constraints.txt"))),
+            f"dvkf-prefect{f'[{extra}]' if extra else ''} @ {archive.as_uri()}",
         )  # fmt: skip
         self.repo = folder / "repo"
         self.repo.mkdir()
@@ -171,6 +172,16 @@ def install(
     built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], Installed]:
     return lambda archive, extra: Installed(tmp_path_factory.mktemp("clean"), built[archive], extra)
+
+
+def test_each_requirement_has_an_oldest_version() -> None:
+    """Without one, the oldest that is allowed is the first that was ever released."""
+    project = _toml((TREE / "pyproject.toml").read_text())["project"]
+    required = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    assert [each for each in required if ">=" not in each and not each.startswith("dvkf-prefect[")] == []
 
 
 _EVERY_MODULE = """
@@ -257,3 +268,32 @@ def test_with_serve(install: Callable[[str, str], Installed]) -> None:
     clean = install("wheel", "serve")
     _use(clean)
     assert "[0, 1]" in clean.python(_SERVE)
+
+
+_STORES = """
+from dvkf_prefect.data.remotes import open_storage
+keys = {"access_key_id": "a", "secret_access_key": "b", "region": "us-east-1", "read_timeout": 5}
+for backend in ("obstore", "fsspec"):
+    print(type(open_storage("s3://bucket/x", keys, backend=backend)).__name__)
+print(type(open_storage("gs://bucket/x", {"allow_anonymous_login": True})).__name__)
+print(type(open_storage("azure://bucket/x", {"account_name": "a", "account_key": "Yg=="})).__name__)
+"""
+
+
+@pytest.mark.long
+def test_with_the_oldest_requirements(built: dict[str, Path], tmp_path: Path) -> None:
+    """Each requirement at its oldest version: the first day, a table, every store, and the whole demo."""
+    clean = Installed(tmp_path, built["wheel"], "serve,plots", oldest=True)
+    _use(clean)
+    assert clean.python(_STORES).split() == [
+        "ObjectStorage",
+        "FilesystemStorage",
+        "ObjectStorage",
+        "ObjectStorage",
+    ]
+    frame = "import pandas as pd; frame = pd.DataFrame({'kind': ['a', None, 'b'], 'n': [1, 2, 3]})"
+    clean.python(f"{frame}; from dvkf_prefect import write_frame; write_frame('.', frame, 'table.csv')")
+    shutil.copytree(TREE / "flows", clean.repo / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TREE / "blocks", clean.repo / "blocks", ignore=shutil.ignore_patterns("__pycache__"))
+    said = clean.run("python", "flows/quickstart.py")
+    assert "in production after the rollback: digits v0.0.1" in said

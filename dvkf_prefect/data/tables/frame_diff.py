@@ -418,7 +418,9 @@ def _stats(column: pd.Series[Any]) -> ColumnStats:
     from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype, is_string_dtype
 
     nulls = int(column.isna().sum())
-    if is_bool_dtype(column) or is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+    # In pandas 2, texts are objects, and None among them hides that they are texts.
+    text = is_string_dtype(column.dropna())
+    if is_bool_dtype(column) or text or isinstance(column.dtype, pd.CategoricalDtype):
         return ColumnStats(str(column.dtype), nulls, None, None, *_counted(column))
     if not is_numeric_dtype(column) or is_complex_dtype(column):
         return ColumnStats(str(column.dtype), nulls)
