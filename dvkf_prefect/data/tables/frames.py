@@ -131,6 +131,7 @@ def write_frame(
         OutputError: The path cannot be tracked, or the format cannot hold the table; the old file was kept.
         ConfigError: The format needs a package that is not installed.
         DiskFullError: The disk is full; the old file was kept.
+        LockedError: Another process used the repository for too long.
 
     Example:
         >>> write_frame(".", frame, "data/train/2024-05.csv.gz")
@@ -146,44 +147,46 @@ def write_frame(
     dest = opened.root / relpath
     if dest.is_dir():
         raise OutputError(f"'{relpath}' is a directory. Name a file in it.")
-    old = digest_file(dest) if dest.exists() else None
-    kept = old is not None and opened.cache.exists(old)
-    if old is not None and not kept and not force:
-        raise OutputChangedError([relpath])
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(dest)
-    try:
-        with open(temporary, "wb") as raw, _compressed(raw, compression) as stream:
-            _write(frame, stream, kind, index, options or {}, compression)
-        if not options or read_options is not None:
-            _read_back(frame, temporary, kind, compression, index, read_options or {})
-        os.replace(temporary, dest)
-    except OSError as error:
-        raise_disk_full(error, dest)
-        raise
-    except ImportError as error:
-        raise _needs(relpath, kind, error) from error
-    except (LossError, *_UNWRITABLE) as error:
-        if options and not isinstance(error, LossError):
-            # Probably an argument that the writer does not accept.
-            raise
-        raise OutputError(
-            f"'{relpath}': {kind} cannot hold this table: {error}. Convert the column, write parquet, or "
-            "give read_options for reading it back."
-        ) from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-    try:
-        (version,) = add(opened, [relpath])
-    except BaseException:
-        if old is None:
-            dest.unlink()
-        elif kept:
-            opened.cache.copy_out(old, temporary)
+    # In one turn: to a checkout of another process, a file that is not tracked yet is an unsaved change.
+    with opened.lock(write=[relpath]):
+        old = digest_file(dest) if dest.exists() else None
+        kept = old is not None and opened.cache.exists(old)
+        if old is not None and not kept and not force:
+            raise OutputChangedError([relpath])
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(dest)
+        try:
+            with open(temporary, "wb") as raw, _compressed(raw, compression) as stream:
+                _write(frame, stream, kind, index, options or {}, compression)
+            if not options or read_options is not None:
+                _read_back(frame, temporary, kind, compression, index, read_options or {})
             os.replace(temporary, dest)
-        raise
-    return version
+        except OSError as error:
+            raise_disk_full(error, dest)
+            raise
+        except ImportError as error:
+            raise _needs(relpath, kind, error) from error
+        except (LossError, *_UNWRITABLE) as error:
+            if options and not isinstance(error, LossError):
+                # Probably an argument that the writer does not accept.
+                raise
+            raise OutputError(
+                f"'{relpath}': {kind} cannot hold this table: {error}. Convert the column, write parquet, or "
+                "give read_options for reading it back."
+            ) from error
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        try:
+            (version,) = add(opened, [relpath])
+        except BaseException:
+            if old is None:
+                dest.unlink()
+            elif kept:
+                opened.cache.copy_out(old, temporary)
+                os.replace(temporary, dest)
+            raise
+        return version
 
 
 def format_of(path: str, given: str | None = None) -> tuple[str, str | None]:

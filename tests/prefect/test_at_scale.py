@@ -1,0 +1,227 @@
+"""Many flow runs on one repository and one remote, against a real server on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from servers import PrefectServer
+
+from dvkf_prefect.processes.leash import LeashedProcess, end
+from dvkf_prefect.repo import Repo
+
+from .conftest import git
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+
+# Flow runs at once, and in a row: DVKF_RUNS=1000 takes an hour.
+AT_ONCE = 20
+IN_A_ROW = int(os.environ.get("DVKF_RUNS", "24"))
+
+ONE_FILE = """
+import json, sys
+import pandas as pd
+from prefect import flow
+from dvkf_prefect import DvcRepository, commit_results, pull_data, push_data, write_data
+
+@flow(name="one-file")
+def one_file(number):
+    data = DvcRepository(path={root!r}, label="shared")
+    # The version that a run pushes is its own only in a turn.
+    with data.turn():
+        pull_data(data)
+        version = write_data(data, pd.DataFrame({{"number": [number] * 3}}), f"tables/{{number}}.csv")
+        push_data(data)
+        commit_results(data, f"File {{number}}")
+    return str(version.digest)
+
+print(json.dumps(one_file(int(sys.argv[1]))))
+"""
+
+IN_ONE_PROCESS = """
+import json, sys
+import pandas as pd
+from prefect import flow
+from dvkf_prefect import DvcRepository, commit_results, pull_data, push_data, write_data
+
+@flow(name="same-file")
+def same_file(number):
+    data = DvcRepository(path={root!r}, label="shared")
+    pull_data(data)
+    write_data(data, pd.DataFrame({{"number": [number % 2]}}), "table.csv")
+    push_data(data)
+    commit_results(data, f"Run {{number}}")
+
+def memory():
+    status = open("/proc/self/status").read()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+
+for line in sys.stdin:
+    same_file(int(line))
+    print(memory(), flush=True)
+"""
+
+
+def _postgres() -> Path | None:
+    """Return the folder of PostgreSQL's programs, which Debian keeps out of the path."""
+    found = shutil.which("initdb") or next(
+        iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None
+    )
+    return Path(found).parent if found else None
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Run a PostgreSQL of its own, and give its URL for Prefect."""
+    programs = _postgres()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL (Debian: postgresql)")
+    if os.getuid() == 0 and not Path("/etc/passwd").read_text().count("\npostgres:"):
+        pytest.skip("PostgreSQL does not run as root, and there is no user 'postgres'")
+    user = "postgres" if os.getuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="dvkf-postgres-") as folder, ExitStack() as started:
+        if user:
+            shutil.chown(folder, user, user)
+        subprocess.run(
+            [programs / "initdb", "--no-sync", "--auth=trust", "--username=prefect", "--pgdata", f"{folder}/data"],
+            check=True, capture_output=True, user=user, group=user, cwd=folder,
+        )  # fmt: skip
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        arguments = [
+            "-D",
+            f"{folder}/data",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            "-k",
+            folder,
+            "-c",
+            "fsync=off",
+        ]
+        run = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+        process = LeashedProcess(
+            [*run, str(programs / "postgres"), *arguments],
+            cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        started.callback(end, process, grace=20)
+        ready = [programs / "pg_isready", "--host=127.0.0.1", f"--port={port}", "--timeout=60", "--quiet"]
+        while subprocess.run(ready).returncode:
+            assert process.poll() is None
+        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+
+
+@pytest.fixture
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PrefectServer]:
+    """A server on the database that the parameter names."""
+    server = PrefectServer(tmp_path)
+    (tmp_path / "tree").mkdir()
+    with ExitStack() as started:
+        started.callback(server.http.close)
+        if request.param == "postgresql":
+            server.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = started.enter_context(postgresql())
+        process = server.start(
+            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
+        )
+        started.callback(end, process, grace=20)
+        server.wait_until_up(process)
+        yield server
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgresql"], indirect=True)
+def test_flow_runs_at_once_lose_no_version(server: PrefectServer, repo: Repo, tmp_path: Path) -> None:
+    """Each adds a file to one directory, pushes it and commits; a clone of the real dvc has them all."""
+    (repo.root / "tables").mkdir()
+    (repo.root / "tables/first.csv").write_text("number\n0\n")
+    repo.add(["tables"])
+    repo.push()
+    git(repo.root, "add", "--all")
+    git(repo.root, "commit", "--quiet", "--message", "One directory")
+    script = tmp_path / "tree/one_file.py"
+    script.write_text(ONE_FILE.format(root=str(repo.root)))
+
+    def run(number: int) -> str:
+        said: str = json.loads(server.run(sys.executable, str(script), str(number)).splitlines()[-1])
+        return said
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        digests = set(pool.map(run, range(AT_ONCE)))
+    runs = server.post("/flow_runs/filter", {"flows": {"name": {"any_": ["one-file"]}}, "limit": 200})
+    assert [each["state_type"] for each in runs] == ["COMPLETED"] * AT_ONCE
+    # One version a run, each with its manifest on the remote.
+    assert len(digests) == AT_ONCE
+    store = tmp_path / "store/files/md5"
+    assert all((store / digest[:2] / digest[2:]).is_file() for digest in digests)
+    names = {"first.csv", *(f"{number}.csv" for number in range(AT_ONCE))}
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", repo.root, clone], check=True)
+    subprocess.run(
+        ["dvc", "remote", "modify", "-q", "--local", "store", "url", tmp_path / "store"],
+        cwd=clone,
+        check=True,
+    )
+    subprocess.run(["dvc", "pull", "-q"], cwd=clone, check=True)
+    assert {path.name for path in (clone / "tables").iterdir()} == names
+    assert all(len((clone / f"tables/{n}.csv").read_text().splitlines()) == 4 for n in range(AT_ONCE))
+    assert int(git(repo.root, "rev-list", "--count", "HEAD")) == AT_ONCE + 2
+    assert git(repo.root, "status", "--porcelain") == ""
+    subprocess.run(["git", "fsck", "--strict"], cwd=repo.root, check=True, capture_output=True)
+
+
+TABLES = ("flow_run", "task_run", "artifact", "artifact_collection", "flow_run_state", "task_run_state")
+
+
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+def test_run_after_run_takes_no_more(server: PrefectServer, repo: Repo, tmp_path: Path) -> None:
+    """Two versions of a table in turn: files, rows a run and memory stay as they are after the first runs."""
+    repo.push()
+    script = tmp_path / "tree/same_file.py"
+    script.write_text(IN_ONE_PROCESS.format(root=str(repo.root)))
+    database = tmp_path / "prefect/prefect.db"
+
+    def rows() -> dict[str, int]:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as opened:
+            return {name: opened.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in TABLES}
+
+    def files() -> int:
+        return sum(
+            len(names) for top in (repo.root / ".dvc", tmp_path / "store") for *_, names in os.walk(top)
+        )
+
+    process = subprocess.Popen(
+        [sys.executable, str(script)], env=server.environment, text=True, cwd=tmp_path / "tree",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    found: list[tuple[dict[str, int], int, int]] = []
+    with process:
+        assert process.stdin and process.stdout
+        for number in range(IN_A_ROW):
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            memory = int(process.stdout.readline())
+            if number + 1 in (IN_A_ROW // 3, 2 * IN_A_ROW // 3, IN_A_ROW):
+                found.append((rows(), files(), memory))
+        process.stdin.close()
+    assert process.wait() == 0
+    (early, early_files, early_memory), (middle, _, _), (late, late_files, late_memory) = found
+    print(f"{IN_A_ROW} runs: rows {early} {middle} {late}; files {early_files} {late_files}; "
+          f"memory {early_memory} {late_memory} kB")  # fmt: skip
+    assert {name: middle[name] - early[name] for name in TABLES} == {
+        name: late[name] - middle[name] for name in TABLES
+    }
+    assert late["artifact_collection"] == early["artifact_collection"]
+    assert late_files == early_files
+    assert late_memory - early_memory < 60_000
