@@ -80,6 +80,13 @@ class ModelServer(Block):
         description="Seconds that a request waits for more to make a batch; 0 to batch only what already waits.",
     )
 
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Processes that compute for each version, for models that keep a core busy; 0 for threads.",
+    )
+
     _drop_empty = model_validator(mode="before")(drop_empty)
 
     @property
@@ -91,7 +98,9 @@ class ModelServer(Block):
 
     def serving(self) -> LocalServing:
         """Return the registry of running servers, which finds, starts and stops them."""
-        return LocalServing(self.folder, Batching(self.batch_size, self.batch_wait), self.server)
+        return LocalServing(
+            self.folder, Batching(self.batch_size, self.batch_wait), self.server, self.workers
+        )
 
     @property
     def where(self) -> str:

@@ -62,6 +62,9 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
         "--server", default="", metavar="<name>", help="server on this machine that several models share"
     )
     deploy.add_argument(
+        "--workers", type=positive, metavar="<n>", help="processes on this machine that compute its answers"
+    )
+    deploy.add_argument(
         "--runtime", metavar="<name>", help="runtime of KServe in place of the format's usual one"
     )
     deploy.add_argument("--protocol", choices=("v1", "v2"), help="protocol of the runtime")
@@ -101,7 +104,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     if args.place == "local":
         if args.uri:
             raise ConfigError("--uri is for a cluster. Add --to kserve.")
-        here = _local(args.timeout, args.server)
+        here = _local(args.timeout, args.server, args.workers)
         endpoint: Any
         if args.canary is not None:
             endpoint = here.start_canary(registry, version, args.canary, model_format=args.format)
@@ -109,8 +112,8 @@ def model_deploy(args: argparse.Namespace) -> int:
             endpoint = here.deploy(registry, version, model_format=args.format)
         where = here.where
     else:
-        if args.server:
-            raise ConfigError("--server is for this machine. Leave --to kserve out.")
+        if args.server or args.workers:
+            raise ConfigError("--server and --workers are for this machine. Leave --to kserve out.")
         server = _kserve(args)
         if args.canary is not None:
             canary = server.deployment().start_canary(registry, version, args.canary, uri=args.uri)
@@ -176,10 +179,11 @@ def model_services(args: argparse.Namespace) -> int:
     return 0
 
 
-def _local(timeout: int | None, server: str = "") -> ModelServer:
+def _local(timeout: int | None, server: str = "", workers: int | None = None) -> ModelServer:
     from dvkf_prefect.blocks import ModelServer
 
-    return ModelServer(timeout=timeout, server=server) if timeout else ModelServer(server=server)
+    here = ModelServer(server=server, workers=workers or 0)
+    return here if timeout is None else here.model_copy(update={"timeout": timeout})
 
 
 def _kserve(args: argparse.Namespace) -> KServeModelServer:

@@ -157,11 +157,17 @@ class _Handlers:
         return _json({"live": True})
 
     async def ready(self, request: HttpRequest) -> Response:
+        lanes = [lane for name in self.models.names for lane in self.models.split(name).lanes.values()]
+        if not all(lane.ready for lane in lanes):
+            raise HttpError(503, "a model has no worker process now. Try again later.", {"retry-after": "1"})
         return _json({"ready": True})
 
     async def model_ready(self, request: HttpRequest) -> Response:
         name = self.name(request)
-        self.models.lane(name, request.path_params.get("version"))
+        lane = self.models.lane(name, request.path_params.get("version"))
+        if not lane.ready:
+            text = f"model '{name}' {lane.version} has no worker process now. Try again later."
+            raise HttpError(503, text, {"retry-after": "1"})
         return _json({"name": name, "ready": True})
 
     async def model(self, request: HttpRequest) -> Response:

@@ -12,6 +12,7 @@ from anyio import CapacityLimiter, to_thread
 from dvkf_prefect.serving.answering import Answer, Request, answer_request, answer_requests, failure_of
 from dvkf_prefect.serving.intake import MAX_REQUESTS, Share, busy
 from dvkf_prefect.serving.served import Served
+from dvkf_prefect.serving.workers import WorkerPool
 
 # Seconds of a computation that must not block the event loop.
 _SLOW = 0.02
@@ -25,7 +26,8 @@ MAX_RUNNING = MAX_REQUESTS - 64
 class Batching:
     """Bounds of a batch of requests, which one computation answers.
 
-    A lane computes one batch at a time. Requests that arrive meanwhile make the next batch.
+    A lane computes one batch at a time, or one for each of its worker processes. Requests that arrive meanwhile make
+    the next batch.
 
     Attributes:
         size: Maximum number of requests in a batch; 1 for no batches.
@@ -48,7 +50,7 @@ class Lane:
     """A loaded version, and the requests that it computes.
 
     Args:
-        model: The loaded model.
+        model: The loaded model, or the processes that have loaded it.
         keep: Closed with the lane: it removes private copies of files.
         batching: Bounds of batches.
 
@@ -61,7 +63,7 @@ class Lane:
 
     def __init__(
         self,
-        model: Served,
+        model: Served | WorkerPool,
         keep: ExitStack | None = None,
         batching: Batching | None = None,
     ) -> None:
@@ -76,10 +78,12 @@ class Lane:
         self._threaded = 0
         self._penalty = _PENALTY
         # Threads of its own: a model that hangs leaves those of others.
-        self._threads = CapacityLimiter(_THREADS)
+        self._threads = CapacityLimiter(model.count if isinstance(model, WorkerPool) else _THREADS)
         self._waiting: list[_Waiting] = []
         self._full = asyncio.Event()
-        self._runner: asyncio.Task[None] | None = None
+        # A batch at a time, or one for each worker.
+        self._runners: set[asyncio.Task[None]] = set()
+        self._parallel = model.count if isinstance(model, WorkerPool) else 1
 
     async def answer(self, request: Request, limit: int, share: Share) -> Answer:
         """Compute the answer to a request, in a thread.
@@ -101,11 +105,29 @@ class Lane:
                 return await self._answer_in_batch(request, limit, share)
             self.batches += 1
             # Parsing, predicting and rendering are all slow for many rows.
-            return await to_thread.run_sync(
-                answer_request, self._model, request, limit, share, limiter=self._threads
+            (answer,) = await to_thread.run_sync(
+                self._compute, [request], limit, [share], limiter=self._threads
             )
+            return answer
         finally:
             self.running -= 1
+
+    @property
+    def ready(self) -> bool:
+        """True if the version can compute now."""
+        return not isinstance(self._model, WorkerPool) or self._model.alive > 0
+
+    @property
+    def workers(self) -> int | None:
+        """Number of worker processes that run; None without any by choice."""
+        return self._model.alive if isinstance(self._model, WorkerPool) else None
+
+    def _compute(self, requests: list[Request], limit: int, shares: list[Share]) -> list[Answer]:
+        if isinstance(self._model, WorkerPool):
+            return self._model.answer(requests, limit)
+        if len(requests) == 1:
+            return [answer_request(self._model, requests[0], limit, shares[0])]
+        return answer_requests(self._model, requests, limit, shares)
 
     @property
     def is_quick(self) -> bool:
@@ -124,7 +146,7 @@ class Lane:
         """
         self.batches += 1
         started = time.thread_time()  # a model that waits for nothing
-        answer = answer_request(self._model, request, limit, share)
+        (answer,) = self._compute([request], limit, [share])
         if time.thread_time() - started > _SLOW:
             self._penalty *= 2
             self._threaded = self._penalty
@@ -134,6 +156,10 @@ class Lane:
         """Wait until every request in progress has its answer, and free the model's files."""
         while self.running:
             await asyncio.sleep(0.02)
+        self.end()
+
+    def end(self) -> None:
+        """Free the model's files, and end its worker processes."""
         self._keep.close()
 
     async def _answer_in_batch(self, request: Request, limit: int, share: Share) -> Answer:
@@ -142,8 +168,10 @@ class Lane:
         self._waiting.append(waiting)
         if len(self._waiting) >= self._batching.size:
             self._full.set()
-        if self._runner is None:
-            self._runner = loop.create_task(self._run())
+        if len(self._runners) < self._parallel:
+            runner = loop.create_task(self._run())
+            self._runners.add(runner)
+            runner.add_done_callback(self._runners.discard)
         return await waiting.answer
 
     async def _run(self) -> None:
@@ -154,13 +182,14 @@ class Lane:
                 with suppress(TimeoutError, asyncio.TimeoutError):
                     await asyncio.wait_for(self._full.wait(), wait)
             batch, self._waiting = self._waiting[:size], self._waiting[size:]
+            if not batch:
+                return
             if len(self._waiting) < size:
                 self._full.clear()
             self.batches += 1
             try:
                 answers = await to_thread.run_sync(
-                    answer_requests,
-                    self._model,
+                    self._compute,
                     [each.request for each in batch],
                     batch[0].limit,
                     [each.share for each in batch],
@@ -171,4 +200,3 @@ class Lane:
             for each, answer in zip(batch, answers, strict=True):
                 if not each.answer.done():
                     each.answer.set_result(answer)
-        self._runner = None

@@ -39,6 +39,7 @@ class ModelFiles:
         digest: md5 of the file, or of the folder's manifest with ``.dir``; verified before it is loaded.
         format: Format of the model; by the names of its files if None.
         batching: Bounds of its batches.
+        workers: Number of processes that compute; 0 for threads of the server.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelFiles:
     digest: str
     format: str | None
     batching: Batching
+    workers: int
 
     def __str__(self) -> str:
         return f"'{self.name}' {self.version}"
@@ -94,6 +96,7 @@ def start(
     argv = leash.module_argv("dvkf_prefect.serving.server", "--name", model.name, "--version", model.version)
     argv += ["--model", str(model.path), "--digest", model.digest, "--control", control]
     argv += ["--batch-size", str(model.batching.size), "--batch-wait", str(model.batching.wait)]
+    argv += ["--workers", str(model.workers)]
     argv += [] if model.format is None else ["--format", model.format]
     ours, theirs = socket.socketpair()
     with ours, open(log, "ab") as log_file:

@@ -33,6 +33,7 @@ class LocalServing:
         state_dir: Folder of their state and logs; created if missing.
         batching: Bounds of batches, for versions that are deployed by this object.
         server: Name of the server that models are deployed into; each model gets a server of its own if empty.
+        workers: Number of processes that compute for a version; 0 for threads of the server.
 
     Example:
         >>> import tempfile
@@ -40,8 +41,11 @@ class LocalServing:
         []
     """
 
-    def __init__(self, state_dir: str | Path, batching: Batching | None = None, server: str = "") -> None:
+    def __init__(
+        self, state_dir: str | Path, batching: Batching | None = None, server: str = "", workers: int = 0
+    ) -> None:
         self.state_dir = Path(state_dir)
+        self.workers = workers
         self.batching = batching or Batching()
         self.server = server
         self._records = Records(self.state_dir)
@@ -79,7 +83,9 @@ class LocalServing:
                 served by another server, or the named server has another port or lifetime.
         """
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        model = ModelFiles(name, version, model_file.absolute(), digest, model_format, self.batching)
+        model = ModelFiles(
+            name, version, model_file.absolute(), digest, model_format, self.batching, self.workers
+        )
         key = self._key(name)
         with self._lock(key, name, timeout):
             running = self._records.running(key)
@@ -134,8 +140,10 @@ class LocalServing:
                 raise ServingError(f"'{name}' {version} is served already. Give a canary another version.")
             after = replace(before, canary=version, percent=percent, canary_digest=digest)
             # Written first: after a kill, `abort_canary` ends what may be loaded.
-            self._records.write(key, [server.having(Hosted(after, hosted.batching))])
-            model = ModelFiles(name, version, model_file.absolute(), digest, model_format, self.batching)
+            self._records.write(key, [server.having(replace(hosted, endpoint=after))])
+            model = ModelFiles(
+                name, version, model_file.absolute(), digest, model_format, self.batching, self.workers
+            )
             message = _load_message(model, percent)
             if (before.canary, before.canary_digest) == (version, digest):
                 percents = {version: percent, before.version: 100 - percent}
@@ -269,7 +277,7 @@ class LocalServing:
         same = (
             (endpoint.version, endpoint.digest, endpoint.detached) == (model.version, model.digest, detached)
             and not endpoint.canary
-            and hosted.batching == model.batching
+            and (hosted.batching, hosted.workers) == (model.batching, model.workers)
             and port in (0, old.port)
             # A leashed server of another process would end with that process.
             and (detached or launch.is_child(old.process))
@@ -305,7 +313,7 @@ class LocalServing:
             detached,
             server=first.server,
         )
-        self._records.write(key, [server.having(Hosted(endpoint, model.batching))])
+        self._records.write(key, [server.having(Hosted(endpoint, model.batching, model.workers))])
         return endpoint
 
     # -- processes -----------------------------------------------------------------------------------------------------
@@ -339,7 +347,7 @@ class LocalServing:
                 f"http://{LOCALHOST}:{port}", model.name, model.version, model.digest, started.process.pid, str(log),
                 detached, server=self.server if Records.is_shared(key) else "",
             )  # fmt: skip
-            hosted = Hosted(endpoint, model.batching)
+            hosted = Hosted(endpoint, model.batching, model.workers)
             records.append(ServerRecord(started.process, started.control, port, (hosted,)))
             # Written before the server may accept: if this process dies now, every running server is in a state
             # file.
@@ -361,4 +369,5 @@ def _load_message(model: ModelFiles, percent: int) -> dict[str, Any]:
         "op": "load", "name": model.name, "version": model.version, "path": str(model.path), "digest": model.digest,
         "format": model.format, "percent": percent, "batch_size": model.batching.size,
         "batch_wait": model.batching.wait,
+        "workers": model.workers,
     }  # fmt: skip

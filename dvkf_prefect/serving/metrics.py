@@ -6,6 +6,7 @@
 | ``dvkf_request_seconds`` | model, version, protocol | histogram of seconds from the read body to the answer |
 | ``dvkf_requests_running`` | model, version | requests in progress |
 | ``dvkf_batches_total`` | model, version | computations; one may answer a batch of requests |
+| ``dvkf_workers`` | model, version | worker processes that run, if the model has any |
 | ``dvkf_model_percent`` | model, version | percentage of requests that the split gives the version |
 """
 
@@ -69,16 +70,20 @@ class Metrics:
         percent = GaugeMetricFamily(
             "dvkf_model_percent", "Percentage of requests for the version.", labels=["model", "version"]
         )
+        workers = GaugeMetricFamily("dvkf_workers", "Worker processes that run.", labels=["model", "version"])
         batches = CounterMetricFamily("dvkf_batches", "Computations.", labels=["model", "version"])
         for name in self._models.names:
             split = self._models.split(name)
             for version, lane in split.lanes.items():
                 running.add_metric([name, version], lane.running)
                 batches.add_metric([name, version], lane.batches)
+                if lane.workers is not None:
+                    workers.add_metric([name, version], lane.workers)
                 percent.add_metric([name, version], split.percents[version])
         yield running
         yield percent
         yield batches
+        yield workers
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""

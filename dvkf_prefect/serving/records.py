@@ -29,10 +29,12 @@ class Hosted:
     Attributes:
         endpoint: Its endpoint.
         batching: Bounds of its batches.
+        workers: Number of processes that compute; 0 for threads of the server.
     """
 
     endpoint: Endpoint
     batching: Batching
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,12 @@ class ServerRecord:
             ProcessId.from_dict(values["process"]),
             str(values["control"]),
             int(values["port"]),
-            tuple(Hosted(Endpoint(**each["endpoint"]), Batching(**each["batching"])) for each in models),
+            tuple(
+                Hosted(
+                    Endpoint(**each["endpoint"]), Batching(**each["batching"]), int(each.get("workers", 0))
+                )
+                for each in models
+            ),
         )
 
 

@@ -35,7 +35,9 @@ from dvkf_prefect.serving.control import ControlSocket
 from dvkf_prefect.serving.intake import MAX_REQUEST_BYTES
 from dvkf_prefect.serving.lanes import Batching, Lane
 from dvkf_prefect.serving.loading import load_model
+from dvkf_prefect.serving.served import Served
 from dvkf_prefect.serving.traffic import Models, State
+from dvkf_prefect.serving.workers import WorkerPool
 
 # Seconds to keep idle connections open during shutdown.
 _IDLE_GRACE = 2.0
@@ -55,21 +57,18 @@ def load_lane(message: Mapping[str, Any]) -> Lane:
         ModelDigestError: The files have another digest; nothing was loaded.
         ServingError: They cannot be loaded.
     """
-    keep = ExitStack()
-    try:
-        model = load_model(
-            Path(message["path"]),
-            message["digest"],
-            message["name"],
-            message["version"],
-            model_format=message.get("format"),
-            keep=keep,
-        )
-    except BaseException:
-        keep.close()
-        raise
     batching = Batching(int(message.get("batch_size", 1)), float(message.get("batch_wait", 0)))
-    return Lane(model, keep, batching)
+    path, model_format = Path(message["path"]), message.get("format")
+    name, version, digest = str(message["name"]), str(message["version"]), str(message["digest"])
+    with ExitStack() as keep:
+        model: Served | WorkerPool
+        if workers := int(message.get("workers", 0)):
+            fields = {"name": name, "version": version, "digest": digest, "format": model_format}
+            model = WorkerPool(path, fields, workers)
+            keep.callback(model.close)
+        else:
+            model = load_model(path, digest, name, version, model_format=model_format, keep=keep)
+        return Lane(model, keep.pop_all(), batching)
 
 
 class _Manager:
@@ -224,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-wait", type=float, default=0.0, help="seconds that a request waits for more (default: 0)"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that compute; 0 for threads of this one (default: 0)",
+    )
     parser.add_argument("--max-request-bytes", type=int, default=MAX_REQUEST_BYTES)
     parser.add_argument(
         "--control",
@@ -243,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         listener = channel.listener() if channel else listen(options.port)
         fields = {"path": options.model, "digest": options.digest, "format": options.format}
         fields |= {"batch_size": options.batch_size, "batch_wait": options.batch_wait}
+        fields |= {"workers": options.workers}
         models = Models()
         models.put(options.name, load_lane({"name": options.name, "version": options.version, **fields}))
         if channel:
@@ -271,7 +277,10 @@ def main(argv: list[str] | None = None) -> int:
             channel.close()
 
     server.on_ready = ready
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        models.end()
     return 0
 
 

@@ -154,6 +154,12 @@ class Models:
         """Names of the models, sorted."""
         return sorted(self._splits)
 
+    def end(self) -> None:
+        """Free what the models hold, at the end of the server."""
+        for name in self.names:
+            for lane in self.remove(name):
+                lane.end()
+
     def split(self, name: str) -> Split:
         """Return the versions of a model.
 

@@ -140,6 +140,7 @@ _FILLED: dict[type[Block], dict[str, Any]] = {
     },
     ModelServer: {
         "server": "team",
+        "workers": 2,
         "state_dir": "/srv/models",
         "port": 8100,
         "detached": False,
