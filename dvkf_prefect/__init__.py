@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import check_commit as check_commit
     from dvkf_prefect.tasks import check_model_ref as check_model_ref
     from dvkf_prefect.tasks import checkout_data as checkout_data
+    from dvkf_prefect.tasks import collect_models as collect_models
     from dvkf_prefect.tasks import commit_results as commit_results
     from dvkf_prefect.tasks import compare_metrics as compare_metrics
     from dvkf_prefect.tasks import compare_table as compare_table
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import unarchive_pipeline_run as unarchive_pipeline_run
     from dvkf_prefect.tasks import unassign_model as unassign_model
     from dvkf_prefect.tasks import undeploy_model as undeploy_model
+    from dvkf_prefect.tasks import unpublish_model as unpublish_model
     from dvkf_prefect.tasks import unschedule_pipeline as unschedule_pipeline
     from dvkf_prefect.tasks import write_data as write_data
 
@@ -172,7 +174,9 @@ _EXPORTS = {
         "mirror_models",
         "promote_canary",
         "promote_model",
+        "collect_models",
         "publish_model",
+        "unpublish_model",
         "pull_data",
         "push_commits",
         "push_data",

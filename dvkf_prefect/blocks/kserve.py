@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
@@ -18,6 +19,7 @@ from dvkf_prefect.serving.kserve.deployment import KServeDeployment
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
 from dvkf_prefect.serving.kserve.services import KServeServices
 from dvkf_prefect.serving.kserve.spec import ServiceSettings
+from dvkf_prefect.serving.kserve.uses import Uses, read_uses
 from dvkf_prefect.serving.kserve.verdict import Waits
 
 
@@ -159,21 +161,24 @@ class KServeModelServer(Block):
             mode=self.mode or "",
         )
 
+    def _kube(self) -> KubeObjects:
+        from kubernetes.config import ConfigException  # type: ignore[import-untyped]
+
+        try:
+            return KubeObjects(kube_client(self.config_file, self.context))
+        except (ConfigException, RunnerError) as error:
+            raise ServingError(
+                f"there is no login to Kubernetes: {error}. Set the kubeconfig of the block, or run in a pod with a "
+                "service account."
+            ) from error
+
     def deployment(self) -> KServeDeployment:
         """Return the services of the namespace, which are deployed, found and removed by it.
 
         Raises:
             ServingError: There is no login to Kubernetes.
         """
-        from kubernetes.config import ConfigException  # type: ignore[import-untyped]
-
-        try:
-            kube = KubeObjects(kube_client(self.config_file, self.context))
-        except (ConfigException, RunnerError) as error:
-            raise ServingError(
-                f"there is no login to Kubernetes: {error}. Set the kubeconfig of the block, or run in a pod with a "
-                "service account."
-            ) from error
+        kube = self._kube()
         services = KServeServices(
             kube,
             self.namespace,
@@ -182,6 +187,21 @@ class KServeModelServer(Block):
             url=self.url or "",
         )
         return KServeDeployment(kube, services, self.settings())
+
+    def uses(self, namespaces: Sequence[str] | None = None) -> Uses:
+        """Return the objects of the cluster that may name published folders.
+
+        Args:
+            namespaces: Namespaces to ask, all of the cluster if empty; that of the block if None.
+
+        Raises:
+            ServingError: There is no login to Kubernetes, or the API server refused or does not answer.
+
+        Example:
+            ``server.uses().naming("digits", "v1.0.0", "digits/v1.0.0")``
+        """
+        asked = (self.namespace,) if namespaces is None else namespaces
+        return read_uses(self._kube(), asked, context=self.context or "")
 
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> ServiceEndpoint:
         """Serve a registered version in place of the one that is served now.

@@ -18,7 +18,14 @@ from dvkf_prefect.cards.markdown import (
     size_text,
 )
 from dvkf_prefect.cards.metrics import metrics_card
-from dvkf_prefect.cards.models import history_card, lineage_card, mirror_card, model_card, publication_card
+from dvkf_prefect.cards.models import (
+    history_card,
+    lineage_card,
+    mirror_card,
+    model_card,
+    publication_card,
+    unpublished_card,
+)
 from dvkf_prefect.cards.serving import endpoint_card, predictions_card
 from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
 
@@ -47,4 +54,5 @@ __all__ = [
     "size_text",
     "stage_card",
     "transfer_text",
+    "unpublished_card",
 ]

@@ -1,4 +1,4 @@
-"""Cards of models: versions, events, lineage, mirrors and published versions."""
+"""Cards of models: versions, events, lineage, mirrors, published versions and their collection."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.models.lineage import Lineage
     from dvkf_prefect.models.publishing import Publication
     from dvkf_prefect.models.tags import TagEvent
+    from dvkf_prefect.models.unpublishing import Unpublished
     from dvkf_prefect.models.version import ModelVersion
 
 
@@ -154,6 +155,34 @@ def mirror_card(report: MirrorReport, name: str, *, limit: int = ROWS) -> Card:
         f"{changed} changed."
     )
     return Card(artifact_key("mirror", name, report.host), description, markdown="\n\n".join(parts))
+
+
+def unpublished_card(found: Unpublished, name: str, *, limit: int = ROWS) -> Card:
+    """Show a collection of published versions: each with its verdict and the reason for it.
+
+    Args:
+        found: The collection.
+        name: Short name of the repository.
+        limit: Maximum number of versions.
+    """
+    rows = [
+        (
+            each.model,
+            each.version,
+            "removed" if each.removed else "unused" if each.unused else "kept",
+            each.reason,
+            size_text(each.size),
+        )
+        for each in sorted(found.versions, key=lambda each: not each.unused)
+    ]
+    doubt = f"Everything is kept: {escape(found.doubt)}.\n\n" if found.doubt else ""
+    return Card(
+        artifact_key("unpublished", name),
+        f"**{escape(name)}**: {escape(found)}.",
+        markdown=doubt
+        + f"Size of the unused versions: {size_text(found.size)}\n\n"
+        + markdown_table(("model", "version", "verdict", "reason", "size"), rows, limit=limit),
+    )
 
 
 def publication_card(publication: Publication, name: str, *, limit: int = ROWS) -> Card:

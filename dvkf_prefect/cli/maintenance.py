@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
     """Parse ``90``, ``90s``, ``15m``, ``2h``, ``7d`` or ``4w`` to seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip().lower())
     if not found:
@@ -83,7 +83,7 @@ def gc_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--grace",
-        type=_duration,
+        type=duration,
         metavar="<duration>",
         help="keep objects younger than this, such as 90s, 15m, 2h or 7d "
         "(1h on a remote and in a cache outside the repository)",
@@ -92,7 +92,7 @@ def gc_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--results",
         nargs="?",
-        type=_duration,
+        type=duration,
         const=math.inf,
         metavar="<age>",
         help="remove expired results of Prefect from the remote, and those older than an age such as 30d; "

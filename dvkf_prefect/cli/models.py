@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar
 from dvkf_prefect.cli._output import say
+from dvkf_prefect.cli.published import (
+    model_gc,
+    model_unpublish,
+    place_argument,
+    place_of,
+    published_arguments,
+)
 from dvkf_prefect.cli.serving import (
     model_canary,
     model_deploy,
@@ -58,6 +65,11 @@ def model_arguments(parser: Parser) -> None:
         canary=(model_canary, "Show, promote or abort the canary of a model on a cluster."),
         services=(model_services, "List the models that are served on this machine."),
         publish=(model_publish, "Publish the files of a version in the layout of KServe's runtimes."),
+        unpublish=(
+            model_unpublish,
+            "Remove the published files of one version, which no stage or service names.",
+        ),
+        gc=(model_gc, "List or remove the published versions that no tag, stage or service names."),
         mirror=(model_mirror, "Mirror models in a Kubeflow Model Registry."),
         push=(model_push, "Push tags of models, and the facts noted on them, to git's origin."),
         fetch=(model_fetch, "Fetch tags of models, and the facts noted on them, from git's origin."),
@@ -115,6 +127,7 @@ def model_arguments(parser: Parser) -> None:
         "--two-ways", action="store_true", help="copy stages and archived versions of the registry to git"
     )
     serving_arguments(commands)
+    published_arguments(commands)
     publish = commands["publish"]
     publish.add_argument("model", metavar="MODEL[@VERSION]", help="model, with @version or #stage")
     publish.add_argument(
@@ -125,26 +138,9 @@ def model_arguments(parser: Parser) -> None:
         action="store_true",
         help="publish empty files, which KServe 0.17 and later do not download",
     )
-    _place_argument(publish)
+    place_argument(publish)
     for name in ("list", "show", "history", "check-ref", "publish", "mirror"):
         commands[name].add_argument("--json", action="store_true", help="print JSON")
-
-
-def _place_argument(parser: Parser) -> None:
-    parser.add_argument(
-        "--to",
-        metavar="<url>",
-        help="place of published versions: a folder, a URL, or remote://name/folder (default: DVKF_MODELS_URL)",
-    )
-
-
-def _place(args: argparse.Namespace) -> str:
-    from dvkf_prefect.errors import ConfigError
-
-    place: str | None = args.to or os.environ.get("DVKF_MODELS_URL")
-    if not place:
-        raise ConfigError("no place to publish to. Give it as --to, or set DVKF_MODELS_URL.")
-    return place
 
 
 def _pushed(args: argparse.Namespace) -> int:
@@ -289,7 +285,7 @@ def model_publish(args: argparse.Namespace) -> int:
     """Run ``dvkf model publish``."""
     from dvkf_prefect.models.publishing import publish_version
 
-    place, registry = _place(args), _registry()
+    place, registry = place_of(args), _registry()
     publication = publish_version(
         registry,
         registry.show(*model_and_version(args.model)),

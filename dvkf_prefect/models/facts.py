@@ -80,6 +80,26 @@ def end_fact(git: Git, tag: str, kind: str, where: str) -> bool:
     return True
 
 
+def noted_clusters(git: Git) -> tuple[str, ...]:
+    """Return the clusters that any fact of a repository names as the place of a service, also one that ended.
+
+    Args:
+        git: The work tree.
+
+    Returns:
+        Places as noted, ``kserve:CONTEXT/NAMESPACE``, sorted.
+    """
+    try:
+        text = git.run("grep", "-h", "--fixed-strings", "-e", '"where": "kserve:', REF, "--")
+    except GitError:
+        return ()  # no such note, or no notes
+    found = set()
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            found.add(str(json.loads(line)["where"]))
+    return tuple(sorted(found))
+
+
 def _write(git: Git, tag: str, fact: Mapping[str, Any]) -> None:
     """Write a line in place of those of its kind and place, later than all of the tag."""
     known = _newest(git, tag)

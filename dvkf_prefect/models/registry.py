@@ -20,7 +20,7 @@ from dvkf_prefect.files import read_description
 from dvkf_prefect.formats import documents
 from dvkf_prefect.models import tags
 from dvkf_prefect.models.content import ModelContent, ModelContents
-from dvkf_prefect.models.facts import note_fact
+from dvkf_prefect.models.facts import end_fact, note_fact
 from dvkf_prefect.models.history import ROLLED_BACK, ModelHistory, Registered, gather
 from dvkf_prefect.models.lineage import TRAILER as LINEAGE
 from dvkf_prefect.models.lineage import as_trailer, record_lineage
@@ -400,6 +400,24 @@ class ModelRegistry:
         with self._writing():
             tag = tags.tag_name("register", version.name, version=version.version)
             return note_fact(self.git, tag, kind, values)
+
+    def end_note(self, name: str, version: str, kind: str, where: str) -> bool:
+        """Note that a fact about a version holds no more.
+
+        Args:
+            name: Name of the model.
+            version: The version.
+            kind: Kind of the fact, see `note`.
+            where: Its place.
+
+        Returns:
+            False if no such fact is noted.
+
+        Raises:
+            GitError: Git refused.
+        """
+        with self._writing():
+            return end_fact(self.git, tags.tag_name("register", name, version=version), kind, where)
 
     # -- content -------------------------------------------------------------------------------------------------------
 

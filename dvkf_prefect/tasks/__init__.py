@@ -42,7 +42,7 @@ from dvkf_prefect.tasks.models import (
     unassign_model,
 )
 from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
-from dvkf_prefect.tasks.publishing import publish_model
+from dvkf_prefect.tasks.publishing import collect_models, publish_model, unpublish_model
 from dvkf_prefect.tasks.serving import abort_canary, promote_canary, start_canary, undeploy_model
 from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
@@ -57,6 +57,7 @@ __all__ = [
     "check_commit",
     "check_model_ref",
     "checkout_data",
+    "collect_models",
     "commit_results",
     "compare_metrics",
     "compare_table",
@@ -88,6 +89,7 @@ __all__ = [
     "unarchive_pipeline_run",
     "unassign_model",
     "undeploy_model",
+    "unpublish_model",
     "unschedule_pipeline",
     "write_data",
 ]

@@ -23,6 +23,7 @@ from dvkf_prefect.models.layouts import FORMATS
 from dvkf_prefect.models.places import Place
 from dvkf_prefect.models.publishing import publish_version
 from dvkf_prefect.models.runtimes import Downloaded, download, loaded_by
+from dvkf_prefect.models.unpublishing import collect_published
 
 from .conftest import Project
 
@@ -576,7 +577,9 @@ def test_the_command_line(
     version = release(project, {"a.joblib": b"1"})
     monkeypatch.chdir(project.root)
     assert main(["model", "publish", "classifier"]) == 251
-    assert "no place to publish to. Give it as --to, or set DVKF_MODELS_URL." in capsys.readouterr().err
+    assert (
+        "no place of published versions. Give its address, or set DVKF_MODELS_URL." in capsys.readouterr().err
+    )
     assert main(["model", "publish", "classifier@v0.0.1", "--to", str(place)]) == 0
     assert f"is published at file://{place}/classifier/v0.0.1/ as sklearn" in capsys.readouterr().out
     monkeypatch.setenv("DVKF_MODELS_URL", str(place))
@@ -588,3 +591,23 @@ def test_the_command_line(
         main(["model", "publish", "classifier", "--format", "nothing"])
     assert main(["lineage", "classifier"]) == 0
     assert f"where file://{place}/classifier/v0.0.1/" in capsys.readouterr().out
+
+
+def test_s3_removes_a_version_and_nothing_that_starts_like_it(pushed: Project, bucket: Bucket) -> None:
+    for number in (1, 2):
+        version = release(pushed, {"model.bin": b"%d" % number}, ", meta: {format: custom}")
+        push(pushed)
+        publish_version(pushed.registry, version, bucket.models)
+    pushed.registry.register("classifier", version="v0.0.10", rev=pushed.train("ten"))
+    push(pushed)
+    publish_version(pushed.registry, pushed.registry.show("classifier", "v0.0.10"), bucket.models)
+    pushed.registry.deregister("classifier", "v0.0.1")
+    found = collect_published(pushed.registry, bucket.models, grace=0, dry_run=False)
+    assert [(each.version, each.removed) for each in found.versions] == [
+        ("v0.0.1", True),
+        ("v0.0.10", False),
+        ("v0.0.2", False),
+    ]
+    names = [f"models/classifier/{v}" for v in ("manifest-v0.0.10.json", "manifest-v0.0.2.json")]
+    names += [f"models/classifier/{v}/model.bin" for v in ("v0.0.10", "v0.0.2")]
+    assert list(bucket.list("models/")) == names

@@ -60,6 +60,7 @@ KINDS = [
     "stage",
     "table",
     "transfer",
+    "unpublished",
 ]
 
 
@@ -114,7 +115,8 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     assert do.rollback_model(block, "signs", "prod").version == first.version
     do.deploy_model(block, server, "signs", "#prod")
     assert do.request_predictions(block, server, "signs", [[2, 0]]) == (1,)
-    assert do.publish_model(block, "signs", to=str(repo.root.parent / "published")).new
+    place = str(repo.root.parent / "published")
+    assert do.publish_model(block, "signs", to=place).new
     assert do.show_model(block, "signs", "#prod").version == first.version
     assert do.trace_model(block, "signs", "#prod").services
     assert len(do.trace_data(block, "data/train")) == 2
@@ -123,6 +125,8 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     assert do.undeploy_model(server, "signs") is True
     do.unassign_model(block, "signs", first.version, "prod")
     do.deregister_model(block, "signs", first.version)
+    assert not do.collect_models(block, place=place).unused
+    assert do.unpublish_model(block, "signs", "v0.0.2", place=place).removed
     do.deprecate_model(block, "signs")
     events = do.list_model_events(block, "signs")
     assert do.check_model_ref(block, events[-1].tag) == events[-1]

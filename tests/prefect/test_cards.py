@@ -19,6 +19,7 @@ from dvkf_prefect.models.lineage import Item, Lineage, StageRecord
 from dvkf_prefect.models.places import Manifest, PublishedFile
 from dvkf_prefect.models.publishing import Publication
 from dvkf_prefect.models.runtimes import Loaded
+from dvkf_prefect.models.unpublishing import PublishedVersion, Unpublished
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.pipeline.plan.why import Decision, Reason
 from dvkf_prefect.pipeline.report.metrics import MetricChange
@@ -271,6 +272,28 @@ def _publication() -> Publication:
     return Publication(manifest, (Loaded("kserve-sklearnserver", ("model.joblib",)),), sent=1)
 
 
+def _unpublished(doubt: str = "") -> Unpublished:
+    names = (("v0.0.2", False, "it is in stage a_b"), ("v0.0.1", True, "withdrawn"))
+    rows = [
+        PublishedVersion("digits", v, f"s3://models/digits/{v}/", 1, 10, unused, why)
+        for v, unused, why in names
+    ]
+    return Unpublished("s3://models", tuple(rows), True, doubt)
+
+
+def test_unused_versions_are_first_and_a_doubt_is_shown() -> None:
+    card = cards.unpublished_card(_unpublished(), "shop")
+    assert ": 1 unused, 1 kept" in card.description
+    first, second = card.markdown.splitlines()[-2:]
+    assert first == "| digits | v0.0.1 | unused | withdrawn | 10 B |"
+    assert second == "| digits | v0.0.2 | kept | it is in stage a\\_b | 10 B |"
+    assert "Everything is kept" not in card.markdown
+    assert (
+        "Everything is kept: no\\_answer."
+        in cards.unpublished_card(_unpublished("no_answer"), "shop").markdown
+    )
+
+
 def test_published_files_and_records_are_escaped_once() -> None:
     """Cells once showed `\\|` and the back-ticks of code, since they were escaped twice."""
     text = cards.publication_card(_publication(), "shop").markdown
@@ -302,6 +325,7 @@ def _all_cards(name: str) -> list[cards.Card]:
         cards.lineage_card([Lineage(_model("v0.0.2"))], "digits", name),
         cards.mirror_card(MirrorReport("http://127.0.0.1:8081"), name),
         cards.publication_card(_publication(), name),
+        cards.unpublished_card(_unpublished(), name),
         cards.endpoint_card(endpoint, name),
         cards.predictions_card(endpoint, name, [1]),
     ]
