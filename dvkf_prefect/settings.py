@@ -28,6 +28,17 @@ class DvkfSettings(PrefectBaseSettings):
         description="Folder for clones and model servers. By default `dvkf` in Prefect's home.",
     )
     card_rows: int = Field(default=20, ge=1, le=1000, description="Maximum number of rows in a card.")
+    card_table_size: int = Field(
+        default=20_000_000,
+        ge=0,
+        description="Maximum size in bytes of a table whose card shows its columns. 0 shows none.",
+    )
+    card_sample: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Number of first rows in the card of a table. Cards are stored on Prefect's server.",
+    )
     git_timeout: float = Field(
         default=600, gt=0, description="Timeout in seconds for git to clone, fetch or push."
     )

@@ -80,3 +80,31 @@ def _shown(url: str) -> str:
     tail = re.search(r"[.,;:)\]}]*$", url)
     ending = tail[0] if tail and ("?" in url or "#" in url) else ""
     return plain if plain.endswith(ending) else plain + ending
+
+
+def commit_url(remote: str, rev: str) -> str:
+    """Return the page of a commit at the web server of a git remote; empty for a folder and for any other url.
+
+    GitHub, Gitea and Forgejo have it below ``/commit/``, GitLab below ``/-/commit/``, Bitbucket below ``/commits/``.
+    Other hosts count as the first, unless the name holds ``gitlab``.
+
+    Args:
+        remote: Url of the remote, over HTTP or ssh.
+        rev: Full hash of the commit.
+
+    Example:
+        >>> commit_url("git@github.com:team/shop.git", "4f2a"), commit_url("/srv/shop.git", "4f2a")
+        ('https://github.com/team/shop/commit/4f2a', '')
+    """
+    plain = public_url(remote).rstrip("/").removesuffix(".git")
+    found = re.fullmatch(r"(https?)://([\w.-]+(?::\d+)?)/([\w.~/-]+)", plain, re.ASCII)
+    if found:
+        scheme, host, path = found.groups()
+    else:
+        # A port of ssh is none of the web server.
+        found = re.fullmatch(r"(?:ssh://)?(?:[\w.-]+@)([\w.-]+)(?::\d+/|[:/])([\w.~/-]+)", plain, re.ASCII)
+        if not found:
+            return ""
+        scheme, (host, path) = "https", found.groups()
+    place = "/-/commit/" if "gitlab" in host else "/commits/" if host == "bitbucket.org" else "/commit/"
+    return f"{scheme}://{host}/{path.strip('/')}{place}{rev}"

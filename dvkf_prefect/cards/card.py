@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dvkf_prefect.text import slug
@@ -24,14 +24,12 @@ class Card:
     Attributes:
         key: Key of the timeline, of ``[a-z0-9-]``.
         description: Markdown for the list and the head of the page.
-        markdown: Body in markdown; empty for a table.
-        table: Rows of a table in order; empty for markdown.
+        markdown: Body in markdown.
     """
 
     key: str
     description: str
-    markdown: str = ""
-    table: tuple[Mapping[str, object], ...] = ()
+    markdown: str
 
 
 def artifact_key(kind: str, *names: str) -> str:

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
-from dvkf_prefect.cards.markdown import ROWS, code, count_text, escape, markdown_table, size_text
+from dvkf_prefect.cards.charts import draw_histogram
+from dvkf_prefect.cards.markdown import (
+    ROWS,
+    Markup,
+    code,
+    count_text,
+    escape,
+    link,
+    markdown_table,
+    size_text,
+)
+from dvkf_prefect.cards.pictures import Picture, show_pictures
 from dvkf_prefect.text import printable
 
 if TYPE_CHECKING:
+    from dvkf_prefect.data.git.commits import Commit
+    from dvkf_prefect.data.tables.frame_profile import FrameProfile
     from dvkf_prefect.data.transfer.transfer import Transfer
     from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
     from dvkf_prefect.formats.outputs import DataVersion
 
 
 def data_card(
-    version: DataVersion, name: str, history: Sequence[DataVersion] = (), *, limit: int = ROWS
+    version: DataVersion,
+    name: str,
+    history: Sequence[DataVersion] = (),
+    *,
+    commits: Mapping[str, Commit] | None = None,
+    profile: FrameProfile | None = None,
+    run: tuple[str, str] = ("", ""),
+    limit: int = ROWS,
 ) -> Card:
-    """Show a version of an output above earlier committed versions.
+    """Show a version of an output with its origin and columns, above earlier committed versions.
 
     Args:
         version: The version.
         name: Short name of the repository.
         history: Earlier versions, newest first.
-        limit: Maximum number of versions.
+        commits: Commits of the versions, by hash.
+        profile: Profile of a table.
+        run: Name and address of the flow run that made the version; empty if unknown.
+        limit: Maximum number of versions, and of columns.
     """
+    commits = commits or {}
     # If the newest commit holds this version, its row also shows the commit.
     known = bool(history) and history[0].digest == version.digest
     rows = list(history) if known else [version, *history]
-    table = tuple(
-        {
-            "digest": escape(old.digest),
-            "files": f"{old.nfiles:,}",
-            "size": size_text(old.size),
-            "commit": escape(old.rev[:10]) if old.rev else "not committed",
-        }
-        for old in rows[:limit]
-    )
     description = (
         f"**{escape(version.path)}** of **{escape(name)}** is at version {code(version.digest[:12])}: "
         f"{count_text(version.nfiles, 'file')}, {size_text(version.size)}, {_at(rows[0].rev)}."
@@ -47,7 +62,69 @@ def data_card(
             f" The version before, {code(rows[1].digest[:12])}, has {count_text(rows[1].nfiles, 'file')} and "
             f"{size_text(rows[1].size)}."
         )
-    return Card(artifact_key("data", name, version.path), description, table=table)
+    facts: list[tuple[str, object]] = [
+        ("version", code(version.digest)),
+        ("content", f"{count_text(version.nfiles, 'file')}, {size_text(version.size)}"),
+    ]
+    if profile is not None:
+        facts.append(
+            ("table", f"{count_text(profile.rows, 'row')}, {count_text(len(profile.columns), 'column')}")
+        )
+    commit = commits.get(rows[0].rev or "")
+    facts.append(("commit", _commit_text(rows[0].rev, commit)))
+    if commit is not None:
+        facts += [("author", f"{commit.author}, {commit.time:%Y-%m-%d %H:%M}"), ("message", commit.subject)]
+    if any(run):
+        facts.append(("flow run", link(*run)))
+    parts = [markdown_table(("", escape(version.path)), facts)]
+    if profile is not None:
+        parts += _profile_parts(profile, limit)
+    versions = [
+        (
+            code(old.digest[:12]),
+            f"{old.nfiles:,}",
+            size_text(old.size),
+            _commit_text(old.rev, at),
+            at.author if at else "",
+        )
+        for old in rows
+        for at in (commits.get(old.rev or ""),)
+    ]
+    table = markdown_table(("version", "files", "size", "commit", "author"), versions, limit=limit)
+    parts.append(f"### Versions\n\n{table}")
+    return Card(artifact_key("data", name, version.path), description, "\n\n".join(parts))
+
+
+def _profile_parts(profile: FrameProfile, limit: int) -> list[str]:
+    columns = [
+        (
+            column.name,
+            column.dtype,
+            f"{column.missing:,}",
+            "" if column.distinct is None else f"{column.distinct:,}",
+            f"{column.low} to {column.high}" if column.counts else "",
+        )
+        for column in profile.columns
+    ]
+    table = markdown_table(("column", "type", "missing", "different", "range"), columns, limit=limit)
+    parts = [f"### Columns\n\n{table}"]
+    drawn = [
+        Picture(f"Histogram of {c.name}", draw_histogram(c.name, c.counts, c.low, c.high))
+        for c in profile.columns[:limit]
+        if c.counts
+    ]
+    if drawn:
+        parts.append(" ".join(show_pictures(drawn, titles=False)))
+    if profile.sample:
+        names = [column.name for column in profile.columns]
+        parts.append(f"### First rows\n\n{markdown_table(names, profile.sample, limit=limit)}")
+    return parts
+
+
+def _commit_text(rev: str | None, commit: Commit | None) -> Markup:
+    if not rev:
+        return Markup("not committed")
+    return link(rev[:10], commit.url) if commit is not None and commit.url else code(rev[:10])
 
 
 def _at(rev: str | None) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
+from dvkf_prefect.cards.charts import draw_graph
 from dvkf_prefect.cards.markdown import (
     ROWS,
     Markup,
@@ -15,9 +15,14 @@ from dvkf_prefect.cards.markdown import (
     code,
     count_text,
     escape,
+    link,
     markdown_table,
     size_text,
 )
+from dvkf_prefect.cards.metrics import draw_values, value_text
+from dvkf_prefect.cards.pictures import Picture, show_pictures
+from dvkf_prefect.models.lineage import fact_text
+from dvkf_prefect.models.tags import EVENTS
 
 if TYPE_CHECKING:
     from dvkf_prefect.kubeflow.registry.mirror import MirrorReport
@@ -26,33 +31,46 @@ if TYPE_CHECKING:
     from dvkf_prefect.models.tags import TagEvent
     from dvkf_prefect.models.unpublishing import Unpublished
     from dvkf_prefect.models.version import ModelVersion
+    from dvkf_prefect.pipeline.report.dag import Drawing
+
+_CHARTS = 4
 
 
 def model_card(
-    versions: Sequence[ModelVersion], model: str, name: str, *, said: str = "", limit: int = ROWS
+    versions: Sequence[ModelVersion],
+    model: str,
+    name: str,
+    *,
+    said: str = "",
+    lineages: Sequence[Lineage] = (),
+    runs: Mapping[str, str] | None = None,
+    limit: int = ROWS,
 ) -> Card:
-    """Show the versions of a model, highest first, with their stages.
+    """Show the versions of a model, highest first, with their stages; of the highest also metrics, data and places.
 
     Args:
         versions: Versions from the highest to the lowest.
         model: Name of the model.
         name: Short name of the repository.
         said: Sentence on the latest change, for the description.
+        lineages: Lineages of the first versions, in the same order.
+        runs: Addresses of the flow runs, by ID.
         limit: Maximum number of versions.
     """
-    table = tuple(
-        {
-            "version": escape(v.version),
-            "stages": ", ".join(map(escape, v.stages)),
-            "registered": _moment(v.created),
-            "by": escape(v.author),
-            "commit": escape(v.rev[:10]),
-            "size": size_text(v.size),
-            "digest": escape((v.digest or "")[:12]),
-            "message": escape(v.message),
-        }
-        for v in versions[:limit]
-    )
+    rows = [
+        (
+            v.version,
+            ", ".join(v.stages),
+            f"{v.created:%Y-%m-%d}",
+            v.author,
+            code(v.rev[:10]),
+            size_text(v.size),
+            code((v.digest or "")[:12]),
+            v.message,
+        )
+        for v in versions
+    ]
+    columns = ("version", "stages", "registered", "by", "commit", "size", "digest", "message")
     held = [f"{escape(stage)} is {escape(v.version)}" for v in versions for stage in v.stages]
     description = f"**{escape(model)}** of **{escape(name)}**: {count_text(len(versions), 'version')}"
     if versions:
@@ -60,11 +78,57 @@ def model_card(
     description += "".join(f"; {text}" for text in held[:5]) + "."
     if said:
         description = f"{escape(said)} {description}"
-    return Card(artifact_key("model", name, model), description, table=table)
+    parts = _newest_parts(lineages, runs or {}, limit) if lineages else []
+    parts.append(f"### Versions\n\n{markdown_table(columns, rows, limit=limit)}")
+    return Card(artifact_key("model", name, model), description, "\n\n".join(parts))
 
 
-def _moment(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
+def _newest_parts(lineages: Sequence[Lineage], runs: Mapping[str, str], limit: int) -> list[str]:
+    """Return the parts on the highest version: where it comes from, where it is, and its metrics."""
+    newest = lineages[0]
+    version = newest.version
+    facts: list[tuple[str, object]] = [
+        ("file", f"{version.path or 'none'}, {size_text(version.size)}"),
+        ("commit", code(version.rev[:10])),
+    ]
+    facts += [
+        ("data", Markup(f"{escape(item.path)} {code(item.digest[:12])}"))
+        for item in newest.inputs
+        if item.kind == "data"
+    ]
+    facts += [
+        (key, link(value, runs[value]) if value in runs else code(value))
+        for key, value in newest.runs.items()
+    ]
+    facts += [(str(fact["kind"]), fact_text(fact)) for fact in newest.facts if fact["kind"] != "service"]
+    facts += [("service", address(service.url)) for service in newest.services]
+    parts = [
+        markdown_table(("", f"{version.name} {version.version}"), facts, limit=limit),
+    ]
+    if newest.metrics:
+        before = lineages[1].metrics if len(lineages) > 1 else {}
+        columns = (
+            "metric",
+            lineages[1].version.version if len(lineages) > 1 else "before",
+            version.version,
+            "change",
+        )
+        rows = [
+            (key, value_text(before.get(key)), value_text(value), _change(before.get(key), value))
+            for key, value in newest.metrics.items()
+        ]
+        parts.append(f"### Metrics\n\n{markdown_table(columns, rows, limit=limit)}")
+        drawn = []
+        for key in list(newest.metrics)[:_CHARTS]:
+            course = [(each.version.version, each.metrics.get(key)) for each in reversed(lineages)]
+            drawn += [picture] if (picture := draw_values(key, course)) else []
+        parts += show_pictures(drawn, titles=False)
+    return parts
+
+
+def _change(old: object, new: object) -> str:
+    numbers = [v for v in (old, new) if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return f"{numbers[1] - numbers[0]:+.6g}" if len(numbers) == 2 else ""
 
 
 def history_card(
@@ -79,28 +143,31 @@ def history_card(
         said: Sentence on the latest change, for the description.
         limit: Maximum number of events.
     """
-    rows = tuple(
-        {
-            "time": f"{event.created:%Y-%m-%d %H:%M:%S %Z}",
-            "model": escape(event.model),
-            "event": escape(event.as_dict()["event"]),
-            "version": escape(event.version or ""),
-            "stage": escape(event.stage or ""),
-            "by": escape(event.author),
-            "commit": escape(event.rev[:10]),
-            "message": escape(event.message),
-        }
-        for event in events[:limit]
-    )
+    rows = [
+        (
+            f"{event.created:%Y-%m-%d %H:%M:%S %Z}",
+            event.model,
+            EVENTS[event.action],
+            event.version or "",
+            event.stage or "",
+            event.author,
+            code(event.rev[:10]),
+            event.message,
+        )
+        for event in events
+    ]
+    columns = ("time", "model", "event", "version", "stage", "by", "commit", "message")
     what = f"**{escape(model)}** of **{escape(name)}**" if model else f"Models of **{escape(name)}**"
     description = f"{what}: {count_text(len(events), 'event')}."
     if said:
         description = f"{escape(said)} {description}"
-    return Card(artifact_key("events", name, model or ""), description, table=rows)
+    return Card(
+        artifact_key("events", name, model or ""), description, markdown_table(columns, rows, limit=limit)
+    )
 
 
 def lineage_card(
-    lineages: Sequence[Lineage], asked: str, name: str, *, graph: str = "", limit: int = ROWS
+    lineages: Sequence[Lineage], asked: str, name: str, *, graph: Drawing | None = None, limit: int = ROWS
 ) -> Card:
     """Show the lineage of versions: their inputs, parameters, metrics, runs and services.
 
@@ -108,7 +175,7 @@ def lineage_card(
         lineages: The lineages.
         asked: The model or data asked for.
         name: Short name of the repository.
-        graph: The graph as text, see `draw_lineage`.
+        graph: The graph, see `draw_lineage`; one that is too large for a picture is shown in Mermaid's language.
         limit: Maximum number of rows of a version.
     """
     parts = []
@@ -124,8 +191,11 @@ def lineage_card(
         rows += [("service", address(service.url)) for service in lineage.services]
         table = markdown_table(("what", "value"), rows, limit=limit)
         parts.append(f"## {escape(version.name)} {escape(version.version)}\n\n{table}")
-    if graph:
-        parts.append(block(graph))
+    if graph is not None:
+        picture = draw_graph(graph.needs)
+        parts.insert(
+            0, Picture(f"Lineage of {asked}", picture).markdown() if picture else block(graph.text())
+        )
     services = sum(len(lineage.services) for lineage in lineages)
     description = (
         f"Lineage of **{escape(asked)}** in **{escape(name)}**: {count_text(len(lineages), 'version')}, "

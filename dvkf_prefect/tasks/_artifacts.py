@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from uuid import UUID
 
 from prefect import runtime
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import SyncClientContext
+from prefect.utilities.urls import url_for
 
 from dvkf_prefect.cards import Card
 
@@ -24,11 +24,6 @@ def publish(card: Card, *, task_run: UUID | None = None, metadata: Mapping[str, 
     Returns:
         ID of the artifact.
     """
-    if card.table:
-        rows = json.dumps([dict(row) for row in card.table])
-        return create_artifact(
-            "table", card.key, card.description, rows, task_run=task_run, metadata=metadata
-        )
     return create_artifact(
         "markdown", card.key, card.description, card.markdown, task_run=task_run, metadata=metadata
     )
@@ -70,6 +65,15 @@ def create_artifact(
     )
     with SyncClientContext.get_or_create() as context:
         return context.client.create_artifact(wanted).id
+
+
+def run_url(flow_run: str) -> str:
+    """Return the address of a flow run in Prefect's pages; empty without any.
+
+    Args:
+        flow_run: ID of the flow run; empty for none.
+    """
+    return (url_for("flow-run", obj_id=flow_run) or "") if flow_run else ""
 
 
 def update_artifact(artifact: UUID, data: str | float, description: str) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from prefect.client.schemas.filters import ArtifactCollectionFilter, ArtifactCollectionFilterKey
 from prefect.client.schemas.objects import ArtifactCollection
 from prefect.context import SyncClientContext
+from prefect.runtime import flow_run
 
-from dvkf_prefect.cards import artifact_key, data_card
+from dvkf_prefect.cards import Card, artifact_key, data_card
+from dvkf_prefect.data.git.commits import read_commits
+from dvkf_prefect.data.tables.frame_profile import FrameProfile
+from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import publish, update_artifact
+from dvkf_prefect.tasks._artifacts import publish, run_url, update_artifact
 from dvkf_prefect.tasks._git import committed_versions
 
-# Key in the metadata of an artifact.
+# Keys in the metadata of an artifact.
 _DIGEST = "dvkf.digest"
+_RUN = "dvkf.flow-run"
 
 
 def recorded_versions(repo: Repo, targets: Sequence[str] = ()) -> tuple[DataVersion, ...]:
@@ -55,8 +59,10 @@ def publish_versions(
         card = last.get(version.path)
         if card is not None and (card.metadata_ or {}).get(_DIGEST) == version.digest:
             continue
-        made = data_card(version, name, committed_versions(repo, version.path, limit=rows), limit=rows)
-        publish(made, task_run=(task_runs or {}).get(version.path), metadata={_DIGEST: version.digest})
+        run = flow_run.get_id() or ""
+        made = _card(name, repo, version, flow=run, profile=_profile(repo, version))
+        metadata = {_DIGEST: version.digest, _RUN: run}
+        publish(made, task_run=(task_runs or {}).get(version.path), metadata=metadata)
 
 
 def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:
@@ -76,9 +82,41 @@ def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:
         card = last.get(output.path)
         if card is None or (card.metadata_ or {}).get(_DIGEST) != output.digest:
             continue
-        history = committed_versions(repo, output.path, limit=rows)
-        made = data_card(repo.version_of(output), name, history, limit=rows)
-        update_artifact(card.latest_id, json.dumps([dict(row) for row in made.table]), made.description)
+        version = repo.version_of(output)
+        run = (card.metadata_ or {}).get(_RUN, "")
+        made = _card(name, repo, version, flow=run, profile=_profile(repo, version))
+        update_artifact(card.latest_id, made.markdown, made.description)
+
+
+def _card(name: str, repo: Repo, version: DataVersion, *, flow: str, profile: FrameProfile | None) -> Card:
+    rows = DvkfSettings().card_rows
+    history = committed_versions(repo, version.path, limit=rows)
+    revs = [old.rev for old in history if old.rev]
+    return data_card(
+        version,
+        name,
+        history,
+        commits=read_commits(repo.git, revs) if repo.git is not None else {},
+        profile=profile,
+        run=(flow, run_url(flow)),
+        limit=rows,
+    )
+
+
+def _profile(repo: Repo, version: DataVersion) -> FrameProfile | None:
+    """Return the profile of a version in the workspace; None if it is no table, or a large one."""
+    from dvkf_prefect.data.tables.frame_profile import profile_frame
+    from dvkf_prefect.data.tables.frames import format_of, read_frame
+
+    settings = DvkfSettings()
+    if version.digest.endswith(".dir") or version.size > settings.card_table_size:
+        return None
+    try:
+        format_of(version.path)
+        return profile_frame(read_frame(repo, version.path), sample=settings.card_sample)
+    except (DvkfError, OSError):
+        # Other content with such a name, as JSON that is no list of records.
+        return None
 
 
 def _last_cards(name: str, paths: Sequence[str]) -> dict[str, ArtifactCollection]:

@@ -28,16 +28,30 @@ from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._artifacts import publish, run_url
 from dvkf_prefect.tasks._git import run_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import run_name
 from dvkf_prefect.tasks._servers import AnyServer, find_server
 
+# Versions whose metrics a model's card draws; each takes some calls of git.
+_TRACED = 8
+
 
 def _publish_model(repository: DvcRepository, registry: ModelRegistry, name: str, said: str) -> None:
     run_logger().info("%s", said)
-    card = model_card(registry.list(name), name, repository.name, said=said, limit=DvkfSettings().card_rows)
+    versions = registry.list(name)
+    lineages = with_services([trace.trace_version(registry, version) for version in versions[:_TRACED]])
+    runs = {run: run_url(run) for key, run in (lineages[0].runs if lineages else {}).items() if "Flow" in key}
+    card = model_card(
+        versions,
+        name,
+        repository.name,
+        said=said,
+        lineages=lineages,
+        runs=runs,
+        limit=DvkfSettings().card_rows,
+    )
     publish(card)
 
 
@@ -330,7 +344,7 @@ def deploy_model(
 def _publish_lineage(repository: DvcRepository, found: list[Lineage], asked: str) -> tuple[Lineage, ...]:
     found = with_services(found)
     run_logger().info("%d versions in the lineage of %s", len(found), asked)
-    graph = draw_lineage(found).text()
+    graph = draw_lineage(found)
     publish(lineage_card(found, asked, repository.name, graph=graph, limit=DvkfSettings().card_rows))
     return tuple(found)
 

@@ -17,7 +17,7 @@ from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
 from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
 from dvkf_prefect.pipeline.plan.why import Action, Decision
-from dvkf_prefect.pipeline.report.metrics import MetricChange
+from dvkf_prefect.pipeline.report.metrics import MetricChange, metrics_history
 from dvkf_prefect.pipeline.run.events import OnError, ReproResult, StageEvent
 from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import Runner
@@ -215,7 +215,7 @@ def compare_metrics(
     head = repo.git.head() if repo.git is not None else None
     before = repo.git.resolve(a) if repo.git is not None and head else ""
     rows = tuple(repo.diff_metrics(before or a, b))
-    card = metrics_card(rows, repository.name, before=before)
+    card = metrics_card(rows, repository.name, before=before, history=metrics_history(repo, b))
     publish(card)
     run_logger().info("%s", plain(card.description))
     return rows

@@ -66,7 +66,7 @@ def test_new_version_is_added_compared_committed_and_pushed(
     assert "code.py" in git(repo.root, "status", "--porcelain")
 
     (card,) = artifacts("data-digits-data-train")
-    assert card.type == "table"
+    assert card.type == "markdown"
     assert "4 files" in card.description
     assert f"at commit `{commit[:10]}`" in card.description
     assert "The version before" in card.description
@@ -94,7 +94,8 @@ def test_each_version_of_the_data_is_one_more_on_its_timeline(repo: Repo, artifa
     cards = artifacts("data-timeline-data-train")
     assert [re.findall(r"\d files", card.description)[0] for card in cards] == ["4 files", "5 files"]
     commits = git(repo.root, "log", "--format=%H", "--", "data/train.dvc").split()
-    assert [commit[:10] for commit in commits] == re.findall(r'"commit": "([0-9a-f]{10})"', cards[-1].data)
+    versions = cards[-1].data.partition("### Versions")[2]
+    assert [commit[:10] for commit in commits] == re.findall(r"`([0-9a-f]{10})`", versions)
 
 
 def test_blocks_may_be_given_by_name(repo: Repo, artifacts: Artifacts) -> None:

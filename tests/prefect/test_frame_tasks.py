@@ -32,7 +32,12 @@ def test_a_table_is_written_tracked_and_shown(repo: Repo, artifacts: Callable[[s
     assert read_frame(repo, "tables/users.csv", rev=commit)["id"].tolist() == [0, 1]
     assert diff_frames(repo, "tables/users.csv", commit, key="id").rows_added == 1
     cards = artifacts(artifact_key("data", "digits", "tables/users.csv"))
-    assert second.digest[:12] in cards[-1].description and first.digest in cards[-1].data
+    assert second.digest[:12] in cards[-1].description and first.digest[:12] in cards[-1].data
+    assert (
+        "| table | 3 rows, 1 column |" in cards[-1].data
+        and "| id | int64 | 0 | 3 | 0 to 2 |" in cards[-1].data
+    )
+    assert "![Histogram of id](data:image/svg+xml" in cards[-1].data and "First rows" not in cards[-1].data
     compared = flow(lambda: compare_table(block, "tables/users.csv", commit, key="id"), name="compare")()
     assert compared.rows_added == 1
     (card,) = artifacts(artifact_key("table", "digits", "tables/users.csv"))

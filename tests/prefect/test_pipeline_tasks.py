@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -57,7 +56,8 @@ def test_cards_say_what_ran_and_why(
     assert "prepared 12 rows" in artifacts(f"stage-{backend}--prepare")[1].data
     metrics = artifacts(f"metrics-{backend}")
     assert "rows 6 → **12** (+6)" in metrics[1].description
-    assert {row["metric"]: row["change"] for row in json.loads(metrics[1].data)}["rows"] == "+6"
+    assert "| rows | 6 | 12 | +6 |" in metrics[1].data
+    assert "![rows over 2 versions](data:image/svg+xml;base64," in metrics[1].data
 
 
 def test_failing_stage_tells_command_and_log(project: Repo, artifacts: Artifacts) -> None:

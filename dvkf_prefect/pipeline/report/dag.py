@@ -106,21 +106,24 @@ def _label(name: str) -> str:
 def _tree(pipeline: Iterable[str], needs: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Put each node below its deepest need, so that all other needs are further up."""
     depth: dict[str, int] = {}
+    # A record in a tag may hold a cycle, which would never end.
+    begun: set[str] = set()
     for root in pipeline:
         stack = [root]
         while stack:
             node = stack[-1]
-            waiting = [need for need in needs[node] if need not in depth]
+            waiting = [need for need in needs[node] if need not in depth and need not in begun]
+            begun.add(node)
             if waiting:
                 stack.extend(waiting)
                 continue
-            depth[node] = max((depth[need] + 1 for need in needs[node]), default=0)
+            depth[node] = max((depth.get(need, 0) + 1 for need in needs[node]), default=0)
             stack.pop()
     below: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}
     roots = []
     for node in pipeline:
-        if not needs[node]:
+        if all(need == node for need in needs[node]):
             roots.append(node)
             continue
         above = max(needs[node], key=lambda need: depth[need])

@@ -192,6 +192,47 @@ def diff(repo: Repository, a: str = "HEAD", b: str | None = None) -> list[Metric
     return rows
 
 
+def metrics_history(
+    repo: Repository, rev: str | None = None, *, limit: int = 8
+) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """Return the metrics of the last commits that changed them, oldest first, with those of a version at the end.
+
+    Args:
+        repo: The repository.
+        rev: The newest revision; None for the workspace.
+        limit: Maximum number of versions.
+
+    Returns:
+        Label and metrics of each version: values by dotted name by file. Labels are starts of commits.
+
+    Raises:
+        GitError: There is no such revision.
+    """
+    found: list[tuple[str, dict[str, dict[str, Any]]]] = []
+    if rev is None:
+        found.append((WORKSPACE, show(repo)))
+    if repo.git is not None and repo.git.head() is not None:
+        newest = repo.git.resolve(rev or "HEAD")
+        files = repo.files(newest)
+        # Metrics in DVC's cache change with the lock file that records them.
+        paths = [*_metric_files(files, ()), *(f"{path[: -len('yaml')]}lock" for path in _pipelines(files))]
+        specs = [f":(top,literal){repo.git_prefix}{path}" for path in sorted(paths)]
+        listed = repo.git.run("log", f"-{4 * limit}", "--format=%H", newest, "--", *specs) if specs else ""
+        for commit in listed.split():
+            if len(found) > limit:
+                break
+            try:
+                values = show(repo, commit)
+            except DvkfError:
+                continue  # a file that this commit cannot read is no point of the course
+            if found and found[-1][1] == values:
+                # The label is the first commit with these values; the workspace keeps its own.
+                found[-1] = (found[-1][0] if found[-1][0] == WORKSPACE else commit[:7], values)
+            elif values:
+                found.append((commit[:7], values))
+    return found[:limit][::-1]
+
+
 def diff_metrics(
     repo: Repository,
     a: str = "HEAD",

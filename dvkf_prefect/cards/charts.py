@@ -1,0 +1,169 @@
+"""Small charts as SVG: lines over versions, histograms, and graphs of nodes. They need no library."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from dvkf_prefect.text import printable
+
+_BLUE, _GREY, _INK = "#2563eb", "#d4d4d8", "#27272a"
+_FONT = 'font-family="system-ui,sans-serif" font-size="11"'
+_NODE, _GAP, _ROW, _HIGH = 190, 60, 34, 24
+# A larger graph is no help in a card.
+_NODES = 60
+
+
+def _text(value: object, length: int) -> str:
+    text = printable(" ".join(str(value).split()))
+    return html.escape(text if len(text) <= length else text[: length - 1] + "…")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _svg(width: float, height: float, parts: Sequence[str]) -> bytes:
+    # On white: Prefect's pages are light or dark.
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" {_FONT} fill="{_INK}">'
+        f'<rect width="100%" height="100%" rx="4" fill="#fff"/>{"".join(parts)}</svg>'
+    ).encode()
+
+
+def draw_line(
+    title: str, points: Sequence[tuple[str, float]], *, width: int = 520, height: int = 150
+) -> bytes:
+    """Draw values of successive versions as a line.
+
+    Args:
+        title: Title of the chart.
+        points: Label and finite value of each version, oldest first; at least one.
+        width: Width in pixels.
+        height: Height in pixels.
+
+    Returns:
+        The picture as SVG.
+    """
+    values = [value for _, value in points]
+    low, high = min(values), max(values)
+    left, right, top, bottom = 66, width - 40, 34, height - 34
+    # Halves first: the difference of two large numbers may be no number.
+    span = high / 2 - low / 2
+    step = (right - left) / max(1, len(points) - 1)
+
+    def place(number: int, value: float) -> tuple[float, float]:
+        share = (value / 2 - low / 2) / span if span else 0.5
+        return (left + number * step if len(points) > 1 else (left + right) / 2), bottom - share * (
+            bottom - top
+        )
+
+    spots = [place(number, value) for number, value in enumerate(values)]
+    parts = [f'<text x="10" y="17" font-weight="600">{_text(title, 70)}</text>']
+    for y, value in {top: high, bottom: low}.items() if high > low else {(top + bottom) / 2: low}.items():
+        parts.append(f'<path d="M{left} {y}H{right}" stroke="{_GREY}"/>')
+        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{_number(value)}</text>')
+    for (x, y), (u, v) in pairwise(spots):
+        parts.append(f'<path d="M{x:.1f} {y:.1f}L{u:.1f} {v:.1f}" stroke="{_BLUE}" stroke-width="2"/>')
+    parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{_BLUE}"/>' for x, y in spots]
+    # Labels must not overlap: about 70 pixels each.
+    every = max(1, -(-len(points) * 70 // (right - left)))
+    for number, (label, _) in enumerate(points):
+        if (len(points) - 1 - number) % every == 0:
+            parts.append(
+                f'<text x="{spots[number][0]:.1f}" y="{height - 12}" text-anchor="middle">{_text(label, 11)}</text>'
+            )
+    return _svg(width, height, parts)
+
+
+def draw_histogram(
+    title: str, counts: Sequence[int], low: str, high: str, *, width: int = 260, height: int = 96
+) -> bytes:
+    """Draw counts of equal intervals as bars.
+
+    Args:
+        title: Title of the chart.
+        counts: Count of each interval; at least one.
+        low: Text of the lowest value.
+        high: Text of the highest value.
+        width: Width in pixels.
+        height: Height in pixels.
+
+    Returns:
+        The picture as SVG.
+    """
+    left, right, top, bottom = 10, width - 10, 24, height - 20
+    bar = (right - left) / len(counts)
+    most = max((*counts, 1))
+    parts = [f'<text x="{left}" y="16" font-weight="600">{_text(title, 38)}</text>']
+    for number, count in enumerate(counts):
+        high_of = (bottom - top) * count / most
+        if count:
+            parts.append(
+                f'<rect x="{left + number * bar + 0.5:.1f}" y="{bottom - max(high_of, 1):.1f}" '
+                f'width="{max(bar - 1, 0.5):.1f}" height="{max(high_of, 1):.1f}" fill="{_BLUE}"/>'
+            )
+    parts.append(f'<path d="M{left} {bottom}H{right}" stroke="{_GREY}"/>')
+    parts.append(f'<text x="{left}" y="{height - 6}">{_text(low, 20)}</text>')
+    parts.append(f'<text x="{right}" y="{height - 6}" text-anchor="end">{_text(high, 20)}</text>')
+    return _svg(width, height, parts)
+
+
+def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
+    """Draw a graph without cycles in columns, from the nodes that need nothing on the left.
+
+    Args:
+        needs: Nodes that each node needs; each of them is a key.
+
+    Returns:
+        The picture as SVG; None for no node, or for more than a card can show.
+    """
+    if not needs or len(needs) > _NODES:
+        return None
+    column: dict[str, int] = {}
+    waiting = list(needs)
+    while waiting:
+        ready = [node for node in waiting if all(other in column for other in needs[node])]
+        if not ready:
+            return None
+        for node in ready:
+            column[node] = max((column[other] + 1 for other in needs[node]), default=0)
+        waiting = [node for node in waiting if node not in column]
+    # A node without needs stands beside its first user, so that no long line crosses the picture.
+    for node in needs:
+        users = [column[user] for user, needed in needs.items() if node in needed]
+        if not needs[node] and users:
+            column[node] = min(users) - 1
+    rows: dict[int, int] = {}
+    places: dict[str, tuple[int, int]] = {}
+    # Beside the nodes they need, which are to the left and have their places already.
+    for node in sorted(needs, key=lambda node: column[node]):
+        row = rows.get(column[node], 0)
+        places[node] = (10 + column[node] * (_NODE + _GAP), 10 + row * _ROW)
+        rows[column[node]] = row + 1
+    parts = []
+    for node, needed in needs.items():
+        x, y = places[node]
+        for other in needed:
+            u, v = places[other]
+            start, end = (u + _NODE, v + _HIGH / 2), (x, y + _HIGH / 2)
+            middle = start[0] + _GAP / 2
+            parts.append(
+                f'<path d="M{start[0]} {start[1]}C{middle} {start[1]} {end[0] - _GAP / 2} {end[1]} {end[0]} {end[1]}" '
+                f'fill="none" stroke="#71717a"/>'
+            )
+    for node, (x, y) in places.items():
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{_NODE}" height="{_HIGH}" rx="4" fill="{_fill(node)}" stroke="#a1a1aa"/>'
+            f'<text x="{x + 8}" y="{y + 16}">{_text(node, 30)}</text>'
+        )
+    width = max(x for x, _ in places.values()) + _NODE + 10
+    height = max(y for _, y in places.values()) + _HIGH + 10
+    return _svg(width, height, parts)
+
+
+def _fill(node: str) -> str:
+    """Return the colour of a node: stages, services and all others."""
+    return {"stage": "#dbeafe", "service": "#dcfce7"}.get(node.partition(" ")[0], "#f4f4f5")

@@ -1,0 +1,166 @@
+"""Pictures in cards: charts as SVG, their limits, profiles of tables and the pages of commits."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from repos import make_repo
+
+from dvkf_prefect import cards
+from dvkf_prefect.cards.charts import draw_graph, draw_histogram, draw_line
+from dvkf_prefect.cards.metrics import draw_values
+from dvkf_prefect.cards.pictures import PICTURE, PICTURES, Picture, show_pictures
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.git.commits import read_commits
+from dvkf_prefect.data.tables.frame_profile import profile_frame
+from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.pipeline.report.dag import Drawing
+from dvkf_prefect.urls import commit_url
+
+from .conftest import git
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def texts(svg: bytes) -> list[str]:
+    return [
+        element.text or "" for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")
+    ]
+
+
+def spots(svg: bytes) -> list[tuple[float, float]]:
+    """Return the centres of the points of a line."""
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg.decode())]
+
+
+def test_a_line_rises_with_its_values() -> None:
+    svg = draw_line("f<1>", [("v1", 0.5), ("v2", 0.25), ("v3", 1.0)])
+    (_, first), (_, second), (_, third) = spots(svg)
+    assert second > first > third
+    assert texts(svg) == ["f<1>", "1", "0.25", "v1", "v2", "v3"]
+
+
+def test_the_largest_numbers_have_a_place_too() -> None:
+    for low, high in ((-1.7e308, 1.7e308), (5.0, 5.0), (0.0, 5e-324)):
+        for x, y in spots(draw_line("x", [("a", low), ("b", high)])):
+            assert 0 <= x <= 520 and 0 <= y <= 150
+
+
+def test_bars_are_as_high_as_their_counts() -> None:
+    svg = draw_histogram("x", (2, 0, 4), "0", "9").decode()
+    heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill="#2563eb"', svg)]
+    assert len(heights) == 2 and heights[1] == 2 * heights[0]
+
+
+def test_a_node_stands_to_the_right_of_what_it_needs() -> None:
+    needs = {
+        "model": ("train",),
+        "train": ("data", "code"),
+        "data": (),
+        "code": (),
+        "late": (),
+        "use": ("model", "late"),
+    }
+    svg = draw_graph(needs)
+    assert svg is not None
+    found = dict(zip(texts(svg), re.findall(r'<rect x="(\d+)"', svg.decode()), strict=True))
+    assert all(int(found[node]) > int(found[other]) for node, needed in needs.items() for other in needed)
+    assert found["late"] == found["model"]
+
+
+@pytest.mark.parametrize(
+    "needs", [{}, {"a": ("a",)}, {"a": ("b",), "b": ("a",)}, {f"{n}": () for n in range(99)}]
+)
+def test_a_graph_with_a_cycle_or_too_many_nodes_is_no_picture(needs: dict[str, tuple[str, ...]]) -> None:
+    assert draw_graph(needs) is None
+    # The text of a graph with a cycle once never ended.
+    Drawing(needs).text()
+
+
+def test_pictures_are_bounded_and_the_others_named() -> None:
+    big = [Picture(f"p{n}", PNG + b"x" * (PICTURE - len(PNG))) for n in range(5)]
+    parts = show_pictures([*big, Picture("huge", PNG + b"x" * PICTURE), Picture("a_b", b"<html>")])
+    assert len(parts) == PICTURES // PICTURE + 1
+    assert (
+        parts[-1] == "Not shown, 3 pictures: p4 (64.0 kB), huge (64.0 kB), a\\_b (no image of a known kind)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(PNG, "png"), (b"\xff\xd8\xff\xe0", "jpeg"), (b"GIF89a", "gif"), (b"RIFF1234WEBPVP8", "webp"),
+     (b'<?xml version="1.0"?><svg/>', "svg+xml"), (b"\n<svg/>", "svg+xml"), (b"<html>", ""), (b"", "")],
+)  # fmt: skip
+def test_the_kind_of_a_picture_is_that_of_its_bytes(data: bytes, kind: str) -> None:
+    assert Picture("x", data).kind == kind
+
+
+def test_constant_values_and_texts_have_no_chart() -> None:
+    assert draw_values("x", [("a", 1), ("b", 1)]) is None
+    assert draw_values("x", [("a", 1), ("b", "two"), ("c", True), ("d", float("nan"))]) is None
+    assert draw_values("x", [("a", 1), ("b", None), ("c", 2)]) is not None
+
+
+def test_a_profile_holds_types_spreads_and_no_text() -> None:
+    frame = pd.DataFrame(
+        {
+            "n": [1.0, 2.0, float("nan"), float("inf")],
+            "t": ["secret", "x", "x", None],
+            "b": [True, False, True, True],
+            "d": pd.to_datetime(["2026-01-01", "2026-01-03", None, "2026-01-02"]),
+            "l": [[1], [2], [3], [4]],
+        }
+    )
+    profile = profile_frame(frame, bins=2)
+    n, t, b, d, lists = profile.columns
+    assert (profile.rows, profile.sample) == (4, ())
+    assert (n.missing, n.low, n.high, n.counts) == (1, "1", "2", (1, 1))
+    assert (t.missing, t.distinct, t.counts) == (1, 2, ()) and (b.counts, lists.distinct) == ((), None)
+    assert (d.low, d.high, d.counts) == ("2026-01-01", "2026-01-03", (1, 2))
+    assert "secret" not in repr(profile)
+    assert profile_frame(frame, sample=1).sample[0][:2] == ("1.0", "secret")
+    wide = profile_frame(pd.DataFrame({"x": [-1.7e308, 1.7e308]}), bins=2)
+    assert wide.columns[0].counts == (1, 1)
+
+
+def test_a_card_of_data_names_author_commit_and_run(tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    make_repo(root)
+    git(root, "remote", "add", "origin", "https://token@git.example.org:3000/team/shop.git")
+    message = "Add | [users](x)\n\nPrefect-Flow-Run: 12ab\n"
+    git(root, "commit", "--quiet", "--allow-empty", "--message", message)
+    rev = git(root, "rev-parse", "HEAD")
+    commits = read_commits(Git(root), [rev])
+    assert (commits[rev].flow_run, commits[rev].subject) == ("12ab", "Add | [users](x)")
+    url = f"https://git.example.org:3000/team/shop/commit/{rev}"
+    version = DataVersion("shop", rev, "users.csv", "a" * 32, 10, 1)
+    profile = profile_frame(pd.DataFrame({"a|b": [1, 2], "<i>": ["x", "y"]}), sample=2)
+    run = ("12ab", "http://127.0.0.1:4200/runs/flow-run/12ab")
+    card = cards.data_card(version, "shop", [version], commits=commits, profile=profile, run=run)
+    assert f"| commit | [{rev[:10]}]({url}) |" in card.markdown and "token" not in card.markdown
+    assert r"| message | Add \| \[users\](x) |" in card.markdown
+    assert f"| flow run | [12ab]({run[1]}) |" in card.markdown
+    assert r"| a\|b | int64 | 0 | 2 | 1 to 2 |" in card.markdown and "| &lt;i&gt; |" in card.markdown
+    assert r"| a\|b | &lt;i&gt; |" in card.markdown and "| 2 | y |" in card.markdown
+    data = re.findall(r"base64,([\w+/=]+)", card.markdown)
+    assert [texts(base64.b64decode(each))[0] for each in data] == ["a|b"]
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("git@github.com:team/shop.git", "https://github.com/team/shop/commit/4f"),
+        ("ssh://git@gitea.example.org:2222/team/shop.git", "https://gitea.example.org/team/shop/commit/4f"),
+        ("https://me:pass@gitlab.example.org/a/b/c.git/", "https://gitlab.example.org/a/b/c/-/commit/4f"),
+        ("https://bitbucket.org/a/b", "https://bitbucket.org/a/b/commits/4f"),
+        ("/srv/shop.git", ""), ("../shop", ""), ("file:///srv/shop.git", ""), ("", ""),
+        ("https://x.org/a)[b](javascript:c", ""), ("ext::sh -c x", ""),
+    ],
+)  # fmt: skip
+def test_a_commit_has_its_page_at_the_host(remote: str, url: str) -> None:
+    assert commit_url(remote, "4f") == url
