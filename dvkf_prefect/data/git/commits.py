@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.errors import GitError
+from dvkf_prefect.data.git.origin import origin_url
 from dvkf_prefect.urls import commit_url
 
 _FORMAT = "%x1e%H%x1f%an%x1f%aI%x1f%s%x1f%(trailers:key=Prefect-Flow-Run,valueonly,separator=%x2C)"
@@ -55,11 +55,3 @@ def read_commits(git: Git, revs: Iterable[str]) -> dict[str, Commit]:
         moment = datetime.fromisoformat(time.replace("Z", "+00:00"))
         found[rev] = Commit(rev, author, moment, subject, flow_run.strip(), commit_url(remote, rev))
     return found
-
-
-def origin_url(git: Git) -> str:
-    """Return the url of the remote ``origin``; empty without one."""
-    try:
-        return git.run("remote", "get-url", "origin").strip()
-    except GitError:
-        return ""
