@@ -35,7 +35,8 @@ class derives from it too, so ``except FileNotFoundError`` works as expected::
     ├── RunnerError              the runner of the stages failed, not a stage
     ├── ModelError               a registered model cannot be used as requested
     │   ├── ModelNotFoundError   no such model or version                  (LookupError)
-    │   └── ModelDigestError     the file is not the version's digest
+    │   ├── ModelDigestError     the file is not the version's digest
+    │   └── PromotionError       a gate or an approval refused it, or it does not serve
     ├── RegistryError            a Kubeflow Model Registry refused or did not answer
     └── ServingError             a model server did not start, answer or stop
         └── PredictionError      it rejected the request                   (ValueError)
@@ -266,6 +267,10 @@ class ModelNotFoundError(ModelError, LookupError):
 
 class ModelDigestError(ModelError):
     """A model's file does not hash to the digest of its registered version; it was not loaded."""
+
+
+class PromotionError(ModelError):
+    """A version was not promoted: a gate or the approval refused it, or it does not serve. What was before stands."""
 
 
 class RegistryError(DvkfError):

@@ -14,6 +14,7 @@ from dvkf_prefect.kube.client import kube_client
 from dvkf_prefect.kube.objects import KubeObjects
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.serving.kserve.canaries import Canary
 from dvkf_prefect.serving.kserve.deployment import KServeDeployment
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
@@ -224,6 +225,28 @@ class KServeModelServer(Block):
             ``server.deploy(registry, registry.show("digits", "#prod"))``
         """
         return self.deployment().deploy(registry, version)
+
+    def state(self, model: str) -> ServingState | None:
+        """Return the versions of a model that are served; None if there is none.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            ServingError: The API server refused or does not answer.
+
+        Example:
+            ``server.state("digits").version``
+        """
+        deployment = self.deployment()
+        found = deployment.services.get(model)
+        canary = deployment.canaries.get(model)
+        if found is None:
+            return None
+        if canary is None:
+            return ServingState(found.version, url=found.url)
+        # In mode Knative the service's own version is that of the canary.
+        return ServingState(canary.stable, canary.version, canary.percent, found.url)
 
     def start_canary(self, registry: ModelRegistry, version: ModelVersion, percent: int) -> Canary:
         """Give a registered version a part of the traffic of its model.

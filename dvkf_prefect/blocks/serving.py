@@ -12,6 +12,7 @@ from pydantic import Field, HttpUrl, model_validator
 
 from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
 from dvkf_prefect.errors import ModelError, ServingError
+from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.scratch import scratch_folder
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.lanes import Batching
@@ -178,6 +179,18 @@ class ModelServer(Block):
                 f"model '{model}' is not served by this block (running: {running}). Deploy a version of it first."
             )
         return found
+
+    def state(self, model: str) -> ServingState | None:
+        """Return the versions of a model that are served; None if there is none.
+
+        Args:
+            model: The model's name.
+
+        Example:
+            ``ModelServer().state("digits").version``
+        """
+        found = self.serving().get(model)
+        return ServingState(found.version, found.canary, found.percent, found.url) if found else None
 
     def start_canary(
         self,

@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar
 from dvkf_prefect.cli._output import say
+from dvkf_prefect.cli.promotion import (
+    model_promote,
+    model_rollback,
+    model_status,
+    promotion_arguments,
+    registry_api,
+)
 from dvkf_prefect.cli.published import (
     model_gc,
     model_unpublish,
@@ -56,7 +63,9 @@ def model_arguments(parser: Parser) -> None:
         deprecate=(model_deprecate, "Deprecate a model; hide it until it is used again."),
         assign=(model_assign, "Assign a version to a stage, such as prod."),
         unassign=(model_unassign, "Remove a stage from a version."),
-        rollback=(model_rollback, "Assign a stage to the version that held it before."),
+        promote=(model_promote, "Promote a version: gates, stage, canary and service as one act."),
+        rollback=(model_rollback, "Return to the version before: serve it, and give it the stage."),
+        status=(model_status, "Show the stages, places, services and promotions of a model."),
         list=(model_list, "List the registered versions."),
         show=(model_show, "Show one version, or all models with their stages."),
         history=(model_history, "Show the events of models, newest first."),
@@ -128,6 +137,7 @@ def model_arguments(parser: Parser) -> None:
     )
     serving_arguments(commands)
     published_arguments(commands)
+    promotion_arguments(commands)
     publish = commands["publish"]
     publish.add_argument("model", metavar="MODEL[@VERSION]", help="model, with @version or #stage")
     publish.add_argument(
@@ -205,13 +215,6 @@ def model_unassign(args: argparse.Namespace) -> int:
     version = registry.unassign(args.name, args.model_version, args.stage, message=args.message)
     holder = registry.overview(include_inactive=True)[args.name]["stage"].get(args.stage)
     say(f"{version.name} #{args.stage} is {holder or 'held by no version'}")
-    return _pushed(args)
-
-
-def model_rollback(args: argparse.Namespace) -> int:
-    """Run ``dvkf model rollback``."""
-    version = _registry().rollback(args.name, args.stage, reason=args.message)
-    say(f"{version.name} #{args.stage} is {version.version} again")
     return _pushed(args)
 
 
@@ -306,21 +309,12 @@ def model_publish(args: argparse.Namespace) -> int:
 def model_mirror(args: argparse.Namespace) -> int:
     """Run ``dvkf model mirror``."""
     from dvkf_prefect.errors import ConfigError
-    from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
-    from dvkf_prefect.kubeflow.registry.client import RegistryApi
     from dvkf_prefect.kubeflow.registry.mirror import Mirror
 
     host = args.host or os.environ.get("DVKF_MODEL_REGISTRY")
     if not host:
         raise ConfigError("no model registry. Give its address as --host, or set DVKF_MODEL_REGISTRY.")
-    settings = ClusterSettings.from_environment({"DVKF_KUBEFLOW_HOST": host, **os.environ})
-    given = settings is not None and settings.login.way not in ("none", "in-cluster token")
-    api = RegistryApi(
-        host,
-        base=args.api,
-        headers=settings.login.headers if settings and given else dict,
-        ca_file=settings.ca_file if settings else None,
-    )
+    api = registry_api(host, args.api)
     report = Mirror(_registry(), api, args.prefix, args.two_ways).run(args.models)
     _pushed(args)
     if args.json:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.blocks import KServeModelServer, ModelServer
 
 # Options of a service that are fields of the block of the same name.
-_FIELDS = (
+SERVICE_FIELDS = (
     "format", "runtime", "protocol", "image", "service_account", "cpu", "memory", "gpu", "min_replicas", "max_replicas",
     "mode", "url", "context",
 )  # fmt: skip
@@ -50,39 +50,7 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
     deploy.add_argument(
         "--canary", type=int, metavar="<percent>", help="give the version this part of the traffic, 0 to 99"
     )
-    deploy.add_argument(
-        "--timeout", type=positive, metavar="<seconds>", help="seconds until the version serves"
-    )
-    deploy.add_argument(
-        "--format",
-        metavar="<name>",
-        help="format (default: that of the publication, or by the names of the files)",
-    )
-    deploy.add_argument(
-        "--server", default="", metavar="<name>", help="server on this machine that several models share"
-    )
-    deploy.add_argument(
-        "--workers", type=positive, metavar="<n>", help="processes on this machine that compute its answers"
-    )
-    deploy.add_argument(
-        "--runtime", metavar="<name>", help="runtime of KServe in place of the format's usual one"
-    )
-    deploy.add_argument("--protocol", choices=("v1", "v2"), help="protocol of the runtime")
-    deploy.add_argument("--image", metavar="<image>", help="image of a container of format custom")
-    deploy.add_argument(
-        "--service-account",
-        metavar="<name>",
-        help="account of the pods (default: one with the remote's keys)",
-    )
-    deploy.add_argument("--cpu", metavar="<n>", help="CPUs of a pod, such as 2 or 500m")
-    deploy.add_argument("--memory", metavar="<size>", help="memory of a pod, such as 4Gi")
-    deploy.add_argument("--gpu", type=positive, metavar="<n>", help="GPUs of a pod")
-    deploy.add_argument("--min-replicas", type=int, metavar="<n>", help="smallest number of pods")
-    deploy.add_argument("--max-replicas", type=positive, metavar="<n>", help="largest number of pods")
-    deploy.add_argument("--mode", choices=("Standard", "Knative"), help="mode of a new service")
-    deploy.add_argument(
-        "--url", metavar="<url>", help="address of the cluster's gateway, for requests from outside"
-    )
+    service_options(deploy)
     act = canary.add_mutually_exclusive_group()
     act.add_argument("--promote", action="store_true", help="give the canary all traffic")
     act.add_argument(
@@ -90,6 +58,43 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
     )
     for parser in (deploy, canary, commands["services"]):
         parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def service_options(parser: Parser) -> None:
+    """Describe the options of a service."""
+    parser.add_argument(
+        "--timeout", type=positive, metavar="<seconds>", help="seconds until the version serves"
+    )
+    parser.add_argument(
+        "--format",
+        metavar="<name>",
+        help="format (default: that of the publication, or by the names of the files)",
+    )
+    parser.add_argument(
+        "--server", default="", metavar="<name>", help="server on this machine that several models share"
+    )
+    parser.add_argument(
+        "--workers", type=positive, metavar="<n>", help="processes on this machine that compute its answers"
+    )
+    parser.add_argument(
+        "--runtime", metavar="<name>", help="runtime of KServe in place of the format's usual one"
+    )
+    parser.add_argument("--protocol", choices=("v1", "v2"), help="protocol of the runtime")
+    parser.add_argument("--image", metavar="<image>", help="image of a container of format custom")
+    parser.add_argument(
+        "--service-account",
+        metavar="<name>",
+        help="account of the pods (default: one with the remote's keys)",
+    )
+    parser.add_argument("--cpu", metavar="<n>", help="CPUs of a pod, such as 2 or 500m")
+    parser.add_argument("--memory", metavar="<size>", help="memory of a pod, such as 4Gi")
+    parser.add_argument("--gpu", type=positive, metavar="<n>", help="GPUs of a pod")
+    parser.add_argument("--min-replicas", type=int, metavar="<n>", help="smallest number of pods")
+    parser.add_argument("--max-replicas", type=positive, metavar="<n>", help="largest number of pods")
+    parser.add_argument("--mode", choices=("Standard", "Knative"), help="mode of a new service")
+    parser.add_argument(
+        "--url", metavar="<url>", help="address of the cluster's gateway, for requests from outside"
+    )
 
 
 def model_deploy(args: argparse.Namespace) -> int:
@@ -104,7 +109,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     if args.place == "local":
         if args.uri:
             raise ConfigError("--uri is for a cluster. Add --to kserve.")
-        here = _local(args.timeout, args.server, args.workers)
+        here = local_server(args.timeout, args.server, args.workers)
         endpoint: Any
         if args.canary is not None:
             endpoint = here.start_canary(registry, version, args.canary, model_format=args.format)
@@ -114,7 +119,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     else:
         if args.server or args.workers:
             raise ConfigError("--server and --workers are for this machine. Leave --to kserve out.")
-        server = _kserve(args)
+        server = kserve_server(args)
         if args.canary is not None:
             canary = server.deployment().start_canary(registry, version, args.canary, uri=args.uri)
             if args.json:
@@ -139,7 +144,7 @@ def model_deploy(args: argparse.Namespace) -> int:
 
 def model_undeploy(args: argparse.Namespace) -> int:
     """Run ``dvkf model undeploy``."""
-    server = _local(None) if args.place == "local" else _kserve(args)
+    server = local_server(None) if args.place == "local" else kserve_server(args)
     removed = server.undeploy(args.model)
     say(f"{args.model} is not served any more" if removed else f"{args.model} was not served")
     return 0
@@ -150,14 +155,14 @@ def model_canary(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     # A namespace is a cluster's; without it, the model is served on this machine.
-    server = _kserve(args) if args.namespace else _local(None)
+    server = kserve_server(args) if args.namespace else local_server(None)
     found: Any
     if args.promote or args.abort:
         found = (server.promote_canary if args.promote else server.abort_canary)(args.model)
     elif args.namespace:
-        found = _kserve(args).deployment().canaries.get(args.model)
+        found = kserve_server(args).deployment().canaries.get(args.model)
     else:
-        endpoint = _local(None).endpoint(args.model)
+        endpoint = local_server(None).endpoint(args.model)
         found = endpoint if endpoint.canary else None
     if args.json:
         print(json.dumps(asdict(found) if found else None))
@@ -170,7 +175,7 @@ def model_services(args: argparse.Namespace) -> int:
     """Run ``dvkf model services``."""
     from dataclasses import asdict
 
-    endpoints = _local(None).serving().list()
+    endpoints = local_server(None).serving().list()
     if args.json:
         print(json.dumps([asdict(endpoint) for endpoint in endpoints]))
         return 0
@@ -179,20 +184,22 @@ def model_services(args: argparse.Namespace) -> int:
     return 0
 
 
-def _local(timeout: int | None, server: str = "", workers: int | None = None) -> ModelServer:
+def local_server(timeout: int | None, server: str = "", workers: int | None = None) -> ModelServer:
+    """Return the servers of this machine."""
     from dvkf_prefect.blocks import ModelServer
 
     here = ModelServer(server=server, workers=workers or 0)
     return here if timeout is None else here.model_copy(update={"timeout": timeout})
 
 
-def _kserve(args: argparse.Namespace) -> KServeModelServer:
+def kserve_server(args: argparse.Namespace) -> KServeModelServer:
+    """Return the services of the namespace that the arguments name."""
     from dvkf_prefect.blocks import KServeModelServer
     from dvkf_prefect.errors import ConfigError
 
     if not args.namespace:
         raise ConfigError("no namespace on the cluster. Give it as --namespace.")
-    values = {name: value for name in _FIELDS if (value := getattr(args, name, None)) is not None}
+    values = {name: value for name in SERVICE_FIELDS if (value := getattr(args, name, None)) is not None}
     if getattr(args, "timeout", None):
         values["deploy_timeout"] = args.timeout
     return KServeModelServer(namespace=args.namespace, take_over=args.force, **values)

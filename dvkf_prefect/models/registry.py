@@ -349,14 +349,7 @@ class ModelRegistry:
         self._check_stage(stage)
         with self._writing():
             history = self._model(self._read(), name)
-            current = history.holder(stage)
-            if current is None:
-                raise ModelNotFoundError(f"no version of '{name}' is in stage '{stage}' {_known(history)}")
-            earlier = history.before(stage)
-            if earlier is None:
-                raise ModelNotFoundError(
-                    f"no version of '{name}' held stage '{stage}' before {current.name} {_known(history)}"
-                )
+            current, earlier = self._before(history, stage)
             text = (
                 f"Rolling back stage {stage} of artifact {name} from version {current.name} to {earlier.name}"
             )
@@ -365,6 +358,28 @@ class ModelRegistry:
             marks = {**(trailers or {}), ROLLED_BACK: current.name}
             self._counted(name, "assign", stage, earlier.rev, text, marks)
             return self.show(name, earlier.name)
+
+    def earlier(self, name: str, stage: str) -> ModelVersion:
+        """Return the version that a rollback of a stage would give it to.
+
+        Raises:
+            ModelNotFoundError: No version holds the stage, or none did before; the message lists the versions.
+        """
+        history = self._model(self._read(), name)
+        return self._version(history, self._before(history, stage)[1])
+
+    def _before(self, history: ModelHistory, stage: str) -> tuple[Registered, Registered]:
+        current = history.holder(stage)
+        if current is None:
+            raise ModelNotFoundError(
+                f"no version of '{history.name}' is in stage '{stage}' {_known(history)}"
+            )
+        earlier = history.before(stage)
+        if earlier is None:
+            raise ModelNotFoundError(
+                f"no version of '{history.name}' held stage '{stage}' before {current.name} {_known(history)}"
+            )
+        return current, earlier
 
     def _check_stage(self, stage: str) -> None:
         tags.check_stage_name(stage)

@@ -1,0 +1,190 @@
+"""Rollback of a stage: serving first, then the stage, by choice the data, and a mirror, each recorded.
+
+The version before serves before the stage names it, so the stage never names a version that was not served, and
+serving is never empty. A rollback of a promotion that was interrupted undoes it. A killed rollback is continued by the
+next call.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.data.verbs.checkout import checkout
+from dvkf_prefect.data.verbs.pull import pull
+from dvkf_prefect.errors import GitError, RemoteNotFoundError
+from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.promotion.act import OTHER, Act, Acting
+from dvkf_prefect.promotion.journal import Record
+from dvkf_prefect.promotion.promote import Planned
+
+#: Steps in their order.
+STEPS = ("serve", "assign", "data", "alias")
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Settings of a rollback.
+
+    Attributes:
+        acting: Serving place, mirror, reason and run.
+        data: Check out the data that the version learned from, too.
+    """
+
+    acting: Acting = field(default_factory=Acting)
+    data: bool = False
+
+
+def roll_back(registry: ModelRegistry, model: str, stage: str, rollback: Rollback) -> Record:
+    """Serve the version that held a stage before, and give it the stage; or continue an interrupted rollback.
+
+    Each rollback goes one version further back, see `ModelRegistry.rollback`. If a promotion was interrupted, it is
+    undone instead. A place that serves no version of the model is left so.
+
+    Args:
+        registry: The registry.
+        model: Name of the model.
+        stage: The stage.
+        rollback: Settings.
+
+    Returns:
+        The record: ``done``, or ``mirroring`` if the mirror failed alone.
+
+    Raises:
+        ModelNotFoundError: No version holds the stage, or none did before.
+        ServingError: The version before does not serve. Nothing was changed; the stage is as it was.
+        LockedError: Another process changes this stage, or another machine began to.
+        GitError: Files of the data's revision have changes that are not committed.
+
+    Example:
+        >>> roll_back(registry, "digits", "prod", Rollback(Acting(place=ModelServer(), why="Wrong sevens")))
+    """
+    act = Act(registry, model, stage, rollback.acting)
+    with act.alone() as last:
+        if last is not None and last.kind == "rollback" and (last.open or last.state == "mirroring"):
+            return _steps(act, act.resume(last), rollback)
+        if (
+            last is not None
+            and last.kind == "rollback"
+            and act.acting.run
+            and last.holder.run == act.acting.run
+        ):
+            return last  # this run did it before it was killed
+        version, serve = _target(act, last)
+        if rollback.data and version:
+            _changed(registry.repo, act.find(version))
+        return _steps(act, act.begin("rollback", version, serve), rollback)
+
+
+def plan_rollback(registry: ModelRegistry, model: str, stage: str, rollback: Rollback) -> tuple[Planned, ...]:
+    """Return the steps that `roll_back` would take, without any change.
+
+    Args:
+        registry: The registry.
+        model: Name of the model.
+        stage: The stage.
+        rollback: Settings.
+
+    Raises:
+        ModelNotFoundError: No version holds the stage, or none did before.
+    """
+    act = Act(registry, model, stage, rollback.acting)
+    last = act.journal.read()
+    ours = last if last is not None and last.kind == "rollback" and last.open else None
+    version, serve = (ours.version, ours.serve) if ours else _target(act, last)
+    state = act.state()
+    shown = {
+        "serve": f"{serve or 'no version'} in place of {state}"
+        if state
+        else "nothing, as no version is served",
+        "assign": f"{stage} from {act.holder() or 'no version'} to {version or 'no version'}",
+        "data": "it stays",
+        "alias": "mirror the model" if rollback.acting.mirror else "no registry to mirror in",
+    }
+    if rollback.data and version:
+        files = _changed(registry.repo, act.find(version))
+        shown["data"] = f"restore {', '.join(files) or 'no file'}, and check out their data"
+    return tuple(Planned(step, does, bool(ours and ours.done(step))) for step, does in shown.items())
+
+
+def _target(act: Act, last: Record | None) -> tuple[str, str]:
+    """Return the version that gets the stage, and the one to serve; either may be empty for none."""
+    if last is None or not last.open:
+        version = act.registry.earlier(act.model, act.stage).version
+        return version, version
+    version = last.was and act.find(last.was).version
+    return version, version if last.served == OTHER else last.served
+
+
+def _steps(act: Act, record: Record, rollback: Rollback) -> Record:
+    if not record.done("serve"):
+        record = act.finish(record, "serve", _serve(act, record))
+    if not record.done("assign"):
+        record = act.finish(record, "assign", act.give_back(record, record.version, record.why))
+    if not record.done("data"):
+        data = rollback.data and record.version != ""
+        said = _check_out(act.registry.repo, act.find(record.version)) if data else "the data stays"
+        record = act.finish(record, "data", said)
+    record = act.mirrored(record)
+    return act.record(replace(record, state="done")) if record.done("alias") else record
+
+
+def _serve(act: Act, record: Record) -> str:
+    place, state = act.acting.place, act.state()
+    if place is None or state is None:
+        return "no version is served"
+    if not record.serve:
+        place.undeploy(act.model)
+        return "no version is served any more, as before"
+    if state.version == record.serve and state.canary:
+        url = place.abort_canary(act.model).url
+    else:
+        version = act.find(record.serve)
+        url = place.deploy(act.registry, version).url
+        act.note_service(version, url)
+    return f"{record.serve} answers at {url}"
+
+
+def _changed(repo: Repository, version: ModelVersion) -> list[str]:
+    """Return the files of a version's commit that record data and differ in the workspace, from git's top.
+
+    Raises:
+        GitError: They have changes that are not committed.
+    """
+    git = repo.git
+    if git is None:
+        return []
+    prefix = repo.root.resolve().relative_to(git.root.resolve()).as_posix()
+    top = "" if prefix == "." else f"{prefix}/"
+    names = [
+        path
+        for path in git.ls_tree(version.rev)
+        if path.startswith(top) and (path.endswith(".dvc") or path.rpartition("/")[2] == "dvc.lock")
+    ]
+    found = []
+    for name in names:
+        here = None
+        with suppress(FileNotFoundError):
+            here = (git.root / name).read_bytes()
+        if here != git.show(version.rev, name):
+            found.append(name)
+    lost = sorted(set(git.changed([f":(top,literal){name}" for name in found])) if found else ())
+    if lost:
+        raise GitError(
+            f"{', '.join(lost)} of {git.root}: not committed. Commit or restore them, and run it again."
+        )
+    return found
+
+
+def _check_out(repo: Repository, version: ModelVersion) -> str:
+    files = _changed(repo, version)
+    if files and repo.git is not None:
+        env = {"GIT_LITERAL_PATHSPECS": "1"}
+        repo.git.run("restore", f"--source={version.rev}", "--worktree", "--", *files, env=env)
+    try:
+        pull(repo)
+    except RemoteNotFoundError:
+        checkout(repo)  # the cache alone may have the content
+    return f"the data is that of {version.version}"
