@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import rollback_model as rollback_model
     from dvkf_prefect.tasks import schedule_pipeline as schedule_pipeline
     from dvkf_prefect.tasks import show_model as show_model
+    from dvkf_prefect.tasks import show_overview as show_overview
+    from dvkf_prefect.tasks import show_plots as show_plots
     from dvkf_prefect.tasks import stage_tasks as stage_tasks
     from dvkf_prefect.tasks import start_canary as start_canary
     from dvkf_prefect.tasks import terminate_pipeline_run as terminate_pipeline_run
@@ -187,6 +189,8 @@ _EXPORTS = {
         "rollback_model",
         "schedule_pipeline",
         "show_model",
+        "show_overview",
+        "show_plots",
         "stage_tasks",
         "start_canary",
         "terminate_pipeline_run",

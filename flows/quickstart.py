@@ -47,6 +47,8 @@ from dvkf_prefect import (
     repro_pipeline,
     request_predictions,
     rollback_model,
+    show_overview,
+    show_plots,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -229,6 +231,7 @@ def quickstart() -> dict[str, Any]:
         for row in compare_metrics(repository):
             before = f" (was {row.old})" if row.old is not None else ""
             report.say(f"{row.name} {row.new}{before}")
+        show_plots(repository)
 
         report.step(f"Version {number} recorded")
         commit = commit_results(repository, f"Train on version {number} of the data")
@@ -271,6 +274,7 @@ def quickstart() -> dict[str, Any]:
     by_old = [int(value) for value in request_predictions(repository, server, MODEL, samples)]
     report.say(f"the same images:   {by_old}")
     report.say(f"their labels:      {[int(name.split('/')[0]) for name in images]}")
+    show_overview(repository)
     server.serving().stop(MODEL)
     checkout_data(repository)
 

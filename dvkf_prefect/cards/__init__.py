@@ -26,6 +26,7 @@ from dvkf_prefect.cards.models import (
     publication_card,
     unpublished_card,
 )
+from dvkf_prefect.cards.overview import overview_card, plots_card
 from dvkf_prefect.cards.serving import endpoint_card, predictions_card
 from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
 
@@ -47,8 +48,10 @@ __all__ = [
     "metrics_card",
     "mirror_card",
     "model_card",
+    "overview_card",
     "pipeline_card",
     "plain",
+    "plots_card",
     "predictions_card",
     "publication_card",
     "size_text",

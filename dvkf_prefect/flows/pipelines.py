@@ -26,6 +26,8 @@ from dvkf_prefect import (
     push_data,
     register_model,
     repro_pipeline,
+    show_overview,
+    show_plots,
 )
 
 
@@ -96,6 +98,7 @@ def repro(
         if (result.ran or result.restored) and git is not None and git.head() is not None:
             diff_data(data)
             compare_metrics(data)
+            show_plots(data)
         recorded = None
         if commit:
             text = message or f"Repro: {outcome_text(result)}"
@@ -103,6 +106,7 @@ def repro(
         if push:
             push_data(data)
             push_commits(data)
+        show_overview(data)
         return {
             "ran": list(result.ran),
             "restored": list(result.restored),
@@ -204,6 +208,7 @@ def train(
         result = repro_pipeline(data, runner, targets, force=force)
         diff_data(data)
         rows = compare_metrics(data)
+        show_plots(data)
         commit = commit_results(data, f"Train: {outcome_text(result)}", uncommitted=uncommitted)
         if push:
             push_data(data)
@@ -235,6 +240,7 @@ def train(
                 }
         if push:
             push_commits(data)
+        show_overview(data)
         if rejected:
             return Completed(name="Rejected", message=rejected, data=summary)
         return summary

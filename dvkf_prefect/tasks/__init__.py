@@ -41,6 +41,7 @@ from dvkf_prefect.tasks.models import (
     trace_model,
     unassign_model,
 )
+from dvkf_prefect.tasks.overview import show_overview, show_plots
 from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
 from dvkf_prefect.tasks.publishing import collect_models, publish_model, unpublish_model
 from dvkf_prefect.tasks.serving import abort_canary, promote_canary, start_canary, undeploy_model
@@ -81,6 +82,8 @@ __all__ = [
     "rollback_model",
     "schedule_pipeline",
     "show_model",
+    "show_overview",
+    "show_plots",
     "stage_tasks",
     "start_canary",
     "terminate_pipeline_run",

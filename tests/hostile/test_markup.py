@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import dataclasses
+import importlib
 import inspect
 import re
 import types
@@ -16,22 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dvkf_prefect import cards
-from dvkf_prefect.data.git.commits import Commit
 from dvkf_prefect.data.progress import Part
-from dvkf_prefect.data.tables.frame_profile import FrameProfile
-from dvkf_prefect.data.transfer.transfer import Transfer
-from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
-from dvkf_prefect.formats.outputs import DataVersion
-from dvkf_prefect.kubeflow.registry.mirror import MirrorReport
-from dvkf_prefect.models.lineage import Lineage
-from dvkf_prefect.models.publishing import Publication
-from dvkf_prefect.models.tags import TagEvent
-from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.pipeline.plan.why import Decision
-from dvkf_prefect.pipeline.report.dag import Drawing
-from dvkf_prefect.pipeline.report.metrics import MetricChange
-from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
-from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.tasks._progress import ArtifactProgress
 
 HOSTILE = [
@@ -46,17 +33,22 @@ HOSTILE = [
     "</script><!-- {{ x }} ${x}",
     "\x1b]0;PWN\x07\u202e\u200b",
 ]
-NAMES = {
-    "Diff": Diff, "DiffEntry": DiffEntry, "DataVersion": DataVersion, "Transfer": Transfer, "Endpoint": Endpoint,
-    "ModelVersion": ModelVersion, "MetricChange": MetricChange, "ReproResult": ReproResult, "StageEvent": StageEvent,
-    "Decision": Decision, "MirrorReport": MirrorReport, "Lineage": Lineage, "Publication": Publication,
-    "TagEvent": TagEvent, "Commit": Commit, "FrameProfile": FrameProfile, "Drawing": Drawing,
-}  # fmt: skip
 # Words that the code itself chooses.
 CHOSEN = {("Decision", "action"): "run", ("StageEvent", "kind"): "fail", ("TagEvent", "action"): "assign"}
 BUILDERS = [
     value for name, value in vars(cards).items() if name.endswith("_card") and inspect.isfunction(value)
 ]
+
+
+def _names(module: types.ModuleType | None) -> dict[str, Any]:
+    """Return the names of a module with those that it imports for types only."""
+    assert module is not None
+    found = dict(vars(module))
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dvkf_prefect."):
+            source = importlib.import_module(node.module or "")
+            found |= {alias.asname or alias.name: getattr(source, alias.name) for alias in node.names}
+    return found
 
 
 def _make(hint: Any, text: str) -> Any:
@@ -82,7 +74,7 @@ def _make(hint: Any, text: str) -> Any:
         return {_make(inner[0], text): _make(inner[1], text)} | ({"kind": text} if inner[1] is Any else {})
     assert dataclasses.is_dataclass(hint), hint
     made = object.__new__(hint)
-    hints = typing.get_type_hints(hint, {**vars(inspect.getmodule(hint)), **NAMES})
+    hints = typing.get_type_hints(hint, _names(inspect.getmodule(hint)))
     for field in dataclasses.fields(hint):
         value = CHOSEN.get((hint.__name__, field.name), _make(hints[field.name], text))
         object.__setattr__(made, field.name, value)
@@ -132,7 +124,7 @@ def _check_svg(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_cards_show_text_and_no_markup_of_it(builder: Callable[..., cards.Card], text: str) -> None:
-    hints = typing.get_type_hints(builder, {**vars(inspect.getmodule(builder)), **vars(cards), **NAMES})
+    hints = typing.get_type_hints(builder, _names(inspect.getmodule(builder)))
     arguments = {
         name: _make(hints[name], text) for name in inspect.signature(builder).parameters if name != "limit"
     }

@@ -53,6 +53,7 @@ KINDS = [
     "metrics",
     "mirror",
     "model",
+    "overview",
     "pipeline",
     "predictions",
     "progress",
@@ -96,6 +97,7 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     do.pull_data(block, "data/train")
     assert do.repro_pipeline(block, pipelines).ran == ("prepare", "train")
     do.compare_metrics(block)
+    assert do.show_plots(block) == ()
     do.write_data(block, pd.DataFrame({"id": [1]}), "tables/users.csv")
     do.diff_data(block)
     do.commit_results(block, "Train")
@@ -119,6 +121,7 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     assert do.publish_model(block, "signs", to=place).new
     assert do.show_model(block, "signs", "#prod").version == first.version
     assert do.trace_model(block, "signs", "#prod").services
+    assert do.show_overview(block).models[0].services
     assert len(do.trace_data(block, "data/train")) == 2
     with FakeRegistry().served() as url:
         assert len(do.mirror_models(block, KubeflowModelRegistry(host=url)).records) == 3

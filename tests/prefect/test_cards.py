@@ -21,8 +21,11 @@ from dvkf_prefect.models.publishing import Publication
 from dvkf_prefect.models.runtimes import Loaded
 from dvkf_prefect.models.unpublishing import PublishedVersion, Unpublished
 from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.overview import Overview
 from dvkf_prefect.pipeline.plan.why import Decision, Reason
+from dvkf_prefect.pipeline.report.dag import Drawing
 from dvkf_prefect.pipeline.report.metrics import MetricChange
+from dvkf_prefect.pipeline.report.plot_files import PlotImage
 from dvkf_prefect.pipeline.run.events import ReproResult
 from dvkf_prefect.serving.endpoint import Endpoint
 
@@ -328,6 +331,8 @@ def _all_cards(name: str) -> list[cards.Card]:
         cards.metrics_card([], name),
         cards.model_card([_model("v0.0.2")], "digits", name),
         cards.history_card([], "digits", name),
+        cards.overview_card(Overview((), {}, (), Drawing(), (), (), {}), name),
+        cards.plots_card([PlotImage("loss", b"<svg/>")], name),
         cards.lineage_card([Lineage(_model("v0.0.2"))], "digits", name),
         cards.mirror_card(MirrorReport("http://127.0.0.1:8081"), name),
         cards.publication_card(_publication(), name),

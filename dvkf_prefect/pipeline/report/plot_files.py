@@ -7,6 +7,7 @@ import json
 import posixpath
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dvkf_prefect.errors import ConfigError, UnsafePathError
@@ -110,6 +111,49 @@ def write_pngs(plots: Sequence[Plot], folder: Path, *, scale: float = 1.0) -> li
     if failed:
         raise failed
     return written
+
+
+@dataclass(frozen=True)
+class PlotImage:
+    """A plot as one image.
+
+    Attributes:
+        name: Name of the plot; with the version for an image plot of several versions.
+        data: Bytes of the image: SVG, PNG, or the file that a stage wrote. Empty on an error.
+        error: Reason why it cannot be drawn; empty on success.
+    """
+
+    name: str
+    data: bytes = b""
+    error: str = ""
+
+
+def draw_images(plots: Sequence[Plot], *, small: int = 64_000) -> list[PlotImage]:
+    """Draw each plot as an image: SVG, or PNG where that is smaller.
+
+    Args:
+        plots: The plots; empty ones are omitted.
+        small: Size in bytes up to which an SVG is taken without drawing the PNG too.
+
+    Returns:
+        The images. A plot that cannot be drawn has its error, as has each that the extra ``plots`` is missing for.
+    """
+    found = []
+    for plot in plots:
+        found += [
+            PlotImage(f"{file or plot.name} of {rev}", error=str(error)) for rev, file, error in plot.errors
+        ]
+        several = len(plot.images) > 1
+        found += [PlotImage(f"{plot.name} of {i.rev}" if several else plot.name, i.data) for i in plot.images]
+        if plot.kind == "vega" and plot.points:
+            try:
+                data = plot.svg().encode()
+                if len(data) > small and len(png := plot.png()) < len(data):
+                    data = png
+                found.append(PlotImage(plot.name, data))
+            except ConfigError as error:
+                found.append(PlotImage(plot.name, error=str(error)))
+    return found
 
 
 def _library() -> str:
