@@ -252,7 +252,7 @@ class Kubernetes(Served):
         namespace: str = "kubeflow",
         *,
         accounts: dict[str, tuple[str, ...]] | None = None,
-        own: tuple[str, ...] = ("list pods", "get pods/log", "list events"),
+        own: tuple[str, ...] = ("list pods", "get pods/log", "list events", "list workflows"),
         objects: dict[str, dict[str, Any]] | None = None,
         reads: bool = True,
     ) -> None:
