@@ -163,6 +163,13 @@ class Scene:
         kfp.gc_grace = 1.0
         kfp.grace = 0.5
         kfp.term_reaches_python = rng.random() < 0.5
+        self.kube_config = self.folder / "kubeconfig"
+        self.kube_config.write_text(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\n"
+            f"clusters: [{{name: test, cluster: {{server: '{kfp.host}'}}}}]\n"
+            "contexts: [{name: test, context: {cluster: test, user: test}}]\n"
+            f"users: [{{name: test, user: {{token: {TOKEN}}}}}]\n"
+        )
         own = parse_defaults({"secrets": [{"name": "hub", "env": {"token": "HUB"}}]})
         volume = Volume("data", str(self.folder / "remote"))
         settings = ClusterSettings(
@@ -171,7 +178,8 @@ class Scene:
             defaults=Placement(volumes=(volume,), secrets=own.secrets),
             login=Login(TOKEN),
             patience=Patience(poll_from=0.05, poll_to=0.2, run=90, cancel=20, start=5, schedule=5),
-            ask_kubernetes=False,
+            ask_kubernetes=rng.random() < 0.5,
+            kube_config=str(self.kube_config),
             outage=20,
         )
         self.job = self.folder / "settings"
@@ -369,6 +377,7 @@ class Scene:
         for kind, count in kfp.happened.items():
             self.figures[f"fault {kind}"] += count
         self.figures["requests"] += len(kfp.requests)
+        self.figures["calls of Kubernetes"] += len(kfp.asked_kubernetes)
         self.figures["stages"] += len(self.made)
         self.figures["executions"] += sum(what == "begin" for what, *_ in self.entries())
 
@@ -403,7 +412,7 @@ class Scene:
 
     def _secrets(self) -> None:
         """Hold that no secret is in any file, in a pipeline or in git."""
-        kept = {self.job}
+        kept = {self.job, self.kube_config}
         for file in self.folder.rglob("*"):
             if file.is_file() and file not in kept:
                 data = file.read_bytes()
