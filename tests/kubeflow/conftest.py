@@ -227,6 +227,12 @@ def checked_calls(monkeypatch):
     monkeypatch.setattr(KfpApi, "_read_text", checked_text)
 
 
+@pytest.fixture(autouse=True)
+def no_registries(monkeypatch):
+    """Let the doctor ask no registry, since those of tests' images would be on the internet."""
+    monkeypatch.setattr("dvkf_prefect.kubeflow.doctor.doctor.check_registry", lambda images, **options: ())
+
+
 @pytest.fixture
 def settings(kfp, tmp_path) -> ClusterSettings:
     """Pods see the folder of the remote as if a volume with it were mounted."""

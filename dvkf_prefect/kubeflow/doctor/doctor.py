@@ -17,6 +17,7 @@ from dvkf_prefect.kubeflow.compile.pod_settings import Placement
 from dvkf_prefect.kubeflow.compile.versions import check_version
 from dvkf_prefect.kubeflow.compile.workspace import check_workspace
 from dvkf_prefect.kubeflow.doctor.kubernetes import Cluster, accounts_of, check_kubernetes, secret_values
+from dvkf_prefect.kubeflow.doctor.registry import check_registry
 from dvkf_prefect.kubeflow.doctor.server import Server, check_server
 from dvkf_prefect.kubeflow.doctor.training import check_training
 from dvkf_prefect.kubeflow.doctor.writes import check_writes
@@ -70,6 +71,8 @@ def check_cluster(
             whose = f"the owner of secret '{settings.remote.secret}'"
             yield check_writes(storage, "remote writes in pods", public_url(storage.url), whose)
         yield _images(settings, placements)
+        images = sorted({image for p in placements.values() if (image := image_of(p, settings.image))})
+        yield from check_registry(images, connect_timeout=settings.connect_timeout)
 
 
 def _features(

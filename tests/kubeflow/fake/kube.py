@@ -74,12 +74,13 @@ def refresh(fake: FakeKfp) -> None:
 
 def refresh_workflows(fake: FakeKfp) -> None:
     """Put the workflows up to date in the Kubernetes that serves them; those that were deleted are not there."""
-    there = {workflow.name: workflow for workflow in list(fake.workflows) if not workflow.collected}
+    there = {w.name: w.manifest()["metadata"] for w in list(fake.workflows) if not w.collected}
+    # No lock of a workflow is taken below this one.
     with fake.cluster.store.lock:
-        for name, workflow in there.items():
+        for name, metadata in there.items():
             if fake.cluster.get("workflows", fake.namespace, name, _ARGO) is None:
-                manifest = workflow.manifest()
-                fake.cluster.put({"apiVersion": f"{_ARGO}/v1alpha1", "kind": "Workflow", **manifest})
+                about = {"apiVersion": f"{_ARGO}/v1alpha1", "kind": "Workflow", "metadata": metadata}
+                fake.cluster.put(about)
         for obj in fake.cluster.all("workflows", _ARGO):
             if obj["metadata"]["name"] not in there:
                 fake.cluster.store.delete(WORKFLOWS, obj)
