@@ -272,7 +272,7 @@ def test_every_package_a_user_meets_is_declared() -> None:
         if extra.startswith(("serve", "tables"))
         for d in wants
     }
-    names = {"ruamel": "ruamel.yaml", "sklearn": "scikit_learn", "google": "protobuf"}
+    names = {"ruamel": "ruamel.yaml", "sklearn": "scikit_learn", "google": "protobuf", "grpc": "grpcio"}
     used: dict[str, Path] = {}
     for file in (ROOT / "dvkf_prefect").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

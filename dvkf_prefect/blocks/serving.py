@@ -61,6 +61,13 @@ class ModelServer(Block):
         le=65535,
         description="Port on 127.0.0.1; 0 for a free one, which later versions keep.",
     )
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        title="gRPC port",
+        description="Port on 127.0.0.1 for gRPC; 0 for a free one, which later versions keep, empty for no gRPC.",
+    )
     detached: bool = Field(
         default=True,
         description="Keep servers running after the run that started them; otherwise they end with its process.",
@@ -139,6 +146,7 @@ class ModelServer(Block):
                 digest,
                 model_format=model_format,
                 port=self.port,
+                grpc_port=self.grpc_port,
                 detached=self.detached,
                 timeout=self.timeout,
             )

@@ -180,15 +180,17 @@ def _place(args: argparse.Namespace) -> ModelServer | KServeModelServer | None:
     if args.place == "none":
         return None
     if args.place == "kserve" or (args.place is None and args.namespace):
-        if args.server or args.workers:
-            raise ConfigError("--server and --workers are for this machine. Leave the cluster's options out.")
+        if args.server or args.workers or args.grpc_port is not None:
+            raise ConfigError(
+                "--server, --workers and --grpc-port are for this machine. Leave the cluster's options out."
+            )
         return kserve_server(args)
     given = [name for name in (*SERVICE_FIELDS, "namespace") if getattr(args, name) is not None]
     if given:
         raise ConfigError(
             f"--{given[0].replace('_', '-')} is for a cluster. Add --namespace, or leave it out."
         )
-    return local_server(args.timeout, args.server, args.workers)
+    return local_server(args.timeout, args.server, args.workers, args.grpc_port)
 
 
 def _mirror(host: str, registry: ModelRegistry, model: str) -> Callable[[], object]:

@@ -77,6 +77,9 @@ def service_options(parser: Parser) -> None:
         "--workers", type=positive, metavar="<n>", help="processes on this machine that compute its answers"
     )
     parser.add_argument(
+        "--grpc-port", type=int, metavar="<port>", help="port on this machine for gRPC; 0 for a free one"
+    )
+    parser.add_argument(
         "--runtime", metavar="<name>", help="runtime of KServe in place of the format's usual one"
     )
     parser.add_argument("--protocol", choices=("v1", "v2"), help="protocol of the runtime")
@@ -109,7 +112,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     if args.place == "local":
         if args.uri:
             raise ConfigError("--uri is for a cluster. Add --to kserve.")
-        here = local_server(args.timeout, args.server, args.workers)
+        here = local_server(args.timeout, args.server, args.workers, args.grpc_port)
         endpoint: Any
         if args.canary is not None:
             endpoint = here.start_canary(registry, version, args.canary, model_format=args.format)
@@ -117,8 +120,10 @@ def model_deploy(args: argparse.Namespace) -> int:
             endpoint = here.deploy(registry, version, model_format=args.format)
         where = here.where
     else:
-        if args.server or args.workers:
-            raise ConfigError("--server and --workers are for this machine. Leave --to kserve out.")
+        if args.server or args.workers or args.grpc_port is not None:
+            raise ConfigError(
+                "--server, --workers and --grpc-port are for this machine. Leave --to kserve out."
+            )
         server = kserve_server(args)
         if args.canary is not None:
             canary = server.deployment().start_canary(registry, version, args.canary, uri=args.uri)
@@ -184,11 +189,13 @@ def model_services(args: argparse.Namespace) -> int:
     return 0
 
 
-def local_server(timeout: int | None, server: str = "", workers: int | None = None) -> ModelServer:
+def local_server(
+    timeout: int | None, server: str = "", workers: int | None = None, grpc_port: int | None = None
+) -> ModelServer:
     """Return the servers of this machine."""
     from dvkf_prefect.blocks import ModelServer
 
-    here = ModelServer(server=server, workers=workers or 0)
+    here = ModelServer(server=server, workers=workers or 0, grpc_port=grpc_port)
     return here if timeout is None else here.model_copy(update={"timeout": timeout})
 
 

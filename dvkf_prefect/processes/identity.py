@@ -132,3 +132,30 @@ def listen(port: int) -> socket.socket:
         listener.close()
         raise ServingError(f"cannot listen on {LOCALHOST}:{port}: {error.strerror}") from error
     return listener
+
+
+def reserve(port: int, *, shared: bool = False) -> socket.socket:
+    """Bind a port on 127.0.0.1 for a server that listens there with ``SO_REUSEPORT``, without listening.
+
+    Args:
+        port: Port number; 0 takes a free one.
+        shared: Let a server that still listens there with ``SO_REUSEPORT`` be.
+
+    Returns:
+        A socket that keeps the port until it is closed.
+
+    Raises:
+        ServingError: The port is taken or not allowed.
+    """
+    reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if not shared and port:
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind((LOCALHOST, port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((LOCALHOST, port))
+    except OSError as error:
+        reserved.close()
+        raise ServingError(f"cannot listen on {LOCALHOST}:{port}: {error.strerror}") from error
+    return reserved

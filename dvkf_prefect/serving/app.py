@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -42,7 +40,6 @@ from dvkf_prefect.serving.answering import (
 from dvkf_prefect.serving.intake import (
     BINARY_HEADER,
     MAX_REQUEST_BYTES,
-    Budget,
     HttpError,
     accepts_gzip,
     check_headers,
@@ -50,8 +47,9 @@ from dvkf_prefect.serving.intake import (
     read_body,
     render,
 )
-from dvkf_prefect.serving.metrics import CONTENT_TYPE, Metrics
+from dvkf_prefect.serving.metrics import CONTENT_TYPE
 from dvkf_prefect.serving.served import Protocol
+from dvkf_prefect.serving.service import Service
 from dvkf_prefect.serving.tensors import BINARY_EXTENSION
 from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER, Models
 
@@ -62,16 +60,12 @@ class _Handlers:
     """The handlers of the routes.
 
     Args:
-        models: Models of the server.
-        limit: Maximum size of a request body, in bytes.
+        service: What they answer with.
     """
 
-    def __init__(self, models: Models, limit: int) -> None:
-        self.models = models
-        self.limit = limit
-        self.budget = Budget()
-        self.metrics = Metrics(models)
-        self.version = metadata.version("dvkf-prefect")  # reads a file
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.models = service.models
         # Prefix of a name in a matched path: names may contain any character of a path, so they are in hexadecimal.
         self.mark = secrets.token_hex(8)
 
@@ -90,40 +84,15 @@ class _Handlers:
 
     async def answer(self, request: HttpRequest, protocol: Protocol) -> Response:
         name, version = self.name(request), request.path_params.get("version")
-        key = request.headers.get(STICKY_HEADER)
+        key, limit = request.headers.get(STICKY_HEADER), self.service.limit
         self.models.lane(name, version)
-        encoding = check_headers(request.headers, self.limit)
-        with self.budget.share() as share:
-            body = await read_body(_stream(request), self.limit, share)
+        encoding = check_headers(request.headers, limit)
+        with self.service.budget.share() as share:
+            body = await read_body(_stream(request), limit, share)
             json_size = _json_size(request, protocol)
             asked = Request(protocol, body, encoding, json_size, accepts_gzip(request.headers))
-            # The version is chosen after the last wait for the client, so a change of the split never closes it.
-            lane = self.models.lane(name, version, key)
-            started = time.perf_counter()
-            found = await lane.answer(asked, self.limit, share)
-        self.metrics.count(name, lane.version, protocol, found.status, time.perf_counter() - started)
-        return _response(found, {VERSION_HEADER: lane.version})
-
-    def quick(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
-        found = self.models.find(path)
-        if found is None or BINARY_HEADER in headers:
-            return None
-        name, version, protocol = found
-        try:
-            lane = self.models.lane(name, version, headers.get(STICKY_HEADER))
-            if not lane.is_quick:
-                return None
-            encoding = check_headers(headers, self.limit)
-            with self.budget.share() as share:
-                share.grow(len(body))
-                asked = Request(protocol, body, encoding, None, accepts_gzip(headers))
-                started = time.perf_counter()
-                answer = lane.answer_at_once(asked, self.limit, share)
-        except HttpError:
-            return None
-        seconds = time.perf_counter() - started
-        self.metrics.count(name, lane.version, protocol, answer.status, seconds)
-        return Answer(answer.status, answer.body, {**answer.headers, VERSION_HEADER: lane.version})
+            chosen, found = await self.service.compute(name, version, key, asked, share, label=protocol)
+        return _response(found, {VERSION_HEADER: chosen})
 
     async def v1_predict(self, request: HttpRequest) -> Response:
         return await self.answer(request, "v1")
@@ -142,7 +111,7 @@ class _Handlers:
         return _json({"models": self.models.names})
 
     async def repository_index(self, request: HttpRequest) -> Response:
-        with self.budget.share() as share:
+        with self.service.budget.share() as share:
             body = await read_body(_stream(request), _INDEX_BYTES, share)
             asked = parse(body, share) if body else {}
         if not isinstance(asked, dict):
@@ -151,14 +120,15 @@ class _Handlers:
         return _response(Answer(200, render([asdict(state) for state in states]), {"content-type": JSON}))
 
     async def server(self, request: HttpRequest) -> Response:
-        return _json({"name": "dvkf-prefect", "version": self.version, "extensions": [BINARY_EXTENSION]})
+        return _json(
+            {"name": "dvkf-prefect", "version": self.service.version, "extensions": [BINARY_EXTENSION]}
+        )
 
     async def live(self, request: HttpRequest) -> Response:
         return _json({"live": True})
 
     async def ready(self, request: HttpRequest) -> Response:
-        lanes = [lane for name in self.models.names for lane in self.models.split(name).lanes.values()]
-        if not all(lane.ready for lane in lanes):
+        if not self.service.all_ready:
             raise HttpError(503, "a model has no worker process now. Try again later.", {"retry-after": "1"})
         return _json({"ready": True})
 
@@ -172,13 +142,10 @@ class _Handlers:
 
     async def model(self, request: HttpRequest) -> Response:
         name, version = self.name(request), request.path_params.get("version")
-        split = self.models.split(name)
-        lane = self.models.lane(name, version) if version is not None else split.main
-        versions = [lane.version] if version is not None else [*split.lanes]
-        return _json({**lane.metadata, "versions": versions})
+        return _json(self.service.describe(name, version))
 
     async def metrics_page(self, request: HttpRequest) -> Response:
-        return Response(self.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(self.service.metrics.render(), media_type=CONTENT_TYPE)
 
 
 def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) -> App:
@@ -188,7 +155,8 @@ def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) ->
         models: The models; they may change while it runs.
         max_request_bytes: Maximum size of a request body.
     """
-    app = _Handlers(models, max_request_bytes)
+    service = Service(models, max_request_bytes)
+    app = _Handlers(service)
     model, version = "/v2/models/{name:path}", "/versions/{version}"
     routes = [
         Route("/", app.alive),
@@ -210,7 +178,7 @@ def create_app(models: Models, *, max_request_bytes: int = MAX_REQUEST_BYTES) ->
         Route(model + version, app.model),
         Route(model, app.model),
     ]
-    return App(_Named(Router(routes, redirect_slashes=False), app), app)
+    return App(_Named(Router(routes, redirect_slashes=False), app), service)
 
 
 def _json_size(request: HttpRequest, protocol: Protocol) -> int | None:
@@ -264,12 +232,15 @@ class App:
 
     Args:
         app: The application below.
-        handlers: Its handlers.
+        service: What it answers with.
+
+    Attributes:
+        service: The same, for other protocols.
     """
 
-    def __init__(self, app: ASGIApp, handlers: _Handlers) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._handlers = handlers
+        self.service = service
 
     def quick(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
         """Answer a request for a prediction at once, if the model computes it in no time.
@@ -282,7 +253,7 @@ class App:
         Returns:
             The answer; None if the request must be computed in a thread, or is wrong.
         """
-        return self._handlers.quick(path, headers, body)
+        return self.service.answer_at_once(path, headers, body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI asks."""

@@ -31,6 +31,7 @@ class Endpoint:
         percent: Percentage of the requests for the canary.
         canary_digest: Digest of the canary's files.
         server: Name of the server that it shares with other models; empty for one of its own.
+        grpc: Address of its gRPC, as ``127.0.0.1:PORT``; empty without gRPC.
     """
 
     url: str
@@ -44,6 +45,12 @@ class Endpoint:
     percent: int = 0
     canary_digest: str = ""
     server: str = ""
+    grpc: str = ""
+
+    @property
+    def grpc_port(self) -> int | None:
+        """Port of its gRPC; None without gRPC."""
+        return int(self.grpc.rpartition(":")[2]) if self.grpc else None
 
     def __str__(self) -> str:
         canary = f", {self.percent} % to {self.canary}" if self.canary else ""

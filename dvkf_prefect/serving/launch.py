@@ -72,6 +72,7 @@ def start(
     log: Path,
     listener: socket.socket,
     *,
+    grpc_port: int | None,
     detached: bool,
     timeout: float,
     loaded: Callable[[Started], None],
@@ -82,6 +83,7 @@ def start(
         model: The model.
         log: Log file of the server.
         listener: Socket to listen on.
+        grpc_port: Port for gRPC; None for no gRPC.
         detached: Let the server outlive this process.
         timeout: Seconds until it must be ready.
         loaded: Called once the model is loaded, before the server may answer.
@@ -97,6 +99,7 @@ def start(
     argv += ["--model", str(model.path), "--digest", model.digest, "--control", control]
     argv += ["--batch-size", str(model.batching.size), "--batch-wait", str(model.batching.wait)]
     argv += ["--workers", str(model.workers)]
+    argv += [] if grpc_port is None else ["--grpc-port", str(grpc_port)]
     argv += [] if model.format is None else ["--format", model.format]
     ours, theirs = socket.socketpair()
     with ours, open(log, "ab") as log_file:
@@ -129,6 +132,9 @@ def start(
                     f"the server of {model} did not start ({error}). {_tail(log, log_start)}"
                 ) from error
             raise
+    for pid, child in [*_children.items()]:
+        if child.poll() is not None:  # it ended by itself, or was killed
+            del _children[pid]
     _children[process.pid] = process
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dvkf_prefect.errors import ServingError
-from dvkf_prefect.processes.identity import LOCALHOST, listen
+from dvkf_prefect.processes.identity import LOCALHOST, listen, reserve
 from dvkf_prefect.serving import launch
 from dvkf_prefect.serving.control import send_message, take_listener
 from dvkf_prefect.serving.endpoint import Endpoint
@@ -59,6 +59,7 @@ class LocalServing:
         *,
         model_format: str | None = None,
         port: int = 0,
+        grpc_port: int | None = None,
         detached: bool = True,
         timeout: float = 60.0,
     ) -> Endpoint:
@@ -74,6 +75,7 @@ class LocalServing:
             digest: md5 of the file, or of the folder's manifest with ``.dir``; verified before it is loaded.
             model_format: Format of the model; by the names of its files if None.
             port: Port on 127.0.0.1; 0 keeps the running version's, or takes a free one.
+            grpc_port: Port on 127.0.0.1 for gRPC; 0 as for ``port``, None for no gRPC.
             detached: Let the server outlive this process; otherwise it ends when this process does, even if killed.
             timeout: Seconds until it must be ready.
 
@@ -92,13 +94,13 @@ class LocalServing:
             old = running[0] if running else None
             for server in running[1:]:
                 launch.end(server)
-            if old and (found := self._serving(old, model, port, detached)):
+            if old and (found := self._serving(old, model, port, grpc_port, detached)):
                 return found
             if old and Records.is_shared(key):
-                return self._deploy_beside(key, old, model, port, detached, timeout)
+                return self._deploy_beside(key, old, model, port, grpc_port, detached, timeout)
             listener = self._take_over(old, port)
             try:
-                return self._start(key, model, listener, detached, timeout, old)
+                return self._start(key, model, listener, grpc_port, detached, timeout, old)
             finally:
                 listener.close()
 
@@ -268,7 +270,9 @@ class LocalServing:
         with self._records.lock(key, what, timeout):
             yield
 
-    def _serving(self, old: ServerRecord, model: ModelFiles, port: int, detached: bool) -> Endpoint | None:
+    def _serving(
+        self, old: ServerRecord, model: ModelFiles, port: int, grpc_port: int | None, detached: bool
+    ) -> Endpoint | None:
         """Return the endpoint of a running server that matches the request and is ready."""
         hosted = old.find(model.name)
         if hosted is None:
@@ -279,6 +283,7 @@ class LocalServing:
             and not endpoint.canary
             and (hosted.batching, hosted.workers) == (model.batching, model.workers)
             and port in (0, old.port)
+            and _is_grpc_of(endpoint, grpc_port)
             # A leashed server of another process would end with that process.
             and (detached or launch.is_child(old.process))
             and endpoint.ready()
@@ -286,7 +291,14 @@ class LocalServing:
         return endpoint if same else None
 
     def _deploy_beside(
-        self, key: str, server: ServerRecord, model: ModelFiles, port: int, detached: bool, timeout: float
+        self,
+        key: str,
+        server: ServerRecord,
+        model: ModelFiles,
+        port: int,
+        grpc_port: int | None,
+        detached: bool,
+        timeout: float,
     ) -> Endpoint:
         """Load a model into a running shared server."""
         where = f"the server '{server.models[0].endpoint.server}'"
@@ -294,6 +306,10 @@ class LocalServing:
             raise ServingError(
                 f"{where} listens on port {server.port}, not {port}. Undeploy its models to change it."
             )
+        first = server.models[0].endpoint
+        if grpc_port is not None and not _is_grpc_of(first, grpc_port):
+            has = f"gRPC on port {first.grpc_port}" if first.grpc else "no gRPC"
+            raise ServingError(f"{where} has {has}. Undeploy its models to change it.")
         if server.detached != detached or not (detached or launch.is_child(server.process)):
             life = "outlives" if server.detached else "ends with"
             raise ServingError(
@@ -302,17 +318,8 @@ class LocalServing:
             )
         # The server first: a deployment that is cut short loads the version again.
         send_message(server.control, _load_message(model, 100), timeout=timeout)
-        first = server.models[0].endpoint
-        endpoint = Endpoint(
-            first.url,
-            model.name,
-            model.version,
-            model.digest,
-            first.pid,
-            first.log,
-            detached,
-            server=first.server,
-        )
+        alone = replace(first, canary="", percent=0, canary_digest="")
+        endpoint = replace(alone, model=model.name, version=model.version, digest=model.digest)
         self._records.write(key, [server.having(Hosted(endpoint, model.batching, model.workers))])
         return endpoint
 
@@ -334,18 +341,27 @@ class LocalServing:
         key: str,
         model: ModelFiles,
         listener: socket.socket,
+        grpc_port: int | None,
         detached: bool,
         timeout: float,
         old: ServerRecord | None,
     ) -> Endpoint:
         log = self._records.file(key, ".log").absolute()
         port = listener.getsockname()[1]
+        reserved, rpc = None, ""
+        if grpc_port is not None:
+            before = old.models[0].endpoint.grpc_port if old else None
+            reserved = reserve(
+                grpc_port or before or 0, shared=before is not None and grpc_port in (0, before)
+            )
+            grpc_port = int(reserved.getsockname()[1])
+            rpc = f"{LOCALHOST}:{grpc_port}"
         records: builtins.list[ServerRecord] = []
 
         def loaded(started: Started) -> None:
             endpoint = Endpoint(
                 f"http://{LOCALHOST}:{port}", model.name, model.version, model.digest, started.process.pid, str(log),
-                detached, server=self.server if Records.is_shared(key) else "",
+                detached, server=self.server if Records.is_shared(key) else "", grpc=rpc,
             )  # fmt: skip
             hosted = Hosted(endpoint, model.batching, model.workers)
             records.append(ServerRecord(started.process, started.control, port, (hosted,)))
@@ -354,14 +370,26 @@ class LocalServing:
             self._records.write(key, [*records, *([old] if old else [])])
 
         try:
-            launch.start(model, log, listener, detached=detached, timeout=timeout, loaded=loaded)
+            launch.start(
+                model, log, listener, grpc_port=grpc_port, detached=detached, timeout=timeout, loaded=loaded
+            )
         except BaseException:
             self._records.write(key, [old] if old else [])
             raise
+        finally:
+            if reserved is not None:
+                reserved.close()
         if old:
             launch.end(old)
             self._records.write(key, records)
         return records[0].models[0].endpoint
+
+
+def _is_grpc_of(endpoint: Endpoint, grpc_port: int | None) -> bool:
+    """Return True if a server has the gRPC that is asked for."""
+    if grpc_port is None or not endpoint.grpc:
+        return grpc_port is None and not endpoint.grpc
+    return grpc_port in (0, endpoint.grpc_port)
 
 
 def _load_message(model: ModelFiles, percent: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.concurrency import run_in_threadpool
@@ -39,8 +40,13 @@ from dvkf_prefect.serving.served import Served
 from dvkf_prefect.serving.traffic import Models, State
 from dvkf_prefect.serving.workers import WorkerPool
 
+if TYPE_CHECKING:
+    from dvkf_prefect.serving.rpc import RpcServer
+
 # Seconds to keep idle connections open during shutdown.
 _IDLE_GRACE = 2.0
+# Seconds for running computations during shutdown.
+_GRACE = 30
 # A parent that takes longer to say "go" died in a way that left its socket open.
 _GO_TIMEOUT = 60.0
 
@@ -69,6 +75,16 @@ def load_lane(message: Mapping[str, Any]) -> Lane:
         else:
             model = load_model(path, digest, name, version, model_format=model_format, keep=keep)
         return Lane(model, keep.pop_all(), batching)
+
+
+def check_grpc() -> None:
+    """Refuse to serve gRPC without its package.
+
+    Raises:
+        ServingError: The package is missing.
+    """
+    if importlib.util.find_spec("grpc") is None:
+        raise ServingError("no package grpc for gRPC. Run `pip install 'dvkf-prefect[serve-grpc]'`.")
 
 
 class _Manager:
@@ -127,8 +143,19 @@ class _Draining:
 class _Server(uvicorn.Server):
     """A uvicorn server that hands its listening socket to its successor and ends without dropping a request."""
 
-    def __init__(self, models: Models, limit: int, listener: socket.socket, control: str | None) -> None:
-        self._draining = _Draining(create_app(models, max_request_bytes=limit))
+    def __init__(
+        self,
+        models: Models,
+        limit: int,
+        listener: socket.socket,
+        control: str | None,
+        grpc_port: int | None = None,
+    ) -> None:
+        app = create_app(models, max_request_bytes=limit)
+        self._draining = _Draining(app)
+        self._service = app.service
+        self._grpc_port = grpc_port
+        self._rpc: RpcServer | None = None
         self._manager = _Manager(models)
         config = uvicorn.Config(
             self._draining,
@@ -142,7 +169,7 @@ class _Server(uvicorn.Server):
             server_header=False,
             backlog=BACKLOG,
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=30,
+            timeout_graceful_shutdown=_GRACE,
         )
         super().__init__(config)
         self._listener = listener
@@ -152,6 +179,11 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._grpc_port is not None:
+            from dvkf_prefect.serving.rpc import RpcServer
+
+            self._rpc = RpcServer(self._service, self._grpc_port, self._service.limit)
+            await self._rpc.start()
         if self._control is not None:
             self._control_socket = ControlSocket(self._control, self._listener, self._manager.handle)
         self.on_ready()
@@ -164,11 +196,14 @@ class _Server(uvicorn.Server):
         # that still waits in the queue belongs to the successor, which listens on the same socket.
         loop.remove_reader(self._listener.fileno())
         self._draining.on = True
+        ending = None if self._rpc is None else loop.create_task(self._rpc.stop(_GRACE))
         deadline = loop.time() + _IDLE_GRACE
         await asyncio.sleep(0.05)
         while self.server_state.connections and loop.time() < deadline:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+        if ending is not None:
+            await ending
 
 
 class _Channel:
@@ -229,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="processes that compute; 0 for threads of this one (default: 0)",
     )
+    parser.add_argument("--grpc-port", type=int, help="port for gRPC (default: no gRPC)")
     parser.add_argument("--max-request-bytes", type=int, default=MAX_REQUEST_BYTES)
     parser.add_argument(
         "--control",
@@ -246,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
     channel = _Channel() if options.control else None
     try:
         listener = channel.listener() if channel else listen(options.port)
+        if options.grpc_port is not None:
+            check_grpc()
         fields = {"path": options.model, "digest": options.digest, "format": options.format}
         fields |= {"batch_size": options.batch_size, "batch_wait": options.batch_wait}
         fields |= {"workers": options.workers}
@@ -265,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
                 _log.error("the process that started this server is gone")
         return 1
 
-    server = _Server(models, options.max_request_bytes, listener, options.control)
+    server = _Server(models, options.max_request_bytes, listener, options.control, options.grpc_port)
 
     def ready() -> None:
         _log.info(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.errors import PredictionError
@@ -95,8 +95,7 @@ def _to_bytes(values: list[Any], datatype: str) -> bytes:
     import numpy as np
 
     if datatype == "BYTES":
-        texts = [text.encode() for text in values]
-        return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        return pack_texts([text.encode() for text in values])
     return np.asarray(values, np.dtype(DATATYPES[datatype]).newbyteorder("<")).tobytes()
 
 
@@ -110,23 +109,38 @@ def _from_bytes(name: str, data: bytes, datatype: str) -> npt.NDArray[Any]:
         if datatype == "BOOL" and data.strip(b"\0\1"):
             raise PredictionError(f"input '{name}': a BOOL is a byte 0 or 1")
         return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
-    texts: list[str] = []
-    start = 0
-    while start < len(data):
-        end = start + 4 + (struct.unpack_from("<I", data, start)[0] if start + 4 <= len(data) else len(data))
-        try:
-            text = data[start + 4 : end].decode() if end <= len(data) else None
-        except UnicodeDecodeError:
-            text = None
-        if text is None:
-            raise PredictionError(
-                f"input '{name}': the binary data is not a list of UTF-8 texts with lengths"
-            )
-        texts.append(text)
-        start = end
+    try:
+        texts = [text.decode() for text in unpack_texts(data)]
+    except (ValueError, struct.error) as error:
+        raise PredictionError(
+            f"input '{name}': the binary data is not a list of UTF-8 texts with lengths"
+        ) from error
     array = np.empty(len(texts), dtype=object)
     array[:] = texts
     return array
+
+
+def pack_texts(texts: Iterable[bytes]) -> bytes:
+    """Return texts as the binary data of a BYTES tensor."""
+    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+
+
+def unpack_texts(data: bytes) -> list[bytes]:
+    """Return the texts in the binary data of a BYTES tensor.
+
+    Raises:
+        ValueError: It ends in the middle of a text.
+        struct.error: It ends in the middle of a length.
+    """
+    texts = []
+    start = 0
+    while start < len(data):
+        end = start + 4 + struct.unpack_from("<I", data, start)[0]
+        if end > len(data):
+            raise ValueError("the data ends in the middle of a text")
+        texts.append(data[start + 4 : end])
+        start = end
+    return texts
 
 
 def read_tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:

@@ -141,6 +141,7 @@ _FILLED: dict[type[Block], dict[str, Any]] = {
     ModelServer: {
         "server": "team",
         "workers": 2,
+        "grpc_port": 8101,
         "state_dir": "/srv/models",
         "port": 8100,
         "detached": False,

@@ -19,6 +19,7 @@ from dvkf_prefect.errors import ModelDigestError, ServingError
 from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.processes.identity import ProcessId
+from dvkf_prefect.serving import launch
 from dvkf_prefect.serving.answering import Answer, Request
 from dvkf_prefect.serving.intake import Budget
 from dvkf_prefect.serving.lanes import Batching, Lane
@@ -108,6 +109,7 @@ def test_workers_compute_at_the_same_time_and_end_with_the_server(
     # Killed, a server takes its workers along.
     os.kill(more.pid, signal.SIGKILL)
     wait_until(lambda: not one.alive)
+    launch._children.pop(more.pid).wait()
 
 
 def test_a_worker_that_ends_is_replaced(serving: LocalServing, tmp_path: Path) -> None:
