@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ from dvkf_prefect.data.git.command import Git, check_revision, check_url
 from dvkf_prefect.data.git.origin import origin_address, origin_url
 from dvkf_prefect.data.repository.turns import turn
 from dvkf_prefect.errors import GitError
+from dvkf_prefect.pipeline.run.apart import apart
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.urls import public_url
@@ -174,6 +175,33 @@ class DvcRepository(Block):
         if self.remote is not None:
             options["config"] = self.remote.as_config()
         return options
+
+    @contextmanager
+    def overridden(self, overrides: Sequence[str]) -> Iterator[DvcRepository]:
+        """Have the last commit with other values of parameters for the length of a ``with`` block.
+
+        The values are committed to a branch of their own, in a work tree apart from this repository's folder. Tasks
+        that get the yielded repository record their results there.
+
+        Args:
+            overrides: Values in the grammar of ``dvc exp run --set-param``, such as ``train.lr=0.2``. Without any, the
+                repository itself is yielded.
+
+        Raises:
+            ConfigError: An override is wrong.
+            GitError: There is no git or no commit, or git refused.
+
+        Example:
+            ``with repository.overridden(["train.lr=0.2"]) as other: repro_pipeline(other, pipelines)``
+        """
+        if not overrides:
+            yield self
+            return
+        # Without the block's remote, whose secrets would be written into the work tree.
+        repo = Repo.open(self.open().root)
+        with apart(repo, overrides, timeout=DvkfSettings().turn_timeout) as place:
+            path = {"path": str(place.root), "rev": None, "folder": None}
+            yield self.model_copy(update={**path, "label": self.name})
 
     @contextmanager
     def turn(self, *, timeout: float | None = None) -> Iterator[None]:

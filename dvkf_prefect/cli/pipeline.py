@@ -54,6 +54,14 @@ def repro_arguments(parser: Parser) -> None:
     ):
         parser.add_argument(*flags, action="store_true", help=text)
     parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="[<file>:]<name>=<value>",
+        help="run the last commit with this value, apart from the workspace, and commit values and results to a branch",
+    )
+    parser.add_argument(
         "-k",
         "--keep-going",
         action="store_const",
@@ -106,12 +114,43 @@ def run(args: argparse.Namespace) -> int:
 
 def repro(args: argparse.Namespace) -> int:
     """Run ``dvkf repro``."""
+    repo = open_repo()
+    targets = [] if args.all_pipelines else targets_of(repo, args.targets or [PIPELINE_FILE])
+    if not args.set_param:
+        return _repro(args, repo, targets)[0]
+    from dvkf_prefect.errors import ConfigError
+    from dvkf_prefect.pipeline.run.apart import apart, commit_apart
+
+    if args.no_commit:
+        raise ConfigError("`--set-param` records its results in a commit. Leave out `--no-commit`.")
+
+    def waiting(text: str) -> None:
+        say(text, stream=sys.stderr)
+
+    with apart(repo, args.set_param, rehearsal=args.dry, on_wait=waiting) as place:
+        inner = type(repo).open(place.root)
+        # Names of files and stages are shown relative to the current folder.
+        here = os.getcwd()
+        os.chdir(place.root)
+        try:
+            code, ran = _repro(args, inner, targets)
+        finally:
+            os.chdir(here)
+        if args.dry or code:
+            return code
+        message = f"Repro: {', '.join(ran) or 'nothing ran'}\n\nOverrides: {' '.join(args.set_param)}\n"
+        commit_apart(inner, message)
+        if not args.quiet:
+            say(f"Recorded on the branch {place.branch}. Use `git merge {place.branch}` to take it over.")
+    return 0
+
+
+def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[int, tuple[str, ...]]:
+    """Run stages of a repository; return the exit code, and the stages that ran or were restored."""
     from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
     from dvkf_prefect.pipeline.run import repro as stages
 
-    repo = open_repo()
     whole = args.all_pipelines
-    targets = [] if whole else targets_of(repo, args.targets or [PIPELINE_FILE])
     expansion = Expansion(
         single_item=args.single_item and not (whole or args.pipeline),
         pipeline=args.pipeline,
@@ -140,7 +179,7 @@ def repro(args: argparse.Namespace) -> int:
             on_failure=screen.show_failure,
             on_source=screen.show_source,
         )
-        return screen.end(rehearsed)
+        return screen.end(rehearsed), ()
     screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, echoes=args.runner == "local")
     jobs = args.jobs or (2 if args.hermetic or args.runner != "local" else 1)
     show = None if args.quiet else screen.show_task
@@ -159,7 +198,7 @@ def repro(args: argparse.Namespace) -> int:
             on_event=screen.show_event,
             on_source=screen.show_source,
         )
-    return screen.end(result)
+    return screen.end(result), (*result.ran, *result.restored)
 
 
 def run_one(repo: Repo, address: str, *, quiet: bool) -> int:

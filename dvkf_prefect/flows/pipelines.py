@@ -51,6 +51,7 @@ def repro(
     retry_delay_seconds: float = 10.0,
     commit: bool = True,
     message: str | None = None,
+    overrides: Sequence[str] = (),
     uncommitted: Literal["commit", "refuse", "mark"] = "commit",
 ) -> dict[str, Any]:
     """Run the changed stages of a dvc.yaml, restore or skip the others, and record the results.
@@ -73,14 +74,16 @@ def repro(
         retry_delay_seconds: Seconds to wait before each retry.
         commit: Commit the results to git, with the ID of this run.
         message: Message of the commit; by default the stages that ran.
+        overrides: Values of parameters for this run, such as train.lr=0.2, in the grammar of dvc exp run --set-param.
+            The run starts from the last commit, and records values and results on a branch of its own.
         uncommitted: Handling of changed code and parameters that git's last commit does not have. commit adds them to
             the commit, refuse ends the run before its first stage, mark names them in the commit's message.
 
     Returns:
         The stages that ran, were restored, skipped or failed, and the commit.
     """
-    data = find_block(DvcRepository, repository, "repository")
-    with data.turn():
+    found = find_block(DvcRepository, repository, "repository")
+    with found.overridden(overrides) as data, data.turn():
         if commit:
             check_commit(data, uncommitted=uncommitted)
         result = repro_pipeline(
@@ -169,6 +172,7 @@ def train(
     pull: bool = True,
     push: bool = True,
     force: bool = False,
+    overrides: Sequence[str] = (),
     uncommitted: Literal["commit", "refuse", "mark"] = "commit",
 ) -> Any:
     """Bring a DVC pipeline up to date, record the results and register the model.
@@ -187,6 +191,8 @@ def train(
         pull: Pull the data from the remote first.
         push: Push data to the remote, and commits and tags to git's origin if there is one.
         force: Also run unchanged stages.
+        overrides: Values of parameters for this run, such as train.lr=0.2, in the grammar of dvc exp run --set-param.
+            The run starts from the last commit, and records values and results on a branch of its own.
         uncommitted: Handling of changed code and parameters that git's last commit does not have. commit adds them to
             the commit, refuse ends the run before its first stage, mark names them in the commit's message.
 
@@ -197,9 +203,9 @@ def train(
     if (metric is None) != (minimum is None):
         raise ValueError("metric and minimum go together. Give both, or neither.")
     logger = get_run_logger()
-    data = find_block(DvcRepository, repository, "repository")
+    found = find_block(DvcRepository, repository, "repository")
     runner = find_block(KubeflowPipelines, pipelines, "pipelines")
-    with data.turn():
+    with found.overridden(overrides) as data, data.turn():
         check_commit(data, uncommitted=uncommitted)
         if metric is not None:
             check_metric_name(data.open().metrics(), metric)

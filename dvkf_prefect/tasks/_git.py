@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from prefect.runtime import flow_run
 
-from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.errors import DvkfError, GitError
+from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.formats.tracked import read_outputs
+from dvkf_prefect.pipeline.run.documents import prefix_of
 from dvkf_prefect.repo import Repo
-
-_DOCUMENTS = ("*.dvc", "dvc.lock", "dvc.yaml", ".gitignore", ".dvcignore")
-
-
-def need_git(repo: Repo) -> Git:
-    """Return the repository's git.
-
-    Raises:
-        GitError: The repository is not in a git repository.
-    """
-    if repo.git is None:
-        raise GitError(f"{repo.root} is not in a git repository. Run `git init` to commit and compare.")
-    return repo.git
 
 
 def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion]:
@@ -46,7 +33,7 @@ def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion
         lock = lock.with_name("dvc.lock")
     # Some commits of a lock file change other outputs only, so more commits are read than versions are needed.
     listed = repo.git.run(
-        "log", f"-{2 * limit}", "--format=%H", "--", f":(top,literal){_prefix(repo, repo.git)}{lock}"
+        "log", f"-{2 * limit}", "--format=%H", "--", f":(top,literal){prefix_of(repo)}{lock}"
     )
     versions: list[DataVersion] = []
     for commit in listed.split():
@@ -66,42 +53,6 @@ def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion
             else:
                 versions.append(version)
     return versions[:limit]
-
-
-def changed_documents(repo: Repo) -> list[str]:
-    """Return files that describe results and differ from git's last commit, relative to git's top.
-
-    These are ``.dvc`` files, dvc.yaml, dvc.lock, the ignore files, and outputs kept in git, such as metrics. Other
-    changes of the user are left out.
-    """
-    git = need_git(repo)
-    prefix = _prefix(repo, git)
-    specs = [f":(top,glob){_glob(prefix)}**/{name}" for name in _DOCUMENTS]
-    specs += [f":(top,literal){prefix}{output.path}" for output in repo.outputs() if not output.cached]
-    return git.changed(specs)
-
-
-def paths_from_top(repo: Repo, paths: Iterable[str]) -> list[str]:
-    """Convert paths from the repository's root to git's top."""
-    prefix = _prefix(repo, need_git(repo))
-    return [prefix + path for path in paths]
-
-
-def paths_inside(repo: Repo, paths: Iterable[str]) -> list[str]:
-    """Convert paths from git's top to the repository's root; paths outside of it are left out."""
-    prefix = _prefix(repo, need_git(repo))
-    return [path[len(prefix) :] for path in paths if path.startswith(prefix)]
-
-
-def _prefix(repo: Repo, git: Git) -> str:
-    inside = repo.root.resolve().relative_to(git.root.resolve()).as_posix()
-    return "" if inside == "." else f"{inside}/"
-
-
-def _glob(prefix: str) -> str:
-    for letter in "\\*?[":
-        prefix = prefix.replace(letter, "\\" + letter)
-    return prefix
 
 
 # Runs on Kubeflow Pipelines by the flow run that started them, in this process.

@@ -19,17 +19,11 @@ from dvkf_prefect.data.verbs.diff import Diff
 from dvkf_prefect.errors import GitError, RemoteUnreachableError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.pipeline.report.uncommitted import UncommittedInput, uncommitted_inputs
+from dvkf_prefect.pipeline.run.documents import changed_documents, need_git, paths_from_top, paths_inside
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
-from dvkf_prefect.tasks._git import (
-    changed_documents,
-    need_git,
-    paths_from_top,
-    paths_inside,
-    run_trailers,
-    with_trailers,
-)
+from dvkf_prefect.tasks._git import run_trailers, with_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
 from dvkf_prefect.tasks._progress import ArtifactProgress

@@ -341,6 +341,12 @@ def repository_id(repo: Project) -> str:
     return _identity(repo) or _make_identity(repo)
 
 
+def adopt_identity(repo: Project, owner: Project) -> None:
+    """Give a work tree the identity of its repository, so that their marks are one."""
+    repo.tmp_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(repo.tmp_dir / _IDENTITY, repository_id(owner).encode())
+
+
 def _identity(repo: Project) -> str | None:
     with suppress(OSError, DvkfError):
         found = read_description(repo.tmp_dir / _IDENTITY, limit=_LIMIT).decode(errors="replace").strip()

@@ -1,0 +1,59 @@
+"""Files that describe results, as git sees them: what a run changed and a commit records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.repository.repository import Repository
+from dvkf_prefect.errors import GitError
+
+_DOCUMENTS = ("*.dvc", "dvc.lock", "dvc.yaml", ".gitignore", ".dvcignore")
+
+
+def need_git(repo: Repository) -> Git:
+    """Return the repository's git.
+
+    Raises:
+        GitError: The repository is not in a git repository.
+    """
+    if repo.git is None:
+        raise GitError(f"{repo.root} is not in a git repository. Run `git init` to commit and compare.")
+    return repo.git
+
+
+def changed_documents(repo: Repository) -> list[str]:
+    """Return files that describe results and differ from git's last commit, relative to git's top.
+
+    These are ``.dvc`` files, dvc.yaml, dvc.lock, the ignore files, and outputs kept in git, such as metrics. Other
+    changes of the user are left out.
+    """
+    git = need_git(repo)
+    prefix = prefix_of(repo)
+    specs = [f":(top,glob){_glob(prefix)}**/{name}" for name in _DOCUMENTS]
+    specs += [f":(top,literal){prefix}{output.path}" for output in repo.outputs() if not output.cached]
+    return git.changed(specs)
+
+
+def paths_from_top(repo: Repository, paths: Iterable[str]) -> list[str]:
+    """Convert paths from the repository's root to git's top."""
+    prefix = prefix_of(repo)
+    return [prefix + path for path in paths]
+
+
+def paths_inside(repo: Repository, paths: Iterable[str]) -> list[str]:
+    """Convert paths from git's top to the repository's root; paths outside of it are left out."""
+    prefix = prefix_of(repo)
+    return [path[len(prefix) :] for path in paths if path.startswith(prefix)]
+
+
+def prefix_of(repo: Repository) -> str:
+    """Return the repository's folder relative to git's top with a slash; "" for the top itself."""
+    inside = repo.root.resolve().relative_to(need_git(repo).root.resolve()).as_posix()
+    return "" if inside == "." else f"{inside}/"
+
+
+def _glob(prefix: str) -> str:
+    for letter in "\\*?[":
+        prefix = prefix.replace(letter, "\\" + letter)
+    return prefix
