@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import check_commit as check_commit
     from dvkf_prefect.tasks import check_model_ref as check_model_ref
     from dvkf_prefect.tasks import checkout_data as checkout_data
+    from dvkf_prefect.tasks import collect_data as collect_data
     from dvkf_prefect.tasks import collect_models as collect_models
     from dvkf_prefect.tasks import commit_results as commit_results
     from dvkf_prefect.tasks import compare_metrics as compare_metrics
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import undeploy_model as undeploy_model
     from dvkf_prefect.tasks import unpublish_model as unpublish_model
     from dvkf_prefect.tasks import unschedule_pipeline as unschedule_pipeline
+    from dvkf_prefect.tasks import verify_data as verify_data
     from dvkf_prefect.tasks import write_data as write_data
 
 __version__ = "0.4.0"
@@ -176,7 +178,9 @@ _EXPORTS = {
         "mirror_models",
         "promote_canary",
         "promote_model",
+        "collect_data",
         "collect_models",
+        "verify_data",
         "publish_model",
         "unpublish_model",
         "pull_data",

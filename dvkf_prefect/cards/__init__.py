@@ -29,6 +29,7 @@ from dvkf_prefect.cards.models import (
 from dvkf_prefect.cards.overview import overview_card, plots_card
 from dvkf_prefect.cards.serving import endpoint_card, predictions_card
 from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
+from dvkf_prefect.cards.upkeep import garbage_card, verification_card
 
 __all__ = [
     "Card",
@@ -41,6 +42,7 @@ __all__ = [
     "diff_card",
     "endpoint_card",
     "escape",
+    "garbage_card",
     "history_card",
     "lineage_card",
     "link",
@@ -58,4 +60,5 @@ __all__ = [
     "stage_card",
     "transfer_text",
     "unpublished_card",
+    "verification_card",
 ]

@@ -267,6 +267,13 @@ def verify_arguments(parser: Parser) -> None:
         "-r", "--remote", metavar="<name>", help="name of the remote (default: the default remote)"
     )
     parser.add_argument("--repair", action="store_true", help="replace damaged objects by good copies")
+    parser.add_argument(
+        "--sample",
+        type=float,
+        default=1.0,
+        metavar="<share>",
+        help="read this share of the files, such as 0.1, chosen at random (default: 1, all)",
+    )
     parser.add_argument("-a", "--all-branches", action="store_true", help="include the tips of all branches")
     parser.add_argument("-T", "--all-tags", action="store_true", help="include all tags")
     parser.add_argument("-A", "--all-commits", action="store_true", help="include all commits")
@@ -285,6 +292,7 @@ def verify(args: argparse.Namespace) -> int:
             cloud=args.cloud,
             remote=args.remote,
             repair=args.repair,
+            sample=args.sample,
             all_branches=args.all_branches,
             all_tags=args.all_tags,
             all_commits=args.all_commits,

@@ -1,4 +1,4 @@
-"""Flows that work with saved blocks: run a pipeline, train and register a model, serve it, roll it back.
+"""Flows that work with saved blocks: run a pipeline, train, serve and roll back a model, maintain a repository.
 
 Each is deployed as ``dvkf_prefect.flows.NAME``, or copied and changed: the flows use only what `dvkf_prefect` exports.
 
@@ -6,7 +6,8 @@ Example:
     ``train(model="digits", stage="prod", metric="accuracy", minimum=0.9)``
 """
 
+from dvkf_prefect.flows.maintenance import maintain
 from dvkf_prefect.flows.pipelines import repro, train
 from dvkf_prefect.flows.serving import rollback, serve
 
-__all__ = ["repro", "rollback", "serve", "train"]
+__all__ = ["maintain", "repro", "rollback", "serve", "train"]

@@ -47,6 +47,7 @@ from dvkf_prefect.tasks.publishing import collect_models, publish_model, unpubli
 from dvkf_prefect.tasks.serving import abort_canary, promote_canary, start_canary, undeploy_model
 from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
+from dvkf_prefect.tasks.upkeep import collect_data, verify_data
 
 __all__ = [
     "DataVersionPolicy",
@@ -58,6 +59,7 @@ __all__ = [
     "check_commit",
     "check_model_ref",
     "checkout_data",
+    "collect_data",
     "collect_models",
     "commit_results",
     "compare_metrics",
@@ -94,5 +96,6 @@ __all__ = [
     "undeploy_model",
     "unpublish_model",
     "unschedule_pipeline",
+    "verify_data",
     "write_data",
 ]

@@ -14,7 +14,7 @@ import servers
 
 from dvkf_prefect.cli import main
 from dvkf_prefect.data.upkeep.verify import VerifyOptions
-from dvkf_prefect.errors import OutputNotFoundError, RemoteError
+from dvkf_prefect.errors import ConfigError, OutputNotFoundError, RemoteError
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.objects import LEGACY
 from dvkf_prefect.repo import Repo
@@ -241,3 +241,23 @@ def test_a_remote_that_keeps_versions_is_refused(repo: Repo) -> None:
         sections["remote"]["store"]["version_aware"] = "true"
     with pytest.raises(RemoteError, match="keeps versions"):
         Repo.open(repo.root).verify(options=VerifyOptions(cloud=True))
+
+
+def test_a_sample_reads_all_manifests_and_a_part_of_the_files(repo: Repo) -> None:
+    lay(repo.root, {f"many/{number}": str(number) for number in range(20)})
+    repo.add(["many"])
+    repo.push()
+    spoil(repo.cache.path(digest("7"), "md5"))
+    whole = repo.verify(["many"])
+    assert (whole.objects, len(whole.problems)) == (21, 1)
+    for cloud in (False, True):
+        parts = [repo.verify(["many"], VerifyOptions(sample=0.26, cloud=cloud)) for _ in range(40)]
+        assert {part.objects for part in parts} == {1 + 6}
+        # Each run reads others: 40 runs miss a file by chance once in a million times.
+        assert {len(part.problems) for part in parts} == ({0} if cloud else {0, 1})
+    for wrong in (0.0, -1.0, 1.5):
+        with pytest.raises(ConfigError, match="is not a share of the files"):
+            repo.verify(options=VerifyOptions(sample=wrong))
+    with pytest.raises(ConfigError, match="a repair needs to know all objects"):
+        repo.verify(options=VerifyOptions(sample=0.5, repair=True))
+    assert found(repo, "--sample", "1", "many")

@@ -46,9 +46,11 @@ def collect_sockets() -> Iterator[None]:
 
 # Kinds of cards that the flow below publishes.
 KINDS = [
+    "collected",
     "data",
     "diff",
     "endpoint",
+    "events",
     "lineage",
     "metrics",
     "mirror",
@@ -62,6 +64,7 @@ KINDS = [
     "table",
     "transfer",
     "unpublished",
+    "verified",
 ]
 
 
@@ -129,7 +132,10 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     do.unassign_model(block, "signs", first.version, "prod")
     do.deregister_model(block, "signs", first.version)
     assert not do.collect_models(block, place=place).unused
+    do.unassign_model(block, "signs", "v0.0.2", "prod")
     assert do.unpublish_model(block, "signs", "v0.0.2", place=place).removed
+    assert do.verify_data(block)
+    assert not do.collect_data(block).places[0].remote
     do.deprecate_model(block, "signs")
     events = do.list_model_events(block, "signs")
     assert do.check_model_ref(block, events[-1].tag) == events[-1]

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from dvkf_prefect import cards
 from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
+from dvkf_prefect.cards.upkeep import garbage_card, verification_card
 from dvkf_prefect.data.transfer.transfer import Transfer
+from dvkf_prefect.data.upkeep.gc import GarbageCollection, Removed
+from dvkf_prefect.data.upkeep.verify import Problem, Verification
 from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.kubeflow.registry.mirror import Mirrored, MirrorReport
@@ -290,6 +293,38 @@ def _unpublished(doubt: str = "") -> Unpublished:
     return Unpublished("s3://models", tuple(rows), True, doubt)
 
 
+def _verification(*problems: Problem) -> Verification:
+    return Verification(3, 2_000, problems)
+
+
+def _garbage(*names: str) -> GarbageCollection:
+    return GarbageCollection((Removed("repo", False, 2, 10, 5, 1, names),), dry=bool(names))
+
+
+def test_damaged_objects_are_before_repaired_ones() -> None:
+    found = _verification(
+        Problem(A, ("a",), "cache", "damaged", "it hashes to b", repaired=True),
+        Problem(B, (), "store", "lost", "it does not exist"),
+    )
+    card = verification_card(found, "cache", "shop")
+    assert card.description == "**shop**, cache: 3 objects of 2.0 kB read, 2 damaged or missing, 1 repaired."
+    assert [row.split(" | ")[2:4] for row in card.markdown.splitlines()[2:]] == [
+        ["store", "lost"],
+        ["cache", "damaged, repaired"],
+    ]
+    assert (
+        "3 objects of 2.0 kB read, all intact."
+        in verification_card(_verification(), "cache", "shop").markdown
+    )
+
+
+def test_a_dry_run_names_its_objects() -> None:
+    card = garbage_card(_garbage("a|b"), "shop")
+    assert card.description == "**shop**: 2 objects unused (10 B), 5 kept."
+    assert "| cache (repo) | 2 | 10 B | 5 | 1 |" in card.markdown and "a\\|b" in card.markdown
+    assert garbage_card(_garbage(), "shop").description == "**shop**: 2 objects removed (10 B), 5 kept."
+
+
 def test_unused_versions_are_first_and_a_doubt_is_shown() -> None:
     card = cards.unpublished_card(_unpublished(), "shop")
     assert ": 1 unused, 1 kept" in card.description
@@ -337,6 +372,8 @@ def _all_cards(name: str) -> list[cards.Card]:
         cards.mirror_card(MirrorReport("http://127.0.0.1:8081"), name),
         cards.publication_card(_publication(), name),
         cards.unpublished_card(_unpublished(), name),
+        verification_card(_verification(), "cache", name),
+        garbage_card(_garbage(), name),
         cards.endpoint_card(endpoint, name),
         cards.predictions_card(endpoint, name, [1]),
     ]

@@ -7,6 +7,7 @@ remote are there. Verification assumes nothing and reads every object completely
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,7 @@ class _Run:
 
     repo: Repository
     repair: bool
+    sample: float = 1.0
     objects: int = 0
     size: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -125,6 +127,12 @@ class _Run:
     ) -> dict[str, _Checked]:
         """Hash objects in parallel, and return those that are damaged or missing."""
         order = sorted(set(keys))
+        if self.sample < 1:
+            from random import sample  # slow to import
+
+            files = [key for key in order if not key.endswith(SUFFIX)]
+            chosen = set(sample(files, math.ceil(len(files) * self.sample)))
+            order = [key for key in order if key.endswith(SUFFIX) or key in chosen]
         wrong: dict[str, _Checked] = {}
         if not order:
             return wrong
@@ -178,6 +186,7 @@ class VerifyOptions:
         all_branches: Include the objects of the tips of all branches.
         all_tags: Include the objects of all tags.
         all_commits: Include the objects of all commits.
+        sample: Share of the files to read, above 0 and up to 1, chosen at random. All manifests are read.
     """
 
     cloud: bool = False
@@ -186,6 +195,7 @@ class VerifyOptions:
     all_branches: bool = False
     all_tags: bool = False
     all_commits: bool = False
+    sample: float = 1.0
 
 
 def verify(
@@ -197,11 +207,20 @@ def verify(
     on the remote, including the files of manifests.
 
     Raises:
+        ConfigError: The sample is out of range, or goes together with ``repair``.
         OutputNotFoundError: A target is tracked neither in the workspace nor in the chosen commits.
         ParseError: A file that tracks data cannot be read.
         RemoteError: The remote cannot be used.
     """
     options = options or VerifyOptions()
+    if not 0 < options.sample <= 1:
+        raise ConfigError(
+            f"sample: {options.sample} is not a share of the files. Use a number above 0 and up to 1."
+        )
+    if options.repair and options.sample < 1:
+        raise ConfigError(
+            "sample: a repair needs to know all objects. Verify all of them, or without repair."
+        )
     revs: list[str] = []
     if options.all_branches or options.all_tags or options.all_commits:
         if repo.git is None:
@@ -212,7 +231,7 @@ def verify(
             all_tags=options.all_tags,
             all_commits=options.all_commits,
         )
-    run = _Run(repo, options.repair)
+    run = _Run(repo, options.repair, options.sample)
     remote = options.remote
     with repo.lock() if options.repair else nullcontext():
         run.named = _outputs(repo, targets, revs)
