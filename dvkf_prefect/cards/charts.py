@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from dvkf_prefect.text import printable
 
 _BLUE, _GREY, _INK = "#2563eb", "#d4d4d8", "#27272a"
 _FONT = 'font-family="system-ui,sans-serif" font-size="11"'
-_NODE, _GAP, _ROW, _HIGH = 190, 60, 34, 24
+# Pixels: between columns, from row to row, of a node's height, and of a letter at most.
+_GAP, _ROW, _HIGH, _LETTER = 36, 34, 24, 6.5
 # A larger graph is no help in a card.
 _NODES = 60
 
@@ -78,37 +80,58 @@ def draw_line(
     return _svg(width, height, parts)
 
 
-def draw_histogram(
-    title: str, counts: Sequence[int], low: str, high: str, *, width: int = 260, height: int = 96
-) -> bytes:
-    """Draw counts of equal intervals as bars.
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of equal intervals.
 
-    Args:
-        title: Title of the chart.
+    Attributes:
+        title: Its title.
         counts: Count of each interval; at least one.
         low: Text of the lowest value.
         high: Text of the highest value.
-        width: Width in pixels.
-        height: Height in pixels.
+    """
+
+    title: str
+    counts: Sequence[int]
+    low: str
+    high: str
+
+
+def draw_histograms(histograms: Sequence[Histogram], *, width: int = 260, height: int = 96) -> bytes:
+    """Draw histograms as bars, two in a row.
+
+    Args:
+        histograms: The histograms; at least one.
+        width: Width of each in pixels.
+        height: Height of each in pixels.
 
     Returns:
         The picture as SVG.
     """
+    parts = []
+    for number, histogram in enumerate(histograms):
+        down, right = divmod(number, 2)
+        parts.append(f'<g transform="translate({right * width} {down * height})">')
+        parts += [*_bars(histogram, width, height), "</g>"]
+    return _svg(min(len(histograms), 2) * width, -(-len(histograms) // 2) * height, parts)
+
+
+def _bars(histogram: Histogram, width: int, height: int) -> list[str]:
     left, right, top, bottom = 10, width - 10, 24, height - 20
-    bar = (right - left) / len(counts)
-    most = max((*counts, 1))
-    parts = [f'<text x="{left}" y="16" font-weight="600">{_text(title, 38)}</text>']
-    for number, count in enumerate(counts):
-        high_of = (bottom - top) * count / most
+    bar = (right - left) / len(histogram.counts)
+    most = max((*histogram.counts, 1))
+    parts = [f'<text x="{left}" y="16" font-weight="600">{_text(histogram.title, 36)}</text>']
+    for number, count in enumerate(histogram.counts):
         if count:
+            high = max((bottom - top) * count / most, 1)
             parts.append(
-                f'<rect x="{left + number * bar + 0.5:.1f}" y="{bottom - max(high_of, 1):.1f}" '
-                f'width="{max(bar - 1, 0.5):.1f}" height="{max(high_of, 1):.1f}" fill="{_BLUE}"/>'
+                f'<rect x="{left + number * bar + 0.5:.1f}" y="{bottom - high:.1f}" '
+                f'width="{max(bar - 1, 0.5):.1f}" height="{high:.1f}" fill="{_BLUE}"/>'
             )
     parts.append(f'<path d="M{left} {bottom}H{right}" stroke="{_GREY}"/>')
-    parts.append(f'<text x="{left}" y="{height - 6}">{_text(low, 20)}</text>')
-    parts.append(f'<text x="{right}" y="{height - 6}" text-anchor="end">{_text(high, 20)}</text>')
-    return _svg(width, height, parts)
+    parts.append(f'<text x="{left}" y="{height - 6}">{_text(histogram.low, 18)}</text>')
+    parts.append(f'<text x="{right}" y="{height - 6}" text-anchor="end">{_text(histogram.high, 18)}</text>')
+    return parts
 
 
 def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
@@ -136,32 +159,41 @@ def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
         users = [column[user] for user, needed in needs.items() if node in needed]
         if not needs[node] and users:
             column[node] = min(users) - 1
-    rows: dict[int, int] = {}
-    places: dict[str, tuple[int, int]] = {}
-    # Beside the nodes they need, which are to the left and have their places already.
-    for node in sorted(needs, key=lambda node: column[node]):
-        row = rows.get(column[node], 0)
-        places[node] = (10 + column[node] * (_NODE + _GAP), 10 + row * _ROW)
-        rows[column[node]] = row + 1
+    columns: list[list[str]] = [[] for _ in range(max(column.values()) + 1)]
+    for node in needs:
+        columns[column[node]].append(node)
+    # Beside what they need, and sources beside their first user, so that few lines cross.
+    order = {node: number for number, node in enumerate(needs)}
+    columns[0].sort(
+        key=lambda node: min((order[u] for u, needed in needs.items() if node in needed), default=-1)
+    )
+    row: dict[str, int] = {}
+    for nodes in columns:
+        nodes.sort(key=lambda node: sum(row.get(n, 0) for n in needs[node]) / max(1, len(needs[node])))
+        row |= {node: number for number, node in enumerate(nodes)}
+    places: dict[str, tuple[float, float, float]] = {}
+    x = 10.0
+    for nodes in columns:
+        wide = max((len(_text(node, 30)) for node in nodes), default=0) * _LETTER + 16
+        places |= {node: (x, 10.0 + row[node] * _ROW, wide) for node in nodes}
+        x += wide + _GAP
     parts = []
     for node, needed in needs.items():
-        x, y = places[node]
+        end, low, _ = places[node]
         for other in needed:
-            u, v = places[other]
-            start, end = (u + _NODE, v + _HIGH / 2), (x, y + _HIGH / 2)
-            middle = start[0] + _GAP / 2
+            left, high, wide = places[other]
+            start, bend = left + wide, _GAP / 2
+            up, down = high + _HIGH / 2, low + _HIGH / 2
             parts.append(
-                f'<path d="M{start[0]} {start[1]}C{middle} {start[1]} {end[0] - _GAP / 2} {end[1]} {end[0]} {end[1]}" '
+                f'<path d="M{start} {up}C{start + bend} {up} {end - bend} {down} {end} {down}" '
                 f'fill="none" stroke="#71717a"/>'
             )
-    for node, (x, y) in places.items():
+    for node, (left, high, wide) in places.items():
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{_NODE}" height="{_HIGH}" rx="4" fill="{_fill(node)}" stroke="#a1a1aa"/>'
-            f'<text x="{x + 8}" y="{y + 16}">{_text(node, 30)}</text>'
+            f'<rect x="{left}" y="{high}" width="{wide}" height="{_HIGH}" rx="4" fill="{_fill(node)}" '
+            f'stroke="#a1a1aa"/><text x="{left + 8}" y="{high + 16}">{_text(node, 30)}</text>'
         )
-    width = max(x for x, _ in places.values()) + _NODE + 10
-    height = max(y for _, y in places.values()) + _HIGH + 10
-    return _svg(width, height, parts)
+    return _svg(x - _GAP + 10, max(high for _, high, _ in places.values()) + _HIGH + 10, parts)
 
 
 def _fill(node: str) -> str:

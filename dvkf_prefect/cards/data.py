@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
-from dvkf_prefect.cards.charts import draw_histogram
+from dvkf_prefect.cards.charts import Histogram, draw_histograms
 from dvkf_prefect.cards.markdown import (
     ROWS,
     Markup,
@@ -108,13 +108,10 @@ def _profile_parts(profile: FrameProfile, limit: int) -> list[str]:
     ]
     table = markdown_table(("column", "type", "missing", "different", "range"), columns, limit=limit)
     parts = [f"### Columns\n\n{table}"]
-    drawn = [
-        Picture(f"Histogram of {c.name}", draw_histogram(c.name, c.counts, c.low, c.high))
-        for c in profile.columns[:limit]
-        if c.counts
-    ]
+    drawn = [Histogram(c.name, c.counts, c.low, c.high) for c in profile.columns if c.counts][:limit]
     if drawn:
-        parts.append(" ".join(show_pictures(drawn, titles=False)))
+        titles = ", ".join(histogram.title for histogram in drawn)
+        parts += show_pictures([Picture(f"Histograms of {titles}", draw_histograms(drawn))], titles=False)
     if profile.sample:
         names = [column.name for column in profile.columns]
         parts.append(f"### First rows\n\n{markdown_table(names, profile.sample, limit=limit)}")

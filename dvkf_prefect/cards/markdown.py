@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from dvkf_prefect.text import printable
+from dvkf_prefect.text import JOINER, markdown, printable
 
 ROWS = 20
 """Default for the maximum number of rows."""
@@ -29,13 +29,7 @@ def escape(value: object) -> Markup:
     """
     if isinstance(value, Markup):
         return value
-    text = printable(" ".join(str(value).split()))
-    if len(text) > _CELL:
-        text = text[: _CELL - 1] + "…"
-    text = re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(text, quote=False))
-    # Markdown turns a bare address into a link.
-    text = text.replace("://", ":&#47;&#47;")
-    return Markup(re.sub(r"\b(www)\.", r"\1&#46;", text, flags=re.IGNORECASE))
+    return Markup(markdown(value, limit=_CELL))
 
 
 def code(value: object) -> Markup:
@@ -49,14 +43,14 @@ def code(value: object) -> Markup:
     return Markup(f"`{text}`" if text else "")
 
 
-def plain(markdown: str) -> str:
+def plain(markup: str) -> str:
     """Return the text of a card's description for a log: without marks of markdown and escapes.
 
     Example:
         >>> plain(f"**{escape('a_b')}** is at {code('4f')}")
         'a_b is at 4f'
     """
-    text = re.sub(r"(?<!\\)(\*\*|`)", "", markdown)
+    text = re.sub(r"(?<!\\)(\*\*|`)", "", markup).replace(JOINER, "")
     return html.unescape(re.sub(r"\\([\\`*_\[\]|~])", r"\1", text))
 
 

@@ -145,8 +145,8 @@ def history_card(
     """
     rows = [
         (
-            f"{event.created:%Y-%m-%d %H:%M:%S %Z}",
-            event.model,
+            f"{event.created:%Y-%m-%d %H:%M}",
+            *((event.model,) if model is None else ()),
             EVENTS[event.action],
             event.version or "",
             event.stage or "",
@@ -156,7 +156,8 @@ def history_card(
         )
         for event in events
     ]
-    columns = ("time", "model", "event", "version", "stage", "by", "commit", "message")
+    several = ("model",) if model is None else ()
+    columns = ("time", *several, "event", "version", "stage", "by", "commit", "message")
     what = f"**{escape(model)}** of **{escape(name)}**" if model else f"Models of **{escape(name)}**"
     description = f"{what}: {count_text(len(events), 'event')}."
     if said:
@@ -255,6 +256,11 @@ def unpublished_card(found: Unpublished, name: str, *, limit: int = ROWS) -> Car
     )
 
 
+def _source(source: str | None, path: str) -> str:
+    """Return where a published file is from. The source of a model of one file is empty."""
+    return "made for the runtime" if source is None else source or path
+
+
 def publication_card(publication: Publication, name: str, *, limit: int = ROWS) -> Card:
     """Show a published version: its address, the runtimes that load it, and its files.
 
@@ -269,7 +275,7 @@ def publication_card(publication: Publication, name: str, *, limit: int = ROWS) 
         for row in publication.loaded
     ]
     files = [
-        (file.path, size_text(file.size), code(file.digest[:12]), file.source or "made for it")
+        (file.path, size_text(file.size), code(file.digest[:12]), _source(file.source, manifest.path))
         for file in manifest.files
     ]
     markdown = "\n\n".join(

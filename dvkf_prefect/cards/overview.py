@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.overview import Overview
     from dvkf_prefect.pipeline.report.plot_files import PlotImage
 
-_METRICS = 3
+_METRICS = 2
 
 
 def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
@@ -76,7 +76,7 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
         table = markdown_table(("output", "version", "files", "size", "workspace"), data, limit=limit)
         parts.append(f"### Data\n\n{table}")
     if overview.models:
-        columns = ("model", "version", "stages", "registered", "metrics", "services")
+        columns = ("model", "version", "stages", "metrics", "services")
         table = markdown_table(columns, map(_model_row, overview.models), limit=limit)
         parts.append(f"### Models and services\n\n{table}")
     return Card(
@@ -101,7 +101,6 @@ def _model_row(lineage: Lineage) -> tuple[object, ...]:
         version.name,
         version.version,
         ", ".join(version.stages),
-        f"{version.created:%Y-%m-%d}",
         ", ".join(metrics),
         services,
     )

@@ -31,6 +31,7 @@ HOSTILE = [
     "\\[x](http://evil/s)\\",
     "[x]: http://evil/t 'y'",
     "</script><!-- {{ x }} ${x}",
+    "me@evil.org WWW.evil.org HTTPS://evil.org ftp://evil.org",
     "\x1b]0;PWN\x07\u202e\u200b",
 ]
 # Words that the code itself chooses.
@@ -106,8 +107,9 @@ def _check(text: str) -> None:
     assert "<" not in shown
     assert not re.search(r"(?<!\\)\]\(", shown), shown
     assert not re.search(r"(?<!\\)\[(?!metadata|ready|http://127)", shown), shown
-    assert not re.search(r"://(?!127\.0\.0\.1)", shown), shown
-    assert not re.search(r"www\.", shown), shown
+    assert not re.search(r"(?i)(https?|ftp)://(?!127\.0\.0\.1)", shown), shown
+    assert not re.search(r"\w@\w", shown), shown
+    assert not re.search(r"(?i)www\.", shown), shown
     assert not re.search(r"^# ", shown, re.MULTILINE), shown
     assert not set(text) & set("\x1b\x07\u202e\u200b")
     for table in shown.split("\n\n"):
@@ -117,7 +119,7 @@ def _check(text: str) -> None:
 
 def _check_svg(text: str) -> None:
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
-    assert tags <= {"svg", "rect", "path", "text", "circle"}
+    assert tags <= {"svg", "g", "rect", "path", "text", "circle"}
     assert not re.search(r"href|url\(|\son\w+=", re.sub(r">[^<]*<", "><", text))
 
 

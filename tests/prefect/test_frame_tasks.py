@@ -37,7 +37,7 @@ def test_a_table_is_written_tracked_and_shown(repo: Repo, artifacts: Callable[[s
         "| table | 3 rows, 1 column |" in cards[-1].data
         and "| id | int64 | 0 | 3 | 0 to 2 |" in cards[-1].data
     )
-    assert "![Histogram of id](data:image/svg+xml" in cards[-1].data and "First rows" not in cards[-1].data
+    assert "![Histograms of id](data:image/svg+xml" in cards[-1].data and "First rows" not in cards[-1].data
     compared = flow(lambda: compare_table(block, "tables/users.csv", commit, key="id"), name="compare")()
     assert compared.rows_added == 1
     (card,) = artifacts(artifact_key("table", "digits", "tables/users.csv"))

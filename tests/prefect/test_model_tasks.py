@@ -153,7 +153,7 @@ def test_the_other_verbs_of_the_registry(project: Repo, artifacts: Artifacts) ->
     assert [each.action for each in events] == actions
     assert all(each.trailers["Prefect-Flow-Run"] == run for each in events)
     rows = artifacts("events-verbs--signs")[-1].data.splitlines()[2:]
-    assert [row.split(" | ")[2] for row in rows] == [each.as_dict()["event"] for each in events]
+    assert [row.split(" | ")[1] for row in rows] == [each.as_dict()["event"] for each in events]
     assert "Withdrew v0.0.1" in artifacts("model-verbs--signs")[-1].description
 
 

@@ -12,7 +12,7 @@ import pytest
 from repos import make_repo
 
 from dvkf_prefect import cards
-from dvkf_prefect.cards.charts import draw_graph, draw_histogram, draw_line
+from dvkf_prefect.cards.charts import Histogram, draw_graph, draw_histograms, draw_line
 from dvkf_prefect.cards.metrics import draw_values
 from dvkf_prefect.cards.pictures import PICTURE, PICTURES, Picture, show_pictures
 from dvkf_prefect.data.git.command import Git
@@ -52,7 +52,7 @@ def test_the_largest_numbers_have_a_place_too() -> None:
 
 
 def test_bars_are_as_high_as_their_counts() -> None:
-    svg = draw_histogram("x", (2, 0, 4), "0", "9").decode()
+    svg = draw_histograms([Histogram("x", (2, 0, 4), "0", "9")]).decode()
     heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill="#2563eb"', svg)]
     assert len(heights) == 2 and heights[1] == 2 * heights[0]
 
@@ -68,8 +68,8 @@ def test_a_node_stands_to_the_right_of_what_it_needs() -> None:
     }
     svg = draw_graph(needs)
     assert svg is not None
-    found = dict(zip(texts(svg), re.findall(r'<rect x="(\d+)"', svg.decode()), strict=True))
-    assert all(int(found[node]) > int(found[other]) for node, needed in needs.items() for other in needed)
+    found = dict(zip(texts(svg), re.findall(r'<rect x="([\d.]+)"', svg.decode()), strict=True))
+    assert all(float(found[node]) > float(found[other]) for node, needed in needs.items() for other in needed)
     assert found["late"] == found["model"]
 
 

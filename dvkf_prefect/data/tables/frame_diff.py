@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dvkf_prefect.data.tables.frames import Table
 from dvkf_prefect.errors import OutputError
+from dvkf_prefect.text import markdown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,10 +168,10 @@ class FrameDiff:
             limit: Largest number of columns to show.
         """
         sides = f"`{_code(self.a)}` to `{_code(self.b)}`"
-        parts = [f"## {_escape(self.path)}, {sides}"]
+        parts = [f"## {markdown(self.path)}, {sides}"]
         if not self:
             return f"{parts[0]}\n\nNothing differs: {self.rows_a:,} rows."
-        by = f"by {', '.join(_escape(name) for name in self.key)}" if self.key else "by their content"
+        by = f"by {', '.join(markdown(name) for name in self.key)}" if self.key else "by their content"
         changed = "" if self.rows_changed is None else f"{self.rows_changed:,}"
         counts = (
             f"{self.rows_a:,}",
@@ -184,7 +184,7 @@ class FrameDiff:
         parts.append(f"Rows are compared {by}.\n\n{summary}")
         for what, names in (("added", self.columns_added), ("removed", self.columns_removed)):
             if names:
-                shown = ", ".join(_escape(name) for name in names[:limit])
+                shown = ", ".join(markdown(name) for name in names[:limit])
                 more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
                 parts.append(f"Columns {what}: {shown}{more}")
         rows = [
@@ -485,16 +485,8 @@ def _code(text: str) -> str:
     return " ".join(text.split()).replace("`", "'")[:200]
 
 
-def _escape(text: str) -> str:
-    """Return text for a cell of a markdown table: one line, no markup, bounded."""
-    import html
-
-    line = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(line[:200], quote=False))
-
-
 def _table(heads: Sequence[str], rows: Sequence[Iterable[str]], limit: int) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in rows[:limit]]
+    lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in rows[:limit]]
     more = f"\n\nand {len(rows) - limit:,} more" if len(rows) > limit else ""
     return "\n".join(lines) + more
