@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from dvkf_prefect.data.views.filesystem import DvkfFileSystem as DvkfFileSystem
     from dvkf_prefect.errors import DvkfError as DvkfError
     from dvkf_prefect.formats.outputs import DataVersion as DataVersion
+    from dvkf_prefect.models.gates import Finding as Finding
+    from dvkf_prefect.models.gates import MetricGate as MetricGate
+    from dvkf_prefect.models.gates import PrometheusGate as PrometheusGate
+    from dvkf_prefect.models.gates import SmokeGate as SmokeGate
     from dvkf_prefect.models.registry import ModelRegistry as ModelRegistry
     from dvkf_prefect.models.version import ModelVersion as ModelVersion
     from dvkf_prefect.pipeline.report.metrics import MetricChange as MetricChange
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import deregister_model as deregister_model
     from dvkf_prefect.tasks import diff_data as diff_data
     from dvkf_prefect.tasks import end_pipeline_runs as end_pipeline_runs
+    from dvkf_prefect.tasks import judge_canary as judge_canary
     from dvkf_prefect.tasks import list_model_events as list_model_events
     from dvkf_prefect.tasks import mirror_models as mirror_models
     from dvkf_prefect.tasks import promote_canary as promote_canary
@@ -144,6 +149,12 @@ _EXPORTS = {
     "data.views.filesystem": ("DvkfFileSystem",),
     "errors": ("DvkfError",),
     "formats.outputs": ("DataVersion",),
+    "models.gates": (
+        "Finding",
+        "MetricGate",
+        "PrometheusGate",
+        "SmokeGate",
+    ),
     "models.registry": ("ModelRegistry",),
     "models.version": ("ModelVersion",),
     "pipeline.report.metrics": ("MetricChange",),
@@ -174,6 +185,7 @@ _EXPORTS = {
         "deregister_model",
         "diff_data",
         "end_pipeline_runs",
+        "judge_canary",
         "list_model_events",
         "mirror_models",
         "promote_canary",

@@ -39,7 +39,8 @@ class derives from it too, so ``except FileNotFoundError`` works as expected::
     │   └── PromotionError       a gate or an approval refused it, or it does not serve
     ├── RegistryError            a Kubeflow Model Registry refused or did not answer
     └── ServingError             a model server did not start, answer or stop
-        └── PredictionError      it rejected the request                   (ValueError)
+        ├── PredictionError      it rejected the request                   (ValueError)
+        └── GateError            a gate refused a version, which gets no traffic
 """
 
 from __future__ import annotations
@@ -283,3 +284,16 @@ class ServingError(DvkfError):
 
 class PredictionError(ServingError, ValueError):
     """A model server rejected the request."""
+
+
+class GateError(ServingError):
+    """A gate refused a version, which gets no traffic.
+
+    Args:
+        message: Message with the findings that refuse it.
+        findings: All findings as plain values: ``gate``, ``passed``, ``detail``, ``required`` and ``blocks``.
+    """
+
+    def __init__(self, message: str, findings: Sequence[Mapping[str, object]] = ()) -> None:
+        self.findings = tuple(findings)
+        super().__init__(message)

@@ -15,6 +15,7 @@ from dvkf_prefect.kube.objects import KubeObjects
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.promotion.places import ServingState
+from dvkf_prefect.serving.gating import Check
 from dvkf_prefect.serving.kserve.canaries import Canary
 from dvkf_prefect.serving.kserve.deployment import KServeDeployment
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
@@ -248,13 +249,16 @@ class KServeModelServer(Block):
         # In mode Knative the service's own version is that of the canary.
         return ServingState(canary.stable, canary.version, canary.percent, found.url)
 
-    def start_canary(self, registry: ModelRegistry, version: ModelVersion, percent: int) -> Canary:
+    def start_canary(
+        self, registry: ModelRegistry, version: ModelVersion, percent: int, *, check: Check | None = None
+    ) -> Canary:
         """Give a registered version a part of the traffic of its model.
 
         Args:
             registry: Registry of the version.
             version: The version; it must be published.
             percent: Part of the traffic, 0 to 99; 0 starts it without traffic.
+            check: Called once the canary serves, such as `dvkf_prefect.serving.gating.GateCheck`; an error ends it.
 
         Raises:
             ModelError: The version is not published.
@@ -264,7 +268,29 @@ class KServeModelServer(Block):
         Example:
             ``server.start_canary(registry, registry.show("digits"), 10)``
         """
-        return self.deployment().start_canary(registry, version, percent)
+        return self.deployment().start_canary(registry, version, percent, check=check)
+
+    def candidate(self, model: str, version: str) -> ServiceEndpoint | None:
+        """Return an endpoint that one version alone answers; None if it is not served, or shares its address.
+
+        The address is empty if this process cannot reach it, as that of a canary in mode Standard from outside.
+
+        Args:
+            model: Name of the model.
+            version: The version that is served, or its canary.
+
+        Raises:
+            ServingError: The API server refused or does not answer.
+
+        Example:
+            ``server.candidate("digits", "v1.2.0").predict([[0.0] * 64])``
+        """
+        deployment = self.deployment()
+        canary = deployment.canaries.get(model)
+        if canary is not None:
+            return deployment.canaries.endpoint(model) if canary.version == version else None
+        found = deployment.services.get(model)
+        return found if found and found.version == version else None
 
     def promote_canary(self, model: str) -> ServiceEndpoint:
         """Give the canary of a model all traffic.

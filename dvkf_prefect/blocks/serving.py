@@ -15,6 +15,7 @@ from dvkf_prefect.errors import ModelError, ServingError
 from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.scratch import scratch_folder
 from dvkf_prefect.serving.endpoint import Endpoint
+from dvkf_prefect.serving.gating import Check
 from dvkf_prefect.serving.lanes import Batching
 from dvkf_prefect.serving.local import LocalServing
 from dvkf_prefect.settings import DvkfSettings
@@ -207,6 +208,7 @@ class ModelServer(Block):
         percent: int,
         *,
         model_format: str | None = None,
+        check: Check | None = None,
     ) -> Endpoint:
         """Serve a registered version beside the one that is served now, for a part of the requests.
 
@@ -218,6 +220,7 @@ class ModelServer(Block):
             version: The version.
             percent: Percentage of the requests, 0 to 99; with 0, only paths with the version reach it.
             model_format: Format of the model; by the names of its files if None.
+            check: Called once the canary is loaded, such as `dvkf_prefect.serving.gating.GateCheck`; an error ends it.
 
         Raises:
             ModelError: DVC recorded no content for the version.
@@ -228,7 +231,7 @@ class ModelServer(Block):
             ``server.start_canary(registry, registry.show("digits"), 10)``
         """
         with self._files(registry, version) as (files, digest):
-            return self.serving().start_canary(
+            endpoint = self.serving().start_canary(
                 version.name,
                 version.version,
                 files,
@@ -237,6 +240,26 @@ class ModelServer(Block):
                 model_format=model_format,
                 timeout=self.timeout,
             )
+        if check is not None:
+            try:
+                check(endpoint.of_version(version.version), endpoint.version)
+            except BaseException:
+                self.abort_canary(version.name)
+                raise
+        return endpoint
+
+    def candidate(self, model: str, version: str) -> Endpoint | None:
+        """Return an endpoint that one loaded version alone answers; None if it is not loaded.
+
+        Args:
+            model: The model's name.
+            version: The version that is served, or its canary.
+
+        Example:
+            ``ModelServer().candidate("digits", "v1.2.0").predict([[0.0] * 64])``
+        """
+        found = self.serving().get(model)
+        return found.of_version(version) if found and version in (found.version, found.canary) else None
 
     def promote_canary(self, model: str) -> Endpoint:
         """Give the canary of a model all requests.

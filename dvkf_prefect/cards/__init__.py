@@ -27,7 +27,7 @@ from dvkf_prefect.cards.models import (
     unpublished_card,
 )
 from dvkf_prefect.cards.overview import overview_card, plots_card
-from dvkf_prefect.cards.serving import endpoint_card, predictions_card
+from dvkf_prefect.cards.serving import endpoint_card, gates_card, predictions_card
 from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
 from dvkf_prefect.cards.upkeep import garbage_card, verification_card
 
@@ -43,6 +43,7 @@ __all__ = [
     "endpoint_card",
     "escape",
     "garbage_card",
+    "gates_card",
     "history_card",
     "lineage_card",
     "link",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
-from dvkf_prefect.cards.markdown import ROWS, address, block, count_text, escape, link, markdown_table
+from dvkf_prefect.cards.markdown import ROWS, address, block, code, count_text, escape, link, markdown_table
 
 if TYPE_CHECKING:
     from dvkf_prefect.models.version import ModelVersion
@@ -50,6 +50,29 @@ def endpoint_card(endpoint: Endpoint, name: str, version: ModelVersion | None = 
         f"answers at {address(endpoint.url)}"
     )
     return Card(artifact_key("endpoint", name, endpoint.model), description, markdown=body)
+
+
+def gates_card(
+    model: str, version: str, name: str, findings: Sequence[Mapping[str, object]], *, limit: int = ROWS
+) -> Card:
+    """Show what the gates found about a version.
+
+    Args:
+        model: Name of the model.
+        version: The version.
+        name: Short name of the repository.
+        findings: Findings as plain values, see `Finding.as_dict`.
+        limit: Maximum number of gates.
+    """
+    words = {True: "passed", False: "failed", None: "not judged"}
+    rows = [(code(each["gate"]), words[each["passed"]], each["detail"]) for each in findings]  # type: ignore[index]
+    refused = sum(bool(each["blocks"]) for each in findings)
+    verdict = f"{count_text(refused, 'gate')} refused it" if refused else "no gate refused it"
+    return Card(
+        artifact_key("gates", name, model),
+        f"**{escape(model)}** {escape(version)} of **{escape(name)}**: {verdict}.",
+        markdown=markdown_table(("gate", "judgement", "detail"), rows, limit=limit),
+    )
 
 
 def predictions_card(

@@ -82,7 +82,10 @@ def model_arguments(parser: Parser) -> None:
         mirror=(model_mirror, "Mirror models in a Kubeflow Model Registry."),
         push=(model_push, "Push tags of models, and the facts noted on them, to git's origin."),
         fetch=(model_fetch, "Fetch tags of models, and the facts noted on them, from git's origin."),
-        **{"check-ref": (model_check_ref, "Show the event that a git tag records.")},
+        **{
+            "check-ref": (model_check_ref, "Show the event that a git tag records."),
+            "record-smoke": (model_record_smoke, "Record answers of the present model, for its gates."),
+        },
     )
     register = commands["register"]
     register.add_argument("name", help="artifact in dvc.yaml")
@@ -135,6 +138,16 @@ def model_arguments(parser: Parser) -> None:
     mirror.add_argument(
         "--two-ways", action="store_true", help="copy stages and archived versions of the registry to git"
     )
+    record = commands["record-smoke"]
+    record.add_argument("name", help="artifact in dvc.yaml")
+    record.add_argument(
+        "--requests",
+        metavar="<file>",
+        help='JSON: a list of {"instances": [row]} or {"inputs": [tensor]} (default: the recorded requests)',
+    )
+    record.add_argument("--rtol", type=float, metavar="<n>", help="relative tolerance of numbers")
+    record.add_argument("--atol", type=float, metavar="<n>", help="absolute tolerance of numbers")
+    record.add_argument("--format", metavar="<name>", help="format (default: by the names of the files)")
     serving_arguments(commands)
     published_arguments(commands)
     promotion_arguments(commands)
@@ -281,6 +294,28 @@ def model_check_ref(args: argparse.Namespace) -> int:
     if args.json:
         return _print_json(event.as_dict())
     say(event)
+    return 0
+
+
+def model_record_smoke(args: argparse.Namespace) -> int:
+    """Run ``dvkf model record-smoke``."""
+    from dvkf_prefect.errors import ParseError
+    from dvkf_prefect.serving.recording import record_smoke
+
+    requests = None
+    if args.requests:
+        try:
+            with open(args.requests, encoding="utf-8") as file:
+                requests = json.load(file)
+        except ValueError as error:
+            raise ParseError(args.requests, f"JSON is expected ({error})") from error
+        if not isinstance(requests, list):
+            raise ParseError(args.requests, "a list of requests is expected")
+    smoke = record_smoke(
+        _registry(), args.name, requests, rtol=args.rtol, atol=args.atol, model_format=args.format
+    )
+    count = len(smoke.cases)
+    say(f"{smoke.path} has {count} {'request' if count == 1 else 'requests'}. Commit it with the model.")
     return 0
 
 

@@ -11,7 +11,13 @@ from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, posit
 from dvkf_prefect.cli._output import say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dvkf_prefect.blocks import KServeModelServer, ModelServer
+    from dvkf_prefect.models.gates import Finding
+    from dvkf_prefect.models.registry import ModelRegistry
+    from dvkf_prefect.models.version import ModelVersion
+    from dvkf_prefect.serving.gating import GateCheck
 
 # Options of a service that are fields of the block of the same name.
 SERVICE_FIELDS = (
@@ -56,6 +62,15 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
     act.add_argument(
         "--abort", action="store_true", help="end the canary; the version before it has all traffic"
     )
+    for parser in (deploy, canary):
+        parser.add_argument(
+            "--gate",
+            action="append",
+            default=[],
+            metavar="<gate>",
+            help="end the canary unless it passes, such as metric:accuracy>=champion-0.01, smoke, or "
+            "prometheus:errors<1%%,p99<200ms; may be repeated",
+        )
     for parser in (deploy, canary, commands["services"]):
         parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -102,20 +117,23 @@ def service_options(parser: Parser) -> None:
 
 def model_deploy(args: argparse.Namespace) -> int:
     """Run ``dvkf model deploy``."""
-    from dataclasses import asdict
-
     from dvkf_prefect.errors import ConfigError, DvkfError
     from dvkf_prefect.models.registry import ModelRegistry
 
     registry = ModelRegistry(open_repo(args))
     version = registry.show(*model_and_version(args.model))
+    if args.gate and args.canary is None:
+        raise ConfigError("--gate judges a canary. Add --canary and its part of the traffic.")
+    check = _check(registry, version, args.gate)
     if args.place == "local":
         if args.uri:
             raise ConfigError("--uri is for a cluster. Add --to kserve.")
         here = local_server(args.timeout, args.server, args.workers, args.grpc_port)
         endpoint: Any
         if args.canary is not None:
-            endpoint = here.start_canary(registry, version, args.canary, model_format=args.format)
+            endpoint = here.start_canary(
+                registry, version, args.canary, model_format=args.format, check=check
+            )
         else:
             endpoint = here.deploy(registry, version, model_format=args.format)
         where = here.where
@@ -126,11 +144,10 @@ def model_deploy(args: argparse.Namespace) -> int:
             )
         server = kserve_server(args)
         if args.canary is not None:
-            canary = server.deployment().start_canary(registry, version, args.canary, uri=args.uri)
-            if args.json:
-                print(json.dumps(asdict(canary)))
-            else:
-                say(canary)
+            canary = server.deployment().start_canary(
+                registry, version, args.canary, uri=args.uri, check=check
+            )
+            _print(canary, check.findings, args.json)
             return 0
         endpoint, where = server.deployment().deploy(registry, version, uri=args.uri), server.where
     try:
@@ -140,11 +157,27 @@ def model_deploy(args: argparse.Namespace) -> int:
             f"WARNING: the service was not noted for the lineage of {version.version}: {error}",
             file=sys.stderr,
         )
-    if args.json:
-        print(json.dumps(asdict(endpoint)))
-    else:
-        say(endpoint)
+    _print(endpoint, check.findings, args.json)
     return 0
+
+
+def _check(registry: ModelRegistry, version: ModelVersion, gates: Sequence[str]) -> GateCheck:
+    from dvkf_prefect.models.gates import parse_gate
+    from dvkf_prefect.serving.gating import GateCheck
+
+    return GateCheck(registry, version, [parse_gate(gate) for gate in gates])
+
+
+def _print(found: Any, findings: Sequence[Finding], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        judged = {"findings": [finding.as_dict() for finding in findings]} if findings else {}
+        print(json.dumps({**asdict(found), **judged} if found else None))
+        return
+    for finding in findings:
+        say(finding)
+    say(found)
 
 
 def model_undeploy(args: argparse.Namespace) -> int:
@@ -157,11 +190,19 @@ def model_undeploy(args: argparse.Namespace) -> int:
 
 def model_canary(args: argparse.Namespace) -> int:
     """Run ``dvkf model canary``."""
-    from dataclasses import asdict
-
+    findings: tuple[Finding, ...] = ()
     # A namespace is a cluster's; without it, the model is served on this machine.
     server = kserve_server(args) if args.namespace else local_server(None)
     found: Any
+    if args.gate:
+        from dvkf_prefect.models.registry import ModelRegistry
+        from dvkf_prefect.serving.gating import judge_canary
+
+        if args.abort:
+            from dvkf_prefect.errors import ConfigError
+
+            raise ConfigError("--gate and --abort exclude each other. Give one of them.")
+        findings = judge_canary(server, ModelRegistry(open_repo(args)), args.model, args.gate)
     if args.promote or args.abort:
         found = (server.promote_canary if args.promote else server.abort_canary)(args.model)
     elif args.namespace:
@@ -169,10 +210,10 @@ def model_canary(args: argparse.Namespace) -> int:
     else:
         endpoint = local_server(None).endpoint(args.model)
         found = endpoint if endpoint.canary else None
-    if args.json:
-        print(json.dumps(asdict(found) if found else None))
+    if found or args.json:
+        _print(found, findings, args.json)
     else:
-        say(found or f"{args.model} has no canary")
+        say(f"{args.model} has no canary")
     return 0
 
 

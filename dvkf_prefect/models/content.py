@@ -81,16 +81,29 @@ class ModelContents:
             self._known[name, rev] = self._look_up(name, rev)
         return self._known[name, rev]
 
-    def _look_up(self, name: str, rev: str) -> ModelContent:
+    def present(self, name: str) -> ModelContent:
+        """Return the content of a model in the workspace, as DVC recorded it; ``rev`` is empty.
+
+        Args:
+            name: Name of the model.
+
+        Raises:
+            ModelNotFoundError: The workspace does not declare the model.
+            ModelError: The model's path is not an output, or has no recorded digest.
+            ParseError: A file does not follow its format.
+        """
+        return self._look_up(name, None)
+
+    def _look_up(self, name: str, rev: str | None) -> ModelContent:
         files = self._repo.files(rev)
         file, declared = self._declared(files, name, rev)
         path = declared.path
         for source in _sources(files, path, file):
             for output in tracked.read_outputs(files, source):
                 if is_within(path, output.path):
-                    return self._inside(output, path, rev)
+                    return self._inside(output, path, rev or "")
         raise ModelError(
-            f"'{path}', the path of model '{name}', is not an output at commit {rev[:7]}. Run `dvkf add`, or make it "
+            f"'{path}', the path of model '{name}', is not an output {_at(rev)}. Run `dvkf add`, or make it "
             "an output of a stage, and commit."
         )
 
@@ -122,9 +135,8 @@ class ModelContents:
         file = posixpath.relpath(posixpath.join(folder or ".", PIPELINE_FILE), prefix)
         artifacts = read_artifacts(files, file)
         if plain not in artifacts:
-            where = f"at commit {rev[:7]}" if rev else "in the workspace"
             raise ModelNotFoundError(
-                f"{file} {where} declares no model '{plain}' under `artifacts` "
+                f"{file} {_at(rev)} declares no model '{plain}' under `artifacts` "
                 f"(declared: {', '.join(sorted(artifacts)) or 'none'}). Declare it and commit the file."
             )
         return file, artifacts[plain]
@@ -151,14 +163,14 @@ class ModelContents:
             folder = posixpath.dirname(output.source)
             lock = posixpath.join(folder, "dvc.lock") if output.stage else output.source
             raise ModelError(
-                f"'{output.path}' has no digest in {lock} at commit {rev[:7]}. Run `dvkf repro` or `dvkf add`, and "
+                f"'{output.path}' has no digest in {lock} {_at(rev)}. Run `dvkf repro` or `dvkf add`, and "
                 "commit."
             )
         if path == output.path:
             return ModelContent(path, output.content, output, rev)
         part = self._part(output, path)
         if not part:
-            raise ModelError(f"the output '{output.path}' has no '{path}' at commit {rev[:7]}")
+            raise ModelError(f"the output '{output.path}' has no '{path}' {_at(rev)}")
         if part.relpaths == [""]:
             content = Content(part.digests[0], hash_name=output.hash_name)
         else:
@@ -220,6 +232,10 @@ class ModelContents:
         except TransferError as error:
             raise ModelDigestError(f"no intact copy of '{model.path}' ({content.digest}): {error}") from error
         cache.export(content.digest, dest, hash_name=content.hash_name)
+
+
+def _at(rev: str | None) -> str:
+    return f"at commit {rev[:7]}" if rev else "in the workspace"
 
 
 def _digest_at(path: Path) -> str:

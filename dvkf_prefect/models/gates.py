@@ -232,6 +232,11 @@ class SmokeGate:
                 return self._finding(
                     None, f"{version.name} {version.version} is not served. Start a canary of it."
                 )
+            if not candidate.endpoint.url:
+                return self._finding(
+                    None,
+                    f"no address here reaches {version.name} {version.version} alone. Judge it in a pod.",
+                )
             for number, case in enumerate(smoke.cases):
                 if said := case.difference(candidate.endpoint, timeout=self.timeout):
                     return self._finding(False, f"case {number} of {smoke.path}: {said}")

@@ -36,6 +36,10 @@ _KINDS = (("instances", "predictions"), ("inputs", "outputs"))
 class Answering(Protocol):
     """An endpoint that predicts, see `dvkf_prefect.serving.endpoint.Endpoint`."""
 
+    @property
+    def url(self) -> str:
+        """Its address; empty if this process cannot reach it."""
+
     def predict(self, instances: Sequence[object], *, timeout: float = ...) -> list[Any]:
         """Predict rows."""
 

@@ -37,6 +37,7 @@ from dvkf_prefect.serving.answering import (
     failure_of,
     json_answer,
 )
+from dvkf_prefect.serving.endpoint import VERSION_HEADER
 from dvkf_prefect.serving.intake import (
     BINARY_HEADER,
     MAX_REQUEST_BYTES,
@@ -51,7 +52,7 @@ from dvkf_prefect.serving.metrics import CONTENT_TYPE
 from dvkf_prefect.serving.served import Protocol
 from dvkf_prefect.serving.service import Service
 from dvkf_prefect.serving.tensors import BINARY_EXTENSION
-from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER, Models
+from dvkf_prefect.serving.traffic import STICKY_HEADER, Models
 
 _INDEX_BYTES = 4096
 
@@ -83,8 +84,8 @@ class _Handlers:
         return bytes.fromhex(found[len(self.mark) :]).decode(errors="surrogatepass")
 
     async def answer(self, request: HttpRequest, protocol: Protocol) -> Response:
-        name, version = self.name(request), request.path_params.get("version")
-        key, limit = request.headers.get(STICKY_HEADER), self.service.limit
+        version = request.path_params.get("version") or request.headers.get(VERSION_HEADER)
+        name, key, limit = self.name(request), request.headers.get(STICKY_HEADER), self.service.limit
         self.models.lane(name, version)
         encoding = check_headers(request.headers, limit)
         with self.service.budget.share() as share:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dvkf_prefect.errors import PredictionError, ServingError
+from dvkf_prefect.models.observed import Observed, Series, read_exposition
+
+VERSION_HEADER = "x-model-version"
 
 if TYPE_CHECKING:
     import httpx
@@ -125,6 +128,38 @@ class Endpoint:
             document["outputs"] = [{"name": name} for name in outputs]
         return self._call("POST", f"{self._v2}/infer", document, timeout)
 
+    def series(self) -> Sequence[Series]:
+        """Return the metrics of this version in a Prometheus that reads those of the server."""
+        labels = ",".join(f"{key}={json.dumps(value)}" for key, value in self._labels.items())
+        return [Series("dvkf_requests_total", labels, 'status=~"5.."', "dvkf_request_seconds")]
+
+    def observe(self, quantiles: Sequence[float]) -> Observed | None:
+        """Return the requests of this version since it was loaded, by the server's own metrics.
+
+        Args:
+            quantiles: Quantiles of the seconds of a request, 0 to 1.
+
+        Raises:
+            ServingError: The server does not answer.
+        """
+        answer = self._ask("GET", "/metrics", None, {}, 5.0)
+        return read_exposition(answer.text, "dvkf", self._labels, quantiles)
+
+    def of_version(self, version: str) -> Endpoint:
+        """Return the endpoint of a loaded version, which alone answers, whatever the split of the requests.
+
+        Args:
+            version: The version: the one that is served, or its canary.
+        """
+        digest = self.canary_digest if version == self.canary else self.digest
+        return _VersionEndpoint(
+            self.url, self.model, version, digest, self.pid, self.log, self.detached, server=self.server
+        )
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return {"model": self.model, "version": self.version}
+
     @property
     def _v1(self) -> str:
         return f"/v1/models/{quote(self.model, safe='')}"
@@ -151,17 +186,22 @@ class Endpoint:
             headers = {"accept-encoding": "identity", **headers}
             return client.request(method, self.url + path, content=content, headers=headers)
 
-    def _call(self, method: str, path: str, document: object, timeout: float) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str], timeout: float
+    ) -> httpx.Response:
         import httpx
 
-        content = None if document is None else _json(document)
-        headers = {} if content is None else {"content-type": "application/json"}
         try:
-            response = self._send(method, path, content, headers, timeout)
+            return self._send(method, path, content, headers, timeout)
         except httpx.TimeoutException as error:
             raise ServingError(f"{self} gave no answer in {timeout:.0f} s. {self._hint}") from error
         except httpx.HTTPError as error:
             raise ServingError(f"{self} does not answer ({error}). {self._hint}") from error
+
+    def _call(self, method: str, path: str, document: object, timeout: float) -> dict[str, Any]:
+        content = None if document is None else _json(document)
+        headers = {} if content is None else {"content-type": "application/json"}
+        response = self._ask(method, path, content, headers, timeout)
         try:
             answer = response.json()
         except ValueError as error:
@@ -174,6 +214,16 @@ class Endpoint:
                 raise PredictionError(f"{self.model} {self.version} refused the request: {said}")
             raise ServingError(f"{self} failed ({response.status_code}): {said}. {self._hint}")
         return answer
+
+
+@dataclass(frozen=True)
+class _VersionEndpoint(Endpoint):
+    """A model server that is asked for one version."""
+
+    def _send(
+        self, method: str, path: str, content: bytes | None, headers: dict[str, str], timeout: float
+    ) -> httpx.Response:
+        return super()._send(method, path, content, {**headers, VERSION_HEADER: self.version}, timeout)
 
 
 def _rows(instances: Any) -> list[Any]:

@@ -16,12 +16,13 @@ from grpc import aio
 from dvkf_prefect.errors import PredictionError
 from dvkf_prefect.processes.identity import LOCALHOST
 from dvkf_prefect.serving.answering import Answer, Request
+from dvkf_prefect.serving.endpoint import VERSION_HEADER
 from dvkf_prefect.serving.intake import BINARY_HEADER, MAX_REQUESTS, HttpError
 from dvkf_prefect.serving.predictions import DATATYPES
 from dvkf_prefect.serving.rpc_messages import METHODS, SERVICE, message
 from dvkf_prefect.serving.service import Service
 from dvkf_prefect.serving.tensors import pack_texts, unpack_texts
-from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER
+from dvkf_prefect.serving.traffic import STICKY_HEADER
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

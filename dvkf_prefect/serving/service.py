@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from dvkf_prefect.serving.answering import Answer, Request
+from dvkf_prefect.serving.endpoint import VERSION_HEADER
 from dvkf_prefect.serving.intake import (
     BINARY_HEADER,
     Budget,
@@ -17,7 +18,7 @@ from dvkf_prefect.serving.intake import (
     check_headers,
 )
 from dvkf_prefect.serving.metrics import Metrics
-from dvkf_prefect.serving.traffic import STICKY_HEADER, VERSION_HEADER, Models
+from dvkf_prefect.serving.traffic import STICKY_HEADER, Models
 
 
 class Service:
@@ -103,7 +104,7 @@ class Service:
             return None
         name, version, protocol = found
         try:
-            lane = self.models.lane(name, version, headers.get(STICKY_HEADER))
+            lane = self.models.lane(name, version or headers.get(VERSION_HEADER), headers.get(STICKY_HEADER))
             if not lane.is_quick:
                 return None
             encoding = check_headers(headers, self.limit)

@@ -2,7 +2,8 @@
 
 A split gives each version a percentage. A request with the header ``X-Sticky-Key`` goes by a hash of model and key,
 so equal keys go to one version. The newest version has the lowest hashes: raising its percentage moves keys to it and
-none away from it. A request without the header goes by a random number. A V2 path with a version ignores the split.
+none away from it. A request without the header goes by a random number.
+A V2 path with a version ignores the split, and so does a request that names one in the header ``X-Model-Version``.
 
 Every method runs on the server's event loop. So a request sees the split before a change or after it, never between.
 """
@@ -21,7 +22,6 @@ from dvkf_prefect.serving.lanes import Lane
 from dvkf_prefect.serving.served import Protocol
 
 STICKY_HEADER = "x-sticky-key"
-VERSION_HEADER = "x-model-version"
 _STEPS = 10_000
 _PATHS = 1000
 _REST = re.compile(r"(:predict|:explain|(/versions/[^/]+)?(/ready|/infer)?)")

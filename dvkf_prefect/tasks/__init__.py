@@ -44,7 +44,13 @@ from dvkf_prefect.tasks.models import (
 from dvkf_prefect.tasks.overview import show_overview, show_plots
 from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
 from dvkf_prefect.tasks.publishing import collect_models, publish_model, unpublish_model
-from dvkf_prefect.tasks.serving import abort_canary, promote_canary, start_canary, undeploy_model
+from dvkf_prefect.tasks.serving import (
+    abort_canary,
+    judge_canary,
+    promote_canary,
+    start_canary,
+    undeploy_model,
+)
 from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
 from dvkf_prefect.tasks.upkeep import collect_data, verify_data
@@ -69,6 +75,7 @@ __all__ = [
     "deregister_model",
     "diff_data",
     "end_pipeline_runs",
+    "judge_canary",
     "list_model_events",
     "mirror_models",
     "promote_canary",

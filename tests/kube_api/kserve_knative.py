@@ -123,9 +123,13 @@ def _traffic(controller: KServeController, known: _Known, service: dict) -> list
             known.previous, known.rolled_out = known.rolled_out, ready
         return [{"latestRevision": True, "revisionName": ready, "percent": 100}]
     namespace = service["metadata"]["namespace"]
-    host = f"http://prev-{service['metadata']['name']}-predictor.{namespace}.example.com"
+    name = f"{service['metadata']['name']}-predictor.{namespace}.example.com"
+    host = f"http://prev-{name}"
+    # C2: of the component, whose annotations are those of the service and of its predictor (predictor.go:498-519).
+    tagged = latest.template["annotations"].get("serving.kserve.io/enable-tag-routing") == "true"
+    tag = {"tag": "latest", "url": f"http://latest-{name}"} if tagged else {}
     return [
-        {"latestRevision": True, "revisionName": ready, "percent": percent},
+        {"latestRevision": True, "revisionName": ready, "percent": percent, **tag},
         {"latestRevision": False, "revisionName": known.rolled_out, "percent": 100 - percent, "tag": "prev",
          "url": host},
     ]  # fmt: skip

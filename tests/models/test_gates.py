@@ -48,6 +48,7 @@ class Fake:
     outputs: list[dict[str, Any]] = field(default_factory=list)
     observed: Observed | None = None
     refuses: bool = False
+    url: str = "http://127.0.0.1:9"
 
     def predict(self, instances: Sequence[object], *, timeout: float = 30.0) -> list[Any]:
         if self.refuses:

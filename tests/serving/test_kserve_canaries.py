@@ -160,7 +160,10 @@ def test_a_canary_inherits_nothing_unseen():
 
 @pytest.mark.parametrize(("version", "mode"), [("0.20", "Knative"), ("0.21", "Standard")])
 def test_a_failed_check_ends_a_canary(version, mode):
-    def check(endpoint) -> None:
+    asked = []
+
+    def check(endpoint, stable) -> None:
+        asked.append((endpoint.version, stable, endpoint.url))
         raise PredictionError("the canary predicts 3 for setosa")
 
     with world(version, mode=mode) as w:
@@ -168,6 +171,37 @@ def test_a_failed_check_ends_a_canary(version, mode):
         with pytest.raises(PredictionError, match="predicts 3 for setosa"):
             w.deploy_canary(2, 10, check=check)
         assert w.canaries.get("iris") is None and w.services.get("iris").version == "v1.0.0"
+    # Of mode Standard, pods alone reach the Service of a canary.
+    url = "http://latest-iris-predictor.ml.example.com" if mode == "Knative" else ""
+    assert asked == [("v2.0.0", "v1.0.0", url)]
+
+
+def test_the_canary_alone_is_asked_and_watched(monkeypatch):
+    """C2: a tag has an address of its own, in the cluster and through its gateway."""
+    with world("0.20", mode="Knative", url="https://gateway:8443/") as w:
+        w.deploy(1)
+        assert w.canaries.endpoint("iris") is None
+        w.deploy_canary(2, 10)
+        assert w.deploy_canary(3, 20).stable == "v1.0.0"
+        found = w.canaries.endpoint("iris")
+        assert (found.url, found.host) == ("https://gateway:8443", "latest-iris-predictor.ml.example.com")
+        assert (found.version, found.revision) == ("v3.0.0", "iris-predictor-00003")
+        assert w.services.get("iris").revision == "iris-predictor-00001"
+        old, new = found.series()
+        assert 'revision_name="iris-predictor-00003"' in old.labels and old.scale == 0.001
+        assert 'kn_revision_name="iris-predictor-00003"' in new.labels and new.scale == 1
+        assert w.canaries.promote("iris").version == "v3.0.0"
+        assert traffic(w) == [("3", 100)]
+    with world("0.21") as w:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        w.deploy(1)
+        w.deploy_canary(2, 20)
+        (deployment,) = set(weights(w)) - {"iris-predictor"}
+        found = w.canaries.endpoint("iris")
+        assert (found.url, found.version) == (f"http://{deployment}.ml.svc.cluster.local", "v2.0.0")
+        mesh, pods = found.series()
+        assert f'destination_workload="{deployment}"' in mesh.labels
+        assert f'pod=~"{deployment}-.+"' in pods.labels and not pods.errors
 
 
 @pytest.mark.parametrize(("version", "mode"), [("0.20", "Knative"), ("0.21", "Standard")])

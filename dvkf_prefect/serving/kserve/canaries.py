@@ -9,11 +9,12 @@ so the HTTPRoute is read (kserve ``httproute_reconciler.go:689``).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dvkf_prefect.errors import ServingError
+from dvkf_prefect.serving.gating import Check
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
 from dvkf_prefect.serving.kserve.installed import mode_of
 from dvkf_prefect.serving.kserve.services import KServeServices, annotations_of, applied_spec, deployment_name
@@ -31,6 +32,8 @@ from dvkf_prefect.serving.kserve.verdict import Target
 _STABLE_ONLY = ("maxReplicas", "scaleMetric", "scaleTarget", "autoScaling", "name", "canaryTrafficPercent")
 _SCALE = (*_STABLE_ONLY, "minReplicas", "annotations")
 _ROUTE_POLL, _ROUTE_WAIT = 2.0, 60.0
+# Gives the latest revision an address of its own (kserve 0.20, `ksvc_reconciler.go:130`).
+_TAGS = "serving.kserve.io/enable-tag-routing"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Canaries:
         *,
         percent: int,
         account: str = "",
-        check: Callable[[ServiceEndpoint], None] | None = None,
+        check: Check | None = None,
     ) -> Canary:
         """Give a version of a model a part of the traffic; on failure the stable version has all of it.
 
@@ -97,7 +100,7 @@ class Canaries:
             settings: Settings of the service.
             percent: Part of the traffic, 0 to 99; 0 starts it without traffic.
             account: Service account for the folder, unless the settings name one.
-            check: Called with the endpoint once the canary serves; an error ends the canary.
+            check: Called once the canary serves; an error ends the canary.
 
         Raises:
             ConfigError: The settings or the names do not fit.
@@ -121,16 +124,29 @@ class Canaries:
         spec, target = change(name, live, predictor, percent)
         what = f"canary {model} {version}"
         self._services.roll_out(name, spec, target, live, what)
-        canary = Canary(name, annotations_of(live).get(VERSION, ""), version, percent, mode_of(live))
+        before = _running(name, live)
+        stable = before.stable if before else annotations_of(live).get(VERSION, "")
+        canary = Canary(name, stable, version, percent, mode_of(live))
         try:
             if target.canary and percent:
                 self._check_route(name, target, percent)
             if check is not None:
-                check(self._services.get_service(name))
+                check(self.endpoint(model), canary.stable)
         except BaseException:
             self.abort(model)
             raise
         return canary
+
+    def endpoint(self, model: str) -> ServiceEndpoint | None:
+        """Return an endpoint that only the canary of a model answers; None if there is none.
+
+        Its address is empty if this process cannot reach the canary alone.
+
+        Raises:
+            ServingError: The API server refused or does not answer.
+        """
+        live = self._services.find(service_name(model, self._services.namespace))
+        return self._services.canary_endpoint(live) if live else None
 
     def promote(self, model: str) -> ServiceEndpoint:
         """Give the canary of a model all traffic, by one change of the service.
@@ -204,8 +220,10 @@ class Canaries:
         before = applied_spec(live)["predictor"]
         if "canaryTrafficPercent" in before:  # the base of a second canary is that of the first
             before = json.loads(before["annotations"][PREVIOUS])
-        before.get("annotations", {}).pop(PREVIOUS, None)
+        for key in (PREVIOUS, _TAGS):
+            before.get("annotations", {}).pop(key, None)
         predictor["annotations"][PREVIOUS] = json.dumps(before, sort_keys=True)
+        predictor["annotations"][_TAGS] = "true"
         spec = {"predictor": {**predictor, "canaryTrafficPercent": percent}}
         return spec, Target(predictor["annotations"][MARK], "", percent)
 

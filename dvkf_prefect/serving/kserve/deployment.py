@@ -6,7 +6,7 @@ The folder is the one that a publication noted on the version's tag, or it is gi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from dvkf_prefect.models.places import Manifest, Place, folder_of
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import tag_name
 from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.serving.gating import Check
 from dvkf_prefect.serving.kserve.access import ensure_account
 from dvkf_prefect.serving.kserve.canaries import Canaries, Canary
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
@@ -72,7 +73,7 @@ class KServeDeployment:
         percent: int,
         *,
         uri: str = "",
-        check: Callable[[ServiceEndpoint], None] | None = None,
+        check: Check | None = None,
     ) -> Canary:
         """Give a registered version a part of the traffic.
 
@@ -81,7 +82,7 @@ class KServeDeployment:
             version: The version.
             percent: Part of the traffic, 0 to 99.
             uri: Address of its published folder; empty for the one that its publication noted.
-            check: Called with the endpoint once the canary serves; an error ends the canary.
+            check: Called once the canary serves; an error ends the canary.
 
         Raises:
             ModelError: The version is not published, or has no content.

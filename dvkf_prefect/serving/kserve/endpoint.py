@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dvkf_prefect.errors import PredictionError, ServingError
+from dvkf_prefect.models.observed import Observed, Series
 from dvkf_prefect.serving.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class ServiceEndpoint(Endpoint):
         protocol: Protocol of its runtime: ``v1``, or ``v2`` for the Open Inference Protocol.
         host: Value of the Host header, for requests through a gateway; empty for that of the URL.
         served_as: Name of the model in its URLs; empty for the name of the service.
+        revision: Revision that answers, in mode Knative.
+        deployment: Deployment that answers, in mode Standard.
     """
 
     pid: int = 0
@@ -33,6 +36,8 @@ class ServiceEndpoint(Endpoint):
     protocol: str = "v1"
     host: str = ""
     served_as: str = ""
+    revision: str = ""
+    deployment: str = ""
 
     def __str__(self) -> str:
         return f"{self.model} {self.version} at {self.url} (service {self.service} in namespace {self.namespace})"
@@ -86,6 +91,42 @@ class ServiceEndpoint(Endpoint):
         values = numpy.asarray(answer["data"], dtype=object if answer.get("datatype") == "BYTES" else None)
         found: list[Any] = values.reshape(answer["shape"]).tolist()
         return found
+
+    def series(self) -> Sequence[Series]:
+        """Return the metrics that may describe the requests of this version.
+
+        Sources: Knative's queue proxy (https://knative.dev/docs/serving/services/service-metrics/, renamed in 1.19),
+        Istio's standard metrics (https://istio.io/latest/docs/reference/config/metrics/), and KServe's servers
+        (https://kserve.github.io/website/docs/model-serving/predictive-inference/observability/prometheus-metrics),
+        which do not count failures.
+        """
+        if self.revision:
+            old = f'namespace_name="{self.namespace}",revision_name="{self.revision}"'
+            new = f'k8s_namespace_name="{self.namespace}",kn_revision_name="{self.revision}"'
+            times, since = "revision_app_request_latencies", "kn_serving_invocation_duration_seconds"
+            return [
+                Series("revision_app_request_count", old, 'response_code_class="5xx"', times, 0.001),
+                Series("", new, 'http_response_status_code=~"5.."', since),
+            ]
+        workload = (
+            f'destination_workload="{self.deployment}",destination_workload_namespace="{self.namespace}"'
+        )
+        mesh = f'reporter="destination",{workload}'
+        pods = f'namespace="{self.namespace}",pod=~"{self.deployment}-.+"'
+        return [
+            Series(
+                "istio_requests_total",
+                mesh,
+                'response_code=~"5.."',
+                "istio_request_duration_milliseconds",
+                0.001,
+            ),
+            Series("", pods, "", "request_predict_seconds"),
+        ]
+
+    def observe(self, quantiles: Sequence[float]) -> Observed | None:
+        """Return None: the metrics of a service are those of its pods, which Prometheus reads."""
+        return None
 
     @property
     def _v2(self) -> str:

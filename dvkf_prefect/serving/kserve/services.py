@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from dvkf_prefect.errors import ServingError
@@ -339,6 +340,44 @@ class KServeServices:
             self.pause(wait)
             wait = min(wait * 2, 30.0)
 
+    def canary_endpoint(self, live: Mapping[str, Any]) -> ServiceEndpoint | None:
+        """Return an endpoint that only the canary of a service answers; None if this process reaches none.
+
+        In mode Knative the tag ``latest`` has an address (kserve, `ksvc_reconciler.go:130`). In mode Standard a canary
+        has a Kubernetes Service, which only pods reach.
+
+        Args:
+            live: The InferenceService.
+        """
+        stable = self._endpoint(live)
+        inside = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+        if stable.revision:
+            part = live["status"]["components"]["predictor"]
+            target = next((each for each in part.get("traffic") or () if each.get("tag") == "latest"), None)
+            if target is None or not target.get("url"):
+                return None
+            url, host = str(target["url"]), ""
+            if self._url:
+                url, host = self._url.rstrip("/"), url.partition("://")[2].partition("/")[0]
+            elif inside:
+                url = f"http://latest-{stable.service}-predictor.{self.namespace}.svc.cluster.local"
+            return replace(stable, url=url, host=host, revision=str(target.get("revisionName", "")))
+        for entry in live["spec"].get("canary") or ():
+            predictor = entry["predictor"]
+            annotations = predictor.get("annotations") or {}
+            deployment = deployment_name(stable.service, predictor)
+            return replace(
+                stable,
+                url=f"http://{deployment}.{self.namespace}.svc.cluster.local" if inside else "",
+                host="",
+                version=annotations.get(VERSION, ""),
+                digest=annotations.get(DIGEST, ""),
+                protocol=str((predictor.get("model") or {}).get("protocolVersion") or "v1"),
+                served_as=annotations.get(SERVED_AS, ""),
+                deployment=deployment,
+            )
+        return None
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _path(self, name: str) -> str:
@@ -457,7 +496,14 @@ class KServeServices:
             protocol=str(model.get("protocolVersion") or "v1"),
             host=host,
             served_as=annotations.get(SERVED_AS, ""),
+            revision=_rolled_out(status),
+            deployment="" if _rolled_out(status) else deployment_name(live["metadata"]["name"], predictor),
         )
+
+
+def _rolled_out(status: Mapping[str, Any]) -> str:
+    part = (status.get("components") or {}).get("predictor") or {}
+    return str(part.get("latestRolledoutRevision") or "")
 
 
 def annotations_of(live: Mapping[str, Any]) -> dict[str, str]:
