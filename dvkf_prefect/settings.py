@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prefect.settings import get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import Field
+from pydantic import Field, HttpUrl
 
 
 class DvkfSettings(PrefectBaseSettings):
@@ -38,6 +38,10 @@ class DvkfSettings(PrefectBaseSettings):
         ge=0,
         le=100,
         description="Number of first rows in the card of a table. Cards are stored on Prefect's server.",
+    )
+    docs_url: HttpUrl | None = Field(
+        default=None,
+        description="Address of a site of this package's documentation, for links and logos of block types.",
     )
     git_timeout: float = Field(
         default=600, gt=0, description="Timeout in seconds for git to clone, fetch or push."

@@ -6,19 +6,64 @@ import inspect
 from contextlib import suppress
 from typing import Any, TypeVar, cast, get_args
 
-from prefect.blocks.core import Block
+from prefect.blocks.core import Block, schema_extra
 from prefect.context import SyncClientContext
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, HttpUrl, SecretStr
 
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.text import did_you_mean
 
 B = TypeVar("B", bound=Block)
 
-# There is no logo: Prefect loads a picture only by http(s), and its page must be whole without a network.
-# The page explains blocks in general; each block describes itself.
-DOCUMENTATION_URL = HttpUrl("https://docs.prefect.io/v3/concepts/blocks")
+# Explains blocks in general; each block describes itself.
+_BLOCKS = "https://docs.prefect.io/v3/concepts/blocks"
+
+
+def documentation_url(block: str) -> HttpUrl:
+    """Return the address of a block's reference, for Prefect's page of it.
+
+    Args:
+        block: Name of the block's class.
+
+    Returns:
+        Its part of the site that the setting ``docs_url`` names; without one, Prefect's page about blocks.
+    """
+    site = _site()
+    return HttpUrl(f"{site}/reference/blocks/#dvkf_prefect.{block}" if site else _BLOCKS)
+
+
+def logo_url() -> HttpUrl | None:
+    """Return the address of the logo on the site that the setting ``docs_url`` names; None without one.
+
+    Prefect takes pictures of block types by http(s) only, and its page must be whole without a network.
+    """
+    site = _site()
+    return HttpUrl(f"{site}/logo.svg") if site else None
+
+
+def _site() -> str:
+    return str(DvkfSettings().docs_url or "").rstrip("/")
+
+
+def plain_fields(schema: dict[str, Any], model: type[Block]) -> None:
+    """Describe an optional field by its type alone, for `json_schema_extra` of a block.
+
+    Prefect's form shows a choice between the type and null otherwise. An empty field has its default, see `drop_empty`.
+
+    Args:
+        schema: The JSON schema of the block; it is changed.
+        model: The block's class.
+    """
+    schema_extra(schema, model)
+    for field in schema.get("properties", {}).values():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        if len(kinds) == 1 and len(kinds) < len(field["anyOf"]):
+            del field["anyOf"]
+            field.update({**kinds[0], **field})
+            if field.get("default", "") is None:
+                del field["default"]
 
 
 def values_of(block: Block) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields
 
 
 class KubeflowCredentials(Block):
@@ -28,10 +28,11 @@ class KubeflowCredentials(Block):
 
     _block_type_name = "Kubeflow Credentials"
     _block_type_slug = "kubeflow-credentials"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("KubeflowCredentials")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
 
     # A message about a wrong value would repeat the value, which may be a token.
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=plain_fields)
 
     host: str = Field(
         min_length=1,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields
 from dvkf_prefect.errors import RunnerError, ServingError
 from dvkf_prefect.kube.client import kube_client
 from dvkf_prefect.kube.objects import KubeObjects
@@ -43,7 +43,10 @@ class KServeModelServer(Block):
 
     _block_type_name = "KServe Model Server"
     _block_type_slug = "kserve-model-server"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("KServeModelServer")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
+
+    model_config = ConfigDict(json_schema_extra=plain_fields)
 
     namespace: str = Field(min_length=1, description="Namespace of the services.")
     config_file: str | None = Field(

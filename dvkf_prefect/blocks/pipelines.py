@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty, values_of
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields, values_of
 from dvkf_prefect.blocks.credentials import KubeflowCredentials
 from dvkf_prefect.data.upkeep.doctor import Check, check_remote
 from dvkf_prefect.kubeflow.cluster.patience import RUN_LIMIT
@@ -52,10 +52,11 @@ class KubeflowPipelines(Block):
 
     _block_type_name = "Kubeflow Pipelines"
     _block_type_slug = "kubeflow-pipelines"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("KubeflowPipelines")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
 
     # A message about a wrong value would repeat the value, which may be a secret of a pod's environment.
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=plain_fields)
 
     backend: Literal["kubeflow", "kubeflow-local", "local"] = Field(
         default="local",

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields
 from dvkf_prefect.blocks.credentials import KubeflowCredentials
 from dvkf_prefect.kubeflow.cluster.login import Login
 from dvkf_prefect.kubeflow.registry.client import RegistryApi
@@ -35,10 +35,11 @@ class KubeflowModelRegistry(Block):
 
     _block_type_name = "Kubeflow Model Registry"
     _block_type_slug = "kubeflow-model-registry"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("KubeflowModelRegistry")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
 
     # A message about a wrong value would repeat the value, which may hold a password.
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=plain_fields)
 
     host: str = Field(
         min_length=1,

@@ -11,7 +11,7 @@ from prefect.filesystems import WritableFileSystem
 from prefect.types import SecretDict
 from pydantic import ConfigDict, Field, HttpUrl, PrivateAttr, SecretStr, field_validator, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty, values_of
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields, values_of
 from dvkf_prefect.data.remotes import Storage
 from dvkf_prefect.data.remotes.remote import open_remote
 from dvkf_prefect.data.results.expiry import ExpiredResults, expire_results
@@ -63,24 +63,39 @@ class DvcRemote(WritableFileSystem):
 
     _block_type_name = "DVC Remote"
     _block_type_slug = "dvc-remote"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("DvcRemote")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
 
     # A message about a wrong value would repeat the value, which may hold a password.
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=plain_fields)
 
     url: str = Field(
-        description="Location of the objects: s3://bucket/prefix, a folder, or any other url that DVC supports."
+        title="URL",
+        description="Location of the objects: s3://bucket/prefix, a folder, or any other url that DVC supports.",
+    )
+    endpointurl: str | None = Field(
+        default=None,
+        title="Endpoint URL",
+        description="Address of an S3 service other than Amazon's, such as https://minio.example.org:9000.",
+    )
+    region: str | None = Field(default=None, description="Region of the bucket, such as eu-west-1.")
+    access_key_id: SecretStr | None = Field(
+        default=None,
+        title="Access key ID",
+        description="ID of the access key; the worker's own credentials if empty.",
+    )
+    secret_access_key: SecretStr | None = Field(default=None, description="Secret of the access key.")
+    session_token: SecretStr | None = Field(
+        default=None, description="Session token of temporary credentials."
+    )
+    profile: str | None = Field(
+        default=None, description="Profile in the worker's credentials file, in place of keys."
     )
     remote_name: str = Field(
         default="prefect",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
         description="Name of the remote in the repository. Outputs with `remote:` refer to it.",
     )
-    endpointurl: str | None = Field(
-        default=None, title="Endpoint URL", description="Address of an S3 service other than Amazon's."
-    )
-    region: str | None = Field(default=None, description="Region of the bucket.")
-    profile: str | None = Field(default=None, description="Profile in the worker's credentials file.")
     credentialpath: str | None = Field(
         default=None,
         title="Credentials file",
@@ -88,13 +103,6 @@ class DvcRemote(WritableFileSystem):
     )
     configpath: str | None = Field(
         default=None, title="Configuration file", description="AWS configuration file on the worker."
-    )
-    access_key_id: SecretStr | None = Field(
-        default=None, title="Access key ID", description="ID of the access key."
-    )
-    secret_access_key: SecretStr | None = Field(default=None, description="Secret of the access key.")
-    session_token: SecretStr | None = Field(
-        default=None, description="Session token of temporary credentials."
     )
     allow_anonymous_login: bool | None = Field(
         default=None, description="Read a public bucket without credentials if none are found."

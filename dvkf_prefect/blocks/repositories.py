@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.runtime import flow_run
 from pydantic import ConfigDict, Field, HttpUrl, field_validator, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields
 from dvkf_prefect.blocks.remotes import DvcRemote, refuse_userinfo
 from dvkf_prefect.data.git.clones import clone, clone_path
 from dvkf_prefect.data.git.command import Git, check_revision, check_url
@@ -50,10 +50,11 @@ class DvcRepository(Block):
 
     _block_type_name = "DVC Repository"
     _block_type_slug = "dvc-repository"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("DvcRepository")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
 
     # A message about a wrong value would repeat the value, which may hold a password.
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=plain_fields)
 
     path: str = Field(
         default=".", description="Folder of the repository on the worker, or the git URL to clone it from."

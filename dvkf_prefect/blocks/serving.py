@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, model_validator
 
-from dvkf_prefect.blocks._common import DOCUMENTATION_URL, drop_empty
+from dvkf_prefect.blocks._common import documentation_url, drop_empty, logo_url, plain_fields
 from dvkf_prefect.errors import ModelError, ServingError
 from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.scratch import scratch_folder
@@ -44,7 +44,10 @@ class ModelServer(Block):
 
     _block_type_name = "Model Server"
     _block_type_slug = "model-server"
-    _documentation_url: ClassVar[HttpUrl | None] = DOCUMENTATION_URL
+    _documentation_url: ClassVar[HttpUrl | None] = documentation_url("ModelServer")
+    _logo_url: ClassVar[HttpUrl | None] = logo_url()
+
+    model_config = ConfigDict(json_schema_extra=plain_fields)
 
     state_dir: str | None = Field(
         default=None,

@@ -39,8 +39,8 @@ def outcome_text(result: ReproResult) -> str:
 
 @flow(name="repro", on_cancellation=[end_pipeline_runs])
 def repro(
-    repository: str = "local",
-    pipelines: str = "local",
+    repository: DvcRepository | str = "local",
+    pipelines: KubeflowPipelines | str = "local",
     targets: Sequence[str] = (),
     force: bool = False,
     downstream: bool = False,
@@ -60,8 +60,8 @@ def repro(
     no process behind; the next run continues after the completed stages.
 
     Args:
-        repository: Name of the DVC Repository block.
-        pipelines: Name of the Kubeflow Pipelines block, the backend of the stages.
+        repository: DVC Repository block, or its name.
+        pipelines: Kubeflow Pipelines block, or its name: the backend of the stages.
         targets: Stages, outputs or dvc.yaml files to bring up to date, with their upstream stages; all stages if empty.
         force: Also run unchanged stages.
         downstream: Include the stages downstream of the targets, in place of those upstream.
@@ -162,8 +162,8 @@ def check_metric_name(metrics: Mapping[str, Mapping[str, Any]], name: str) -> No
 
 @flow(name="train", on_cancellation=[end_pipeline_runs])
 def train(
-    repository: str = "local",
-    pipelines: str = "local",
+    repository: DvcRepository | str = "local",
+    pipelines: KubeflowPipelines | str = "local",
     targets: Sequence[str] = (),
     model: str | None = None,
     stage: str | None = None,
@@ -181,8 +181,8 @@ def train(
     git with the ID of this run, and pushes. Registers the model if its metric reaches the minimum.
 
     Args:
-        repository: Name of the DVC Repository block.
-        pipelines: Name of the Kubeflow Pipelines block.
+        repository: DVC Repository block, or its name.
+        pipelines: Kubeflow Pipelines block, or its name.
         targets: Stages or dvc.yaml files to bring up to date, with their upstream stages; all stages if empty.
         model: Model to register, by its name in dvc.yaml; none if empty.
         stage: Model stage to assign to the registered version, such as prod.

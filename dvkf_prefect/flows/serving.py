@@ -23,8 +23,8 @@ def serve(
     model: str,
     which: str = "#prod",
     instances: Sequence[Sequence[float]] = (),
-    repository: str = "local",
-    server: str = "local",
+    repository: DvcRepository | str = "local",
+    server: ModelServer | str = "local",
 ) -> dict[str, Any]:
     """Serve a registered version of a model, and request a first prediction.
 
@@ -35,8 +35,8 @@ def serve(
         model: Model to serve, by its name in dvc.yaml.
         which: Version to serve: a model stage after a hash, such as #prod; a version, such as v1.0.0; or latest.
         instances: Rows to predict, as a check of the new server; no check if empty.
-        repository: Name of the DVC Repository block.
-        server: Name of the Model Server block.
+        repository: DVC Repository block, or its name.
+        server: Model Server block, or its name.
 
     Returns:
         The served version, its URL, and its predictions.
@@ -58,8 +58,8 @@ def rollback(
     model: str,
     stage: str = "prod",
     instances: Sequence[Sequence[float]] = (),
-    repository: str = "local",
-    server: str = "local",
+    repository: DvcRepository | str = "local",
+    server: ModelServer | str = "local",
     push: bool = True,
 ) -> dict[str, Any]:
     """Assign a model stage to the version that had it before, and serve that version.
@@ -68,8 +68,8 @@ def rollback(
         model: Model to roll back, by its name in dvc.yaml.
         stage: The model stage.
         instances: Rows to predict, as a check of the server; no check if empty.
-        repository: Name of the DVC Repository block.
-        server: Name of the Model Server block.
+        repository: DVC Repository block, or its name.
+        server: Model Server block, or its name.
         push: Push the tag that records the rollback to git's origin if there is one.
 
     Returns:
