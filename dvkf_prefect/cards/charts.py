@@ -13,6 +13,8 @@ _BLUE, _GREY, _INK = "#2563eb", "#d4d4d8", "#27272a"
 _FONT = 'font-family="system-ui,sans-serif" font-size="11"'
 # Pixels: between columns, from row to row, of a node's height, and of a letter at most.
 _GAP, _ROW, _HIGH, _LETTER = 36, 34, 24, 6.5
+# Width of a card on Prefect's narrower pages.
+_WIDE = 640
 # A larger graph is no help in a card.
 _NODES = 60
 
@@ -135,7 +137,7 @@ def _bars(histogram: Histogram, width: int, height: int) -> list[str]:
 
 
 def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
-    """Draw a graph without cycles in columns, from the nodes that need nothing on the left.
+    """Draw a graph without cycles from the left to the right, or from the top if that is too wide for a card.
 
     Args:
         needs: Nodes that each node needs; each of them is a key.
@@ -171,29 +173,61 @@ def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
     for nodes in columns:
         nodes.sort(key=lambda node: sum(row.get(n, 0) for n in needs[node]) / max(1, len(needs[node])))
         row |= {node: number for number, node in enumerate(nodes)}
-    places: dict[str, tuple[float, float, float]] = {}
-    x = 10.0
-    for nodes in columns:
-        wide = max((len(_text(node, 30)) for node in nodes), default=0) * _LETTER + 16
-        places |= {node: (x, 10.0 + row[node] * _ROW, wide) for node in nodes}
-        x += wide + _GAP
+    places, width, height = _across(columns)
+    down = width > _WIDE
+    if down:
+        places, width, height = _down(columns)
     parts = []
     for node, needed in needs.items():
-        end, low, _ = places[node]
+        x, y, wide = places[node]
         for other in needed:
-            left, high, wide = places[other]
-            start, bend = left + wide, _GAP / 2
-            up, down = high + _HIGH / 2, low + _HIGH / 2
-            parts.append(
-                f'<path d="M{start} {up}C{start + bend} {up} {end - bend} {down} {end} {down}" '
-                f'fill="none" stroke="#71717a"/>'
-            )
-    for node, (left, high, wide) in places.items():
+            u, v, other_wide = places[other]
+            bend = _GAP / 2
+            if down:
+                start, end = (u + other_wide / 2, v + _HIGH), (x + wide / 2, y)
+                one, two = (start[0], start[1] + bend), (end[0], end[1] - bend)
+            else:
+                start, end = (u + other_wide, v + _HIGH / 2), (x, y + _HIGH / 2)
+                one, two = (start[0] + bend, start[1]), (end[0] - bend, end[1])
+            line = " ".join(f"{a:.1f} {b:.1f}" for a, b in (one, two, end))
+            parts.append(f'<path d="M{start[0]:.1f} {start[1]:.1f}C{line}" fill="none" stroke="#71717a"/>')
+    for node, (x, y, wide) in places.items():
         parts.append(
-            f'<rect x="{left}" y="{high}" width="{wide}" height="{_HIGH}" rx="4" fill="{_fill(node)}" '
-            f'stroke="#a1a1aa"/><text x="{left + 8}" y="{high + 16}">{_text(node, 30)}</text>'
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{_HIGH}" rx="4" fill="{_fill(node)}" '
+            f'stroke="#a1a1aa"/><text x="{x + 8:.1f}" y="{y + 16:.1f}">{_text(node, 30)}</text>'
         )
-    return _svg(x - _GAP + 10, max(high for _, high, _ in places.values()) + _HIGH + 10, parts)
+    return _svg(width, height, parts)
+
+
+_Places = dict[str, tuple[float, float, float]]
+
+
+def _node_width(node: str) -> float:
+    return len(html.unescape(_text(node, 30))) * _LETTER + 16
+
+
+def _across(columns: Sequence[Sequence[str]]) -> tuple[_Places, float, float]:
+    """Place the nodes in columns; return left, top and width of each, and the size of the picture."""
+    places: _Places = {}
+    x = 10.0
+    for nodes in columns:
+        wide = max(map(_node_width, nodes), default=0.0)
+        places |= {node: (x, 10.0 + number * _ROW, wide) for number, node in enumerate(nodes)}
+        x += wide + _GAP
+    return places, x - _GAP + 10, max(map(len, columns)) * _ROW + 10
+
+
+def _down(columns: Sequence[Sequence[str]]) -> tuple[_Places, float, float]:
+    """Place the nodes in rows, as `_across` does in columns."""
+    widths = [sum(_node_width(node) + 14 for node in nodes) - 14 for nodes in columns]
+    widest = max(widths)
+    places: _Places = {}
+    for number, (nodes, all_wide) in enumerate(zip(columns, widths, strict=True)):
+        x = 10.0 + (widest - all_wide) / 2
+        for node in nodes:
+            places[node] = (x, 10.0 + number * (_HIGH + _GAP), _node_width(node))
+            x += _node_width(node) + 14
+    return places, widest + 20, len(columns) * (_HIGH + _GAP) - _GAP + 20
 
 
 def _fill(node: str) -> str:
