@@ -184,7 +184,8 @@ BEHAVIOURS: dict[int, Behaviour] = {
     24: Behaviour(
         "A run has more fields than were sent, and empty ones are left out",
         "apiserver/server/api_converter.go:1565-1660",
-        _of(FAKE, "a_run_that_is_told_has_more_than_was_sent"),
+        _of(FAKE, "a_run_that_is_told_has_more_than_was_sent")
+        + _of("test_behaviours", "a_run_of_the_same_name_without_a_description_is_not_taken"),
     ),
     25: Behaviour(
         "Faults of the database and of proxies, before and after something happened",

@@ -87,6 +87,16 @@ def _plainly(equals: Any) -> Any:
     return lambda **values: unquote(equals(**values))
 
 
+def _with_all_fields(listed: Any) -> Any:
+    """Read a field of each run that the server leaves out if it is empty."""
+
+    def read(self: Any, path: str, key: str, query: Any) -> Any:
+        for each in listed(self, path, key, query):
+            yield each if key != "runs" else {**each, "description": each["description"]}
+
+    return read
+
+
 def _one(name: str, change: Callable[[Any], Any], test: str) -> Mutant:
     return Mutant(((name, change),), test)
 
@@ -155,14 +165,16 @@ MUTANTS: dict[str, Mutant] = {
                 "test_images::test_packages_are_installed_where_a_container_without_rights_may_write"),
     "B23": _one("cluster.api:KfpApi.terminate", _terminated_plainly,
                 "test_behaviours::test_a_run_that_has_ended_is_terminated_without_an_error[2.17]"),
+    "B24": _one("cluster.api:KfpApi.listed", _with_all_fields,
+                "test_behaviours::test_a_run_of_the_same_name_without_a_description_is_not_taken[2.17]"),
     "B25": _one("cluster.start:_NOT_STORED", _value("\0"),
                 f"{_REAL}a_run_that_was_not_stored_is_not_started_a_second_time[2.17]"),
 }  # fmt: skip
-# Mutants of each behaviour of the server that the product handles; the fields of a run (24) need no handling.
+# Mutants of each behaviour of the server that the product handles.
 OF_BEHAVIOURS = {
     1: "W2", 2: "W15", 3: "W4", 4: "W9", 5: "W10", 6: "B6", 7: "W5", 8: "W1", 9: "B9", 10: "W7a", 11: "W6", 12: "W12",
     13: "W17", 14: "W13", 15: "W16", 16: "B16", 17: "W3", 18: "B18", 19: "W19", 20: "W2", 21: "B21", 22: "B22",
-    23: "B23", 25: "B25",
+    23: "B23", 24: "B24", 25: "B25",
 }  # fmt: skip
 
 
