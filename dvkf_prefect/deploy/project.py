@@ -5,7 +5,9 @@ Source of prefect.yaml: Prefect 3's "Define deployments in prefect.yaml".
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -282,21 +284,19 @@ def _prefect_yaml(project: Project, models: Sequence[str]) -> str:
         base = {"name": name, "entrypoint": entrypoint, "tags": ["dvkf"]}
         return {**base, **more, "parameters": dict(parameters), "work_pool": dict(pool)}
 
-    def suffix(model: str) -> str:
-        return "" if len(models) == 1 else f"-{slug(model)}"
-
+    suffixes = _suffixes(models)
     found = [deployment("repro", "flows/repro.py:repro", with_blocks, concurrency_limit=dict(alone))]
     for model in models:
         trained = {**with_blocks, "model": model}
         found.append(
             deployment(
-                f"train{suffix(model)}", "flows/train.py:train", trained, concurrency_limit=dict(alone)
+                f"train{suffixes[model]}", "flows/train.py:train", trained, concurrency_limit=dict(alone)
             )
         )
         if project.pool_type == "process":
             served = {"repository": project.name, "server": project.name, "model": model}
             found += [
-                deployment(f"{flow}{suffix(model)}", f"flows/serve.py:{flow}", served)
+                deployment(f"{flow}{suffixes[model]}", f"flows/serve.py:{flow}", served)
                 for flow in ("serve", "rollback")
             ]
     if project.cron:
@@ -309,6 +309,23 @@ def _prefect_yaml(project: Project, models: Sequence[str]) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.dump(document, text)
     return "# The flows as deployments. `dvkf prefect check` says what they lack.\n" + text.getvalue()
+
+
+def _suffixes(models: Sequence[str]) -> dict[str, str]:
+    """Return the end of each model's deployment names, which differ also for ``a.b`` and ``a-b``.
+
+    A name that is its own slug keeps it. Of others with one slug, each has a digest of its name.
+    """
+    if len(models) == 1:
+        return {models[0]: ""}
+    slugs = {model: slug(model) for model in models}
+    counts = Counter(slugs.values())
+    return {
+        model: f"-{short}"
+        if short and (counts[short] == 1 or short == model)
+        else "-".join(["", *([short] if short else []), hashlib.sha256(model.encode()).hexdigest()[:6]])
+        for model, short in slugs.items()
+    }
 
 
 def _dockerfile(repo: Repo, version: str) -> str:

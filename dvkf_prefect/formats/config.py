@@ -511,7 +511,9 @@ def _origin(sources: Mapping[str, Values], *path: str) -> str:
 
 
 def _folder_or_url(url: str) -> str:
-    return os.path.normpath(url.removeprefix("file://")) if url.startswith("file://") else url
+    """Return the folder of a ``file://`` url; one with a host stays, for the remote to refuse."""
+    folder = url.removeprefix("file://").removeprefix("localhost")
+    return os.path.normpath(folder) if url.startswith("file://") and folder.startswith("/") else url
 
 
 def option_text(value: Any) -> str:

@@ -98,6 +98,20 @@ def test_each_model_has_its_deployments(own: Repo) -> None:
     assert found["rollback-next-one"]["parameters"]["model"] == "Next_One"
 
 
+def test_models_whose_names_differ_in_punctuation_have_deployments_of_their_own(own: Repo) -> None:
+    """Both had one name, so that Prefect kept the last of them alone."""
+    names = ["a-b", "a.b", "a_b", "...", "größe", "other"]
+    models = "".join(f"  '{name}': {{path: out.txt, type: model}}\n" for name in names)
+    (own.root / "dvc.yaml").write_text(STAGES + "artifacts:\n" + models)
+    assert cli.main(["prefect", "init", "-q"]) == 0
+    document = YAML(typ="safe").load(own.root / "prefect.yaml")
+    trained = [each for each in document["deployments"] if each["name"].startswith("train")]
+    of_model = {each["parameters"]["model"]: each["name"] for each in trained}
+    assert set(of_model) == set(names) and len(set(of_model.values())) == len(names)
+    assert (of_model["a-b"], of_model["other"]) == ("train-a-b", "train-other")
+    assert all(re.fullmatch("train(-[a-z0-9]+)+", name) for name in of_model.values())
+
+
 def test_files_without_models(own: Repo) -> None:
     (own.root / "dvc.yaml").write_text(STAGES)
     assert cli.main(["prefect", "init", "-q", "--cron", "@daily"]) == 0

@@ -64,6 +64,12 @@ def open_storage(
                 f"remote '{name or public_url(url)}': the url of a remote cannot contain ? or #. Write %3F "
                 "or %23 if they are part of a name."
             )
+        if scheme == "file" and parts.netloc not in ("", "localhost"):
+            raise ConfigError(
+                f"remote '{name or url}': {url} names the host '{parts.netloc}', and a folder has none. Mount its "
+                "share and give the path of the mount, or give the url of a server, such as "
+                f"ssh://{parts.netloc}{path}."
+            )
     shown = public_url(url)
     parsed = parse_options(scheme, options, name or shown)
     password = split_url(url).password if scheme != "file" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 import time
@@ -289,11 +290,21 @@ class FolderStorage(Storage):
         if not os.path.isdir(self._root) and not os.path.isdir(parent):
             raise RemoteUnreachableError(
                 f"{self._place}: tried to {tried}, but there is no folder {parent}. "
-                "Mount the disk it is on, or make the folder."
+                f"Mount the disk it is on, or make the folder.{_host_hint(parent)}"
             )
 
     def _error(self, error: OSError, tried: str, key: str | None = None) -> Exception:
         return self._place.local(error, tried, key, _CREDENTIALS)
+
+
+def _host_hint(folder: str) -> str:
+    """Return advice if the first folder that is missing has the name of a host: its url may lack a scheme."""
+    while not os.path.isdir(above := os.path.dirname(folder)):
+        folder = above
+    host, colon, _ = os.path.basename(folder).partition(":")
+    if re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", host) and (colon or "." in host):
+        return f" If '{host}' is a host, write its scheme in the url, such as ssh://{host}/."
+    return ""
 
 
 def _copy(source: int, target: int) -> None:

@@ -49,6 +49,18 @@ def test_folder_whose_disk_is_not_mounted(tmp_path: Path) -> None:
     assert not (tmp_path / "mnt").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "host"),
+    [("nas.example.org/data", "nas.example.org"), ("nas:data", "nas"), ("me@nas:data", ""), ("nas/data", "")],
+)
+def test_folder_that_is_the_name_of_a_host_without_a_scheme(tmp_path: Path, folder: str, host: str) -> None:
+    """DVC takes a url without a scheme for a folder, from the configuration's own one on."""
+    with pytest.raises(RemoteUnreachableError) as caught:
+        open_storage(f"{tmp_path}/{folder}/store", name="nas").size("a")
+    hint = f" If '{host}' is a host, write its scheme in the url, such as ssh://{host}/."
+    assert str(caught.value).endswith("or make the folder." + (hint if host else ""))
+
+
 def test_folder_that_may_not_be_written() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)

@@ -84,6 +84,7 @@ def test_every_option_of_dvc_is_known() -> None:
         ("nonsense://x", {}, "nonsense:// urls are not supported"),
         ("webdav://h/p", {"bearer_token_command": "false"}, "the command printed no token"),
         ("relative/folder", {}, "is not an absolute path"),
+        ("file://nas/data", {}, "names the host 'nas', and a folder has none.*such as ssh://nas/data"),
         ("/folder", {"region": "x"}, "file remotes have no option 'region'"),
     ],
 )
