@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import commit_results as commit_results
     from dvkf_prefect.tasks import compare_metrics as compare_metrics
     from dvkf_prefect.tasks import compare_table as compare_table
+    from dvkf_prefect.tasks import data_trigger as data_trigger
     from dvkf_prefect.tasks import deploy_model as deploy_model
     from dvkf_prefect.tasks import deprecate_model as deprecate_model
     from dvkf_prefect.tasks import deregister_model as deregister_model
@@ -180,6 +181,7 @@ _EXPORTS = {
         "commit_results",
         "compare_metrics",
         "compare_table",
+        "data_trigger",
         "deploy_model",
         "deprecate_model",
         "deregister_model",

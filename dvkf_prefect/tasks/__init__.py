@@ -53,6 +53,7 @@ from dvkf_prefect.tasks.serving import (
 )
 from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
+from dvkf_prefect.tasks.triggers import data_trigger
 from dvkf_prefect.tasks.upkeep import collect_data, verify_data
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "commit_results",
     "compare_metrics",
     "compare_table",
+    "data_trigger",
     "deploy_model",
     "deprecate_model",
     "deregister_model",

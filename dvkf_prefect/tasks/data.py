@@ -23,6 +23,7 @@ from dvkf_prefect.pipeline.run.documents import changed_documents, need_git, pat
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._events import announce_data
 from dvkf_prefect.tasks._git import run_trailers, with_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
@@ -192,6 +193,8 @@ def write_data(
 def push_data(repository: DvcRepository | str, targets: str | Sequence[str] = ()) -> Transfer:
     """Upload data from the cache to the remote, files before the manifests of their directories.
 
+    Each version that the remote did not have is announced by the event ``dvkf.dataset.pushed``.
+
     Args:
         repository: The repository.
         targets: Outputs, `.dvc` files or stages; all outputs if empty.
@@ -210,6 +213,9 @@ def push_data(repository: DvcRepository | str, targets: str | Sequence[str] = ()
     repo = repository.open().using(progress=ArtifactProgress(repository.name))
     transfer = repo.push(listed(targets))
     run_logger().info("%s", transfer_text("pushed", transfer))
+    announce_data(
+        repository.name, recorded_versions(repo, listed(targets)) if transfer.arrived else (), transfer
+    )
     return transfer
 
 

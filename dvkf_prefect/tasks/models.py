@@ -29,6 +29,7 @@ from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish, run_url
+from dvkf_prefect.tasks._events import announce_model
 from dvkf_prefect.tasks._git import run_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import run_name
@@ -92,6 +93,7 @@ def register_model(
         return same
     registered = registry.register(name, version=version, rev=rev, message=message, trailers=run_trailers())
     _publish_model(repository, registry, name, f"Registered {registered.version} of {name}.")
+    announce_model(repository.name, registered, "registered")
     return registered
 
 
@@ -122,6 +124,7 @@ def promote_model(repository: DvcRepository | str, name: str, version: str, stag
         return wanted
     assigned = registry.assign(name, wanted.version, stage, trailers=run_trailers())
     _publish_model(repository, registry, name, f"{assigned.version} of {name} is {stage} now.")
+    announce_model(repository.name, assigned, "promoted", stage=stage)
     return assigned
 
 
@@ -147,6 +150,7 @@ def rollback_model(repository: DvcRepository | str, name: str, stage: str) -> Mo
     registry = ModelRegistry(repository.open())
     version = registry.rollback(name, stage, trailers=run_trailers())
     _publish_model(repository, registry, name, f"Rolled {stage} of {name} back to {version.version}.")
+    announce_model(repository.name, version, "rolled-back", stage=stage)
     return version
 
 
@@ -338,6 +342,7 @@ def deploy_model(
     except DvkfError as error:  # the model is served all the same
         run_logger().warning("the service was not noted for the lineage of %s: %s", version.version, error)
     publish(endpoint_card(endpoint, repository.name, version))
+    announce_model(repository.name, version, "deployed", server=server.where, url=endpoint.url)
     return endpoint
 
 

@@ -405,7 +405,8 @@ def fetch_imports(
                 failed.add_error(output.path, error)
     if failed.reasons:
         raise TransferError("the sources of the imports", failed.reasons, missing=failed.missing)
-    return Transfer("imports", *counts)
+    files, size, present = counts
+    return Transfer("imports", files, size, present)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dvkf_prefect import durability
 from dvkf_prefect.data.cache.cache import Cache
@@ -26,16 +26,24 @@ class Transfer:
         files: Number of objects transferred, including manifests.
         size: Bytes transferred.
         present: Number of objects that the destination already had.
+        arrived: Digests of the outputs that are whole at the destination now and were not there before.
     """
 
     remote: str
     files: int = 0
     size: int = 0
     present: int = 0
+    arrived: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __add__(self, other: Transfer) -> Transfer:
         names = self.remote if self.remote == other.remote else f"{self.remote},{other.remote}"
-        return Transfer(names, self.files + other.files, self.size + other.size, self.present + other.present)
+        return Transfer(
+            names,
+            self.files + other.files,
+            self.size + other.size,
+            self.present + other.present,
+            self.arrived | other.arrived,
+        )
 
 
 def execute(plan: Plan, *, progress: Progress = NO_PROGRESS) -> Transfer:
@@ -52,6 +60,7 @@ def execute(plan: Plan, *, progress: Progress = NO_PROGRESS) -> Transfer:
         DiskFullError: The disk is full; objects that arrived are kept.
     """
     files, size = plan.brought
+    arrived: set[str] = set()
     if plan:
         way = "to" if plan.direction == "push" else "from"
         progress.start(f"{plan.direction} {way} {plan.remote.name}", plan.files, plan.expected())
@@ -76,6 +85,7 @@ def execute(plan: Plan, *, progress: Progress = NO_PROGRESS) -> Transfer:
                     f"{MOST_FAILED:,} objects failed at {plan.remote}; the transfer was stopped"
                 )
                 continue
+            arrived.update((group.files.keys() & group.digests) - moved.failed.keys())
             lost = group.absent.union(moved.failed)
             # A manifest on the remote stands for its files, so those must be durable first.
             durability.flush()
@@ -87,10 +97,11 @@ def execute(plan: Plan, *, progress: Progress = NO_PROGRESS) -> Transfer:
             moved = move(plan.direction, whole, group.hash_name, plan.cache, plan.remote, progress=progress)
             files, size = files + moved.files, size + moved.size
             plan.fail(group, moved.failed)
+            arrived.update(set(whole) - moved.failed.keys())
         durability.flush()
     finally:
         progress.finish()
-    return Transfer(plan.remote.name, files, size, plan.present)
+    return Transfer(plan.remote.name, files, size, plan.present, frozenset(arrived))
 
 
 def push(
