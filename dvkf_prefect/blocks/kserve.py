@@ -166,7 +166,12 @@ class KServeModelServer(Block):
             mode=self.mode or "",
         )
 
-    def _kube(self) -> KubeObjects:
+    def kubernetes(self) -> KubeObjects:
+        """Return the connection to Kubernetes.
+
+        Raises:
+            ServingError: There is no login to Kubernetes.
+        """
         from kubernetes.config import ConfigException  # type: ignore[import-untyped]
 
         try:
@@ -183,7 +188,7 @@ class KServeModelServer(Block):
         Raises:
             ServingError: There is no login to Kubernetes.
         """
-        kube = self._kube()
+        kube = self.kubernetes()
         services = KServeServices(
             kube,
             self.namespace,
@@ -206,7 +211,7 @@ class KServeModelServer(Block):
             ``server.uses().naming("digits", "v1.0.0", "digits/v1.0.0")``
         """
         asked = (self.namespace,) if namespaces is None else namespaces
-        return read_uses(self._kube(), asked, context=self.context or "")
+        return read_uses(self.kubernetes(), asked, context=self.context or "")
 
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> ServiceEndpoint:
         """Serve a registered version in place of the one that is served now.

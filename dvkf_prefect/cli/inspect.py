@@ -392,6 +392,21 @@ def doctor_arguments(parser: Parser) -> None:
         action="store_true",
         help="check Kubeflow Pipelines and the needs of the stages (DVKF_KUBEFLOW_HOST)",
     )
+    parser.add_argument(
+        "--kserve",
+        action="store_true",
+        help="check a namespace that is to serve models by KServe (--namespace)",
+    )
+    parser.add_argument(
+        "-n", "--namespace", metavar="<name>", help="namespace of the services on the cluster"
+    )
+    parser.add_argument("--context", metavar="<name>", help="context of the kubeconfig")
+    parser.add_argument(
+        "--service-account",
+        default="",
+        metavar="<name>",
+        help="account of the services' pods (default: one is made)",
+    )
     parser.add_argument("--json", action="store_true", help="print only the checks, as JSON")
 
 
@@ -413,6 +428,8 @@ def doctor(args: argparse.Namespace) -> int:
         checks = [Check("settings", "fail", str(error), "correct the file")]
     if args.kubeflow:
         checks += _of_cluster(repo, write=not args.no_remote)
+    if args.kserve:
+        checks += _of_kserve(repo, args)
     if args.json:
         print(json.dumps([asdict(check) for check in checks]))
     elif not args.quiet:
@@ -423,6 +440,42 @@ def doctor(args: argparse.Namespace) -> int:
         for check in checks:
             say(f"\t{check}")
     return 1 if any(check.state == "fail" for check in checks) else 0
+
+
+def _of_kserve(repo: Repo | None, args: argparse.Namespace) -> list[Check]:
+    """Return the checks of a namespace with KServe, and of the place of published models."""
+    import os
+
+    from dvkf_prefect.blocks import KServeModelServer
+    from dvkf_prefect.data.upkeep.doctor import Check
+    from dvkf_prefect.errors import DvkfError, RemoteNotFoundError, ServingError
+    from dvkf_prefect.models.places import Place
+    from dvkf_prefect.serving.kserve.checks import check_kserve
+
+    if not args.namespace:
+        raise ConfigError("no namespace on the cluster. Give it as --namespace.")
+    options = None
+    with suppress(RemoteNotFoundError):
+        options = repo.config.remote(None)[1] if repo is not None else None
+    remote = options if options and str(options.get("url", "")).startswith("s3://") else None
+    server = KServeModelServer(namespace=args.namespace, context=args.context)
+    try:
+        kube = server.kubernetes()
+    except ServingError as error:
+        return [
+            Check("Kubernetes", "fail", str(error).partition(". ")[0], "set KUBECONFIG, or name a --context")
+        ]
+    checks = list(check_kserve(kube, args.namespace, account=args.service_account, remote=remote))
+    if repo is not None and not args.no_remote and (url := os.environ.get("DVKF_MODELS_URL")):
+        try:
+            place = Place(repo, url)
+            place.manifest("dvkf-doctor", "v0.0.0")
+            checks.append(Check("published models", "ok", f"{place.shown} answers"))
+        except DvkfError as error:
+            checks.append(
+                Check("published models", "fail", str(error), "correct DVKF_MODELS_URL or the keys")
+            )
+    return checks
 
 
 def _of_cluster(repo: Repo | None, *, write: bool) -> list[Check]:

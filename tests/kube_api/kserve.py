@@ -56,6 +56,14 @@ def install_kserve(
         api.serve(Resource(KNATIVE, "v1", "revisions", "Revision"))
     if gateway:
         api.serve(Resource(GATEWAY, "v1", "httproutes", "HTTPRoute"))
+    # A5: the chart and the manifests bring runtimes for all namespaces; a namespace may have its own.
+    api.serve(
+        Resource(GROUP, "v1alpha1", "clusterservingruntimes", "ClusterServingRuntime", namespaced=False)
+    )
+    api.serve(Resource(GROUP, "v1alpha1", "servingruntimes", "ServingRuntime"))
+    for runtime in sorted(KNOWN):
+        kind = {"apiVersion": f"{GROUP}/v1alpha1", "kind": "ClusterServingRuntime"}
+        api.put({**kind, "metadata": {"name": runtime}, "spec": {"containers": []}})
     return KServeController(api, version, mode=mode, gateway=gateway and mode == "Standard")
 
 
