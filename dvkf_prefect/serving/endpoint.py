@@ -6,16 +6,18 @@ import json
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, overload
 from urllib.parse import quote
 
 from dvkf_prefect.errors import PredictionError, ServingError
 from dvkf_prefect.models.observed import Observed, Series, read_exposition
+from dvkf_prefect.serving.frames import answer_of, is_frame, names_of_answer, tensors_of_frame
 
 VERSION_HEADER = "x-model-version"
 
 if TYPE_CHECKING:
     import httpx
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -80,27 +82,49 @@ class Endpoint:
         """
         return self._call("GET", self._v2, None, timeout)
 
-    def predict(self, instances: Sequence[object], *, timeout: float = 30.0) -> list[Any]:
-        """Predict by the V1 protocol.
+    @overload
+    def predict(self, instances: pd.DataFrame, *, timeout: float = 30.0) -> pd.Series[Any] | pd.DataFrame: ...
+
+    @overload
+    def predict(self, instances: Sequence[object], *, timeout: float = 30.0) -> list[Any]: ...
+
+    def predict(
+        self, instances: Sequence[object] | pd.DataFrame, *, timeout: float = 30.0
+    ) -> list[Any] | pd.Series[Any] | pd.DataFrame:
+        """Predict for rows by the V1 protocol, or for a pandas frame by the Open Inference Protocol.
+
+        The columns of a frame are matched to the model's by name, if it was trained with named ones. Texts and
+        categories are sent as texts, NaN as null.
 
         Args:
-            instances: Rows, shape ``[rows, features]``, as lists, a numpy array or a pandas frame. NaN is sent as null.
-            timeout: Seconds to wait for the answer.
+            instances: Rows, shape ``[rows, features]``, as lists, a numpy array or a pandas frame.
+            timeout: Seconds to wait for each answer.
 
         Returns:
-            One prediction per row.
+            One prediction per row: a list. For a frame, a series with its index, or a frame if there are several
+            outputs.
 
         Raises:
-            PredictionError: The rows do not fit the model; the message says what does.
+            PredictionError: The rows do not fit the model; the message says what does, and names the columns.
             ServingError: The server does not answer, or failed.
 
         Example:
             ``endpoint.predict([[0.0, 16.0, 3.0]])``
         """
-        rows = _rows(instances)
-        answer = self._call("POST", f"{self._v1}:predict", {"instances": rows}, timeout)
+        if is_frame(instances):
+            return self._predict_frame(cast("pd.DataFrame", instances), timeout)
+        return self._predict_rows(cast("Sequence[object]", instances), timeout)
+
+    def _predict_rows(self, instances: Sequence[object] | pd.DataFrame, timeout: float) -> list[Any]:
+        answer = self._call("POST", f"{self._v1}:predict", {"instances": _rows(instances)}, timeout)
         predictions: list[Any] = answer["predictions"]
         return predictions
+
+    def _predict_frame(self, frame: pd.DataFrame, timeout: float) -> pd.Series[Any] | pd.DataFrame:
+        metadata = self.metadata(timeout=timeout)
+        inputs = tensors_of_frame(frame, metadata)
+        found = self.infer(inputs, outputs=names_of_answer(metadata), timeout=timeout)
+        return answer_of(frame, found["outputs"])
 
     def infer(
         self,
@@ -227,7 +251,7 @@ class _VersionEndpoint(Endpoint):
 
 
 def _rows(instances: Any) -> list[Any]:
-    if hasattr(instances, "iloc") and hasattr(instances, "to_dict") and hasattr(instances, "columns"):
+    if is_frame(instances):
         return list(instances.to_dict("records"))
     return list(instances.tolist() if hasattr(instances, "tolist") else instances)
 

@@ -75,10 +75,15 @@ class Model(Served):
         self.quick = bool(self._output_metadata) and self._is_quick()
 
     def metadata(self) -> dict[str, Any]:
-        """Return the V2 model metadata; ``-1`` is a variable size."""
+        """Return the V2 model metadata; ``-1`` is a variable size.
+
+        ``features``, which the protocol does not know, are the names of columns that the model was trained with.
+        """
         document: dict[str, Any] = {"name": self.name, "versions": [self.version], "platform": self.platform}
         if self._features is not None:
             document["inputs"] = [{"name": INPUT, "datatype": "FP64", "shape": [-1, self._features]}]
+        if self._columns is not None:
+            document["features"] = self._columns
         if self._output_metadata:
             document["outputs"] = self._output_metadata
         return document
@@ -157,6 +162,11 @@ class Model(Served):
                     )
             table = pd.DataFrame({name: values.ravel() for name, values in tensors})[self._columns]
             return self._typed(table)
+        if len(tensors) != 1 and self._columns is not None:
+            missing, unknown = set(self._columns) - set(names), set(names) - set(self._columns)
+            raise PredictionError(
+                f"missing features {sorted(missing)}, unknown features {sorted(unknown)}; expected {self._wanted()}"
+            )
         if len(tensors) != 1:
             raise PredictionError(
                 f"{len(tensors)} inputs ({', '.join(names)}); expected one: {self._wanted()}"

@@ -116,7 +116,7 @@ class RpcServer:
             found = self._service.describe(request.name, request.version or None)
         except HttpError as error:
             await _abort(context, error.status, str(error))
-        return message("ModelMetadataResponse")(**found)
+        return message("ModelMetadataResponse")(**{key: found[key] for key in found if key != "features"})
 
     async def _model_infer(self, request: Any, context: Any) -> Any:
         metadata = dict(context.invocation_metadata() or ())

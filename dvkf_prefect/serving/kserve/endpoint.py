@@ -10,9 +10,11 @@ from urllib.parse import quote
 from dvkf_prefect.errors import PredictionError, ServingError
 from dvkf_prefect.models.observed import Observed, Series
 from dvkf_prefect.serving.endpoint import Endpoint
+from dvkf_prefect.serving.frames import answer_of_rows
 
 if TYPE_CHECKING:
     import httpx
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,15 @@ class ServiceEndpoint(Endpoint):
         except ServingError:
             return False
 
-    def predict(self, instances: Sequence[object], *, timeout: float = 30.0) -> list[Any]:
-        """Predict by the protocol of the runtime.
+    def _predict_frame(self, frame: pd.DataFrame, timeout: float) -> pd.Series[Any] | pd.DataFrame:
+        if self.protocol == "v2":
+            return super()._predict_frame(frame, timeout)
+        return answer_of_rows(frame, self._predict_rows(frame, timeout))
 
-        By the Open Inference Protocol the rows are one tensor, named as the model's first input.
-
-        Args:
-            instances: Rows, shape ``[rows, features]``, as lists, a numpy array or a pandas frame.
-            timeout: Seconds to wait for the answer.
-
-        Returns:
-            One prediction per row.
-
-        Raises:
-            PredictionError: The rows do not fit the model; the message says what does.
-            ServingError: The service does not answer, or failed.
-        """
+    def _predict_rows(self, instances: Sequence[object] | pd.DataFrame, timeout: float) -> list[Any]:
+        """Predict by the protocol of the runtime; by V2 the rows are one tensor, named as the model's first input."""
         if self.protocol != "v2":
-            return super().predict(instances, timeout=timeout)
+            return super()._predict_rows(instances, timeout)
         import numpy
 
         rows = numpy.asarray(instances)
