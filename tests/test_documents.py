@@ -269,10 +269,16 @@ def test_every_package_a_user_meets_is_declared() -> None:
     declared |= {
         re.split(r"[\[<>=~!; ]", d)[0].lower().replace("-", "_")
         for extra, wants in project["optional-dependencies"].items()
-        if extra.startswith(("serve", "tables"))
+        if extra.startswith(("serve", "tables", "openlineage"))
         for d in wants
     }
-    names = {"ruamel": "ruamel.yaml", "sklearn": "scikit_learn", "google": "protobuf", "grpc": "grpcio"}
+    names = {
+        "ruamel": "ruamel.yaml",
+        "sklearn": "scikit_learn",
+        "google": "protobuf",
+        "grpc": "grpcio",
+        "openlineage": "openlineage_python",
+    }
     used: dict[str, Path] = {}
     for file in (ROOT / "dvkf_prefect").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

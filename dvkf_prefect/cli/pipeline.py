@@ -147,6 +147,7 @@ def repro(args: argparse.Namespace) -> int:
 
 def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[int, tuple[str, ...]]:
     """Run stages of a repository; return the exit code, and the stages that ran or were restored."""
+    from dvkf_prefect.openlineage_events import watch_stages
     from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
     from dvkf_prefect.pipeline.run import repro as stages
 
@@ -183,6 +184,7 @@ def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[in
     screen = _Screen(repo, quiet=args.quiet, on_error=args.on_error, echoes=args.runner == "local")
     jobs = args.jobs or (2 if args.hermetic or args.runner != "local" else 1)
     show = None if args.quiet else screen.show_task
+    watched = watch_stages(repo, screen.show_event)
     with _runner(repo, args.runner, in_place=not args.hermetic, quiet=args.quiet, on_event=show) as runner:
         result = stages.repro(
             repo,
@@ -195,7 +197,7 @@ def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[in
             jobs=1 if args.interactive else jobs,
             raise_failures=False,
             confirm=_confirm if args.interactive or repo.config.get("core", "interactive") else None,
-            on_event=screen.show_event,
+            on_event=watched,
             on_source=screen.show_source,
         )
     return screen.end(result), (*result.ran, *result.restored)
@@ -203,6 +205,7 @@ def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[in
 
 def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
     """Run one stage, as ``dvkf stage add --run`` does."""
+    from dvkf_prefect.openlineage_events import watch_stages
     from dvkf_prefect.pipeline.run import repro as stages
 
     screen = _Screen(repo, quiet=quiet, on_error="fail")
@@ -213,7 +216,7 @@ def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
             runner=runner,
             single_item=True,
             raise_failures=False,
-            on_event=screen.show_event,
+            on_event=watch_stages(repo, screen.show_event),
         )
     if not (result.failed or quiet):
         print_git_hint(repo)

@@ -119,6 +119,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     """Run ``dvkf model deploy``."""
     from dvkf_prefect.errors import ConfigError, DvkfError
     from dvkf_prefect.models.registry import ModelRegistry
+    from dvkf_prefect.openlineage_events import LineageEvents
 
     registry = ModelRegistry(open_repo(args))
     version = registry.show(*model_and_version(args.model))
@@ -157,6 +158,7 @@ def model_deploy(args: argparse.Namespace) -> int:
             f"WARNING: the service was not noted for the lineage of {version.version}: {error}",
             file=sys.stderr,
         )
+    LineageEvents(registry.repo).deployed(version, where)
     _print(endpoint, check.findings, args.json)
     return 0
 

@@ -67,6 +67,12 @@ def note_kubeflow_run(run_id: str) -> None:
             runs.append(run_id)
 
 
+def parent_run() -> tuple[str, str] | None:
+    """Return id and name of the current flow run, for events of lineage; None outside a run."""
+    run = flow_run.get_id()
+    return (run, flow_run.get_flow_name() or "flow") if run else None
+
+
 def run_trailers() -> dict[str, str]:
     """Return git trailers with the IDs of the current Prefect run and its Kubeflow runs; none outside a run."""
     run = flow_run.get_id()

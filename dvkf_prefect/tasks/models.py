@@ -25,12 +25,13 @@ from dvkf_prefect.models.lineage import Lineage, draw_lineage
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import TagEvent
 from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.openlineage_events import LineageEvents
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish, run_url
 from dvkf_prefect.tasks._events import announce_model
-from dvkf_prefect.tasks._git import run_trailers
+from dvkf_prefect.tasks._git import parent_run, run_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import run_name
 from dvkf_prefect.tasks._servers import AnyServer, find_server
@@ -92,6 +93,7 @@ def register_model(
         _publish_model(repository, registry, name, f"{name} has not changed since {same.version}.")
         return same
     registered = registry.register(name, version=version, rev=rev, message=message, trailers=run_trailers())
+    LineageEvents(registry.repo, parent=parent_run()).registered(registered)
     _publish_model(repository, registry, name, f"Registered {registered.version} of {name}.")
     announce_model(repository.name, registered, "registered")
     return registered
@@ -341,6 +343,7 @@ def deploy_model(
         registry.note(version, "service", {"where": server.where, "url": endpoint.url})
     except DvkfError as error:  # the model is served all the same
         run_logger().warning("the service was not noted for the lineage of %s: %s", version.version, error)
+    LineageEvents(registry.repo, parent=parent_run()).deployed(version, server.where)
     publish(endpoint_card(endpoint, repository.name, version))
     announce_model(repository.name, version, "deployed", server=server.where, url=endpoint.url)
     return endpoint

@@ -15,6 +15,7 @@ from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, find_block
 from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, plain, stage_card
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
+from dvkf_prefect.openlineage_events import watch_stages
 from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
 from dvkf_prefect.pipeline.plan.why import Action, Decision
 from dvkf_prefect.pipeline.report.metrics import MetricChange, metrics_history
@@ -24,6 +25,7 @@ from dvkf_prefect.pipeline.step.runner import Runner
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._changes import changed_files
+from dvkf_prefect.tasks._git import parent_run
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
 from dvkf_prefect.tasks._versions import publish_versions, recorded_versions
@@ -149,7 +151,7 @@ def repro_pipeline(
                 rules=Rules(force=force, pull=pull),
                 on_error=on_error,
                 jobs=pipelines.parallel,
-                on_event=report,
+                on_event=watch_stages(repo, report, parent=parent_run()),
             )
         except DvkfError as error:
             if events:
