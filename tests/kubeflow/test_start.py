@@ -34,7 +34,9 @@ def sent(project) -> list[str]:
     return [key for key in project.repo.remote().storage.keys("dvkf/runs") if key.endswith("/sent.json")]
 
 
-@pytest.mark.parametrize("fault", ["drop", 502, 503, 504])
+@pytest.mark.parametrize(
+    "fault", ["drop", 503, *(pytest.param(n, marks=pytest.mark.long) for n in (502, 504))]
+)
 def test_a_request_that_nobody_answered_is_not_sent_again(project, kfp, settings, stage, monkeypatch, fault):
     """Without Kubernetes, the time in which the server deletes workflows passes first; then the id is another."""
     in_hurry(monkeypatch, deleted=1.0)
