@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.blocks import ModelServer as ModelServer
     from dvkf_prefect.blocks import find_block as find_block
     from dvkf_prefect.cards import artifact_key as artifact_key
+    from dvkf_prefect.cards import comparison_card as comparison_card
     from dvkf_prefect.data.results.expiry import ExpiredResults as ExpiredResults
     from dvkf_prefect.data.results.locks import ResultLocks as ResultLocks
     from dvkf_prefect.data.tables.frame_diff import FrameDiff as FrameDiff
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from dvkf_prefect.pipeline.run.repro import repro as repro
     from dvkf_prefect.pipeline.step.runner import LocalRunner as LocalRunner
     from dvkf_prefect.processes.leash import LeashedProcess as LeashedProcess
+    from dvkf_prefect.promotion.comparison import VersionComparison as VersionComparison
+    from dvkf_prefect.promotion.promote import Approval as Approval
     from dvkf_prefect.repo import Repo as Repo
     from dvkf_prefect.serializers import ArrowSerializer as ArrowSerializer
     from dvkf_prefect.serializers import ParquetSerializer as ParquetSerializer
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import commit_results as commit_results
     from dvkf_prefect.tasks import compare_metrics as compare_metrics
     from dvkf_prefect.tasks import compare_table as compare_table
+    from dvkf_prefect.tasks import compare_versions as compare_versions
     from dvkf_prefect.tasks import data_trigger as data_trigger
     from dvkf_prefect.tasks import deploy_model as deploy_model
     from dvkf_prefect.tasks import deprecate_model as deprecate_model
@@ -124,7 +128,10 @@ _EXPORTS = {
         "ModelServer",
         "find_block",
     ),
-    "cards": ("artifact_key",),
+    "cards": (
+        "artifact_key",
+        "comparison_card",
+    ),
     "data.results.expiry": ("ExpiredResults",),
     "data.results.locks": ("ResultLocks",),
     "data.tables.frame_diff": (
@@ -164,6 +171,8 @@ _EXPORTS = {
     "pipeline.run.repro": ("repro",),
     "pipeline.step.runner": ("LocalRunner",),
     "processes.leash": ("LeashedProcess",),
+    "promotion.comparison": ("VersionComparison",),
+    "promotion.promote": ("Approval",),
     "repo": ("Repo",),
     "serializers": (
         "ArrowSerializer",
@@ -181,6 +190,7 @@ _EXPORTS = {
         "commit_results",
         "compare_metrics",
         "compare_table",
+        "compare_versions",
         "data_trigger",
         "deploy_model",
         "deprecate_model",

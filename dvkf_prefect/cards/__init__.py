@@ -27,6 +27,7 @@ from dvkf_prefect.cards.models import (
     unpublished_card,
 )
 from dvkf_prefect.cards.overview import overview_card, plots_card
+from dvkf_prefect.cards.promotions import comparison_card, promotion_card
 from dvkf_prefect.cards.serving import endpoint_card, gates_card, predictions_card
 from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
 from dvkf_prefect.cards.upkeep import garbage_card, verification_card
@@ -37,6 +38,7 @@ __all__ = [
     "artifact_key",
     "block",
     "code",
+    "comparison_card",
     "count_text",
     "data_card",
     "diff_card",
@@ -56,6 +58,7 @@ __all__ = [
     "plain",
     "plots_card",
     "predictions_card",
+    "promotion_card",
     "publication_card",
     "size_text",
     "stage_card",

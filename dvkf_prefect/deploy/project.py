@@ -43,6 +43,12 @@ _FLOWS = {
         ("train",),
         "train(model=sys.argv[1] if len(sys.argv) > 1 else None)",
     ),
+    "promote": (
+        "The flow that promotes a registered model and serves it, as prefect.yaml deploys it.",
+        "promotion",
+        ("promote",),
+        "promote(sys.argv[1])",
+    ),
     "serve": (
         "The flows that serve a registered model and roll it back, as prefect.yaml deploys it.",
         "serving",
@@ -122,7 +128,7 @@ def project_files(repo: Repo, project: Project, *, version: str) -> dict[str, st
     """Return the files that deploy the flows of a repository, as text by path relative to the repository's root.
 
     ``repro`` is always deployed. Each artifact of type ``model`` in dvc.yaml adds ``train``; in a process pool also
-    ``serve`` and ``rollback``, since a server would end with its container.
+    ``serve``, ``promote`` and ``rollback``, since a server would end with its container.
 
     Args:
         repo: The repository.
@@ -137,7 +143,7 @@ def project_files(repo: Repo, project: Project, *, version: str) -> dict[str, st
     """
     local = project.pool_type == "process"
     models = [name for name, found in list_artifacts(repo).items() if found.declared.type == "model"]
-    names = ["repro", *(["train"] if models else []), *(["serve"] if models and local else [])]
+    names = ["repro", *(["train"] if models else []), *(["promote", "serve"] if models and local else [])]
     files = {f"flows/{name}.py": flow_file(name) for name in names}
     files["blocks.py"] = _blocks(repo, project)
     files["prefect.yaml"] = _prefect_yaml(project, models)
@@ -194,7 +200,7 @@ def flow_file(name: str) -> str:
     """Return the module that a deployment's entrypoint names.
 
     Args:
-        name: ``repro``, ``train`` or ``serve``.
+        name: ``repro``, ``train``, ``promote`` or ``serve``.
     """
     title, module, flows, call = _FLOWS[name]
     names = ", ".join(flows)
@@ -296,8 +302,8 @@ def _prefect_yaml(project: Project, models: Sequence[str]) -> str:
         if project.pool_type == "process":
             served = {"repository": project.name, "server": project.name, "model": model}
             found += [
-                deployment(f"{flow}{suffixes[model]}", f"flows/serve.py:{flow}", served)
-                for flow in ("serve", "rollback")
+                deployment(f"{flow}{suffixes[model]}", f"flows/{file}.py:{flow}", served)
+                for file, flow in (("serve", "serve"), ("promote", "promote"), ("serve", "rollback"))
             ]
     if project.cron:
         # One deployment runs by the clock: that of the first model, or of all stages.

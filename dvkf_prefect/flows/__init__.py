@@ -1,4 +1,4 @@
-"""Flows that work with saved blocks: run a pipeline, train, serve and roll back a model, maintain a repository.
+"""Flows that work with saved blocks: run a pipeline, train, promote and roll back a model, maintain a repository.
 
 Each is deployed as ``dvkf_prefect.flows.NAME``, or copied and changed: the flows use only what `dvkf_prefect` exports.
 
@@ -8,6 +8,7 @@ Example:
 
 from dvkf_prefect.flows.maintenance import maintain
 from dvkf_prefect.flows.pipelines import repro, train
+from dvkf_prefect.flows.promotion import promote
 from dvkf_prefect.flows.serving import rollback, serve
 
-__all__ = ["maintain", "repro", "rollback", "serve", "train"]
+__all__ = ["maintain", "promote", "repro", "rollback", "serve", "train"]

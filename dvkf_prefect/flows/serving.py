@@ -58,16 +58,22 @@ def rollback(
     model: str,
     stage: str = "prod",
     instances: Sequence[Sequence[float]] = (),
+    reason: str = "",
+    with_data: bool = False,
     repository: DvcRepository | str = "local",
     server: ModelServer | str = "local",
     push: bool = True,
 ) -> dict[str, Any]:
-    """Assign a model stage to the version that had it before, and serve that version.
+    """Serve the version that had a model stage before, and assign the stage to it.
+
+    The version before serves before the stage names it. A run that was killed is continued by another run.
 
     Args:
         model: Model to roll back, by its name in dvc.yaml.
         stage: The model stage.
         instances: Rows to predict, as a check of the server; no check if empty.
+        reason: Reason of the rollback, for its tag.
+        with_data: Check out the data that the version learned from.
         repository: DVC Repository block, or its name.
         server: Model Server block, or its name.
         push: Push the tag that records the rollback to git's origin if there is one.
@@ -77,7 +83,7 @@ def rollback(
     """
     data = find_block(DvcRepository, repository, "repository")
     place = find_block(ModelServer, server, "server")
-    version = rollback_model(data, model, stage)
+    version = rollback_model(data, model, stage, server=place, data=with_data, reason=reason)
     endpoint = deploy_model(data, place, model, version.version)
     if push:
         push_commits(data)

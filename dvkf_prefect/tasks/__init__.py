@@ -32,10 +32,8 @@ from dvkf_prefect.tasks.models import (
     deregister_model,
     list_model_events,
     mirror_models,
-    promote_model,
     register_model,
     request_predictions,
-    rollback_model,
     show_model,
     trace_data,
     trace_model,
@@ -43,6 +41,7 @@ from dvkf_prefect.tasks.models import (
 )
 from dvkf_prefect.tasks.overview import show_overview, show_plots
 from dvkf_prefect.tasks.pipeline import compare_metrics, repro_pipeline
+from dvkf_prefect.tasks.promotion import compare_versions, promote_model, rollback_model
 from dvkf_prefect.tasks.publishing import collect_models, publish_model, unpublish_model
 from dvkf_prefect.tasks.serving import (
     abort_canary,
@@ -71,6 +70,7 @@ __all__ = [
     "commit_results",
     "compare_metrics",
     "compare_table",
+    "compare_versions",
     "data_trigger",
     "deploy_model",
     "deprecate_model",

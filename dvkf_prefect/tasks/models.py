@@ -14,7 +14,6 @@ from dvkf_prefect.cards import (
     history_card,
     lineage_card,
     mirror_card,
-    model_card,
     plain,
     predictions_card,
 )
@@ -29,32 +28,13 @@ from dvkf_prefect.openlineage_events import LineageEvents
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import publish, run_url
+from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._events import announce_model
 from dvkf_prefect.tasks._git import parent_run, run_trailers
 from dvkf_prefect.tasks._logging import run_logger
+from dvkf_prefect.tasks._models import publish_model
 from dvkf_prefect.tasks._names import run_name
 from dvkf_prefect.tasks._servers import AnyServer, find_server
-
-# Versions whose metrics a model's card draws; each takes some calls of git.
-_TRACED = 8
-
-
-def _publish_model(repository: DvcRepository, registry: ModelRegistry, name: str, said: str) -> None:
-    run_logger().info("%s", said)
-    versions = registry.list(name)
-    lineages = with_services([trace.trace_version(registry, version) for version in versions[:_TRACED]])
-    runs = {run: run_url(run) for key, run in (lineages[0].runs if lineages else {}).items() if "Flow" in key}
-    card = model_card(
-        versions,
-        name,
-        repository.name,
-        said=said,
-        lineages=lineages,
-        runs=runs,
-        limit=DvkfSettings().card_rows,
-    )
-    publish(card)
 
 
 @task(task_run_name=run_name("register {name}"), cache_policy=NO_CACHE)
@@ -90,70 +70,13 @@ def register_model(
     repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     if version is None and (same := registry.find_same(name, rev)) is not None:
-        _publish_model(repository, registry, name, f"{name} has not changed since {same.version}.")
+        publish_model(repository, registry, name, f"{name} has not changed since {same.version}.")
         return same
     registered = registry.register(name, version=version, rev=rev, message=message, trailers=run_trailers())
     LineageEvents(registry.repo, parent=parent_run()).registered(registered)
-    _publish_model(repository, registry, name, f"Registered {registered.version} of {name}.")
+    publish_model(repository, registry, name, f"Registered {registered.version} of {name}.")
     announce_model(repository.name, registered, "registered")
     return registered
-
-
-@task(task_run_name=run_name("promote {name} to {stage}"), cache_policy=NO_CACHE)
-def promote_model(repository: DvcRepository | str, name: str, version: str, stage: str) -> ModelVersion:
-    """Assign a registered version of a model to a model stage, such as prod.
-
-    Args:
-        repository: The repository.
-        name: The model's name.
-        version: The version, or ``latest``.
-        stage: The model's stage, in GTO's sense.
-
-    Returns:
-        The version, with its stages.
-
-    Raises:
-        ModelNotFoundError: The version is not registered.
-
-    Example:
-        ``promote_model(DvcRepository.load("local"), "digits", "v1.0.0", "prod")``
-    """
-    repository = find_block(DvcRepository, repository, "repository")
-    registry = ModelRegistry(repository.open())
-    wanted = registry.show(name, version)
-    if stage in wanted.stages:
-        _publish_model(repository, registry, name, f"{wanted.version} of {name} is {stage} already.")
-        return wanted
-    assigned = registry.assign(name, wanted.version, stage, trailers=run_trailers())
-    _publish_model(repository, registry, name, f"{assigned.version} of {name} is {stage} now.")
-    announce_model(repository.name, assigned, "promoted", stage=stage)
-    return assigned
-
-
-@task(task_run_name=run_name("roll back {stage} of {name}"), cache_policy=NO_CACHE)
-def rollback_model(repository: DvcRepository | str, name: str, stage: str) -> ModelVersion:
-    """Assign a model stage to the version that had it before.
-
-    Args:
-        repository: The repository.
-        name: The model's name.
-        stage: The model's stage, such as prod.
-
-    Returns:
-        The version that has the stage now.
-
-    Raises:
-        ModelNotFoundError: No earlier version had the stage.
-
-    Example:
-        ``rollback_model(DvcRepository.load("local"), "digits", "prod")``
-    """
-    repository = find_block(DvcRepository, repository, "repository")
-    registry = ModelRegistry(repository.open())
-    version = registry.rollback(name, stage, trailers=run_trailers())
-    _publish_model(repository, registry, name, f"Rolled {stage} of {name} back to {version.version}.")
-    announce_model(repository.name, version, "rolled-back", stage=stage)
-    return version
 
 
 @task(task_run_name=run_name("unassign {stage} of {name}"), cache_policy=NO_CACHE)
@@ -181,7 +104,7 @@ def unassign_model(
     repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     left = registry.unassign(name, version, stage, message=message, trailers=run_trailers())
-    _publish_model(repository, registry, name, f"{left.version} of {name} is no longer {stage}.")
+    publish_model(repository, registry, name, f"{left.version} of {name} is no longer {stage}.")
     return left
 
 
@@ -210,7 +133,7 @@ def deregister_model(
     repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     withdrawn = registry.deregister(name, version, message=message, trailers=run_trailers())
-    _publish_model(repository, registry, name, f"Withdrew {version} of {name}.")
+    publish_model(repository, registry, name, f"Withdrew {version} of {name}.")
     return withdrawn
 
 
@@ -259,7 +182,7 @@ def show_model(repository: DvcRepository | str, name: str, which: str = "latest"
     repository = find_block(DvcRepository, repository, "repository")
     registry = ModelRegistry(repository.open())
     version = registry.show(name, which)
-    _publish_model(repository, registry, name, f"{which} of {name} is {version.version}.")
+    publish_model(repository, registry, name, f"{which} of {name} is {version.version}.")
     return version
 
 

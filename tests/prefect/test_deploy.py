@@ -55,14 +55,15 @@ def test_files_of_a_process_pool(own: Repo, capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["prefect", "init", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin"]) == 0
     said = capsys.readouterr().out
     assert (
-        "blocks.py written\nflows/repro.py written\nflows/serve.py written\nflows/train.py written\n" in said
+        "blocks.py written\nflows/promote.py written\nflows/repro.py written\nflows/serve.py written\nflows/train.py"
+        " written\n" in said
     )
     assert (
         "\tprefect work-pool create my-digits --type process\n\tpython blocks.py\n\tprefect deploy --all\n"
         in said
     )
     found = deployments(own.root)
-    assert list(found) == ["repro", "train", "serve", "rollback"]
+    assert list(found) == ["repro", "train", "serve", "promote", "rollback"]
     assert found["train"]["schedules"] == [{"cron": "0 3 * * *", "timezone": "Europe/Berlin"}]
     assert "schedules" not in found["repro"]
     assert found["train"]["parameters"] == {
@@ -92,7 +93,7 @@ def test_each_model_has_its_deployments(own: Repo) -> None:
     (own.root / "dvc.yaml").write_text(MODELS + "  Next_One: {path: out.txt, type: model}\n")
     assert cli.main(["prefect", "init", "-q", "--cron", "@daily"]) == 0
     found = deployments(own.root)
-    kinds = ("train", "serve", "rollback")
+    kinds = ("train", "serve", "promote", "rollback")
     assert list(found) == ["repro", *(f"{kind}-{model}" for model in ("next-one", "signs") for kind in kinds)]
     assert [name for name, each in found.items() if "schedules" in each] == ["train-next-one"]
     assert found["rollback-next-one"]["parameters"]["model"] == "Next_One"

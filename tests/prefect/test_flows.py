@@ -73,7 +73,8 @@ def test_a_misspelt_metric_is_refused_before_the_run() -> None:
         ("repro", "repro", "Run the changed stages of a dvc.yaml"),
         ("maintain", "maintain", "Verify data in the cache and on the remote"),
         ("serve", "serve", "Serve a registered version of a model"),
-        ("serve", "rollback", "Assign a model stage"),
+        ("serve", "rollback", "Serve the version that had a model stage"),
+        ("promote", "promote", "Promote a registered version"),
     ],
 )
 def test_parameters_are_described_for_the_form(file: str, name: str, said: str) -> None:

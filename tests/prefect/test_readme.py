@@ -155,7 +155,7 @@ def test_the_blocks_of_a_page_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reader = Reader(start, name, monkeypatch)
-    if "serving" in name:
+    if "serving" in name or "promote" in name:
         prepare_a_model(start / "my-repository")
     if "tables" in name:
         prepare_tables(start)

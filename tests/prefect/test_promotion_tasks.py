@@ -1,0 +1,126 @@
+"""The tasks that promote a model and roll it back, and the flow that asks a person, with a Prefect server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_registry.fake import FakeRegistry
+from prefect import flow
+from prefect.client.orchestration import get_client
+from promotion_world import write_version
+from repos import commit_all, make_repo
+
+from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, ModelServer
+from dvkf_prefect.cards import artifact_key
+from dvkf_prefect.errors import PromotionError
+from dvkf_prefect.flows import promote, rollback
+from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.promotion.journal import Journal
+from dvkf_prefect.promotion.promote import Approval
+from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks import compare_versions, promote_model, rollback_model
+
+Artifacts = Callable[[str], list[Any]]
+
+
+@pytest.fixture
+def block(tmp_path: Path, prefect_server: None) -> DvcRepository:
+    """A repository with two versions of the model ``m``."""
+    root = tmp_path / "repo"
+    make_repo(root, {"dvc.yaml": "artifacts:\n  m:\n    path: model\n    type: model\nmetrics: [m.json]\n"})
+    repo = Repo.open(root)
+    for number in (1, 2):
+        write_version(root / "model", number)
+        (root / "m.json").write_text(f'{{"accuracy": 0.{8 + number - 1}}}')
+        repo.add([root / "model"])
+        commit_all(root)
+        ModelRegistry(repo).register("m", version=f"v{number}.0.0")
+    return DvcRepository(path=str(root))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ModelServer]:
+    made = ModelServer(state_dir=str(tmp_path / "serving"))
+    yield made
+    made.undeploy("m")
+
+
+def test_tasks_promote_compare_and_roll_back(
+    block: DvcRepository, server: ModelServer, artifacts: Artifacts
+) -> None:
+    with FakeRegistry().served() as host:
+        mirror = KubeflowModelRegistry(host=host)
+
+        @flow
+        def release() -> Any:
+            first = promote_model(block, "m", "v1.0.0", "prod", server=server, registry=mirror)
+            compared = compare_versions(block, "m", "latest", "prod")
+            waits = promote_model(
+                block, "m", "latest", "prod", server=server, gates=["metric:accuracy>=champion"], wait=True
+            )
+            answer = Approval(True, "Ann", "Better")
+            second = promote_model(
+                block, "m", "latest", "prod", server=server, canary=50, approval=answer, registry=mirror
+            )
+            with pytest.raises(PromotionError, match=r"metric:accuracy>=1 failed"):
+                promote_model(block, "m", "v1.0.0", "prod", server=server, gates=["metric:accuracy>=1"])
+            return first, compared, waits, second
+
+        first, compared, waits, second = release()
+    assert first.stages == ("prod",) and second.stages == ("prod",) and waits.stages == ()
+    assert [(d.kind, d.name, d.champion, d.candidate) for d in compared.differences] == [
+        ("metric", "m.json:accuracy", 0.8, 0.9)
+    ]
+    assert server.endpoint("m").predict([[0, 0]]) == [2]
+    registry = ModelRegistry(block.open())
+    tag = registry.history("m")[0]
+    assert tag.trailers["Approved-By"] == "approved by Ann: Better" and tag.trailers["Prefect-Flow-Run"]
+    cards = artifacts(artifact_key("promotion", block.name, "m", "prod"))
+    assert "Promotion of m v1.0.0 to prod" in cards[0].description
+    assert cards[-1].description.endswith(": refused.") and "metric:accuracy&gt;=1" in str(cards[-1].data)
+    assert "0.8" in artifacts(artifact_key("candidate", block.name, "m"))[0].data
+
+    @flow
+    def back() -> Any:
+        return rollback_model(block, "m", "prod", server=server, reason="Wrong")
+
+    assert back().version == "v1.0.0" and server.endpoint("m").predict([[0, 0]]) == [1]
+    assert "Rolled-Back-From" in registry.history("m")[0].trailers
+
+
+def test_the_flow_asks_a_person(block: DvcRepository, server: ModelServer, artifacts: Artifacts) -> None:
+    block.save("asked", overwrite=True)
+    server.save("asked", overwrite=True)
+    places = {"repository": "asked", "server": "asked"}
+    assert promote("m", which="v1.0.0", approval=False, **places) == {
+        "model": "m", "version": "v1.0.0", "stages": ["prod"],
+    }  # fmt: skip
+    ended: list[Any] = []
+
+    def run() -> None:
+        ended.append(promote("m", timeout=120, **places))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with get_client(sync_client=True) as client:
+        for _ in range(600):
+            waiting = [each for each in client.read_flow_runs() if each.state and each.state.is_paused()]
+            if waiting or ended:
+                break
+            time.sleep(0.2)
+        (waits,) = waiting
+        record = Journal(ModelRegistry(block.open()).git, "m", "prod").read()
+        assert record is not None and [step.name for step in record.steps] == ["gate"]
+        answer = {"approve": True, "person": "Ann", "reason": "Better"}
+        assert client.resume_flow_run(waits.id, run_input=answer).status.value == "ACCEPT"
+    thread.join(120)
+    assert ended == [{"model": "m", "version": "v2.0.0", "stages": ["prod"]}]
+    assert server.endpoint("m").predict([[0, 0]]) == [2]
+    assert ModelRegistry(block.open()).history("m")[0].trailers["Approved-By"] == "approved by Ann: Better"
+    done = rollback("m", instances=[[0, 0]], reason="Wrong", push=False, **places)
+    assert (done["version"], done["predictions"]) == ("v1.0.0", [1])
