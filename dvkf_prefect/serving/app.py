@@ -55,6 +55,8 @@ from dvkf_prefect.serving.tensors import BINARY_EXTENSION
 from dvkf_prefect.serving.traffic import STICKY_HEADER, Models
 
 _INDEX_BYTES = 4096
+# Ends of paths that answer POST alone.
+_POSTED = {"/v1": (":predict", ":explain"), "/v2": ("/infer",)}
 
 
 class _Handlers:
@@ -80,7 +82,9 @@ class _Handlers:
             self.models.split(found)
             raise HTTPException(404)
         if not re.fullmatch("[0-9a-f]*", found[len(self.mark) :]):
-            raise HTTPException(404)  # a path for POST, such as NAME:predict
+            if found.endswith(_POSTED[request.url.path[:3]]):
+                raise HTTPException(405, headers={"Allow": "POST"})
+            raise HTTPException(404)
         return bytes.fromhex(found[len(self.mark) :]).decode(errors="surrogatepass")
 
     async def answer(self, request: HttpRequest, protocol: Protocol) -> Response:

@@ -120,6 +120,26 @@ def _from_bytes(name: str, data: bytes, datatype: str) -> npt.NDArray[Any]:
     return array
 
 
+def check_parameters(entry: Mapping[str, Any], what: str) -> None:
+    """Check the parameters of a request or a tensor.
+
+    Args:
+        entry: The request or the tensor.
+        what: Its name for the error.
+
+    Raises:
+        PredictionError: A value is neither a text nor a number nor a boolean, as the protocol wants.
+    """
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return
+    if not isinstance(parameters, dict):
+        raise PredictionError(f"{what}: parameters is an object")
+    for name, value in parameters.items():
+        if not isinstance(value, str | int | float):
+            raise PredictionError(f"{what}: parameter '{name}' must be a text, a number or a boolean")
+
+
 def pack_texts(texts: Iterable[bytes]) -> bytes:
     """Return texts as the binary data of a BYTES tensor."""
     return b"".join(struct.pack("<I", len(text)) + text for text in texts)
@@ -157,6 +177,7 @@ def read_tensor(entry: object) -> tuple[str, npt.NDArray[Any]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise PredictionError("an input has name, shape, datatype and data")
     name: str = entry["name"]
+    check_parameters(entry, f"input '{name}'")
     shape, datatype, data = entry.get("shape"), entry.get("datatype"), entry.get("data")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise PredictionError(f"input '{name}': shape must be a list of whole numbers")

@@ -347,9 +347,30 @@ def test_unknown_paths_and_methods(client: _Client) -> None:
     assert client.get("/v3").status_code == 404
     assert client.get("/v3").json() == {"error": "Not Found"}
     assert client.post("/v1/models/iris:explain").status_code == 501
-    assert client.get("/v1/models/iris:predict").status_code == 404
+    for path in ("/v1/models/iris:predict", "/v1/models/iris:explain", "/v2/models/iris/infer"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert client.get("/v2/models/iris/versions/v1.0.0/infer").status_code == 405
+    assert client.get("/v1/models/iris/infer").status_code == 404
+    assert client.get("/v2/models/iris:predict").status_code == 404
     assert client.request("DELETE", "/v1/models/iris").status_code == 405
     assert client.get("/docs").status_code == 404
+
+
+def test_parameters_are_plain_values(client: _Client) -> None:
+    for more in (
+        {"parameters": {"a": {"b": 1}}},
+        {"parameters": [1]},
+        {"inputs": [_tensor(parameters={"a": [1]})]},
+        {"inputs": [_tensor(parameters="a")]},
+    ):
+        answer = client.post("/v2/models/iris/infer", json={"inputs": [_tensor()], **more})
+        assert answer.status_code == 400 and "parameter" in answer.json()["error"]
+    plain = {"a": 1, "b": 0.5, "c": "x", "d": True}
+    answer = client.post(
+        "/v2/models/iris/infer", json={"inputs": [_tensor(parameters=plain)], "parameters": plain}
+    )
+    assert answer.status_code == 200
 
 
 def test_a_request_has_a_bound(iris: LogisticRegression) -> None:
