@@ -48,7 +48,7 @@ def _site() -> str:
 
 
 def plain_fields(schema: dict[str, Any], model: type[Block]) -> None:
-    """Describe an optional field by its type alone, for `json_schema_extra` of a block.
+    """Fit the schema of a block to Prefect's forms, for `json_schema_extra`: an optional field has one type.
 
     Prefect's form shows a choice between the type and null otherwise. An empty field has its default, see `drop_empty`.
 
@@ -57,6 +57,9 @@ def plain_fields(schema: dict[str, Any], model: type[Block]) -> None:
         model: The block's class.
     """
     schema_extra(schema, model)
+    # A run's form sends a picked block as a reference. Prefect wants it to be a reference or the block's values, not
+    # both, and takes it for values too if no field is required.
+    schema["not"] = {"required": ["$ref"]}
     for field in schema.get("properties", {}).values():
         kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
         if len(kinds) == 1 and len(kinds) < len(field["anyOf"]):

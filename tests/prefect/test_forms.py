@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentCreate
+from prefect.utilities.schema_tools.validation import preprocess_schema, validate
 from pydantic import SecretStr, ValidationError
 
+from dvkf_prefect import flows
 from dvkf_prefect.blocks import (
     DvcRemote,
     DvcRepository,
@@ -22,6 +25,7 @@ from dvkf_prefect.blocks import (
     KubeflowPipelines,
     ModelServer,
 )
+from dvkf_prefect.blocks._common import documentation_url, logo_url
 
 # A picked block; the form sends its document's ID instead.
 _PICKED = "picked"
@@ -262,3 +266,38 @@ def test_an_empty_required_field_is_named() -> None:
 def test_an_empty_secret_is_none() -> None:
     assert KubeflowCredentials(host="http://kf", token=SecretStr("")).token == SecretStr("")
     assert KubeflowCredentials.model_validate({"host": "http://kf", "token": ""}).token is None
+
+
+@pytest.mark.parametrize("name", ["repro", "train", "serve", "rollback"])
+def test_a_run_takes_a_picked_block_or_its_name(name: str) -> None:
+    """Prefect took a picked block for a reference and for values, and refused both."""
+    schema = preprocess_schema(getattr(flows, name).parameters.model_dump())
+    other = "server" if name in ("serve", "rollback") else "pipelines"
+    for value in ("local", {"$ref": {"block_document_id": str(uuid4())}}):
+        given = {"repository": value, other: value, **({"model": "m"} if other == "server" else {})}
+        assert not validate(given, schema, raise_on_error=False, preprocess=False)
+    assert validate({"repository": 1, "model": "m"}, schema, raise_on_error=False, preprocess=False)
+
+
+@pytest.mark.parametrize("block", _FILLED)
+def test_optional_fields_are_one_field(block: type[Block]) -> None:
+    schema = block.model_json_schema()
+    assert not [
+        name for name, field in schema["properties"].items() if {"type": "null"} in field.get("anyOf", ())
+    ]
+
+
+def test_the_basics_of_s3_come_first() -> None:
+    names = list(DvcRemote.model_json_schema()["properties"])
+    assert names[:5] == ["url", "endpointurl", "region", "access_key_id", "secret_access_key"]
+
+
+def test_links_and_logos_are_those_of_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert logo_url() is None
+    assert str(documentation_url("DvcRemote")).startswith("https://docs.prefect.io/")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_DOCS_URL", "http://docs.example.org/dvkf/")
+    assert str(logo_url()) == "http://docs.example.org/dvkf/logo.svg"
+    assert str(documentation_url("DvcRemote")) == (
+        "http://docs.example.org/dvkf/reference/blocks/#dvkf_prefect.DvcRemote"
+    )
+    assert (Path(__file__).parents[2] / "docs/logo.svg").is_file()
