@@ -64,13 +64,11 @@ def model_card(
             f"{v.created:%Y-%m-%d}",
             v.author,
             code(v.rev[:10]),
-            size_text(v.size),
-            code((v.digest or "")[:12]),
             v.message,
         )
         for v in versions
     ]
-    columns = ("version", "stages", "registered", "by", "commit", "size", "digest", "message")
+    columns = ("version", "stages", "registered", "by", "commit", "message")
     held = [f"{escape(stage)} is {escape(v.version)}" for v in versions for stage in v.stages]
     description = f"**{escape(model)}** of **{escape(name)}**: {count_text(len(versions), 'version')}"
     if versions:
@@ -88,7 +86,12 @@ def _newest_parts(lineages: Sequence[Lineage], runs: Mapping[str, str], limit: i
     newest = lineages[0]
     version = newest.version
     facts: list[tuple[str, object]] = [
-        ("file", f"{version.path or 'none'}, {size_text(version.size)}"),
+        (
+            "file",
+            Markup(
+                f"{escape(version.path or 'none')} {code((version.digest or '')[:12])}, {size_text(version.size)}"
+            ),
+        ),
         ("commit", code(version.rev[:10])),
     ]
     facts += [

@@ -59,7 +59,9 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
             )
             for each in sorted(overview.stages, key=lambda each: each.action == "skip")
         ]
-        parts.append(f"### Stages\n\n{markdown_table(('stage', 'state', 'why'), rows, limit=limit)}")
+        columns = ("stage", "state", "why") if overview.stale else ("stage", "state")
+        table = markdown_table(columns, [row[: len(columns)] for row in rows], limit=limit)
+        parts.append(f"### Stages\n\n{table}")
         if picture:
             parts.append(Picture(f"Stages of {name}", picture).markdown())
     if overview.data:
@@ -76,8 +78,8 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
         table = markdown_table(("output", "version", "files", "size", "workspace"), data, limit=limit)
         parts.append(f"### Data\n\n{table}")
     if overview.models:
-        columns = ("model", "version", "stages", "metrics", "services")
-        table = markdown_table(columns, map(_model_row, overview.models), limit=limit)
+        heads = ("model", "version", "stages", "metrics", "services")
+        table = markdown_table(heads, map(_model_row, overview.models), limit=limit)
         parts.append(f"### Models and services\n\n{table}")
     return Card(
         artifact_key("overview", name),

@@ -375,6 +375,7 @@ def _all_cards(name: str) -> list[cards.Card]:
         verification_card(_verification(), "cache", name),
         garbage_card(_garbage(), name),
         cards.endpoint_card(endpoint, name),
+        cards.gates_card("digits", "v0.0.2", name, []),
         cards.predictions_card(endpoint, name, [1]),
     ]
 

@@ -133,6 +133,29 @@ def test_a_card_shows_what_it_is_for(ui: PrefectServer, page: Page, key: str, te
         expect(page.get_by_text(text).first).to_be_visible(timeout=60_000)
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("metrics-quickstart", "accuracy over 2 versions"),
+        ("model-quickstart--digits", "metrics.json:accuracy over 2 versions"),
+        ("plots-quickstart", "predictions.csv"),
+        ("overview-quickstart", "Stages of quickstart"),
+    ],
+)
+def test_both_pages_show_the_pictures_of_cards(
+    ui: PrefectServer, page: Page, version: str, key: str, name: str
+) -> None:
+    """The browser loads each data URI: an image that it refuses has no width."""
+    newest = max(ui.artifacts(key), key=lambda artifact: artifact["created"])
+    page.context.add_cookies([{"name": "prefect_ui_version", "value": version, "url": address(ui, "")}])
+    page.goto(address(ui, f"{'/v2' if version == 'v2' else ''}/artifacts/artifact/{newest['id']}"))
+    picture = page.get_by_alt_text(name, exact=True).first
+    expect(picture).to_be_visible(timeout=60_000)
+    assert picture.evaluate("image => image.naturalWidth") > 100
+    page.context.clear_cookies()
+
+
 def test_the_blocks_can_be_made_by_hand(ui: PrefectServer, page: Page) -> None:
     """The server found the block types by the package's entry point."""
     page.goto(address(ui, "/blocks/catalog"))
