@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from dvkf_prefect.models.gates import Served
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 
@@ -50,6 +51,9 @@ class ServingPlace(Protocol):
 
     def state(self, model: str) -> ServingState | None:
         """Return the versions that are served; None if there is none."""
+
+    def candidate(self, model: str, version: str) -> Served | None:
+        """Return an endpoint that one version alone answers; None if the place has none."""
 
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Answering:
         """Serve a version in place of the one that is served now, and of a canary."""

@@ -307,7 +307,10 @@ class _Promoting:
             if (state.canary, state.percent) != (version.version, percent):
                 place.start_canary(self._registry, version, percent)
             self._promotion.pause(self._promotion.watch)
-        findings = judge_all(self._late, self._candidate(record, version))
+        candidate = self._candidate(record, version)
+        if self._late:
+            candidate = replace(candidate, endpoint=place.candidate(version.name, version.version))
+        findings = judge_all(self._late, candidate)
         if any(finding.blocks for finding in findings):
             raise _RefusedError(_said(findings))
         return _said(findings) if findings else f"{version.version} served a part of the traffic"

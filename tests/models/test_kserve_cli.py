@@ -187,3 +187,34 @@ def test_the_manifest_of_a_publication_names_the_format_and_the_model(
     assert (endpoint["served_as"], endpoint["protocol"]) == ("net", "v2")
     model = predictor(cluster)["model"]
     assert (model["modelFormat"], model["runtime"]) == ({"name": "onnx"}, "kserve-tritonserver")
+
+
+@pytest.mark.parametrize("kill_at", range(1, 10))
+def test_a_promotion_that_ends_at_any_write_is_continued_on_a_cluster(
+    cluster: World, published: Project, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    """Each step is done and not recorded; the same command then ends the promotion, and a rollback reverts it."""
+    from dvkf_prefect.promotion.journal import Journal, Record
+
+    options = ("-n", "ml", "--service-account", "lake", "--format", "sklearn")
+    assert main(["model", "promote", "classifier", "v0.0.1", "prod", *options]) == 0
+    write, writes = Journal.write, [0]
+
+    def ending(self: Journal, record: Record) -> None:
+        writes[0] += 1
+        if writes[0] == kill_at:
+            raise SystemExit(9)
+        write(self, record)
+
+    promote = ["model", "promote", "classifier", "v0.0.2", "prod", "--canary", "20", *options]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", ending)
+        with pytest.raises(SystemExit):
+            main(promote)
+    assert main(promote) == 0
+    assert predictor(cluster)["model"]["storageUri"] == URI.format("v0.0.2")
+    assert "canary" not in cluster.service("classifier")["spec"]
+    assert published.registry.show("classifier", "#prod").version == "v0.0.2"
+    assert main(["model", "rollback", "classifier", "prod", *options]) == 0
+    assert predictor(cluster)["model"]["storageUri"] == URI.format("v0.0.1")
+    assert published.registry.show("classifier", "#prod").version == "v0.0.1"

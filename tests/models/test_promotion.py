@@ -17,7 +17,7 @@ from repos import commit_all, git, make_repo
 from dvkf_prefect.blocks import ModelServer
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import LockedError, ModelError, ModelNotFoundError, PromotionError, RegistryError
-from dvkf_prefect.models.gates import MetricGate
+from dvkf_prefect.models.gates import MetricGate, SmokeGate
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.promotion.act import Acting
@@ -64,6 +64,9 @@ class Place:
 
     def state(self, model: str) -> ServingState | None:
         return self.served
+
+    def candidate(self, model: str, version: str) -> None:
+        self._called(f"candidate {version}")
 
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Place:
         self._called(f"deploy {version.version}")
@@ -191,6 +194,18 @@ def test_a_version_that_does_not_serve_leaves_the_one_before(models: ModelRegist
     # It was rolled back from, so a rollback does not return to it.
     with pytest.raises(ModelNotFoundError):
         roll_back(models, "m", "prod", Rollback(Acting(place)))
+
+
+def test_a_gate_that_refuses_the_canary_ends_it(models: ModelRegistry) -> None:
+    """The smoke gate cannot judge here, as no endpoint answers for the canary alone, and so it refuses."""
+    place = Place()
+    promote(models, "m", "v1.0.0", "prod", Promotion(Acting(place)))
+    with pytest.raises(
+        PromotionError, match=r"v1.0.0 is prod again. smoke not judged: m v2.0.0 declares no smoke"
+    ):
+        promote(models, "m", "v2.0.0", "prod", Promotion(Acting(place), gates=[SmokeGate()]))
+    assert place.calls[1:] == ["canary v2.0.0 0", "candidate v2.0.0", "abort v2.0.0"]
+    assert place.served == ServingState("v1.0.0", url="http://memory") and stage_of(models) == "v1.0.0"
 
 
 def test_a_first_version_that_does_not_serve_takes_its_stage_back(models: ModelRegistry) -> None:
