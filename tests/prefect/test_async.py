@@ -124,7 +124,7 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     assert do.publish_model(block, "signs", to=place).new
     assert do.show_model(block, "signs", "#prod").version == first.version
     assert do.trace_model(block, "signs", "#prod").services
-    assert do.show_overview(block).models[0].services
+    assert any(shown.services for shown in do.show_overview(block).models)
     assert len(do.trace_data(block, "data/train")) == 2
     with FakeRegistry().served() as url:
         assert len(do.mirror_models(block, KubeflowModelRegistry(host=url)).records) == 3
@@ -222,7 +222,7 @@ def test_a_block_that_was_not_awaited_is_named(prefect_server: None) -> None:
         arguments: dict[str, Any] = {
             "targets": (), "name": "signs", "message": "m", "version": "v1", "stage": "prod", "path": "a.csv",
             "frame": None, "server": None, "instances": (), "pipelines": KubeflowPipelines(),
-            "ref": "signs@v1", "registry": None, "cron": "0 3 * * *", "run_id": "r",
+            "ref": "signs@v1", "registry": None, "gates": (), "cron": "0 3 * * *", "run_id": "r",
         }  # fmt: skip
         taken = call.fn if isinstance(call, Task) else call
         names = inspect.signature(taken).parameters
