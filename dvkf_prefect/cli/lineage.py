@@ -27,6 +27,10 @@ def lineage_arguments(parser: Parser) -> None:
         help="versions that learned from a file or folder, by its content at a revision",
     )
     wanted.add_argument("--service", metavar="<name or url>", help="versions that run in a service now")
+    parser.add_argument(
+        "-n", "--namespace", metavar="<name>", help="look for services of KServe in this namespace, too"
+    )
+    parser.add_argument("--context", default="", metavar="<name>", help="context of the kubeconfig for it")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--mermaid", action="store_true", help="print the graph for Mermaid")
@@ -39,7 +43,8 @@ def lineage(args: argparse.Namespace) -> int:
     from dvkf_prefect.models.registry import ModelRegistry
     from dvkf_prefect.serving.whereabouts import with_services
 
-    found = with_services(_found(args, ModelRegistry(open_repo())))
+    places = [f"kserve:{args.context}/{args.namespace}"] if args.namespace else []
+    found = with_services(_found(args, ModelRegistry(open_repo())), places=places)
     if args.service:
         found = [each for each in found if any(args.service in (s.name, s.url) for s in each.services)]
     if args.json:

@@ -320,7 +320,7 @@ def trace_model(repository: DvcRepository | str, name: str, which: str = "latest
         which: A version, ``latest``, or ``#`` and a stage, such as ``#prod``.
 
     Returns:
-        The lineage, with the services of this machine that run the version now.
+        The lineage, with the services that run the version now.
 
     Raises:
         ModelNotFoundError: There is no such version.
@@ -345,7 +345,7 @@ def trace_data(repository: DvcRepository | str, path: str, *, rev: str | None = 
         rev: Revision of its content; None for any content of that path.
 
     Returns:
-        The lineages, with the services of this machine that run the versions now.
+        The lineages, with the services that run the versions now.
 
     Raises:
         ModelNotFoundError: The revision has no such path.

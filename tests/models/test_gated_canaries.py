@@ -211,3 +211,29 @@ def test_a_version_of_a_cluster_that_answers_alone(cluster: World) -> None:
     canary = server.candidate("number", "v0.0.2")
     assert canary is not None and canary.url == "http://latest-number-predictor.ml.example.com"
     assert server.candidate("number", "v0.0.1") is None
+
+
+def test_lineage_names_the_services_of_a_cluster(
+    cluster: World, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A canary is found, too, though nothing noted it; a cluster that is gone is left out."""
+    assert main(["model", "deploy", "number@v0.0.1", *KSERVE]) == 0
+    assert main(["model", "deploy", "number@v0.0.2", *KSERVE, "--canary", "10"]) == 0
+    capfd.readouterr()
+
+    def found(*arguments: str) -> list[tuple[str, list[dict[str, str]]]]:
+        assert main(["lineage", *arguments, "--json"]) == 0
+        document = json.loads(capfd.readouterr().out)
+        return [(each["version"]["version"], each["services"]) for each in document]
+
+    service = {"name": "number", "url": "http://number.ml.example.com", "where": "kserve:/ml"}
+    assert found("--service", "number") == [("v0.0.2", [service]), ("v0.0.1", [service])]
+    assert found("number@v0.0.1") == [("v0.0.1", [service])]
+    assert found("number@v0.0.2", "-n", "ml") == [("v0.0.2", [service])]
+    assert main(["model", "canary", "number", "-n", "ml", "--promote"]) == 0
+    capfd.readouterr()
+    assert found("--service", "number") == [("v0.0.2", [service])]
+    cluster.api.rules.clear()
+    assert found("--service", "number") == []
+    assert main(["lineage", "number@v0.0.1"]) == 0
+    assert "the services of kserve:/ml cannot be looked up" in caplog.text

@@ -76,7 +76,7 @@ class Canaries:
         """
         name = service_name(model, self._services.namespace)
         live = self._services.find(name)
-        return _running(name, live) if live else None
+        return running_canary(live) if live else None
 
     def start(
         self,
@@ -124,7 +124,7 @@ class Canaries:
         spec, target = change(name, live, predictor, percent)
         what = f"canary {model} {version}"
         self._services.roll_out(name, spec, target, live, what)
-        before = _running(name, live)
+        before = running_canary(live)
         stable = before.stable if before else annotations_of(live).get(VERSION, "")
         canary = Canary(name, stable, version, percent, mode_of(live))
         try:
@@ -207,7 +207,7 @@ class Canaries:
     def _canary(self, model: str) -> tuple[str, dict[str, Any], Canary]:
         name = service_name(model, self._services.namespace)
         live = self._services.find(name)
-        canary = _running(name, live) if live else None
+        canary = running_canary(live) if live else None
         if live is None or canary is None:
             raise ServingError(
                 f"service '{name}' of namespace '{self._services.namespace}' has no canary. Start one with --canary."
@@ -286,7 +286,13 @@ class Canaries:
             waited += _ROUTE_POLL
 
 
-def _running(name: str, live: Mapping[str, Any]) -> Canary | None:
+def running_canary(live: Mapping[str, Any]) -> Canary | None:
+    """Return the running canary of a service; None if there is none.
+
+    Args:
+        live: The InferenceService.
+    """
+    name = live["metadata"]["name"]
     predictor, mode = live["spec"]["predictor"], mode_of(live)
     annotations = annotations_of(live)
     percent = predictor.get("canaryTrafficPercent")
