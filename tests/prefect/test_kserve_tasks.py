@@ -17,13 +17,14 @@ from dvkf_prefect import (
     ModelServer,
     abort_canary,
     deploy_model,
+    judge_canary,
     promote_canary,
     register_model,
     start_canary,
     undeploy_model,
 )
 from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.errors import ConfigError, ServingError
+from dvkf_prefect.errors import ConfigError, GateError, ServingError
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.serving.kserve import deployment
@@ -91,6 +92,26 @@ def test_a_release_by_a_canary(cluster: World, repo: Repo, artifacts: Artifacts)
     assert fail_and_remove() is True
     with pytest.raises(ServingError, match=r"'signs' is not served in namespace 'ml' \(running: none\)"):
         server.endpoint("signs")
+
+
+def test_gates_are_shown_on_a_card(cluster: World, repo: Repo, artifacts: Artifacts) -> None:
+    block = DvcRepository(path=str(repo.root), label="gated")
+    server = KServeModelServer(namespace="ml", config_file=cluster.config, service_account="lake")  # type: ignore[attr-defined]
+
+    @flow
+    def release() -> Any:
+        train(repo, block, b"one")
+        deploy_model(block, server, "signs")
+        train(repo, block, b"two")
+        start_canary(block, server, "signs", gates=["metric:accuracy>=0.9,optional"])
+        with pytest.raises(GateError, match="has no metric 'accuracy'"):
+            judge_canary(block, server, "signs", ["metric:accuracy>=0.9"])
+        return server.state("signs")
+
+    state = release()
+    assert (state.version, state.canary) == ("v0.0.1", "")
+    shown = artifacts(artifact_key("gates", "gated", "signs"))
+    assert {"no gate refused it" in each.description for each in shown} == {True, False}
 
 
 def test_a_local_server_is_removed_by_the_same_task(tmp_path: Path, prefect_server: None) -> None:
