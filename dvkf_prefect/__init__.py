@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import unpublish_model as unpublish_model
     from dvkf_prefect.tasks import unschedule_pipeline as unschedule_pipeline
     from dvkf_prefect.tasks import verify_data as verify_data
+    from dvkf_prefect.tasks import watch_data as watch_data
     from dvkf_prefect.tasks import write_data as write_data
 
 __version__ = "0.4.0"
@@ -228,6 +229,7 @@ _EXPORTS = {
         "unassign_model",
         "undeploy_model",
         "unschedule_pipeline",
+        "watch_data",
         "write_data",
     ),
 }

@@ -10,5 +10,6 @@ from dvkf_prefect.flows.maintenance import maintain
 from dvkf_prefect.flows.pipelines import repro, train
 from dvkf_prefect.flows.promotion import promote
 from dvkf_prefect.flows.serving import rollback, serve
+from dvkf_prefect.flows.watching import watch
 
-__all__ = ["maintain", "promote", "repro", "rollback", "serve", "train"]
+__all__ = ["maintain", "promote", "repro", "rollback", "serve", "train", "watch"]

@@ -54,6 +54,7 @@ from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
 from dvkf_prefect.tasks.triggers import data_trigger
 from dvkf_prefect.tasks.upkeep import collect_data, verify_data
+from dvkf_prefect.tasks.watching import watch_data
 
 __all__ = [
     "DataVersionPolicy",
@@ -106,5 +107,6 @@ __all__ = [
     "unpublish_model",
     "unschedule_pipeline",
     "verify_data",
+    "watch_data",
     "write_data",
 ]

@@ -14,7 +14,7 @@ Prefect adds the flow run, the deployment and its tags as related resources.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from prefect.events import emit_event
 
@@ -46,23 +46,31 @@ def announce_data(repository: str, versions: Iterable[DataVersion], transfer: Tr
     for version in versions:
         if version.digest not in transfer.arrived:
             continue
-        emit_event(
-            PUSHED,
-            {
-                "prefect.resource.id": dataset_id(repository, version.path),
-                "prefect.resource.name": version.path,
-                "dvkf.repository": repository,
-                "dvkf.path": version.path,
-                "dvkf.digest": version.digest,
-            },
-            payload={
-                "path": version.path,
-                "digest": version.digest,
-                "size": version.size,
-                "nfiles": version.nfiles,
-                "remote": transfer.remote,
-            },
-        )
+        resource, payload = pushed_event(repository, version)
+        emit_event(PUSHED, resource, payload={**payload, "remote": transfer.remote})
+
+
+def pushed_event(repository: str, version: DataVersion) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the resource and the payload of ``dvkf.dataset.pushed``.
+
+    Args:
+        repository: Short name of the repository.
+        version: The version.
+    """
+    resource = {
+        "prefect.resource.id": dataset_id(repository, version.path),
+        "prefect.resource.name": version.path,
+        "dvkf.repository": repository,
+        "dvkf.path": version.path,
+        "dvkf.digest": version.digest,
+    }
+    payload = {
+        "path": version.path,
+        "digest": version.digest,
+        "size": version.size,
+        "nfiles": version.nfiles,
+    }
+    return resource, payload
 
 
 def announce_model(

@@ -26,10 +26,11 @@ from dvkf_prefect import (
 )
 from dvkf_prefect.blocks import KubeflowPipelines
 from dvkf_prefect.errors import StageNotFoundError
+from dvkf_prefect.flows import watch
 from dvkf_prefect.processes.leash import end
 from dvkf_prefect.repo import Repo
 
-from .conftest import write_rows
+from .conftest import git, write_rows
 
 
 def new_rows(project: Repo, shift: float) -> None:
@@ -201,3 +202,54 @@ def test_new_data_starts_its_deployment_once(project: Repo, tmp_path: Path) -> N
         wait_until(lambda: pushes() == 2 and bool(started()))
         wait_until(lambda: started()[0]["state_type"] == "COMPLETED")
         assert len(started()) == 1
+
+
+def test_versions_that_others_push_are_announced_once(
+    prefect_server: None, repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a plain push: when the data is whole, by one of two watchers, and after a kill before the seen were kept."""
+    block = DvcRepository(path=str(repo.root), label="watched")
+    block.save("watched", overwrite=True)
+    repo.push()
+    assert watch("watched") == []
+
+    def change(text: str) -> None:
+        (repo.root / "data/train/0.txt").write_text(text)
+        repo.add(["data/train"])
+        git(repo.root, "commit", "-qam", text)
+
+    change("another image\n")
+    # In git, and not on the remote.
+    assert watch("watched") == []
+    repo.push()
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr("dvkf_prefect.tasks.watching.create_artifact", die)
+        # The other watcher asked the server before the first one's event was there.
+        killed.setattr("dvkf_prefect.tasks.watching._last_events", lambda *arguments: {})
+        with pytest.raises(BaseException):  # noqa: B017 (Prefect wraps it)
+            watch("watched")
+        killed.undo()
+    with monkeypatch.context() as late:
+        late.setattr("dvkf_prefect.tasks.watching._last_events", lambda *arguments: {})
+        (found,) = watch("watched")
+    assert watch("watched") == []
+    (first,) = events("watched", 1)
+    assert first["resource"]["prefect.resource.id"] == "dvkf.dataset.watched/data/train"
+    assert first["payload"]["digest"] == found["digest"] and first["payload"]["revision"] == found["rev"]
+    # What a task announced is not announced again; an older version that comes back is.
+    change("image 7\n")
+
+    @flow
+    def push() -> None:
+        push_data(block)
+
+    push()
+    assert len(events("watched", 2)) == 2
+    assert watch("watched") == []
+    change("another image\n")
+    assert [each["digest"] for each in watch("watched")] == [found["digest"]]
+    assert len(events("watched", 3)) == 3
