@@ -45,7 +45,8 @@ def collect_sockets() -> Iterator[None]:
 
 
 # Kinds of cards that the flow below publishes.
-KINDS = [
+KINDS = {
+    "candidate",
     "collected",
     "data",
     "diff",
@@ -59,20 +60,22 @@ KINDS = [
     "pipeline",
     "predictions",
     "progress",
+    "promotion",
     "published",
     "stage",
     "table",
     "transfer",
     "unpublished",
     "verified",
-]
+}
 
 
-# These need a Kubeflow server: test_schedule_tasks, test_run_tasks and test_repro_cluster_flow call them.
+# These need a cluster: test_schedule_tasks, test_run_tasks, test_repro_cluster_flow and test_kserve_tasks call them.
 ON_A_CLUSTER = {
     "abort_canary",
     "archive_pipeline_run",
     "end_pipeline_runs",
+    "judge_canary",
     "promote_canary",
     "retry_pipeline_run",
     "schedule_pipeline",
@@ -117,6 +120,8 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     do.push_commits(block)
     do.checkout_data(block)
     do.promote_model(block, "signs", do.register_model(block, "signs").version, "prod")
+    assert do.compare_versions(block, "signs", first.version, "prod").differences
+    assert do.data_trigger(block, "train").expect
     assert do.rollback_model(block, "signs", "prod").version == first.version
     do.deploy_model(block, server, "signs", "#prod")
     assert do.request_predictions(block, server, "signs", [[2, 0]]) == (1,)
@@ -180,7 +185,7 @@ def test_a_flow_has_all_its_cards(
     with get_client(sync_client=True) as client:
         wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
         found = client.read_artifacts(artifact_filter=wanted, limit=200)
-    assert sorted({str(artifact.key).split("-")[0] for artifact in found}) == KINDS
+    assert {str(artifact.key).split("-")[0] for artifact in found} == KINDS
     assert [artifact.key for artifact in found if "signs" not in str(artifact.key)] == []
     # The card and the progress of a pipeline belong to the flow run, all others to a task run.
     of_flow = {artifact.key for artifact in found if artifact.task_run_id is None}
