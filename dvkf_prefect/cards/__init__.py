@@ -5,7 +5,7 @@ list of artifacts shows only the newest description, so each description is comp
 lists are cut with a count of the remaining rows.
 """
 
-from dvkf_prefect.cards.card import Card, artifact_key
+from dvkf_prefect.cards.card import PUSHED, Card, artifact_key, dataset_id
 from dvkf_prefect.cards.data import data_card, diff_card, transfer_text
 from dvkf_prefect.cards.markdown import (
     block,
@@ -33,6 +33,7 @@ from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
 from dvkf_prefect.cards.upkeep import garbage_card, verification_card
 
 __all__ = [
+    "PUSHED",
     "Card",
     "TreeChange",
     "artifact_key",
@@ -41,6 +42,7 @@ __all__ = [
     "comparison_card",
     "count_text",
     "data_card",
+    "dataset_id",
     "diff_card",
     "endpoint_card",
     "escape",

@@ -16,6 +16,19 @@ _WORDS = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 # Keys that end like a key with a digest.
 _MARKED = re.compile(rf"-[0-9a-f]{{{_MARK}}}$")
 
+PUSHED = "dvkf.dataset.pushed"
+"""Event of a version that arrived on the remote."""
+
+
+def dataset_id(repository: str, path: str) -> str:
+    """Return the resource id of an output in events.
+
+    Args:
+        repository: Short name of the repository, as `DvcRepository.name`.
+        path: Path of the output, relative to the repository's root.
+    """
+    return f"dvkf.dataset.{repository}/{path}"
+
 
 @dataclass(frozen=True)
 class Card:

@@ -40,6 +40,11 @@ def prefect_arguments(parser: Parser) -> None:
     make.add_argument(
         "--timezone", default="UTC", metavar="<zone>", help="time zone of the times (default: UTC)"
     )
+    make.add_argument(
+        "--on-push",
+        action="store_true",
+        help="start the deployment when data that its stages read is pushed, and deploy the flow watch",
+    )
     make.add_argument("-f", "--force", action="store_true", help="replace files with other content")
     commands["check"].add_argument("--json", action="store_true", help="print JSON")
 
@@ -56,6 +61,7 @@ def init(args: argparse.Namespace) -> int:
         image=args.image,
         cron=args.cron,
         timezone=args.timezone,
+        on_push=args.on_push,
     )
     written = write_files(repo.root, project_files(repo, project, version=__version__), force=args.force)
     if args.quiet:

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from dvkf_prefect.errors import ConfigError, GitError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.models.catalogue import list_artifacts
+from dvkf_prefect.pipeline.plan.sources import sources_of
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.text import slug
 from dvkf_prefect.urls import holds_secret
@@ -31,6 +32,12 @@ IGNORED = f"{DOCKERFILE}.dockerignore"
 # Folder of the flows in the image.
 _IN_IMAGE = "/opt/flows"
 _FLOWS = {
+    "watch": (
+        "The flow that announces data which others pushed, for a deployment that runs every few minutes.",
+        "watching",
+        ("watch",),
+        "watch()",
+    ),
     "repro": (
         "The flow that brings the stages of a dvc.yaml up to date, as prefect.yaml deploys it.",
         "pipelines",
@@ -69,6 +76,8 @@ class Project:
         image: Container image of the flows, for ``docker`` and ``kubernetes``.
         cron: Times of the scheduled deployment, None for no schedule.
         timezone: Time zone of these times.
+        on_push: Also start the deployment that ``cron`` would when data that the stages read is pushed, and deploy
+            ``watch``, which finds what others push.
     """
 
     name: str
@@ -76,6 +85,7 @@ class Project:
     image: str = ""
     cron: str | None = None
     timezone: str = "UTC"
+    on_push: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
@@ -144,9 +154,13 @@ def project_files(repo: Repo, project: Project, *, version: str) -> dict[str, st
     local = project.pool_type == "process"
     models = [name for name, found in list_artifacts(repo).items() if found.declared.type == "model"]
     names = ["repro", *(["train"] if models else []), *(["promote", "serve"] if models and local else [])]
+    if project.on_push:
+        names.append("watch")
     files = {f"flows/{name}.py": flow_file(name) for name in names}
     files["blocks.py"] = _blocks(repo, project)
-    files["prefect.yaml"] = _prefect_yaml(project, models)
+    files["prefect.yaml"] = _prefect_yaml(
+        project, models, _triggers(repo, project) if project.on_push else []
+    )
     if not local:
         files[DOCKERFILE] = _dockerfile(repo, version)
         files[IGNORED] = "*\n!flows\n!requirements.txt\n"
@@ -200,10 +214,11 @@ def flow_file(name: str) -> str:
     """Return the module that a deployment's entrypoint names.
 
     Args:
-        name: ``repro``, ``train``, ``promote`` or ``serve``.
+        name: Name of a flow, such as ``repro``, ``train`` or ``watch``.
     """
     title, module, flows, call = _FLOWS[name]
     names = ", ".join(flows)
+    needs = "import sys\n\n" if "sys." in call else ""
     exported = ", ".join(f'"{each}"' for each in flows)
     return f'''"""{title}
 
@@ -212,9 +227,7 @@ The code is in dvkf_prefect/flows/{module}.py. To change the flow, copy that cod
 
 from __future__ import annotations
 
-import sys
-
-from dvkf_prefect.flows import {names}
+{needs}from dvkf_prefect.flows import {names}
 
 __all__ = [{exported}]
 
@@ -234,7 +247,8 @@ def _blocks(repo: Repo, project: Project) -> str:
         saved.append("ModelServer()")
     else:
         imports = ""
-        saved[0] = f"DvcRepository({_clone_arguments(repo)})"
+        fields = ", ".join(f'{name}="{value}"' for name, value in _clone_fields(repo).items())
+        saved[0] = f"DvcRepository({fields})"
     lines = "\n".join(f'{each}.save("{project.name}", overwrite=True)' for each in saved)
     return f'''"""Save the blocks that the flows of this repository load, on the Prefect server of PREFECT_API_URL."""
 
@@ -244,8 +258,8 @@ def _blocks(repo: Repo, project: Project) -> str:
 '''
 
 
-def _clone_arguments(repo: Repo) -> str:
-    """Return the arguments of a block that clones the repository and reaches its data."""
+def _clone_fields(repo: Repo) -> dict[str, str]:
+    """Return the fields of a block that clones the repository and reaches its data."""
     git = repo.git
     url = ""
     if git is not None:
@@ -268,10 +282,26 @@ def _clone_arguments(repo: Repo) -> str:
             "Set one with `dvkf remote add -d NAME URL`."
         )
     folder = repo.root.relative_to(git.root).as_posix() if git is not None else "."
-    return f'path="{url}"' + ("" if folder == "." else f', folder="{folder}"')
+    return {"path": url} | ({} if folder == "." else {"folder": folder})
 
 
-def _prefect_yaml(project: Project, models: Sequence[str]) -> str:
+def _triggers(repo: Repo, project: Project) -> list[dict[str, Any]]:
+    """Return the trigger that waits for the data that the stages read, as prefect.yaml has it."""
+    from dvkf_prefect.blocks import DvcRepository
+    from dvkf_prefect.cards import PUSHED, dataset_id
+
+    sources = sources_of(repo)
+    if not sources:
+        raise ConfigError(
+            f"stages: none in {repo.root} reads tracked data. Track it with `dvkf add`, or omit --on-push."
+        )
+    fields = {"path": str(repo.root)} if project.pool_type == "process" else _clone_fields(repo)
+    block = DvcRepository(path=fields["path"], folder=fields.get("folder"))
+    match = {"prefect.resource.id": [dataset_id(block.name, output.path) for output in sources]}
+    return [{"type": "event", "expect": [PUSHED], "match": match, "threshold": 1, "within": 0}]
+
+
+def _prefect_yaml(project: Project, models: Sequence[str], triggers: Sequence[Mapping[str, Any]]) -> str:
     """Return prefect.yaml. A pool's name, and where the flows lie, are the same for all deployments."""
     pool: dict[str, Any] = {"name": project.name}
     pull: dict[str, Any] = {"prefect.deployments.steps.set_working_directory": {"directory": _IN_IMAGE}}
@@ -308,6 +338,17 @@ def _prefect_yaml(project: Project, models: Sequence[str]) -> str:
     if project.cron:
         # One deployment runs by the clock: that of the first model, or of all stages.
         found[min(1, len(models))]["schedules"] = [{"cron": project.cron, "timezone": project.timezone}]
+    if triggers:
+        found[min(1, len(models))]["triggers"] = list(triggers)
+        found.append(
+            deployment(
+                "watch",
+                "flows/watch.py:watch",
+                {"repository": project.name},
+                concurrency_limit=dict(alone),
+                schedules=[{"interval": 300}],
+            )
+        )
     document["deployments"] = found
     text = StringIO()
     yaml = YAML()

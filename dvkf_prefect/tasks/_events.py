@@ -18,21 +18,10 @@ from typing import Any, Literal
 
 from prefect.events import emit_event
 
+from dvkf_prefect.cards import PUSHED, dataset_id
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.models.version import ModelVersion
-
-PUSHED = "dvkf.dataset.pushed"
-
-
-def dataset_id(repository: str, path: str) -> str:
-    """Return the resource id of an output.
-
-    Args:
-        repository: Short name of the repository, as `DvcRepository.name`.
-        path: Path of the output, relative to the repository's root.
-    """
-    return f"dvkf.dataset.{repository}/{path}"
 
 
 def announce_data(repository: str, versions: Iterable[DataVersion], transfer: Transfer) -> None:

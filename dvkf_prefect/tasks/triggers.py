@@ -8,9 +8,9 @@ from datetime import timedelta
 from prefect.events import DeploymentEventTrigger
 
 from dvkf_prefect.blocks import DvcRepository, find_block
+from dvkf_prefect.cards import PUSHED, dataset_id
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.pipeline.plan.sources import sources_of
-from dvkf_prefect.tasks._events import PUSHED, dataset_id
 from dvkf_prefect.tasks._names import listed
 
 

@@ -17,14 +17,14 @@ from prefect.runtime import flow_run
 from prefect.types import DateTime
 
 from dvkf_prefect.blocks import DvcRepository, find_block
-from dvkf_prefect.cards import artifact_key, escape
+from dvkf_prefect.cards import PUSHED, artifact_key, dataset_id, escape
 from dvkf_prefect.data.git.history import outputs_of
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.pipeline.run.documents import need_git, paths_from_top
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks._artifacts import create_artifact
-from dvkf_prefect.tasks._events import PUSHED, dataset_id, pushed_event
+from dvkf_prefect.tasks._events import pushed_event
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import run_name
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.events import DeploymentEventTrigger
 from repos import make_repo
 from ruamel.yaml import YAML
 from servers import PrefectServer
 
-from dvkf_prefect import cli
+from dvkf_prefect import DvcRepository, cli, data_trigger
 from dvkf_prefect.deploy.check import check_deployments
 from dvkf_prefect.deploy.project import flow_file
 from dvkf_prefect.processes.leash import end
@@ -47,7 +48,7 @@ def deployments(root: Path) -> dict[str, Any]:
 
 
 def test_the_flows_are_those_of_the_tree() -> None:
-    for name in ("repro", "train", "serve"):
+    for name in ("repro", "train", "serve", "watch"):
         assert flow_file(name) == (TREE / f"flows/{name}.py").read_text()
 
 
@@ -87,6 +88,22 @@ def test_files_of_a_process_pool(own: Repo, capsys: pytest.CaptureFixture[str]) 
     assert (own.root / "blocks.py").read_text() == "mine\n" and not (own.root / "flows/repro.py").exists()
     assert cli.main(["prefect", "init", "-q", "--name", "other", "--force"]) == 0
     assert deployments(own.root)["repro"]["work_pool"] == {"name": "other"}
+
+
+def test_pushed_data_starts_the_deployment_by_choice(own: Repo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prefect", "init", "-q", "--on-push"]) != 0
+    assert "reads tracked data. Track it with `dvkf add`, or omit --on-push." in capsys.readouterr().err
+    (own.root / "rows.csv").write_text("1\n")
+    own.add(["rows.csv"])
+    (own.root / "dvc.yaml").write_text(MODELS.replace("    outs:", "    deps: [rows.csv]\n    outs:"))
+    assert cli.main(["prefect", "init", "-q", "--on-push"]) == 0
+    found = deployments(own.root)
+    assert [name for name, each in found.items() if "triggers" in each] == ["train"]
+    (written,) = found["train"]["triggers"]
+    trigger = data_trigger(DvcRepository(path=str(own.root)))
+    assert DeploymentEventTrigger.model_validate(written) == trigger
+    assert found["watch"]["schedules"] == [{"interval": 300}]
+    assert (own.root / "flows/watch.py").read_text() == (TREE / "flows/watch.py").read_text()
 
 
 def test_each_model_has_its_deployments(own: Repo) -> None:
