@@ -15,6 +15,7 @@ from processes import wait_until
 from servers import PrefectServer
 
 from dvkf_prefect import (
+    DvcRemote,
     DvcRepository,
     commit_results,
     data_trigger,
@@ -253,3 +254,31 @@ def test_versions_that_others_push_are_announced_once(
     change("another image\n")
     assert [each["digest"] for each in watch("watched")] == [found["digest"]]
     assert len(events("watched", 3)) == 3
+
+
+def test_a_branch_of_a_git_url_is_watched(
+    prefect_server: None, repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clone has the last commit alone, and the data stays on the remote."""
+    origin = tmp_path / "origin.git"
+    git(tmp_path, "clone", "-q", "--bare", str(repo.root), str(origin))
+    git(repo.root, "remote", "add", "origin", str(origin))
+    repo.push()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))
+    store = DvcRemote(url=repo.remote().url)
+    DvcRepository(path=origin.as_uri(), label="branch", remote=store).save("branch", overwrite=True)
+    assert watch("branch") == []
+    other = repo.root / "other.txt"
+    other.write_text("other\n")
+    (added,) = repo.add([other])
+    git(repo.root, "add", "--all")
+    git(repo.root, "commit", "-qm", "Another output")
+    repo.push()
+    # The data is there, and the commit is not.
+    assert watch("branch") == []
+    git(repo.root, "push", "-q", "origin", "HEAD")
+    (found,) = watch("branch")
+    assert (found["path"], found["digest"]) == ("other.txt", added.digest)
+    assert found["rev"] == git(repo.root, "rev-parse", "HEAD")
+    assert watch("branch") == []
+    assert len(events("branch", 1)) == 1
