@@ -67,6 +67,7 @@ KINDS = {
     "transfer",
     "unpublished",
     "verified",
+    "watch",
 }
 
 
@@ -118,6 +119,7 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     do.commit_results(block, "Train again")
     do.push_data(block)
     do.push_commits(block)
+    assert do.watch_data(block) == ()
     do.checkout_data(block)
     do.promote_model(block, "signs", do.register_model(block, "signs").version, "prod")
     assert do.compare_versions(block, "signs", first.version, "prod").differences
