@@ -296,6 +296,9 @@ class Scene:
         found = []
         for line in self.journal.read_text().splitlines():
             what, stage, place = line.split(" ", 2)
+            if not place:
+                # The shell of a pod that was killed began after its folder was gone: $PWD is empty.
+                continue
             match = re.search(r"/cluster/([^/]+)/([^/]+)/(try-\d+)/", place)
             assert match, line
             found.append((what, stage, match[1], match[3]))
