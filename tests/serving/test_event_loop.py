@@ -72,6 +72,13 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
+    """Yield a server that takes no model for slow: on a busy machine, any computation may take long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "_SLOW", 120.0)
+        yield from _run()
+
+
+def _run() -> Iterator[Running]:
     running = Running()
     running.thread.start()
     wait_until(lambda: running.server.started)
