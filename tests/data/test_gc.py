@@ -559,17 +559,22 @@ def test_what_runs_left_on_a_remote_goes_when_it_is_old(
 ) -> None:
     save(repo, {"data/a": "a"})
     storage = repo.remote().storage
-    left = ("dvkf/bundles/0123", "dvkf/runs/key/train/result.json", "dvkf/uncached/files/md5/aa/bb")
+    left = (
+        "dvkf/bundles/0123",
+        "dvkf/runs/key/train/result.json",
+        "dvkf/runs/unsent/claims/killed.json",
+        "dvkf/uncached/files/md5/aa/bb",
+    )
     for key in left:
         storage.write(key, b"left")
     repo.gc(WORKSPACE, GcOptions(cloud=True))
     assert set(storage.keys("dvkf")) == set(left)
     monkeypatch.setattr(gc, "_now", lambda: time.time() + gc.RUN_AGE + 60)
     dry = repo.gc(WORKSPACE, GcOptions(cloud=True, dry_run=True))
-    assert (dry.places[-1].objects, dry.places[-1].size, dry.places[-1].names) == (3, 12, left)
+    assert (dry.places[-1].objects, dry.places[-1].size, dry.places[-1].names) == (4, 16, left)
     assert set(storage.keys("dvkf")) == set(left)
     assert main(["--cd", str(repo.root), "gc", "-w", "-c", "-f"]) == 0
-    assert "Removed 3 files that runs on Kubeflow left on the remote." in capsys.readouterr().out
+    assert "Removed 4 files that runs on Kubeflow left on the remote." in capsys.readouterr().out
     assert not list(storage.keys("dvkf")) and on_remote(repo)
 
 
