@@ -71,7 +71,7 @@ def run_act(root: str, state: str, verb: str, which: str, kill_at: float, percen
     if verb == "promote":
         promote(registry, "m", which, "prod", Promotion(acting, percent=percent))
     else:
-        roll_back(registry, "m", "prod", Rollback(acting))
+        roll_back(registry, "m", "prod", Rollback(acting, report=print))
 
 
 def start_act(

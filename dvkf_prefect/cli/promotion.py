@@ -60,6 +60,12 @@ def promotion_arguments(commands: dict[str, Parser]) -> None:
     rollback.add_argument(
         "--data", action="store_true", help="check out the data that the version learned from, too"
     )
+    rollback.add_argument(
+        "--to",
+        default="",
+        metavar="<version>",
+        help="version that held the stage before (default: the one before the current one); may be repeated safely",
+    )
     for parser in (promote, rollback):
         parser.add_argument(
             "--place",
@@ -130,7 +136,8 @@ def model_promote(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         return _show_plan(args, plan(registry, model, which, args.stage, promotion))
-    return _show(args, promote(registry, model, which, args.stage, promotion))
+    _report(args, promote(registry, model, which, args.stage, promotion))
+    return 0
 
 
 def model_rollback(args: argparse.Namespace) -> int:
@@ -139,10 +146,16 @@ def model_rollback(args: argparse.Namespace) -> int:
     from dvkf_prefect.promotion.rollback import Rollback, plan_rollback, roll_back
 
     registry = ModelRegistry(open_repo(args))
-    rollback = Rollback(_acting(args, registry, args.name), data=args.data)
+    rollback = Rollback(
+        _acting(args, registry, args.name),
+        data=args.data,
+        to=args.to,
+        report=lambda record: _report(args, record),
+    )
     if args.dry_run:
         return _show_plan(args, plan_rollback(registry, args.name, args.stage, rollback))
-    return _show(args, roll_back(registry, args.name, args.stage, rollback))
+    roll_back(registry, args.name, args.stage, rollback)
+    return 0
 
 
 def model_status(args: argparse.Namespace) -> int:
@@ -210,15 +223,18 @@ def _show_plan(args: argparse.Namespace, steps: tuple[Planned, ...]) -> int:
     return 0
 
 
-def _show(args: argparse.Namespace, record: Record) -> int:
+def _report(args: argparse.Namespace, record: Record) -> None:
+    """Print a record, and flush, as the journal notes that it was printed."""
     if record.state == "mirroring":
         print(f"WARNING: {record.problem}. Run the command again.", file=sys.stderr)
+    elif record.problem:
+        print(f"WARNING: {record.what}: {record.problem}", file=sys.stderr)
     if args.json:
-        print(json.dumps(record.as_dict()))
-        return 0
+        print(json.dumps(record.as_dict()), flush=True)
+        return
     if record.kind == "promote" or record.served:
         for step in record.steps:
             say(f"{step.name}: {step.said}")
     holder = record.version or "held by no version"
     say(f"{record.model} #{record.stage} is {holder}{' again' if record.kind == 'rollback' else ''}")
-    return 0
+    sys.stdout.flush()

@@ -59,6 +59,7 @@ def rollback(
     stage: str = "prod",
     instances: Sequence[Sequence[float]] = (),
     reason: str = "",
+    to: str = "",
     with_data: bool = False,
     repository: DvcRepository | str = "local",
     server: ModelServer | str = "local",
@@ -66,13 +67,15 @@ def rollback(
 ) -> dict[str, Any]:
     """Serve the version that had a model stage before, and assign the stage to it.
 
-    The version before serves before the stage names it. A run that was killed is continued by another run.
+    The version before serves before the stage names it. A run that was killed is continued by its retry. Another run
+    continues it too, if it names the version.
 
     Args:
         model: Model to roll back, by its name in dvc.yaml.
         stage: The model stage.
         instances: Rows to predict, as a check of the server; no check if empty.
         reason: Reason of the rollback, for its tag.
+        to: Version to return to, which held the stage before; the one before the current one if empty.
         with_data: Check out the data that the version learned from.
         repository: DVC Repository block, or its name.
         server: Model Server block, or its name.
@@ -83,7 +86,7 @@ def rollback(
     """
     data = find_block(DvcRepository, repository, "repository")
     place = find_block(ModelServer, server, "server")
-    version = rollback_model(data, model, stage, server=place, data=with_data, reason=reason)
+    version = rollback_model(data, model, stage, server=place, to=to, data=with_data, reason=reason)
     endpoint = deploy_model(data, place, model, version.version)
     if push:
         push_commits(data)

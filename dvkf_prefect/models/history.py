@@ -121,11 +121,15 @@ class ModelHistory:
         newest = max((moment for moment, _ in since), default=None)
         return next((version for moment, version in reversed(since) if moment == newest), None)
 
-    def before(self, stage: str) -> Registered | None:
+    def before(self, stage: str, name: str = "") -> Registered | None:
         """Return the version that held a stage before its current holder and is still active.
 
         A rollback removes the version it left from the line of holders. So repeated rollbacks go further back,
         never to a version that was rolled back from.
+
+        Args:
+            stage: The stage.
+            name: Version to look for among all earlier holders; empty for the latest of them.
         """
         line: list[Registered] = []
         for event in self.events:
@@ -139,9 +143,8 @@ class ModelHistory:
             elif not line or line[-1] is not version:
                 line.append(version)
         current = self.holder(stage)
-        return next(
-            (version for version in reversed(line) if version is not current and version.active), None
-        )
+        earlier = (version for version in reversed(line) if version is not current and version.active)
+        return next((version for version in earlier if name in ("", version.name)), None)
 
 
 def gather(events: Iterable[TagEvent]) -> dict[str, ModelHistory]:

@@ -359,26 +359,32 @@ class ModelRegistry:
             self._counted(name, "assign", stage, earlier.rev, text, marks)
             return self.show(name, earlier.name)
 
-    def earlier(self, name: str, stage: str) -> ModelVersion:
+    def earlier(self, name: str, stage: str, version: str = "") -> ModelVersion:
         """Return the version that a rollback of a stage would give it to.
+
+        Args:
+            name: Name of the model.
+            stage: The stage.
+            version: An earlier holder of the stage; empty for the one before the current holder.
 
         Raises:
             ModelNotFoundError: No version holds the stage, or none did before; the message lists the versions.
         """
         history = self._model(self._read(), name)
-        return self._version(history, self._before(history, stage)[1])
+        return self._version(history, self._before(history, stage, version)[1])
 
-    def _before(self, history: ModelHistory, stage: str) -> tuple[Registered, Registered]:
+    def _before(self, history: ModelHistory, stage: str, version: str = "") -> tuple[Registered, Registered]:
         current = history.holder(stage)
         if current is None:
             raise ModelNotFoundError(
                 f"no version of '{history.name}' is in stage '{stage}' {_known(history)}"
             )
-        earlier = history.before(stage)
+        earlier = history.before(stage, version)
         if earlier is None:
-            raise ModelNotFoundError(
-                f"no version of '{history.name}' held stage '{stage}' before {current.name} {_known(history)}"
+            what = (
+                f"{version} was rolled back from or never" if version else f"no version of '{history.name}'"
             )
+            raise ModelNotFoundError(f"{what} held stage '{stage}' before {current.name} {_known(history)}")
         return current, earlier
 
     def _check_stage(self, stage: str) -> None:

@@ -26,7 +26,7 @@ _FORMAT = 1
 _SHOWN = 500
 
 Kind = Literal["promote", "rollback"]
-State = Literal["running", "aborting", "mirroring", "done", "refused", "aborted"]
+State = Literal["running", "aborting", "mirroring", "unreported", "done", "refused", "aborted"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ class Record:
         began: Time of its start, ISO 8601.
         where: Serving place; empty for none.
         holder: Process that carried it out last.
-        state: ``running``, ``aborting``, or ``mirroring`` if only a mirror is missing; at the end ``done``, ``refused``
-            (nothing was changed) or ``aborted`` (what was before is restored).
+        state: ``running``, ``aborting``, or ``mirroring`` if only a mirror is missing; ``unreported`` if all is done
+            and the caller was not told yet; at the end ``done``, ``refused`` (nothing was changed) or ``aborted`` (what
+            was before is restored).
         steps: Completed steps.
         problem: Reason of its end, or of its last interruption.
     """

@@ -2,24 +2,29 @@
 
 The version before serves before the stage names it, so the stage never names a version that was not served, and
 serving is never empty. A rollback of a promotion that was interrupted undoes it. A killed rollback is continued by the
-next call.
+next call. If it was killed after its last step and before its caller was told, the next call tells it, and goes no
+version further back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.verbs.checkout import checkout
 from dvkf_prefect.data.verbs.pull import pull
-from dvkf_prefect.errors import GitError, RemoteNotFoundError
+from dvkf_prefect.errors import GitError, ModelError, RemoteNotFoundError
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.promotion.act import OTHER, Act, Acting
 from dvkf_prefect.promotion.journal import Record
 from dvkf_prefect.promotion.promote import Planned
 
+_LATE = (
+    "it had ended before, and its result was not shown. Run the command again to go one version further back."
+)
 #: Steps in their order.
 STEPS = ("serve", "assign", "data", "alias")
 
@@ -31,17 +36,23 @@ class Rollback:
     Attributes:
         acting: Serving place, mirror, reason and run.
         data: Check out the data that the version learned from, too.
+        to: Version to return to, which held the stage before; empty for the holder before the current one, or for that
+            of an interrupted rollback. A rollback to a named version may be repeated.
+        report: Tells the caller the state that was reached. A rollback that ended untold is reported by the next call
+            of git's same user; None if the caller needs no report.
     """
 
     acting: Acting = field(default_factory=Acting)
     data: bool = False
+    to: str = ""
+    report: Callable[[Record], None] | None = None
 
 
 def roll_back(registry: ModelRegistry, model: str, stage: str, rollback: Rollback) -> Record:
     """Serve the version that held a stage before, and give it the stage; or continue an interrupted rollback.
 
-    Each rollback goes one version further back, see `ModelRegistry.rollback`. If a promotion was interrupted, it is
-    undone instead. A place that serves no version of the model is left so.
+    Each rollback goes one version further back, see `ModelRegistry.rollback`, unless its settings name the version. If
+    a promotion was interrupted, it is undone instead. A place that serves no version of the model is left so.
 
     Args:
         registry: The registry.
@@ -53,7 +64,8 @@ def roll_back(registry: ModelRegistry, model: str, stage: str, rollback: Rollbac
         The record: ``done``, or ``mirroring`` if the mirror failed alone.
 
     Raises:
-        ModelNotFoundError: No version holds the stage, or none did before.
+        ModelNotFoundError: No version holds the stage, or none did before; or the named one never did.
+        ModelError: A rollback to another version than the named one was interrupted.
         ServingError: The version before does not serve. Nothing was changed; the stage is as it was.
         LockedError: Another process changes this stage, or another machine began to.
         GitError: Files of the data's revision have changes that are not committed.
@@ -63,16 +75,12 @@ def roll_back(registry: ModelRegistry, model: str, stage: str, rollback: Rollbac
     """
     act = Act(registry, model, stage, rollback.acting)
     with act.alone() as last:
-        if last is not None and last.kind == "rollback" and (last.open or last.state == "mirroring"):
-            return _steps(act, act.resume(last), rollback)
-        if (
-            last is not None
-            and last.kind == "rollback"
-            and act.acting.run
-            and last.holder.run == act.acting.run
-        ):
-            return last  # this run did it before it was killed
-        version, serve = _target(act, last)
+        ours = last if last is not None and last.kind == "rollback" else None
+        if ours is not None and (ours.open or (ours.state == "mirroring" and _named(ours, rollback))):
+            return _steps(act, act.resume(_same(ours, rollback)), rollback)
+        if ours is not None and _named(ours, rollback) and _was_ours(act, ours, rollback):
+            return _report(act, ours, rollback)
+        version, serve = _target(act, last, rollback)
         if rollback.data and version:
             _changed(registry.repo, act.find(version))
         return _steps(act, act.begin("rollback", version, serve), rollback)
@@ -88,12 +96,22 @@ def plan_rollback(registry: ModelRegistry, model: str, stage: str, rollback: Rol
         rollback: Settings.
 
     Raises:
-        ModelNotFoundError: No version holds the stage, or none did before.
+        ModelNotFoundError: No version holds the stage, or none did before; or the named one never did.
+        ModelError: A rollback to another version than the named one was interrupted.
     """
     act = Act(registry, model, stage, rollback.acting)
     last = act.journal.read()
     ours = last if last is not None and last.kind == "rollback" and last.open else None
-    version, serve = (ours.version, ours.serve) if ours else _target(act, last)
+    if ours:
+        _same(ours, rollback)
+    elif (
+        last is not None
+        and last.kind == "rollback"
+        and _named(last, rollback)
+        and _was_ours(act, last, rollback)
+    ):
+        return tuple(Planned(step.name, step.said, True) for step in last.steps)
+    version, serve = (ours.version, ours.serve) if ours else _target(act, last, rollback)
     state = act.state()
     shown = {
         "serve": f"{serve or 'no version'} in place of {state}"
@@ -109,8 +127,43 @@ def plan_rollback(registry: ModelRegistry, model: str, stage: str, rollback: Rol
     return tuple(Planned(step, does, bool(ours and ours.done(step))) for step, does in shown.items())
 
 
-def _target(act: Act, last: Record | None) -> tuple[str, str]:
+def _named(record: Record, rollback: Rollback) -> bool:
+    """Return True if a rollback has the target that the settings ask for."""
+    return rollback.to in ("", record.version)
+
+
+def _same(record: Record, rollback: Rollback) -> Record:
+    if not _named(record, rollback):
+        raise ModelError(
+            f"{record.what}, by {record.holder} for {record.who}, was begun at {record.began} and has not ended. "
+            f"Continue it before a rollback to {rollback.to}."
+        )
+    return record
+
+
+def _was_ours(act: Act, record: Record, rollback: Rollback) -> bool:
+    """Return True if an ended rollback is what the caller asks for now: of its run, by name, or not reported to it."""
+    if _of_run(act, record):
+        return True
+    if rollback.to:
+        state = act.state()
+        served = state is None or (state.version == record.version and not state.canary)
+        return served and act.holder() == record.version
+    return record.state == "unreported" and record.who == act.registry.git.identity()
+
+
+def _of_run(act: Act, record: Record) -> bool:
+    return act.acting.run != "" and record.holder.run == act.acting.run
+
+
+def _target(act: Act, last: Record | None, rollback: Rollback) -> tuple[str, str]:
     """Return the version that gets the stage, and the one to serve; either may be empty for none."""
+    if rollback.to:
+        known = (act.holder(), last.was if last is not None and last.open else "")
+        version = act.find(rollback.to).version
+        if version not in known:
+            version = act.registry.earlier(act.model, act.stage, version).version
+        return version, version
     if last is None or not last.open:
         version = act.registry.earlier(act.model, act.stage).version
         return version, version
@@ -127,8 +180,19 @@ def _steps(act: Act, record: Record, rollback: Rollback) -> Record:
         data = rollback.data and record.version != ""
         said = _check_out(act.registry.repo, act.find(record.version)) if data else "the data stays"
         record = act.finish(record, "data", said)
-    record = act.mirrored(record)
-    return act.record(replace(record, state="done")) if record.done("alias") else record
+    return _report(act, act.mirrored(record), rollback)
+
+
+def _report(act: Act, record: Record, rollback: Rollback) -> Record:
+    """Tell the caller the state of a rollback; record that it was told the end."""
+    late = record.state == "unreported" and not rollback.to and not _of_run(act, record)
+    if record.open and record.done("alias") and rollback.report is not None:
+        record = act.record(replace(record, state="unreported"))
+    if rollback.report is not None:
+        rollback.report(replace(record, problem=_LATE) if late else record)
+    if record.state == "done" or not record.done("alias"):
+        return record
+    return act.record(replace(record, state="done"))
 
 
 def _serve(act: Act, record: Record) -> str:

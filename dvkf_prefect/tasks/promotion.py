@@ -114,6 +114,7 @@ def rollback_model(
     *,
     server: AnyServer | str | None = None,
     registry: KubeflowModelRegistry | str | None = None,
+    to: str = "",
     data: bool = False,
     reason: str = "",
     share: bool = False,
@@ -121,7 +122,7 @@ def rollback_model(
     """Serve the version that had a model stage before, and assign the stage to it.
 
     Serving is changed first, then the stage, the data and the mirror. A call after a kill continues them. A promotion
-    that was interrupted is undone.
+    that was interrupted is undone. Each other run goes one version further back, unless it names the version.
 
     Args:
         repository: The repository.
@@ -129,6 +130,7 @@ def rollback_model(
         stage: The model's stage, such as prod.
         server: The model server; None to change the stage alone.
         registry: The Kubeflow Model Registry to mirror the model in; None for none.
+        to: Version to return to, which had the stage before; empty for the one before the current one.
         data: Check out the data that the version learned from, too.
         reason: Reason, for the tag and the journal.
         share: Push journal, tags and facts to git's ``origin`` at each step.
@@ -146,13 +148,17 @@ def rollback_model(
     """
     repository = find_block(DvcRepository, repository, "repository")
     models = ModelRegistry(repository.open())
-    rollback = Rollback(_acting(models, name, server, registry, reason, share), data=data)
+    rollback = Rollback(
+        _acting(models, name, server, registry, reason, share),
+        data=data,
+        to=to,
+        report=lambda record: _show(repository, record),
+    )
     try:
         record = roll_back(models, name, stage, rollback)
     except DvkfError:
         _show_last(repository, models, name, stage)
         raise
-    _show(repository, record)
     version = models.show(name, record.version or "latest")
     publish_model(
         repository, models, name, f"Rolled {stage} of {name} back to {record.version or 'no version'}."
@@ -225,6 +231,8 @@ def _acting(
 def _show(repository: DvcRepository, record: Record) -> None:
     if record.state == "mirroring":
         run_logger().warning("%s. The next run mirrors it.", record.problem)
+    elif record.problem:
+        run_logger().warning("%s: %s", record.what, record.problem)
     publish(promotion_card(record, repository.name))
 
 

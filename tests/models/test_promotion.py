@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -100,6 +102,15 @@ class Place:
 @pytest.fixture
 def models(tmp_path: Path) -> ModelRegistry:
     return make_models(tmp_path / "repo")
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> ModelRegistry:
+    """A model with three versions, each promoted."""
+    registry = make_models(tmp_path / "repo", 3)
+    for version in ("v1.0.0", "v2.0.0", "v3.0.0"):
+        promote(registry, "m", version, "prod", Promotion())
+    return registry
 
 
 def stage_of(registry: ModelRegistry, stage: str = "prod") -> str | None:
@@ -347,6 +358,64 @@ def test_the_commands(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch, ca
     assert "--cpu is for a cluster" in capfd.readouterr().err
 
 
+def test_a_rollback_that_was_killed_before_its_report_goes_no_version_further(
+    three: ModelRegistry, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """The journal knows the callers that were told: ``dvkf model rollback`` after a kill went one version too far."""
+    monkeypatch.chdir(three.git.root)
+    command = ["model", "rollback", "m", "prod", "--place", "none"]
+    dies = (
+        "import os; from dvkf_prefect.cli import main, promotion; "
+        f"promotion._report = lambda *_: os.kill(os.getpid(), 9); main({command})"
+    )
+    assert subprocess.run([sys.executable, "-c", dies]).returncode == -9
+    assert (stage_of(three), last(three).state) == ("v2.0.0", "unreported")
+    assert main([*command, "--dry-run"]) == 0
+    assert "assign: prod is v2.0.0 again (done)\n" in capfd.readouterr().out
+    assert main(command) == 0
+    said = capfd.readouterr()
+    assert said.out == "m #prod is v2.0.0 again\n"
+    assert "rollback of m prod to v2.0.0: it had ended before, and its result was not shown" in said.err
+    assert (stage_of(three), last(three).state, last(three).problem) == ("v2.0.0", "done", "")
+    # The rollback of another person is one of its own.
+    three.git.run(
+        "update-ref", Journal(three.git, "m", "prod").ref, f"{Journal(three.git, 'm', 'prod').ref}~1"
+    )
+    monkeypatch.setenv("GIT_AUTHOR_EMAIL", "ann@example.org")
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "ann@example.org")
+    assert last(three).state == "unreported" and main(command) == 0
+    assert stage_of(three) == "v1.0.0"
+
+
+def test_a_rollback_to_a_named_version_may_be_repeated(three: ModelRegistry) -> None:
+    models, place = three, Place(ServingState("v3.0.0"))
+    told: list[Record] = []
+    to = Rollback(Acting(place), to="v1.0.0", report=told.append)
+    assert plan_rollback(models, "m", "prod", to)[1].does == "prod from v3.0.0 to v1.0.0"
+    done = roll_back(models, "m", "prod", to)
+    assert (done.version, place.calls[-1], stage_of(models)) == ("v1.0.0", "deploy v1.0.0", "v1.0.0")
+    calls = len(place.calls)
+    assert roll_back(models, "m", "prod", to) == done and len(place.calls) == calls
+    assert [(each.id, each.problem) for each in told] == [(done.id, "")] * 2
+    with pytest.raises(
+        ModelNotFoundError, match=r"v3.0.0 was rolled back from or never held stage 'prod' before v1.0.0"
+    ):
+        roll_back(models, "m", "prod", replace(to, to="v3.0.0"))
+    # What else serves now is replaced.
+    place.served = ServingState("v3.0.0")
+    assert roll_back(models, "m", "prod", to).id != done.id and place.calls[-1] == "deploy v1.0.0"
+    # An interrupted one is not left for another target.
+    promote(models, "m", "v2.0.0", "prod", Promotion(Acting(place)))
+    place.errors["deploy"] = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        roll_back(models, "m", "prod", to)
+    for act in (roll_back, plan_rollback):
+        with pytest.raises(
+            ModelError, match=r"rollback of m prod to v1.0.0, by .* has not ended. Continue it"
+        ):
+            act(models, "m", "prod", replace(to, to="v2.0.0"))
+
+
 # -- kills -----------------------------------------------------------------------------------------------------------
 
 
@@ -410,7 +479,7 @@ def test_a_promotion_killed_at_any_write_is_continued(served: Served, kill_at: f
     served.check(version)
 
 
-@pytest.mark.parametrize("kill_at", _writes(6, {2, 3}))
+@pytest.mark.parametrize("kill_at", _writes(7, {2, 6.5}))
 def test_a_rollback_killed_at_any_write_is_continued(served: Served, kill_at: float) -> None:
     version = served.other
     start = served.start("promote", version)
@@ -419,7 +488,7 @@ def test_a_rollback_killed_at_any_write_is_continued(served: Served, kill_at: fl
     killed = served.start("rollback", kill_at=kill_at)
     killed.join(60)
     assert killed.exitcode == -9
-    if kill_at < 6.5:  # after the last write nothing is left to do
+    if kill_at < 7.5:  # after the last write nothing is left to do, and the caller knows
         again = served.start("rollback")
         again.join(60)
         assert again.exitcode == 0
@@ -441,7 +510,9 @@ def _kill_at_random(served: Served, kills: int, seed: int) -> None:
             process.kill()
             process.join(60)
             newest = last(served.registry)
-            if process.exitcode == 0 or (newest.id != before and newest.state == "done"):
+            if process.exitcode == 0 or (
+                newest.id != before and newest.state == "done"
+            ):  # and it was reported
                 break
             killed += 1
         else:
