@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import pickle
+import threading
+
 import pytest
 
 from dvkf_prefect.errors import RunnerError
 from dvkf_prefect.kubeflow.cluster import start
+from dvkf_prefect.kubeflow.cluster.ending import end_runs_of
+from dvkf_prefect.kubeflow.cluster.open_runs import open_runs
 from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
+from dvkf_prefect.pipeline.run.repro import repro
+from dvkf_prefect.pipeline.step.runner import LocalRunner
+
+from . import dispatcher
+from .fake import wait_for
 
 _POST = ("POST", "/apis/v2beta1/runs")
 
@@ -130,3 +143,75 @@ def test_workflows_of_another_cluster_prove_nothing(project, kfp, asked, stage, 
         assert not runner.start(stage).wait(60).failed
     first, second = kfp.workflows
     assert second.started > first.started + 1.0
+
+
+@pytest.fixture
+def announced(project, kfp, settings, forks, tmp_path):
+    """A dispatcher of stages `a` and `b` that is killed while the server has its request; returns a starter."""
+    cmd = f"test -e {tmp_path}/go || sleep 300; echo 1 >"
+    project.write(
+        "dvc.yaml", "".join(["stages:\n", *(f"  {n}: {{cmd: '{cmd} {n}', outs: [{n}]}}\n" for n in "ab")])
+    )
+    project.commit()
+    job = tmp_path / "job"
+    job.write_bytes(pickle.dumps(settings))
+    kfp.popen = forks.popen
+    kfp.fault("POST", "/runs$", "late")
+
+    def start(name: str):
+        arguments = (str(job), str(project.root), str(tmp_path / name), False)
+        place = {"cwd": tmp_path, "env": dict(os.environ), "log": tmp_path / "log"}
+        return forks.call(dispatcher.__file__, "dispatch", *arguments, **place)
+
+    first = start("first")
+    wait_for(lambda: _POST in kfp.requests)
+    first.kill()
+    first.wait(60)
+    return start
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["there", "late"])
+def test_the_run_of_a_killed_dispatcher_is_followed_for_what_is_left(project, kfp, announced, tmp_path, late):
+    """Another one has recorded a stage since: the key of what is left is that of no run."""
+    (tmp_path / "go").touch()
+    with LocalRunner(echo=False) as runner:
+        repro(project.repo, targets=["b"], runner=runner)
+    before = len(kfp.requests)
+    if not late:
+        kfp.let.set()
+        wait_for(lambda: kfp.runs)
+    second = announced("second")
+    if late:
+        wait_for(lambda: kfp.requests[before:].count(("GET", "/apis/v2beta1/runs")) >= 2)
+        kfp.let.set()
+    second.wait(60)
+    assert json.loads((tmp_path / "second").read_text())["ran"] == ["a"]
+    assert kfp.requests.count(_POST) == len(kfp.workflows) == 1
+    storage = project.repo.remote().storage
+    assert not [key for key in storage.keys("dvkf") if "/claims/" in key] and not list(open_runs(storage))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["there", "late"])
+def test_the_run_of_an_owner_that_was_killed_in_its_request_is_ended(project, kfp, settings, announced, late):
+    """It had no interest in the run yet."""
+    storage = project.repo.remote().storage
+    (run,) = open_runs(storage)
+    assert run.run_id == ""
+    dataclasses.replace(run, owner="flow-1").write(storage)
+    timer = threading.Timer(0.5 if late else 0.0, kfp.let.set)
+    timer.start()
+    if not late:
+        wait_for(lambda: kfp.runs)
+    assert end_runs_of("flow-2", settings, project.repo.remote()) == []
+    assert end_runs_of("flow-1", settings, project.repo.remote()) == [kfp.run.id]
+    assert kfp.run.workflow.terminated
+    wait_for(lambda: kfp.run.state == "FAILED")
+    assert end_runs_of("flow-1", settings, project.repo.remote()) == []
+    timer.join()
+
+
+def test_a_refused_run_is_not_announced_any_more(project, kfp, settings, stage):
+    kfp.fault("POST", "/runs$", 400)
+    with KfpClusterRunner(project.repo, settings) as runner, pytest.raises(RunnerError):
+        runner.start(stage).wait(60)
+    assert kfp.requests.count(_POST) == 1 and not list(open_runs(project.repo.remote().storage))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 
 from dvkf_prefect.data.remotes.remote import Remote
+from dvkf_prefect.kubeflow.cluster.announced import settle_run
+from dvkf_prefect.kubeflow.cluster.api import ENDED
 from dvkf_prefect.kubeflow.cluster.open_runs import open_runs
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 from dvkf_prefect.kubeflow.exchange.interests import give_up_for
@@ -32,7 +34,11 @@ def end_runs_of(owner: str, settings: ClusterSettings, remote: Remote) -> list[s
     ended = []
     with closing(settings.connect()) as api:
         for run in open_runs(remote.storage):
-            if give_up_for(remote.storage, run.key, owner):
-                api.terminate(run.run_id)
-                ended.append(run.run_id)
+            if not give_up_for(remote.storage, run.key, owner, is_starter=run.owner == owner):
+                continue
+            started = settle_run(api, run, settings, remote.storage)
+            found = api.run(started.run_id) if started is not None else None
+            if found is not None and found.get("state") not in ENDED:
+                api.terminate(found["run_id"])
+                ended.append(str(found["run_id"]))
     return ended

@@ -1,11 +1,12 @@
 """Runs whose results are not all recorded, which a later dispatcher continues with.
 
 Stages are recorded as they end. So a dispatcher that follows a killed one has fewer stages to run, and their content
-gives another key than that of the run. Each start therefore leaves a list of its stages at ``dvkf/open/<key>.json`` on
-the remote: an identity of each stage without its dependencies, and the digests of its dependencies, "" for those that
-stages of the run write. A dispatcher looks there for a run that has all of its own stages. A dependency that is
-recorded by now must have the digest that the run's stage wrote. The list is removed once all results were collected;
-a collection of garbage removes those of forgotten runs.
+gives another key than that of the run. Each start therefore writes a list of its stages to ``dvkf/open/<key>.json`` on
+the remote before it sends its request (`dvkf_prefect.kubeflow.cluster.announced`): an identity of each stage without
+its dependencies, and the digests of its dependencies, "" for those that stages of the run write. A dispatcher looks
+there for a run that has all of its own stages. A dependency that is recorded by now must have the digest that the run's
+stage wrote. The list is removed once all results were collected; a collection of garbage removes those of forgotten
+runs.
 """
 
 from __future__ import annotations
@@ -111,15 +112,21 @@ class OpenRun:
 
     Attributes:
         key: Key of its results on the remote.
-        run_id: Id of the run on the server.
+        run_id: Id of the run on the server; "" until its dispatcher has the answer to its request.
         note: Name of the local file that records the run.
         stages: Its stages by address.
+        name: Name of the run on the server.
+        experiment: Id of its experiment.
+        owner: Owner of the dispatcher that starts it, as in its interests.
     """
 
     key: str
     run_id: str
     note: str
     stages: Mapping[str, OpenStage]
+    name: str = ""
+    experiment: str = ""
+    owner: str = ""
 
     @property
     def place(self) -> str:

@@ -319,9 +319,16 @@ class KfpClusterRunner:
         edges: Mapping[str, Sequence[str]],
         runs: Sequence[OpenRun] | None,
     ) -> Dispatch:
-        key, folder = self._run_key, self._folder
         return Dispatch(
-            self._repo, self._settings, self._api, specs, edges, run_key=key, folder=folder, runs=runs
+            self._repo,
+            self._settings,
+            self._api,
+            specs,
+            edges,
+            run_key=self._run_key,
+            folder=self._folder,
+            runs=runs,
+            owner=self._owner,
         )
 
     def keep(self, stage: str) -> None:

@@ -88,7 +88,13 @@ class RunStart:
         self._workflows = workflows
         self._found: list[dict[str, Any]] = []
 
-    def once(self, body: Callable[[], Mapping[str, Any]]) -> Started:
+    def once(
+        self,
+        body: Callable[[], Mapping[str, Any]],
+        *,
+        announce: Callable[[], None],
+        withdraw: Callable[[], None],
+    ) -> Started:
         """Start the run, unless another dispatcher does or did.
 
         Limits, without Kubernetes: a server whose grace for workflows without a run was raised above `_DELETED_AFTER`
@@ -96,6 +102,8 @@ class RunStart:
 
         Args:
             body: Returns the body of the request.
+            announce: Called before the request, so that other dispatchers know of the run.
+            withdraw: Called if the request surely started nothing.
 
         Raises:
             RunnerError: The server refused the run, or a workflow without a run goes on.
@@ -117,14 +125,38 @@ class RunStart:
                         f"the start of run {self._key} took longer than {CLAIM_PATIENCE:.0f} s, and another "
                         "dispatcher took it over. Run the command again to follow it."
                     )
+                announce()
                 try:
                     return Started(self._create(made), is_new=True)
                 except _OpenError as error:
                     problem, sent = error.problem, error.sent
+                except LeftOverError:
+                    raise
+                except RunnerError:
+                    withdraw()
+                    raise
         finally:
             self._claim.release()
         self._settle(sent)
         return Started(self._found[0] if self._found else None, problem=problem)
+
+    def adopt(self) -> dict[str, Any] | None:
+        """Return the run that another dispatcher announced, as the server returns it; None if it was never started.
+
+        Waits for a request that was sent or is about to be.
+
+        Raises:
+            RunnerError: A workflow without a run goes on.
+            RemoteError: The remote cannot be used.
+        """
+        if self._claim.take(CLAIM_PATIENCE, self._look) is None:
+            try:
+                sent = None if self._look() else self._claim.sent_at()
+            finally:
+                self._claim.release()
+            if sent is not None:
+                self._settle(sent)
+        return self._found[0] if self._found else None
 
     def _look(self) -> bool:
         """Look for the run; return True once it is found."""

@@ -16,6 +16,7 @@ from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import RunnerError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.formats.objects import Content
+from dvkf_prefect.kubeflow.cluster.announced import find_run, mark_of, record_found, settle_run, start_of
 from dvkf_prefect.kubeflow.cluster.api import KfpApi
 from dvkf_prefect.kubeflow.cluster.inputs import Supply
 from dvkf_prefect.kubeflow.cluster.names import TEXT, fit, project_name
@@ -26,7 +27,7 @@ from dvkf_prefect.kubeflow.cluster.pod_plans import pod_of_stage, pods_of_run
 from dvkf_prefect.kubeflow.cluster.retry import retry_once
 from dvkf_prefect.kubeflow.cluster.settings import ClusterSettings
 from dvkf_prefect.kubeflow.cluster.shared import shared_parts
-from dvkf_prefect.kubeflow.cluster.start import CLAIM_PATIENCE, KubeWorkflows, RunStart, Started
+from dvkf_prefect.kubeflow.cluster.start import CLAIM_PATIENCE, Started
 from dvkf_prefect.kubeflow.cluster.uploads import results_key, try_upload
 from dvkf_prefect.kubeflow.compile.compile import (
     PodPlan,
@@ -90,6 +91,7 @@ class Dispatch:
         run_key: Distinguishes runs with equal content.
         folder: Folder of the local records of runs.
         runs: Runs whose results were not all collected, as a moment ago; None to list them.
+        owner: Owner of this dispatcher's work, as in its interests.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Dispatch:
         run_key: str,
         folder: Path,
         runs: Sequence[OpenRun] | None = None,
+        owner: str = "",
     ) -> None:
         self._repo = repo
         self._settings = settings
@@ -113,6 +116,7 @@ class Dispatch:
         self._run_key = run_key
         self._folder = folder
         self._runs = runs
+        self._owner = owner
         self._names = task_names([spec.stage for spec in specs])
         self._remote = repo.remote()
         self._not_retried: set[str] = set()
@@ -150,7 +154,10 @@ class Dispatch:
         runs = [run for run in self._open_runs() if addresses & run.stages.keys()]
 
         def goes_on(run: OpenRun) -> bool:
-            return (self._api.run(run.run_id) or {"state": "FAILED"}).get("state") not in ENDING
+            found = find_run(self._api, run, self._settings.namespace)
+            if found is None:
+                return not run.run_id and Claim(self._remote.storage, run.key).in_use
+            return found.get("state") not in ENDING
 
         return shared_parts(self._stages(self._pods()), runs, goes_on) if runs else []
 
@@ -286,14 +293,15 @@ class Dispatch:
         left, open_tries = left_key(note), 0
         for attempt in range(first_attempt(note), _ATTEMPTS):
             key = str(uuid.uuid5(_NAMESPACE, f"{content}/{attempt}"))
-            found, started = self._find(key, experiment), False
+            run = OpenRun(key, "", note.name, stages, self._display_name(key), experiment, self._owner)
+            found, started = find_run(self._api, run, self._settings.namespace), False
             if found is None:
-                joined, ended = self._join(stages)
+                joined, ended = self._join(stages, key)
                 if joined is not None:
                     Claim(self._remote.storage, joined.key).clear()  # its killed dispatcher may have left one
                     _logger.info("resuming run %s, which has these stages among others", joined.run_id)
                     return joined, experiment
-                start = self._start_once(key, pods, experiment)
+                start = self._start_once(run, pods, attempt)
                 found, started = start.run, start.is_new
                 if found is None:
                     open_tries += start.problem is not None
@@ -303,9 +311,9 @@ class Dispatch:
                     if key == left:
                         self._learn_from(key, self._names)
                     continue
-                for run in ended:
-                    mark_taken(self._folder / run.note)
-                    run.forget(self._remote.storage)
+                for old in ended:
+                    mark_taken(self._folder / old.note)
+                    old.forget(self._remote.storage)
             if not started:
                 # A dispatcher that was killed after its request left its claim.
                 Claim(self._remote.storage, key).clear()
@@ -318,11 +326,8 @@ class Dispatch:
                         self._learn_from(place, self._names)
                     continue
                 _logger.info("resuming run %s", found["run_id"])
-            run_id, key = str(found["run_id"]), results_key(found, key)
-            about_run = {"run_id": run_id, "key": key, "attempt": attempt, "host": self._api.host}
-            write_atomic(note, json.dumps(about_run).encode())
-            run = OpenRun(key, run_id, note.name, stages)
-            run.write(self._remote.storage)
+            run = record_found(run, found, self._remote.storage)
+            self._take_note(run, attempt)
             return run, experiment
         raise RunnerError(f"these stages were started {_ATTEMPTS} times and never succeeded")
 
@@ -337,18 +342,27 @@ class Dispatch:
             self._not_retried.add(str(run["run_id"]))
         return again
 
-    def _join(self, stages: Mapping[str, OpenStage]) -> tuple[OpenRun | None, list[OpenRun]]:
-        """Return a run that has these stages and goes on or succeeded, and such runs that failed.
+    def _join(self, stages: Mapping[str, OpenStage], key: str) -> tuple[OpenRun | None, list[OpenRun]]:
+        """Return a run that has these stages and goes on or succeeded, and such runs that failed or never started.
 
         The dispatcher of such a run was killed after it had recorded some of the stages. Stages that succeeded in a
         failed run are not run again.
+
+        Args:
+            stages: The stages by address.
+            key: Key of the run to start, which is none of them.
         """
         storage = self._remote.storage
         trees = Manifests(self._repo.cache, self._remote)
         ended: list[OpenRun] = []
         for run in self._open_runs():
-            if not run.has(stages, storage, trees):
+            if run.key == key or not run.has(stages, storage, trees):
                 continue
+            known = settle_run(self._api, run, self._settings, storage)
+            if known is None:
+                ended.append(run)
+                continue
+            run = known
             found = self._api.run(run.run_id)
             names = {stage: run.stages[stage].task for stage in stages}
             state = found.get("state") if found is not None else "FAILED"
@@ -361,18 +375,22 @@ class Dispatch:
             ended.append(run)
         return None, ended
 
-    def _start_once(self, key: str, pods: _Pods, experiment: str) -> Started:
+    def _start_once(self, run: OpenRun, pods: _Pods, attempt: int) -> Started:
         """Start the run, unless another dispatcher does or did; see `RunStart.once`."""
-        workflows = KubeWorkflows(self._settings, self._api) if self._settings.ask_kubernetes else None
-        start = RunStart(
-            self._api,
-            Claim(self._remote.storage, key),
-            key,
-            self._display_name(key),
-            lambda: self._find(key, experiment),
-            workflows,
+        storage = self._remote.storage
+
+        def announce() -> None:
+            self._take_note(run, attempt)
+            run.write(storage)
+
+        return start_of(self._api, run, self._settings, storage).once(
+            lambda: self._body(run, pods), announce=announce, withdraw=lambda: run.forget(storage)
         )
-        return start.once(lambda: self._body(key, pods, experiment))
+
+    def _take_note(self, run: OpenRun, attempt: int) -> None:
+        """Write the local record of a run."""
+        about = {"run_id": run.run_id, "key": run.key, "attempt": attempt, "host": self._api.host}
+        write_atomic(self._folder / run.note, json.dumps(about).encode())
 
     def _learn_from(self, key: str, names: Mapping[str, str]) -> None:
         """Reuse the successful stages of an earlier run whose results were never collected.
@@ -387,14 +405,6 @@ class Dispatch:
                 spec = dataclasses.replace(spec, known=known)
             found.append(spec)
         self._specs = found
-
-    def _find(self, key: str, experiment: str) -> dict[str, Any] | None:
-        return self._api.run(key) or self._api.find_run(
-            self._display_name(key),
-            _mark(key),
-            experiment_id=experiment,
-            namespace=self._settings.namespace,
-        )
 
     def _display_name(self, key: str) -> str:
         stages = [spec.stage for spec in self._specs]
@@ -462,14 +472,14 @@ class Dispatch:
         config = {"runtime_config": {"parameters": default_parameters(spec)}}
         return config | ({"pipeline_version_reference": reference} if reference else {"pipeline_spec": spec})
 
-    def _body(self, key: str, pods: _Pods, experiment: str) -> dict[str, Any]:
+    def _body(self, run: OpenRun, pods: _Pods) -> dict[str, Any]:
         about = f"{pods.bundle}\n{', '.join(spec.stage for spec in self._specs)}"
         body: dict[str, Any] = {
-            "run_id": key,
-            "display_name": self._display_name(key),
-            "description": fit(f"{_mark(key)}\n{about}", TEXT),
-            "experiment_id": experiment,
-            **self._source(key, pods, about),
+            "run_id": run.key,
+            "display_name": run.name,
+            "description": fit(f"{mark_of(run.key)}\n{about}", TEXT),
+            "experiment_id": run.experiment,
+            **self._source(run.key, pods, about),
         }
         if self._settings.pipeline_root:
             body["runtime_config"]["pipeline_root"] = self._settings.pipeline_root
@@ -498,7 +508,3 @@ class _Pods:
 def _keep_in(storage: Storage) -> Callable[[str, str], str]:
     """Return a function that stores large specifications of a version, by their content."""
     return lambda _, text: reference(storage, text)
-
-
-def _mark(key: str) -> str:
-    return f"dvkf-run {key}"

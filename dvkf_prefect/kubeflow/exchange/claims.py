@@ -83,6 +83,11 @@ class Claim:
         """True if this process still has the claim: another may have removed it after its patience."""
         return self._storage.size(self._own) is not None
 
+    @property
+    def in_use(self) -> bool:
+        """True if a request for the run was sent, or another process that may live is about to send one."""
+        return self.sent_at() is not None or not all(holder.gone for holder in self._others().values())
+
     def sending(self) -> None:
         """Record that the request which starts the run is sent now.
 

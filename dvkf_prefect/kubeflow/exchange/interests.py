@@ -110,13 +110,16 @@ class Interest:
         self._storage.write(place, Holder.here(self._owner).to_json() + b"\n" * (self._renewals % 1000))
 
 
-def give_up_for(storage: Storage, key: str, owner: str) -> bool:
-    """Remove the interests of an owner whose process was killed; return True if it had any, and no other lives.
+def give_up_for(storage: Storage, key: str, owner: str, *, is_starter: bool = False) -> bool:
+    """Remove the interests of an owner whose process was killed; return True if no other lives.
+
+    An owner that had no interest and did not start the run has no say in it.
 
     Args:
         storage: The remote's storage.
         key: Key of the run.
         owner: The owner.
+        is_starter: True if the owner started the run; it may have been killed before it wrote its interest.
 
     Raises:
         RemoteError: The remote cannot be used.
@@ -124,7 +127,7 @@ def give_up_for(storage: Storage, key: str, owner: str) -> bool:
     folder = run_place(key, FOLDER)
     own = [place for place, (_, holder) in _holders(storage, folder).items() if holder.owner == owner]
     storage.delete(own)
-    return bool(own) and not _is_followed(storage, folder)
+    return (bool(own) or is_starter) and not _is_followed(storage, folder)
 
 
 def _is_followed(storage: Storage, folder: str) -> bool:
