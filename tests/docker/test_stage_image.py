@@ -20,7 +20,7 @@ from dvkf_prefect.repo import Repo
 from .docker_kfp import DockerKfp
 from .images import TINY, make_image
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 PLAIN, PYTHON = "dvkf-test/plain:1", "dvkf-test/python:1"
 STAGES, BARE = "dvkf-test/stages:1", "dvkf-test/bare:1"
@@ -88,7 +88,7 @@ def bare(python: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(
     params=[
-        pytest.param("", id="own user", marks=pytest.mark.long),
+        pytest.param("", id="own user"),
         pytest.param(RANDOM_USER, id="random user"),
     ]
 )
@@ -155,7 +155,6 @@ def test_an_image_that_was_built_runs_the_stage(
     assert f"as {kfp.user.partition(':')[0] or 0}" in run(project, kfp, STAGES)
 
 
-@pytest.mark.long
 def test_packages_are_installed_at_start(
     bare: str, project: Repo, kfp: DockerKfp, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -367,7 +367,11 @@ def without_removed(report: dict[str, list], failed: set[str]) -> dict[str, list
 
 
 @pytest.mark.parametrize(
-    "rows", [PARAMETERS, {**DEPENDENCIES, **STAGES, **OUTSIDE}], ids=["parameters", "dependencies"]
+    "rows",
+    [
+        pytest.param(PARAMETERS, id="parameters"),
+        pytest.param({**DEPENDENCIES, **STAGES, **OUTSIDE}, id="dependencies", marks=pytest.mark.long),
+    ],
 )
 def test_what_changed_is_judged_as_dvc_judges_it(rows: Mapping[str, Row], dvc: Dvc, tmp_path: Path) -> None:
     ours, theirs = (judge(tool, dvc, tmp_path / "top", rows) for tool in (dvkf, dvc))

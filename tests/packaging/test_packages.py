@@ -245,7 +245,8 @@ def _use(clean: Installed) -> None:
 
 
 # An environment takes half a minute; its use without an extra is part of all.
-@pytest.mark.parametrize("archive", ["wheel", pytest.param("sdist", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("archive", ["wheel", "sdist"])
 def test_without_an_extra(install: Callable[[str, str], Installed], archive: str) -> None:
     clean = install(archive, "")
     _use(clean)

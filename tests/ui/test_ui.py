@@ -15,7 +15,8 @@ from servers import PrefectServer
 
 from dvkf_prefect.processes.leash import end
 
-pytestmark = pytest.mark.browser
+# The demo, a server and a browser take a minute of the processors.
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 TREE = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
