@@ -11,6 +11,7 @@ No key of another version starts with ``MODEL/VERSION/``. A folder without a man
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,10 +21,11 @@ from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.imports.sources import resolve_url
 from dvkf_prefect.data.remotes.copying import open_place
 from dvkf_prefect.data.repository.repository import Repository
-from dvkf_prefect.errors import ConfigError, MissingObjectError, RemoteNotFoundError
+from dvkf_prefect.errors import ConfigError, MissingObjectError, RemoteError, RemoteNotFoundError
 from dvkf_prefect.paths import is_within
 from dvkf_prefect.urls import public_url
 
+_logger = logging.getLogger(__name__)
 _FORMAT = 1
 # Folders of a remote that belong to DVC and to pipeline runs; `dvkf gc` collects them.
 _TAKEN = ("files", "runs", "dvkf")
@@ -185,6 +187,16 @@ class Place:
             return Manifest.from_bytes(self.storage.read(key, limit=_LARGEST_MANIFEST))
         except MissingObjectError:
             return None
+
+    def drop_uploads(self, model: str, version: str) -> None:
+        """Drop what killed uploads to the folder of a version left; the place may refuse, as they harm no version."""
+        try:
+            dropped = self.storage.drop_uploads(f"{folder_of(model, version)}/")
+        except RemoteError as error:
+            _logger.info("uploads to %s that never ended stay: %s", self.uri(model, version), error)
+        else:
+            if dropped:
+                _logger.info("dropped %d uploads to %s that never ended", dropped, self.uri(model, version))
 
     def write(self, manifest: Manifest) -> None:
         """Store the manifest of a version."""

@@ -244,6 +244,7 @@ class _Publishing:
         todo = {path: file for path, file in files.items() if path not in right}
         copied, sent = self._copy_all(todo, progress)
         self._verify(files)
+        place.drop_uploads(version.name, version.version)
         if before != manifest:
             place.write(manifest)
         new = before is None or bool(todo)

@@ -345,6 +345,7 @@ class _Judge:
             raise RemoteError(
                 f"{found.uri} still lists {', '.join(sorted(left)[:3])} after their removal. Run it again."
             )
+        self.place.drop_uploads(model, version)
         storage.delete([manifest_key(model, version)])
         return replace(found, removed=True)
 

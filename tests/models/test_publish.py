@@ -426,14 +426,18 @@ def test_large_objects_are_copied_in_parts(
     data = bytes(range(256)) * (11 << 12)
     version = release(pushed, {"net.bin": data}, ", type: custom")
     push(pushed)
+    key, other = "models/classifier/v0.0.1/net.bin", "models/classifier/v0.0.10/net.bin"
+    with bucket.server.client() as client:
+        for each in (key, other):  # as killed publications leave them
+            client.create_multipart_upload(Bucket=bucket.name, Key=each)
     done = publish_version(pushed.registry, version, bucket.models)
     assert (done.copied, sent) == (1, ["classifier/manifest-v0.0.1.json"])
-    key = "models/classifier/v0.0.1/net.bin"
     assert bucket.list(key)[key]["ETag"].strip('"').endswith("-3")
     assert hashlib.md5(bucket.read(key)).hexdigest() == version.digest
     assert not publish_version(pushed.registry, version, bucket.models).new
     with bucket.server.client() as client:
-        assert not client.list_multipart_uploads(Bucket=bucket.name).get("Uploads")
+        left = client.list_multipart_uploads(Bucket=bucket.name)["Uploads"]
+    assert [upload["Key"] for upload in left] == [other]
 
 
 def test_another_service_gets_the_files_from_this_machine(

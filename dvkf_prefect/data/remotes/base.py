@@ -118,6 +118,16 @@ class Storage(ABC):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove blobs; missing ones are ignored."""
 
+    def drop_uploads(self, text: str) -> int:
+        """Drop what uploads in parts left that began to keys that start with a text, and never ended.
+
+        No listing shows such parts, but the service stores them. Uploads that run now fail.
+
+        Returns:
+            Number of dropped uploads; 0 if the service keeps none.
+        """
+        return 0
+
     def local_path(self, key: str) -> Path | None:
         """Return the blob's path on this machine's disk, or None for a service."""
         return None

@@ -275,6 +275,14 @@ class FilesystemStorage(Storage):
         for path, size, etag in found:
             yield path[len(root) :], size, etag
 
+    def drop_uploads(self, text: str) -> int:
+        """Drop what uploads in parts left that began to keys that start with a text, and never ended."""
+        drop = self._protocol.drop
+        if drop is None:
+            return 0
+        root = f"{self._root}/" if self._root else ""
+        return self._ask(f"drop unfinished uploads to '{text}*'", None, lambda: drop(self._fs, root + text))
+
     def copy(self, source: str, key: str, size: int) -> None:
         """Copy a file of the same service to a key, without a download.
 

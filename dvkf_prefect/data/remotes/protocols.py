@@ -53,6 +53,7 @@ class Protocol:
         read: Function that yields a file, or a version of it, from a byte on, instead of ``open``.
         copy: Function that copies a file of a known size inside the service, instead of ``cp_file``.
         starting: Function that yields path, size and etag of the files whose path starts with a text.
+        drop: Function that drops the uploads in parts to paths that start with a text, and returns their number.
         open: Arguments of ``open`` to read a file from its start.
         open_at: Arguments of ``open`` to read from another position.
         space: Function that returns the free bytes at a folder.
@@ -82,6 +83,7 @@ class Protocol:
     read: Callable[[Any, str, int, str | None], Iterator[bytes]] | None = None
     copy: Callable[[Any, str, str, int], None] | None = None
     starting: Callable[[Any, str], Iterator[tuple[str, int, str | None]]] | None = None
+    drop: Callable[[Any, str], int] | None = None
     open: dict[str, Any] = field(default_factory=dict)
     open_at: dict[str, Any] = field(default_factory=dict)
     close: Callable[[Any], Callable[[], None]] | None = None
@@ -179,6 +181,7 @@ def _s3(parts: SplitResult, options: Options, place: Place) -> Protocol:
         read=reading.s3,
         copy=s3_objects.copy,
         starting=s3_objects.starting_with,
+        drop=s3_objects.drop_uploads,
         credentials=s3.credentials,
     )
 

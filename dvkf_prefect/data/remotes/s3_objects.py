@@ -1,9 +1,13 @@
-"""Requests to S3 that fsspec's interface lacks: copies inside the service, and listings by the start of a key."""
+"""Requests to S3 that fsspec's interface lacks: copies inside the service, and listings by the start of a key.
+
+Parts of an upload that was killed stay on the service, in no listing of objects, until the upload is aborted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 # S3 copies up to 5 GiB at once, but an answer has to come before the read timeout.
@@ -83,3 +87,28 @@ def starting_with(fs: Any, path: str) -> Iterator[tuple[str, int, str | None]]:
         if not answer.get("IsTruncated"):
             return
         arguments["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+def drop_uploads(fs: Any, path: str) -> int:
+    """Abort the uploads in parts to keys that start with a text; return their number.
+
+    Args:
+        fs: The s3fs filesystem.
+        path: Bucket and start of the key.
+    """
+    from fsspec.asyn import sync
+
+    bucket, _, start = path.partition("/")
+    arguments = {"Bucket": bucket, "Prefix": start}
+    count = 0
+    while True:
+        answer = sync(fs.loop, fs._call_s3, "list_multipart_uploads", **arguments)
+        for item in answer.get("Uploads", ()):
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                upload = {"Key": item["Key"], "UploadId": item["UploadId"]}
+                sync(fs.loop, fs._call_s3, "abort_multipart_upload", Bucket=bucket, **upload)
+            count += 1
+        if not answer.get("IsTruncated"):
+            return count
+        arguments["KeyMarker"] = answer["NextKeyMarker"]
+        arguments["UploadIdMarker"] = answer["NextUploadIdMarker"]
