@@ -1,8 +1,8 @@
 """A receiver of OpenLineage events that refuses what the specification does not allow.
 
-The rules are those of OpenLineage 2-0-2 (https://openlineage.io/spec/2-0-2/OpenLineage.json) and of the facets that are
-sent, https://openlineage.io/spec/facets/: DatasetVersion 1-0-1, Schema 1-2-0, ErrorMessage 1-0-1,
-ParentRun 1-2-0, JobType 2-0-4 and TagsRun 1-0-0.
+The schemas are the project's own, unchanged: spec/OpenLineage.json and spec/facets of OpenLineage/OpenLineage at
+commit 8f02abfb7a252783b95df79f443edb13959bf52c (August 2026), Apache-2.0. They allow properties that they do not
+describe, for facets of others. This package sends none, so they are refused here.
 """
 
 from __future__ import annotations
@@ -11,86 +11,74 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jsonschema import Draft202012Validator, FormatChecker
+from referencing import Registry, Resource
 
-TEXT = {"type": "string", "minLength": 1}
-URI = {"type": "string", "format": "uri", "pattern": "^[a-z][a-z0-9+.-]*://"}
-UUID = {"type": "string", "format": "uuid"}
-TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$"}
+FORMATS = FormatChecker(["uuid"])
 
 
-def facet(name: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    url = {
-        "type": "string",
-        "pattern": rf"^https://openlineage\.io/spec/facets/\d+-\d+-\d+/{name}\.json#/\$defs/{name}$",
-    }
-    fields = {
-        "_producer": URI,
-        "_schemaURL": url,
-        "_deleted": {"type": "boolean"},
-        **required,
-        **(optional or {}),
-    }
-    return record(fields, ["_producer", "_schemaURL", *required])
+@FORMATS.checks("date-time", ValueError)
+def _is_time(value: object) -> bool:
+    """A time of RFC 3339 has an offset."""
+    return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
 
 
-def record(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
+@FORMATS.checks("uri", ValueError)
+def _is_uri(value: object) -> bool:
+    return not isinstance(value, str) or bool(urlsplit(value).scheme and urlsplit(value).netloc)
 
 
-COLUMN = record(
-    {"name": TEXT, "type": TEXT, "fields": {"type": "array"}, "ordinal_position": {"type": "integer"}},
-    ["name"],
-)
-COLUMNS = {"type": "array", "items": COLUMN}
-# ParentRun 1-2-0 may forward facets of the parent.
-RUN = record({"runId": UUID, "facets": record({}, [])}, ["runId"])
-NAMED = {"namespace": TEXT, "name": TEXT}
-JOB = record({**NAMED, "facets": record({}, [])}, [*NAMED])
-TAG = record({"key": TEXT, "value": TEXT, "source": TEXT}, ["key", "value"])
-RUN_FACETS = {
-    "errorMessage": facet(
-        "ErrorMessageRunFacet",
-        {"message": {"type": "string"}, "programmingLanguage": TEXT},
-        {"stackTrace": TEXT},
-    ),
-    "parent": facet("ParentRunFacet", {"run": RUN, "job": JOB}, {"root": {"type": "object"}}),
-    # The client adds its version.
-    "tags": facet("TagsRunFacet", {"tags": {"type": "array", "items": TAG}}),
+def _described(schema: Any) -> Any:
+    """Return a schema that does not allow undescribed properties by itself."""
+    if isinstance(schema, dict):
+        left = {key: value for key, value in schema.items() if (key, value) != ("additionalProperties", True)}
+        return {key: _described(value) for key, value in left.items()}
+    return [_described(each) for each in schema] if isinstance(schema, list) else schema
+
+
+_FILES = sorted((Path(__file__).parent / "models" / "openlineage-schemas").glob("*.json"))
+_DOCUMENTS: dict[str, Any] = {
+    each["$id"]: each for each in (_described(json.loads(f.read_text())) for f in _FILES)
 }
-DATASET_FACETS = {
-    "version": facet("DatasetVersionDatasetFacet", {"datasetVersion": TEXT}),
-    "schema": facet("SchemaDatasetFacet", {"fields": COLUMNS}),
-}
-TYPE = facet(
-    "JobTypeJobFacet", {"processingType": TEXT, "integration": TEXT}, {"jobType": TEXT, "emissionPattern": {}}
+_REGISTRY: Registry[Any] = Registry().with_resources(
+    (url, Resource.from_contents(document)) for url, document in _DOCUMENTS.items()
 )
-DATASET = {"namespace": TEXT, "name": TEXT, "facets": record(DATASET_FACETS, [])}
-EVENT = record(
-    {
-        "eventType": {"enum": ["START", "RUNNING", "COMPLETE", "ABORT", "FAIL", "OTHER"]},
-        "eventTime": TIME,
-        "producer": URI,
-        "schemaURL": {"const": "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"},
-        "run": record({"runId": UUID, "facets": record(RUN_FACETS, [])}, ["runId"]),
-        "job": record(
-            {"namespace": TEXT, "name": TEXT, "facets": record({"jobType": TYPE}, [])}, ["namespace", "name"]
-        ),
-        "inputs": {
-            "type": "array",
-            "items": record({**DATASET, "inputFacets": record({}, [])}, ["namespace", "name"]),
-        },
-        "outputs": {
-            "type": "array",
-            "items": record({**DATASET, "outputFacets": record({}, [])}, ["namespace", "name"]),
-        },
-    },
-    ["eventTime", "producer", "schemaURL", "run", "job", "eventType"],
-)
-RULES = Draft202012Validator(EVENT, format_checker=FormatChecker())
+_EVENT = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
+
+
+def _errors(url: str, value: Any) -> list[str]:
+    rules = Draft202012Validator(
+        {"$ref": url, "unevaluatedProperties": False}, registry=_REGISTRY, format_checker=FORMATS
+    )
+    return [f"{error.json_path}: {error.message}" for error in rules.iter_errors(value)]
+
+
+def _facet_errors(facets: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield what the schemas that facets name themselves do not allow."""
+    for name, facet in facets.items():
+        url = facet["_schemaURL"]
+        document = _DOCUMENTS.get(url.partition("#")[0], {})
+        if url != document.get("$id", "") + document.get("properties", {}).get(name, {}).get("$ref", "#"):
+            yield f"facet {name}: {url} is not its schema"
+            continue
+        yield from (f"facet {name}: {error}" for error in _errors(url, facet))
+
+
+def errors_of(event: dict[str, Any]) -> list[str]:
+    """Return what the schemas of the event and of its facets do not allow."""
+    if found := _errors(_EVENT, event):
+        return found
+    if event["schemaURL"] != _EVENT:
+        return [f"{event['schemaURL']} is not the schema of a run's event"]
+    owners = [event["run"], event["job"], *event.get("inputs", ()), *event.get("outputs", ())]
+    parts = [owner.get(key, {}) for owner in owners for key in ("facets", "inputFacets", "outputFacets")]
+    return [error for facets in parts for error in _facet_errors(facets)]
 
 
 class Receiver:
@@ -117,7 +105,7 @@ class Receiver:
         """Return the reason to refuse an event; empty for none."""
         if path != "/api/v1/lineage":
             return f"no such path: {path}"
-        if errors := [f"{error.json_path}: {error.message}" for error in RULES.iter_errors(event)]:
+        if errors := errors_of(event):
             return errors[0]
         states = [each["eventType"] for each in self.events if each["run"]["runId"] == event["run"]["runId"]]
         if (event["eventType"] == "START") != (not states):

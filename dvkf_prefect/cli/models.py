@@ -194,7 +194,7 @@ def model_fetch(args: argparse.Namespace) -> int:
 
 def model_register(args: argparse.Namespace) -> int:
     """Run ``dvkf model register``."""
-    from dvkf_prefect.openlineage_events import LineageEvents
+    from dvkf_prefect.openlineage.events import LineageEvents
 
     registry = _registry()
     version = registry.register(

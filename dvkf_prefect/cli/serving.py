@@ -119,7 +119,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     """Run ``dvkf model deploy``."""
     from dvkf_prefect.errors import ConfigError, DvkfError
     from dvkf_prefect.models.registry import ModelRegistry
-    from dvkf_prefect.openlineage_events import LineageEvents
+    from dvkf_prefect.openlineage.events import LineageEvents
 
     registry = ModelRegistry(open_repo(args))
     version = registry.show(*model_and_version(args.model))

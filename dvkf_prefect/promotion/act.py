@@ -14,7 +14,7 @@ from dvkf_prefect.errors import DvkfError, LockedError, ModelError, ModelNotFoun
 from dvkf_prefect.models.history import ROLLED_BACK
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.openlineage_events import LineageEvents
+from dvkf_prefect.openlineage.events import LineageEvents
 from dvkf_prefect.promotion.journal import Holder, Journal, Kind, Record, now
 from dvkf_prefect.promotion.places import ServingPlace, ServingState
 

@@ -24,7 +24,7 @@ from dvkf_prefect.models.lineage import Lineage, draw_lineage
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import TagEvent
 from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.openlineage_events import LineageEvents
+from dvkf_prefect.openlineage.events import LineageEvents
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings

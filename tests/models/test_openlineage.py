@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from lineage_receiver import Receiver, receiving
+from lineage_receiver import Receiver, errors_of, receiving
 from repos import make_repo
 
-from dvkf_prefect import openlineage_events
 from dvkf_prefect.cli import main
 from dvkf_prefect.models.registry import ModelRegistry
-from dvkf_prefect.openlineage_events import LineageEvents, is_configured, watch_stages
+from dvkf_prefect.openlineage import events
+from dvkf_prefect.openlineage.events import LineageEvents
+from dvkf_prefect.openlineage.receiver import is_configured
+from dvkf_prefect.openlineage.stages import watch_stages
 from dvkf_prefect.repo import Repo
 
 STAGES = """\
 stages:
   prepare:
-    cmd: cat data.csv > clean.csv
+    cmd: [cat data.csv > clean.csv, env > prepare.env]
     deps: [data.csv, code.py]
     outs: [clean.csv]
   train:
-    cmd: cp clean.csv model.bin
+    cmd: [cp clean.csv model.bin, env > train.env]
     deps: [clean.csv]
     outs: [model.bin]
 artifacts:
@@ -54,15 +58,12 @@ def git(repo: Repo, *arguments: str) -> None:
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without variables of the client, which sets some itself."""
-    openlineage_events._ended.clear()
-    kept = {name: value for name, value in os.environ.items() if name.startswith("OPENLINEAGE")}
-    for name in kept:
+    """Without variables of the client; it sets none itself."""
+    events._ended.clear()
+    for name in [name for name in os.environ if name.startswith("OPENLINEAGE")]:
         monkeypatch.delenv(name)
     yield
-    openlineage_events._ended.clear()
-    for name in [name for name in os.environ if name.startswith("OPENLINEAGE")]:
-        del os.environ[name]
+    events._ended.clear()
 
 
 @pytest.fixture
@@ -70,6 +71,32 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     with receiving() as found:
         monkeypatch.setenv("OPENLINEAGE_URL", found.url)
         yield found
+
+
+@pytest.fixture(scope="module")
+def sent() -> dict[str, Any]:
+    """A valid event."""
+    facet = {"_producer": "https://example.org/", "_schemaURL": ""}
+
+    def url(name: str, version: str) -> str:
+        return f"https://openlineage.io/spec/facets/{version}/{name}.json#/$defs/{name}"
+
+    version = {**facet, "_schemaURL": url("DatasetVersionDatasetFacet", "1-0-1"), "datasetVersion": "v1"}
+    kind = {
+        **facet,
+        "_schemaURL": url("JobTypeJobFacet", "2-0-4"),
+        "processingType": "BATCH",
+        "integration": "DVC",
+    }
+    return {
+        "eventType": "START",
+        "eventTime": "2026-01-01T00:00:00Z",
+        "producer": "https://example.org/",
+        "schemaURL": "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent",
+        "run": {"runId": "01941f29-7c00-7000-8000-000000000000"},
+        "job": {"namespace": "n", "name": "j", "facets": {"jobType": kind}},
+        "inputs": [{"namespace": "n", "name": "i", "facets": {"version": version}}],
+    }
 
 
 ORIGIN = "https://git.example.org/team/digits.git"
@@ -83,6 +110,11 @@ def test_a_pipeline_and_its_model(project: Repo, receiver: Receiver, monkeypatch
     assert main(["model", "register", "digits"]) == 0
     assert receiver.refused == []
     assert set(receiver.keys) == {"Bearer key"}
+    # OpenLineage's client would set more variables, and the next stage would inherit them.
+    for stage in ("prepare", "train"):
+        lines = (project.root / f"{stage}.env").read_text().splitlines()
+        names = {line.partition("=")[0] for line in lines if line.startswith("OPENLINEAGE")}
+        assert names == {"OPENLINEAGE_URL", "OPENLINEAGE_API_KEY"}
     states = [(event["job"]["name"], event["eventType"]) for event in receiver.events]
     jobs = ("prepare", "train", "register digits")
     assert states == [(job, state) for job in jobs for state in ("START", "COMPLETE")]
@@ -136,6 +168,32 @@ def test_a_deployment_and_its_parent(project: Repo, receiver: Receiver) -> None:
     assert receiver.refused == []
 
 
+BAD: dict[str, Callable[[dict[str, Any]], object]] = {
+    "'runId' is a required property": lambda event: event["run"].pop("runId"),
+    "'1' is not a 'uuid'": lambda event: event["run"].update(runId="1"),
+    "'2026-01-01T00:00:00' is not a 'date-time'": lambda event: event.update(eventTime="2026-01-01T00:00:00"),
+    "'here' is not a 'uri'": lambda event: event.update(producer="here"),
+    "'ENDED' is not one of": lambda event: event.update(eventType="ENDED"),
+    "'colour' was unexpected": lambda event: event.update(colour="red"),
+    "1 is not of type 'string'": lambda event: event["inputs"][0]["facets"]["version"].update(
+        datasetVersion=1
+    ),
+    "'size' was unexpected": lambda event: event["inputs"][0]["facets"]["version"].update(size=1),
+    "facet digest: https": lambda event: event["inputs"][0]["facets"].update(
+        digest=event["inputs"][0]["facets"]["version"]
+    ),
+    "'integration' is a required": lambda event: event["job"]["facets"]["jobType"].pop("integration"),
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_the_receiver_refuses_by_the_specification(sent: dict[str, Any], said: str) -> None:
+    event = copy.deepcopy(sent)
+    assert errors_of(event) == []
+    BAD[said](event)
+    assert said in errors_of(event)[0]
+
+
 @pytest.mark.parametrize("how", ["refuses", "is closed", "is silent"])
 def test_a_dead_receiver_ends_no_run(
     project: Repo,
@@ -144,7 +202,7 @@ def test_a_dead_receiver_ends_no_run(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(openlineage_events, "_LIMIT", 0.5)
+    monkeypatch.setattr(events, "_LIMIT", 0.5)
     receiver.status = 500 if how == "refuses" else 0
     receiver.silent = how == "is silent"
     if how == "is closed":
@@ -166,7 +224,8 @@ def test_nothing_is_imported_when_nothing_is_configured(project: Repo) -> None:
     assert watch_stages(project, on_event) is on_event
     program = (
         "import sys; from dvkf_prefect.cli import main; code = main(['repro', '-q']); "
-        "assert not [m for m in sys.modules if m.partition('.')[0] == 'openlineage']; sys.exit(code)"
+        "assert not [m for m in sys.modules if m.startswith(('openlineage', 'dvkf_prefect.openlineage.events'))]; "
+        "sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=project.root, check=True)
 

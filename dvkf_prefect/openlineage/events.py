@@ -1,7 +1,6 @@
 """OpenLineage events of stages, registrations and deployments, sent by OpenLineage's own client.
 
-Nothing is imported or sent unless `OPENLINEAGE_URL`, `OPENLINEAGE_CONFIG` or ``OPENLINEAGE__TRANSPORT...`` is set. A
-receiver that fails, or does not answer in time, ends the events of this process with one warning.
+A receiver that fails, or does not answer in time, ends the events of this process with one warning.
 
 | event | inputs | outputs |
 |---|---|---|
@@ -18,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import posixpath
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +30,7 @@ from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.dvclock import lock_file, read_lock
 from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.openlineage.receiver import PRODUCER, is_configured, open_client
 from dvkf_prefect.pipeline.run.events import StageEvent
 from dvkf_prefect.urls import public_url
 
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient
     from openlineage.client.event_v2 import Job
 
-PRODUCER = "https://dvkf-prefect.readthedocs.io/"
-_TIMEOUT = 5.0
 # Seconds after which the answer to an event is not waited for any longer, however slowly it arrives.
 _LIMIT = 10.0
 _HEADER = 1 << 16
@@ -48,40 +45,6 @@ _HEADER = 1 << 16
 _Item = tuple[str, str, dict[str, Any]]
 _logger = logging.getLogger(__name__)
 _ended = threading.Event()
-
-
-def is_configured() -> bool:
-    """Return True if the environment names a receiver of events."""
-    if os.environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
-        return False
-    names = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG")
-    return any(os.environ.get(name) for name in names) or any(
-        name.startswith("OPENLINEAGE__TRANSPORT") for name in os.environ
-    )
-
-
-def watch_stages(
-    repo: Repository, on_event: Callable[[StageEvent], None], *, parent: tuple[str, str] | None = None
-) -> Callable[[StageEvent], None]:
-    """Return a receiver of stages' events that also sends them as OpenLineage events.
-
-    Args:
-        repo: The repository.
-        on_event: Receiver that is called first.
-        parent: Id (a UUID) and name of the run that the stages belong to, such as a flow run.
-
-    Returns:
-        ``on_event`` itself if no receiver is configured.
-    """
-    if not is_configured():
-        return on_event
-    events = LineageEvents(repo, parent=parent)
-
-    def both(event: StageEvent) -> None:
-        on_event(event)
-        events.stage(event)
-
-    return both
 
 
 class LineageEvents:
@@ -252,7 +215,7 @@ class LineageEvents:
         from openlineage.client.facet_v2 import parent_run
 
         if self._client is None:
-            self._client = _open_client()
+            self._client = open_client()
         if self._parent is not None:
             above = parent_run.Job(self._origin, self._parent[1])
             facets["parent"] = parent_run.ParentRunFacet(parent_run.Run(self._parent[0]), above)
@@ -267,27 +230,6 @@ class LineageEvents:
                 outputs=[OutputDataset(space, name, facets=found) for space, name, found in outputs],
             )
         )
-
-
-def _open_client() -> OpenLineageClient:
-    """Return the client of the configuration; for a plain url, one that waits briefly and does not repeat."""
-    from openlineage.client import OpenLineageClient
-    from openlineage.client.event_v2 import set_producer
-    from openlineage.client.transport.http import HttpConfig, HttpTransport
-
-    set_producer(PRODUCER)
-    url = os.environ.get("OPENLINEAGE_URL")
-    if not url:
-        return OpenLineageClient()
-    values: dict[str, Any] = {
-        "url": url,
-        "endpoint": os.environ.get("OPENLINEAGE_ENDPOINT") or "api/v1/lineage",
-        "timeout": _TIMEOUT,
-        "retry": {"total": 0, "connect": 0, "read": 0},
-    }
-    if key := os.environ.get("OPENLINEAGE_API_KEY"):
-        values["auth"] = {"type": "api_key", "apiKey": key}
-    return OpenLineageClient(transport=HttpTransport(HttpConfig.from_dict(values)))
 
 
 def _columns(repo: Repository, path: str) -> list[tuple[str, str | None]]:

@@ -1,0 +1,1 @@
+"""OpenLineage events: what is sent, by which client, and when."""
