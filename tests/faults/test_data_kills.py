@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(7200)
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
 _CONTAINED = {"add", "checkout", "push", "pull", "gc"}
 # Those that write to the cache, the workspace, the remote and manifests, and that delete.
-_SHORT = {"add", "checkout", "push", "gc", "import", "move"}
+_SHORT = {"add", "checkout", "push", "gc"}
 
 
 # `make test` kills one verb of each kind. The long tier kills all of them, some also in a container.
