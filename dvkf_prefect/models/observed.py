@@ -6,13 +6,17 @@ Sources: Prometheus' HTTP API (https://prometheus.io/docs/prometheus/latest/quer
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dvkf_prefect.errors import ServingError
 
 _TIMEOUT = 30.0
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,20 @@ class Observed:
 
 
 class PrometheusApi:
-    """Queries to a Prometheus server.
+    """Queries to a Prometheus server, or one with its HTTP API.
 
     Args:
-        url: Its address, without ``/api/v1``.
+        url: Its address, without ``/api/v1``; it may have a user and a password.
         headers: Headers of each request, such as Authorization.
+        timeout: Seconds to wait for each answer.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str] | None = None, *, timeout: float = _TIMEOUT
+    ) -> None:
         self._url = url.rstrip("/")
         self._headers = dict(headers or {})
+        self._timeout = timeout
 
     def observe(self, sources: Sequence[Series], quantiles: Sequence[float], seconds: float) -> Observed:
         """Return the requests of the last seconds, by the first of the sources that has any.
@@ -72,20 +80,20 @@ class PrometheusApi:
         Raises:
             ServingError: The server does not answer, or refused a query.
         """
-        window = f"[{max(1, math.ceil(seconds))}s]"
+        window = max(1, math.ceil(seconds))
         found = Observed(0.0, None)
         for each in sources:
             counter = each.count or f"{each.buckets}_count"
-            number = self.value(f"sum(increase({counter}{{{each.labels}}}{window}))")
+            number = self.value(_increase(f"{counter}{{{each.labels}}}", window))
             if math.isnan(number):
                 continue
             failed = None
             if each.errors:
-                wrong = self.value(f"sum(increase({counter}{{{each.labels},{each.errors}}}{window}))")
+                wrong = self.value(_increase(f"{counter}{{{each.labels},{each.errors}}}", window))
                 failed = 0.0 if math.isnan(wrong) else wrong
-            rates = f"rate({each.buckets}_bucket{{{each.labels}}}{window})"
+            counts = _increase(f"{each.buckets}_bucket{{{each.labels}}}", window, " by (le)")
             times = {
-                quantile: each.scale * self.value(f"histogram_quantile({quantile:g},sum by (le) ({rates}))")
+                quantile: each.scale * self.value(f"histogram_quantile({quantile:g},{counts})")
                 for quantile in quantiles
             }
             found = Observed(number, failed, times)
@@ -97,7 +105,7 @@ class PrometheusApi:
         """Return the one value of an instant query; NaN if it has none.
 
         Raises:
-            ServingError: The server does not answer, or refused the query.
+            ServingError: The server does not answer, refused the query, or is not Prometheus.
         """
         import httpx
 
@@ -106,25 +114,72 @@ class PrometheusApi:
                 f"{self._url}/api/v1/query",
                 data={"query": query},
                 headers=self._headers,
-                timeout=_TIMEOUT,
+                timeout=self._timeout,
             )
-        except httpx.HTTPError as error:
+        except httpx.TimeoutException as error:
             raise ServingError(
-                f"Prometheus at {self._url} does not answer ({error}). Correct its URL, or start it."
+                f"{self}: no answer in {self._timeout:g} s. Correct its URL, or look at its load."
             ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ServingError(f"{self}: no answer ({error}). Correct its URL, or start it.") from error
         try:
             document = answer.json()
         except ValueError:
-            document = {}
-        if answer.status_code != 200 or document.get("status") != "success":
-            said = document.get("error") or f"status {answer.status_code}"
+            document = None
+        return self._value(answer.status_code, document if isinstance(document, dict) else {})
+
+    def _value(self, status: int, document: Mapping[str, Any]) -> float:
+        if status in (401, 403) or 300 <= status < 400:
             raise ServingError(
-                f"Prometheus at {self._url} refused a query: {said}. Correct its URL and its login."
+                f"{self}: it asks for a login (status {status}). Set the token DVKF_PROMETHEUS_TOKEN, or write "
+                "USER:PASSWORD@ into its URL."
             )
-        data = document["data"]
-        if data["resultType"] == "scalar":
-            return float(data["result"][1])
-        return float(data["result"][0]["value"][1]) if data["result"] else math.nan
+        if "status" not in document:
+            raise ServingError(
+                f"{self}: the answer is not one of Prometheus (status {status}). Correct its URL; before a login page "
+                "set the token DVKF_PROMETHEUS_TOKEN."
+            )
+        if document["status"] != "success":
+            kind, said = document.get("errorType") or status, str(document.get("error") or "no reason")
+            raise ServingError(f"{self}: a query failed ({kind}: {said.rstrip('.')}). {_next_step(kind)}")
+        for warning in document.get("warnings") or ():
+            _logger.warning("%s: %s", self, warning)
+        data = document.get("data") or {}
+        found = data.get("result")
+        try:
+            return (
+                float((found if data["resultType"] == "scalar" else found[0]["value"])[1])
+                if found
+                else math.nan
+            )
+        except (LookupError, TypeError, ValueError) as error:
+            raise ServingError(
+                f"{self}: the result of a query is not a number ({str(data)[:100]}). Correct its URL."
+            ) from error
+
+    def __str__(self) -> str:
+        """Return its address, without a password."""
+        return f"Prometheus at {re.sub(r'(?<=://)[^/@]*@', '', self._url)}"
+
+
+def _next_step(kind: object) -> str:
+    if kind in ("timeout", "canceled", "unavailable"):
+        return "Try again later, or look at its load."
+    if kind == "execution":
+        return "Look at its limits of samples and series."
+    return "Correct its URL; it needs version 2.26 or later."
+
+
+def _increase(selector: str, seconds: int, by: str = "") -> str:
+    """Return the query for the increase of counters, with the first value of those that are new.
+
+    ``increase`` takes the first value of a series as its start, so errors that a new version has before it is scraped
+    for the first time would be missing. A series is new if it had no sample in the hour before the time.
+    """
+    window = f"{selector}[{seconds}s]"
+    changed = f"sum{by} (increase({window}))"
+    new = f"sum{by} (min_over_time({window}) unless last_over_time({selector}[1h] offset {seconds}s))"
+    return f"({changed} + {new} or {changed} or {new})"
 
 
 def read_exposition(text: str, name: str, labels: Mapping[str, str], quantiles: Sequence[float]) -> Observed:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from kserve_world import World, patch_waits, world
+from processes import wait_until
+from prometheus_world import prometheus
 
 from dvkf_prefect.blocks import KServeModelServer, ModelServer
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import ConfigError, GateError, ServingError
 from dvkf_prefect.models.gates import parse_gate
+from dvkf_prefect.models.observed import PrometheusApi
 from dvkf_prefect.serving.gating import GateCheck, judge_canary
 from dvkf_prefect.serving.kserve import deployment
 
@@ -109,6 +112,52 @@ def test_failed_requests_of_the_canary_end_it(server: ModelServer, numbers: Proj
     assert canary_of(server) is None
     with pytest.raises(ServingError, match="has no canary to judge"):
         judge_canary(server, numbers.registry, "number", ["smoke"])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Debian's package prometheus is not installed")
+def test_the_real_prometheus_judges_canaries(server: ModelServer, numbers: Project, tmp_path: Path) -> None:
+    """It scrapes the server of this machine. The canary's requests are over when it is asked first."""
+    with prometheus(tmp_path / "prometheus", server.endpoint("number").url) as url:
+        api = PrometheusApi(url)
+
+        def send(version: str, good: int, bad: int) -> None:
+            alone = server.candidate("number", version)
+            assert alone is not None
+            for _ in range(good):
+                alone.predict([[0.5]])
+            for _ in range(bad):
+                with pytest.raises(ServingError, match="negative"):
+                    alone.predict([[-1.0]])
+            query = f'sum(dvkf_requests_total{{version="{version}"}})'
+            wait_until(lambda: api.value(query) >= good + bad)
+
+        def judge(limits: str) -> str:
+            gate = f"prometheus:{limits},requests>=5,within=0s,url={url}"
+            return str(judge_canary(server, numbers.registry, "number", [gate])[0])
+
+        start(server, numbers, "v0.0.2")
+        with pytest.raises(GateError, match="it has 0 requests, and 5 are needed"):
+            judge("errors<1%")
+        start(server, numbers, "v0.0.2")
+        send("v0.0.1", 1, 9)  # the stable version's own failures do not count
+        send("v0.0.2", 8, 0)
+        assert "passed: 8 requests, 0.00% failed, p99 is " in judge("errors<1%,p99<30000ms")
+        with pytest.raises(GateError, match=r"8 requests, p50 is \d+ ms"):
+            judge("p50<0.0001ms")
+        assert canary_of(server) is None
+        start(server, numbers, "v0.0.3")
+        send("v0.0.3", 6, 4)
+        with pytest.raises(GateError, match=r"v0\.0\.1 has all traffic\. .* 10 requests, 40\.00% failed"):
+            judge("errors<10%")
+        assert canary_of(server) is None
+        assert server.endpoint("number").predict([[0.0]]) == [1]
+        start(server, numbers, "v0.0.3")
+    with pytest.raises(
+        GateError, match=r"not judged: Prometheus at .*: no answer .*Correct its URL, or start it\."
+    ):
+        judge("errors<10%")
+    assert canary_of(server) is None
 
 
 def test_an_interrupted_check_ends_the_canary(server: ModelServer, numbers: Project) -> None:
