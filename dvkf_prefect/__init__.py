@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from dvkf_prefect.blocks import find_block as find_block
     from dvkf_prefect.cards import artifact_key as artifact_key
     from dvkf_prefect.cards import comparison_card as comparison_card
+    from dvkf_prefect.data.quality.incoming import Incoming as Incoming
+    from dvkf_prefect.data.quality.incoming import IncomingFile as IncomingFile
+    from dvkf_prefect.data.quality.reports import FailedCheck as FailedCheck
+    from dvkf_prefect.data.quality.reports import QualityReport as QualityReport
+    from dvkf_prefect.data.quality.reports import quality_reports as quality_reports
     from dvkf_prefect.data.results.expiry import ExpiredResults as ExpiredResults
     from dvkf_prefect.data.results.locks import ResultLocks as ResultLocks
     from dvkf_prefect.data.tables.frame_diff import FrameDiff as FrameDiff
@@ -66,10 +71,14 @@ if TYPE_CHECKING:
     from dvkf_prefect.tasks import DataVersionPolicy as DataVersionPolicy
     from dvkf_prefect.tasks import abort_canary as abort_canary
     from dvkf_prefect.tasks import add_data as add_data
+    from dvkf_prefect.tasks import add_incoming as add_incoming
+    from dvkf_prefect.tasks import announce_data as announce_data
     from dvkf_prefect.tasks import archive_pipeline_run as archive_pipeline_run
     from dvkf_prefect.tasks import check_commit as check_commit
+    from dvkf_prefect.tasks import check_incoming as check_incoming
     from dvkf_prefect.tasks import check_model_ref as check_model_ref
     from dvkf_prefect.tasks import checkout_data as checkout_data
+    from dvkf_prefect.tasks import clear_incoming as clear_incoming
     from dvkf_prefect.tasks import collect_data as collect_data
     from dvkf_prefect.tasks import collect_models as collect_models
     from dvkf_prefect.tasks import commit_results as commit_results
@@ -133,6 +142,15 @@ _EXPORTS = {
         "artifact_key",
         "comparison_card",
     ),
+    "data.quality.incoming": (
+        "Incoming",
+        "IncomingFile",
+    ),
+    "data.quality.reports": (
+        "FailedCheck",
+        "QualityReport",
+        "quality_reports",
+    ),
     "data.results.expiry": ("ExpiredResults",),
     "data.results.locks": ("ResultLocks",),
     "data.tables.frame_diff": (
@@ -184,10 +202,14 @@ _EXPORTS = {
         "DataVersionPolicy",
         "abort_canary",
         "add_data",
+        "add_incoming",
+        "announce_data",
         "archive_pipeline_run",
         "check_commit",
+        "check_incoming",
         "check_model_ref",
         "checkout_data",
+        "clear_incoming",
         "commit_results",
         "compare_metrics",
         "compare_table",

@@ -269,7 +269,7 @@ def test_every_package_a_user_meets_is_declared() -> None:
     declared |= {
         re.split(r"[\[<>=~!; ]", d)[0].lower().replace("-", "_")
         for extra, wants in project["optional-dependencies"].items()
-        if extra.startswith(("serve", "tables", "openlineage"))
+        if extra.startswith(("serve", "tables", "openlineage", "quality"))
         for d in wants
     }
     names = {

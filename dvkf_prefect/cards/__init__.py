@@ -7,6 +7,7 @@ lists are cut with a count of the remaining rows.
 
 from dvkf_prefect.cards.card import PUSHED, Card, artifact_key, dataset_id
 from dvkf_prefect.cards.data import data_card, diff_card, transfer_text
+from dvkf_prefect.cards.incoming import incoming_card
 from dvkf_prefect.cards.markdown import (
     block,
     code,
@@ -49,6 +50,7 @@ __all__ = [
     "garbage_card",
     "gates_card",
     "history_card",
+    "incoming_card",
     "lineage_card",
     "link",
     "markdown_table",

@@ -45,6 +45,18 @@ def prefect_arguments(parser: Parser) -> None:
         action="store_true",
         help="start the deployment when data that its stages read is pushed, and deploy the flow watch",
     )
+    make.add_argument(
+        "--inbox",
+        default="",
+        metavar="<folder>",
+        help="deploy the flow ingest for new files of this folder, with --dataset and --schema",
+    )
+    make.add_argument(
+        "--dataset", default="", metavar="<path>", help="directory of the dataset for the files of the inbox"
+    )
+    make.add_argument(
+        "--schema", default="", metavar="<schema>", help="schema of these files: FILE.yaml, or FILE.py:NAME"
+    )
     make.add_argument("-f", "--force", action="store_true", help="replace files with other content")
     commands["check"].add_argument("--json", action="store_true", help="print JSON")
 
@@ -62,6 +74,9 @@ def init(args: argparse.Namespace) -> int:
         cron=args.cron,
         timezone=args.timezone,
         on_push=args.on_push,
+        inbox=args.inbox,
+        dataset=args.dataset,
+        table_schema=args.schema,
     )
     written = write_files(repo.root, project_files(repo, project, version=__version__), force=args.force)
     if args.quiet:

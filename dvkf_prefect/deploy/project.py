@@ -32,6 +32,12 @@ IGNORED = f"{DOCKERFILE}.dockerignore"
 # Folder of the flows in the image.
 _IN_IMAGE = "/opt/flows"
 _FLOWS = {
+    "ingest": (
+        "The flow that checks new files and brings them into a dataset, as prefect.yaml deploys it.",
+        "ingestion",
+        ("ingest",),
+        "ingest()",
+    ),
     "watch": (
         "The flow that announces data which others pushed, for a deployment that runs every few minutes.",
         "watching",
@@ -78,6 +84,9 @@ class Project:
         timezone: Time zone of these times.
         on_push: Also start the deployment that ``cron`` would when data that the stages read is pushed, and deploy
             ``watch``, which finds what others push.
+        inbox: Folder of new files, for a deployment of ``ingest`` that looks every five minutes; empty for none.
+        dataset: Directory of the dataset for these files; needed with ``inbox``.
+        table_schema: Schema of these files, see `check_incoming`; needed with ``inbox``.
     """
 
     name: str
@@ -86,6 +95,9 @@ class Project:
     cron: str | None = None
     timezone: str = "UTC"
     on_push: bool = False
+    inbox: str = ""
+    dataset: str = ""
+    table_schema: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
@@ -101,6 +113,10 @@ class Project:
                 "image: a process work pool has no image. Remove --image."
                 if self.image
                 else f"image: a {self.pool_type} work pool needs one. Give its name with --image."
+            )
+        if len({bool(self.inbox), bool(self.dataset), bool(self.table_schema)}) > 1:
+            raise ConfigError(
+                "inbox: it goes with a dataset and a schema. Give --inbox, --dataset and --schema."
             )
         if self.cron is not None:
             check_cron(self.cron, self.timezone)
@@ -156,6 +172,8 @@ def project_files(repo: Repo, project: Project, *, version: str) -> dict[str, st
     names = ["repro", *(["train"] if models else []), *(["promote", "serve"] if models and local else [])]
     if project.on_push:
         names.append("watch")
+    if project.inbox:
+        names.append("ingest")
     files = {f"flows/{name}.py": flow_file(name) for name in names}
     files["blocks.py"] = _blocks(repo, project)
     files["prefect.yaml"] = _prefect_yaml(
@@ -345,6 +363,22 @@ def _prefect_yaml(project: Project, models: Sequence[str], triggers: Sequence[Ma
                 "watch",
                 "flows/watch.py:watch",
                 {"repository": project.name},
+                concurrency_limit=dict(alone),
+                schedules=[{"interval": 300}],
+            )
+        )
+    if project.inbox:
+        parameters = {
+            "repository": project.name,
+            "inbox": project.inbox,
+            "dataset": project.dataset,
+            "table_schema": project.table_schema,
+        }
+        found.append(
+            deployment(
+                "ingest",
+                "flows/ingest.py:ingest",
+                parameters,
                 concurrency_limit=dict(alone),
                 schedules=[{"interval": 300}],
             )

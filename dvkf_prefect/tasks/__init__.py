@@ -17,6 +17,7 @@ from dvkf_prefect.tasks.data import (
     push_data,
     write_data,
 )
+from dvkf_prefect.tasks.incoming import add_incoming, check_incoming, clear_incoming
 from dvkf_prefect.tasks.kubeflow import (
     archive_pipeline_run,
     retry_pipeline_run,
@@ -54,7 +55,7 @@ from dvkf_prefect.tasks.stages.runner import StageTasks, stage_tasks
 from dvkf_prefect.tasks.stages.task_run import StageSignature
 from dvkf_prefect.tasks.triggers import data_trigger
 from dvkf_prefect.tasks.upkeep import collect_data, verify_data
-from dvkf_prefect.tasks.watching import watch_data
+from dvkf_prefect.tasks.watching import announce_data, watch_data
 
 __all__ = [
     "DataVersionPolicy",
@@ -62,10 +63,14 @@ __all__ = [
     "StageTasks",
     "abort_canary",
     "add_data",
+    "add_incoming",
+    "announce_data",
     "archive_pipeline_run",
     "check_commit",
+    "check_incoming",
     "check_model_ref",
     "checkout_data",
+    "clear_incoming",
     "collect_data",
     "collect_models",
     "commit_results",

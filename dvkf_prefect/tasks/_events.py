@@ -24,7 +24,7 @@ from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.models.version import ModelVersion
 
 
-def announce_data(repository: str, versions: Iterable[DataVersion], transfer: Transfer) -> None:
+def announce_pushed(repository: str, versions: Iterable[DataVersion], transfer: Transfer) -> None:
     """Emit ``dvkf.dataset.pushed`` for each version that arrived on the remote by this push.
 
     Args:

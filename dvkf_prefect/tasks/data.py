@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,7 @@ from dvkf_prefect.pipeline.run.documents import changed_documents, need_git, pat
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
-from dvkf_prefect.tasks._events import announce_data
+from dvkf_prefect.tasks._events import announce_pushed
 from dvkf_prefect.tasks._git import run_trailers, with_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
@@ -190,7 +191,9 @@ def write_data(
     retry_delay_seconds=[5, 30],
     retry_condition_fn=_is_unreachable,
 )
-def push_data(repository: DvcRepository | str, targets: str | Sequence[str] = ()) -> Transfer:
+def push_data(
+    repository: DvcRepository | str, targets: str | Sequence[str] = (), *, announce: bool = True
+) -> Transfer:
     """Upload data from the cache to the remote, files before the manifests of their directories.
 
     Each version that the remote did not have is announced by the event ``dvkf.dataset.pushed``.
@@ -198,6 +201,7 @@ def push_data(repository: DvcRepository | str, targets: str | Sequence[str] = ()
     Args:
         repository: The repository.
         targets: Outputs, `.dvc` files or stages; all outputs if empty.
+        announce: Emit the events. False for a flow that calls `announce_data` after its commit.
 
     Returns:
         Counts of uploaded and present objects.
@@ -213,9 +217,8 @@ def push_data(repository: DvcRepository | str, targets: str | Sequence[str] = ()
     repo = repository.open().using(progress=ArtifactProgress(repository.name))
     transfer = repo.push(listed(targets))
     run_logger().info("%s", transfer_text("pushed", transfer))
-    announce_data(
-        repository.name, recorded_versions(repo, listed(targets)) if transfer.arrived else (), transfer
-    )
+    if announce and transfer.arrived:
+        announce_pushed(repository.name, recorded_versions(repo, listed(targets)), transfer)
     return transfer
 
 
@@ -330,7 +333,11 @@ def _refuse(repo: Repo, found: Sequence[UncommittedInput]) -> None:
 
 @task(task_run_name=run_name("commit {repository.name}"), cache_policy=NO_CACHE)
 def commit_results(
-    repository: DvcRepository | str, message: str, *, uncommitted: Uncommitted = "commit"
+    repository: DvcRepository | str,
+    message: str,
+    *,
+    uncommitted: Uncommitted = "commit",
+    targets: str | Sequence[str] = (),
 ) -> str | None:
     """Commit the files that describe results: ``.dvc`` files, dvc.lock, ignore files, metrics kept in git.
 
@@ -344,6 +351,7 @@ def commit_results(
         uncommitted: Handling of code and parameters that stages read and git's last commit does not have. ``commit``
             commits them too. ``refuse`` raises an error. ``mark`` leaves them out and names them in the trailer
             ``Dvkf-Uncommitted``.
+        targets: Outputs whose ``.dvc`` files to commit, with the ignore files beside them; all results if empty.
 
     Returns:
         The new commit; None if nothing changed.
@@ -361,7 +369,9 @@ def commit_results(
     git = need_git(repo)
     paths = changed_documents(repo)
     trailers = run_trailers()
-    inputs = uncommitted_inputs(repo)
+    if targets:
+        paths = _describing(repo, listed(targets), paths)
+    inputs = () if targets else uncommitted_inputs(repo)
     if uncommitted == "refuse":
         _refuse(repo, inputs)
     elif uncommitted == "mark" and inputs:
@@ -383,6 +393,14 @@ def commit_results(
         if flow_run.get_id() or task_run.get_id():
             show_commit(repository.name, repo, paths_inside(repo, paths))
     return commit
+
+
+def _describing(repo: Repo, targets: Sequence[str], changed: Sequence[str]) -> list[str]:
+    """Return the changed files that describe some outputs, from git's top."""
+    sources = {output.source for output in repo.outputs(targets)}
+    ignores = {posixpath.join(posixpath.dirname(source), ".gitignore") for source in sources}
+    wanted = set(paths_from_top(repo, sources | ignores))
+    return [path for path in changed if path in wanted]
 
 
 @task(task_run_name=run_name("push commits of {repository.name}"), cache_policy=NO_CACHE)

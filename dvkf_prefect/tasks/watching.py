@@ -1,4 +1,4 @@
-"""Task that announces versions which others pushed, as a plain ``dvc push`` and ``git push`` do."""
+"""Tasks that announce versions on the remote: those that others pushed, and those of a flow after its commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks._artifacts import create_artifact
 from dvkf_prefect.tasks._events import pushed_event
 from dvkf_prefect.tasks._logging import run_logger
-from dvkf_prefect.tasks._names import run_name
+from dvkf_prefect.tasks._names import listed, run_name
 
 
 @task(task_run_name=run_name("watch {repository.name}"), cache_policy=NO_CACHE)
@@ -94,6 +94,48 @@ def watch_data(repository: DvcRepository | str) -> tuple[DataVersion, ...]:
             f"{len(announced)} new versions in **{escape(repository.name)}**, {waiting} not on the remote yet"
         )
         create_artifact("table", key, said, json.dumps([rows[path] for path in sorted(rows)]))
+    return tuple(announced)
+
+
+@task(task_run_name=run_name("announce {repository.name}"), cache_policy=NO_CACHE)
+def announce_data(
+    repository: DvcRepository | str, targets: str | Sequence[str] = ()
+) -> tuple[DataVersion, ...]:
+    """Emit ``dvkf.dataset.pushed`` for the recorded versions that are on the remote and were not the last announced.
+
+    A flow calls it after `push_data` with ``announce=False``, and after its commits, so a run that the event starts
+    finds both. A version that a killed run pushed is announced by the next run. Its event has the same id each time,
+    so the server keeps one.
+
+    Args:
+        repository: The repository.
+        targets: Outputs, `.dvc` files or stages; all outputs if empty.
+
+    Returns:
+        The announced versions, each with the last commit if that records it.
+
+    Raises:
+        RemoteError: The remote cannot be used.
+
+    Example:
+        ``announce_data(DvcRepository.load("local"), "data/train")``
+    """
+    repository = find_block(DvcRepository, repository, "repository")
+    repo = repository.open()
+    commit = repo.git.head() if repo.git else None
+    found = outputs_of(repo.git, commit, repo.git_prefix) if repo.git and commit else ()
+    committed = {output.path: output.digest for output in found}
+    arrived = _arrived(repo, [output for output in repo.outputs(listed(targets)) if _is_data(output)])
+    last = _last_events(repository.name, [output.path for output in arrived])
+    announced: list[DataVersion] = []
+    for output in arrived:
+        before = last.get(output.path)
+        if before is not None and before["resource"].get("dvkf.digest") == output.digest:
+            continue
+        version = repo.version_of(output, commit if committed.get(output.path) == output.digest else None)
+        _announce(repository.name, version, str(before["id"]) if before else "")
+        announced.append(version)
+        run_logger().info("announced %s", version)
     return tuple(announced)
 
 

@@ -241,7 +241,10 @@ def _use(clean: Installed) -> None:
     clean.python(_EVERY_MODULE)
     found = clean.python(_ENTRY_POINTS)
     assert "DvcRepository" in found and "1,2" in found
-    assert "['maintain', 'promote', 'repro', 'rollback', 'serve', 'train', 'watch']" in clean.python(_FLOWS)
+    assert (
+        "['ingest', 'maintain', 'promote', 'repro', 'rollback', 'serve', 'train', 'watch']"
+        in clean.python(_FLOWS)
+    )
 
 
 # An environment takes half a minute; its use without an extra is part of all.

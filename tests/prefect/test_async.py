@@ -52,6 +52,7 @@ KINDS = {
     "diff",
     "endpoint",
     "events",
+    "incoming",
     "lineage",
     "metrics",
     "mirror",
@@ -119,6 +120,16 @@ def work(do: Verbs, block: DvcRepository, pipelines: KubeflowPipelines, server: 
     do.commit_results(block, "Train again")
     do.push_data(block)
     do.push_commits(block)
+    inbox = repo.root.parent / "inbox"
+    inbox.mkdir()
+    (inbox / "users.csv").write_text("id\n1\n")
+    (inbox / "bad.csv").write_text("id\nx\n")
+    (repo.root / "users.json").write_text('{"columns": {"id": {"dtype": "int64"}}}')
+    found = do.check_incoming(block, str(inbox), "data/users", "users.json", settle_seconds=0)
+    assert (len(found.accepted), len(found.refused)) == (1, 1)
+    assert [version.path for version in do.add_incoming(block, found)] == ["data/users", "quality-reports"]
+    assert do.announce_data(block, "data/users") == ()
+    assert do.clear_incoming(block, found) == ("users.csv",)
     assert do.watch_data(block) == ()
     do.checkout_data(block)
     do.promote_model(block, "signs", do.register_model(block, "signs").version, "prod")
@@ -230,6 +241,7 @@ def test_a_block_that_was_not_awaited_is_named(prefect_server: None) -> None:
             "targets": (), "name": "signs", "message": "m", "version": "v1", "stage": "prod", "path": "a.csv",
             "frame": None, "server": None, "instances": (), "pipelines": KubeflowPipelines(),
             "ref": "signs@v1", "registry": None, "gates": (), "cron": "0 3 * * *", "run_id": "r",
+            "inbox": "in", "dataset": "data", "table_schema": "s.yaml", "incoming": None,
         }  # fmt: skip
         taken = call.fn if isinstance(call, Task) else call
         names = inspect.signature(taken).parameters

@@ -48,7 +48,7 @@ def deployments(root: Path) -> dict[str, Any]:
 
 
 def test_the_flows_are_those_of_the_tree() -> None:
-    for name in ("repro", "train", "serve", "watch"):
+    for name in ("ingest", "repro", "train", "serve", "watch"):
         assert flow_file(name) == (TREE / f"flows/{name}.py").read_text()
 
 
@@ -104,6 +104,22 @@ def test_pushed_data_starts_the_deployment_by_choice(own: Repo, capsys: pytest.C
     assert DeploymentEventTrigger.model_validate(written) == trigger
     assert found["watch"]["schedules"] == [{"interval": 300}]
     assert (own.root / "flows/watch.py").read_text() == (TREE / "flows/watch.py").read_text()
+
+
+def test_an_inbox_has_its_deployment(own: Repo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prefect", "init", "-q", "--inbox", "/in"]) == 251
+    assert "Give --inbox, --dataset and --schema." in capsys.readouterr().err
+    options = ["--inbox", "/in", "--dataset", "data/users", "--schema", "users.yaml"]
+    assert cli.main(["prefect", "init", "-q", *options]) == 0
+    found = deployments(own.root)["ingest"]
+    assert found["schedules"] == [{"interval": 300}] and found["concurrency_limit"]["limit"] == 1
+    assert found["parameters"] == {
+        "repository": "my-digits",
+        "inbox": "/in",
+        "dataset": "data/users",
+        "table_schema": "users.yaml",
+    }
+    assert (own.root / "flows/ingest.py").read_text() == (TREE / "flows/ingest.py").read_text()
 
 
 def test_each_model_has_its_deployments(own: Repo) -> None:

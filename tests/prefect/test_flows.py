@@ -71,6 +71,7 @@ def test_a_misspelt_metric_is_refused_before_the_run() -> None:
     [
         ("train", "train", "Bring a DVC pipeline up to date"),
         ("repro", "repro", "Run the changed stages of a dvc.yaml"),
+        ("ingest", "ingest", "Check new files by a schema of pandera"),
         ("maintain", "maintain", "Verify data in the cache and on the remote"),
         ("serve", "serve", "Serve a registered version of a model"),
         ("serve", "rollback", "Serve the version that had a model stage"),

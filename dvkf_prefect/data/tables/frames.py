@@ -303,18 +303,47 @@ class Table:
         options: Mapping[str, Any],
     ) -> pd.DataFrame:
         with self.view.open(part) as file:
-            try:
-                return _read(file, kind, compression, columns, options)
-            except DvkfError:
-                raise
-            except ImportError as error:
-                raise _needs(part.path, kind, error) from error
-            except _UNREADABLE as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                raise ParseError(
-                    f"{part.path} of {self.view.name}", f"cannot be read as {kind}: {error}"
-                ) from error
+            return read_stream(
+                file, part.path, self.view.name, kind, compression, columns=columns, options=options
+            )
+
+
+def read_stream(
+    file: BinaryIO,
+    path: str,
+    place: str,
+    kind: str,
+    compression: str | None,
+    *,
+    columns: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Read a table from an open file.
+
+    Args:
+        file: The file.
+        path: Its path, for messages.
+        place: Name of the place that holds it, for messages.
+        kind: One of `FORMATS`.
+        compression: Name of the compression for pandas; None without one.
+        columns: Columns to return, in this order.
+        options: Further arguments of pandas' reader.
+
+    Raises:
+        ParseError: The content is not of the expected format.
+        ConfigError: The format needs a package that is not installed.
+        OSError: The file cannot be read.
+    """
+    try:
+        return _read(file, kind, compression, columns, options or {})
+    except DvkfError:
+        raise
+    except ImportError as error:
+        raise _needs(path, kind, error) from error
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ParseError(f"{path} of {place}", f"cannot be read as {kind}: {error}") from error
 
 
 def _read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
 from dvkf_prefect.formats.objects import MD5, Content
 from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.formats.tree import Tree
-from dvkf_prefect.paths import is_within
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
@@ -41,8 +40,9 @@ def _add(repo: Repository, targets: Sequence[str | os.PathLike[str]], no_commit:
     with repo.git_ignored.asking() as git_ignored:  # one query for all; `_check_new` refuses each below
         git_ignored([path + ".dvc" for path in paths])
     paths = [_check_new(repo, path, tracked) for path in paths]
-    versions: list[DataVersion] = []
+    versions: dict[str, DataVersion] = {}
     staged: list[str] = []
+    inside: dict[str, tuple[Output, list[str]]] = {}
     for path in paths:
         around = next((o for o in tracked if path.startswith(o.path + "/")), None)
         if around is not None and around.hash_name != MD5:
@@ -54,25 +54,25 @@ def _add(repo: Repository, targets: Sequence[str | os.PathLike[str]], no_commit:
         old = legacy.unchanged(repo, path, same.digest, same.hash_name) if same else None
         if same is not None and old is not None:
             staged += _record(repo, same, legacy.keep(repo, path, old, commit=not no_commit))
-            versions.append(repo.version_of(same))
+            versions[path] = repo.version_of(same)
             continue
         with counting(repo.progress, f"add {path}") as work:
             if no_commit:
                 content = repo.workspace.look(path).existing()
             else:
                 content = repo.workspace.take(path, work=work, keep_manifest=around is None)
-        if around is None:
-            output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
-        else:
-            output = around
-            content = _merged(repo, around, path)
-            # Another target of this call may lie in the same directory.
-            merged = replace(around, content=content)
-            tracked = [merged if o.path == around.path else o for o in tracked]
+        if around is not None:
+            inside.setdefault(around.path, (around, []))[1].append(path)
+            continue
+        output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
         staged += _record(repo, output, content)
-        versions.append(repo.version_of(replace(output, content=content)))
+        versions[path] = repo.version_of(replace(output, content=content))
+    for around, parts in inside.values():
+        content = _merged(repo, around, parts)
+        staged += _record(repo, around, content)
+        versions.update(dict.fromkeys(parts, repo.version_of(replace(around, content=content))))
     repo.stage(staged)
-    return versions
+    return [versions[path] for path in paths]
 
 
 def commit(repo: Repository, targets: Sequence[str] = (), *, sources: bool = False) -> list[DataVersion]:
@@ -200,8 +200,8 @@ def _keep_out_of_git(repo: Repository, output: Output) -> list[str]:
     return []
 
 
-def _merged(repo: Repository, output: Output, path: str) -> Content:
-    """Update a directory's manifest with the current content of one path in it, and store the manifest.
+def _merged(repo: Repository, output: Output, paths: Sequence[str]) -> Content:
+    """Update a directory's manifest with the current content of paths in it, and store the manifest.
 
     The other files of the directory may be absent from the workspace.
 
@@ -211,21 +211,30 @@ def _merged(repo: Repository, output: Output, path: str) -> Content:
     Raises:
         MissingObjectError: The directory's own manifest is not in the cache.
     """
-    inner = path[len(output.path) + 1 :]
     old = repo.cache.read_tree(output.digest or "", output.hash_name)
-    rows = repo.workspace.look(path).rows
-    fresh = (
-        [(posixpath.join(inner, p) if p else inner, digest, size) for p, digest, size in rows.files()]
-        if rows
-        else []
-    )
-    kept = [(p, digest) for p, digest in old.items() if not is_within(p, inner)]
-    tree = Tree.from_pairs([*kept, *((p, digest) for p, digest, _ in fresh)])
+    inner = {path[len(output.path) + 1 :]: path for path in paths}
+    fresh: dict[str, tuple[str, int]] = {}
+    for part, path in inner.items():
+        rows = repo.workspace.look(path).rows
+        for name, file_digest, file_size in rows.files() if rows else ():
+            fresh[posixpath.join(part, name) if name else part] = (file_digest, file_size)
+    kept = {path: digest for path, digest in old.items() if not _is_below(path, inner)}
+    tree = Tree.from_pairs({**kept, **{path: digest for path, (digest, _) in fresh.items()}}.items())
     digest = repo.cache.add_tree(tree)
     # As in DVC: a manifest has no sizes, so the sum is only known if nothing was replaced. A size of 0 means unknown.
     size: int | None = None
     if output.size is not None and digest == output.digest:
         size = output.size
     elif output.size and len(kept) == len(old):
-        size = output.size + sum(bytes_ for _, _, bytes_ in fresh)
+        size = output.size + sum(bytes_ for _, bytes_ in fresh.values())
     return Content(digest, size, len(tree))
+
+
+def _is_below(path: str, folders: Collection[str]) -> bool:
+    """Return True if a path is one of these, or lies in one."""
+    end = len(path)
+    while end > 0:
+        if path[:end] in folders:
+            return True
+        end = path.rfind("/", 0, end)
+    return False
