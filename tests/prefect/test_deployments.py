@@ -16,6 +16,8 @@ from servers import PrefectServer
 from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.processes.leash import end
+from dvkf_prefect.promotion.journal import Journal, Record
+from dvkf_prefect.promotion.promote import STEPS
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.serving.local import LocalServing
 
@@ -169,3 +171,92 @@ def test_a_cancelled_run_leaves_no_process(server: PrefectServer, project: Repo,
     assert run["state_type"] == "COMPLETED", server.logs()
     assert git(project.root, "log", "-1", "--format=%s") == "All of it"
     assert not Repo.open(project.root).status()
+
+
+@pytest.mark.long
+def test_a_suspended_promotion_leaves_the_worker_free(server: PrefectServer, project: Repo) -> None:
+    """A person answers the form; a new process continues the same act, and writes nothing twice."""
+    run = server.run_deployment("repro/repro", {"message": "Train"})
+    assert run["state_type"] == "COMPLETED", server.logs()
+    registry = ModelRegistry(project)
+    registry.register("signs", version="v1.0.0")
+    git(project.root, "commit", "--quiet", "--allow-empty", "--message", "The same model again")
+    registry.register("signs", version="v2.0.0")
+    serving = LocalServing(server.folder / "prefect" / "dvkf" / "serving")
+
+    def journal() -> Record:
+        record = Journal(registry.git, "signs", "prod").read()
+        assert record is not None
+        return record
+
+    def started(parameters: dict[str, Any]) -> Any:
+        """Start a promotion, and return its run once it is suspended and its process has ended."""
+        deployment = server.get("/deployments/name/promote/promote")
+        made = server.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+
+        def suspended() -> Any:
+            now = server.get(f"/flow_runs/{made['id']}")
+            assert now["state_type"] not in ENDED, server.logs()
+            return now if now["state_name"] == "Suspended" else None
+
+        found = wait_until(suspended, 400, "the promotion was not suspended")
+        process = Path("/proc", str(journal().holder.pid))
+        wait_until(lambda: not process.exists(), 120, "the process of the suspended run did not end")
+        return found
+
+    def answered(run: Any, **answer: Any) -> Any:
+        """Answer the form of a run, and return the run as it ended."""
+        resumed = server.post(f"/flow_runs/{run['id']}/resume", {"run_input": answer})
+        assert resumed["status"] == "ACCEPT", resumed
+
+        def ended() -> Any:
+            now = server.get(f"/flow_runs/{run['id']}")
+            return now if now["state_type"] in ENDED else None
+
+        return wait_until(ended, 400, "the resumed run did not end")
+
+    try:
+        run = server.run_deployment(
+            "promote/promote", {"model": "signs", "which": "v1.0.0", "approval": False}
+        )
+        assert run["state_type"] == "COMPLETED", server.logs()
+
+        # Refused: nothing is changed.
+        tags = git(project.root, "tag")
+        run = answered(started({"model": "signs"}), approve=False, person="Ann", reason="Not today")
+        assert (run["state_type"], journal().state) == ("FAILED", "refused"), server.logs()
+        assert "refused by Ann: Not today" in run["state"]["message"] and git(project.root, "tag") == tags
+
+        waits = started({"model": "signs", "canary": 50, "reason": "Better"})
+        before = journal()
+        assert (before.state, [step.name for step in before.steps]) == ("running", ["gate"])
+        assert before.holder.run == waits["id"]
+        # The worker is free, and another version cannot be promoted.
+        run = server.run_deployment("serve/serve", {"model": "signs", "instances": [[2, 0]]})
+        assert run["state_type"] == "COMPLETED", server.logs()
+        run = server.run_deployment(
+            "promote/promote", {"model": "signs", "which": "v1.0.0", "approval": False}
+        )
+        assert run["state_type"] == "FAILED" and "has not ended" in run["state"]["message"], server.logs()
+        assert journal() == before
+
+        run = answered(waits, approve=True, person="Ann", reason="Better")
+        assert run["state_type"] == "COMPLETED", server.logs()
+        after = journal()
+        assert (after.id, after.state, after.holder.run) == (before.id, "done", waits["id"])
+        assert after.holder.pid != before.holder.pid and after.steps[0] == before.steps[0]
+        assert [step.name for step in after.steps] == list(STEPS)
+        endpoint = serving.get("signs")
+        assert endpoint is not None and (endpoint.version, endpoint.canary) == ("v2.0.0", "")
+        history = [event for event in registry.history("signs") if event.stage == "prod"]
+        assert [event.version for event in history] == ["v2.0.0", "v1.0.0"]
+        assert history[0].trailers["Approved-By"] == "approved by Ann: Better"
+        assert history[0].trailers["Prefect-Flow-Run"] == waits["id"]
+        wanted = {"filter": {"event": {"name": ["dvkf.model.promoted"]}}, "limit": 50}
+        versions = lambda: sorted(  # noqa: E731
+            event["payload"]["version"] for event in server.post("/events/filter", wanted)["events"]
+        )
+        wait_until(lambda: len(versions()) >= 2, 120, "the promotion was not announced")
+        assert versions() == ["v1.0.0", "v2.0.0"]
+    finally:
+        serving.stop("signs")
