@@ -300,6 +300,40 @@ class KServeModelServer(Block):
         found = deployment.services.get(model)
         return found if found and found.version == version else None
 
+    def start_preview(self, registry: ModelRegistry, version: ModelVersion) -> ServiceEndpoint | None:
+        """Serve a registered version as a service of its own, beside that of the model.
+
+        Args:
+            registry: Registry of the version.
+            version: The version; it must be published.
+
+        Returns:
+            Its endpoint; None if another model's service has that name.
+
+        Raises:
+            ModelError: The version is not published.
+            ConfigError: The settings do not fit.
+            ServingError: The version does not serve; with the words of its container.
+
+        Example:
+            ``server.start_preview(registry, registry.show("digits"))``
+        """
+        return self.deployment().start_preview(registry, version)
+
+    def end_preview(self, model: str) -> None:
+        """Remove the preview of a model; nothing if there is none.
+
+        Args:
+            model: Name of the model.
+
+        Raises:
+            ServingError: The API server refused or does not answer, or the service does not go.
+
+        Example:
+            ``server.end_preview("digits")``
+        """
+        self.deployment().end_preview(model)
+
     def promote_canary(self, model: str) -> ServiceEndpoint:
         """Give the canary of a model all traffic.
 

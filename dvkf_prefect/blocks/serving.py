@@ -264,6 +264,46 @@ class ModelServer(Block):
         found = self.serving().get(model)
         return found.of_version(version) if found and version in (found.version, found.canary) else None
 
+    def start_preview(self, registry: ModelRegistry, version: ModelVersion) -> Endpoint:
+        """Serve a registered version apart from the model, on a port of its own, until this process ends.
+
+        Args:
+            registry: Registry of the version. It provides the file, verified.
+            version: The version.
+
+        Raises:
+            ModelError: DVC recorded no content for the version.
+            ModelDigestError: The file does not match the version's digest.
+            ServingError: The server did not start; with the end of its log.
+
+        Example:
+            ``ModelServer().start_preview(registry, registry.show("digits")).predict([[0.0] * 64])``
+        """
+        with self._files(registry, version) as (files, digest):
+            return self._previews.deploy(
+                version.name, version.version, files, digest, detached=False, timeout=self.timeout
+            )
+
+    def end_preview(self, model: str) -> None:
+        """End the preview of a model; nothing if there is none.
+
+        Args:
+            model: The model's name.
+
+        Raises:
+            ServingError: The server does not end.
+
+        Example:
+            ``ModelServer().end_preview("digits")``
+        """
+        self._previews.stop(model, timeout=self.timeout)
+
+    @property
+    def _previews(self) -> LocalServing:
+        return LocalServing(
+            self.folder / "previews", Batching(self.batch_size, self.batch_wait), workers=self.workers
+        )
+
     def promote_canary(self, model: str) -> Endpoint:
         """Give the canary of a model all requests.
 

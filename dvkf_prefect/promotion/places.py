@@ -55,6 +55,12 @@ class ServingPlace(Protocol):
     def candidate(self, model: str, version: str) -> Served | None:
         """Return an endpoint that one version alone answers; None if the place has none."""
 
+    def start_preview(self, registry: ModelRegistry, version: ModelVersion) -> Served | None:
+        """Serve a version apart, at an address that gets no traffic; None if the place has no such address."""
+
+    def end_preview(self, model: str) -> None:
+        """End the preview of a model; nothing if there is none."""
+
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Answering:
         """Serve a version in place of the one that is served now, and of a canary."""
 

@@ -3,6 +3,9 @@
 A killed promotion is continued by the next call: a completed step is not repeated, and each step first looks for what
 an interrupted one left. Nothing is changed before the gates and the approval. If the canary is refused, or the version
 does not serve, the version before keeps the traffic and gets the stage back.
+
+The first version of a model has no version beside it. Its recorded requests are sent to a preview, at an address
+without traffic. Gates that look at traffic can judge it only as it serves.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ from dataclasses import dataclass, field, replace
 
 from dvkf_prefect.data.progress import NO_PROGRESS, Progress
 from dvkf_prefect.errors import ModelDigestError, ModelError, ModelNotFoundError, PromotionError, ServingError
-from dvkf_prefect.models.gates import Candidate, Finding, Gate, MetricGate, judge_all
+from dvkf_prefect.models.gates import Candidate, Finding, Gate, MetricGate, SmokeGate, judge_all
 from dvkf_prefect.models.publishing import publish_version
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.promotion.act import APPROVED, OTHER, PREVIOUS, PROMOTION, Act, Acting, one_line
 from dvkf_prefect.promotion.journal import Record
+from dvkf_prefect.promotion.places import ServingPlace
 
 #: Steps in their order.
 STEPS = ("gate", "approval", "assign", "publish", "canary", "serve", "alias")
@@ -53,7 +57,8 @@ class Promotion:
 
     Attributes:
         acting: Serving place, mirror, reason and run.
-        gates: Gates. Those on metrics judge before any change, all others judge the version as it serves.
+        gates: Gates. Those on metrics judge before any change, all others judge the canary. Of a first version, smoke
+            gates judge a preview, and all others judge it as it serves.
         approve: Asks for approval; None for the approval of git's user who calls.
         percent: Part of the traffic for the canary, 0 to 99; with 0 it answers the gates alone. None for no canary,
             unless a gate needs it.
@@ -179,10 +184,23 @@ class _Promoting:
         return tuple(Planned(step, does, bool(ours and ours.done(step))) for step, does in shown.items())
 
     def _canary_plan(self, served: bool) -> str:
+        if not served and self._late and self._promotion.first:
+            return self._first_plan()
         if not served or not self._canary_wanted:
             return "none"
         gates = ", ".join(map(str, self._late)) or "no gate"
         return f"{self._promotion.percent or 0} % of the traffic for {self._promotion.watch:g} s; {gates}"
+
+    def _first_plan(self) -> str:
+        smoke, traffic = self._by_need()
+        plans = [f"{_named(smoke)} judges a preview without traffic"] if smoke else []
+        plans += [f"{_named(traffic)} judges the first version as it serves"] if traffic else []
+        return "none; " + "; ".join(plans)
+
+    def _by_need(self) -> tuple[list[Gate], list[Gate]]:
+        """Return the late gates that need requests alone, and those that need traffic."""
+        smoke: list[Gate] = [gate for gate in self._late if isinstance(gate, SmokeGate)]
+        return smoke, [gate for gate in self._late if gate not in smoke]
 
     def _serve_plan(self, version: ModelVersion, now: str) -> str:
         if self._promotion.acting.place is None:
@@ -297,9 +315,8 @@ class _Promoting:
         if state is None:
             if not self._promotion.first or not self._late:
                 return "no canary, as no version is served"
-            # Nothing else can answer the gates; `_restore` removes it if they refuse it.
-            place.deploy(self._registry, version)
-        elif state.version == version.version:
+            return self._first(record, version, place)
+        if state.version == version.version:
             if not self._late:
                 return f"{version.version} serves already"
         else:
@@ -307,13 +324,37 @@ class _Promoting:
             if (state.canary, state.percent) != (version.version, percent):
                 place.start_canary(self._registry, version, percent)
             self._promotion.pause(self._promotion.watch)
-        candidate = self._candidate(record, version)
-        if self._late:
-            candidate = replace(candidate, endpoint=place.candidate(version.name, version.version))
-        findings = judge_all(self._late, candidate)
-        if any(finding.blocks for finding in findings):
-            raise _RefusedError(_said(findings))
-        return _said(findings) if findings else f"{version.version} served a part of the traffic"
+        return self._judge_late(record, version, self._late, place) or (
+            f"{version.version} served a part of the traffic"
+        )
+
+    def _first(self, record: Record, version: ModelVersion, place: ServingPlace) -> str:
+        """Judge the first version of a model: by a preview, then as it serves, by what a preview cannot answer."""
+        smoke, traffic = self._by_need()
+        said = []
+        try:
+            preview = place.start_preview(self._registry, version) if smoke else None
+            if preview is None:
+                traffic = self._late
+            else:
+                found = judge_all(smoke, replace(self._candidate(record, version), endpoint=preview))
+                said.append(f"without traffic: {_passed(found)}")
+        finally:
+            place.end_preview(version.name)
+        if traffic:
+            # Nothing else can answer these gates; `_restore` removes the version if they refuse it.
+            place.deploy(self._registry, version)
+            said.append(f"as it serves: {self._judge_late(record, version, traffic, place)}")
+        return "; ".join(said)
+
+    def _judge_late(
+        self, record: Record, version: ModelVersion, gates: Sequence[Gate], place: ServingPlace
+    ) -> str:
+        """Judge a version that the place serves; return a sentence, empty without gates."""
+        if not gates:
+            return ""
+        endpoint = place.candidate(version.name, version.version)
+        return _passed(judge_all(gates, replace(self._candidate(record, version), endpoint=endpoint)))
 
     def _serve(self, version: ModelVersion) -> str:
         place, state = self._act.acting.place, self._act.state()
@@ -335,6 +376,8 @@ class _Promoting:
         act = self._act
         place, state = act.acting.place, act.state()
         if not record.done("restored serving"):
+            if place is not None and not record.served:
+                place.end_preview(act.model)
             if place is not None and state is not None:
                 if state.canary == version.version:
                     place.abort_canary(act.model)
@@ -352,6 +395,17 @@ class _Promoting:
 
 class _RefusedError(ModelError):
     """A gate refused a version that serves."""
+
+
+def _named(gates: Sequence[Gate]) -> str:
+    return ", ".join(map(str, gates))
+
+
+def _passed(findings: Sequence[Finding]) -> str:
+    """Return a sentence on findings; raise it if one refuses the version."""
+    if any(finding.blocks for finding in findings):
+        raise _RefusedError(_said(findings))
+    return _said(findings)
 
 
 def _said(findings: Sequence[Finding]) -> str:

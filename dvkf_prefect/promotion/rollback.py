@@ -197,6 +197,8 @@ def _report(act: Act, record: Record, rollback: Rollback) -> Record:
 
 def _serve(act: Act, record: Record) -> str:
     place, state = act.acting.place, act.state()
+    if place is not None and state is None:
+        place.end_preview(act.model)  # of an interrupted promotion
     if place is None or state is None:
         return "no version is served"
     if not record.serve:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kserve_world import World, patch_waits, world
@@ -14,9 +16,13 @@ from prometheus_world import prometheus
 
 from dvkf_prefect.blocks import KServeModelServer, ModelServer
 from dvkf_prefect.cli import main
-from dvkf_prefect.errors import ConfigError, GateError, ServingError
+from dvkf_prefect.errors import ConfigError, GateError, PromotionError, ServingError
+from dvkf_prefect.kube.objects import KubeError
 from dvkf_prefect.models.gates import parse_gate
 from dvkf_prefect.models.observed import PrometheusApi
+from dvkf_prefect.promotion.act import Acting
+from dvkf_prefect.promotion.promote import Promotion, promote
+from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.gating import GateCheck, judge_canary
 from dvkf_prefect.serving.kserve import deployment
 
@@ -169,6 +175,41 @@ def test_an_interrupted_check_ends_the_canary(server: ModelServer, numbers: Proj
     assert canary_of(server) is None
 
 
+@pytest.mark.parametrize(
+    "version", ["v0.0.3", pytest.param("v0.0.2", marks=pytest.mark.long)], ids=["refused", "passed"]
+)
+def test_a_first_version_is_judged_before_it_serves(
+    tmp_path: Path, numbers: Project, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A preview answers its recorded requests on a port of its own, and then ends."""
+    place = ModelServer(state_dir=str(tmp_path / "serving"))
+    settings = Promotion(Acting(place), gates=[parse_gate("smoke")])
+    seen: list[int] = []
+    start_preview = ModelServer.start_preview
+
+    def looked_at(self: ModelServer, *arguments: Any) -> Endpoint:
+        preview = start_preview(self, *arguments)
+        assert self.state("number") is None and preview.predict([[0.0]]) == [int(version[-1])]
+        seen.append(preview.pid)
+        return preview
+
+    monkeypatch.setattr(ModelServer, "start_preview", looked_at)
+    try:
+        if version == "v0.0.3":  # it was recorded as 2
+            with pytest.raises(PromotionError, match=r"no version is first again. smoke failed: case 0"):
+                promote(numbers.registry, "number", version, "first", settings)
+            assert place.state("number") is None
+        else:
+            done = promote(numbers.registry, "number", version, "first", settings)
+            assert (
+                done.steps[4].said == "without traffic: smoke passed: 1 recorded requests got their answers"
+            )
+            assert place.endpoint("number").predict([[0.0]]) == [2]
+        assert not Path("/proc", str(seen.pop())).exists() and not seen
+    finally:
+        place.undeploy("number")
+
+
 def test_a_wrong_gate_changes_nothing(server: ModelServer, numbers: Project) -> None:
     start(server, numbers, "v0.0.2")
     with pytest.raises(ConfigError, match="is not a gate"):
@@ -260,6 +301,28 @@ def test_a_version_of_a_cluster_that_answers_alone(cluster: World) -> None:
     canary = server.candidate("number", "v0.0.2")
     assert canary is not None and canary.url == "http://latest-number-predictor.ml.example.com"
     assert server.candidate("number", "v0.0.1") is None
+
+
+def test_a_preview_on_a_cluster_is_a_service_of_its_own(cluster: World, numbers: Project) -> None:
+    server = KServeModelServer(namespace="ml", format="sklearn", service_account="lake")
+    version = numbers.registry.show("number", "v0.0.1")
+    server.end_preview("number")
+    preview = server.start_preview(numbers.registry, version)
+    assert preview is not None and preview.url == "http://number-preview.ml.example.com"
+    assert server.state("number") is None
+    path = "/apis/serving.kserve.io/v1beta1/namespaces/ml/inferenceservices/number-preview"
+    assert cluster.kube.get(path)["metadata"]["name"] == "number-preview"
+    # After a kill it is there already.
+    assert server.start_preview(numbers.registry, version) == preview
+    server.end_preview("number")
+    with pytest.raises(KubeError, match="not found"):
+        cluster.kube.get(path)
+    # The service of another model with that name is neither used nor removed.
+    other = replace(version, name="number-preview")
+    server.deployment().deploy(numbers.registry, other, uri="s3://models/other/v0.0.1/")
+    assert server.start_preview(numbers.registry, version) is None
+    server.end_preview("number")
+    assert cluster.kube.get(path)["metadata"]["name"] == "number-preview"
 
 
 def test_lineage_names_the_services_of_a_cluster(

@@ -19,7 +19,7 @@ from repos import commit_all, git, make_repo
 from dvkf_prefect.blocks import ModelServer
 from dvkf_prefect.cli import main
 from dvkf_prefect.errors import LockedError, ModelError, ModelNotFoundError, PromotionError, RegistryError
-from dvkf_prefect.models.gates import MetricGate, SmokeGate
+from dvkf_prefect.models.gates import MetricGate, PrometheusGate, SmokeGate
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.promotion.act import Acting
@@ -29,6 +29,7 @@ from dvkf_prefect.promotion.promote import Approval, Promotion, plan, promote
 from dvkf_prefect.promotion.rollback import Rollback, plan_rollback, roll_back
 from dvkf_prefect.promotion.status import model_status
 from dvkf_prefect.repo import Repo
+from dvkf_prefect.serving.endpoint import Endpoint
 
 
 def make_models(root: Path, count: int = 2) -> ModelRegistry:
@@ -69,6 +70,13 @@ class Place:
 
     def candidate(self, model: str, version: str) -> None:
         self._called(f"candidate {version}")
+
+    def start_preview(self, registry: ModelRegistry, version: ModelVersion) -> Endpoint:
+        self._called(f"preview {version.version}")
+        return Endpoint("http://preview", version.name, version.version, "", 0, "", False)
+
+    def end_preview(self, model: str) -> None:
+        self._called("end preview")
 
     def deploy(self, registry: ModelRegistry, version: ModelVersion) -> Place:
         self._called(f"deploy {version.version}")
@@ -217,6 +225,44 @@ def test_a_gate_that_refuses_the_canary_ends_it(models: ModelRegistry) -> None:
         promote(models, "m", "v2.0.0", "prod", Promotion(Acting(place), gates=[SmokeGate()]))
     assert place.calls[1:] == ["canary v2.0.0 0", "candidate v2.0.0", "abort v2.0.0"]
     assert place.served == ServingState("v1.0.0", url="http://memory") and stage_of(models) == "v1.0.0"
+
+
+def test_a_first_version_is_judged_before_it_gets_traffic(models: ModelRegistry) -> None:
+    """Recorded requests are sent to a preview; what only traffic shows is judged as it serves, and said so."""
+    place = Place()
+    traffic = PrometheusGate(errors=0.01, optional=True, within=0)
+    settings = Promotion(Acting(place), gates=[SmokeGate(), traffic])
+    assert plan(models, "m", "v1.0.0", "prod", settings)[4].does == (
+        f"none; smoke judges a preview without traffic; {traffic} judges the first version as it serves"
+    )
+    with pytest.raises(
+        PromotionError, match=r"no version is prod again. smoke not judged: m v1.0.0 declares"
+    ):
+        promote(models, "m", "v1.0.0", "prod", settings)
+    # The second end is that of the restoration, which also follows a kill.
+    assert place.calls == ["preview v1.0.0", "end preview", "end preview"] and stage_of(models) is None
+    place.calls.clear()
+    done = promote(
+        models, "m", "v1.0.0", "prod", replace(settings, gates=[SmokeGate(optional=True), traffic])
+    )
+    assert place.calls == [
+        "preview v1.0.0", "end preview", "deploy v1.0.0", "candidate v1.0.0", "deploy v1.0.0",
+    ]  # fmt: skip
+    said = done.steps[4].said
+    assert (
+        said.startswith("without traffic: smoke:optional not judged")
+        and "; as it serves: prometheus:" in said
+    )
+
+
+def test_a_rollback_ends_the_preview_of_an_interrupted_promotion(models: ModelRegistry) -> None:
+    place = Place()
+    place.errors["preview"] = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        promote(models, "m", "v1.0.0", "prod", Promotion(Acting(place), gates=[SmokeGate()]))
+    place.calls.clear()
+    assert roll_back(models, "m", "prod", Rollback(Acting(place))).version == ""
+    assert place.calls == ["end preview"] and stage_of(models) is None
 
 
 def test_a_first_version_that_does_not_serve_takes_its_stage_back(models: ModelRegistry) -> None:

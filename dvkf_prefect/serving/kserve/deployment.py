@@ -22,8 +22,8 @@ from dvkf_prefect.serving.gating import Check
 from dvkf_prefect.serving.kserve.access import ensure_account
 from dvkf_prefect.serving.kserve.canaries import Canaries, Canary
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
-from dvkf_prefect.serving.kserve.services import KServeServices
-from dvkf_prefect.serving.kserve.spec import ServiceSettings
+from dvkf_prefect.serving.kserve.services import KServeServices, annotations_of
+from dvkf_prefect.serving.kserve.spec import MODEL, ServiceSettings, service_name
 
 # Addresses that the initializer of KServe 0.15 to 0.20 reads (kserve 0.20, `utils.go:48`).
 _SCHEMES = ("gs", "s3", "pvc", "file", "https", "http", "hdfs", "webhdfs", "oci", "hf")
@@ -65,6 +65,49 @@ class KServeDeployment:
         return self.services.deploy(
             version.name, version.version, version.digest or "", found, settings, account=account
         )
+
+    def start_preview(
+        self, registry: ModelRegistry, version: ModelVersion, *, uri: str = ""
+    ) -> ServiceEndpoint | None:
+        """Serve a registered version as a service of its own, beside that of the model.
+
+        Args:
+            registry: Registry of the version.
+            version: The version.
+            uri: Address of its published folder; empty for the one that its publication noted.
+
+        Returns:
+            The endpoint; None if another model's service has the name.
+
+        Raises:
+            ModelError: The version is not published, or has no content.
+            ConfigError: The settings do not fit, or the remote has no keys for a service.
+            ServingError: It does not serve; with the container's own words.
+        """
+        if self._preview(version.name) is False:
+            return None
+        found, settings, account = self._prepared(registry, version, uri)
+        name = preview_of(version.name)
+        return self.services.deploy(
+            name, version.version, version.digest or "", found, settings, account=account
+        )
+
+    def end_preview(self, model: str) -> None:
+        """Remove the preview of a model; nothing if there is none.
+
+        Args:
+            model: Name of the model.
+
+        Raises:
+            ServingError: The API server refused or does not answer, or the service does not go.
+        """
+        if self._preview(model):
+            self.services.undeploy(preview_of(model))
+
+    def _preview(self, model: str) -> bool | None:
+        """Return True if the preview of a model runs, False if another service has its name; None for none."""
+        live = self.services.find(service_name(preview_of(model), self.services.namespace))
+        return None if live is None else annotations_of(live).get(MODEL) == preview_of(model)
 
     def start_canary(
         self,
@@ -134,6 +177,16 @@ class KServeDeployment:
             if options.get("access_key_id") and options.get("secret_access_key"):
                 account = ensure_account(self._kube, self.services.namespace, options)
         return found, settings, account
+
+
+def preview_of(model: str) -> str:
+    """Return the name under which a preview of a model is served; no model can have it.
+
+    Example:
+        >>> preview_of("digits")
+        'digits~preview'
+    """
+    return f"{model}~preview"
 
 
 def _publication(registry: ModelRegistry, version: ModelVersion) -> Mapping[str, Any]:
