@@ -189,7 +189,8 @@ def _report(act: Act, record: Record, rollback: Rollback) -> Record:
     if record.open and record.done("alias") and rollback.report is not None:
         record = act.record(replace(record, state="unreported"))
     if rollback.report is not None:
-        rollback.report(replace(record, problem=_LATE) if late else record)
+        shown = replace(record, state="done") if record.done("alias") else record
+        rollback.report(replace(shown, problem=_LATE) if late else shown)
     if record.state == "done" or not record.done("alias"):
         return record
     return act.record(replace(record, state="done"))
