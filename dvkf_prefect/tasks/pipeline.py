@@ -29,6 +29,7 @@ from dvkf_prefect.tasks._git import parent_run
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
 from dvkf_prefect.tasks._versions import publish_versions, recorded_versions
+from dvkf_prefect.tasks.stages.log import join_lines
 from dvkf_prefect.tasks.stages.progress import PipelineProgress
 from dvkf_prefect.tasks.stages.runner import stage_tasks
 
@@ -84,6 +85,13 @@ def repro_pipeline(
     repo = repository.open()
     events: dict[str, StageEvent] = {}
     changes: dict[str, Mapping[str, TreeChange]] = {}
+    skipped: list[str] = []
+
+    def log_skipped() -> None:
+        # Each record is a request of a handler and a row of the server's database.
+        for record in join_lines(skipped):
+            logger.info("%s", record)
+        skipped.clear()
 
     def open_runner(on_event: Callable[[TaskEvent], None]) -> Runner:
         # On a cluster, equal stages find the pipeline run that a killed flow run left. With force, only a retry does.
@@ -108,7 +116,11 @@ def repro_pipeline(
 
         def report(event: StageEvent) -> None:
             progress.take(event, runner.size_of(event.stage) if event.kind == "done" else 0)
-            logger.log(logging.ERROR if event.kind == "fail" else logging.INFO, "%s", event)
+            if event.kind == "skip":
+                skipped.append(str(event))
+            else:
+                log_skipped()
+                logger.log(logging.ERROR if event.kind == "fail" else logging.INFO, "%s", event)
             for warning in event.warnings:
                 logger.warning("%s", runner.mask(warning))
             if event.kind == "start":
@@ -161,6 +173,7 @@ def repro_pipeline(
                 show_versions(so_far)
             raise
         finally:
+            log_skipped()
             progress.finish()
         runner.show_blocked(result)
         publish(pipeline_card(result, repository.name))

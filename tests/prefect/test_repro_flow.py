@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from prefect import flow, task
+from prefect import Task, flow, task
+from prefect.client.base import PrefectHttpxSyncClient
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterTaskRunId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterTaskRunId,
+)
 from prefect.client.schemas.sorting import LogSort
 from prefect.context import get_run_context
 from prefect.settings import get_current_settings
@@ -30,6 +38,7 @@ from dvkf_prefect.errors import ParseError, StageError, StageFailedError, StageW
 from dvkf_prefect.pipeline.run.commit import commit_stages
 from dvkf_prefect.pipeline.run.events import ReproResult
 from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks import pipeline as pipeline_tasks
 from dvkf_prefect.tasks.stages import runner
 from dvkf_prefect.tasks.stages.log import LogFollower, Mask
 
@@ -109,6 +118,18 @@ class Pipeline:
             if until in text:
                 return text
             assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+
+    def flow_log(self, until: str) -> list[str]:
+        """The records that the last flow run itself logged, when one has a text."""
+        deadline = time.monotonic() + 60
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.flow_run]))
+        while True:
+            with get_client(sync_client=True) as client:
+                records = [log.message for log in client.read_logs(wanted, limit=200) if not log.task_run_id]
+            if any(until in record for record in records):
+                return records
+            assert time.monotonic() < deadline, records
             time.sleep(0.2)
 
     def count(self, name: str) -> int:
@@ -471,26 +492,50 @@ def test_one_thread_is_enough(pipeline: Pipeline) -> None:
 def test_many_skipped_stages_cost_a_bounded_number_of_task_runs(
     pipeline: Pipeline, artifacts: Callable[[str], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 15 stages and at most 10 in place of 100, which take a minute."""
+    """Of 30 stages and at most 10 in place of 100, which take a minute; more stages are no more requests or lines."""
     assert runner._MARKS == 100
     monkeypatch.setattr(runner, "_MARKS", 10)
+    monkeypatch.setattr(pipeline_tasks, "_STAGE_CARDS", 0)
     pipeline.write(
         """\
         s:
           foreach: [ITEMS]
-          do: {cmd: 'echo ${item} > out-${item}', outs: ['out-${item}'], deps: [in]}
-        """.replace("ITEMS", ", ".join(map(str, range(15))))
+          do: {cmd: 'true', outs: ['out-${item}'], deps: [in]}
+        """.replace("ITEMS", ", ".join(map(str, range(30))))
     )
-
-    (pipeline.root / "dvc.yaml").write_text(
-        (pipeline.root / "dvc.yaml").read_text().replace("echo", "true #")
-    )
-    for number in range(15):
+    for number in range(30):
         (pipeline.root / f"out-{number}").write_text(f"{number}\n")
-    assert len(commit_stages(pipeline.repo)) == 15
-    assert len(pipeline.run().skipped) == 15
-    assert len(pipeline.task_runs()) == 10
-    assert artifacts("pipeline-stages")[-1].description == "15 stages of **stages**: 15 skipped."
+    assert len(commit_stages(pipeline.repo)) == 30
+    requests: list[str] = []
+    tasks: list[str] = []
+    send, make = PrefectHttpxSyncClient.send, Task.__init__
+
+    def counted(client: Any, request: Any, *args: Any, **options: Any) -> Any:
+        # A client asks for the server's version once, and each flow run has an ID.
+        if not request.url.path.endswith("/version"):
+            requests.append(re.sub("[0-9a-f-]{36}", "ID", request.url.path))
+        return send(client, request, *args, **options)
+
+    def made(self: Any, *args: Any, **options: Any) -> None:
+        tasks.append(options.get("name", ""))
+        make(self, *args, **options)
+
+    monkeypatch.setattr(PrefectHttpxSyncClient, "send", counted)
+    monkeypatch.setattr(Task, "__init__", made)
+    assert len(pipeline.run(targets=["s@1"]).skipped) == 1
+    of_one = requests.copy()
+    requests.clear()
+    assert len(pipeline.run().skipped) == 30
+    assert requests == of_one
+    assert tasks == []
+    runs = pipeline.task_runs()
+    assert runs.keys() <= {f"s@{number}" for number in range(30)}
+    assert {run.state_name for run in runs.values()} == {"Skipped"}
+    assert {run.state.message for run in runs.values()} == {"nothing changed"}
+    assert len(runs) == 10
+    assert artifacts("pipeline-stages")[-1].description == "30 stages of **stages**: 30 skipped."
+    lines = "\n".join(f"Stage 's@{number}': skipped, nothing changed" for number in range(30))
+    assert pipeline.flow_log(until="skipped").count(lines) == 1
 
 
 # -- processes that are ended ------------------------------------------------------------------------------------------

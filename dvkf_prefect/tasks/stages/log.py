@@ -105,7 +105,7 @@ class LogFollower:
             lines.append(
                 f"… the log continues; only its first {self.lines_read:,} lines and its end are shown here"
             )
-        return _records(lines)
+        return join_lines(lines)
 
     def _more(self) -> bytes:
         try:
@@ -135,7 +135,7 @@ def shown_lines(text: str, mask: Mask) -> list[str]:
         text: The lines.
         mask: Mask that replaces secrets.
     """
-    return _records([_shown(line, mask) for line in text.split("\n")])
+    return join_lines([_shown(line, mask) for line in text.split("\n")])
 
 
 def _shown(line: str, mask: Mask) -> str:
@@ -143,7 +143,12 @@ def _shown(line: str, mask: Mask) -> str:
     return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
 
 
-def _records(lines: list[str]) -> list[str]:
+def join_lines(lines: list[str]) -> list[str]:
+    """Return lines as log records: a few as they are, many joined into fewer records.
+
+    Args:
+        lines: The lines.
+    """
     if len(lines) <= _SINGLE:
         return lines
     records = [lines[0]]

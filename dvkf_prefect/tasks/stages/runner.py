@@ -6,7 +6,6 @@ stage when all its upstream stages are complete, so Prefect's task runner only p
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import threading
 import time
@@ -26,9 +25,8 @@ from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from dvkf_prefect.cards import artifact_key, count_text, escape
 from dvkf_prefect.errors import RunnerError, StageCancelledError
-from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner, StartedRun
+from dvkf_prefect.kubeflow.cluster.runner import KfpClusterRunner
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
 from dvkf_prefect.leftovers import OwnedFolder, sweep
 from dvkf_prefect.pipeline.plan.snapshot import Snapshot
@@ -36,19 +34,17 @@ from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
 from dvkf_prefect.pipeline.step.runner import BatchRunner, Keeper, Runner, StageRun
 from dvkf_prefect.pipeline.step.spec import StepKnown, StepResult, StepSpec
 from dvkf_prefect.repo import Repo
-from dvkf_prefect.tasks._artifacts import create_artifact
-from dvkf_prefect.tasks._git import note_kubeflow_run
-from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks.stages.log import Mask, mask_of
+from dvkf_prefect.tasks.stages.mirror import RunLinks, TaskMirror
 from dvkf_prefect.tasks.stages.options import StageOptions, read_options
 from dvkf_prefect.tasks.stages.task_run import (
     GRACE,
-    Body,
     StageCall,
     StageContext,
     StageMark,
+    mark_stage,
     may_retry_of,
-    run_body,
+    run_stage,
 )
 
 # Maximum number of task runs for unchanged stages. The pipeline's card lists all stages.
@@ -136,7 +132,7 @@ class StageTasks:
     def start(self, spec: StepSpec) -> StageRun:
         """Submit a stage's task run without waiting for it."""
         call = self._call(spec, begin=None)
-        return _TaskRun(call, self._submit(call, spec.stage, call.options, policy=call.policy))
+        return _TaskRun(call, self._submit(call, policy=call.policy))
 
     def on_event(self, event: StageEvent) -> None:
         """Show a stage that ends without a run: skipped, restored, or failed before its start.
@@ -148,7 +144,7 @@ class StageTasks:
             return
         if event.kind != "fail" and len(self._marks) >= _MARKS:
             return
-        self._marks.append(self._submit(StageMark(event, self.mask), event.stage, StageOptions()))
+        self._mark(StageMark(event, self.mask))
 
     def show_blocked(self, result: ReproResult) -> None:
         """Show stages that were not started, because another one failed, as cancelled task runs.
@@ -164,9 +160,7 @@ class StageTasks:
             cause = ", ".join(f"'{other}'" for other in (near or result.failed)[:3])
             message = f"not reached: {cause} failed" if cause else "not reached"
             event = StageEvent(stage, "skip", message=message)
-            self._marks.append(
-                self._submit(StageMark(event, self.mask, reached=False), stage, StageOptions())
-            )
+            self._mark(StageMark(event, self.mask, reached=False))
 
     def task_run(self, stage: str) -> UUID | None:
         """Return the ID of a stage's last task run, or None.
@@ -236,30 +230,41 @@ class StageTasks:
 
     def _submit(
         self,
-        body: Body,
-        name: str,
-        options: StageOptions,
+        call: StageCall,
         *,
         policy: CachePolicy = NO_CACHE,
         wait_for: Collection[PrefectFuture[Any]] = (),
     ) -> PrefectFuture[Any]:
+        name, options = call.spec.stage, call.options
+
         def named() -> str:
-            if isinstance(body, StageCall):
-                body.wait_for_pod()
+            call.wait_for_pod()
             return name
 
         # Prefect's own retry delay is not used: its sleep ignores cancellation.
-        made: Task[..., Any] = run_body.with_options(
+        made: Task[..., Any] = run_stage.with_options(
             name=name,
             task_run_name=named,
             tags=options.tags,
-            retries=options.retries if isinstance(body, StageCall) else 0,
-            retry_condition_fn=may_retry_of(body),
+            retries=options.retries,
+            retry_condition_fn=may_retry_of(call),
             cache_policy=policy,
             persist_result=policy is not NO_CACHE,
             result_serializer="json",
             refresh_cache=not self.reuse,
         )
+        return self._run(made, call, name, wait_for)
+
+    def _mark(self, mark: StageMark) -> None:
+        self._marks.append(self._run(mark_stage, mark, mark.name))
+
+    def _run(
+        self,
+        made: Task[..., Any],
+        body: StageCall | StageMark,
+        name: str,
+        wait_for: Collection[PrefectFuture[Any]] = (),
+    ) -> PrefectFuture[Any]:
         edges: set[RunInput] = {
             TaskRunResult(id=self._futures[other].task_run_id)
             for other in (self._graph.upstream.get(name) or ())
@@ -339,7 +344,7 @@ class BatchStageTasks(StageTasks):
             batch.calls[address] = call
             runs[address] = _TaskRun(
                 call,
-                self._submit(call, address, call.options, wait_for=wait_for),
+                self._submit(call, wait_for=wait_for),
                 batch.cancel,
                 self._leave,
             )
@@ -422,84 +427,6 @@ class _PipelineRuns:
         return dataclasses.replace(
             spec, known=StepKnown({dep.path: dep.digest for dep in deps}, call.result.outs)
         )
-
-
-class _RunLinks:
-    """Link artifact and log line of each pipeline run, published at its start.
-
-    Args:
-        repository: Short name of the repository.
-    """
-
-    def __init__(self, repository: str) -> None:
-        self._repository = repository
-        self._seen: set[str] = set()
-        # Later runs of a chain start in a thread without the context of the flow run.
-        self._context = contextvars.copy_context()
-        self._shown = FlowRunContext.get() is not None or TaskRunContext.get() is not None
-
-    def publish(self, run: StartedRun) -> None:
-        """Publish a run, unless it was published before."""
-        if self._shown and run.run_id not in self._seen:
-            self._seen.add(run.run_id)
-            self._context.copy().run(self._publish, run)
-
-    def _publish(self, run: StartedRun) -> None:
-        logger = run_logger()
-        logger.info("%s", run)
-        note_kubeflow_run(run.run_id)
-        text = f"[Kubeflow pipeline run]({run.url})" if run.url else f"Kubeflow pipeline run `{run.run_id}`"
-        if run.experiment_url:
-            text += f" · [experiment]({run.experiment_url})"
-        place = f": {run.url}" if run.url else f" (run {run.run_id})"
-        try:
-            create_artifact(
-                "markdown",
-                artifact_key("kubeflow", self._repository),
-                f"Pipeline run of {count_text(len(run.stages), 'stage')} of {escape(self._repository)} on "
-                f"Kubeflow{place}",
-                text,
-            )
-        except Exception:  # the run itself must go on without its artifact
-            logger.warning("the link to the Kubeflow run could not be published", exc_info=True)
-
-
-class TaskMirror:
-    """Forwards events of a cluster's tasks to the task runs of their stages."""
-
-    def __init__(self) -> None:
-        self._calls: dict[str, StageCall] = {}
-        # Events of stages whose task runs are not submitted yet.
-        self._early: dict[str, list[TaskEvent]] = {}
-        self._lock = threading.Lock()
-        self._logger = run_logger()
-
-    def add(self, stage: str, call: StageCall) -> None:
-        """Forward events of a stage to a task run from now on, those that came before too.
-
-        Args:
-            stage: Address of the stage.
-            call: Its task run.
-        """
-        with self._lock:
-            self._calls[stage] = call
-            for event in self._early.pop(stage, ()):
-                call.take(event)
-
-    def take(self, event: TaskEvent) -> None:
-        """Queue an event for its stage's log. Safe in any thread.
-
-        Args:
-            event: The event from the cluster.
-        """
-        if event.state == "WAITING":  # its task run is pending, and has no log yet
-            self._logger.warning("%s", event)
-        with self._lock:
-            call = self._calls.get(event.stage)
-            if call is not None:
-                call.take(event)
-            else:
-                self._early.setdefault(event.stage, []).append(event)
 
 
 class _TaskRun:
@@ -587,7 +514,7 @@ def stage_tasks(
     mirror = TaskMirror()
     runner = open_runner(mirror.take)
     if isinstance(runner, KfpClusterRunner):
-        runner.on_run = _RunLinks(name or repo.root.name).publish
+        runner.on_run = RunLinks(name or repo.root.name).publish
     if isinstance(runner, BatchRunner):
         return BatchStageTasks(repo, runner, snapshot, options=options, reuse=reuse, mirror=mirror, name=name)
     return StageTasks(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE, CachePolicy
@@ -64,16 +64,6 @@ _RECENT = 200
 _NO_COMMAND = (126, 127)
 
 
-class Body(Protocol):
-    """Body of a task run."""
-
-    def run(self) -> Any:
-        """Run the body. A returned state becomes the state of the task run."""
-
-    def key(self, context: TaskRunContext) -> str | None:
-        """Return the key of the persisted result; None if the result must not be reused."""
-
-
 class StageSignature(CachePolicy):
     """Cache policy by a stage's signature: command, parameters, and digests of dependencies.
 
@@ -95,13 +85,20 @@ class StageSignature(CachePolicy):
             flow_parameters: Parameters of the flow run.
             kwargs: Further arguments of later Prefect versions.
         """
-        body: Body = inputs["stage"]
-        return body.key(task_ctx)
+        call: StageCall = inputs["stage"]
+        return call.key(task_ctx)
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False)
-def run_body(stage: Body) -> Any:
+def run_stage(stage: StageCall) -> Any:
     """Run a stage, or follow it on a cluster."""
+    return stage.run()
+
+
+# One task for all such stages: Prefect reads the source of the function for each copy of a task.
+@task(name="stage", task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
+def mark_stage(stage: StageMark) -> State[Any]:
+    """Show the outcome of a stage that does not run."""
     return stage.run()
 
 
@@ -394,6 +391,11 @@ class StageMark:
         self._reached = reached
         self._mask = mask
 
+    @property
+    def name(self) -> str:
+        """Name of the task run: the address of the stage."""
+        return self._event.stage
+
     def run(self) -> State[Any]:
         """Return the state for the outcome of the stage."""
         event = self._event
@@ -407,16 +409,12 @@ class StageMark:
             return Completed(name="Restored", message=f"Restored from the cache: {message}")
         return Completed(name="Skipped", message=f"{'Frozen: ' if event.frozen else ''}{message}")
 
-    def key(self, context: TaskRunContext) -> str | None:
-        """Return None: the result is not persisted."""
-        return None
 
-
-def may_retry_of(body: Body) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+def may_retry_of(call: StageCall) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
     """Return the retry condition of a task run. Prefect accepts plain functions only."""
 
     def may_retry(made: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-        return isinstance(body, StageCall) and body.may_retry()
+        return call.may_retry()
 
     return may_retry
 

@@ -1,0 +1,156 @@
+"""Compare a flow over unchanged stages with as many empty tasks of Prefect, in turn, in one process.
+
+A Prefect server of its own runs beside it. Each pair is one run of each flow, in changing order; the figures are
+seconds and CPU seconds of this process, and the median of the ratios.
+
+    python tests/benchmarks/flows.py [--stages 100] [--pairs 15] [--profile FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+WIDTH = 10
+
+
+def make_stages(root: Path, count: int) -> None:
+    """Write a dvc.yaml of chains of ten stages, each with a parameter, a script and the output before it."""
+    lines = ["stages:"]
+    for number in range(count):
+        before = "raw.txt" if number % WIDTH == 0 else f"out{number - 1}.txt"
+        lines += [
+            f"  s{number}:",
+            f"    cmd: cp {before} out{number}.txt",
+            f"    deps: [{before}, code.py]",
+            f"    params: [p{number}]",
+            f"    outs: [out{number}.txt]",
+        ]
+    (root / "dvc.yaml").write_text("\n".join(lines) + "\n")
+    (root / "params.yaml").write_text("".join(f"p{number}: 1\n" for number in range(count)))
+    (root / "raw.txt").write_text("raw\n")
+    (root / "code.py").write_text("pass\n")
+
+
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """Return seconds and CPU seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(root: Path, count: int, pairs: int, profile: str) -> None:
+    """Run both flows in turn and print their figures."""
+    from prefect import flow, task
+
+    from dvkf_prefect import DvcRepository, KubeflowPipelines, repro_pipeline
+    from dvkf_prefect.repo import Repo
+
+    repository = DvcRepository(path=str(root), label="bench")
+    pipelines = KubeflowPipelines(backend="local")
+
+    @task
+    def empty() -> None:
+        pass
+
+    def submitted() -> None:
+        for future in [empty.submit() for _ in range(count)]:
+            future.result()
+
+    def called() -> None:
+        for _ in range(count):
+            empty()
+
+    repo = Repo.open(root)
+    sides: dict[str, Callable[[], object]] = {
+        "stages": lambda: repro_pipeline(repository, pipelines),
+        "submitted": submitted,
+        "called": called,
+        "no flow": lambda: repo.repro(),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+
+    @flow(name="bench")
+    def bench() -> None:
+        for number in range(pairs + 1):
+            for name in sorted(sides, reverse=number % 2 == 1):
+                figures = measure(sides[name])
+                if number:
+                    found[name].append(figures)
+
+    bench()
+    for name, rows in found.items():
+        walls, cpus = zip(*rows, strict=True)
+        print(f"{name:10}  {statistics.median(walls):.3f} s ({min(walls):.3f}-{max(walls):.3f}),"
+              f" CPU {statistics.median(cpus):.3f} s ({min(cpus):.3f}-{max(cpus):.3f})", file=sys.stderr)  # fmt: skip
+    for theirs in ("submitted", "called"):
+        for index, unit in enumerate(("time", "CPU time")):
+            ratios = [a[index] / b[index] for a, b in zip(found["stages"], found[theirs], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            print(
+                f"{unit} of {count} cached stages: {middle:.2f} x that of {count} empty tasks {theirs}"
+                f" ({low:.2f}-{high:.2f})",
+                file=sys.stderr,
+            )
+    if profile:
+        profiler = cProfile.Profile()
+        profiler.runcall(flow(name="profile")(sides["stages"]))
+        profiler.dump_stats(profile)
+
+
+def main() -> None:
+    """Start a server, and compare in a process of its own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--profile", default="", help="file for the profile of one run")
+    parser.add_argument("--in", dest="root", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.root:
+        compare(Path(options.root), options.stages, options.pairs, options.profile)
+        return
+    from servers import PrefectServer
+
+    from dvkf_prefect.processes.leash import end
+    from dvkf_prefect.repo import Repo
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as started:
+        server = PrefectServer(Path(folder))
+        root = Path(folder) / "tree"
+        root.mkdir()
+        for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+            subprocess.run(command, cwd=root, check=True)
+        make_stages(root, options.stages)
+        repo = Repo.open(root)
+        repo.add(["raw.txt"])
+        repo.repro()
+        identity = ["-c", "user.name=bench", "-c", "user.email=bench@example.com"]
+        subprocess.run(["git", "add", "--all"], cwd=root, check=True)
+        subprocess.run(["git", *identity, "commit", "-qm", "Stages"], cwd=root, check=True)
+        process = server.start(
+            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
+        )
+        started.callback(end, process, grace=20)
+        server.wait_until_up(process)
+        again = [sys.executable, *sys.argv, "--in", str(root)]
+        started.callback(server.http.close)
+        if subprocess.run(again, env=server.environment, stdout=subprocess.DEVNULL, check=False).returncode:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    main()
