@@ -32,9 +32,13 @@ class World:
         canaries: Its canaries.
     """
 
-    def __init__(self, api: KubeApi, version: str, mode: str, gateway: bool, options: dict[str, Any]) -> None:
+    def __init__(
+        self, api: KubeApi, version: str, mode: str, gateway: bool, graphs: bool, options: dict[str, Any]
+    ) -> None:
         self.api = api
-        self.kserve: KServeController = install_kserve(api, version, mode=mode, gateway=gateway)
+        self.kserve: KServeController = install_kserve(
+            api, version, mode=mode, gateway=gateway, graphs=graphs
+        )
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ml"}}
         for obj in (
             namespace,
@@ -79,11 +83,16 @@ def _named(kind: str, name: str, **parts: Any) -> dict[str, Any]:
 
 @contextmanager
 def world(
-    version: str = "0.20", *, mode: str = "Standard", gateway: bool = True, **options: Any
+    version: str = "0.20",
+    *,
+    mode: str = "Standard",
+    gateway: bool = True,
+    graphs: bool = True,
+    **options: Any,
 ) -> Iterator[World]:
     """Yield a cluster with a version of KServe."""
     with KubeApi() as api:
-        yield World(api, version, mode, gateway, options)
+        yield World(api, version, mode, gateway, graphs, options)
 
 
 def patch_waits(monkeypatch: Any, cluster: World) -> None:

@@ -63,6 +63,10 @@ class KServeModelServer(Block):
     mode: Literal["Standard", "Knative"] | None = Field(
         default=None, description="Mode of new services; the default of the cluster if empty."
     )
+    split: Literal["graph"] | None = Field(
+        default=None,
+        description="Way to split the requests of canaries: graph for an InferenceGraph; KServe's own way if empty.",
+    )
     format: str | None = Field(
         default=None,
         description="Format of the models, such as sklearn or onnx, or custom; that of the publication if empty.",
@@ -164,6 +168,7 @@ class KServeModelServer(Block):
             node_selector=self.node_selector,
             tolerations=tuple(self.tolerations),
             mode=self.mode or "",
+            split=self.split or "",
         )
 
     def kubernetes(self) -> KubeObjects:
@@ -255,7 +260,7 @@ class KServeModelServer(Block):
         if canary is None:
             return ServingState(found.version, url=found.url)
         # In mode Knative the service's own version is that of the canary.
-        return ServingState(canary.stable, canary.version, canary.percent, found.url)
+        return ServingState(canary.stable, canary.version, canary.percent, canary.url or found.url)
 
     def start_canary(
         self, registry: ModelRegistry, version: ModelVersion, percent: int, *, check: Check | None = None
@@ -295,8 +300,10 @@ class KServeModelServer(Block):
         """
         deployment = self.deployment()
         canary = deployment.canaries.get(model)
-        if canary is not None:
-            return deployment.canaries.endpoint(model) if canary.version == version else None
+        if canary is not None and canary.version == version:
+            return deployment.canaries.endpoint(model)
+        if canary is not None and not canary.url:
+            return None
         found = deployment.services.get(model)
         return found if found and found.version == version else None
 
@@ -363,7 +370,7 @@ class KServeModelServer(Block):
         return self.deployment().canaries.abort(model)
 
     def undeploy(self, model: str) -> bool:
-        """Remove the service of a model.
+        """Remove the service of a model, and the graph of its canaries.
 
         Args:
             model: Name of the model.
@@ -377,7 +384,7 @@ class KServeModelServer(Block):
         Example:
             ``server.undeploy("digits")``
         """
-        return self.deployment().services.undeploy(model)
+        return self.deployment().undeploy(model)
 
     def endpoint(self, model: str) -> ServiceEndpoint:
         """Return the endpoint of a model that serves.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Options of a service that are fields of the block of the same name.
 SERVICE_FIELDS = (
     "format", "runtime", "protocol", "image", "service_account", "cpu", "memory", "gpu", "min_replicas", "max_replicas",
-    "mode", "url", "context",
+    "mode", "split", "url", "context",
 )  # fmt: skip
 
 
@@ -110,6 +110,11 @@ def service_options(parser: Parser) -> None:
     parser.add_argument("--min-replicas", type=int, metavar="<n>", help="smallest number of pods")
     parser.add_argument("--max-replicas", type=positive, metavar="<n>", help="largest number of pods")
     parser.add_argument("--mode", choices=("Standard", "Knative"), help="mode of a new service")
+    parser.add_argument(
+        "--split",
+        choices=("graph",),
+        help="split the requests of a canary on a cluster by an InferenceGraph",
+    )
     parser.add_argument(
         "--url", metavar="<url>", help="address of the cluster's gateway, for requests from outside"
     )

@@ -12,6 +12,7 @@ The modules:
 - `admission`: the webhooks of KServe and of Kubeflow Trainer;
 - `kserve_kinds`: the schemas of KServe by version;
 - `kserve`, `kserve_knative`: its controllers in simulated time;
+- `kserve_graph`: its graphs: schema, webhook, controller and router;
 - `server_pods`: pods of a model server over time;
 - `trainer`: the schemas of Kubeflow Trainer by version, and its controller;
 - `logs`: logs of pods;

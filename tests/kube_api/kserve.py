@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .admission import inference_services
+from .kserve_graph import GraphController, graph_of, inference_graphs
 from .kserve_kinds import (
     DEADLINE,
     GATEWAY,
@@ -33,7 +34,7 @@ from .server_pods import INIT, MAIN, TRACEBACK, Model, status_of
 
 
 def install_kserve(
-    api: KubeApi, version: str = "0.20", *, mode: str = "Standard", gateway: bool = True
+    api: KubeApi, version: str = "0.20", *, mode: str = "Standard", gateway: bool = True, graphs: bool = True
 ) -> KServeController:
     """Install the kinds and the webhook of a version; return its controllers.
 
@@ -42,8 +43,11 @@ def install_kserve(
         version: One of `kserve_kinds.VERSIONS`, or another from 0.15 to 0.21.
         mode: Default mode of the installation, by the names of 0.16 and later.
         gateway: True if the installation uses the Gateway API.
+        graphs: False to leave out the CRD of InferenceGraph.
     """
     api.serve(resource_of(version), inference_services(version, mode))
+    if graphs:
+        api.serve(graph_of(version), inference_graphs())
     if api.get("namespaces", "", "kserve") is None:
         api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kserve"}})
     # B1: the default is a setting, by the version's own names.
@@ -118,6 +122,7 @@ class KServeController:
         self.now = 0.0
         self.models: dict[str, Model] = {}
         self._known: dict[str, _Known] = {}
+        self._graphs = GraphController(self)
 
     def advance(self, seconds: float) -> None:
         """Move the clock, second by second."""
@@ -125,6 +130,7 @@ class KServeController:
             self.now += 1
             for service in list(self.api.all(PLURAL, GROUP)):
                 self._reconcile(service)
+            self._graphs.reconcile()
             self._clean()
 
     # -- objects -----------------------------------------------------------------------------------------------------
@@ -133,7 +139,7 @@ class KServeController:
         """Create an object of a service, or change it."""
         namespace = service["metadata"]["namespace"]
         version = {"": "v1", "apps": "apps/v1"}.get(group, f"{group}/v1")
-        owner = {"apiVersion": f"{GROUP}/v1beta1", "kind": "InferenceService", "name": service["metadata"]["name"],
+        owner = {"apiVersion": service["apiVersion"], "kind": service["kind"], "name": service["metadata"]["name"],
                  "uid": service["metadata"]["uid"], "controller": True}  # fmt: skip
         metadata = {
             "name": name,

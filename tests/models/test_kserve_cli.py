@@ -9,8 +9,10 @@ import pytest
 from kserve_world import World, patch_waits, world
 from kube_api import Model
 
+from dvkf_prefect.blocks import KServeModelServer
 from dvkf_prefect.cli import main
 from dvkf_prefect.models.places import Manifest
+from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.serving.kserve import deployment
 
 from .conftest import Project
@@ -218,3 +220,40 @@ def test_a_promotion_that_ends_at_any_write_is_continued_on_a_cluster(
     assert main(["model", "rollback", "classifier", "prod", *options]) == 0
     assert predictor(cluster)["model"]["storageUri"] == URI.format("v0.0.1")
     assert published.registry.show("classifier", "#prod").version == "v0.0.1"
+
+
+def test_a_canary_behind_a_graph(cluster: World, published: Project, capfd) -> None:
+    """Its service is found by lineage and by the collection of folders, and ends with the canary."""
+    assert main(["model", "deploy", "classifier@v0.0.1", *KSERVE]) == 0
+    assert main(["model", "deploy", "classifier", *KSERVE, "--canary", "20", "--split", "graph"]) == 0
+    capfd.readouterr()
+    url = "http://classifier-split-ml.example.com"
+    assert main(["model", "canary", "classifier", "-n", "ml"]) == 0
+    said = "classifier: v0.0.2 gets 20 % of the traffic, v0.0.1 the rest"
+    assert capfd.readouterr().out == f"{said}, at {url}\n"
+    server = KServeModelServer(namespace="ml", split="graph")
+    assert server.state("classifier") == ServingState("v0.0.1", "v0.0.2", 20, url)
+    canary, stable = server.candidate("classifier", "v0.0.2"), server.candidate("classifier", "v0.0.1")
+    assert canary is not None and stable is not None
+    assert (canary.url, stable.url) == (
+        f"http://{canary.service}-ml.example.com",
+        "http://classifier-ml.example.com",
+    )
+    assert server.endpoint("classifier").version == "v0.0.1"
+    assert main(["lineage", "--service", "classifier", "--json"]) == 0
+    found = {
+        each["version"]["version"]: {service["name"] for service in each["services"]}
+        for each in json.loads(capfd.readouterr().out)
+    }
+    assert found == {"v0.0.1": {"classifier"}, "v0.0.2": {"classifier"}}
+    uses = server.uses()
+    for version in ("v0.0.1", "v0.0.2"):
+        assert uses.naming("classifier", version, f"classifier/{version}") is not None
+    assert main(["model", "deploy", "classifier@v0.0.1", *KSERVE]) == 0  # to all: the canary is ended
+    assert server.state("classifier") == ServingState("v0.0.1", url="http://classifier-ml.example.com")
+    assert main(["model", "deploy", "classifier", *KSERVE, "--canary", "20"]) == 0
+    assert main(["model", "canary", "classifier", "-n", "ml", "--promote"]) == 0
+    assert server.endpoint("classifier").version == "v0.0.2"
+    assert main(["model", "undeploy", "classifier", "--from", "kserve", "-n", "ml"]) == 0
+    for plural in ("inferenceservices", "inferencegraphs"):
+        assert cluster.api.all(plural, "serving.kserve.io") == []

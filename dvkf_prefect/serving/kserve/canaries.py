@@ -3,7 +3,8 @@
 In mode Knative a field of the predictor splits the traffic between revisions, in all versions of KServe. In mode
 Standard that field is ignored silently. There ``spec.canary`` starts pods of their own, since 0.20, and an HTTPRoute
 splits the traffic, since 0.21 and with the Gateway API alone. The status repeats the wanted percentage in either case,
-so the HTTPRoute is read (kserve ``httproute_reconciler.go:689``).
+so the HTTPRoute is read (kserve ``httproute_reconciler.go:689``). By choice an InferenceGraph splits the requests, see
+`dvkf_prefect.serving.kserve.graphs`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from dvkf_prefect.errors import ServingError
 from dvkf_prefect.serving.gating import Check
 from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
+from dvkf_prefect.serving.kserve.graphs import Graphs, Split
 from dvkf_prefect.serving.kserve.installed import mode_of
 from dvkf_prefect.serving.kserve.services import KServeServices, annotations_of, applied_spec, deployment_name
 from dvkf_prefect.serving.kserve.spec import (
@@ -46,6 +48,7 @@ class Canary:
         version: Version of the canary.
         percent: Its part of the traffic.
         mode: Mode of the service.
+        url: Address of the InferenceGraph that splits the requests; empty if the service's own address does.
     """
 
     service: str
@@ -53,9 +56,13 @@ class Canary:
     version: str
     percent: int
     mode: str
+    url: str = ""
 
     def __str__(self) -> str:
-        return f"{self.service}: {self.version} gets {self.percent} % of the traffic, {self.stable} the rest"
+        at = f", at {self.url}" if self.url else ""
+        return (
+            f"{self.service}: {self.version} gets {self.percent} % of the traffic, {self.stable} the rest{at}"
+        )
 
 
 class Canaries:
@@ -67,6 +74,7 @@ class Canaries:
 
     def __init__(self, services: KServeServices) -> None:
         self._services = services
+        self._graphs = Graphs(services)
 
     def get(self, model: str) -> Canary | None:
         """Return the running canary of a model; None if there is none.
@@ -76,7 +84,7 @@ class Canaries:
         """
         name = service_name(model, self._services.namespace)
         live = self._services.find(name)
-        return running_canary(live) if live else None
+        return self._running(live) if live else None
 
     def start(
         self,
@@ -120,9 +128,12 @@ class Canaries:
                 f"service '{name}' was not deployed by dvkf. Deploy a version without a canary first."
             )
         predictor = self._services.annotated(model, version, digest, uri, settings, account)
+        what = f"canary {model} {version}"
+        # Callers of a graph do not see another split.
+        if settings.split == "graph" or self._graphs.get(live) is not None:
+            return self._start_graph(model, live, predictor, percent, what, check)
         change = self._knative if mode_of(live) == "Knative" else self._standard
         spec, target = change(name, live, predictor, percent)
-        what = f"canary {model} {version}"
         self._services.roll_out(name, spec, target, live, what)
         before = running_canary(live)
         stable = before.stable if before else annotations_of(live).get(VERSION, "")
@@ -146,7 +157,12 @@ class Canaries:
             ServingError: The API server refused or does not answer.
         """
         live = self._services.find(service_name(model, self._services.namespace))
-        return self._services.canary_endpoint(live) if live else None
+        if live is None:
+            return None
+        split = self._graphs.get(live)
+        if split is not None and split.canary is not None:
+            return self._services.endpoint_of(split.canary)
+        return self._services.canary_endpoint(live)
 
     def promote(self, model: str) -> ServiceEndpoint:
         """Give the canary of a model all traffic, by one change of the service.
@@ -155,6 +171,8 @@ class Canaries:
             ServingError: There is no canary, or it does not serve.
         """
         name, live, canary = self._canary(model)
+        if (split := self._split(live)) is not None:
+            return self._graphs.promote(split, f"{model} {canary.version}")
         spec = applied_spec(live)
         if canary.mode == "Knative":
             mark = annotations_of(live)[MARK]
@@ -193,6 +211,9 @@ class Canaries:
             ServingError: There is no canary, or the stable version does not get all traffic in time.
         """
         name, live, canary = self._canary(model)
+        if self._split(live) is not None:
+            self._graphs.end(live)
+            return self._services.get_service(name)
         spec = applied_spec(live)
         if canary.mode == "Knative":
             spec["predictor"] = json.loads(annotations_of(live)[PREVIOUS])
@@ -204,10 +225,68 @@ class Canaries:
         self._services.wait(name, target, f"{model} {canary.stable}")
         return self._services.get_service(name)
 
+    def end_graph(self, model: str) -> None:
+        """Give the service of a model all requests of its graph, and remove its canary; nothing without a graph.
+
+        Raises:
+            ServingError: The router does not change, or the canary does not go.
+        """
+        live = self._services.find(service_name(model, self._services.namespace))
+        if live is not None:
+            self._graphs.end(live)
+
+    def remove_graph(self, model: str) -> None:
+        """Remove the graph of a model and its canary; nothing without a graph.
+
+        Raises:
+            ServingError: They do not go.
+        """
+        self._graphs.remove(service_name(model, self._services.namespace))
+
+    def _split(self, live: Mapping[str, Any]) -> Split | None:
+        """Return the graph of a service that has a canary behind it."""
+        split = self._graphs.get(live)
+        return split if split is not None and split.canary is not None else None
+
+    def _running(self, live: Mapping[str, Any]) -> Canary | None:
+        if (canary := running_canary(live)) is not None:
+            return canary
+        split = self._split(live)
+        if split is None or split.canary is None:
+            return None
+        stable, version = annotations_of(live).get(VERSION, ""), annotations_of(split.canary).get(VERSION, "")
+        return Canary(live["metadata"]["name"], stable, version, split.percent, mode_of(live), split.url)
+
+    def _start_graph(
+        self,
+        model: str,
+        live: Mapping[str, Any],
+        predictor: Mapping[str, Any],
+        percent: int,
+        what: str,
+        check: Check | None,
+    ) -> Canary:
+        if (other := running_canary(live)) is not None:
+            raise ServingError(
+                f"service '{other.service}' has the canary {other.version}, which is not behind a graph. Promote or "
+                "abort it first."
+            )
+        split = self._graphs.start(live, predictor, percent, what)
+        canary = self._running(live)
+        if canary is None or split.canary is None:
+            raise ServingError(f"{what} was deleted meanwhile. Start it again.")
+        try:
+            if check is not None:
+                check(self._services.endpoint_of(split.canary), canary.stable)
+        except BaseException:
+            self.abort(model)
+            raise
+        return canary
+
     def _canary(self, model: str) -> tuple[str, dict[str, Any], Canary]:
         name = service_name(model, self._services.namespace)
         live = self._services.find(name)
-        canary = running_canary(live) if live else None
+        canary = self._running(live) if live else None
         if live is None or canary is None:
             raise ServingError(
                 f"service '{name}' of namespace '{self._services.namespace}' has no canary. Start one with --canary."
@@ -234,12 +313,12 @@ class Canaries:
         if not installed.canaries:
             raise ServingError(
                 f"service '{name}' runs in mode Standard, in which KServe before 0.20 ignores canaries. Deploy the "
-                "version to all, use mode Knative, or upgrade KServe to 0.21."
+                "version to all, split the requests by a graph, use mode Knative, or upgrade KServe to 0.21."
             )
         if percent and not installed.routes:
             raise ServingError(
                 f"service '{name}' runs in mode Standard without the Gateway API, so no traffic would reach a canary. "
-                "Start it with 0 %, deploy the version to all, or install the Gateway API."
+                "Start it with 0 %, split the requests by a graph, deploy it to all, or install the Gateway API."
             )
         spec = applied_spec(live)
         spec.pop("canary", None)

@@ -171,10 +171,10 @@ def _canaries(kube: KubeObjects, installed: Installed) -> Check:
             )
         return Check("canaries", "ok", "Knative splits the traffic")
     if not installed.canaries:
-        step = "upgrade KServe to 0.21, or deploy with --mode Knative"
+        step = "upgrade KServe to 0.21, deploy with --mode Knative, or start canaries with --split graph"
         return Check("canaries", "warn", "mode Standard of KServe before 0.20 has none", step)
     if not installed.routes:
-        step = "install the Gateway API, or start canaries with 0 %"
+        step = "install the Gateway API, or start canaries with 0 % or with --split graph"
         return Check("canaries", "warn", "mode Standard without the Gateway API gives them no traffic", step)
     return Check("canaries", "ok", "mode Standard splits the traffic by the Gateway API, since 0.21")
 

@@ -62,9 +62,26 @@ class KServeDeployment:
             ServingError: It does not serve; with the container's own words.
         """
         found, settings, account = self._prepared(registry, version, uri)
-        return self.services.deploy(
+        endpoint = self.services.deploy(
             version.name, version.version, version.digest or "", found, settings, account=account
         )
+        self.canaries.end_graph(version.name)
+        return endpoint
+
+    def undeploy(self, model: str) -> bool:
+        """Remove a model's service, its graph and its canary.
+
+        Args:
+            model: Name of the model.
+
+        Returns:
+            True if there was a service.
+
+        Raises:
+            ServingError: The service belongs to something else, or does not go.
+        """
+        self.canaries.remove_graph(model)
+        return self.services.undeploy(model)
 
     def start_preview(
         self, registry: ModelRegistry, version: ModelVersion, *, uri: str = ""

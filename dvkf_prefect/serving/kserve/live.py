@@ -11,7 +11,7 @@ from dvkf_prefect.kube.client import kube_client
 from dvkf_prefect.kube.objects import KubeError, KubeObjects
 from dvkf_prefect.serving.kserve.canaries import running_canary
 from dvkf_prefect.serving.kserve.services import annotations_of
-from dvkf_prefect.serving.kserve.spec import API, MODEL, VERSION
+from dvkf_prefect.serving.kserve.spec import API, CANARY_OF, MODEL, VERSION
 
 PREFIX = "kserve:"
 
@@ -23,7 +23,7 @@ class LiveVersion:
     Attributes:
         model: Name of the model.
         version: The version.
-        service: Name of the InferenceService.
+        service: Name of the InferenceService; of a canary behind a graph, that of the stable version.
         url: Its address; empty before it has one.
     """
 
@@ -63,5 +63,5 @@ def _versions(service: Mapping[str, Any]) -> list[LiveVersion]:
     canary = running_canary(service)
     versions = [canary.stable, canary.version] if canary else [annotations.get(VERSION, "")]
     url = str((service.get("status") or {}).get("url") or "")
-    name = service["metadata"]["name"]
+    name = annotations.get(CANARY_OF, service["metadata"]["name"])
     return [LiveVersion(annotations[MODEL], version, name, url) for version in versions]

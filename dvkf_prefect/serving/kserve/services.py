@@ -25,6 +25,7 @@ from dvkf_prefect.serving.kserve.fields import other_owner, owned
 from dvkf_prefect.serving.kserve.installed import Installed, mode_name, mode_of, probe
 from dvkf_prefect.serving.kserve.spec import (
     API,
+    CANARY_OF,
     DIGEST,
     MARK,
     MODEL,
@@ -75,11 +76,11 @@ class KServeServices:
     ) -> None:
         self.namespace = namespace
         self.waits = waits or Waits()
-        self._kube = kube
+        self.kube = kube
         self._take_over = take_over
         self._url = url
         self.pause = pause
-        self._clock = clock
+        self.clock = clock
         self._installed: Installed | None = None
         self._core = f"/api/v1/namespaces/{namespace}"
         self._services = f"/apis/{API}/namespaces/{namespace}/inferenceservices"
@@ -119,7 +120,7 @@ class KServeServices:
         mark, mode = predictor["annotations"][MARK], self.installed.asked_mode(settings.mode)
         target = Target(mark, deployment_name(name, predictor), replicas=predictor.get("minReplicas", 0))
         if live and _applied(live).get("spec") == spec and self._judge(live, target).serves:
-            return self._endpoint(live)
+            return self.endpoint_of(live)
         self.roll_out(name, spec, target, live, f"{model} {version}", mode=mode)
         return self.get_service(name)
 
@@ -146,7 +147,7 @@ class KServeServices:
             ServingError: The API server refused or does not answer.
         """
         live = self.find(service_name(model, self.namespace))
-        return self._endpoint(live) if live and (live.get("status") or {}).get("url") else None
+        return self.endpoint_of(live) if live and (live.get("status") or {}).get("url") else None
 
     def list(self) -> builtins.list[ServiceEndpoint]:
         """Return the services of the namespace that were deployed from here, by name.
@@ -154,9 +155,9 @@ class KServeServices:
         Raises:
             ServingError: The API server refused or does not answer.
         """
-        found = self.ask(lambda: self._kube.get(self._services)).get("items") or ()
-        ours = [each for each in found if MODEL in annotations_of(each)]
-        return [self._endpoint(each) for each in ours if (each.get("status") or {}).get("url")]
+        noted = ((each, annotations_of(each)) for each in self.all())
+        ours = [each for each, annotations in noted if MODEL in annotations and CANARY_OF not in annotations]
+        return [self.endpoint_of(each) for each in ours if (each.get("status") or {}).get("url")]
 
     def undeploy(self, model: str) -> bool:
         """Remove a model's service, and wait until it is gone.
@@ -175,25 +176,41 @@ class KServeServices:
         if live is None:
             return False
         self._check_owner(name, live)
-        self.ask(lambda: self._kube.delete(self._path(name)))
-        end = self._clock() + self.waits.refused
+        self.remove(name)
+        return True
+
+    # -- parts for canaries ------------------------------------------------------------------------------------------
+
+    def all(self) -> builtins.list[Mapping[str, Any]]:
+        """Return all InferenceServices of the namespace.
+
+        Raises:
+            ServingError: The API server refused or does not answer.
+        """
+        return builtins.list(self.ask(lambda: self.kube.get(self._services)).get("items") or ())
+
+    def remove(self, name: str) -> None:
+        """Remove a service, and wait until it is gone.
+
+        Raises:
+            ServingError: It does not go.
+        """
+        self.ask(lambda: self.kube.delete(self._path(name)))
+        end = self.clock() + self.waits.refused
         while (live := self.find(name)) is not None:
-            if self._clock() >= end:
+            if self.clock() >= end:
                 held = ", ".join(live["metadata"].get("finalizers") or ()) or "no finalizer"
                 raise ServingError(
                     f"service '{name}' of namespace '{self.namespace}' is not gone after {self.waits.refused:.0f} s "
                     f"({held}). Look at the controller that holds it."
                 )
             self.pause(_POLL_FROM)
-        return True
-
-    # -- parts for canaries ------------------------------------------------------------------------------------------
 
     @property
     def installed(self) -> Installed:
         """Features of the installed KServe, examined once."""
         if self._installed is None:
-            self._installed = probe(self._kube)
+            self._installed = probe(self.kube)
         return self._installed
 
     def find(self, name: str) -> dict[str, Any] | None:
@@ -210,12 +227,51 @@ class KServeServices:
         group, _, plural = api.rpartition("/")
         return self._found(f"/apis/{group}/namespaces/{self.namespace}/{plural}/{name}")
 
+    def pods(self, selector: str) -> builtins.list[Mapping[str, Any]]:
+        """Return the pods of the namespace by their labels."""
+        return self._listed("pods", labelSelector=selector)
+
+    def log(self, pod: str, container: str) -> str:
+        """Return the end of a container's log before its last restart, or of its present one; empty if refused."""
+        for previous in ("true", "false"):
+            with suppress(KubeError):
+                return self.kube.log(
+                    f"{self._core}/pods/{pod}", container=container, previous=previous, tailLines=_LOG_LINES
+                )
+        return ""
+
     def get_service(self, name: str) -> ServiceEndpoint:
         """Return the endpoint of a service that exists."""
         live = self.find(name)
         if live is None:
             raise ServingError(f"service '{name}' of namespace '{self.namespace}' was deleted meanwhile.")
-        return self._endpoint(live)
+        return self.endpoint_of(live)
+
+    def endpoint_of(self, live: Mapping[str, Any]) -> ServiceEndpoint:
+        """Return the endpoint of an InferenceService."""
+        status, predictor = live.get("status") or {}, live["spec"]["predictor"]
+        annotations = annotations_of(live)
+        public = str(status.get("url") or "")
+        inside = str((status.get("address") or {}).get("url") or "")
+        url, host = public, ""
+        if self._url:
+            url, host = self._url.rstrip("/"), public.partition("://")[2].partition("/")[0]
+        elif os.environ.get("KUBERNETES_SERVICE_HOST") and inside:
+            url = inside
+        model = predictor.get("model") or {}
+        return ServiceEndpoint(
+            url=url,
+            model=annotations.get(MODEL, live["metadata"]["name"]),
+            version=annotations.get(VERSION, ""),
+            digest=annotations.get(DIGEST, ""),
+            service=live["metadata"]["name"],
+            namespace=self.namespace,
+            protocol=str(model.get("protocolVersion") or "v1"),
+            host=host,
+            served_as=annotations.get(SERVED_AS, ""),
+            revision=_rolled_out(status),
+            deployment="" if _rolled_out(status) else deployment_name(live["metadata"]["name"], predictor),
+        )
 
     def roll_out(
         self,
@@ -271,7 +327,7 @@ class KServeServices:
             asked = (_applied(live).get("metadata") or {}).get("annotations") or {}
             mode = mode_name(next(iter(asked.values()), ""))
         made: dict[str, Any] = self.ask(
-            lambda: self._kube.apply(
+            lambda: self.kube.apply(
                 self._path(name),
                 service(name, self.namespace, spec, mode=mode, old_names=not self.installed.new_modes),
                 MANAGER,
@@ -300,7 +356,7 @@ class KServeServices:
         Raises:
             ServingError: It does not serve in time, or never will; with the container's own words.
         """
-        began, poll, said = self._clock(), _POLL_FROM, ""
+        began, poll, said = self.clock(), _POLL_FROM, ""
         since: dict[str, float] = {}
         while True:
             live = self.find(name)
@@ -309,7 +365,7 @@ class KServeServices:
             verdict = self._judge(live, target, seen or {})
             if verdict.serves:
                 return
-            now = self._clock()
+            now = self.clock()
             if (problem := verdict.problem) is not None:
                 first = since.setdefault(problem.kind, now)
                 if problem.final or now - first >= getattr(self.waits, problem.kind, 0.0):
@@ -330,12 +386,12 @@ class KServeServices:
         Raises:
             ServingError: The API server refused it, or does not answer for long.
         """
-        end, wait = self._clock() + _OUTAGE, 1.0
+        end, wait = self.clock() + _OUTAGE, 1.0
         while True:
             try:
                 return call()
             except KubeError as error:
-                if not (error.passing and "typed patch" not in error.said) or self._clock() >= end:
+                if not (error.passing and "typed patch" not in error.said) or self.clock() >= end:
                     raise self._explained(error) from error
             self.pause(wait)
             wait = min(wait * 2, 30.0)
@@ -349,7 +405,7 @@ class KServeServices:
         Args:
             live: The InferenceService.
         """
-        stable = self._endpoint(live)
+        stable = self.endpoint_of(live)
         inside = bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
         if stable.revision:
             part = live["status"]["components"]["predictor"]
@@ -387,7 +443,7 @@ class KServeServices:
     def _found(self, path: str) -> dict[str, Any] | None:
         def call() -> Any:
             try:
-                return self._kube.get(path)
+                return self.kube.get(path)
             except KubeError as error:
                 if error.status == 404:
                     return None
@@ -441,27 +497,17 @@ class KServeServices:
         for event in self._listed("events", fieldSelector=f"involvedObject.name={name},type=Warning"):
             if int(event.get("count") or 1) > (seen or {}).get(event["metadata"]["uid"], 0):
                 events.append(event)
-        pods = self._listed(
-            "pods", labelSelector=f"serving.kserve.io/inferenceservice={name},component=predictor"
-        )
+        pods = self.pods(f"serving.kserve.io/inferenceservice={name},component=predictor")
         view = View(live, mode, deployment, revisions, pods, events)
-        return judge(view, target, self._log)
+        return judge(view, target, self.log)
 
     def _events(self, name: str) -> dict[str, int]:
         listed = self._listed("events", fieldSelector=f"involvedObject.name={name},type=Warning")
         return {each["metadata"]["uid"]: int(each.get("count") or 1) for each in listed}
 
     def _listed(self, plural: str, **query: str) -> builtins.list[Mapping[str, Any]]:
-        found = self.ask(lambda: self._kube.get(f"{self._core}/{plural}", limit="500", **query))
+        found = self.ask(lambda: self.kube.get(f"{self._core}/{plural}", limit="500", **query))
         return builtins.list(found.get("items") or ())
-
-    def _log(self, pod: str, container: str) -> str:
-        for previous in ("true", "false"):
-            with suppress(KubeError):
-                return self._kube.log(
-                    f"{self._core}/pods/{pod}", container=container, previous=previous, tailLines=_LOG_LINES
-                )
-        return ""
 
     def _restore(self, name: str, live: Mapping[str, Any]) -> bool:
         """Apply the specification before; return True if that worked. It is not waited for: its pods still run."""
@@ -474,31 +520,6 @@ class KServeServices:
             )
             return False
         return True
-
-    def _endpoint(self, live: Mapping[str, Any]) -> ServiceEndpoint:
-        status, predictor = live.get("status") or {}, live["spec"]["predictor"]
-        annotations = annotations_of(live)
-        public = str(status.get("url") or "")
-        inside = str((status.get("address") or {}).get("url") or "")
-        url, host = public, ""
-        if self._url:
-            url, host = self._url.rstrip("/"), public.partition("://")[2].partition("/")[0]
-        elif os.environ.get("KUBERNETES_SERVICE_HOST") and inside:
-            url = inside
-        model = predictor.get("model") or {}
-        return ServiceEndpoint(
-            url=url,
-            model=annotations.get(MODEL, live["metadata"]["name"]),
-            version=annotations.get(VERSION, ""),
-            digest=annotations.get(DIGEST, ""),
-            service=live["metadata"]["name"],
-            namespace=self.namespace,
-            protocol=str(model.get("protocolVersion") or "v1"),
-            host=host,
-            served_as=annotations.get(SERVED_AS, ""),
-            revision=_rolled_out(status),
-            deployment="" if _rolled_out(status) else deployment_name(live["metadata"]["name"], predictor),
-        )
 
 
 def _rolled_out(status: Mapping[str, Any]) -> str:

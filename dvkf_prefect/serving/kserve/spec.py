@@ -27,6 +27,8 @@ SERVED_AS = f"{PREFIX}served-as"
 """Annotation of a predictor with the name of the model in its URLs, if it is not that of the service."""
 PREVIOUS = f"{PREFIX}previous"
 """Annotation of a Knative canary with the specification before it, as JSON."""
+CANARY_OF = f"{PREFIX}canary-of"
+"""Annotation of the predictor of a canary behind a graph: name of the service that it may replace."""
 API, KIND = "serving.kserve.io/v1beta1", "InferenceService"
 MODE = "serving.kserve.io/deploymentMode"
 CONTAINER = "kserve-container"
@@ -68,6 +70,7 @@ class ServiceSettings:
         tolerations: Tolerations of the pods, as Kubernetes' values.
         mode: ``Standard`` or ``Knative``; empty for the default of the cluster.
         served_as: Name of the model in its URLs, as in Triton's folders; empty for the name of the service.
+        split: ``graph`` to split the requests of canaries by an InferenceGraph; empty for KServe's own way.
     """
 
     format: str = "sklearn"
@@ -95,6 +98,7 @@ class ServiceSettings:
     tolerations: tuple[Mapping[str, Any], ...] = ()
     mode: str = ""
     served_as: str = ""
+    split: str = ""
 
     @property
     def used_protocol(self) -> str:
