@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar
 from dvkf_prefect.cli._output import say
-from dvkf_prefect.cli.serving import SERVICE_FIELDS, kserve_server, local_server, service_options
+from dvkf_prefect.cli.serving import (
+    SERVICE_FIELDS,
+    kserve_server,
+    local_server,
+    service_options,
+    split_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +63,7 @@ def promotion_arguments(commands: dict[str, Parser]) -> None:
         metavar="<url>",
         help="place to publish the version to (default: DVKF_MODELS_URL)",
     )
+    split_option(promote)
     rollback.add_argument(
         "--data", action="store_true", help="check out the data that the version learned from, too"
     )

@@ -57,6 +57,7 @@ def serving_arguments(commands: dict[str, Parser]) -> None:
         "--canary", type=int, metavar="<percent>", help="give the version this part of the traffic, 0 to 99"
     )
     service_options(deploy)
+    split_option(deploy)
     act = canary.add_mutually_exclusive_group()
     act.add_argument("--promote", action="store_true", help="give the canary all traffic")
     act.add_argument(
@@ -111,12 +112,16 @@ def service_options(parser: Parser) -> None:
     parser.add_argument("--max-replicas", type=positive, metavar="<n>", help="largest number of pods")
     parser.add_argument("--mode", choices=("Standard", "Knative"), help="mode of a new service")
     parser.add_argument(
+        "--url", metavar="<url>", help="address of the cluster's gateway, for requests from outside"
+    )
+
+
+def split_option(parser: Parser) -> None:
+    """Describe the way to split the requests of a canary."""
+    parser.add_argument(
         "--split",
         choices=("graph",),
         help="split the requests of a canary on a cluster by an InferenceGraph",
-    )
-    parser.add_argument(
-        "--url", metavar="<url>", help="address of the cluster's gateway, for requests from outside"
     )
 
 
@@ -130,6 +135,8 @@ def model_deploy(args: argparse.Namespace) -> int:
     version = registry.show(*model_and_version(args.model))
     if args.gate and args.canary is None:
         raise ConfigError("--gate judges a canary. Add --canary and its part of the traffic.")
+    if args.split and (args.place == "local" or args.canary is None):
+        raise ConfigError("--split is for a canary on a cluster. Add --to kserve and --canary.")
     check = _check(registry, version, args.gate)
     if args.place == "local":
         if args.uri:

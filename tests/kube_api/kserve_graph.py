@@ -231,6 +231,8 @@ class GraphController:
 
     def _write(self, graph: dict, conditions: list[dict], values: dict[str, Any]) -> None:
         meta = graph["metadata"]
-        status = {"conditions": [*conditions, {"type": "Stopped", "status": "False"}], **values}
+        # controller.go: since 0.16.
+        stopped = [{"type": "Stopped", "status": "False"}] if self._kserve.minor >= 16 else []
+        status = {"conditions": [*conditions, *stopped], **values}
         if graph.get("status") != status:
             self._kserve.api.set_status(GROUP, GRAPHS, meta["namespace"], meta["name"], status)

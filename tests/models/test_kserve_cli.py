@@ -231,6 +231,8 @@ def test_a_canary_behind_a_graph(cluster: World, published: Project, capfd) -> N
     assert main(["model", "canary", "classifier", "-n", "ml"]) == 0
     said = "classifier: v0.0.2 gets 20 % of the traffic, v0.0.1 the rest"
     assert capfd.readouterr().out == f"{said}, at {url}\n"
+    assert main(["model", "deploy", "classifier", *KSERVE, "--split", "graph"]) != 0
+    assert "--split is for a canary on a cluster. Add --to kserve" in capfd.readouterr().err
     server = KServeModelServer(namespace="ml", split="graph")
     assert server.state("classifier") == ServingState("v0.0.1", "v0.0.2", 20, url)
     canary, stable = server.candidate("classifier", "v0.0.2"), server.candidate("classifier", "v0.0.1")
@@ -257,3 +259,23 @@ def test_a_canary_behind_a_graph(cluster: World, published: Project, capfd) -> N
     assert main(["model", "undeploy", "classifier", "--from", "kserve", "-n", "ml"]) == 0
     for plural in ("inferenceservices", "inferencegraphs"):
         assert cluster.api.all(plural, "serving.kserve.io") == []
+
+
+def test_a_promotion_by_a_graph(cluster: World, published: Project, capfd) -> None:
+    """The act's own steps, and a gate that refuses the canary of it."""
+    options = ("--place", "kserve", "-n", "ml", *KSERVE[4:], "--split", "graph", "--approved-by", "Ada")
+    assert main(["model", "promote", "classifier@v0.0.1", "prod", *options]) == 0
+    refused = ["model", "promote", "classifier@v0.0.2", "prod", *options, "--canary", "20"]
+    assert main([*refused, "--gate", "smoke"]) != 0
+    assert "classifier v0.0.2" in capfd.readouterr().err
+    server = KServeModelServer(namespace="ml")
+    assert server.state("classifier").version == "v0.0.1" and not server.state("classifier").canary
+    assert main(refused) == 0
+    assert server.state("classifier") == ServingState("v0.0.2", url="http://classifier-ml.example.com")
+    assert len(cluster.api.all("inferenceservices", "serving.kserve.io")) == 1
+    (graph,) = cluster.api.all("inferencegraphs", "serving.kserve.io")
+    assert [step["weight"] for step in graph["spec"]["nodes"]["root"]["steps"]] == [100]
+    assert (
+        main(["model", "rollback", "classifier", "prod", "--place", "kserve", "-n", "ml", *KSERVE[4:]]) == 0
+    )
+    assert server.endpoint("classifier").version == "v0.0.1"

@@ -89,16 +89,23 @@ def test_4_an_account_of_pipelines_that_has_no_rights_on_services() -> None:
 @pytest.mark.parametrize(
     ("version", "gateway", "said"),
     [
-        ("0.17", True, "warn canaries: mode Standard of KServe before 0.20 has none; upgrade KServe to 0.21"),
+        (
+            "0.17",
+            True,
+            "warn canaries: mode Standard of KServe before 0.20 has none, except with --split graph; upgrade",
+        ),
         (
             "0.21",
             False,
-            "warn canaries: mode Standard without the Gateway API gives them no traffic; install the",
+            "warn canaries: mode Standard without the Gateway API gives them no traffic, except with --split graph; ",
         ),
     ],
 )
 def test_5_canaries_without_traffic(version: str, gateway: bool, said: str) -> None:
     with world(version, gateway=gateway) as w:
+        assert wrong(w.kube, remote=REMOTE)["canaries"].startswith(said)
+    with world(version, gateway=gateway, graphs=False) as w:
+        said = said.replace(", except with --split graph", "")
         assert wrong(w.kube, remote=REMOTE)["canaries"].startswith(said)
 
 

@@ -77,6 +77,42 @@ def test_a_graph_splits_promotes_and_aborts(version: str, mode: str) -> None:
         assert not [pod for pod in w.api.all("pods") if "split" in pod["metadata"]["name"]]
 
 
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+def test_a_request_finds_a_pod_at_every_moment(mode: str) -> None:
+    """Of each router that is ready, each step with requests has a service with a pod that is ready."""
+
+    def ready(pod: dict) -> bool:
+        return {"type": "Ready", "status": "True"} in pod["status"]["conditions"]
+
+    def look() -> None:
+        pods = [pod for pod in w.api.all("pods") if "status" in pod and ready(pod)]
+        labels = [pod["metadata"]["labels"] for pod in pods]
+        serving = {each.get("serving.kserve.io/inferenceservice") for each in labels}
+        assert "iris" in serving
+        for pod in pods:
+            if "serving.kserve.io/inferencegraph" not in pod["metadata"]["labels"]:
+                continue
+            seen.append(1)
+            graph = json.loads(pod["spec"]["containers"][0]["args"][1])
+            for step in graph["nodes"]["root"]["steps"]:
+                name = step["serviceUrl"].partition("/v1/models/")[2].removesuffix(":predict")
+                assert not step["weight"] or name in serving, (name, serving)
+
+    seen: list[int] = []
+    with world("0.21", mode=mode) as w:
+        w.deploy(1)
+        w.watch.append(look)
+        w.deploy_canary(2, 20, GRAPH)
+        w.deploy_canary(2, 90, GRAPH)
+        w.canaries.promote("iris")
+        w.deploy_canary(3, 50)
+        w.canaries.abort("iris")
+        w.deploy_canary(4, 0)
+        w.deploy(5)
+        w.canaries.end_graph("iris")
+        assert len(seen) > 20 and shares(w) == {"v5.0.0": 100}
+
+
 def test_a_promotion_keeps_the_pods_and_ends_with_the_mark_of_a_deployment() -> None:
     with world("0.17") as w:
         w.deploy(1, replace(SETTINGS, min_replicas=2, max_replicas=5))
@@ -172,6 +208,9 @@ def test_refusals_change_nothing() -> None:
             w.deploy_canary(2, 20, GRAPH)
         w.canaries.remove_graph("iris")
         assert graph(w)["spec"]["nodes"]["root"] == other
+        w.services.take_over = True
+        w.deploy_canary(2, 20, GRAPH)
+        assert shares(w) == {"v1.0.0": 80, "v2.0.0": 20}
 
 
 def test_a_cluster_without_graphs_is_named() -> None:

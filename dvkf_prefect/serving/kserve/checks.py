@@ -171,12 +171,26 @@ def _canaries(kube: KubeObjects, installed: Installed) -> Check:
             )
         return Check("canaries", "ok", "Knative splits the traffic")
     if not installed.canaries:
-        step = "upgrade KServe to 0.21, deploy with --mode Knative, or start canaries with --split graph"
-        return Check("canaries", "warn", "mode Standard of KServe before 0.20 has none", step)
+        return Check(
+            "canaries",
+            "warn",
+            f"mode Standard of KServe before 0.20 has none{_or_graph(kube)}",
+            "upgrade KServe to 0.21, or deploy with --mode Knative",
+        )
     if not installed.routes:
-        step = "install the Gateway API, or start canaries with 0 % or with --split graph"
-        return Check("canaries", "warn", "mode Standard without the Gateway API gives them no traffic", step)
+        said = f"mode Standard without the Gateway API gives them no traffic{_or_graph(kube)}"
+        return Check("canaries", "warn", said, "install the Gateway API, or start canaries with 0 %")
     return Check("canaries", "ok", "mode Standard splits the traffic by the Gateway API, since 0.21")
+
+
+def _or_graph(kube: KubeObjects) -> str:
+    """Return the way by a graph; empty if the cluster has none."""
+    try:
+        kinds = kube.get(f"/apis/{_KSERVE}/v1alpha1").get("resources", ())
+    except KubeError:
+        return ""
+    found = any(kind.get("name") == "inferencegraphs" for kind in kinds)
+    return ", except with --split graph" if found else ""
 
 
 def _access(

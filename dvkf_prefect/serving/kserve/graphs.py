@@ -77,7 +77,7 @@ class Graphs:
         """
         name = live["metadata"]["name"]
         graph = self._find(name)
-        if graph is None:
+        if graph is None or not _ours(graph):
             return None
         shares = {step.get("serviceUrl"): int(step.get("weight") or 0) for step in _steps(graph)}
         canaries = [(shares.get(_address(each), 0), each) for each in self._canaries(name)]
@@ -98,10 +98,10 @@ class Graphs:
         """
         name, services = live["metadata"]["name"], self._services
         graph = self._find(name, refused=True)
-        if graph is not None and graph["metadata"].get("labels", {}).get(_MANAGED) != "dvkf":
+        if graph is not None and not _ours(graph) and not services.take_over:
             raise ServingError(
                 f"graph '{graph_name(name)}' of namespace '{services.namespace}' was not made by dvkf. Remove it, or "
-                "use another namespace."
+                "take it over with --force."
             )
         marked = _of_canary(predictor, name)
         mark = marked["annotations"][MARK]
@@ -165,7 +165,7 @@ class Graphs:
             ServingError: The router does not change, or a canary does not go.
         """
         name = live["metadata"]["name"]
-        if self._find(name) is not None:
+        if (graph := self._find(name)) is not None and _ours(graph):
             self._roll_out(live, None, 0)
             self._remove_canaries(name)
 
@@ -179,7 +179,7 @@ class Graphs:
             ServingError: They do not go.
         """
         graph = self._find(name)
-        if graph is None or graph["metadata"].get("labels", {}).get(_MANAGED) != "dvkf":
+        if graph is None or not _ours(graph):
             return
         self._remove_canaries(name)
         self._services.ask(lambda: self._services.kube.delete(self._path(name)))
@@ -238,7 +238,9 @@ class Graphs:
             "spec": {"nodes": {"root": {"routerType": "Splitter", "steps": steps}}},
         }
         try:
-            services.ask(lambda: services.kube.apply(self._path(name), graph, MANAGER))
+            services.ask(
+                lambda: services.kube.apply(self._path(name), graph, MANAGER, force=services.take_over)
+            )
         except ServingError as error:
             if isinstance(error.__cause__, KubeError) and error.__cause__.status == 404:
                 raise ServingError(
@@ -302,6 +304,10 @@ class Graphs:
 def graph_name(name: str) -> str:
     """Return the name of a service's graph."""
     return f"{name}-split"
+
+
+def _ours(graph: Mapping[str, Any]) -> bool:
+    return (graph["metadata"].get("labels") or {}).get(_MANAGED) == "dvkf"
 
 
 def _steps(graph: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

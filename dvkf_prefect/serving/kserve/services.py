@@ -77,7 +77,7 @@ class KServeServices:
         self.namespace = namespace
         self.waits = waits or Waits()
         self.kube = kube
-        self._take_over = take_over
+        self.take_over = take_over
         self._url = url
         self.pause = pause
         self.clock = clock
@@ -331,7 +331,7 @@ class KServeServices:
                 self._path(name),
                 service(name, self.namespace, spec, mode=mode, old_names=not self.installed.new_modes),
                 MANAGER,
-                force=self._take_over,
+                force=self.take_over,
             )
         )
         for path in (("predictor", "canaryTrafficPercent"), ("canary",)):
@@ -458,7 +458,7 @@ class KServeServices:
         return False
 
     def _check_owner(self, name: str, live: Mapping[str, Any] | None) -> None:
-        if live is not None and MODEL not in annotations_of(live) and not self._take_over:
+        if live is not None and MODEL not in annotations_of(live) and not self.take_over:
             raise ServingError(
                 f"service '{name}' of namespace '{self.namespace}' was not deployed by dvkf. Use another name or "
                 "namespace, or take it over with --force."
