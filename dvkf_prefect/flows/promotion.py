@@ -77,7 +77,8 @@ def promote(
         repository: Name of the DVC Repository block.
         server: Name of the Model Server or KServe Model Server block; only the stage is changed if empty.
         registry: Name of the Kubeflow Model Registry block to mirror the model in; none if empty.
-        push: Push the tags to git's origin if there is one.
+        push: Push the tags to git's origin if there is one. For a git URL, push the journal at each step, so that any
+            worker continues.
 
     Returns:
         The version and its stages.
@@ -91,6 +92,7 @@ def promote(
         "watch": watch,
         "publish_to": publish_to,
         "reason": reason,
+        "share": None if push else False,
     }
     answer = None
     if approval:

@@ -79,14 +79,18 @@ def rollback(
         with_data: Check out the data that the version learned from.
         repository: DVC Repository block, or its name.
         server: Model Server block, or its name.
-        push: Push the tag that records the rollback to git's origin if there is one.
+        push: Push the tag that records the rollback to git's origin if there is one. For a git URL, push the journal at
+            each step, so that any worker continues.
 
     Returns:
         The served version, its URL, and its predictions.
     """
     data = find_block(DvcRepository, repository, "repository")
     place = find_block(ModelServer, server, "server")
-    version = rollback_model(data, model, stage, server=place, to=to, data=with_data, reason=reason)
+    share = None if push else False
+    version = rollback_model(
+        data, model, stage, server=place, to=to, data=with_data, reason=reason, share=share
+    )
     endpoint = deploy_model(data, place, model, version.version)
     if push:
         push_commits(data)

@@ -47,7 +47,7 @@ def promote_model(
     reason: str = "",
     approval: Approval | None = None,
     wait: bool = False,
-    share: bool = False,
+    share: bool | None = None,
 ) -> ModelVersion:
     """Promote a registered version of a model to a model stage, such as prod, and serve it.
 
@@ -68,7 +68,8 @@ def promote_model(
         reason: Reason, for the tag and the journal.
         approval: The answer; None for the approval of git's user.
         wait: Stop after the gates, to ask for approval, unless it is given.
-        share: Push journal, tags and facts to git's ``origin`` at each step.
+        share: Push journal, tags and facts to git's ``origin`` at each step; None to do so for a git URL, whose clone
+            other workers do not see.
 
     Returns:
         The version, with its stages.
@@ -84,7 +85,7 @@ def promote_model(
     repository = find_block(DvcRepository, repository, "repository")
     models = ModelRegistry(repository.open())
     promotion = Promotion(
-        _acting(models, name, server, registry, reason, share),
+        _acting(models, name, server, registry, reason, repository.is_cloned if share is None else share),
         gates=tuple(parse_gate(gate) for gate in gates),
         approve=(lambda _: approval) if wait or approval else None,
         percent=canary,
@@ -117,7 +118,7 @@ def rollback_model(
     to: str = "",
     data: bool = False,
     reason: str = "",
-    share: bool = False,
+    share: bool | None = None,
 ) -> ModelVersion:
     """Serve the version that had a model stage before, and assign the stage to it.
 
@@ -133,7 +134,8 @@ def rollback_model(
         to: Version to return to, which had the stage before; empty for the one before the current one.
         data: Check out the data that the version learned from, too.
         reason: Reason, for the tag and the journal.
-        share: Push journal, tags and facts to git's ``origin`` at each step.
+        share: Push journal, tags and facts to git's ``origin`` at each step; None to do so for a git URL, whose clone
+            other workers do not see.
 
     Returns:
         The version that has the stage now; the one that lost it if no version had it before.
@@ -149,7 +151,7 @@ def rollback_model(
     repository = find_block(DvcRepository, repository, "repository")
     models = ModelRegistry(repository.open())
     rollback = Rollback(
-        _acting(models, name, server, registry, reason, share),
+        _acting(models, name, server, registry, reason, repository.is_cloned if share is None else share),
         data=data,
         to=to,
         report=lambda record: _show(repository, record),

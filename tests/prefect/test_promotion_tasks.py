@@ -13,11 +13,11 @@ from model_registry.fake import FakeRegistry
 from prefect import flow
 from prefect.client.orchestration import get_client
 from promotion_world import write_version
-from repos import commit_all, make_repo
+from repos import commit_all, git, make_repo
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, ModelServer
 from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.errors import PromotionError
+from dvkf_prefect.errors import ModelError, PromotionError
 from dvkf_prefect.flows import promote, rollback
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.promotion.journal import Journal
@@ -91,6 +91,31 @@ def test_tasks_promote_compare_and_roll_back(
 
     assert back().version == "v1.0.0" and server.endpoint("m").predict([[0, 0]]) == [1]
     assert "Rolled-Back-From" in registry.history("m")[0].trailers
+
+
+@pytest.mark.long
+def test_workers_with_their_own_clones_share_a_promotion(
+    block: DvcRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker that gets the answer continues what the other began; the journal was that of one clone alone."""
+    origin = f"file://{block.path}"
+    git(Path(block.path), "config", "receive.denyCurrentBranch", "ignore")
+    cloned = DvcRepository(path=origin, remote=None)
+
+    @flow
+    def act(worker: str, version: str, **options: Any) -> Any:
+        folder = tmp_path / worker
+        monkeypatch.setattr("dvkf_prefect.settings.DvkfSettings.folder", lambda self, name: folder / name)
+        return promote_model(cloned, "m", version, "prod", **options)
+
+    act("one", "v2.0.0", wait=True)
+    with pytest.raises(ModelError, match=r"promotion of m v2.0.0 to prod, by .* has not ended"):
+        act("two", "v1.0.0")
+    assert act("two", "v2.0.0", approval=Approval(True, "Ann")).stages == ("prod",)
+    record = Journal(ModelRegistry(block.open()).git, "m", "prod").read()
+    assert record is not None and (record.state, record.steps[1].said) == ("done", "approved by Ann")
+    assert len({path.parent for path in tmp_path.glob("*/clones/*/.git")}) == 2
+    assert ModelRegistry(block.open()).show("m", "#prod").version == "v2.0.0"
 
 
 def test_the_flow_asks_a_person(block: DvcRepository, server: ModelServer, artifacts: Artifacts) -> None:
