@@ -15,7 +15,13 @@ from dvkf_prefect.serving.kserve.canaries import Canary
 from dvkf_prefect.serving.kserve.spec import CANARY_OF, MARK
 
 GRAPH = replace(SETTINGS, split="graph")
-CASES = [("0.15", "Standard"), ("0.15", "Knative"), ("0.21", "Standard"), ("0.21", "Knative")]
+CASES = [
+    pytest.param("0.15", "Standard", marks=pytest.mark.long),
+    ("0.15", "Knative"),
+    ("0.21", "Standard"),
+    pytest.param("0.21", "Knative", marks=pytest.mark.long),
+]
+MODES = ["Standard", pytest.param("Knative", marks=pytest.mark.long)]
 URLS = {"Standard": "http://iris-split-ml.example.com", "Knative": "http://iris-split.ml.example.com"}
 
 
@@ -77,7 +83,7 @@ def test_a_graph_splits_promotes_and_aborts(version: str, mode: str) -> None:
         assert not [pod for pod in w.api.all("pods") if "split" in pod["metadata"]["name"]]
 
 
-@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_request_finds_a_pod_at_every_moment(mode: str) -> None:
     """Of each router that is ready, each step with requests has a service with a pod that is ready."""
 
@@ -173,6 +179,16 @@ def test_a_gate_that_refuses_ends_the_canary() -> None:
         assert (names(w), shares(w)) == (["iris"], {"v1.0.0": 100})
 
 
+def test_the_longest_name_has_a_canary() -> None:
+    """Names of KServe's objects leave room for the canary's part."""
+    model = "a-model-with-a-name-that-is-much-too-long-for-kserve"
+    with world("0.21") as w:
+        w.services.deploy(model, "v1.0.0", "digest1", uri(1), GRAPH)
+        canary = w.canaries.start(model, "v2.0.0", "digest2", uri(2), GRAPH, percent=20)
+        assert len(canary.service) == 38 and max(map(len, names(w))) == 47
+        assert w.canaries.promote(model).version == "v2.0.0"
+
+
 def test_a_version_for_all_ends_the_canary() -> None:
     with world("0.20") as w:
         w.deploy(1)
@@ -225,7 +241,7 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("act", ["start", "promote", "abort"])
 def test_a_kill_anywhere_is_continued(act: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends at each of its calls that change the cluster, without any of its own repairs."""

@@ -45,7 +45,7 @@ _LOG_LINES = "20"
 _RIGHTS = (
     "The account needs `get`, `list`, `create`, `patch` and `delete` of inferenceservices.serving.kserve.io, `get` and "
     "`list` of pods, pods/log and events, and `get` of deployments.apps, and of revisions.serving.knative.dev in mode "
-    "Knative"
+    "Knative; for graphs also `get`, `create`, `patch` and `delete` of inferencegraphs.serving.kserve.io"
 )
 _logger = logging.getLogger(__name__)
 
@@ -437,7 +437,7 @@ class KServeServices:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _path(self, name: str) -> str:
-        check_name(name, self.namespace)
+        check_name(name, self.namespace, canary=True)
         return f"{self._services}/{name}"
 
     def _found(self, path: str) -> dict[str, Any] | None:

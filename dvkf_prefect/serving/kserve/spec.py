@@ -273,12 +273,13 @@ def service_name(model: str, namespace: str) -> str:
     return name
 
 
-def check_name(name: str, namespace: str) -> None:
+def check_name(name: str, namespace: str, *, canary: bool = False) -> None:
     """Check the name of a service; KServe accepts longer ones and then reports only events.
 
     Args:
         name: Name of the service.
         namespace: Its namespace.
+        canary: True for a service that may be a canary, whose name is longer.
 
     Raises:
         ConfigError: The name is too long, or has other characters.
@@ -287,9 +288,10 @@ def check_name(name: str, namespace: str) -> None:
         raise ConfigError(
             f"'{name}' cannot be the name of a service. Use lower-case letters, digits and dashes, a letter first."
         )
-    if len(name) > _longest(namespace):
+    most = _longest(namespace) + (_CANARY + 1) * canary
+    if len(name) > most:
         raise ConfigError(
-            f"'{name}' in namespace '{namespace}' is too long for KServe: at most {_longest(namespace)} characters. "
+            f"'{name}' in namespace '{namespace}' is too long for KServe: at most {most} characters. "
             "Use a shorter name or namespace."
         )
 
