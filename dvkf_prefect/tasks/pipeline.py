@@ -33,8 +33,9 @@ from dvkf_prefect.tasks.stages.log import join_lines
 from dvkf_prefect.tasks.stages.progress import PipelineProgress
 from dvkf_prefect.tasks.stages.runner import stage_tasks
 
-# Skipped stages get cards of their own only in pipelines of at most this size. The pipeline's card lists all.
-_STAGE_CARDS = 50
+# Skipped stages get cards of their own only in pipelines of at most this size: each is a request, which takes longer
+# than all else about such a stage. The pipeline's card lists all.
+_STAGE_CARDS = 10
 
 
 def repro_pipeline(

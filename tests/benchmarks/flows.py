@@ -1,7 +1,7 @@
-"""Compare a flow over unchanged stages with as many empty tasks of Prefect, in turn, in one process.
+"""Compare unchanged stages with as many empty tasks of Prefect, in turn, in one process and flow. Writes FLOWS.md.
 
-A Prefect server of its own runs beside it. Each pair is one run of each flow, in changing order; the figures are
-seconds and CPU seconds of this process, and the median of the ratios.
+A Prefect server of its own runs beside it. Each round runs all sides, in changing order; the figures are seconds and
+CPU seconds of this process, and the quartiles of each round's ratio.
 
     python tests/benchmarks/flows.py [--stages 100] [--pairs 15] [--profile FILE]
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import cProfile
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -18,11 +19,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+RESULTS = Path(__file__).with_name("FLOWS.md")
 WIDTH = 10
+OURS = "stages in a flow"
+TASKS = ("empty tasks, submitted", "empty tasks, called")
 
 
 def make_stages(root: Path, count: int) -> None:
@@ -74,10 +79,10 @@ def compare(root: Path, count: int, pairs: int, profile: str) -> None:
 
     repo = Repo.open(root)
     sides: dict[str, Callable[[], object]] = {
-        "stages": lambda: repro_pipeline(repository, pipelines),
-        "submitted": submitted,
-        "called": called,
-        "no flow": lambda: repo.repro(),
+        OURS: lambda: repro_pipeline(repository, pipelines),
+        TASKS[0]: submitted,
+        TASKS[1]: called,
+        "stages without a flow": lambda: repo.repro(),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
 
@@ -90,22 +95,32 @@ def compare(root: Path, count: int, pairs: int, profile: str) -> None:
                     found[name].append(figures)
 
     bench()
+    lines = [
+        "# Unchanged stages and empty tasks of Prefect",
+        f"Made by `tests/benchmarks/flows.py`: {count} stages in chains of {WIDTH}, and as many empty tasks,"
+        f" {pairs} rounds in turn in one flow run. Medians, with the least and the most. Prefect {version('prefect')},"
+        f" Python {platform.python_version()}, {os.cpu_count()} cores, shared with the server. Load average at the end:"
+        f" {os.getloadavg()[0]:.1f}.",
+        "| work | seconds | CPU seconds |\n|---|---:|---:|",
+    ]
     for name, rows in found.items():
-        walls, cpus = zip(*rows, strict=True)
-        print(f"{name:10}  {statistics.median(walls):.3f} s ({min(walls):.3f}-{max(walls):.3f}),"
-              f" CPU {statistics.median(cpus):.3f} s ({min(cpus):.3f}-{max(cpus):.3f})", file=sys.stderr)  # fmt: skip
-    for theirs in ("submitted", "called"):
-        for index, unit in enumerate(("time", "CPU time")):
-            ratios = [a[index] / b[index] for a, b in zip(found["stages"], found[theirs], strict=True)]
+        cells = [
+            f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+            for each in zip(*rows, strict=True)
+        ]
+        lines[-1] += f"\n| {name} | {' | '.join(cells)} |"
+    lines.append("| stages in a flow, against | time, times | CPU time, times |\n|---|---:|---:|")
+    for other in TASKS:
+        cells = []
+        for index in (0, 1):
+            ratios = [a[index] / b[index] for a, b in zip(found[OURS], found[other], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
-            print(
-                f"{unit} of {count} cached stages: {middle:.2f} x that of {count} empty tasks {theirs}"
-                f" ({low:.2f}-{high:.2f})",
-                file=sys.stderr,
-            )
+            cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        lines[-1] += f"\n| {other} | {' | '.join(cells)} |"
+    RESULTS.write_text("\n\n".join(lines) + "\n")
     if profile:
         profiler = cProfile.Profile()
-        profiler.runcall(flow(name="profile")(sides["stages"]))
+        profiler.runcall(flow(name="profile")(sides[OURS]))
         profiler.dump_stats(profile)
 
 
