@@ -58,8 +58,9 @@ def plain_fields(schema: dict[str, Any], model: type[Block]) -> None:
     """
     schema_extra(schema, model)
     # A run's form sends a picked block as a reference. Prefect wants it to be a reference or the block's values, not
-    # both, and takes it for values too if no field is required.
-    schema["not"] = {"required": ["$ref"]}
+    # both, and takes it for values too if no field is required. The first of Prefect's pages omits keywords that it
+    # does not know: it keeps `allOf`, and no bare `not`.
+    schema["allOf"] = [{"not": {"required": ["$ref"]}}]
     for field in schema.get("properties", {}).values():
         kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
         if len(kinds) == 1 and len(kinds) < len(field["anyOf"]):
