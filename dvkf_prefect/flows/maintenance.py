@@ -13,7 +13,7 @@ from dvkf_prefect import DvcRepository, DvkfError, collect_data, collect_models,
 
 @flow(name="maintain")
 def maintain(
-    repository: str = "local",
+    repository: DvcRepository | str = "local",
     sample: float = 0.1,
     cloud: bool = True,
     collect: bool = True,
@@ -31,7 +31,7 @@ def maintain(
     since an unused object may be its last good copy.
 
     Args:
-        repository: Name of the DVC Repository block.
+        repository: DVC Repository block, or its name.
         sample: Share of the files to read and hash, above 0 and up to 1, chosen at random in each run.
         cloud: Verify and collect the remote too.
         collect: Also look for unused objects and published models.

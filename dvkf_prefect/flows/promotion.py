@@ -12,6 +12,8 @@ from pydantic import Field
 from dvkf_prefect import (
     Approval,
     DvcRepository,
+    KServeModelServer,
+    ModelServer,
     compare_versions,
     comparison_card,
     find_block,
@@ -53,8 +55,8 @@ def promote(
     timeout: int = 24 * 3600,
     reason: str = "",
     publish_to: str = "",
-    repository: str = "local",
-    server: str = "local",
+    repository: DvcRepository | str = "local",
+    server: ModelServer | KServeModelServer | str = "local",
     registry: str = "",
     push: bool = True,
 ) -> dict[str, Any]:
@@ -74,8 +76,8 @@ def promote(
         timeout: Seconds to wait for the answer.
         reason: Reason of the promotion, for its tag.
         publish_to: Place to publish the version to; nowhere if empty.
-        repository: Name of the DVC Repository block.
-        server: Name of the Model Server or KServe Model Server block; only the stage is changed if empty.
+        repository: DVC Repository block, or its name.
+        server: Model Server or KServe Model Server block, or its name; only the stage is changed if empty.
         registry: Name of the Kubeflow Model Registry block to mirror the model in; none if empty.
         push: Push the tags to git's origin if there is one. For a git URL, push the journal at each step, so that any
             worker continues.

@@ -10,13 +10,13 @@ from dvkf_prefect import DvcRepository, find_block, watch_data
 
 
 @flow(name="watch")
-def watch(repository: str = "local") -> list[dict[str, Any]]:
+def watch(repository: DvcRepository | str = "local") -> list[dict[str, Any]]:
     """Announce versions of data that are new in git and whole on the remote, each once.
 
     Schedule it every few minutes. A plain ``dvc push`` and ``git push`` then start deployments with a `data_trigger`.
 
     Args:
-        repository: Name of the DVC Repository block. A block with a git URL follows a branch of that URL.
+        repository: DVC Repository block, or its name. A block with a git URL follows a branch of that URL.
 
     Returns:
         The announced versions: path, digest, size and commit.

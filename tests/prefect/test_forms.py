@@ -268,15 +268,38 @@ def test_an_empty_secret_is_none() -> None:
     assert KubeflowCredentials.model_validate({"host": "http://kf", "token": ""}).token is None
 
 
-@pytest.mark.parametrize("name", ["repro", "train", "serve", "rollback"])
-def test_a_run_takes_a_picked_block_or_its_name(name: str) -> None:
+# What the first of Prefect's pages keeps of a schema that it sends back to be validated with a form's values.
+_KEPT = {
+    "definitions",
+    "position",
+    "block_type_slug",
+    "$ref",
+    "anyOf",
+    "allOf",
+    "example",
+    "default",
+    "const",
+}
+_KEPT |= {"description", "enum", "format", "items", "prefixItems", "properties", "required", "title", "type"}
+
+
+@pytest.mark.parametrize("keep", [None, _KEPT], ids=["whole", "of the first page"])
+@pytest.mark.parametrize("name", ["repro", "train", "serve", "rollback", "promote", "maintain", "watch"])
+def test_a_run_takes_a_picked_block_or_its_name(name: str, keep: set[str] | None) -> None:
     """Prefect took a picked block for a reference and for values, and refused both."""
-    schema = preprocess_schema(getattr(flows, name).parameters.model_dump())
-    other = "server" if name in ("serve", "rollback") else "pipelines"
+    sent = getattr(flows, name).parameters.model_dump()
+    if keep is not None:
+        sent["definitions"] = {
+            title: {key: value for key, value in definition.items() if key in keep}
+            for title, definition in sent["definitions"].items()
+        }
+    schema = preprocess_schema(sent)
+    required = {"model": "m"} if "model" in sent.get("required", ()) else {}
+    others = {"server", "pipelines"} & sent["properties"].keys()
     for value in ("local", {"$ref": {"block_document_id": str(uuid4())}}):
-        given = {"repository": value, other: value, **({"model": "m"} if other == "server" else {})}
+        given = {"repository": value, **dict.fromkeys(others, value), **required}
         assert not validate(given, schema, raise_on_error=False, preprocess=False)
-    assert validate({"repository": 1, "model": "m"}, schema, raise_on_error=False, preprocess=False)
+    assert validate({"repository": 1, **required}, schema, raise_on_error=False, preprocess=False)
 
 
 @pytest.mark.parametrize("block", _FILLED)
