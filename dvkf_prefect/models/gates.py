@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
 from dvkf_prefect.errors import ConfigError, DvkfError, ModelError, ServingError
-from dvkf_prefect.models.observed import Observed, PrometheusApi, Series
+from dvkf_prefect.models.observed import MetricsUnavailableError, Observed, PrometheusApi, Series
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.smoke import Answering, read_smoke
 from dvkf_prefect.models.trace import trace_version
@@ -35,6 +35,7 @@ from dvkf_prefect.models.version import ModelVersion
 URL_VARIABLE = "DVKF_PROMETHEUS_URL"
 TOKEN_VARIABLE = "DVKF_PROMETHEUS_TOKEN"  # noqa: S105 - the name of a variable
 _POLL = 5.0
+_OUTAGE = 60.0
 _NUMBER = r"(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
 _METRIC = re.compile(rf"(.+?)(>=|<=)(?:champion(?:([-+]){_NUMBER}(%?))?|([-+]?){_NUMBER}(%?))")
 _ERRORS = re.compile(rf"errors<{_NUMBER}(%?)")
@@ -302,21 +303,26 @@ class PrometheusGate:
             )
         limits = self.seconds or {}
         end = time.monotonic() + self.within
+        answered = time.monotonic()
         while True:
             try:
                 found = self._observe(endpoint, [quantile / 100 for quantile in limits])
+            except MetricsUnavailableError as error:
+                problem, last = str(error), min(end, answered + _OUTAGE)
             except DvkfError as error:
                 return self._finding(None, str(error))
-            # Prometheus extrapolates: 100 requests may be 99.7.
-            if round(found.requests) >= self.requests:
-                return self._judged(found, limits)
-            left = end - time.monotonic()
-            if left <= 0:
-                return self._finding(
-                    None,
-                    f"it has {found.requests:.0f} requests, and {self.requests} are needed. Wait longer (within=), "
-                    "or give the canary more traffic.",
+            else:
+                # Prometheus extrapolates: 100 requests may be 99.7.
+                if round(found.requests) >= self.requests:
+                    return self._judged(found, limits)
+                answered, last = time.monotonic(), end
+                problem = (
+                    f"it has {found.requests:.0f} requests, and {self.requests} are needed. Wait longer (within=), or "
+                    "give the canary more traffic."
                 )
+            left = last - time.monotonic()
+            if left <= 0:
+                return self._finding(None, problem)
             time.sleep(min(_POLL, left))
 
     def _observe(self, endpoint: Served, quantiles: Sequence[float]) -> Observed:

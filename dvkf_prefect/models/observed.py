@@ -16,6 +16,9 @@ from typing import Any
 from dvkf_prefect.errors import ServingError
 
 _TIMEOUT = 30.0
+# Answers of a proxy before a server that is not there now, and kinds of errors of a query that may pass.
+_PASSING = (502, 503, 504)
+_PASSING_KINDS = ("timeout", "canceled", "unavailable")
 _logger = logging.getLogger(__name__)
 
 
@@ -51,6 +54,10 @@ class Observed:
     requests: float
     failed: float | None
     seconds: Mapping[float, float] = field(default_factory=dict)
+
+
+class MetricsUnavailableError(ServingError):
+    """Metrics cannot be read now, and may be later: no answer, a timeout, or a server that starts or is overloaded."""
 
 
 class PrometheusApi:
@@ -105,7 +112,8 @@ class PrometheusApi:
         """Return the one value of an instant query; NaN if it has none.
 
         Raises:
-            ServingError: The server does not answer, refused the query, or is not Prometheus.
+            MetricsUnavailableError: The server does not answer now.
+            ServingError: The server refused the query, or is not Prometheus.
         """
         import httpx
 
@@ -117,11 +125,13 @@ class PrometheusApi:
                 timeout=self._timeout,
             )
         except httpx.TimeoutException as error:
-            raise ServingError(
+            raise MetricsUnavailableError(
                 f"{self}: no answer in {self._timeout:g} s. Correct its URL, or look at its load."
             ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ServingError(f"{self}: no answer ({error}). Correct its URL, or start it.") from error
+            unusable = isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol)
+            kind = ServingError if unusable else MetricsUnavailableError
+            raise kind(f"{self}: no answer ({error}). Correct its URL, or start it.") from error
         try:
             document = answer.json()
         except ValueError:
@@ -135,13 +145,15 @@ class PrometheusApi:
                 "USER:PASSWORD@ into its URL."
             )
         if "status" not in document:
-            raise ServingError(
+            kind_of = MetricsUnavailableError if status in _PASSING else ServingError
+            raise kind_of(
                 f"{self}: the answer is not one of Prometheus (status {status}). Correct its URL; before a login page "
                 "set the token DVKF_PROMETHEUS_TOKEN."
             )
         if document["status"] != "success":
             kind, said = document.get("errorType") or status, str(document.get("error") or "no reason")
-            raise ServingError(f"{self}: a query failed ({kind}: {said.rstrip('.')}). {_next_step(kind)}")
+            kind_of = MetricsUnavailableError if kind in _PASSING_KINDS else ServingError
+            raise kind_of(f"{self}: a query failed ({kind}: {said.rstrip('.')}). {_next_step(kind)}")
         for warning in document.get("warnings") or ():
             _logger.warning("%s: %s", self, warning)
         data = document.get("data") or {}
@@ -163,7 +175,7 @@ class PrometheusApi:
 
 
 def _next_step(kind: object) -> str:
-    if kind in ("timeout", "canceled", "unavailable"):
+    if kind in _PASSING_KINDS:
         return "Try again later, or look at its load."
     if kind == "execution":
         return "Look at its limits of samples and series."

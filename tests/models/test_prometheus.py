@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from processes import wait_until
@@ -97,6 +98,36 @@ def test_the_gate_cannot_judge_without_data_or_without_a_server() -> None:
     finding = judged(api.url, endpoint, "errors<1%,within=0s,optional")
     assert (finding.passed, finding.blocks) == (None, False)
     assert "Correct its URL, or start it." in finding.detail
+
+
+def test_a_short_outage_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that restarts does not end a canary; one that stays away does, a minute after its last answer."""
+    now = [0.0]
+    endpoint = ServiceEndpoint("", "iris", "v2.0.0", "", revision="iris-00002", namespace="ml")
+    with fake_api(values={"revision_app_request_count": "3"}) as api:
+
+        def sleep(seconds: float) -> None:
+            now[0] += seconds
+            if now[0] == 10.0:
+                api.error = (503, "unavailable", "the server starts")
+            elif now[0] == 40.0:
+                api.error = None
+            elif now[0] == 45.0:
+                api.page = (502, "<html>Bad gateway</html>")
+
+        clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+        monkeypatch.setattr("dvkf_prefect.models.gates.time", clock)
+        finding = judged(api.url, endpoint, "errors<1%,requests>=5,within=10m")
+        assert (finding.passed, now) == (None, [100.0])
+        assert "not one of Prometheus (status 502)" in finding.detail
+        api.page, now[0] = None, 45.5
+        assert (
+            "it has 3 requests, and 5 are needed"
+            in judged(api.url, endpoint, "errors<1%,requests>=5,within=1s").detail
+        )
+        api.page, at = (200, "<html>Login</html>"), now[0]
+        assert judged(api.url, endpoint, "errors<1%,within=10m").passed is None
+        assert now == [at]  # more waiting cannot help
 
 
 CANARY = ServiceEndpoint("", "iris", "v2.0.0", "", revision="iris-00002", namespace="ml")
