@@ -227,7 +227,7 @@ def test_a_canary_behind_a_graph(cluster: World, published: Project, capfd) -> N
     assert main(["model", "deploy", "classifier@v0.0.1", *KSERVE]) == 0
     assert main(["model", "deploy", "classifier", *KSERVE, "--canary", "20", "--split", "graph"]) == 0
     capfd.readouterr()
-    url = "http://classifier-split-ml.example.com"
+    url = "http://classifier-split.ml.svc.cluster.local"
     assert main(["model", "canary", "classifier", "-n", "ml"]) == 0
     said = "classifier: v0.0.2 gets 20 % of the traffic, v0.0.1 the rest"
     assert capfd.readouterr().out == f"{said}, at {url}\n"

@@ -22,7 +22,7 @@ CASES = [
     pytest.param("0.21", "Knative", marks=pytest.mark.long),
 ]
 MODES = ["Standard", pytest.param("Knative", marks=pytest.mark.long)]
-URLS = {"Standard": "http://iris-split-ml.example.com", "Knative": "http://iris-split.ml.example.com"}
+URLS = {"Standard": "http://iris-split.ml.svc.cluster.local", "Knative": "http://iris-split.ml.example.com"}
 
 
 def graph(w: World):
@@ -165,6 +165,24 @@ def test_a_canary_or_router_that_fails_leaves_nothing(mode: str) -> None:
         with pytest.raises(ServingError, match=r"v1\.0\.0 serves\.$"):
             w.deploy_canary(5, 20)
         assert (names(w), shares(w)) == (["iris"], {"v1.0.0": 100})
+
+
+def test_a_promotion_that_fails_leaves_the_canary() -> None:
+    with world("0.21") as w:
+        w.deploy(1)
+        w.deploy_canary(2, 20, GRAPH)
+        w.kserve.models[uri(2)] = Model("crash")  # of pods that start from now on
+        with pytest.raises(
+            ServingError, match=r"(?s)iris v2\.0\.0 does not serve as 'iris': .*v1\.0\.0 serves\.$"
+        ):
+            w.canaries.promote("iris")
+        w.pause(5)
+        assert shares(w) == {"v1.0.0": 80, "v2.0.0": 20}
+        found = w.canaries.get("iris")
+        assert found is not None and (found.stable, found.version) == ("v1.0.0", "v2.0.0")
+        w.kserve.models.clear()
+        assert w.canaries.promote("iris").version == "v2.0.0"
+        assert (names(w), shares(w)) == (["iris"], {"v2.0.0": 100})
 
 
 def test_a_gate_that_refuses_ends_the_canary() -> None:

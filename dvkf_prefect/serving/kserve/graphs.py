@@ -55,8 +55,17 @@ class Split:
 
     @property
     def url(self) -> str:
-        """Address of the graph; empty before it has one."""
-        return str((self.graph.get("status") or {}).get("url") or "")
+        """Address of the graph; in mode Standard that of its Kubernetes Service, inside the cluster.
+
+        KServe writes a host into the status of mode Standard for which it makes no route (kserve 0.21,
+        ``test/e2e/graph/test_inference_graph.py:1095``). The Service has the port of those of predictors.
+        """
+        if mode_of(self.live) == "Knative":
+            return str((self.graph.get("status") or {}).get("url") or "")
+        scheme, _, host = _base(self.live).partition("://")
+        return (
+            f"{scheme}://{graph_name(self.live['metadata']['name'])}.{host.partition('.')[2]}" if host else ""
+        )
 
 
 class Graphs:
@@ -330,12 +339,16 @@ def _routed(pod: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _address(live: Mapping[str, Any]) -> str:
     """Return the address that predicts by a service, inside the cluster; empty if it has none."""
-    base = str(((live.get("status") or {}).get("address") or {}).get("url") or "").rstrip("/")
+    base = _base(live)
     predictor = live["spec"]["predictor"]
     model = quote(annotations_of(live).get(SERVED_AS) or live["metadata"]["name"], safe="")
     if (predictor.get("model") or {}).get("protocolVersion") == "v2":
         return f"{base}/v2/models/{model}/infer" if base else ""
     return f"{base}/v1/models/{model}:predict" if base else ""
+
+
+def _base(live: Mapping[str, Any]) -> str:
+    return str(((live.get("status") or {}).get("address") or {}).get("url") or "").rstrip("/")
 
 
 def _of_canary(predictor: Mapping[str, Any], name: str) -> dict[str, Any]:
