@@ -16,7 +16,9 @@ from dvkf_prefect.serving.workers import WorkerPool
 
 # Seconds of a computation that must not block the event loop.
 _SLOW = 0.02
-_PENALTY = 500
+# Requests to compute in threads after a slow computation, at most; quick computations in turn that halve their number.
+_MOST_THREADED = 1000
+_RECOVERY = 100
 _THREADS = 40
 # Requests of one version in progress; the rest of `MAX_REQUESTS` is for other versions and models.
 MAX_RUNNING = MAX_REQUESTS - 64
@@ -76,7 +78,8 @@ class Lane:
         self._batching = batching or Batching()
         # Requests to compute in threads before one is computed on the event loop again.
         self._threaded = 0
-        self._penalty = _PENALTY
+        self._penalty = 1
+        self._quick_ones = 0
         # Threads of its own: a model that hangs leaves those of others.
         self._threads = CapacityLimiter(model.count if isinstance(model, WorkerPool) else _THREADS)
         self._waiting: list[_Waiting] = []
@@ -137,7 +140,9 @@ class Lane:
     def answer_at_once(self, request: Request, limit: int, share: Share) -> Answer:
         """Compute the answer to a request on the event loop; only if `is_quick`.
 
-        A slow computation sends the next ones to threads, twice as many each time.
+        A slow computation sends the next ones to threads: twice as many each time, and more after a very slow one. So a
+        slow model soon leaves the event loop. A collection of garbage or a page fault costs a few threads, and a run
+        of quick computations halves the number.
 
         Args:
             request: The request.
@@ -147,9 +152,14 @@ class Lane:
         self.batches += 1
         started = time.thread_time()  # a model that waits for nothing
         (answer,) = self._compute([request], limit, [share])
-        if time.thread_time() - started > _SLOW:
-            self._penalty *= 2
-            self._threaded = self._penalty
+        spent = time.thread_time() - started
+        if spent > _SLOW:
+            self._penalty = min(self._penalty * max(2, int(spent / _SLOW)), _MOST_THREADED)
+            self._threaded, self._quick_ones = self._penalty, 0
+        else:
+            self._quick_ones += 1
+            if self._quick_ones == _RECOVERY:
+                self._penalty, self._quick_ones = max(1, self._penalty // 2), 0
         return answer
 
     async def close(self) -> None:

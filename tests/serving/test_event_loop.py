@@ -296,12 +296,24 @@ def test_a_slow_model_leaves_the_event_loop(
     running: Running, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "_SLOW", -1.0)
-    monkeypatch.setattr(running.quick, "_penalty", 1)
-    for _ in range(7):
+    monkeypatch.setattr(lanes, "_MOST_THREADED", 4)
+    for attribute, start in (("_penalty", 1), ("_quick_ones", 0), ("_threaded", 0)):
+        monkeypatch.setattr(running.quick, attribute, start)
+    for _ in range(12):
         assert b"200 OK" in running.send(_post(_ROW))
-    # On the loop, two in threads, on the loop, four in threads ...
-    assert len(counted) == 2 and running.quick._penalty == 4
-    monkeypatch.setattr(running.quick, "_threaded", 0)
+    # On the loop, two in threads, on the loop, four in threads, and four again, the most.
+    assert len(counted) == 3 and (running.quick._penalty, running.quick._threaded) == (4, 1)
+
+
+def test_a_model_returns_to_the_event_loop_after_a_slow_computation(
+    running: Running, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_RECOVERY", 3)
+    for attribute, start in (("_penalty", 8), ("_quick_ones", 0), ("_threaded", 2)):
+        monkeypatch.setattr(running.quick, attribute, start)
+    for _ in range(2 + 3 + 3):
+        assert b"200 OK" in running.send(_post(_ROW))
+    assert len(counted) == 6 and running.quick._penalty == 2
 
 
 def test_a_model_that_hangs_leaves_room_for_others(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
