@@ -14,7 +14,7 @@ from pydantic import Field, HttpUrl
 
 
 class DvkfSettings(PrefectBaseSettings):
-    """Folder of the package's files, size of cards, timeouts of git and of turns.
+    """Folder of the package's files, size of cards, asset events, timeouts of git and of turns.
 
     Example:
         >>> DvkfSettings(card_rows=5).card_rows
@@ -38,6 +38,10 @@ class DvkfSettings(PrefectBaseSettings):
         ge=0,
         le=100,
         description="Number of first rows in the card of a table. Cards are stored on Prefect's server.",
+    )
+    assets: bool = Field(
+        default=True,
+        description="Emit Prefect's asset events for versions of data and models that tasks write.",
     )
     docs_url: HttpUrl | None = Field(
         default=None,

@@ -19,24 +19,21 @@ from typing import Any, Literal
 from prefect.events import emit_event
 
 from dvkf_prefect.cards import PUSHED, dataset_id
-from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.models.version import ModelVersion
 
 
-def announce_pushed(repository: str, versions: Iterable[DataVersion], transfer: Transfer) -> None:
-    """Emit ``dvkf.dataset.pushed`` for each version that arrived on the remote by this push.
+def announce_pushed(repository: str, versions: Iterable[DataVersion], remote: str) -> None:
+    """Emit ``dvkf.dataset.pushed`` for versions that arrived on a remote.
 
     Args:
         repository: Short name of the repository.
-        versions: Recorded versions of the pushed outputs.
-        transfer: Result of the push.
+        versions: The versions.
+        remote: Name of the remote.
     """
     for version in versions:
-        if version.digest not in transfer.arrived:
-            continue
         resource, payload = pushed_event(repository, version)
-        emit_event(PUSHED, resource, payload={**payload, "remote": transfer.remote})
+        emit_event(PUSHED, resource, payload={**payload, "remote": remote})
 
 
 def pushed_event(repository: str, version: DataVersion) -> tuple[dict[str, str], dict[str, Any]]:

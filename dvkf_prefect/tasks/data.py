@@ -24,6 +24,7 @@ from dvkf_prefect.pipeline.run.documents import changed_documents, need_git, pat
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._assets import Assets
 from dvkf_prefect.tasks._events import announce_pushed
 from dvkf_prefect.tasks._git import run_trailers, with_trailers
 from dvkf_prefect.tasks._logging import run_logger
@@ -76,7 +77,9 @@ def checkout_data(
         len(done.modified),
         len(done.deleted),
     )
-    return recorded_versions(repo, listed(targets))
+    versions = recorded_versions(repo, listed(targets))
+    Assets(repository, repo).read(versions)
+    return versions
 
 
 @task(
@@ -113,6 +116,7 @@ def pull_data(
     logger.info("%s", transfer_text("fetched", pulled.transfer))
     versions = recorded_versions(repo, listed(targets))
     publish_versions(repository.name, repo, versions)
+    Assets(repository, repo).read(versions)
     return versions
 
 
@@ -181,6 +185,7 @@ def write_data(
     version = write_frame(repo, frame, path, index=index, read_options=read_options, force=force)
     run_logger().info("wrote %d rows: %s", len(frame), version)
     publish_versions(repository.name, repo, (version,))
+    Assets(repository, repo).written((version,))
     return version
 
 
@@ -218,7 +223,13 @@ def push_data(
     transfer = repo.push(listed(targets))
     run_logger().info("%s", transfer_text("pushed", transfer))
     if announce and transfer.arrived:
-        announce_pushed(repository.name, recorded_versions(repo, listed(targets)), transfer)
+        arrived = [
+            version
+            for version in recorded_versions(repo, listed(targets))
+            if version.digest in transfer.arrived
+        ]
+        announce_pushed(repository.name, arrived, transfer.remote)
+        Assets(repository, repo).written(arrived)
     return transfer
 
 

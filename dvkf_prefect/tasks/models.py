@@ -29,6 +29,7 @@ from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._assets import Assets
 from dvkf_prefect.tasks._events import announce_model
 from dvkf_prefect.tasks._git import parent_run, run_trailers
 from dvkf_prefect.tasks._logging import run_logger
@@ -76,6 +77,7 @@ def register_model(
     LineageEvents(registry.repo, parent=parent_run()).registered(registered)
     publish_model(repository, registry, name, f"Registered {registered.version} of {name}.")
     announce_model(repository.name, registered, "registered")
+    Assets(repository, registry.repo).registered(registered)
     return registered
 
 
@@ -269,6 +271,7 @@ def deploy_model(
     LineageEvents(registry.repo, parent=parent_run()).deployed(version, server.where)
     publish(endpoint_card(endpoint, repository.name, version))
     announce_model(repository.name, version, "deployed", server=server.where, url=endpoint.url)
+    Assets(repository, registry.repo).read_model(version)
     return endpoint
 
 

@@ -24,6 +24,7 @@ from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.pipeline.run.documents import need_git, paths_from_top
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks._artifacts import create_artifact
+from dvkf_prefect.tasks._assets import Assets
 from dvkf_prefect.tasks._events import pushed_event
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
@@ -136,6 +137,7 @@ def announce_data(
         _announce(repository.name, version, str(before["id"]) if before else "")
         announced.append(version)
         run_logger().info("announced %s", version)
+    Assets(repository, repo).written(announced)
     return tuple(announced)
 
 
