@@ -319,3 +319,46 @@ def test_many_files_make_one_version(users: Repo) -> None:
     assert (dataset.nfiles, reports.nfiles) == (60, 60)
     # One manifest each of the dataset and of the reports.
     assert len(list(users.cache.root.rglob("*.dir"))) == before + 2
+
+
+KILLED = """
+import os, signal, sys, threading
+from dvkf_prefect.data.quality.incoming import add_incoming, check_incoming, clear_incoming
+from dvkf_prefect.repo import Repo
+import pandera.io.pandas_io
+
+delay = float(sys.argv[1])
+if delay:
+    threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+repo = Repo.open(".")
+found = check_incoming(repo, "../in", "data/users", "schemas/users.yaml", settle=0)
+add_incoming(repo, found)
+clear_incoming(repo, found)
+os._exit(0)
+"""
+
+
+@pytest.mark.long
+def test_a_kill_at_any_time_loses_nothing(users: Repo) -> None:
+    """The same run is killed again and again, a little later each time, and then ends."""
+    inbox = users.root.parent / "in"
+    good = {f"good-{number}.csv": f"{number + 1},01234" for number in range(40)}
+    bad = {f"bad-{number}.csv": f"{-number - 1},01234" for number in range(20)}
+    for name, row in {**good, **bad}.items():
+        put(users, name, row)
+    ends = set()
+    for step in range(1, 13):
+        command = [sys.executable, "-c", KILLED, str(step * 0.06)]
+        ends.add(subprocess.run(command, cwd=users.root, capture_output=True).returncode)
+    assert -9 in ends
+    subprocess.run([sys.executable, "-c", KILLED, "0"], cwd=users.root, check=True)
+    assert list(inbox.iterdir()) == []
+    again = Repo.open(users.root)
+    reports = quality_reports(again, "data/users")
+    assert {path.removeprefix("data/users/") for path in reports} == good.keys()
+    assert all(report.passed for (report,) in reports.values())
+    assert again.verify() and again.version("data/users").nfiles == 40
+    aside = [path for path in (inbox.parent / "in-quarantine").iterdir() if path.suffix == ".csv"]
+    assert sorted(path.read_text().split("\n")[1] for path in aside) == sorted(bad.values())
+    # One report for each file that was ever checked, and each is tracked.
+    assert again.version("quality-reports").nfiles == 60

@@ -284,7 +284,9 @@ _KEPT |= {"description", "enum", "format", "items", "prefixItems", "properties",
 
 
 @pytest.mark.parametrize("keep", [None, _KEPT], ids=["whole", "of the first page"])
-@pytest.mark.parametrize("name", ["repro", "train", "serve", "rollback", "promote", "maintain", "watch"])
+@pytest.mark.parametrize(
+    "name", ["ingest", "repro", "train", "serve", "rollback", "promote", "maintain", "watch"]
+)
 def test_a_run_takes_a_picked_block_or_its_name(name: str, keep: set[str] | None) -> None:
     """Prefect took a picked block for a reference and for values, and refused both."""
     sent = getattr(flows, name).parameters.model_dump()

@@ -11,7 +11,7 @@ import pytest
 from repos import git, make_repo
 
 from dvkf_prefect import quality_reports
-from dvkf_prefect.blocks import DvcRepository
+from dvkf_prefect.blocks import DvcRemote, DvcRepository
 from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.flows import ingest, ingestion
 from dvkf_prefect.repo import Repo
@@ -118,3 +118,29 @@ def test_a_killed_run_is_continued(
     assert len({*quality_reports(users, "quality-reports", rev="HEAD")}) == 2
     pushed = [each for each in events(block.name, 2) if each["resource"]["dvkf.path"] == "data/users"]
     assert len(pushed) == 1
+
+
+@pytest.mark.long
+def test_a_worker_without_the_data_ingests_by_a_git_url(
+    users: Repo, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh clone adds to the dataset, whose files it does not have, and pushes data and commit."""
+    inbox = tmp_path / "inbox"
+    put(inbox, "a.csv", "1,01234")
+    ingest(DvcRepository(path=str(users.root), label="first"), str(inbox), **OPTIONS)
+    origin = tmp_path / "origin.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(users.root), str(origin))
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))
+    store = DvcRemote(url=str(tmp_path / "store"))
+    block = DvcRepository(path=f"file://{origin}", label="second", remote=store)
+    put(inbox, "again.csv", "1,01234")
+    put(inbox, "b.csv", "2,01234")
+    done = ingest(block, str(inbox), **OPTIONS)
+    assert (done["passed"], list(inbox.iterdir())) == (["again.csv", "b.csv"], [])
+    assert git(origin, "log", "-1", "--format=%H") == done["commit"]
+    git(tmp_path, "clone", "--quiet", str(origin), str(tmp_path / "third"))
+    third = Repo.open(tmp_path / "third", config=store.as_config())
+    third.pull()
+    names = sorted(path.name for path in (third.root / "data/users").iterdir())
+    assert names == ["a.csv", "again.csv", "b.csv"]
+    assert all(len(reports) == 1 for reports in quality_reports(third, "data/users", rev="HEAD").values())
