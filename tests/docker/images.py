@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -18,15 +18,26 @@ from packaging.requirements import Requirement
 
 _TOOLS = ("sh", "mktemp", "mkdir", "chmod", "cat", "rm", "ls", "env")
 _LEFT_OUT = {"__pycache__", "site-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip"}
+# Commands as pip writes them, by the module that has their function.
+_SCRIPT = "#!/usr/local/bin/python3\nfrom {} import {name}\n{name}()\n"
+_SCRIPTS = {
+    "pip": _SCRIPT.format("pip._internal.cli.main", name="main"),
+    "prefect": _SCRIPT.format("prefect.cli", name="app"),
+}
 _VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 # A library of the user's, which is on no index; pip finds it in the image.
 TINY = "tinylib"
 
 
-def make_image(name: str, *, packages: bool) -> None:
+def make_image(name: str, *, packages: bool, programs: Sequence[str] = ()) -> None:
     """Import an image with Python, pip, a shell, and with ``packages`` all that this package requires.
 
     Its pip finds only ``tinylib`` 1.0, in place of an index.
+
+    Args:
+        name: Name and tag of the image.
+        packages: Add the packages that this one requires, and the commands of pip and Prefect.
+        programs: More programs of this machine, such as ``git``.
     """
     command = [
         "docker",
@@ -41,7 +52,7 @@ def make_image(name: str, *, packages: bool) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as importing:
         assert importing.stdin is not None
         with tarfile.open(fileobj=importing.stdin, mode="w|", dereference=True) as tar:
-            for place, path in _files(packages):
+            for place, path in _files(packages, programs):
                 tar.add(path, place, recursive=False)
             for folder, mode in (("tmp", 0o1777), ("root", 0o700), ("wheels", 0o755), ("etc", 0o755)):
                 about = tarfile.TarInfo(folder)
@@ -53,17 +64,19 @@ def make_image(name: str, *, packages: bool) -> None:
                 tar.addfile(about)
             _text(tar, "etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
             _text(tar, "etc/group", b"root:x:0:\n")
+            for script, text in _SCRIPTS.items() if packages else ():
+                _text(tar, f"usr/local/bin/{script}", text.encode(), mode=0o755)
             _text(tar, f"wheels/{TINY}-1.0-py3-none-any.whl", _tiny())
     assert importing.returncode == 0
 
 
-def _text(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _text(tar: tarfile.TarFile, name: str, data: bytes, *, mode: int = 0o644) -> None:
     about = tarfile.TarInfo(name)
-    about.size, about.mode = len(data), 0o644
+    about.size, about.mode = len(data), mode
     tar.addfile(about, io.BytesIO(data))
 
 
-def _files(packages: bool) -> Iterator[tuple[str, Path]]:
+def _files(packages: bool, programs: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """Yield place in the image and path here, of each file."""
     executable = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     standard = Path(sysconfig.get_path("stdlib"))
@@ -75,7 +88,7 @@ def _files(packages: bool) -> Iterator[tuple[str, Path]]:
             yield f"usr/local/lib/{_VERSION}/{inner}", path
             if path.suffix == ".so" and "tkinter" not in path.name:
                 binaries.append(path)
-    for tool in _TOOLS:
+    for tool in (*_TOOLS, *programs):
         found = shutil.which(tool)
         assert found
         binaries.append(Path(found).resolve())
