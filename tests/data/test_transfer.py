@@ -15,6 +15,7 @@ from dvkf_prefect.data.cache.cache import Cache
 from dvkf_prefect.data.git.command import revisions_of
 from dvkf_prefect.data.remotes import open_storage
 from dvkf_prefect.data.remotes.base import Storage
+from dvkf_prefect.data.remotes.folder import FolderStorage
 from dvkf_prefect.data.repository.selection import Choice, select
 from dvkf_prefect.data.transfer.plan import plan_fetch, plan_push
 from dvkf_prefect.data.transfer.transfer import Remote, cloud_status, execute, fetch, push
@@ -267,6 +268,29 @@ def test_every_way_to_look_finds_the_same(
     assert remote.missing(asked, hash_name) == set(asked).difference(present)
     sizes = {digest: ord(digest[0]) % 7 for digest in set(asked).intersection(present)}
     assert remote.sizes(asked, hash_name) == sizes
+    assert remote.sizes(asked, hash_name, expected=True) == sizes
+
+
+def test_a_push_with_nothing_to_send_lists_no_folder(
+    tracked: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks up what a manifest on the remote stands for, and finds an object of another size."""
+    for number in range(100):
+        (tracked.root / f"data/{number}").write_text(f"{number}\n" * 2)
+    tracked.add(["data"])
+    tracked.push()
+
+    def refused(self: FolderStorage, prefix: str = "") -> Iterator[tuple[str, int]]:
+        raise AssertionError(prefix)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStorage, "list", refused)
+        assert tracked.push().files == 0
+    short = tmp_path / "store" / object_key(md5("7\n7\n"))
+    short.chmod(0o644)
+    short.write_text("7")
+    assert tracked.push().files == 1
+    assert short.read_text() == "7\n7\n"
 
 
 def test_a_remote_that_does_not_answer_is_not_asked_again_for_each(service: Service) -> None:

@@ -76,6 +76,22 @@ class FolderStorage(Storage):
             raise self._error(error, f"look up '{key}'", key) from error
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
+    def sizes(self, keys: Iterable[str]) -> Iterator[int | None]:
+        """Yield `size` of each key, without a check of the key; faster than `list` if most of these blobs exist."""
+        look, is_regular, start, some = os.stat, stat.S_ISREG, f"{self._root}/", False
+        for key in keys:
+            try:
+                status = look(start + key)
+            except (FileNotFoundError, NotADirectoryError):
+                if not some:
+                    self._check_mounted(f"look up '{key}'")
+                yield None
+                continue
+            except OSError as error:
+                raise self._error(error, f"look up '{key}'", key) from error
+            some = True
+            yield status.st_size if is_regular(status.st_mode) else None
+
     def _stream(self, key: str, start: int) -> Iterator[bytes]:
         """Yield the blob from a byte on, in chunks of 1 MiB."""
         tried = f"read '{key}'"

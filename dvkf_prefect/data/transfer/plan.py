@@ -404,7 +404,8 @@ def _cut_short(plan: Plan, group: HashGroup, away: set[str]) -> set[str]:
         with suppress(DvkfError):
             members[digest] = plan.tree(digest, group.hash_name).digests
     wanted = {digest for digests in members.values() for digest in digests}
-    wrong = _damaged(plan.cache, plan.remote.sizes(wanted, group.hash_name), group.hash_name)
+    there = plan.remote.sizes(wanted, group.hash_name, expected=True)
+    wrong = _damaged(plan.cache, there, group.hash_name)
     if wrong:
         group.opened += [digest for digest in near if not wrong.isdisjoint(members.get(digest, ()))]
     return wrong
