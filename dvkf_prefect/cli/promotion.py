@@ -64,6 +64,7 @@ def promotion_arguments(commands: dict[str, Parser]) -> None:
         help="place to publish the version to (default: DVKF_MODELS_URL)",
     )
     split_option(promote)
+    rollback.set_defaults(split=None)  # a rollback starts no canary
     rollback.add_argument(
         "--data", action="store_true", help="check out the data that the version learned from, too"
     )

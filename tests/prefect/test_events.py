@@ -46,10 +46,10 @@ def events(repository: str, at_least: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def read() -> bool:
-        wanted = {"filter": {"event": {"prefix": ["dvkf."]}, "order": "ASC"}, "limit": 50}
+        wanted = {"filter": {"event": {"prefix": ["dvkf."]}, "order": "DESC"}, "limit": 50}
         with get_client(sync_client=True) as client:
             every = client._client.post("/events/filter", json=wanted).json()["events"]
-        found[:] = [each for each in every if each["resource"].get("dvkf.repository") == repository]
+        found[:] = [each for each in reversed(every) if each["resource"].get("dvkf.repository") == repository]
         return len(found) >= at_least
 
     wait_until(read)

@@ -115,6 +115,7 @@ _FILLED: dict[type[Block], dict[str, Any]] = {
         "context": "cluster",
         "url": "https://gateway.example.org",
         "mode": "Standard",
+        "split": "graph",
         "format": "sklearn",
         "runtime": "kserve-mlserver",
         "protocol": "v2",

@@ -119,7 +119,8 @@ def newest_card(server: PrefectServer, key: str) -> str:
     return f"/artifacts/artifact/{newest['id']}"
 
 
-@pytest.fixture(scope="session")
+# Not of the session: Playwright runs an event loop of its own in the thread of the tests meanwhile.
+@pytest.fixture(scope="module")
 def viewer(ui: PrefectServer) -> Iterator[Viewer]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
