@@ -17,7 +17,16 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 _TOOLS = ("sh", "mktemp", "mkdir", "chmod", "cat", "rm", "ls", "env")
-_LEFT_OUT = {"__pycache__", "site-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip"}
+_LEFT_OUT = {
+    "EXTERNALLY-MANAGED",
+    "__pycache__",
+    "site-packages",
+    "test",
+    "idlelib",
+    "tkinter",
+    "turtledemo",
+    "ensurepip",
+}
 # Commands as pip writes them, by the module that has their function.
 _SCRIPT = "#!/usr/local/bin/python3\nfrom {} import {name}\n{name}()\n"
 _SCRIPTS = {
