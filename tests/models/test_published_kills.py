@@ -166,10 +166,10 @@ class World:
         return objects, self.noted(place), self.parts(place)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, s3: servers.S3Server) -> World:
-    """One model for all tests; each publication has a place of its own."""
-    return World(tmp_path_factory.mktemp("published"), s3, "published-kills")
+@pytest.fixture
+def world(tmp_path: Path, s3: servers.S3Server) -> World:
+    """A model; each publication has a place of its own."""
+    return World(tmp_path, s3, f"published-kills-{next(_PLACES)}")
 
 
 @pytest.mark.long
