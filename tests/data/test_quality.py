@@ -17,6 +17,7 @@ from dvkf_prefect.data.quality.incoming import Incoming, add_incoming, check_inc
 from dvkf_prefect.data.quality.reports import QualityReport, quality_reports
 from dvkf_prefect.data.quality.schemas import load_schema
 from dvkf_prefect.errors import ConfigError, OutputChangedError, OutputError, OutputNotFoundError
+from dvkf_prefect.files import temporary_name
 from dvkf_prefect.repo import Repo
 
 YAML = """\
@@ -305,6 +306,16 @@ def test_places_that_cannot_work_are_refused(users: Repo, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match=r"has other files: mine.csv. Track it by `dvkf add data/users`"):
         add_incoming(users, check(users))
     assert (inbox / "a.csv").exists()
+
+
+def test_temporary_files_of_a_killed_run_are_no_files_of_a_new_folder(users: Repo) -> None:
+    put(users, "a.csv", "1,01234")
+    found = check(users)
+    for folder in ("data/users", "quality-reports"):
+        (users.root / folder).mkdir(parents=True, exist_ok=True)
+        (users.root / folder / temporary_name()).write_bytes(b"id")
+    add_incoming(users, found)
+    assert users.version("data/users").nfiles == 1 and users.version("quality-reports").nfiles == 1
 
 
 def test_many_files_make_one_version(users: Repo) -> None:

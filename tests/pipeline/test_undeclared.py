@@ -27,7 +27,7 @@ try:
 except ImportError:
     pass
 pathlib.Path("mlruns/0").mkdir(parents=True, exist_ok=True)
-for name in ("mlruns/0/a", "mlruns/b", "nohup.out", "ignored.log", "notes.md"):
+for name in ("mlruns/0/a", "mlruns/b", "nohup.out", "ignored.log", "notes.md", ".0123456789abcdef.dvkf-tmp"):
     with open(name, "a") as file:
         file.write("more")
 """

@@ -31,7 +31,7 @@ from dvkf_prefect.errors import (
     OutputOverlapError,
     UnsafePathError,
 )
-from dvkf_prefect.files import raise_disk_full, temporary_beside, write_atomic
+from dvkf_prefect.files import raise_disk_full, temporary_beside, walk_files, write_atomic
 from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import DataVersion, Output
@@ -470,9 +470,8 @@ def _put(repo: Repository, incoming: Incoming, passed: Sequence[IncomingFile], o
 
 def _check_new(repo: Repository, folder: str, paths: Sequence[str]) -> None:
     """Refuse to track a new directory with files that were not checked."""
-    top = repo.root / folder
-    there = (file.relative_to(top).as_posix() for file in top.rglob("*") if not file.is_dir())
-    others = sorted(set(there) - set(paths))
+    # A writer that was killed leaves its temporary file, which no directory's version has.
+    others = sorted({path for path, _ in walk_files(repo.root / folder)} - set(paths))
     if others:
         raise OutputError(
             f"'{folder}' is not tracked and has other files: {', '.join(others[:3])}. Track it by `dvkf add {folder}`."

@@ -13,7 +13,7 @@ from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.transfer.manifests import read_manifest
 from dvkf_prefect.data.transfer.move import move
 from dvkf_prefect.errors import MissingObjectError, StageError
-from dvkf_prefect.files import walk_files
+from dvkf_prefect.files import is_temporary, walk_files
 from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.objects import MD5
 from dvkf_prefect.formats.tree import Tree, is_tree
@@ -187,6 +187,7 @@ class Supply:
             name
             for file in folder.rglob("*")
             if file.is_file()
+            and not is_temporary(file.name)
             and (name := file.relative_to(self._repo.root).as_posix()) not in known
             and not self._repo.ignore.matches(name)
         )

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import DvkfError, StageFailedError
-from dvkf_prefect.files import read_description
+from dvkf_prefect.files import is_temporary, read_description
 from dvkf_prefect.formats.dvcyaml import Stage
 from dvkf_prefect.paths import overlaps
 from dvkf_prefect.pipeline.step.spec import WORK
@@ -217,7 +217,7 @@ def _writes(repo: Repository, stage: Stage, tracked: set[str], since: int) -> li
                 if count > _ENTRIES:
                     return []
                 path = prefix + entry.name
-                if entry.name in _PASSED_OVER or path in declared:
+                if entry.name in _PASSED_OVER or is_temporary(entry.name) or path in declared:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     left.append(f"{path}/")
