@@ -5,200 +5,31 @@ PyTorch and TensorFlow are large, so the tests of their formats are skipped wher
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from formats_world import KINDS, ROWS, Made, X, Y, digest_of, make_python, make_sklearn, whole_way
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
-from sklearn.datasets import load_iris
-from sklearn.linear_model import LogisticRegression
 
 from dvkf_prefect.errors import ModelDigestError, PredictionError, ServingError
-from dvkf_prefect.files import walk_files
-from dvkf_prefect.formats.digest import digest_file
-from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.models.layouts import FORMATS
 from dvkf_prefect.serving.loading import load_model
 from dvkf_prefect.serving.served import Served
 
 _SPEC = YAML(typ="safe").load(Path(__file__).parents[1] / "kubeflow" / "open-inference-v2.openapi.yaml")
-_X, _Y = load_iris(return_X_y=True)
-_ROWS = _X[::30].astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Made:
-    """A saved model.
-
-    Attributes:
-        path: Its file or folder.
-        platform: Platform that its metadata must have.
-        answers: What its own library answers for `_ROWS`, by output.
-    """
-
-    path: Path
-    platform: str
-    answers: dict[str, Any]
-
-
-def _sklearn(folder: Path) -> Made:
-    model = LogisticRegression(max_iter=500).fit(_X, _Y)
-    joblib.dump(model, folder / "m.joblib")
-    return Made(
-        folder / "m.joblib",
-        "sklearn",
-        {"predict": model.predict(_ROWS), "predict_proba": model.predict_proba(_ROWS.astype(float))},
-    )
-
-
-def _xgboost(suffix: str) -> Callable[[Path], Made]:
-    def make(folder: Path) -> Made:
-        xgboost = pytest.importorskip("xgboost")
-        model = xgboost.XGBClassifier(n_estimators=4).fit(_X, _Y)
-        model.get_booster().save_model(folder / f"m{suffix}")
-        return Made(folder / f"m{suffix}", "xgboost", {"predict": model.predict_proba(_ROWS)})
-
-    return make
-
-
-def _lightgbm(suffix: str) -> Callable[[Path], Made]:
-    def make(folder: Path) -> Made:
-        lightgbm = pytest.importorskip("lightgbm")
-        data = lightgbm.Dataset(_X, _Y)
-        options = {"objective": "multiclass", "num_class": 3, "verbose": -1}
-        booster = lightgbm.train(options, data, num_boost_round=4)
-        booster.save_model(folder / f"m{suffix}")
-        return Made(folder / f"m{suffix}", "lightgbm", {"predict": booster.predict(_ROWS)})
-
-    return make
-
-
-def _onnx(folder: Path) -> Made:
-    skl2onnx = pytest.importorskip("skl2onnx")
-    pytest.importorskip("onnxruntime")
-    model = LogisticRegression(max_iter=500).fit(_X, _Y)
-    kinds = [("rows", skl2onnx.common.data_types.FloatTensorType([None, 4]))]
-    made = skl2onnx.convert_sklearn(model, initial_types=kinds, options={"zipmap": False})
-    (folder / "m.onnx").write_bytes(made.SerializeToString())
-    return Made(
-        folder / "m.onnx",
-        "onnx_onnxv1",
-        {"label": model.predict(_ROWS), "probabilities": model.predict_proba(_ROWS.astype(float))},
-    )
-
-
-def _onnx_with_data(folder: Path) -> Made:
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    weights = np.arange(12, dtype=np.float32).reshape(4, 3)
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
-        [onnx.numpy_helper.from_array(weights, "w")],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save_model(
-        model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
-    return Made(folder, "onnx_onnxv1", {"y": _ROWS @ weights})
-
-
-def _torch_module() -> Any:
-    torch = pytest.importorskip("torch", reason="PyTorch is 700 MB, and is not installed here")
-    torch.manual_seed(1)
-    return torch, torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
-
-
-def _torchscript(folder: Path) -> Made:
-    torch, module = _torch_module()
-    stream = io.BytesIO()
-    torch.jit.save(torch.jit.trace(module, torch.zeros(1, 4)), stream)
-    (folder / "m.pt").write_bytes(stream.getvalue())
-    answers = module(torch.from_numpy(_ROWS)).detach().numpy()
-    return Made(folder / "m.pt", "pytorch_torchscript", {"output-0": answers})
-
-
-def _torch_export(folder: Path) -> Made:
-    torch, module = _torch_module()
-    rows = torch.export.Dim("rows")
-    program = torch.export.export(module, (torch.zeros(2, 4),), dynamic_shapes=({0: rows},))
-    torch.export.save(program, folder / "m.pt2")
-    answers = module(torch.from_numpy(_ROWS)).detach().numpy()
-    return Made(folder / "m.pt2", "pytorch_export", {"output-0": answers})
-
-
-def _keras_model() -> Any:
-    reason = "TensorFlow is 1 GB, and is not installed here"
-    pytest.importorskip("tensorflow", reason=reason)
-    keras = pytest.importorskip("keras", reason=reason)
-    keras.utils.set_random_seed(1)
-    return keras.Sequential([keras.Input((4,), name="rows"), keras.layers.Dense(3, name="scores")])
-
-
-def _keras(folder: Path) -> Made:
-    model = _keras_model()
-    model.save(folder / "m.keras")
-    return Made(folder / "m.keras", "keras", {"scores": np.asarray(model(_ROWS))})
-
-
-def _savedmodel(folder: Path) -> Made:
-    model = _keras_model()
-    # The layout of TensorFlow Serving: a folder for each version.
-    model.export(folder / "1", verbose=False)
-    return Made(folder, "tensorflow_savedmodel", {"output_0": np.asarray(model(_ROWS))})
-
-
-_CLASS = """
-from . import scale
-
-class Model:
-    n_features_in_ = 4
-
-    def load(self, folder):
-        self.factor = float((folder / "factor.txt").read_text())
-
-    def predict(self, rows):
-        return scale.by(rows, self.factor).sum(axis=1)
-"""
-
-
-def _python(folder: Path) -> Made:
-    (folder / "model.py").write_text(_CLASS)
-    (folder / "scale.py").write_text("def by(rows, factor):\n    return rows * factor\n")
-    (folder / "factor.txt").write_text("3")
-    return Made(folder, "python", {"predict": (_ROWS.astype(float) * 3).sum(axis=1)})
-
-
-_MAKERS: dict[str, Callable[[Path], Made]] = {
-    "sklearn": _sklearn,
-    "xgboost json": _xgboost(".json"),
-    "xgboost ubj": _xgboost(".ubj"),
-    "lightgbm bst": _lightgbm(".bst"),
-    "lightgbm txt": _lightgbm(".txt"),
-    "onnx": _onnx,
-    "onnx with data": _onnx_with_data,
-    "torchscript": _torchscript,
-    "torch export": _torch_export,
-    "keras": _keras,
-    "savedmodel": _savedmodel,
-    "python": _python,
-}
-
-
-def _digest(path: Path) -> str:
-    if path.is_file():
-        return digest_file(path)
-    return Tree.from_pairs((name, digest_file(entry.path)) for name, entry in walk_files(path)).digest
+def _make(kind: str, folder: Path) -> Made:
+    for module in KINDS[kind].needs:
+        pytest.importorskip(module)
+    return KINDS[kind].make(folder)
 
 
 @pytest.fixture
@@ -208,7 +39,7 @@ def keep() -> Iterator[ExitStack]:
 
 
 def _load(made: Made, keep: ExitStack, **options: Any) -> Served:
-    return load_model(made.path, _digest(made.path), "m", "v1.0.0", keep=keep, **options)
+    return load_model(made.path, digest_of(made.path), "m", "v1.0.0", keep=keep, **options)
 
 
 def _conforms(document: object, schema: str) -> None:
@@ -218,15 +49,15 @@ def _conforms(document: object, schema: str) -> None:
 
 # Libraries warn about themselves: a deprecated module of theirs, a compiler that is missing.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", list(_MAKERS))
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_each_format_answers_as_its_library(kind: str, tmp_path: Path, keep: ExitStack) -> None:
-    made = _MAKERS[kind](tmp_path)
+    made = _make(kind, tmp_path)
     model = _load(made, keep)
     metadata = model.metadata()
     _conforms(metadata, "metadata_model_response")
     assert metadata["platform"] == made.platform
 
-    tensor = {"name": "rows", "shape": [5, 4], "datatype": "FP32", "data": _ROWS.ravel().tolist()}
+    tensor = {"name": "rows", "shape": [5, 4], "datatype": "FP32", "data": ROWS.ravel().tolist()}
     answer = model.infer({"inputs": [tensor]})
     _conforms(answer, "inference_response")
     found = {out["name"]: np.reshape(out["data"], out["shape"]) for out in answer["outputs"]}
@@ -235,7 +66,7 @@ def test_each_format_answers_as_its_library(kind: str, tmp_path: Path, keep: Exi
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
 
     # JSON's numbers are FP64; V1 names no type.
-    predictions = model.predict({"instances": _ROWS.tolist()})["predictions"]
+    predictions = model.predict({"instances": ROWS.tolist()})["predictions"]
     first = next(iter(made.answers))
     values = [row[first] if isinstance(row, dict) else row for row in predictions]
     np.testing.assert_allclose(values, made.answers[first], rtol=1e-4, atol=1e-5)
@@ -245,7 +76,7 @@ def test_each_format_answers_as_its_library(kind: str, tmp_path: Path, keep: Exi
             model.predict({"instances": bad})
 
     # A change of any byte is refused, and nothing is opened: the library would complain in other words.
-    digest = _digest(made.path)
+    digest = digest_of(made.path)
     files = [made.path] if made.path.is_file() else [p for p in made.path.rglob("*") if p.is_file()]
     for file in files[:3]:
         data = file.read_bytes()
@@ -255,9 +86,20 @@ def test_each_format_answers_as_its_library(kind: str, tmp_path: Path, keep: Exi
         file.write_bytes(data)
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_model_of_each_format_goes_the_whole_way(kind: str, tmp_path: Path) -> None:
+    for module in KINDS[kind].needs:
+        pytest.importorskip(module)
+    way = whole_way(kind, tmp_path)
+    assert set(way.runtimes) == set(FORMATS[way.format].runtimes)
+    assert way.opened
+
+
 def test_tampered_code_is_not_run(tmp_path: Path, keep: ExitStack) -> None:
-    _python(tmp_path)
-    digest = _digest(tmp_path)
+    make_python(tmp_path)
+    digest = digest_of(tmp_path)
     (tmp_path / "scale.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
     with pytest.raises(ModelDigestError):
         load_model(tmp_path, digest, "m", "v1.0.0", keep=keep)
@@ -266,7 +108,7 @@ def test_tampered_code_is_not_run(tmp_path: Path, keep: ExitStack) -> None:
 
 def test_the_copy_that_was_verified_is_the_one_that_is_used(tmp_path: Path) -> None:
     with ExitStack() as keep:
-        model = _load(_python(tmp_path), keep)
+        model = _load(make_python(tmp_path), keep)
         folder = Path(model._estimator.load.__code__.co_filename).parent  # type: ignore[attr-defined]
         assert folder != tmp_path and folder.stat().st_mode & 0o077 == 0
     assert not folder.exists()
@@ -274,11 +116,11 @@ def test_the_copy_that_was_verified_is_the_one_that_is_used(tmp_path: Path) -> N
 
 def test_names_of_features_come_from_the_booster(tmp_path: Path, keep: ExitStack) -> None:
     xgboost, lightgbm = pytest.importorskip("xgboost"), pytest.importorskip("lightgbm")
-    table = pd.DataFrame(_X, columns=list("abcd"))
-    booster = xgboost.train({"num_class": 3, "objective": "multi:softprob"}, xgboost.DMatrix(table, _Y), 2)
+    table = pd.DataFrame(X, columns=list("abcd"))
+    booster = xgboost.train({"num_class": 3, "objective": "multi:softprob"}, xgboost.DMatrix(table, Y), 2)
     booster.save_model(tmp_path / "m.ubj")
     options = {"objective": "multiclass", "num_class": 3, "verbose": -1}
-    lightgbm.train(options, lightgbm.Dataset(table, _Y), 2).save_model(tmp_path / "m.bst")
+    lightgbm.train(options, lightgbm.Dataset(table, Y), 2).save_model(tmp_path / "m.bst")
     row = {"d": 0.2, "b": None, "c": 1.4, "a": 5.1}
     for file in ("m.ubj", "m.bst"):
         model = _load(Made(tmp_path / file, "", {}), keep)
@@ -289,7 +131,7 @@ def test_names_of_features_come_from_the_booster(tmp_path: Path, keep: ExitStack
 
 
 def test_a_format_by_name(tmp_path: Path, keep: ExitStack) -> None:
-    made = _sklearn(tmp_path)
+    made = make_sklearn(tmp_path)
     odd = made.path.rename(tmp_path / "model.bin")
     with pytest.raises(ServingError, match=r"format of the model is not known.*\*\.onnx"):
         _load(Made(odd, "", {}), keep)
