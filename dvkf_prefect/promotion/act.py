@@ -103,8 +103,8 @@ class Act:
                 "continue here with --take-over."
             )
 
-    def begin(self, kind: Kind, version: str, serve: str) -> Record:
-        """Record the start."""
+    def begin(self, kind: Kind, version: str, serve: str, *, served: str = "") -> Record:
+        """Record the start; ``served`` is the version to name as served before if the place serves none now."""
         acting, state = self.acting, self.state()
         record = Record(
             id=secrets.token_hex(8),
@@ -113,7 +113,7 @@ class Act:
             stage=self.stage,
             version=version,
             was=self.holder(),
-            served="" if state is None else state.version or OTHER,
+            served=served if state is None else state.version or OTHER,
             serve=serve,
             who=self.registry.git.identity(),
             why=acting.why,

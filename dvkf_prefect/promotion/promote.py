@@ -259,7 +259,7 @@ class _Promoting:
             if not record.done("canary"):
                 record = act.finish(record, "canary", self._canary(record, version))
             if not record.done("serve"):
-                record = act.finish(record, "serve", self._serve(version))
+                record = act.finish(record, "serve", self._serve(record, version))
         except (ServingError, ModelDigestError, _RefusedError) as error:
             record = act.record(replace(record, state="aborting", problem=str(error)))
             return self._restore(record, version)
@@ -320,9 +320,8 @@ class _Promoting:
             if not self._late:
                 return f"{version.version} serves already"
         else:
-            percent = self._promotion.percent or 0
-            if (state.canary, state.percent) != (version.version, percent):
-                place.start_canary(self._registry, version, percent)
+            # Again, if a kill cut it short: the place may name a canary that is not loaded yet.
+            place.start_canary(self._registry, version, self._promotion.percent or 0)
             self._promotion.pause(self._promotion.watch)
         return self._judge_late(record, version, self._late, place) or (
             f"{version.version} served a part of the traffic"
@@ -356,11 +355,11 @@ class _Promoting:
         endpoint = place.candidate(version.name, version.version)
         return _passed(judge_all(gates, replace(self._candidate(record, version), endpoint=endpoint)))
 
-    def _serve(self, version: ModelVersion) -> str:
+    def _serve(self, record: Record, version: ModelVersion) -> str:
         place, state = self._act.acting.place, self._act.state()
         if place is None:
             return "no serving place"
-        if state is None and not self._promotion.first:
+        if state is None and not (record.served or self._promotion.first):
             return "no version is served"
         if state is not None and state.canary == version.version:
             endpoint = place.promote_canary(version.name)
@@ -378,7 +377,9 @@ class _Promoting:
         if not record.done("restored serving"):
             if place is not None and not record.served:
                 place.end_preview(act.model)
-            if place is not None and state is not None:
+            if place is not None and state is None and record.served not in ("", OTHER):
+                place.deploy(self._registry, act.find(record.served))
+            elif place is not None and state is not None:
                 if state.canary == version.version:
                     place.abort_canary(act.model)
                 elif state.version == version.version and record.served not in ("", OTHER, version.version):

@@ -83,7 +83,8 @@ def roll_back(registry: ModelRegistry, model: str, stage: str, rollback: Rollbac
         version, serve = _target(act, last, rollback)
         if rollback.data and version:
             _changed(registry.repo, act.find(version))
-        return _steps(act, act.begin("rollback", version, serve), rollback)
+        served = last.served if last is not None and last.open else ""
+        return _steps(act, act.begin("rollback", version, serve, served=served), rollback)
 
 
 def plan_rollback(registry: ModelRegistry, model: str, stage: str, rollback: Rollback) -> tuple[Planned, ...]:
@@ -200,12 +201,12 @@ def _serve(act: Act, record: Record) -> str:
     place, state = act.acting.place, act.state()
     if place is not None and state is None:
         place.end_preview(act.model)  # of an interrupted promotion
-    if place is None or state is None:
+    if place is None or (state is None and not record.served):
         return "no version is served"
     if not record.serve:
         place.undeploy(act.model)
         return "no version is served any more, as before"
-    if state.version == record.serve and state.canary:
+    if state is not None and state.version == record.serve and state.canary:
         url = place.abort_canary(act.model).url
     else:
         version = act.find(record.serve)

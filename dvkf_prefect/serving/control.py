@@ -9,6 +9,8 @@ The server accepts connections of its own user only. Each has one line of JSON w
 | ``shift`` | name, percents | changes the split between loaded versions |
 | ``unload`` | name | unloads all versions of a model, after their last answers |
 
+A version that is loaded after its client has gone is dropped.
+
 The answer is ``{"state": "done"}``, or ``{"state": "failed", "kind", "message"}``.
 """
 
@@ -25,7 +27,8 @@ from typing import Any
 
 from dvkf_prefect.errors import DvkfError, ModelDigestError, ServingError
 
-Handler = Callable[[Mapping[str, Any]], Awaitable[None]]
+#: Called with a message, and an event that is set once the client is gone: killed, or tired of waiting.
+Handler = Callable[[Mapping[str, Any], asyncio.Event], Awaitable[None]]
 _LIMIT = 1 << 16
 _READ_SECONDS = 5.0
 
@@ -76,12 +79,23 @@ class ControlSocket:
                 socket.send_fds(peer, [b"l"], [self._listener.fileno()])
                 return
             answer = {"state": "done"}
+            gone = asyncio.Event()
+            watch = loop.create_task(_until_closed(peer, gone))
             try:
-                await self._handle(message)
+                await self._handle(message, gone)
             except DvkfError as error:
                 kind = "digest" if isinstance(error, ModelDigestError) else "serving"
                 answer = {"state": "failed", "kind": kind, "message": str(error)}
+            finally:
+                watch.cancel()
             await loop.sock_sendall(peer, json.dumps(answer).encode() + b"\n")
+
+
+async def _until_closed(peer: socket.socket, gone: asyncio.Event) -> None:
+    with suppress(OSError):
+        while await asyncio.get_running_loop().sock_recv(peer, 1):
+            pass
+    gone.set()
 
 
 def take_listener(name: str, *, timeout: float = 5.0) -> socket.socket | None:

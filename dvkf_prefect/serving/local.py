@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import builtins
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -146,12 +146,12 @@ class LocalServing:
             model = ModelFiles(
                 name, version, model_file.absolute(), digest, model_format, self.batching, self.workers
             )
-            message = _load_message(model, percent)
-            if (before.canary, before.canary_digest) == (version, digest):
-                percents = {version: percent, before.version: 100 - percent}
-                message = {"op": "shift", "name": name, "percents": percents}
+            same = (before.canary, before.canary_digest) == (version, digest)
+            percents = {version: percent, before.version: 100 - percent}
+            shift = {"op": "shift", "name": name, "percents": percents}
             try:
-                send_message(server.control, message, timeout=timeout)
+                if not (same and _carried_out(server.control, shift, timeout)):
+                    send_message(server.control, _load_message(model, percent), timeout=timeout)
             except BaseException:
                 self._records.write(key, [server])
                 raise
@@ -366,8 +366,8 @@ class LocalServing:
             hosted = Hosted(endpoint, model.batching, model.workers)
             records.append(ServerRecord(started.process, started.control, port, (hosted,)))
             # Written before the server may accept: if this process dies now, every running server is in a state
-            # file.
-            self._records.write(key, [*records, *([old] if old else [])])
+            # file. The server before is first until the new one answers, which may end with this process.
+            self._records.write(key, [*([old] if old else []), *records])
 
         try:
             launch.start(
@@ -380,6 +380,7 @@ class LocalServing:
             if reserved is not None:
                 reserved.close()
         if old:
+            self._records.write(key, [*records, old])
             launch.end(old)
             self._records.write(key, records)
         return records[0].models[0].endpoint
@@ -390,6 +391,15 @@ def _is_grpc_of(endpoint: Endpoint, grpc_port: int | None) -> bool:
     if grpc_port is None or not endpoint.grpc:
         return grpc_port is None and not endpoint.grpc
     return grpc_port in (0, endpoint.grpc_port)
+
+
+def _carried_out(control: str, message: Mapping[str, Any], timeout: float) -> bool:
+    """Return False if a server refuses a change, as of a version whose loading was cut short before it began."""
+    try:
+        send_message(control, message, timeout=timeout)
+    except ServingError:
+        return False
+    return True
 
 
 def _load_message(model: ModelFiles, percent: int) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Records:
         return [self.running(file.stem) for file in self.folder.glob("*.json")]
 
     def read(self, key: str) -> list[ServerRecord]:
-        """Return the servers of a state file: the one that answers, then those that it replaces.
+        """Return the servers of a state file: the one that answers, then one that starts or that it replaces.
 
         Raises:
             ServingError: The file is damaged.

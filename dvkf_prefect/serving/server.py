@@ -94,10 +94,10 @@ class _Manager:
         self._models = models
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def handle(self, message: Mapping[str, Any]) -> None:
+    async def handle(self, message: Mapping[str, Any], gone: asyncio.Event) -> None:
         name = str(message["name"])
         if message["op"] == "load":
-            left = await self._load(name, message)
+            left = await self._load(name, message, gone)
         elif message["op"] == "shift":
             left = self._models.shift(name, message["percents"])
         elif message["op"] == "unload":
@@ -110,11 +110,14 @@ class _Manager:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    async def _load(self, name: str, message: Mapping[str, Any]) -> list[Lane]:
+    async def _load(self, name: str, message: Mapping[str, Any], gone: asyncio.Event) -> list[Lane]:
         version = str(message["version"])
         self._models.note(State(name, version, "LOADING"))
         try:
             lane = await run_in_threadpool(load_lane, message)
+            if gone.is_set():  # no record would name the version that gets requests
+                lane.end()
+                raise ServingError(f"'{name}' {version} was loaded too late: its client has gone.")
         except BaseException as error:
             self._models.note(State(name, version, "UNAVAILABLE", str(error)))
             raise

@@ -324,6 +324,31 @@ def test_a_rollback_undoes_an_interrupted_promotion(models: ModelRegistry) -> No
     assert states == [("rollback", "done"), ("promote", "aborted"), ("promote", "done")]
 
 
+def test_a_place_that_was_emptied_by_a_kill_serves_again(three: ModelRegistry) -> None:
+    """A rollback found no server there, and recorded that none was served before."""
+    models, place = three, Place(ServingState("v3.0.0"))
+    place.errors["deploy"] = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        roll_back(models, "m", "prod", Rollback(Acting(place)))
+    place.served = None
+    place.errors.clear()
+    assert roll_back(models, "m", "prod", Rollback(Acting(place))).steps[0].said.startswith("v2.0.0 answers")
+    # So does the version before a promotion that does not serve, or that a rollback undoes.
+    place.errors["promote"] = KeyboardInterrupt()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        promote(models, "m", "v3.0.0", "prod", Promotion(Acting(place), percent=10))
+    place.served = None
+    assert roll_back(models, "m", "prod", Rollback(Acting(place))).version == "v2.0.0"
+    assert place.served == ServingState("v2.0.0", url="http://memory")
+    with pytest.raises(PromotionError, match=r"v2.0.0 is prod again. smoke not judged"):
+        place.errors["candidate"] = KeyboardInterrupt()  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            promote(models, "m", "v3.0.0", "prod", Promotion(Acting(place), gates=[SmokeGate()]))
+        place.served = None
+        promote(models, "m", "v3.0.0", "prod", Promotion(Acting(place), gates=[SmokeGate()]))
+    assert place.served == ServingState("v2.0.0", url="http://memory")
+
+
 def test_two_at_once_and_another_machine(models: ModelRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     place = Place(ServingState("v1.0.0"))

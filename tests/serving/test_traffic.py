@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ from dvkf_prefect.serving.intake import HttpError
 from dvkf_prefect.serving.lanes import Lane
 from dvkf_prefect.serving.local import LocalServing
 from dvkf_prefect.serving.model import Model
+from dvkf_prefect.serving.records import Records
 from dvkf_prefect.serving.traffic import Models
 
 
@@ -92,11 +99,32 @@ class Model:
 """
 
 
-def _model(folder: Path, value: int) -> tuple[Path, str]:
+# Kills its process once the new server has loaded its model, and before it may answer.
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dvkf_prefect.serving import launch
+from dvkf_prefect.serving.local import LocalServing
+
+start = launch.start
+
+def kill_when_loaded(*args, loaded, **options):
+    def kill(started):
+        loaded(started)
+        os.kill(started.process.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGKILL)
+    start(*args, loaded=kill, **options)
+
+launch.start = kill_when_loaded
+LocalServing(Path(sys.argv[1])).deploy("m", "v2", Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def _model(folder: Path, value: int, code: str = _MODEL) -> tuple[Path, str]:
     from dvkf_prefect.formats.tree import Tree
 
     folder.mkdir()
-    (folder / "model.py").write_text(_MODEL)
+    (folder / "model.py").write_text(code)
     (folder / "value").write_text(str(value))
     pairs = [(file.name, digest_file(file)) for file in folder.iterdir()]
     return folder, Tree.from_pairs(pairs).digest
@@ -186,3 +214,55 @@ def test_a_canary_that_does_not_start_changes_nothing(
     serving.start_canary("m", "v2", two, digest, 10)
     again = serving.deploy("m", "v1", tmp_path / "one", first.digest)
     assert again.url == first.url and again.canary == "" and again.metadata()["versions"] == ["v1"]
+
+
+def test_a_server_whose_starter_was_killed_replaces_none(
+    served: tuple[LocalServing, Endpoint], tmp_path: Path
+) -> None:
+    """On a busy machine it ends late; a deployment took it for the one that answers, and ended the one that did."""
+    serving, first = served
+    two = _model(tmp_path / "two", 2)
+    argv = [sys.executable, "-c", _KILLED, str(serving.state_dir), str(two[0]), two[1]]
+    assert subprocess.run(argv).returncode == -signal.SIGKILL
+    assert serving.get("m") == first
+    old, late = Records(serving.state_dir).running("m")
+    answers: list[Any] = []
+
+    def meanwhile() -> None:
+        answers.append(first.predict([[0, 0]]))
+        os.kill(late.process.pid, signal.SIGCONT)
+
+    asking = threading.Timer(0.5, meanwhile)
+    asking.start()
+    now = serving.deploy("m", "v2", *two)
+    asking.join()
+    assert answers == [[1]] and (now.url, now.version) == (first.url, "v2") and now.predict([[0, 0]]) == [2]
+    assert not old.process.alive and not late.process.alive
+
+
+def test_a_canary_that_loads_after_its_client_has_gone_gets_no_request(
+    served: tuple[LocalServing, Endpoint], tmp_path: Path
+) -> None:
+    """Its load was carried out late: the canary got its requests, and no state file named it."""
+    serving, first = served
+    go = tmp_path / "go"
+    waits = f"import time\nfrom pathlib import Path\n{_MODEL}".replace(
+        "        self.value",
+        f"        while not Path({str(go)!r}).exists(): time.sleep(0.02)\n        self.value",
+    )
+    two = _model(tmp_path / "two", 2, waits)
+    with pytest.raises(ServingError, match="no answer to 'load'"):
+        serving.start_canary("m", "v2", *two, 99, timeout=0.5)
+    assert serving.get("m") == first
+    go.touch()
+    index = f"{first.url}/v2/repository/index"
+    while "LOADING" in (states := httpx.post(index, trust_env=False).text):
+        time.sleep(0.05)
+    assert "its client has gone" in states and first.metadata()["versions"] == ["v1"]
+    # As a kill before the load leaves it: the state file names a canary that the server does not have.
+    records = Records(serving.state_dir)
+    (server,) = records.running("m")
+    named = replace(first, canary="v2", percent=10, canary_digest=two[1])
+    records.write("m", [server.having(replace(server.models[0], endpoint=named))])
+    assert serving.start_canary("m", "v2", *two, 10) == named
+    assert serving.promote_canary("m").predict([[0, 0]]) == [2]
