@@ -144,6 +144,7 @@ def set_state(prefect: SyncPrefectClient, flow_run: UUID, new: State) -> None:
     prefect.set_flow_run_state(flow_run, new, force=True)
 
 
+@pytest.mark.long
 def test_a_late_flow_run_that_crashed_is_resumed_elsewhere(
     prefect: SyncPrefectClient, attempt: Callable[..., subprocess.Popen[str]], held: Held
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_late_flow_run_that_crashed_is_resumed_elsewhere(
     held.check(held.clone)
 
 
+@pytest.mark.long
 def test_a_suspended_flow_run_that_is_resumed_elsewhere_follows_the_same_run(
     prefect: SyncPrefectClient, attempt: Callable[..., subprocess.Popen[str]], held: Held, kfp: FakeKfp
 ) -> None:
