@@ -1,6 +1,6 @@
 # Everything here sets itself up: git, python3, make and the package index are all it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-all long answers check docs bench clean
+.PHONY: help demo ui test test-all long answers kserve-answers check docs bench clean
 # Imports are only quick when Python may keep its compiled files.
 unexport PYTHONDONTWRITEBYTECODE
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
@@ -71,6 +71,17 @@ RECORDED = $(patsubst tests/interop/answers/%.json,tests/interop/%.py,$(wildcard
 answers: .venv/test.stamp ## record the answers of the real dvc to the fixed tables of tests/interop
 	@DVKF_RECORD_DVC=1 $(PYTEST) $(PARALLEL) --dist loadfile $(RECORDED) $(ARGS)
 
+# kserve pins versions that the package does not take; scikit-learn must be the same, since both fit the models.
+.kserve-venv/stamp: .venv/test.stamp
+	@echo "Installing kserve into .kserve-venv ..."
+	@$(PYTHON) -m venv .kserve-venv
+	@.venv/bin/uv pip install --quiet --python .kserve-venv/bin/python 'kserve==0.21.*' \
+		$$(.venv/bin/uv pip freeze --quiet --python .venv/bin/python | grep -E '^(scikit-learn|pandas)==')
+	@touch $@
+
+kserve-answers: .venv/test.stamp .kserve-venv/stamp ## record the answers of kserve.ModelServer to the table of tests/kserve_peer
+	@cd tests && PYTHONPATH=. ../.venv/bin/python -m kserve_peer.record ../.kserve-venv/bin/python
+
 docs: .venv/docs.stamp ## build the documentation as a site in site/
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
 
@@ -85,4 +96,4 @@ bench: .venv/test.stamp ## compare with dvc and the limits of the disk; writes t
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python tests/benchmarks/run.py $(ARGS)
 
 clean: ## remove all generated files
-	@rm -rf .venv .demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .kserve-venv .demo site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -9,6 +9,7 @@ from typing import Any
 
 from dvkf_prefect.errors import PredictionError, ServingError
 from dvkf_prefect.serving.intake import BINARY_HEADER, HttpError, Share, compress, decompress, parse, render
+from dvkf_prefect.serving.predictions import NOT_FINITE
 from dvkf_prefect.serving.served import Protocol, Question, Served
 from dvkf_prefect.serving.tensors import attach_binary, detach_binary
 
@@ -113,9 +114,15 @@ def write_answer(request: Request, document: object, found: dict[str, Any]) -> A
         request: The request.
         document: Its JSON, which may ask for binary outputs.
         found: The model's answer.
+
+    Raises:
+        ServingError: An output that is sent as JSON has NaN or infinity.
     """
     tail = detach_binary(document, found) if request.protocol == "v2" else b""
-    data = render(found)
+    try:
+        data = render(found)
+    except ValueError as error:
+        raise ServingError(f"{NOT_FINITE}, and JSON has no other. Ask for binary data.") from error
     headers = {"content-type": JSON, "vary": "accept-encoding"}
     if tail:
         headers |= {BINARY_HEADER: str(len(data)), "content-type": "application/octet-stream"}

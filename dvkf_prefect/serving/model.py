@@ -22,7 +22,7 @@ from dvkf_prefect.serving.served import (
     names_of_outputs,
     no_output,
 )
-from dvkf_prefect.serving.tensors import check_parameters, read_array, read_instances, read_tensor
+from dvkf_prefect.serving.tensors import check_request, read_array, read_instances, read_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -109,7 +109,7 @@ class Model(Served):
     def _ask_v2(self, document: object) -> Question:
         if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
             raise PredictionError(f'expected {{"inputs": [tensor]}} with {self._wanted()}')
-        check_parameters(document, "the request")
+        check_request(document)
         wanted = names_of_outputs(document, self._outputs)
         batch = self._tensors(document["inputs"])
         rows = len(batch)
@@ -263,7 +263,7 @@ class Model(Served):
         seconds = []
         for _ in range(_TRIALS):
             started = time.perf_counter()
-            self.predict({"instances": row})
+            self.compute(self.ask("v1", {"instances": row}))
             seconds.append(time.perf_counter() - started)
         return min(seconds) < _QUICK
 

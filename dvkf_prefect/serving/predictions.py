@@ -28,6 +28,7 @@ DATATYPES = {
     "FP64": "float64",
     "BYTES": "object",
 }
+NOT_FINITE = "the model predicted a value that is not a finite number"
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _DEPTH = 32
 
@@ -64,8 +65,8 @@ def tensors_of(name: str, answer: Any, rows: int) -> list[dict[str, Any]]:
         answer: Return value of an estimator's method.
         rows: Number of rows in the request; distinguishes a list of outputs from a list of rows.
 
-    Raises:
-        ServingError: It contains NaN or infinity, which JSON cannot express.
+    Returns:
+        The tensors; their data may have NaN and infinity, which binary tensors and gRPC can express.
     """
     parts: Mapping[Any, Any] | None = _columns(answer)
     if parts is None and isinstance(answer, list | tuple) and _is_several(answer, rows):
@@ -147,7 +148,7 @@ def _check_finite(array: npt.NDArray[Any]) -> None:
     import numpy as np
 
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ServingError("the model predicted a value that is not a finite number")
+        raise ServingError(NOT_FINITE)
 
 
 def _tensor(name: str, answer: Any) -> dict[str, Any]:
@@ -155,7 +156,6 @@ def _tensor(name: str, answer: Any) -> dict[str, Any]:
     if not array.ndim:
         array = array.reshape(1)
     datatype = _NAMES.get(array.dtype.name, "BYTES")
-    _check_finite(array)
     flat = array.ravel()
     data = flat.tolist() if datatype != "BYTES" else [_text(value) for value in _value(flat)]
     return {"name": name, "shape": list(array.shape), "datatype": datatype, "data": data}
@@ -173,7 +173,7 @@ def _value(value: Any, depth: int = _DEPTH) -> Any:
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ServingError("the model predicted a value that is not a finite number")
+            raise ServingError(NOT_FINITE)
         return float(value)
     if depth == 0:
         return str(value)

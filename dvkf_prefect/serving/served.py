@@ -97,7 +97,7 @@ class Served(ABC):
 
         Raises:
             PredictionError: The request does not fit the model; the message says what does.
-            ServingError: The model's answer cannot be expressed in JSON.
+            ServingError: The model failed in a way that would end the server.
         """
         return self.answer("v2", document)
 

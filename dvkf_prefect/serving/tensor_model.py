@@ -10,7 +10,7 @@ from dvkf_prefect.errors import PredictionError
 from dvkf_prefect.serving import served
 from dvkf_prefect.serving.predictions import DATATYPES, rows_of, tensors_of
 from dvkf_prefect.serving.served import Question, Served
-from dvkf_prefect.serving.tensors import check_parameters, read_array, read_instances, read_tensor
+from dvkf_prefect.serving.tensors import check_request, read_array, read_instances, read_tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -96,7 +96,7 @@ class TensorModel(Served):
             return self._ask_v1(document)
         if not isinstance(document, dict) or not isinstance(document.get("inputs"), list):
             raise PredictionError(f'expected {{"inputs": [tensor]}} with {self._wanted()}')
-        check_parameters(document, "the request")
+        check_request(document)
         wanted = served.names_of_outputs(document, self._outputs) if self._outputs else None
         inputs = self._named([read_tensor(entry) for entry in document["inputs"]])
         rows = self._rows(inputs)

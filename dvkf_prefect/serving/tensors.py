@@ -120,6 +120,20 @@ def _from_bytes(name: str, data: bytes, datatype: str) -> npt.NDArray[Any]:
     return array
 
 
+def check_request(document: Mapping[str, Any]) -> None:
+    """Check the fields of a request beside its tensors.
+
+    Args:
+        document: The request.
+
+    Raises:
+        PredictionError: Its id is no text, or its parameters are not valid.
+    """
+    if not isinstance(document.get("id"), str | None):
+        raise PredictionError("the request: id must be a text")
+    check_parameters(document, "the request")
+
+
 def check_parameters(entry: Mapping[str, Any], what: str) -> None:
     """Check the parameters of a request or a tensor.
 

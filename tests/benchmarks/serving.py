@@ -2,8 +2,8 @@
 
 kserve pins versions that this package does not take, so it has an environment of its own::
 
-    python -m venv kserve-env && kserve-env/bin/pip install 'kserve==0.21.*' scikit-learn joblib
-    python tests/benchmarks/serving.py --kserve kserve-env/bin/python
+    make .kserve-venv/stamp
+    python tests/benchmarks/serving.py --kserve .kserve-venv/bin/python
 
 Each client has a connection and sends its next request once it has the answer to the one before. Figures are medians
 of the rounds. CPU time is that of the whole server process.
