@@ -37,7 +37,7 @@ def ask(description: str, timeout: int) -> Approval:
         description: Markdown above the form.
         timeout: Seconds to wait for the answer.
     """
-    form = Answer.with_initial_data(description=description, person="")
+    form = Answer.with_initial_data(description=description)
     wait = suspend_flow_run if deployment.id else pause_flow_run
     answer = wait(wait_for_input=form, timeout=timeout, key="approval")
     return Approval(answer.approve, answer.person, answer.reason)

@@ -141,6 +141,9 @@ def test_the_flow_asks_a_person(block: DvcRepository, server: ModelServer, artif
         (waits,) = waiting
         record = Journal(ModelRegistry(block.open()).git, "m", "prod").read()
         assert record is not None and [step.name for step in record.steps] == ["gate"]
+        # The stage's tag needs a name.
+        for unnamed in ({"approve": True}, {"approve": True, "person": ""}):
+            assert client.resume_flow_run(waits.id, run_input=unnamed).status.value == "REJECT"
         answer = {"approve": True, "person": "Ann", "reason": "Better"}
         assert client.resume_flow_run(waits.id, run_input=answer).status.value == "ACCEPT"
     thread.join(120)
