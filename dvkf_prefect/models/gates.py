@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol
 from dvkf_prefect.errors import ConfigError, DvkfError, ModelError, ServingError
 from dvkf_prefect.models.observed import MetricsUnavailableError, Observed, PrometheusApi, Series
 from dvkf_prefect.models.registry import ModelRegistry
-from dvkf_prefect.models.smoke import Answering, read_smoke
+from dvkf_prefect.models.smoke import Answering, Smoke, read_smoke, replay
 from dvkf_prefect.models.trace import trace_version
 from dvkf_prefect.models.version import ModelVersion
 
@@ -94,6 +94,7 @@ class Candidate:
         version: The candidate.
         champion: Version that serves now, or holds the stage; None for the first one.
         endpoint: Endpoint that the candidate alone answers; None if it is not served.
+        preview: True if the endpoint gets no requests but those of gates.
     """
 
     registry: ModelRegistry
@@ -101,6 +102,7 @@ class Candidate:
     version: ModelVersion
     champion: ModelVersion | None = None
     endpoint: Served | None = None
+    preview: bool = False
 
 
 class Gate(Protocol):
@@ -214,32 +216,10 @@ class SmokeGate:
 
     def judge(self, candidate: Candidate) -> Finding:
         """Return the judgement about a candidate's answers."""
-        version, registry = candidate.version, candidate.registry
         try:
-            smoke = read_smoke(registry.repo, registry.git, version.name, version.rev)
-            if smoke is None:
-                return self._finding(
-                    None,
-                    f"{version.name} {version.version} declares no smoke predictions. Record them with `dvkf model "
-                    f"record-smoke {version.name}`, and register a version with them.",
-                )
-            if smoke.digest and smoke.digest != version.digest:
-                return self._finding(
-                    None,
-                    f"{smoke.path} was recorded from another model ({smoke.digest[:8]}). Record it again with `dvkf "
-                    f"model record-smoke {version.name}`.",
-                )
-            if candidate.endpoint is None:
-                return self._finding(
-                    None, f"{version.name} {version.version} is not served. Start a canary of it."
-                )
-            if not candidate.endpoint.url:
-                return self._finding(
-                    None,
-                    f"no address here reaches {version.name} {version.version} alone. Judge it in a pod.",
-                )
+            smoke, endpoint = _recorded(candidate)
             for number, case in enumerate(smoke.cases):
-                if said := case.difference(candidate.endpoint, timeout=self.timeout):
+                if said := case.difference(endpoint, timeout=self.timeout):
                     return self._finding(False, f"case {number} of {smoke.path}: {said}")
         except ServingError as error:
             return self._finding(False, str(error))
@@ -255,9 +235,40 @@ class SmokeGate:
         return ":".join(["smoke", *([",".join(parts)] if parts else [])])
 
 
+def _recorded(candidate: Candidate) -> tuple[Smoke, Served]:
+    """Return the recorded requests of a version, and the endpoint to send them to.
+
+    Raises:
+        ModelError: The version has none, they were recorded from another model, or nothing reaches it alone.
+        ParseError: Their file does not follow its format.
+    """
+    version, registry, endpoint = candidate.version, candidate.registry, candidate.endpoint
+    what = f"{version.name} {version.version}"
+    smoke = read_smoke(registry.repo, registry.git, version.name, version.rev)
+    if smoke is None:
+        raise ModelError(
+            f"{what} declares no smoke predictions. Record them with `dvkf model record-smoke {version.name}`, and "
+            "register a version with them."
+        )
+    if smoke.digest and smoke.digest != version.digest:
+        raise ModelError(
+            f"{smoke.path} was recorded from another model ({smoke.digest[:8]}). Record it again with `dvkf model "
+            f"record-smoke {version.name}`."
+        )
+    if endpoint is None and candidate.preview:
+        raise ModelError(f"{what} has no preview: another service has its name. Rename that service.")
+    if endpoint is None:
+        raise ModelError(f"{what} is not served. Start a canary of it.")
+    if not endpoint.url:
+        raise ModelError(f"no address here reaches {what} alone. Judge it in a pod.")
+    return smoke, endpoint
+
+
 @dataclass(frozen=True)
 class PrometheusGate:
     """Looks at the error rate and the latency of a candidate's requests.
+
+    A preview gets none, so its recorded requests are sent to it, and their answers are looked at.
 
     Attributes:
         errors: Largest fraction of failed requests, 0 to 1; None for no limit.
@@ -296,6 +307,8 @@ class PrometheusGate:
 
     def judge(self, candidate: Candidate) -> Finding:
         """Return the judgement about a candidate's requests; wait for enough of them."""
+        if candidate.preview:
+            return self._judge_replay(candidate)
         endpoint, version = candidate.endpoint, candidate.version
         if endpoint is None:
             return self._finding(
@@ -325,6 +338,22 @@ class PrometheusGate:
                 return self._finding(None, problem)
             time.sleep(min(_POLL, left))
 
+    def _judge_replay(self, candidate: Candidate) -> Finding:
+        limits = self.seconds or {}
+        try:
+            smoke, endpoint = _recorded(candidate)
+        except DvkfError as error:
+            return self._finding(None, f"a first version is judged by recorded requests, and {error}")
+        quantiles = [quantile / 100 for quantile in limits]
+        found = replay(smoke.cases, endpoint, quantiles, requests=self.requests, seconds=self.within)
+        if found.requests < self.requests:
+            return self._finding(
+                None,
+                f"{found.requests:.0f} recorded requests were answered in {self.within:g} s, and {self.requests} are "
+                "needed. Wait longer (within=), or judge by less (requests>=).",
+            )
+        return self._judged(found, limits, "recorded requests")
+
     def _observe(self, endpoint: Served, quantiles: Sequence[float]) -> Observed:
         url = self.url or os.environ.get(URL_VARIABLE, "")
         if not url:
@@ -338,9 +367,9 @@ class PrometheusGate:
         api = PrometheusApi(url, {"Authorization": f"Bearer {token}"} if token else None)
         return api.observe(endpoint.series(), quantiles, self.window)
 
-    def _judged(self, found: Observed, limits: Mapping[float, float]) -> Finding:
+    def _judged(self, found: Observed, limits: Mapping[float, float], what: str = "requests") -> Finding:
         verdicts: list[bool | None] = []
-        said = [f"{found.requests:.0f} requests"]
+        said = [f"{found.requests:.0f} {what}"]
         if self.errors is not None:
             rate = None if found.failed is None else found.failed / found.requests
             verdicts.append(None if rate is None else rate < self.errors or (not rate and not self.errors))

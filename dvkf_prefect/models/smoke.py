@@ -18,18 +18,23 @@ from __future__ import annotations
 import json
 import math
 import posixpath
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any, Protocol
 
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repository.repository import Repository
-from dvkf_prefect.errors import ModelError, ParseError
+from dvkf_prefect.errors import ModelError, ParseError, ServingError
 from dvkf_prefect.models.content import ModelContents
+from dvkf_prefect.models.observed import Observed
 
 META = "smoke"
 RTOL, ATOL = 1e-5, 1e-8
 _FORMAT = 1
+# Seconds to wait for the answer to the last replayed request.
+_LEAST = 1.0
 _KINDS = (("instances", "predictions"), ("inputs", "outputs"))
 
 
@@ -77,10 +82,9 @@ class Case:
         Raises:
             ServingError: The endpoint does not answer, or refused the request.
         """
+        answer = self.ask(endpoint, timeout=timeout)
         if not self.tensors:
-            found: Any = endpoint.predict(self.asked, timeout=timeout)
-            return self._compare(found, self.expected, "predictions")
-        answer = endpoint.infer(self.asked, timeout=timeout)
+            return self._compare(answer, self.expected, "predictions")
         named = {each.get("name"): each for each in answer.get("outputs", ())}
         for wanted in self.expected:
             name = wanted["name"]
@@ -90,6 +94,19 @@ class Case:
                 if said := self._compare(named[name].get(key), wanted[key], f"{name}.{key}"):
                     return said
         return ""
+
+    def ask(self, endpoint: Answering, *, timeout: float) -> Any:
+        """Send the request; return the predictions, or the answer with tensors.
+
+        Args:
+            endpoint: The endpoint to ask.
+            timeout: Seconds to wait for the answer.
+
+        Raises:
+            ServingError: The endpoint does not answer, or refused the request.
+        """
+        ask: Callable[..., Any] = endpoint.infer if self.tensors else endpoint.predict
+        return ask(self.asked, timeout=timeout)
 
     def _compare(self, found: Any, wanted: Any, at: str) -> str:
         if isinstance(wanted, list) and isinstance(found, list):
@@ -167,6 +184,37 @@ def read_smoke(repo: Repository, git: Git, model: str, rev: str) -> Smoke | None
             f"`dvkf model record-smoke {model}`, and commit it."
         ) from error
     return parse_smoke(data, path)
+
+
+def replay(
+    cases: Sequence[Case], endpoint: Answering, quantiles: Sequence[float], *, requests: int, seconds: float
+) -> Observed:
+    """Send recorded requests again and again, one at a time, and count the answers; their values are not compared.
+
+    A request failed if it got no answer or an error. The time of a request is that until its answer is read here.
+
+    Args:
+        cases: The requests, at least one.
+        endpoint: The endpoint to ask.
+        quantiles: Quantiles of the seconds of a request, 0 to 1, by the nearest rank.
+        requests: Number of requests to send.
+        seconds: Time after which no more are sent; at least one is.
+    """
+    end = time.monotonic() + seconds
+    spent: list[float] = []
+    failed = 0
+    for case in islice(cycle(cases), requests):
+        begin = time.monotonic()
+        if spent and begin >= end:
+            break
+        try:
+            case.ask(endpoint, timeout=max(end - begin, _LEAST))
+        except ServingError:
+            failed += 1
+        spent.append(time.monotonic() - begin)
+    spent.sort()
+    ranks = {each: spent[max(0, math.ceil(each * len(spent)) - 1)] for each in quantiles}
+    return Observed(len(spent), failed, ranks)
 
 
 def smoke_path(repo: Repository, git: Git, model: str, rev: str | None) -> str:

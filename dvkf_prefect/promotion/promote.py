@@ -4,8 +4,8 @@ A killed promotion is continued by the next call: a completed step is not repeat
 an interrupted one left. Nothing is changed before the gates and the approval. If the canary is refused, or the version
 does not serve, the version before keeps the traffic and gets the stage back.
 
-The first version of a model has no version beside it. Its recorded requests are sent to a preview, at an address
-without traffic. Gates that look at traffic can judge it only as it serves.
+The first version of a model has no version beside it. Gates judge a preview of it, at an address without traffic, by
+its recorded requests. So a first version that a gate refuses, or cannot judge, never serves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from dvkf_prefect.data.progress import NO_PROGRESS, Progress
 from dvkf_prefect.errors import ModelDigestError, ModelError, ModelNotFoundError, PromotionError, ServingError
-from dvkf_prefect.models.gates import Candidate, Finding, Gate, MetricGate, SmokeGate, judge_all
+from dvkf_prefect.models.gates import Candidate, Finding, Gate, MetricGate, judge_all
 from dvkf_prefect.models.publishing import publish_version
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
@@ -57,8 +57,8 @@ class Promotion:
 
     Attributes:
         acting: Serving place, mirror, reason and run.
-        gates: Gates. Those on metrics judge before any change, all others judge the canary. Of a first version, smoke
-            gates judge a preview, and all others judge it as it serves.
+        gates: Gates. Those on metrics judge before any change, all others judge the canary, or the preview of a first
+            version, to which the recorded requests are sent.
         approve: Asks for approval; None for the approval of git's user who calls.
         percent: Part of the traffic for the canary, 0 to 99; with 0 it answers the gates alone. None for no canary,
             unless a gate needs it.
@@ -185,22 +185,11 @@ class _Promoting:
 
     def _canary_plan(self, served: bool) -> str:
         if not served and self._late and self._promotion.first:
-            return self._first_plan()
+            return f"none; {_named(self._late)} judge a preview without traffic"
         if not served or not self._canary_wanted:
             return "none"
         gates = ", ".join(map(str, self._late)) or "no gate"
         return f"{self._promotion.percent or 0} % of the traffic for {self._promotion.watch:g} s; {gates}"
-
-    def _first_plan(self) -> str:
-        smoke, traffic = self._by_need()
-        plans = [f"{_named(smoke)} judges a preview without traffic"] if smoke else []
-        plans += [f"{_named(traffic)} judges the first version as it serves"] if traffic else []
-        return "none; " + "; ".join(plans)
-
-    def _by_need(self) -> tuple[list[Gate], list[Gate]]:
-        """Return the late gates that need requests alone, and those that need traffic."""
-        smoke: list[Gate] = [gate for gate in self._late if isinstance(gate, SmokeGate)]
-        return smoke, [gate for gate in self._late if gate not in smoke]
 
     def _serve_plan(self, version: ModelVersion, now: str) -> str:
         if self._promotion.acting.place is None:
@@ -323,37 +312,19 @@ class _Promoting:
             # Again, if a kill cut it short: the place may name a canary that is not loaded yet.
             place.start_canary(self._registry, version, self._promotion.percent or 0)
             self._promotion.pause(self._promotion.watch)
-        return self._judge_late(record, version, self._late, place) or (
-            f"{version.version} served a part of the traffic"
-        )
+        if not self._late:
+            return f"{version.version} served a part of the traffic"
+        endpoint = place.candidate(version.name, version.version)
+        return _passed(judge_all(self._late, replace(self._candidate(record, version), endpoint=endpoint)))
 
     def _first(self, record: Record, version: ModelVersion, place: ServingPlace) -> str:
-        """Judge the first version of a model: by a preview, then as it serves, by what a preview cannot answer."""
-        smoke, traffic = self._by_need()
-        said = []
+        """Judge the first version of a model by a preview."""
         try:
-            preview = place.start_preview(self._registry, version) if smoke else None
-            if preview is None:
-                traffic = self._late
-            else:
-                found = judge_all(smoke, replace(self._candidate(record, version), endpoint=preview))
-                said.append(f"without traffic: {_passed(found)}")
+            preview = place.start_preview(self._registry, version)
+            candidate = replace(self._candidate(record, version), endpoint=preview, preview=True)
+            return f"without traffic: {_passed(judge_all(self._late, candidate))}"
         finally:
             place.end_preview(version.name)
-        if traffic:
-            # Nothing else can answer these gates; `_restore` removes the version if they refuse it.
-            place.deploy(self._registry, version)
-            said.append(f"as it serves: {self._judge_late(record, version, traffic, place)}")
-        return "; ".join(said)
-
-    def _judge_late(
-        self, record: Record, version: ModelVersion, gates: Sequence[Gate], place: ServingPlace
-    ) -> str:
-        """Judge a version that the place serves; return a sentence, empty without gates."""
-        if not gates:
-            return ""
-        endpoint = place.candidate(version.name, version.version)
-        return _passed(judge_all(gates, replace(self._candidate(record, version), endpoint=endpoint)))
 
     def _serve(self, record: Record, version: ModelVersion) -> str:
         place, state = self._act.acting.place, self._act.state()

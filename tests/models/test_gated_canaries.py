@@ -43,7 +43,7 @@ DVC = "artifacts:\n  number: {path: number, type: model, meta: {smoke: smoke.jso
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Three versions that predict 1, 2 and 3; the third was recorded as 2."""
+    """Three versions that predict 1, 2 and 3; the third was recorded as 2, and fails for one of its requests."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in IDENTITY.items():
             patch.setenv(name, value)
@@ -55,6 +55,7 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Project:
             (project.root / "number" / "value").write_text(str(value))
             project.repo.add([project.root / "number"])
             cases = [{"instances": [[0.5]], "predictions": [min(value, 2)]}]
+            cases += [{"instances": [[-0.5]], "predictions": [3]}] * (value == 3)
             (project.root / "smoke.json").write_text(json.dumps({"format": 1, "cases": cases}))
             project.commit()
             version = project.registry.register("number")
@@ -176,14 +177,34 @@ def test_an_interrupted_check_ends_the_canary(server: ModelServer, numbers: Proj
 
 
 @pytest.mark.parametrize(
-    "version", ["v0.0.3", pytest.param("v0.0.2", marks=pytest.mark.long)], ids=["refused", "passed"]
+    ("version", "gates", "said"),
+    [
+        ("v0.0.3", ["smoke"], "smoke failed: case 0"),
+        ("v0.0.3", ["prometheus:errors<1%,requests>=20"], "failed: 20 recorded requests, 50.00% failed"),
+        pytest.param(
+            "v0.0.3", ["prometheus:p50<1ms,requests>=4"], "failed: 4 recorded", marks=pytest.mark.long
+        ),
+        pytest.param(
+            "v0.0.2",
+            ["smoke", "prometheus:errors<1%,p99<20s,requests>=20"],
+            "without traffic: smoke passed: 1 recorded requests got their answers; prometheus:errors<1%,p99<20000ms,"
+            "requests>=20 passed: 20 recorded requests, 0.00% failed, p99 is",
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["answers", "errors", "latency", "passed"],
 )
 def test_a_first_version_is_judged_before_it_serves(
-    tmp_path: Path, numbers: Project, version: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    numbers: Project,
+    version: str,
+    gates: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A preview answers its recorded requests on a port of its own, and then ends."""
     place = ModelServer(state_dir=str(tmp_path / "serving"))
-    settings = Promotion(Acting(place), gates=[parse_gate("smoke")])
+    settings = Promotion(Acting(place), gates=[parse_gate(gate) for gate in gates])
     seen: list[int] = []
     start_preview = ModelServer.start_preview
 
@@ -193,17 +214,19 @@ def test_a_first_version_is_judged_before_it_serves(
         seen.append(preview.pid)
         return preview
 
+    def deployed(self: ModelServer, *arguments: Any) -> Endpoint:
+        raise AssertionError("it served")
+
     monkeypatch.setattr(ModelServer, "start_preview", looked_at)
     try:
-        if version == "v0.0.3":  # it was recorded as 2
-            with pytest.raises(PromotionError, match=r"no version is first again. smoke failed: case 0"):
+        if version != "v0.0.2":
+            monkeypatch.setattr(ModelServer, "deploy", deployed)
+            with pytest.raises(PromotionError, match=rf"no version is first again. .*{said}"):
                 promote(numbers.registry, "number", version, "first", settings)
             assert place.state("number") is None
         else:
             done = promote(numbers.registry, "number", version, "first", settings)
-            assert (
-                done.steps[4].said == "without traffic: smoke passed: 1 recorded requests got their answers"
-            )
+            assert done.steps[4].said.startswith(said)
             assert place.endpoint("number").predict([[0.0]]) == [2]
         assert not Path("/proc", str(seen.pop())).exists() and not seen
     finally:

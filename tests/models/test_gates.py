@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -99,6 +99,25 @@ def candidate(project: Project) -> Candidate:
         registry.show("classifier", "v0.0.1"),
         Fake(rows=[3.01]),
     )
+
+
+def test_a_preview_is_judged_by_its_recorded_requests(candidate: Candidate) -> None:
+    gate = PrometheusGate(errors=0.5, seconds={99: 10}, requests=20)
+    asked = replace(candidate, preview=True)
+    assert gate.judge(asked).detail == "20 recorded requests, 0.00% failed, p99 is 0 ms"
+    failed = gate.judge(replace(asked, endpoint=Fake(refuses=True)))
+    assert (failed.passed, failed.detail[:38]) == (False, "20 recorded requests, 100.00% failed, ")
+    few = replace(gate, within=0).judge(asked)
+    assert few.passed is None and few.detail.startswith(
+        "1 recorded requests were answered in 0 s, and 20 are"
+    )
+    none = gate.judge(replace(asked, version=candidate.champion))
+    assert (
+        none.blocks
+        and "judged by recorded requests, and 'smoke.json', the smoke predictions of" in none.detail
+    )
+    assert "another service has its name" in gate.judge(replace(asked, endpoint=None)).detail
+    assert "Judge it in a pod" in gate.judge(replace(asked, endpoint=Fake(url=""))).detail
 
 
 GATES = {

@@ -238,31 +238,27 @@ def test_a_gate_that_refuses_the_canary_ends_it(models: ModelRegistry) -> None:
 
 
 def test_a_first_version_is_judged_before_it_gets_traffic(models: ModelRegistry) -> None:
-    """Recorded requests are sent to a preview; what only traffic shows is judged as it serves, and said so."""
+    """Recorded requests are sent to a preview. A gate on traffic judged the version as it served."""
     place = Place()
-    traffic = PrometheusGate(errors=0.01, optional=True, within=0)
-    settings = Promotion(Acting(place), gates=[SmokeGate(), traffic])
+    traffic = PrometheusGate(errors=0.01)
+    settings = Promotion(Acting(place), gates=[SmokeGate(optional=True), traffic])
     assert plan(models, "m", "v1.0.0", "prod", settings)[4].does == (
-        f"none; smoke judges a preview without traffic; {traffic} judges the first version as it serves"
+        f"none; smoke:optional, {traffic} judge a preview without traffic"
     )
     with pytest.raises(
-        PromotionError, match=r"no version is prod again. smoke not judged: m v1.0.0 declares"
+        PromotionError,
+        match=r"no version is prod again. .*; prometheus:errors<1% not judged: a first version is judged by recorded "
+        r"requests, and m v1.0.0 declares no smoke predictions",
     ):
         promote(models, "m", "v1.0.0", "prod", settings)
     # The second end is that of the restoration, which also follows a kill.
     assert place.calls == ["preview v1.0.0", "end preview", "end preview"] and stage_of(models) is None
+    assert (last(models).state, last(models).steps[-2].said) == ("aborted", "no version serves")
     place.calls.clear()
-    done = promote(
-        models, "m", "v1.0.0", "prod", replace(settings, gates=[SmokeGate(optional=True), traffic])
-    )
-    assert place.calls == [
-        "preview v1.0.0", "end preview", "deploy v1.0.0", "candidate v1.0.0", "deploy v1.0.0",
-    ]  # fmt: skip
-    said = done.steps[4].said
-    assert (
-        said.startswith("without traffic: smoke:optional not judged")
-        and "; as it serves: prometheus:" in said
-    )
+    gates = [replace(traffic, optional=True)]
+    done = promote(models, "m", "v1.0.0", "prod", replace(settings, gates=gates))
+    assert place.calls == ["preview v1.0.0", "end preview", "deploy v1.0.0"]
+    assert done.steps[4].said.startswith("without traffic: prometheus:errors<1%,optional not judged")
 
 
 def test_a_rollback_ends_the_preview_of_an_interrupted_promotion(models: ModelRegistry) -> None:
