@@ -29,7 +29,7 @@ from dvkf_prefect.cards.models import (
 )
 from dvkf_prefect.cards.overview import overview_card, plots_card
 from dvkf_prefect.cards.promotions import comparison_card, promotion_card
-from dvkf_prefect.cards.serving import endpoint_card, gates_card, predictions_card
+from dvkf_prefect.cards.serving import canary_card, endpoint_card, gates_card, predictions_card
 from dvkf_prefect.cards.stages import TreeChange, pipeline_card, stage_card
 from dvkf_prefect.cards.upkeep import garbage_card, verification_card
 
@@ -39,6 +39,7 @@ __all__ = [
     "TreeChange",
     "artifact_key",
     "block",
+    "canary_card",
     "code",
     "comparison_card",
     "count_text",

@@ -16,6 +16,7 @@ from dvkf_prefect.cards.markdown import (
     link,
     markdown_table,
     size_text,
+    time_text,
 )
 from dvkf_prefect.cards.pictures import Picture, show_pictures
 from dvkf_prefect.text import printable
@@ -73,7 +74,7 @@ def data_card(
     commit = commits.get(rows[0].rev or "")
     facts.append(("commit", _commit_text(rows[0].rev, commit)))
     if commit is not None:
-        facts += [("author", f"{commit.author}, {commit.time:%Y-%m-%d %H:%M}"), ("message", commit.subject)]
+        facts += [("author", f"{commit.author}, {time_text(commit.time)}"), ("message", commit.subject)]
     if any(run):
         facts.append(("flow run", link(*run)))
     parts = [markdown_table(("", escape(version.path)), facts)]

@@ -36,7 +36,7 @@ def incoming_card(found: Incoming, name: str, *, limit: int = ROWS) -> Card:
                 file.verdict,
                 _rows(file),
                 file.report.failed_rows if file.report else "",
-                file.reason,
+                _reason(file),
             )
             for file in refused
         ]
@@ -87,5 +87,17 @@ def _failures(file: IncomingFile, limit: int) -> list[str]:
     columns = ("column", "check", "failures", "first rows", "values")
     parts = [f"#### {code(file.path)}", markdown_table(columns, checks, limit=limit)]
     if report.sample:
+        parts += ["First rows that failed, counted from 0:"]
         parts += [markdown_table(("row", *report.columns), report.sample, limit=limit)]
     return parts
+
+
+def _reason(file: IncomingFile) -> str:
+    """Return a reason short enough for a table; the failed checks have tables of their own."""
+    report = file.report
+    if report is None or report.passed:
+        return file.reason
+    columns = dict.fromkeys(f"'{each.column}'" if each.column else "the table" for each in report.failed)
+    named, more = list(columns)[:_SHOWN], len(columns) - _SHOWN
+    text = f"{count_text(len(report.failed), 'check')} of {', '.join(named)}"
+    return f"{text} and {count_text(more, 'more column')}" if more > 0 else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 
 from dvkf_prefect.text import JOINER, markdown, printable
 
@@ -101,6 +102,23 @@ def count_text(count: int, noun: str) -> str:
         '1,437 files'
     """
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def time_text(value: datetime | str) -> str:
+    """Format a time with its zone, UTC.
+
+    Args:
+        value: A time with a zone, or its text in ISO 8601. Other text is returned unchanged.
+
+    Example:
+        >>> time_text("2026-11-29T11:04:47+01:00")
+        '2026-11-29 10:04:47 UTC'
+    """
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return str(value)
+    return f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, limit: int = ROWS) -> str:

@@ -18,6 +18,7 @@ from dvkf_prefect.cards.markdown import (
     link,
     markdown_table,
     size_text,
+    time_text,
 )
 from dvkf_prefect.cards.metrics import draw_values, value_text
 from dvkf_prefect.cards.pictures import Picture, show_pictures
@@ -148,7 +149,7 @@ def history_card(
     """
     rows = [
         (
-            f"{event.created:%Y-%m-%d %H:%M}",
+            time_text(event.created),
             *((event.model,) if model is None else ()),
             EVENTS[event.action],
             event.version or "",
@@ -190,10 +191,10 @@ def lineage_card(
             (item.kind, Markup(f"{escape(item.path)} {code(item.digest[:12])}")) for item in lineage.inputs
         ]
         rows += [(f"parameter {key}", code(value)) for key, value in lineage.params.items()]
-        rows += [(f"metric {key}", code(value)) for key, value in lineage.metrics.items()]
+        rows += [(f"metric {key}", value_text(value)) for key, value in lineage.metrics.items()]
         rows += [(key, code(value)) for key, value in lineage.runs.items()]
         rows += [("service", address(service.url)) for service in lineage.services]
-        table = markdown_table(("what", "value"), rows, limit=limit)
+        table = markdown_table(("", "value"), rows, limit=limit)
         parts.append(f"## {escape(version.name)} {escape(version.version)}\n\n{table}")
     if graph is not None:
         picture = draw_graph(graph.needs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
-from dvkf_prefect.cards.markdown import ROWS, code, count_text, escape, markdown_table
+from dvkf_prefect.cards.markdown import ROWS, code, count_text, escape, markdown_table, time_text
 from dvkf_prefect.cards.metrics import value_text
 
 if TYPE_CHECKING:
@@ -38,29 +38,35 @@ def comparison_card(comparison: VersionComparison, name: str, *, limit: int = RO
         f"**{escape(candidate.name)}** of **{escape(name)}**: {escape(candidate.version)} beside {escape(before)}. "
         f"{count_text(len(comparison.differences), 'value')} changed, {comparison.equal} equal."
     )
-    table = markdown_table(("kind", "name", before, candidate.version), rows, limit=limit)
+    table = (
+        markdown_table(("kind", "name", before, candidate.version), rows, limit=limit)
+        if rows
+        else ("Parameters, metrics, data and code are equal.")
+    )
     return Card(artifact_key("candidate", name, candidate.name), description, table)
 
 
-def promotion_card(record: Record, name: str) -> Card:
+def promotion_card(record: Record, name: str, *, waits: bool = False) -> Card:
     """Show a promotion or rollback: its steps, who began it and why, and what was before.
 
     Args:
         record: The record.
         name: Short name of the repository.
+        waits: True if a promotion waits for approval.
     """
-    facts = [
-        ("by", record.who),
+    facts: list[tuple[str, object]] = [
+        ("begun", f"{time_text(record.began)} by {record.who}"),
         ("reason", record.why),
-        ("stage before", record.was or "no version"),
+        (f"{record.stage} before", record.was or "no version"),
         ("served before", record.served or "no version"),
-        ("place", record.where or "none"),
-        ("journal", record.id),
+        ("model server", code(record.where)),
+        ("entry of the journal", code(record.id)),
     ]
-    if record.problem:
-        facts.append(("problem", record.problem))
-    steps = [(step.at, step.name, step.said) for step in record.steps]
-    description = f"{escape(record.what)} of **{escape(name)}**: {escape(record.state)}."
+    steps = [(time_text(step.at), step.name, step.said) for step in record.steps]
+    state = "waits for approval" if waits else record.state
+    description = f"{escape(record.what)} of **{escape(name)}**: {escape(state)}."
     description = description[:1].upper() + description[1:]
-    parts = (markdown_table(("", ""), facts), markdown_table(("time", "step", "result"), steps))
+    parts = [f"Reason of its end: {escape(record.problem)}"] if record.problem else []
+    parts.append(markdown_table(("", record.model), [fact for fact in facts if fact[1]]))
+    parts.append(markdown_table(("time", "step", "result"), steps) if steps else "No step has ended yet.")
     return Card(artifact_key("promotion", name, record.model, record.stage), description, "\n\n".join(parts))

@@ -11,6 +11,7 @@ from dvkf_prefect.cards.markdown import ROWS, address, block, code, count_text, 
 
 if TYPE_CHECKING:
     from dvkf_prefect.models.version import ModelVersion
+    from dvkf_prefect.promotion.places import ServingState
     from dvkf_prefect.serving.endpoint import Endpoint
 
 
@@ -32,10 +33,10 @@ def endpoint_card(endpoint: Endpoint, name: str, version: ModelVersion | None = 
             "version",
             f"{endpoint.version}{f' ({chr(44).join(version.stages)})' if version and version.stages else ''}",
         ),
-        ("digest", endpoint.digest),
+        ("digest", code(endpoint.digest)),
     ]
     if version:
-        rows.append(("commit", version.rev[:10]))
+        rows.append(("commit", code(version.rev[:10])))
     body = "\n\n".join(
         [
             f"## {escape(endpoint.model)} {escape(endpoint.version)}{stages}",
@@ -52,6 +53,25 @@ def endpoint_card(endpoint: Endpoint, name: str, version: ModelVersion | None = 
     return Card(artifact_key("endpoint", name, endpoint.model), description, markdown=body)
 
 
+def canary_card(state: ServingState, model: str, name: str) -> Card:
+    """Show the versions of a model that share its requests.
+
+    Args:
+        state: State of the model's service.
+        model: Name of the model.
+        name: Short name of the repository.
+    """
+    rest = state.version or "a version of another tool"
+    description = (
+        f"**{escape(model)}** of **{escape(name)}**: the canary {escape(state.canary)} has {state.percent} % of the "
+        f"requests, {escape(rest)} the rest."
+    )
+    rows = [(state.canary, "canary", f"{state.percent} %"), (rest, "serves", f"{100 - state.percent} %")]
+    table = markdown_table(("version", "role", "requests"), rows)
+    at = f"Address: {address(state.url)}\n\n" if state.url else ""
+    return Card(artifact_key("endpoint", name, model), description, f"{at}{table}")
+
+
 def gates_card(
     model: str, version: str, name: str, findings: Sequence[Mapping[str, object]], *, limit: int = ROWS
 ) -> Card:
@@ -65,13 +85,19 @@ def gates_card(
         limit: Maximum number of gates.
     """
     words = {True: "passed", False: "failed", None: "not judged"}
-    rows = [(code(each["gate"]), words[each["passed"]], each["detail"]) for each in findings]  # type: ignore[index]
+    # Details are sentences, which a table of Prefect's pages does not wrap.
+    lines = []
+    for each in findings:
+        detail = f": {escape(each['detail'])}" if each["detail"] else ""
+        lines.append(f"- {code(each['gate'])}: **{words[each['passed']]}**{detail}")  # type: ignore[index]
+    if len(lines) > limit:
+        lines[limit:] = [f"- and {len(lines) - limit:,} more"]
     refused = sum(bool(each["blocks"]) for each in findings)
     verdict = f"{count_text(refused, 'gate')} refused it" if refused else "no gate refused it"
     return Card(
         artifact_key("gates", name, model),
         f"**{escape(model)}** {escape(version)} of **{escape(name)}**: {verdict}.",
-        markdown=markdown_table(("gate", "judgement", "detail"), rows, limit=limit),
+        markdown="\n".join(lines),
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
-from dvkf_prefect.cards.markdown import ROWS, code, escape, markdown_table, size_text
+from dvkf_prefect.cards.markdown import ROWS, code, count_text, escape, markdown_table, size_text
+
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20}\b")
+_OBJECT = re.compile(r"/([0-9a-f]{2})/([0-9a-f]{30}(?:\.dir)?)$")
 
 if TYPE_CHECKING:
-    from dvkf_prefect.data.upkeep.gc import GarbageCollection
+    from dvkf_prefect.data.upkeep.gc import GarbageCollection, Removed
     from dvkf_prefect.data.upkeep.verify import Verification
 
 
@@ -33,16 +37,16 @@ def verification_card(found: Verification, place: str, name: str, *, limit: int 
             ", ".join(problem.paths[:3]) or "not tracked",
             problem.place,
             f"{problem.kind}, repaired" if problem.repaired else problem.kind,
-            problem.detail,
+            _DIGEST.sub(r"\1…", problem.detail),
         )
         for problem in sorted(found.problems, key=lambda problem: problem.repaired)
     ]
     table = markdown_table(("digest", "files", "place", "state", "finding"), rows, limit=limit)
-    read = f"{found.objects:,} objects of {size_text(found.size)} read"
+    read = f"{count_text(found.objects, 'object')} of {size_text(found.size)} read"
     return Card(
         artifact_key("verified", name, place),
         f"**{escape(name)}**, {escape(place)}: {read}, {wrong}.",
-        markdown=table if rows else f"{read}, {wrong}.",
+        markdown=table if rows else "No object is damaged or missing.",
     )
 
 
@@ -55,22 +59,40 @@ def garbage_card(found: GarbageCollection, name: str, *, limit: int = ROWS) -> C
         limit: Maximum number of objects listed by name.
     """
     verb = "unused" if found.dry else "removed"
+    # The two layouts of a place are one for readers.
+    groups: dict[str, list[Removed]] = {}
+    for each in found.places:
+        groups.setdefault(each.place if each.remote else "cache", []).append(each)
     rows = [
         (
-            place.place if place.remote else f"cache ({place.place})",
-            f"{place.objects:,}",
-            size_text(place.size),
-            f"{place.kept:,}",
-            f"{place.young:,}",
+            place,
+            f"{sum(each.objects for each in group):,}",
+            size_text(sum(each.size for each in group)),
+            f"{sum(each.kept for each in group):,}",
+            f"{sum(each.young for each in group):,}",
         )
-        for place in found.places
+        for place, group in groups.items()
     ]
-    names = [(code(each),) for place in found.places for each in place.names]
-    parts = [markdown_table(("place", verb, "size", "kept", "too young"), rows, limit=limit)]
-    parts += [markdown_table(("object",), names, limit=limit)] if names else []
+    names = [
+        (place, code(_object_text(each)))
+        for place, group in groups.items()
+        for removed in group
+        for each in removed.names
+    ]
+    columns = ("place", verb, "size", "kept", "too young")
+    parts = ["A dry run: nothing was removed."] if found.dry else []
+    parts.append(markdown_table(columns, rows, limit=limit))
+    parts += [markdown_table(("place", "unused object"), names, limit=limit)] if names else []
     parts += [f"Skipped: {escape(text)}" for text in found.skipped[:limit]]
     return Card(
         artifact_key("collected", name),
-        f"**{escape(name)}**: {found.objects:,} objects {verb} ({size_text(found.size)}), {found.kept:,} kept.",
+        f"**{escape(name)}**: {count_text(found.objects, 'object')} {verb} ({size_text(found.size)}), "
+        f"{found.kept:,} kept.",
         markdown="\n\n".join(parts),
     )
+
+
+def _object_text(name: str) -> str:
+    """Return the digest of an object in place of its path or url; other names unchanged."""
+    found = _OBJECT.search(name)
+    return "".join(found.groups()) if found else name

@@ -74,7 +74,8 @@ def maintain(
                 )
                 summary["unused_models"], doubt = len(models.unused), models.doubt
     if damaged:
-        said = f"{len(damaged)} objects are damaged or missing, so nothing was removed: {damaged[0]}"
+        objects = "1 object" if len(damaged) == 1 else f"{len(damaged)} objects"
+        said = f"{objects} damaged or missing, so nothing was removed: {damaged[0]}"
         return Failed(message=said, data=DvkfError(said))
     if doubt:
         return Completed(name="Undecided", message=f"all published models are kept: {doubt}", data=summary)

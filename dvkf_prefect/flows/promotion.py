@@ -99,8 +99,9 @@ def promote(
     answer = None
     if approval:
         version = promote_model(data, model, which, stage, **settings, wait=True).version
-        comparison = compare_versions(data, model, version, stage)
-        answer = ask(comparison_card(comparison, data.name).markdown, timeout)
+        card = comparison_card(compare_versions(data, model, version, stage), data.name)
+        headline = f"Promotion of `{model} {version}` to `{stage}`."
+        answer = ask(f"{headline} {card.description}\n\n{card.markdown}", timeout)
         which = version
     version = promote_model(data, model, which, stage, **settings, approval=answer)
     if push:

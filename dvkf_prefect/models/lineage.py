@@ -158,8 +158,10 @@ class Lineage:
 
 
 def fact_text(fact: Mapping[str, Any]) -> str:
-    """Return the values of a fact in one line."""
-    return ", ".join(f"{key} {value}" for key, value in fact.items() if key != "kind")
+    """Return the values of a fact in one line: the place, and the others behind it."""
+    others = ", ".join(f"{key} {value}" for key, value in fact.items() if key not in ("kind", "where"))
+    place = str(fact.get("where", ""))
+    return f"{place} ({others})" if place and others else place or others
 
 
 def draw_lineage(lineages: Sequence[Lineage]) -> Drawing:

@@ -190,6 +190,8 @@ def duration(seconds: float) -> str:
         >>> duration(75), duration(7260)
         ('1 min 15 s', '2 h 1 min')
     """
+    if seconds < 1:
+        return "less than 1 s"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

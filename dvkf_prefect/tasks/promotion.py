@@ -98,9 +98,14 @@ def promote_model(
     except DvkfError:
         _show_last(repository, models, name, stage)
         raise
-    _show(repository, record)
+    # It returns an open record only to wait for the approval.
+    _show(repository, record, waits=record.open)
     promoted = models.show(name, record.version)
-    said = f"{promoted.version} of {name} is {stage} now." if not record.open else f"{record}."
+    said = (
+        f"{promoted.version} of {name} waits for approval to be {stage}."
+        if record.open
+        else f"{promoted.version} of {name} is {stage} now."
+    )
     publish_model(repository, models, name, said)
     if stage in promoted.stages and before != promoted.version:
         announce_model(repository.name, promoted, "promoted", stage=stage)
@@ -230,12 +235,12 @@ def _acting(
     return replace(acting, mirror=lambda: block.mirror(models, [name]))
 
 
-def _show(repository: DvcRepository, record: Record) -> None:
+def _show(repository: DvcRepository, record: Record, *, waits: bool = False) -> None:
     if record.state == "mirroring":
         run_logger().warning("%s. The next run mirrors it.", record.problem)
     elif record.problem:
         run_logger().warning("%s: %s", record.what, record.problem)
-    publish(promotion_card(record, repository.name))
+    publish(promotion_card(record, repository.name, waits=waits))
 
 
 def _show_last(repository: DvcRepository, models: ModelRegistry, name: str, stage: str) -> None:

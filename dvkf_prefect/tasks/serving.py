@@ -8,10 +8,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DvcRepository, find_block
-from dvkf_prefect.cards import endpoint_card, gates_card
+from dvkf_prefect.cards import canary_card, endpoint_card, gates_card
 from dvkf_prefect.errors import GateError
 from dvkf_prefect.models.gates import AnyGate, Finding, parse_gate
 from dvkf_prefect.models.registry import ModelRegistry
+from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.gating import GateCheck
 from dvkf_prefect.serving.gating import judge_canary as judge
@@ -65,6 +66,11 @@ def start_canary(
     finally:
         _show(check.findings, repository.name, name, version.version)
     run_logger().info("%s", canary)
+    if isinstance(canary, Canary):
+        state = ServingState(canary.stable, canary.version, canary.percent, canary.url)
+    else:
+        state = ServingState(canary.version, canary.canary, canary.percent, canary.url)
+    publish(canary_card(state, name, repository.name))
     return canary
 
 

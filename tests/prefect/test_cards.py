@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from dvkf_prefect import cards
 from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markdown_table
 from dvkf_prefect.cards.upkeep import garbage_card, verification_card
+from dvkf_prefect.data.quality.incoming import Incoming, IncomingFile
+from dvkf_prefect.data.quality.reports import FailedCheck, QualityReport
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.upkeep.gc import GarbageCollection, Removed
 from dvkf_prefect.data.upkeep.verify import Problem, Verification
 from dvkf_prefect.data.verbs.diff import Diff, DiffEntry
+from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.kubeflow.registry.mirror import Mirrored, MirrorReport
-from dvkf_prefect.models.lineage import Item, Lineage, StageRecord
+from dvkf_prefect.models.lineage import Item, Lineage, StageRecord, fact_text
 from dvkf_prefect.models.places import Manifest, PublishedFile
 from dvkf_prefect.models.publishing import Publication
 from dvkf_prefect.models.runtimes import Loaded
@@ -30,6 +33,8 @@ from dvkf_prefect.pipeline.report.dag import Drawing
 from dvkf_prefect.pipeline.report.metrics import MetricChange
 from dvkf_prefect.pipeline.report.plot_files import PlotImage
 from dvkf_prefect.pipeline.run.events import ReproResult
+from dvkf_prefect.promotion.journal import Holder, Record, Step
+from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.serving.endpoint import Endpoint
 
 A, B, DIR = "a" * 32, "b" * 32, "c" * 32 + ".dir"
@@ -314,15 +319,81 @@ def test_damaged_objects_are_before_repaired_ones() -> None:
     ]
     assert (
         "3 objects of 2.0 kB read, all intact."
-        in verification_card(_verification(), "cache", "shop").markdown
+        in verification_card(_verification(), "cache", "shop").description
     )
 
 
 def test_a_dry_run_names_its_objects() -> None:
     card = garbage_card(_garbage("a|b"), "shop")
     assert card.description == "**shop**: 2 objects unused (10 B), 5 kept."
-    assert "| cache (repo) | 2 | 10 B | 5 | 1 |" in card.markdown and "a\\|b" in card.markdown
+    assert "| cache | 2 | 10 B | 5 | 1 |" in card.markdown and "a\\|b" in card.markdown
     assert garbage_card(_garbage(), "shop").description == "**shop**: 2 objects removed (10 B), 5 kept."
+
+
+def test_both_layouts_of_a_place_are_one_row_and_objects_have_no_paths() -> None:
+    """Rows of one remote once had the same name, and objects the folders of a worker."""
+    path = f"/tmp/worker/.dvc/cache/files/md5/{A[:2]}/{A[2:]}"
+    places = (
+        Removed("repo", False, 1, 4, 2, names=(path,)),
+        Removed("legacy", False, 1, 6, 1),
+        Removed("store", True, 0, 0, 3),
+        Removed("store", True, 0, 0, 0),
+    )
+    card = garbage_card(GarbageCollection(places, dry=True), "shop")
+    assert "| cache | 2 | 10 B | 3 | 0 |\n| store | 0 | 0 B | 3 | 0 |\n" in card.markdown
+    assert f"| cache | `{A}` |" in card.markdown and "/tmp" not in card.markdown
+    assert card.markdown.startswith("A dry run: nothing was removed.")
+    one = GarbageCollection((Removed("repo", False, 1, 4, 2),))
+    assert garbage_card(one, "shop").description == "**shop**: 1 object removed (4 B), 2 kept."
+
+
+def test_findings_fit_into_a_table() -> None:
+    found = _verification(Problem(A, ("a",), "cache", "damaged", f"its 7 bytes hash to {B}"))
+    assert f"| its 7 bytes hash to {B[:12]}… |" in verification_card(found, "cache", "shop").markdown
+    checks = (FailedCheck("id", "greater_than(0)", 1, (1,), ("-2",)), FailedCheck("id", "unique", 2))
+    report = QualityReport(A, "s.yaml", B, "csv", "pandera", 3, ("id",), checks, 2, (("1", "-2"),))
+    file = IncomingFile("a.csv", Content(A, 9), 0, "failed", report, True, "/q/a.csv")
+    text = cards.incoming_card(Incoming("/in", "data", "reports", "s.yaml", "/q", (file,)), "shop").markdown
+    assert "| `a.csv` | failed | 3 | 2 | 2 checks of 'id' |" in text
+    assert "First rows that failed, counted from 0:\n\n| row | id |" in text
+
+
+def test_gates_are_a_list_that_wraps() -> None:
+    found = [
+        {"gate": "metric:f_1>=1", "passed": False, "detail": "it is 0.5_0", "blocks": True},
+        {"gate": "smoke", "passed": True, "detail": "", "blocks": False},
+    ]
+    card = cards.gates_card("digits", "v0.0.2", "shop", found)
+    assert card.markdown == "- `metric:f_1>=1`: **failed**: it is 0.5\\_0\n- `smoke`: **passed**"
+    assert card.description.endswith(": 1 gate refused it.")
+    assert cards.gates_card("digits", "v1", "shop", found, limit=1).markdown.endswith("\n- and 1 more")
+
+
+def test_a_canary_has_a_card() -> None:
+    card = cards.canary_card(ServingState("v0.0.1", "v0.0.2", 20, "http://127.0.0.1:80"), "digits", "shop")
+    said = "**digits** of **shop**: the canary v0.0.2 has 20 % of the requests, v0.0.1 the rest."
+    assert card.description == said and card.key == artifact_key("endpoint", "shop", "digits")
+    assert "| v0.0.2 | canary | 20 % |\n| v0.0.1 | serves | 80 % |" in card.markdown
+
+
+def test_a_promotion_says_that_it_waits_and_when_it_began() -> None:
+    """It once waited for a person with the words "running" and "2026-11-29T10:04:47+00:00"."""
+    record = Record(
+        "4f", "promote", "digits", "prod", "v0.0.2", "v0.0.1", "", "v0.0.2", "Ann", "",
+        "2026-11-29T11:04:47+01:00", "/srv/serving", Holder("host", 1),
+        steps=(Step("gate", "2026-11-29T10:04:48+00:00", "no gate"),),
+    )  # fmt: skip
+    card = cards.promotion_card(record, "shop", waits=True)
+    assert card.description == "Promotion of digits v0.0.2 to prod of **shop**: waits for approval."
+    assert "| begun | 2026-11-29 10:04:47 UTC by Ann |" in card.markdown
+    assert "| 2026-11-29 10:04:48 UTC | gate | no gate |" in card.markdown
+    assert "| reason |" not in card.markdown and "| prod before | v0.0.1 |" in card.markdown
+
+
+def test_a_fact_names_its_place_first() -> None:
+    fact = {"kind": "registry", "artifact": "2", "model": "1", "where": "http://registry"}
+    assert fact_text(fact) == "http://registry (artifact 2, model 1)"
+    assert fact_text({"kind": "note", "where": "here"}) == "here" and fact_text({"a": 1}) == "a 1"
 
 
 def test_unused_versions_are_first_and_a_doubt_is_shown() -> None:
@@ -345,7 +416,7 @@ def test_published_files_and_records_are_escaped_once() -> None:
     version = _model("v0.0.2")
     stage = StageRecord("train", "f" * 64, reads=(Item("data/a_b", B, "data"),))
     text = cards.lineage_card([Lineage(version, (stage,), {"m.json:f_1": 0.5})], "digits", "shop").markdown
-    assert f"| data | data/a\\_b `{B[:12]}` |" in text and "| metric m.json:f\\_1 | `0.5` |" in text
+    assert f"| data | data/a\\_b `{B[:12]}` |" in text and "| metric m.json:f\\_1 | 0.5 |" in text
     records = (Mirrored("di_gits@v1", "7", "created"),)
     assert "| di\\_gits@v1 | 7 | created |" in cards.mirror_card(MirrorReport("h", records), "shop").markdown
 

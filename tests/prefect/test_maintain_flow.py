@@ -90,9 +90,8 @@ def test_nothing_is_removed_while_an_object_is_damaged(signs: Repo, tmp_path: Pa
     before = (objects(signs.cache.root), objects(remote_of(signs)), published(tmp_path))
     state = maintain("kept", sample=1, grace_hours=0, dry_run=False, return_state=True)
     assert state.is_failed()
-    assert (
-        "1 objects are damaged or missing, so nothing was removed: damaged in the cache: signs.joblib"
-        in str(state.message)
+    assert "1 object damaged or missing, so nothing was removed: damaged in the cache: signs.joblib" in str(
+        state.message
     )
     assert (objects(signs.cache.root), objects(remote_of(signs)), published(tmp_path)) == before
 
