@@ -2,12 +2,14 @@
 
 The schemas are the project's own, unchanged: spec/OpenLineage.json and spec/facets of OpenLineage/OpenLineage at
 commit 8f02abfb7a252783b95df79f443edb13959bf52c (August 2026), Apache-2.0. They allow properties that they do not
-describe, for facets of others. This package sends none, so they are refused here.
+describe, for facets of others. This package sends none, so they are refused here. Older clients name older versions of
+a facet's schema; of the same major version the newest one is the judge.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,10 +61,25 @@ def _errors(url: str, value: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in rules.iter_errors(value)]
 
 
+def _newest(url: str) -> str:
+    """Return the address of the schema that is here, for that of an older one of the same major version."""
+    found = re.fullmatch(r"(https://openlineage\.io/spec/facets/)(\d+)-(\d+)-(\d+)(/\w+\.json)(#.*)", url)
+    if found is None:
+        return url
+    base, major, *minor, name, part = found.groups()
+    for known in _DOCUMENTS:
+        same = re.fullmatch(re.escape(base) + major + r"-(\d+)-(\d+)" + re.escape(name), known)
+        if same is not None and [*map(int, minor)] <= [*map(int, same.groups())]:
+            return known + part
+    return url
+
+
 def _facet_errors(facets: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield what the schemas that facets name themselves do not allow."""
     for name, facet in facets.items():
         url = facet["_schemaURL"]
+        if (newest := _newest(url)) != url:
+            facet, url = {**facet, "_schemaURL": newest}, newest
         document = _DOCUMENTS.get(url.partition("#")[0], {})
         if url != document.get("$id", "") + document.get("properties", {}).get(name, {}).get("$ref", "#"):
             yield f"facet {name}: {url} is not its schema"

@@ -287,6 +287,26 @@ print(type(open_storage("azure://bucket/x", {"account_name": "a", "account_key":
 
 
 @pytest.mark.long
+def test_lineage_events_with_the_oldest_client(tmp_path: Path) -> None:
+    """The client of OpenLineage is new each month, and its facets change; a strict receiver judges the events."""
+    extras = _toml((TREE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (oldest,) = re.findall(r"openlineage-python>=([\d.]+)", " ".join(extras["openlineage"]))
+    client = tmp_path / "client"
+    _uv("pip", "install", "--quiet", "--no-deps", "--target", str(client), f"openlineage-python=={oldest}")
+    say = "from importlib import metadata; print(metadata.version('openlineage-python'))"
+    environment = {**_ENVIRONMENT, "PYTHONPATH": str(client), "HOME": str(tmp_path)}
+    commands = [["-c", say], ["-m", "pytest", "-q", "tests/models/test_openlineage.py"]]
+    done = [
+        subprocess.run(
+            [sys.executable, *arguments], cwd=TREE, env=environment, capture_output=True, text=True
+        )
+        for arguments in commands
+    ]
+    assert done[0].stdout.startswith(oldest), done[0]
+    assert re.search(r"^\d+ passed", done[1].stdout, re.MULTILINE), done[1].stdout
+
+
+@pytest.mark.long
 def test_with_the_oldest_requirements(built: dict[str, Path], tmp_path: Path) -> None:
     """Each requirement at its oldest version: the first day, a table, every store, and the whole demo."""
     clean = Installed(tmp_path, built["wheel"], "serve,plots", oldest=True)
