@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import expect
+from processes import wait_until
 from servers import PrefectServer
 
-from .conftest import Version, Viewer, newest_card
+from .conftest import TREE, Version, Viewer, newest_card
 
 # The demo, a server and a browser take a minute of the processors.
 pytestmark = [pytest.mark.browser, pytest.mark.long]
@@ -80,3 +88,36 @@ def test_the_blocks_can_be_made_by_hand(viewer: Viewer) -> None:
     """The server found the block types by the package's entry point."""
     names = ("DVC Repository", "DVC Remote", "Kubeflow Pipelines", "Model Server")
     viewer.read("/blocks/catalog", *names, exact=True)
+
+
+@pytest.fixture(scope="module")
+def site(ui: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a documentation site, which the server's block types know."""
+    folder = tmp_path_factory.mktemp("site")
+    Path(folder, "logo.svg").write_bytes((TREE / "docs/logo.svg").read_bytes())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{served.server_address[1]}"
+        name = "PREFECT_INTEGRATIONS_DVKF_DOCS_URL"
+        ui.environment[name] = address
+        ui.run(sys.executable, "-m", "prefect", "block", "register", "-m", "dvkf_prefect.blocks")
+        del ui.environment[name]
+        yield address
+        served.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_both_pages_show_the_logo_of_a_documentation_site(
+    ui: PrefectServer, viewer: Viewer, site: str, version: Version
+) -> None:
+    """Prefect takes it by HTTP alone; the link to the block's reference goes with it."""
+    shown = ui.get("/block_types/slug/dvc-repository")
+    assert shown["logo_url"] == f"{site}/logo.svg"
+    assert shown["documentation_url"] == f"{site}/reference/blocks/#dvkf_prefect.DvcRepository"
+    logo = viewer.open(
+        "/blocks/catalog", lambda page: page.locator(f'img[src="{site}/logo.svg"]').first, version=version
+    )
+    wait_until(lambda: logo.evaluate("image => image.complete && image.naturalWidth > 0"), 60)
