@@ -194,13 +194,13 @@ def model_fetch(args: argparse.Namespace) -> int:
 
 def model_register(args: argparse.Namespace) -> int:
     """Run ``dvkf model register``."""
-    from dvkf_prefect.openlineage.events import LineageEvents
+    from dvkf_prefect.openlineage.sending import send_registered
 
     registry = _registry()
     version = registry.register(
         args.name, version=args.model_version, bump=args.bump, rev=args.rev, message=args.message
     )
-    LineageEvents(registry.repo).registered(version)
+    send_registered(registry.repo, version)
     say(f"{version.name} {version.version}: {version.path} ({version.digest}) of commit {version.rev[:7]}")
     return _pushed(args)
 

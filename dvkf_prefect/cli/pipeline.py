@@ -147,7 +147,7 @@ def repro(args: argparse.Namespace) -> int:
 
 def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[int, tuple[str, ...]]:
     """Run stages of a repository; return the exit code, and the stages that ran or were restored."""
-    from dvkf_prefect.openlineage.stages import watch_stages
+    from dvkf_prefect.openlineage.sending import watch_stages
     from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
     from dvkf_prefect.pipeline.run import repro as stages
 
@@ -205,7 +205,7 @@ def _repro(args: argparse.Namespace, repo: Repo, targets: list[str]) -> tuple[in
 
 def run_one(repo: Repo, address: str, *, quiet: bool) -> int:
     """Run one stage, as ``dvkf stage add --run`` does."""
-    from dvkf_prefect.openlineage.stages import watch_stages
+    from dvkf_prefect.openlineage.sending import watch_stages
     from dvkf_prefect.pipeline.run import repro as stages
 
     screen = _Screen(repo, quiet=quiet, on_error="fail")

@@ -129,7 +129,7 @@ def model_deploy(args: argparse.Namespace) -> int:
     """Run ``dvkf model deploy``."""
     from dvkf_prefect.errors import ConfigError, DvkfError
     from dvkf_prefect.models.registry import ModelRegistry
-    from dvkf_prefect.openlineage.events import LineageEvents
+    from dvkf_prefect.openlineage.sending import send_deployed
 
     registry = ModelRegistry(open_repo(args))
     version = registry.show(*model_and_version(args.model))
@@ -170,7 +170,7 @@ def model_deploy(args: argparse.Namespace) -> int:
             f"WARNING: the service was not noted for the lineage of {version.version}: {error}",
             file=sys.stderr,
         )
-    LineageEvents(registry.repo).deployed(version, where)
+    send_deployed(registry.repo, version, where)
     _print(endpoint, check.findings, args.json)
     return 0
 

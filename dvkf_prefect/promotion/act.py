@@ -14,7 +14,7 @@ from dvkf_prefect.errors import DvkfError, LockedError, ModelError, ModelNotFoun
 from dvkf_prefect.models.history import ROLLED_BACK
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.openlineage.events import LineageEvents
+from dvkf_prefect.openlineage.sending import send_deployed
 from dvkf_prefect.promotion.journal import Holder, Journal, Kind, Record, now
 from dvkf_prefect.promotion.places import ServingPlace, ServingState
 
@@ -163,7 +163,7 @@ class Act:
         """Note on a version's tag where it is served; the version is served all the same if that fails."""
         place = self.acting.place
         if place:
-            LineageEvents(self.registry.repo).deployed(version, place.where)
+            send_deployed(self.registry.repo, version, place.where)
         try:
             if place:
                 self.registry.note(version, "service", {"where": place.where, "url": url})

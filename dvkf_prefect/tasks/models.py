@@ -24,7 +24,7 @@ from dvkf_prefect.models.lineage import Lineage, draw_lineage
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import TagEvent
 from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.openlineage.events import LineageEvents
+from dvkf_prefect.openlineage.sending import send_deployed, send_registered
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
@@ -74,7 +74,7 @@ def register_model(
         publish_model(repository, registry, name, f"{name} has not changed since {same.version}.")
         return same
     registered = registry.register(name, version=version, rev=rev, message=message, trailers=run_trailers())
-    LineageEvents(registry.repo, parent=parent_run()).registered(registered)
+    send_registered(registry.repo, registered, parent=parent_run())
     publish_model(repository, registry, name, f"Registered {registered.version} of {name}.")
     announce_model(repository.name, registered, "registered")
     Assets(repository, registry.repo).registered(registered)
@@ -268,7 +268,7 @@ def deploy_model(
         registry.note(version, "service", {"where": server.where, "url": endpoint.url})
     except DvkfError as error:  # the model is served all the same
         run_logger().warning("the service was not noted for the lineage of %s: %s", version.version, error)
-    LineageEvents(registry.repo, parent=parent_run()).deployed(version, server.where)
+    send_deployed(registry.repo, version, server.where, parent=parent_run())
     publish(endpoint_card(endpoint, repository.name, version))
     announce_model(repository.name, version, "deployed", server=server.where, url=endpoint.url)
     Assets(repository, registry.repo).read_model(version)

@@ -15,7 +15,7 @@ from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, find_block
 from dvkf_prefect.cards import TreeChange, metrics_card, pipeline_card, plain, stage_card
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.kubeflow.cluster.watch import TaskEvent
-from dvkf_prefect.openlineage.stages import watch_stages
+from dvkf_prefect.openlineage.sending import watch_stages
 from dvkf_prefect.pipeline.plan.decide import Expansion, Rules
 from dvkf_prefect.pipeline.plan.why import Action, Decision
 from dvkf_prefect.pipeline.report.metrics import MetricChange, metrics_history

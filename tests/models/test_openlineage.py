@@ -20,7 +20,7 @@ from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.openlineage import events
 from dvkf_prefect.openlineage.events import LineageEvents
 from dvkf_prefect.openlineage.receiver import is_configured
-from dvkf_prefect.openlineage.stages import watch_stages
+from dvkf_prefect.openlineage.sending import watch_stages
 from dvkf_prefect.repo import Repo
 
 STAGES = """\
@@ -223,11 +223,14 @@ def test_nothing_is_imported_when_nothing_is_configured(project: Repo) -> None:
 
     assert watch_stages(project, on_event) is on_event
     program = (
-        "import sys; from dvkf_prefect.cli import main; code = main(['repro', '-q']); "
+        "import sys; from dvkf_prefect.cli import main; code = main(sys.argv[1:]); "
         "assert not [m for m in sys.modules if m.startswith(('openlineage', 'dvkf_prefect.openlineage.events'))]; "
         "sys.exit(code)"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=project.root, check=True)
+    for command in ("repro -q", "model register digits", "model promote digits prod --place none"):
+        subprocess.run([sys.executable, "-c", program, *command.split()], cwd=project.root, check=True)
+        git(project, "add", "-A")
+        git(project, "commit", "-qm", "Train", "--allow-empty")
 
 
 @pytest.mark.parametrize(
