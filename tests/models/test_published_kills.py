@@ -32,8 +32,11 @@ _processes.set_forkserver_preload(
 )
 
 
-def act(root: str, place: str, verb: str, kill_at: float, counted: Any) -> None:
-    """Publish or remove in this process; kill it before (2.0) or after (2.5) the second request or note."""
+def act(root: str, place: str, verb: str, kill_at: float, counted: Any, pause: Any = None) -> None:
+    """Publish or remove in this process; kill it before (2.0) or after (2.5) the second request or note.
+
+    ``pause`` is a pair of events: it sets the first once an upload in parts has begun, and waits for the second.
+    """
     import s3fs
 
     from dvkf_prefect.data.remotes import s3_objects
@@ -54,6 +57,9 @@ def act(root: str, place: str, verb: str, kill_at: float, counted: Any) -> None:
             return await call(self, method, *args, **kwargs)
         finally:
             die(number + 0.5)
+            if pause and method == "create_multipart_upload" and not pause[0].is_set():
+                pause[0].set()
+                pause[1].wait(120)
 
     s3fs.S3FileSystem._call_s3 = killing
 
@@ -199,3 +205,22 @@ def test_a_verb_killed_at_each_request_is_completed(world: World, verb: str) -> 
         assert world.state(place) == expected, kill_at
         assert world.check_no_half(place) == (verb == "publish")
     assert noted == {True, False}
+
+
+@pytest.mark.long
+def test_a_publication_outlives_the_clean_up_of_another(world: World) -> None:
+    """Another one that ends drops the parts of killed uploads, and those that this one copies; it copies them again."""
+    begun, go = _processes.Event(), _processes.Event()
+    counted = _processes.Value("i", 0)
+    url = f"s3://{world.bucket}/shared"
+    slow = _processes.Process(target=act, args=(str(world.root), url, "publish", 0, counted, (begun, go)))
+    slow.start()
+    try:
+        assert begun.wait(120) and world.parts("shared") == ["shared/classifier/v0.0.1/a/large"]
+        assert world.run("shared", "publish") and world.parts("shared") == []
+        go.set()
+        slow.join(120)
+        assert slow.exitcode == 0
+    finally:
+        slow.kill()
+    assert world.check_no_half("shared") and world.parts("shared") == []

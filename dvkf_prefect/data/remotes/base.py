@@ -121,7 +121,7 @@ class Storage(ABC):
     def drop_uploads(self, text: str) -> int:
         """Drop what uploads in parts left that began to keys that start with a text, and never ended.
 
-        No listing shows such parts, but the service stores them. Uploads that run now fail.
+        No listing shows such parts, but the service stores them. Uploads of this package that run now begin again.
 
         Returns:
             Number of dropped uploads; 0 if the service keeps none.

@@ -414,6 +414,10 @@ class FilesystemStorage(Storage):
             return Trouble("busy")
         names = {kind.__name__ for item in chain for kind in type(item).__mro__}
         text = " ".join(map(str, chain))
+        if any(
+            _code_of(item) == "NoSuchUpload" for item in chain
+        ):  # another process dropped it: begin it again
+            return Trouble("failed")
         if "ConnectionRefusedError" in names or "Connection refused" in text or "Connect call failed" in text:
             return Trouble("refused")
         if status in (408, 500, 502, 504) or names & _CUT:
@@ -476,6 +480,12 @@ def _status_of(error: BaseException) -> int | None:
             if isinstance(status, int):
                 return int(status)
     return None
+
+
+def _code_of(error: BaseException) -> str:
+    """Return the code of botocore in an error; empty in those of other libraries."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _header_of(error: BaseException) -> str | None:

@@ -61,7 +61,8 @@ async def _copy_parts(fs: Any, source: str, target: str, size: int) -> None:
         for each in parts:
             each.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
-        await fs._call_s3("abort_multipart_upload", **upload)
+        with suppress(FileNotFoundError):  # another process dropped it
+            await fs._call_s3("abort_multipart_upload", **upload)
         raise
 
 
