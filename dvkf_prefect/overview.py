@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dvkf_prefect.data.upkeep.doctor import Check
+from dvkf_prefect.data.verbs.status import status
 from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.models.lineage import Lineage
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.trace import trace_version
+from dvkf_prefect.pipeline.plan.snapshot import Snapshot
 from dvkf_prefect.pipeline.plan.why import Decision
 from dvkf_prefect.pipeline.report.dag import Drawing, draw
 from dvkf_prefect.pipeline.run.dry_run import plan
@@ -73,11 +75,16 @@ def read_overview(repo: Repo, *, remote: bool = False) -> Overview:
             faults[name] = str(error)
             return otherwise
 
+    # Stages, graph and changes share one look at the workspace.
+    snapshot = part("stages", lambda: Snapshot(repo, only_looks=True), None)
+
     def data() -> tuple[DataVersion, ...]:
-        return tuple(repo.version_of(output) for output in repo.outputs() if output.digest and output.cached)
+        outputs = repo.outputs()
+        return tuple(repo.version_of(output) for output in outputs if output.digest and output.cached)
 
     def changed() -> dict[str, str]:
-        return {change.path: change.state for change in repo.status().changes}
+        found = status(repo, look=snapshot.look if snapshot else None)
+        return {change.path: change.state for change in found.changes}
 
     def models() -> tuple[Lineage, ...]:
         if repo.git is None or repo.git.head() is None:
@@ -94,8 +101,8 @@ def read_overview(repo: Repo, *, remote: bool = False) -> Overview:
     return Overview(
         data=part("data", data, ()),
         changed=part("changes", changed, {}),
-        stages=part("stages", lambda: tuple(plan(repo)), ()),
-        graph=part("graph", lambda: draw(repo), Drawing()),
+        stages=part("stages", lambda: tuple(plan(repo, snapshot=snapshot)), ()),
+        graph=part("graph", lambda: draw(repo, snapshot=snapshot), Drawing()),
         models=part("models", models, ()),
         checks=part("health", lambda: tuple(repo.doctor(remote=remote)), ()),
         faults=faults,

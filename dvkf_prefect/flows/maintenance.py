@@ -8,7 +8,15 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, Failed
 
-from dvkf_prefect import DvcRepository, DvkfError, collect_data, collect_models, find_block, verify_data
+from dvkf_prefect import (
+    DvcRepository,
+    DvkfError,
+    KServeModelServer,
+    collect_data,
+    collect_models,
+    find_block,
+    verify_data,
+)
 
 
 @flow(name="maintain")
@@ -21,7 +29,7 @@ def maintain(
     grace_hours: float = 48.0,
     projects: Sequence[str] = (),
     models_url: str | None = None,
-    servers: Sequence[str] = (),
+    servers: Sequence[KServeModelServer | str] = (),
     all_namespaces: bool = False,
 ) -> Any:
     """Verify data in the cache and on the remote, and remove objects and published models that nothing names.
@@ -39,7 +47,7 @@ def maintain(
         grace_hours: Hours to keep objects and published models after they were added, or withdrawn.
         projects: Folders of other repositories that share the cache or the remote.
         models_url: Place of published models; that of the block if empty, none if the block has none.
-        servers: Names of the KServe Model Server blocks that serve published models.
+        servers: KServe Model Server blocks that serve published models, or their names.
         all_namespaces: Ask these clusters for the services of all namespaces.
 
     Returns:

@@ -13,6 +13,7 @@ from dvkf_prefect import (
     Approval,
     DvcRepository,
     KServeModelServer,
+    KubeflowModelRegistry,
     ModelServer,
     compare_versions,
     comparison_card,
@@ -57,7 +58,7 @@ def promote(
     publish_to: str = "",
     repository: DvcRepository | str = "local",
     server: ModelServer | KServeModelServer | str = "local",
-    registry: str = "",
+    registry: KubeflowModelRegistry | str = "",
     push: bool = True,
 ) -> dict[str, Any]:
     """Promote a registered version of a model to a stage, and serve it.
@@ -78,7 +79,7 @@ def promote(
         publish_to: Place to publish the version to; nowhere if empty.
         repository: DVC Repository block, or its name.
         server: Model Server or KServe Model Server block, or its name; only the stage is changed if empty.
-        registry: Name of the Kubeflow Model Registry block to mirror the model in; none if empty.
+        registry: Kubeflow Model Registry block to mirror the model in, or its name; none if empty.
         push: Push the tags to git's origin if there is one. For a git URL, push the journal at each step, so that any
             worker continues.
 

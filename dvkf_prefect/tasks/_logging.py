@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 
 from dvkf_prefect.text import printable
 
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[Any]
+else:
+    # Python 3.10 takes no type for it at run time.
+    _Adapter = logging.LoggerAdapter
 
-class _SafeLogger(logging.LoggerAdapter[Any]):
+
+class _SafeLogger(_Adapter):
     """Logger that escapes control and hidden characters."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:

@@ -12,8 +12,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import cel
 import jsonschema
+import pytest
+
+# Kubernetes's language of rules; its package needs Python 3.11.
+cel = pytest.importorskip("cel")
 
 _REASONS = {
     "required": "FieldValueRequired",

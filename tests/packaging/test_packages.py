@@ -139,7 +139,9 @@ def test_what_is_imported_is_declared() -> None:
 class Installed:
     """A clean environment with the package, and a home that is empty."""
 
-    def __init__(self, folder: Path, archive: Path, extra: str, *, oldest: bool = False) -> None:
+    def __init__(
+        self, folder: Path, archive: Path, extra: str, *, oldest: bool = False, python: str = sys.executable
+    ) -> None:
         self.folder = folder
         self.bin = folder / "venv" / "bin"
         self.environment = {"PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin", "HOME": str(folder / "home")}
@@ -148,7 +150,7 @@ class Installed:
         self.environment |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
         self.environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "200"
         (folder / "home").mkdir()
-        _uv("venv", "--quiet", "--python", sys.executable, str(folder / "venv"))
+        _uv("venv", "--quiet", "--python", python, str(folder / "venv"))
         _uv(
             "pip", "install", "--quiet", "--python", str(self.bin / "python"),
             *(("--resolution", "lowest-direct") if oldest else ("--constraint", str(TREE / "constraints.txt"))),
@@ -317,9 +319,34 @@ def test_with_the_oldest_requirements(built: dict[str, Path], tmp_path: Path) ->
         "ObjectStorage",
         "ObjectStorage",
     ]
+    _use_a_table_and_the_demo(clean)
+
+
+def _use_a_table_and_the_demo(clean: Installed) -> None:
     frame = "import pandas as pd; frame = pd.DataFrame({'kind': ['a', None, 'b'], 'n': [1, 2, 3]})"
     clean.python(f"{frame}; from dvkf_prefect import write_frame; write_frame('.', frame, 'table.csv')")
     shutil.copytree(TREE / "flows", clean.repo / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(TREE / "blocks", clean.repo / "blocks", ignore=shutil.ignore_patterns("__pycache__"))
     said = clean.run("python", "flows/quickstart.py")
     assert "in production after the rollback: digits v0.0.1" in said
+
+
+def _other_python(minor: int) -> str:
+    """Return an interpreter of Python 3.minor, of pyenv or from the path."""
+    kept = sorted(Path(_ENVIRONMENT.get("HOME", "/"), ".pyenv/versions").glob(f"3.{minor}.*/bin/python"))
+    # A name of pyenv in the path runs only the version that is set.
+    found = str(kept[-1]) if kept else shutil.which(f"python3.{minor}")
+    if not found:
+        pytest.skip(f"there is no Python 3.{minor}")
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("minor", [10, 11, 12, 13])
+def test_with_each_python(built: dict[str, Path], tmp_path: Path, minor: int) -> None:
+    """The first day, a table and the demo; Python 3.10 imported no task, and constraints.txt had no version for it."""
+    if sys.version_info[:2] == (3, minor):
+        pytest.skip("all other tests run with this Python")
+    clean = Installed(tmp_path, built["wheel"], "serve,plots", python=_other_python(minor))
+    _use(clean)
+    _use_a_table_and_the_demo(clean)

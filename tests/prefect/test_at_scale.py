@@ -48,7 +48,7 @@ print(json.dumps(one_file(int(sys.argv[1]))))
 """
 
 IN_ONE_PROCESS = """
-import json, sys
+import json, os, sys
 import pandas as pd
 from prefect import flow
 from dvkf_prefect import DvcRepository, commit_results, pull_data, push_data, write_data
@@ -61,13 +61,18 @@ def same_file(number):
     push_data(data)
     commit_results(data, f"Run {{number}}")
 
-def memory():
-    status = open("/proc/self/status").read()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+def taken():
+    with open("/proc/self/status") as status:
+        named = dict(line.split(":", 1) for line in status)
+    return {{
+        "memory": int(named["VmRSS"].split()[0]),
+        "threads": int(named["Threads"]),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }}
 
 for line in sys.stdin:
     same_file(int(line))
-    print(memory(), flush=True)
+    print(json.dumps(taken()), flush=True)
 """
 
 
@@ -134,7 +139,7 @@ TABLES = ("flow_run", "task_run", "artifact", "artifact_collection", "flow_run_s
 
 @pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 def test_run_after_run_takes_no_more(server: PrefectServer, repo: Repo, tmp_path: Path) -> None:
-    """Two versions of a table in turn: files, rows a run and memory stay as they are after the first runs."""
+    """Two versions of a table in turn: files, rows a run, memory, threads and descriptors stay."""
     repo.push()
     script = tmp_path / "tree/same_file.py"
     script.write_text(IN_ONE_PROCESS.format(root=str(repo.root)))
@@ -153,23 +158,31 @@ def test_run_after_run_takes_no_more(server: PrefectServer, repo: Repo, tmp_path
         [sys.executable, str(script)], env=server.environment, text=True, cwd=tmp_path / "tree",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    found: list[tuple[dict[str, int], int, int]] = []
+    marks = sorted({max(2, IN_A_ROW * percent // 100) for percent in (10, 20, 50, 100)})
+    found: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
     with process:
         assert process.stdin and process.stdout
-        for number in range(IN_A_ROW):
+        for number in range(1, IN_A_ROW + 1):
             process.stdin.write(f"{number}\n")
             process.stdin.flush()
-            memory = int(process.stdout.readline())
-            if number + 1 in (IN_A_ROW // 3, 2 * IN_A_ROW // 3, IN_A_ROW):
-                found.append((rows(), files(), memory))
+            taken = json.loads(process.stdout.readline())
+            if number in marks:
+                found[number] = (rows(), taken | {"files": files()})
+                print(f"{number} runs: {found[number]}", flush=True)
         process.stdin.close()
     assert process.wait() == 0
-    (early, early_files, early_memory), (middle, _, _), (late, late_files, late_memory) = found
-    print(f"{IN_A_ROW} runs: rows {early} {middle} {late}; files {early_files} {late_files}; "
-          f"memory {early_memory} {late_memory} kB")  # fmt: skip
-    assert {name: middle[name] - early[name] for name in TABLES} == {
-        name: late[name] - middle[name] for name in TABLES
-    }
-    assert late["artifact_collection"] == early["artifact_collection"]
-    assert late_files == early_files
-    assert late_memory - early_memory < 60_000
+    first_rows, first = found[marks[0]]
+    last_rows, last = found[marks[-1]]
+    # Each table grows by the same number of rows a run, from the first mark to the last.
+    a_run = {name: (last_rows[name] - first_rows[name]) / (marks[-1] - marks[0]) for name in TABLES}
+    assert all(
+        counted[name] - first_rows[name] == (number - marks[0]) * a_run[name]
+        for number, (counted, _) in found.items()
+        for name in TABLES
+    )
+    assert a_run["artifact_collection"] == 0
+    assert last["files"] == first["files"]
+    # Pools of threads and of connections fill in the first runs.
+    assert last["threads"] <= first["threads"] + 8
+    assert last["descriptors"] <= first["descriptors"] + 16
+    assert last["memory"] - first["memory"] < 60_000

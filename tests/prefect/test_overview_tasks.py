@@ -14,6 +14,8 @@ from repos import make_repo
 
 from dvkf_prefect import DvcRepository, KubeflowPipelines, Repo, flows, show_overview, show_plots
 from dvkf_prefect.cards.pictures import Picture
+from dvkf_prefect.data.workspace.workspace import Workspace
+from dvkf_prefect.overview import read_overview
 from dvkf_prefect.pipeline.report import plots
 
 from .conftest import git
@@ -103,6 +105,22 @@ def test_an_overview_tells_what_changed_and_what_cannot_be_read(scored: Repo, ar
     overview = flow(lambda: show_overview(block), name="look")()
     assert {"data", "stages", "graph"} <= set(overview.faults)
     assert "not readable" in artifacts("overview-changed")[-1].description
+
+
+def test_an_overview_looks_at_each_path_once(scored: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes and decisions on stages walked each output on their own."""
+    scored.repro()
+    seen: list[str] = []
+    look = Workspace.look
+
+    def counted(self: Workspace, path: str, **options: Any) -> Any:
+        seen.append(path)
+        return look(self, path, **options)
+
+    monkeypatch.setattr(Workspace, "look", counted)
+    overview = read_overview(Repo.open(scored.root))
+    assert overview.stale == () and not overview.faults
+    assert sorted(seen) == ["map.png", "rows.csv", "score.py", "score.yaml"]
 
 
 def test_plots_without_the_extra_are_named(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,13 +53,25 @@ class Status:
         return bool(self.changes)
 
 
-def status(repo: Repository, targets: Sequence[str] = ()) -> Status:
-    """Implement `Repo.status`."""
+def status(
+    repo: Repository, targets: Sequence[str] = (), *, look: Callable[[str, str], Found] | None = None
+) -> Status:
+    """Implement `Repo.status`.
+
+    Args:
+        repo: The repository.
+        targets: Limit to these.
+        look: Returns the state of a path by the name of the hash; None to look at each path now.
+    """
+
+    def look_now(path: str, hash_name: str) -> Found:
+        return repo.workspace.look(path, hash_name=hash_name, lenient=True)
+
     tracked = repo.outputs(targets, overlap="any")
     changes = [
         Change(output.path, output.source, output.stage, state)
         for output in tracked
-        if (state := _state(repo, output)) is not None
+        if (state := _state(repo, output, (look or look_now)(output.path, output.hash_name))) is not None
     ]
     return Status(
         tuple(changes),
@@ -70,8 +82,7 @@ def status(repo: Repository, targets: Sequence[str] = ()) -> Status:
     )
 
 
-def _state(repo: Repository, output: Output) -> str | None:
-    found = repo.workspace.look(output.path, hash_name=output.hash_name, lenient=True)
+def _state(repo: Repository, output: Output, found: Found) -> str | None:
     if output.digest and output.cached and not _in_cache(repo, output, found):
         return "not in cache"
     if found.digest is None:

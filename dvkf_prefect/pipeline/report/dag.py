@@ -150,6 +150,7 @@ def draw(
     full: bool = False,
     collapse: bool = False,
     folder: str = "",
+    snapshot: Snapshot | None = None,
 ) -> Drawing:
     """Return the graph of a repository's stages and tracked data.
 
@@ -160,6 +161,7 @@ def draw(
         full: Draw everything connected with the target.
         collapse: Draw one node for all stages of a ``foreach`` or ``matrix``.
         folder: Folder, relative to the root, that the names of nodes are relative to.
+        snapshot: Stages of the workspace; read anew if None.
 
     Raises:
         StageNotFoundError: The target is none of these, or ``outs`` and ``collapse`` are both given.
@@ -171,7 +173,7 @@ def draw(
     """
     if outs and collapse:
         raise StageNotFoundError("`--outs` and `--collapse-foreach-matrix` are mutually exclusive")
-    snapshot = Snapshot(repo)
+    snapshot = snapshot or Snapshot(repo)
     graph = _Nodes(snapshot, folder)
     drawing = Drawing(graph.of_outputs() if outs else graph.of_stages())
     if target is not None:

@@ -26,6 +26,7 @@ def plan(
     single_item: bool = False,
     expansion: Expansion | None = None,
     rules: Rules | None = None,
+    snapshot: Snapshot | None = None,
 ) -> list[Decision]:
     """Return what `repro` would do, without running it (only the stat cache changes).
 
@@ -37,6 +38,7 @@ def plan(
         single_item: Leave out the upstream stages of the targets.
         expansion: Expansion of the targets; replaces ``single_item``.
         rules: Rules of the decisions; replaces ``force``.
+        snapshot: State of the workspace that only looks; read anew if None.
 
     Returns:
         A decision for each stage, in the order of the graph. Each is judged by the current state, as in DVC. So a
@@ -51,7 +53,7 @@ def plan(
         >>> for decision in plan(Repo.open("path/to/repository")):
         ...     print(decision)
     """
-    snapshot = Snapshot(repo, only_looks=True)
+    snapshot = snapshot or Snapshot(repo, only_looks=True)
     rules = rules or Rules(force=force)
     decisions = []
     forced: set[str] = set()
