@@ -302,7 +302,7 @@ def test_a_run_takes_a_picked_block_or_its_name(name: str, keep: set[str] | None
     several = {"servers"} & sent["properties"].keys()
     for value in ("local", {"$ref": {"block_document_id": str(uuid4())}}):
         given = {"repository": value, **dict.fromkeys(others, value), **required}
-        given |= dict.fromkeys(several, [value])
+        given |= {each: [value] for each in several}
         assert not validate(given, schema, raise_on_error=False, preprocess=False)
     assert validate({"repository": 1, **required}, schema, raise_on_error=False, preprocess=False)
 
