@@ -256,6 +256,17 @@ def test_every_promise_names_code_and_tests_that_are_there() -> None:
             assert (folder / Path(test).name).is_file(), (promise, test)
 
 
+def test_every_habit_names_a_page_and_tests_that_are_there() -> None:
+    """The links are checked with those of all pages."""
+    page = PAGES["docs/explanation/habits.md"]
+    rows = re.findall(r"^\| (?!habit|---)(.+) \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) > 20
+    for habit, _, more, tests in rows:
+        assert re.fullmatch(r"\[[\w ]+\]\([\w/.-]+\.md\)", more), habit
+        named = re.findall(r"`(tests/[\w/]+\.py)`", tests)
+        assert named and [test for test in named if not (ROOT / test).is_file()] == [], habit
+
+
 def test_make_targets_are_described() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "ui", "test", "long", "check", "docs", "bench"):

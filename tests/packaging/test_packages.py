@@ -258,7 +258,7 @@ def test_without_an_extra(install: Callable[[str, str], Installed], archive: str
     assert "dvkf-prefect[plots]" in clean.run("dvkf", "plots", "show", code=251)
     blocks = clean.run("prefect", "block", "type", "ls")
     assert "dvc-repository" in blocks
-    assert "dvc-repository" in clean.run("prefect", "block", "register", "-m", "dvkf_prefect.blocks") + blocks
+    assert "dvc-repository" in clean.run("prefect", "block", "register", "-m", "dvkf_prefect") + blocks
 
 
 @pytest.mark.long

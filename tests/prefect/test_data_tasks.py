@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task, unmapped
 from prefect.runtime import flow_run
 
 from dvkf_prefect.blocks import DvcRemote, DvcRepository, find_block
@@ -114,6 +114,32 @@ def test_blocks_may_be_given_by_name(repo: Repo, artifacts: Artifacts) -> None:
         TypeError, match=r"repository is PosixPath\. Pass a DVC Repository block, or its name"
     ):
         find_block(DvcRepository, repo.root, "repository")  # type: ignore[type-var]
+
+
+def test_tasks_are_mapped_and_submitted_on_one_repository(repo: Repo, artifacts: Artifacts) -> None:
+    """Those that write wait for each other; a later task takes their versions as values."""
+    block = DvcRepository(path=str(repo.root), label="mapped")
+    names = [f"{number}.csv" for number in range(4)]
+    for name in names:
+        (repo.root / name).write_text(f"number\n{name}\n")
+
+    @task
+    def lines(repository: DvcRepository, versions: Any) -> int:
+        return len((repository.open().root / versions[0].path).read_text().splitlines())
+
+    @flow
+    def at_once() -> list[int]:
+        added = add_data.map(unmapped(block), [[name] for name in names])
+        pushed = [push_data.submit(block, [name], wait_for=[added]) for name in names]
+        assert sum(each.result().files for each in pushed) == len(names)
+        commit_results.submit(block, "Add tables", wait_for=pushed).result()
+        for name in names:
+            (repo.root / name).unlink()
+        pulled = pull_data.map(unmapped(block), [[name] for name in names])
+        return lines.map(unmapped(block), pulled).result()
+
+    assert at_once() == [2] * len(names)
+    assert set(names) <= {output.path for output in repo.outputs()}
 
 
 def test_a_version_that_came_from_elsewhere_gets_its_card_at_the_first_pull(
