@@ -387,7 +387,7 @@ class KServeModelServer(Block):
         return self.deployment().undeploy(model)
 
     def endpoint(self, model: str) -> ServiceEndpoint:
-        """Return the endpoint of a model that serves.
+        """Return the endpoint of a model that serves; its ``graph`` is the address that splits requests, if one does.
 
         Args:
             model: Name of the model.
@@ -398,10 +398,10 @@ class KServeModelServer(Block):
         Example:
             ``server.endpoint("digits").predict([[0.0] * 64])``
         """
-        services = self.deployment().services
-        found = services.get(model)
+        deployment = self.deployment()
+        found = deployment.canaries.served(model)
         if found is None:
-            running = ", ".join(endpoint.model for endpoint in services.list()) or "none"
+            running = ", ".join(endpoint.model for endpoint in deployment.services.list()) or "none"
             raise ServingError(
                 f"model '{model}' is not served in namespace '{self.namespace}' (running: {running}). Deploy a version "
                 "of it first."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
 from dvkf_prefect.cards.markdown import ROWS, address, block, code, count_text, escape, link, markdown_table
+from dvkf_prefect.serving.kserve.endpoint import ServiceEndpoint
 
 if TYPE_CHECKING:
     from dvkf_prefect.models.version import ModelVersion
@@ -37,6 +38,8 @@ def endpoint_card(endpoint: Endpoint, name: str, version: ModelVersion | None = 
     ]
     if version:
         rows.append(("commit", code(version.rev[:10])))
+    if isinstance(endpoint, ServiceEndpoint) and endpoint.graph:
+        rows.append(("graph", code(endpoint.graph)))
     body = "\n\n".join(
         [
             f"## {escape(endpoint.model)} {escape(endpoint.version)}{stages}",

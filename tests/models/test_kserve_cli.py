@@ -241,7 +241,11 @@ def test_a_canary_behind_a_graph(cluster: World, published: Project, capfd) -> N
         f"http://{canary.service}-ml.example.com",
         "http://classifier-ml.example.com",
     )
-    assert server.endpoint("classifier").version == "v0.0.1"
+    endpoint = server.endpoint("classifier")
+    assert (endpoint.version, endpoint.graph) == ("v0.0.1", url)
+    assert str(endpoint).endswith(f"(service classifier in namespace ml), behind the graph at {url}")
+    assert main(["model", "status", "classifier"]) == 0
+    assert f"v0.0.1, canary v0.0.2 with 20 % at {url}\n" in capfd.readouterr().out
     assert main(["lineage", "--service", "classifier", "--json"]) == 0
     found = {
         each["version"]["version"]: {service["name"] for service in each["services"]}
@@ -255,7 +259,8 @@ def test_a_canary_behind_a_graph(cluster: World, published: Project, capfd) -> N
     assert server.state("classifier") == ServingState("v0.0.1", url="http://classifier-ml.example.com")
     assert main(["model", "deploy", "classifier", *KSERVE, "--canary", "20"]) == 0
     assert main(["model", "canary", "classifier", "-n", "ml", "--promote"]) == 0
-    assert server.endpoint("classifier").version == "v0.0.2"
+    endpoint = server.endpoint("classifier")
+    assert (endpoint.version, endpoint.graph) == ("v0.0.2", url)
     assert main(["model", "undeploy", "classifier", "--from", "kserve", "-n", "ml"]) == 0
     for plural in ("inferenceservices", "inferencegraphs"):
         assert cluster.api.all(plural, "serving.kserve.io") == []

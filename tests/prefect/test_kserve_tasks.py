@@ -114,6 +114,47 @@ def test_gates_are_shown_on_a_card(cluster: World, repo: Repo, artifacts: Artifa
     assert {"no gate refused it" in each.description for each in shown} == {True, False}
 
 
+def test_a_release_behind_a_graph(cluster: World, repo: Repo, artifacts: Artifacts) -> None:
+    """The tasks and their cards name the address of the graph, which is that of callers."""
+    block = DvcRepository(path=str(repo.root), label="split")
+    server = KServeModelServer(
+        namespace="ml",
+        config_file=cluster.config,  # type: ignore[attr-defined]
+        service_account="lake",
+        split="graph",
+    )
+    url = "http://signs-split.ml.example.com"
+
+    @flow
+    def release() -> Any:
+        train(repo, block, b"one")
+        assert deploy_model(block, server, "signs").graph == ""  # type: ignore[attr-defined]
+        train(repo, block, b"two")
+        tried = start_canary(block, server, "signs", percent=30)
+        state = server.state("signs")
+        aborted = abort_canary(block, server, "signs")
+        start_canary(block, server, "signs", percent=30)
+        with pytest.raises(GateError, match="has no metric 'accuracy'"):
+            judge_canary(block, server, "signs", ["metric:accuracy>=0.9"])
+        start_canary(block, server, "signs", percent=30)
+        promoted = promote_canary(block, server, "signs")
+        return tried, state, aborted, promoted, deploy_model(block, server, "signs", "v0.0.1")
+
+    tried, state, aborted, promoted, back = release()
+    assert (tried.percent, tried.stable, tried.version, tried.url) == (30, "v0.0.1", "v0.0.2", url)
+    assert (state.version, state.canary, state.url) == ("v0.0.1", "v0.0.2", url)
+    assert [(each.version, each.graph) for each in (aborted, promoted, back)] == [
+        ("v0.0.1", url),
+        ("v0.0.2", url),
+        ("v0.0.1", url),
+    ]
+    assert server.endpoint("signs") == back
+    shown = artifacts(artifact_key("endpoint", "split", "signs"))
+    tries = [str(each.data) for each in shown if "the canary v0.0.2 has 30 %" in str(each.description)]
+    assert len(tries) == 3 and all("//signs-split.ml.example.com" in text for text in tries)
+    assert url not in str(shown[0].data) and f"`{url}`" in str(shown[-1].data)
+
+
 def test_a_local_server_is_removed_by_the_same_task(tmp_path: Path, prefect_server: None) -> None:
     server = ModelServer(state_dir=str(tmp_path / "serving"))
     assert flow(lambda: undeploy_model(server, "signs"), name="remove")() is False

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kserve_world import SETTINGS, World, uri, world
@@ -314,6 +319,71 @@ def test_a_kill_anywhere_is_continued(act: str, mode: str, monkeypatch: pytest.M
             assert len(names(w)) == (2 if act == "start" else 1), at
         at += 1
     assert at >= 3
+
+
+def _run_and_kill(w: World, config: str, act: str, change: int) -> bool:
+    """Run an act in a process, and kill that after one of its changes; True if it ended before."""
+    child = Path(__file__).with_name("canary_child.py")
+    environment = {**os.environ, "PYTHONPATH": str(child.parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, str(child), config, act],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        for line in process.stdout:
+            what, _, seconds = line.partition(" ")
+            if what == "pause":
+                w.pause(float(seconds))
+            elif what.strip() == "change":
+                change -= 1
+                if change == 0:
+                    process.send_signal(signal.SIGKILL)
+                    assert process.wait(60) == -signal.SIGKILL
+                    return False
+            process.stdin.write(f"{w.kserve.now}\n")
+            process.stdin.flush()
+        assert process.wait(60) == 0
+        return True
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("act", ["start", "promote", "abort"])
+def test_a_process_that_is_killed_is_continued(act: str, mode: str, tmp_path: Path) -> None:
+    """SIGKILL after each change of the cluster: the stable version serves, and the same call again goes on."""
+    expected = {
+        "start": {"v1.0.0": 80, "v2.0.0": 20},
+        "promote": {"v2.0.0": 100},
+        "abort": {"v1.0.0": 100},
+    }[act]
+    change, ended = 0, False
+    while not ended:
+        change += 1
+        with world("0.21", mode=mode) as w:
+            config = w.api.kubeconfig(tmp_path / f"kubeconfig{change}", namespace="ml")
+            w.deploy(1)
+            if act != "start":
+                w.deploy_canary(2, 20, GRAPH)
+            ended = _run_and_kill(w, config, act, change)
+            w.pause(30)
+            assert w.service("iris")["status"].get("url")
+            if not ended and act == "start":
+                w.deploy_canary(2, 20, GRAPH)
+            elif not ended and w.canaries.get("iris") is not None:
+                getattr(w.canaries, act)("iris")
+            w.pause(10)
+            assert shares(w) == expected, change
+            assert len(names(w)) == (2 if act == "start" else 1), change
+    assert change >= 3
 
 
 def test_an_account_without_rights_for_graphs_serves_as_before() -> None:

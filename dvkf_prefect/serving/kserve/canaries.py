@@ -172,7 +172,7 @@ class Canaries:
         """
         name, live, canary = self._canary(model)
         if (split := self._split(live)) is not None:
-            return self._graphs.promote(split, f"{model} {canary.version}")
+            return replace(self._graphs.promote(split, f"{model} {canary.version}"), graph=split.url)
         spec = applied_spec(live)
         if canary.mode == "Knative":
             mark = annotations_of(live)[MARK]
@@ -211,9 +211,9 @@ class Canaries:
             ServingError: There is no canary, or the stable version does not get all traffic in time.
         """
         name, live, canary = self._canary(model)
-        if self._split(live) is not None:
+        if (split := self._split(live)) is not None:
             self._graphs.end(live)
-            return self._services.get_service(name)
+            return replace(self._services.get_service(name), graph=split.url)
         spec = applied_spec(live)
         if canary.mode == "Knative":
             spec["predictor"] = json.loads(annotations_of(live)[PREVIOUS])
@@ -225,15 +225,32 @@ class Canaries:
         self._services.wait(name, target, f"{model} {canary.stable}")
         return self._services.get_service(name)
 
-    def end_graph(self, model: str) -> None:
+    def served(self, model: str) -> ServiceEndpoint | None:
+        """Return the endpoint of a model that serves, with the address of its graph; None if there is none.
+
+        Raises:
+            ServingError: The API server refused or does not answer.
+        """
+        live = self._services.find(service_name(model, self._services.namespace))
+        if live is None or not (live.get("status") or {}).get("url"):
+            return None
+        split = self._graphs.get(live)
+        return replace(self._services.endpoint_of(live), graph=split.url if split else "")
+
+    def end_graph(self, model: str) -> str:
         """Give the service of a model all requests of its graph, and remove its canary; nothing without a graph.
+
+        Returns:
+            The address of the graph; empty without one.
 
         Raises:
             ServingError: The router does not change, or the canary does not go.
         """
         live = self._services.find(service_name(model, self._services.namespace))
-        if live is not None:
-            self._graphs.end(live)
+        if live is None or (split := self._graphs.get(live)) is None:
+            return ""
+        self._graphs.end(live)
+        return split.url
 
     def remove_graph(self, model: str) -> None:
         """Remove the graph of a model and its canary; nothing without a graph.

@@ -65,8 +65,7 @@ class KServeDeployment:
         endpoint = self.services.deploy(
             version.name, version.version, version.digest or "", found, settings, account=account
         )
-        self.canaries.end_graph(version.name)
-        return endpoint
+        return replace(endpoint, graph=self.canaries.end_graph(version.name))
 
     def undeploy(self, model: str) -> bool:
         """Remove a model's service, its graph and its canary.

@@ -29,6 +29,7 @@ class ServiceEndpoint(Endpoint):
         served_as: Name of the model in its URLs; empty for the name of the service.
         revision: Revision that answers, in mode Knative.
         deployment: Deployment that answers, in mode Standard.
+        graph: Address of the InferenceGraph that splits the requests of its callers; empty without one.
     """
 
     pid: int = 0
@@ -40,9 +41,12 @@ class ServiceEndpoint(Endpoint):
     served_as: str = ""
     revision: str = ""
     deployment: str = ""
+    graph: str = ""
 
     def __str__(self) -> str:
-        return f"{self.model} {self.version} at {self.url} (service {self.service} in namespace {self.namespace})"
+        behind = f", behind the graph at {self.graph}" if self.graph else ""
+        place = f"service {self.service} in namespace {self.namespace}"
+        return f"{self.model} {self.version} at {self.url} ({place}){behind}"
 
     def ready(self, *, timeout: float = 5.0) -> bool:
         """Return True if the service is ready to predict.
