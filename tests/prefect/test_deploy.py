@@ -16,7 +16,7 @@ from repos import make_repo
 from ruamel.yaml import YAML
 from servers import PrefectServer
 
-from dvkf_prefect import DvcRepository, cli, data_trigger
+from dvkf_prefect import DvcRepository, cli, data_trigger, flows
 from dvkf_prefect.deploy.check import check_deployments
 from dvkf_prefect.deploy.project import flow_file
 from dvkf_prefect.processes.leash import end
@@ -50,6 +50,11 @@ def deployments(root: Path) -> dict[str, Any]:
 def test_the_flows_are_those_of_the_tree() -> None:
     for name in ("ingest", "repro", "train", "serve", "watch"):
         assert flow_file(name) == (TREE / f"flows/{name}.py").read_text()
+
+
+def test_a_clone_deploys_each_flow() -> None:
+    deployed = {each["entrypoint"].rpartition(":")[2] for each in deployments(TREE).values()}
+    assert deployed == set(flows.__all__)
 
 
 def test_files_of_a_process_pool(own: Repo, capsys: pytest.CaptureFixture[str]) -> None:
