@@ -117,6 +117,7 @@ def test_targets_are_taken_from_the_current_folder(root: Path, capsys: pytest.Ca
         (["add", "missing"], 1, "'missing' does not exist"),
         (["checkout", "unknown"], 255, "'unknown' is not tracked"),
         (["config", "nothing.known", "1"], 251, "nothing"),
+        (["remote", "modify", "stroe", "url", "x"], 251, "'stroe' doesn't exist. Did you mean 'store'?"),
         (["remote", "modify", "store", "surprise", "1"], 251, "unknown option 'surprise'"),
         (["remote", "add", "store", "elsewhere"], 251, "already exists"),
         (["diff", "no-such-rev"], 1, "unknown git revision"),

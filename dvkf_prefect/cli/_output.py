@@ -44,6 +44,9 @@ class SafeStream(io.TextIOBase):
         """Flush the stream behind it."""
         self.unescaped.flush()
 
+    def close(self) -> None:
+        """Leave the stream behind it open. Python 3.13 reports a flush of a closed one when this object is deleted."""
+
     def isatty(self) -> bool:
         """Return True if the stream behind it is a terminal."""
         return self.unescaped.isatty()

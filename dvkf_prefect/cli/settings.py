@@ -6,13 +6,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser
 from dvkf_prefect.cli._output import say
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.text import did_you_mean
 from dvkf_prefect.urls import holds_secret, public_url
 
 if TYPE_CHECKING:
@@ -127,13 +128,17 @@ def remote_default(args: argparse.Namespace) -> int:
     return 0
 
 
+def _unknown_remote(name: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(f"remote '{name}' doesn't exist.{did_you_mean(name, known)}")
+
+
 def remote_modify(args: argparse.Namespace) -> int:
     """Run ``dvkf remote modify``."""
     config = config_here()
     name = args.name.lower()
     with config.edit(args.level or "repo", strict=True) as sections:
         if name not in sections["remote"] and name not in config.below(args.level)["remote"]:
-            raise ConfigError(f"remote '{name}' doesn't exist.")
+            raise _unknown_remote(name, config.values["remote"])
         section = sections["remote"].setdefault(name, {})
         if args.unset:
             section.pop(args.option, None)
@@ -150,7 +155,7 @@ def remote_remove(args: argparse.Namespace) -> int:
     name = args.name.lower()
     level = args.level or "repo"
     if name not in config.read(level)["remote"]:
-        raise ConfigError(f"remote '{name}' doesn't exist.")
+        raise _unknown_remote(name, config.read(level)["remote"])
     gone = name not in config.below(level)["remote"]
     # Higher levels may use it as their default or set its options, which would be errors without the remote.
     levels = list(config.files)
@@ -171,7 +176,7 @@ def remote_rename(args: argparse.Namespace) -> int:
     if args.new in config.values["remote"]:
         raise ConfigError(f"Rename failed. Remote name '{args.new}' already exists.")
     if name not in config.read(level)["remote"]:
-        raise ConfigError(f"remote '{name}' doesn't exist.")
+        raise _unknown_remote(name, config.read(level)["remote"])
     with config.edit(level, strict=True, check_above=False) as sections:
         sections["remote"][args.new] = sections["remote"].pop(name)
         if sections["core"].get("remote") == name:

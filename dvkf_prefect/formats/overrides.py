@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.formats.dvcfile_edit import write_document
-from dvkf_prefect.formats.params import DEFAULT_FILE, load_values
+from dvkf_prefect.formats.params import DEFAULT_FILE, flatten, load_values
+from dvkf_prefect.text import did_you_mean
 
 _NAME = re.compile(r"[^\s.=:~+\[\]{},'\"]+(?:\.[^\s.=:~+\[\]{},'\"]+)*")
 _INT = re.compile(r"[+-]?(?:0|[1-9](?:_?[0-9])*)")
@@ -129,20 +130,20 @@ def _apply(values: dict[Any, Any], override: Override) -> None:
             key = part if key is None else key
             node[key] = {}
         elif not there:
-            raise _unknown(override)
+            raise _unknown(override, values)
         node = node[key]
     if not isinstance(node, (dict, list)):
-        raise _unknown(override)
+        raise _unknown(override, values)
     key = _key(node, last)
     old = None if key is None else node[key]
     if override.action == "remove":
         if key is None:
-            raise _unknown(override)
+            raise _unknown(override, values)
         del node[key]
         return
     if key is None:
         if override.action == "change" or isinstance(node, list):
-            raise _unknown(override)
+            raise _unknown(override, values)
         key = last
     elif override.action == "add" and old is not None and not isinstance(override.value, (dict, list)):
         raise _refused(
@@ -305,8 +306,8 @@ def _refused(text: str, why: str, step: str) -> ConfigError:
     return ConfigError(f"override '{text}': {why}. {step}")
 
 
-def _unknown(override: Override) -> ConfigError:
+def _unknown(override: Override, values: Mapping[str, Any]) -> ConfigError:
     step = (
         "Name one that exists." if override.action == "remove" else f"Write +{override.name}=VALUE to add it."
-    )
+    ) + did_you_mean(override.name, flatten(values))
     return _refused(override.text, f"{override.file} has no parameter '{override.name}'", step)

@@ -27,6 +27,7 @@ from dvkf_prefect.models.lineage import as_trailer, record_lineage
 from dvkf_prefect.models.making import check_committed
 from dvkf_prefect.models.tags import TagEvent
 from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.text import did_you_mean
 
 Part = Literal["major", "minor", "patch"]
 
@@ -502,8 +503,8 @@ class ModelRegistry:
         if name not in models:
             known = ", ".join(models) or "none"
             raise ModelNotFoundError(
-                f"no model '{name}' is registered in {self.git.root} (registered: {known}). Register a version of "
-                "it first."
+                f"no model '{name}' is registered in {self.git.root} (registered: {known}). Register a version of it "
+                f"first.{did_you_mean(name, models)}"
             )
         return models[name]
 

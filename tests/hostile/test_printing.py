@@ -165,3 +165,14 @@ def test_drawings_hold_text_only():
     assert line == '\tnode1["a#quot;] --> evil[#quot;#lt;img src=x>#35;60;\\n"]'
     assert drawing.dot().split("\n")[1] == '"a\\"] --> evil[\\"<img src=x>#60;\\n";'
     assert drawing.text() == printable(name)
+
+
+def test_a_safe_stream_may_outlive_the_one_behind_it():
+    """Its end flushed the closed stream, which Python 3.13 reports on stderr."""
+    behind = io.StringIO()
+    stream = SafeStream(behind)
+    behind.close()
+    stream.close()
+    kept = io.StringIO()
+    SafeStream(kept).close()
+    assert not kept.closed

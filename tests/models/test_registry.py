@@ -250,6 +250,8 @@ def test_what_is_not_registered(project: Project) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no model 'classifier' is registered.*registered: none"):
         project.registry.show("classifier")
     project.registry.register("classifier")
+    with pytest.raises(ModelNotFoundError, match=r"Did you mean 'classifier'\?"):
+        project.registry.show("clasifier")
     with pytest.raises(ModelNotFoundError, match=r"no version 'v9.9.9' \(versions: v0.0.1"):
         project.registry.show("classifier", "v9.9.9")
     with pytest.raises(ModelNotFoundError, match=r"no version of 'classifier' is in stage 'prod'"):

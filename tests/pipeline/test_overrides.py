@@ -272,7 +272,10 @@ def test_wrong_overrides_are_refused_before_anything_runs(
     repo: Repo, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for texts, message in (
-        (["depths=3"], "params.yaml has no parameter 'depths'"),
+        (
+            ["depths=3"],
+            "params.yaml has no parameter 'depths'. Write +depths=VALUE to add it. Did you mean 'depth'?",
+        ),
         (["other.yaml:x=1"], "has no file 'other.yaml'"),
         (["../params.yaml:x=1"], "has no file '../params.yaml'"),
         (["depth=1,2"], "it has several values"),
