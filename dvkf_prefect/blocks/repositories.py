@@ -21,7 +21,7 @@ from dvkf_prefect.data.git.clones import clone, clone_path
 from dvkf_prefect.data.git.command import Git, check_revision, check_url
 from dvkf_prefect.data.git.origin import origin_address, origin_url
 from dvkf_prefect.data.repository.turns import turn
-from dvkf_prefect.errors import GitError
+from dvkf_prefect.errors import GitError, NotARepositoryError
 from dvkf_prefect.pipeline.run.apart import apart
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
@@ -29,6 +29,8 @@ from dvkf_prefect.urls import public_url
 
 # Git's two forms of an address: with a scheme, or host:path as in scp.
 _GIT_URL = re.compile(r"^(?:[a-z][a-z0-9+.-]*://|[^/\s:]+@[^/\s:]+:|[^/\s:]{2,}:[^/])", re.IGNORECASE)
+# A host and a path without a scheme, as github.com/team/digits.
+_HOST = re.compile(r"^[\w-]+(?:\.[\w-]+)+/[^/]")
 
 
 class DvcRepository(Block):
@@ -139,7 +141,7 @@ class DvcRepository(Block):
             The repository, with the block's remote as the default.
 
         Raises:
-            NotARepositoryError: The folder is no DVC repository.
+            NotARepositoryError: The folder does not exist, or is no DVC repository.
             GitError: The clone failed, or an existing clone has commits that its origin does not have.
             ConfigError: The remote's options are invalid.
 
@@ -151,6 +153,10 @@ class DvcRepository(Block):
             root = clone(self.path, self.rev, settings.folder("clones"), timeout=settings.git_timeout)
         else:
             root = Path(self.path).expanduser()
+            if not root.exists() and _HOST.match(self.path):
+                raise NotARepositoryError(
+                    f"{root.absolute()} does not exist. Write a git URL with its scheme: https://{self.path}."
+                )
         if self.folder:
             root = root / self.folder
         return Repo.open(root, config=self.remote.as_config() if self.remote else None)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 from .request import Request
 from .store import Refused
@@ -96,7 +96,11 @@ def read(log: Log, request: Request) -> Iterator[str]:
     limit = int(query["limitBytes"]) if "limitBytes" in query else None
 
     def shown(at: float, line: str) -> str:
-        stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "000Z")
+        stamp = (
+            datetime.fromtimestamp(at, timezone.utc)
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "000Z")
+        )
         return f"{stamp} {line}\n" if stamps else f"{line}\n"
 
     with log.changed:

@@ -81,7 +81,7 @@ def test_warnings_are_logged_and_the_path_of_a_prefix_is_kept(caplog: pytest.Log
 
 
 def judged(url: str, endpoint: ServiceEndpoint, gate: str) -> Finding:
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     version = ModelVersion("iris", "v2.0.0", "0" * 40, None, None, None, None, (), now, "Ada", "")
     parsed = parse_gate(f"prometheus:{gate},url={url}")
     return parsed.judge(Candidate(None, "iris", version, None, endpoint))  # type: ignore[arg-type]

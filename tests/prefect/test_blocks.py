@@ -130,6 +130,17 @@ def test_folder_that_is_no_repository(tmp_path: Path) -> None:
         DvcRepository(path=str(tmp_path)).open()
 
 
+def test_a_missing_folder_is_no_part_of_the_repository_above(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host without its scheme was a folder, and the repository of the working directory was opened."""
+    monkeypatch.chdir(repo.root)
+    with pytest.raises(NotARepositoryError, match=r"missing does not exist\. Name a folder"):
+        DvcRepository(path="missing").open()
+    with pytest.raises(NotARepositoryError, match=r"scheme: https://git\.example\.org/team/digits\."):
+        DvcRepository(path="git.example.org/team/digits").open()
+
+
 def test_rev_needs_a_git_url(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="git URL"):
         DvcRepository(path=str(tmp_path), rev="main")

@@ -143,10 +143,12 @@ class Repository:
             progress: Called as files and bytes complete.
 
         Raises:
-            NotARepositoryError: Neither the folder nor any parent has a `.dvc` folder.
+            NotARepositoryError: The folder does not exist, or neither it nor any parent has a `.dvc` folder.
             ConfigError: The settings are invalid.
         """
         start = Path(path).resolve()
+        if not start.exists():
+            raise NotARepositoryError(f"{start} does not exist. Name a folder of a DVC repository.")
         for folder in (start, *start.parents):
             if (folder / ".dvc").is_dir():
                 return cls(folder, config=config, jobs=jobs, progress=progress)
