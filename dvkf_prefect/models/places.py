@@ -21,7 +21,13 @@ from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.imports.sources import resolve_url
 from dvkf_prefect.data.remotes.copying import open_place
 from dvkf_prefect.data.repository.repository import Repository
-from dvkf_prefect.errors import ConfigError, MissingObjectError, RemoteError, RemoteNotFoundError
+from dvkf_prefect.errors import (
+    ConfigError,
+    MissingObjectError,
+    ModelError,
+    RemoteError,
+    RemoteNotFoundError,
+)
 from dvkf_prefect.paths import is_within
 from dvkf_prefect.urls import public_url
 
@@ -187,6 +193,26 @@ class Place:
             return Manifest.from_bytes(self.storage.read(key, limit=_LARGEST_MANIFEST))
         except MissingObjectError:
             return None
+
+    def check_whole(self, manifest: Manifest) -> None:
+        """Compare the folder of a version with its manifest, by the names and sizes of its files.
+
+        Raises:
+            ModelError: A file is missing, has another size, or is none of the version's.
+            RemoteError: The place refused or does not answer.
+        """
+        start = f"{folder_of(manifest.model, manifest.version)}/"
+        there = {key[len(start) :]: size for key, size, _ in self.storage.starting(start)}
+        wanted = {file.path: file.size for file in manifest.files}
+        wrong = [path for path, size in wanted.items() if there.get(path) != size]
+        strange = sorted(path for path in there if path not in wanted and not path.endswith("/"))
+        said = [f"missing or of another size: {', '.join(wrong[:5])}"] * bool(wrong)
+        said += [f"not of the version: {', '.join(strange[:5])}"] * bool(strange)
+        if said:
+            raise ModelError(
+                f"{self.uri(manifest.model, manifest.version)} is not what its manifest says ({'; '.join(said)}). "
+                f"Publish {manifest.model}@{manifest.version} again."
+            )
 
     def drop_uploads(self, model: str, version: str) -> None:
         """Drop what killed uploads to the folder of a version left; the place may refuse, as they harm no version."""

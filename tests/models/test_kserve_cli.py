@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from kserve_world import World, patch_waits, world
 from kube_api import Model
+from servers import S3Server
 
 from dvkf_prefect.blocks import KServeModelServer
 from dvkf_prefect.cli import main
@@ -17,6 +19,7 @@ from dvkf_prefect.serving.kserve import deployment
 
 from .conftest import Project
 
+read_manifest = deployment._manifest
 KSERVE = ("--to", "kserve", "--namespace", "ml", "--service-account", "lake", "--format", "sklearn")
 URI = "s3://models/classifier/{}/"
 
@@ -189,6 +192,43 @@ def test_the_manifest_of_a_publication_names_the_format_and_the_model(
     assert (endpoint["served_as"], endpoint["protocol"]) == ("net", "v2")
     model = predictor(cluster)["model"]
     assert (model["modelFormat"], model["runtime"]) == ({"name": "onnx"}, "kserve-tritonserver")
+
+
+@pytest.mark.long
+def test_a_folder_that_is_named_is_compared_with_the_manifest_beside_it(
+    cluster: World,
+    published: Project,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was served as it was: with a missing file, a strange one, or those of another version."""
+    monkeypatch.setattr(deployment, "_manifest", read_manifest)
+    place = f"{s3.make_bucket('named-folders')}/models"
+    for key, value in {"url": "s3://named-folders/dvc", **s3.options()}.items():
+        subprocess.run(["dvc", "config", "--local", f"remote.lake.{key}", value], check=True)
+    subprocess.run(["dvc", "config", "--local", "core.remote", "lake"], check=True)
+    publish = ["model", "publish", "classifier@v0.0.1", "--to", place, "--format", "sklearn"]
+    assert main(publish) == 0
+    uri = f"{place}/classifier/v0.0.1"
+    deploy = ["model", "deploy", "classifier@v0.0.1", *KSERVE, "--uri"]
+    assert main([*deploy, uri]) == 0 and predictor(cluster)["model"]["storageUri"] == f"{uri}/"
+    assert "not checked" not in caplog.text
+    other = ["model", "deploy", "classifier@v0.0.2", *KSERVE, "--uri", uri]
+    assert main(other) == 255 and "holds classifier v0.0.1" in capfd.readouterr().err
+    folder = {"Bucket": "named-folders", "Key": "models/classifier/v0.0.1/"}
+    with s3.client() as client:
+        (listed,) = client.list_objects_v2(Bucket="named-folders", Prefix=folder["Key"])["Contents"]
+        client.put_object(Bucket="named-folders", Key=f"{folder['Key']}other.pkl", Body=b"x")
+        client.put_object(Bucket="named-folders", Key=listed["Key"], Body=b"longer than it was")
+        assert main([*deploy, uri]) == 255
+        said = capfd.readouterr().err
+        name = listed["Key"].rpartition("/")[2]
+        assert f"(missing or of another size: {name}; not of the version: other.pkl). Publish" in said
+        client.delete_object(Bucket="named-folders", Key="models/classifier/manifest-v0.0.1.json")
+    assert main([*deploy, uri]) == 0
+    assert f"{uri}: not checked, as no manifest beside it can be read here" in caplog.text
 
 
 @pytest.mark.parametrize("kill_at", range(1, 10))

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dvkf_prefect.errors import ConfigError, ModelError, RemoteError, RemoteNotFoundError
 from dvkf_prefect.kube.objects import KubeObjects
 from dvkf_prefect.models.facts import read_facts
 from dvkf_prefect.models.layouts import FORMATS
-from dvkf_prefect.models.places import Manifest, Place, folder_of
+from dvkf_prefect.models.places import Manifest, Place
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.tags import tag_name
 from dvkf_prefect.models.version import ModelVersion
@@ -177,8 +177,10 @@ class KServeDeployment:
                 f"{found} cannot be read by KServe. Publish {what} to one of "
                 f"{', '.join(f'{each}://' for each in _SCHEMES)}."
             )
-        place = _place(registry, version, found)
-        manifest = _manifest(place, version)
+        folder = _folder(registry, found)
+        manifest = _manifest(folder, version)
+        if uri and manifest is None:
+            _logger.warning("%s: not checked, as no manifest beside it can be read here", uri)
         if not settings.format:
             known = manifest.format if manifest else str(published.get("format") or "")
             settings = replace(settings, format=known)
@@ -189,7 +191,7 @@ class KServeDeployment:
             settings = replace(settings, served_as=manifest.served_as)
         account = ""
         if found.startswith("s3://") and not settings.service_account:
-            options = place.options if place else _remote_options(registry)
+            options = folder.place.options if folder else _remote_options(registry)
             if options.get("access_key_id") and options.get("secret_access_key"):
                 account = ensure_account(self._kube, self.services.namespace, options)
         return found, settings, account
@@ -213,23 +215,44 @@ def _publication(registry: ModelRegistry, version: ModelVersion) -> Mapping[str,
     return (readable or facts or [{}])[-1]
 
 
-def _place(registry: ModelRegistry, version: ModelVersion, uri: str) -> Place | None:
-    """Return the place of a published folder; None if the address is not that of a place."""
-    folder = f"/{folder_of(version.name, version.version)}/"
-    if not uri.startswith(("s3://", "gs://")) or not uri.endswith(folder):
+class _Folder(NamedTuple):
+    """A folder that a version may be published in, by its address."""
+
+    place: Place
+    model: str
+    version: str
+
+
+def _folder(registry: ModelRegistry, uri: str) -> _Folder | None:
+    """Return the folder of an address; None if it is not one of a place that this machine may read."""
+    parts = uri.rstrip("/").rsplit("/", 2)
+    if len(parts) < 3 or not parts[0].startswith(("s3://", "gs://")):
         return None
-    return Place(registry.repo, uri.removesuffix(folder))
+    return _Folder(Place(registry.repo, parts[0]), *parts[1:])
 
 
-def _manifest(place: Place | None, version: ModelVersion) -> Manifest | None:
-    """Return the manifest of a published version; None if this machine cannot read it."""
-    if place is None:
+def _manifest(folder: _Folder | None, version: ModelVersion) -> Manifest | None:
+    """Return the manifest beside the folder of a version; None if this machine cannot read one.
+
+    Raises:
+        ModelError: The folder is not whole, or is that of another content.
+    """
+    if folder is None:
         return None
     try:
-        return place.manifest(version.name, version.version)
+        manifest = folder.place.manifest(folder.model, folder.version)
+        if manifest is None:
+            return None
+        if manifest.digest != version.digest:
+            raise ModelError(
+                f"{manifest.uri} holds {manifest.model} {manifest.version} ({manifest.digest}), not {version.name} "
+                f"{version.version} ({version.digest}). Give the address of its folder."
+            )
+        folder.place.check_whole(manifest)
     except RemoteError as error:
         _logger.warning("the manifest of %s %s cannot be read: %s", version.name, version.version, error)
         return None
+    return manifest
 
 
 def _remote_options(registry: ModelRegistry) -> Mapping[str, str]:
