@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, pause_flow_run, suspend_flow_run
+from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from prefect.runtime import deployment
 from pydantic import Field
@@ -40,7 +41,10 @@ def ask(description: str, timeout: int) -> Approval:
     """
     form = Answer.with_initial_data(description=description)
     wait = suspend_flow_run if deployment.id else pause_flow_run
-    answer = wait(wait_for_input=form, timeout=timeout, key="approval")
+    try:
+        answer = wait(wait_for_input=form, timeout=timeout, key="approval")
+    except FlowPauseTimeout:
+        return Approval(False, "nobody", f"no answer in {timeout} s")
     return Approval(answer.approve, answer.person, answer.reason)
 
 

@@ -67,8 +67,8 @@ def rollback(
 ) -> dict[str, Any]:
     """Serve the version that had a model stage before, and assign the stage to it.
 
-    The version before serves before the stage names it. A run that was killed is continued by its retry. Another run
-    continues it too, if it names the version.
+    The version before serves before the stage names it. A run that was killed, or failed after the rollback, is
+    continued by its retry, and by another run. After one that completed, another run goes one version further back.
 
     Args:
         model: Model to roll back, by its name in dvc.yaml.

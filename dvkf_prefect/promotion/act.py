@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 from urllib.parse import quote
 
 from dvkf_prefect.data.repository.locks import RepoLock
@@ -27,6 +28,8 @@ OTHER = "a version of another tool"
 _logger = logging.getLogger(__name__)
 
 Mirror = Callable[[], object]
+#: State of a run: it has completed, or ended in another way, or runs or waits. Empty if it is not known.
+RunState = Literal["completed", "ended", "running", ""]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Acting:
         mirror: Mirrors the model in another registry; None for no mirror.
         why: Reason, for the journal and the tag.
         run: Id of the run that acts, such as Prefect's; the same run continues on any machine.
+        run_state: Returns the state of the run of an id, so that an act of one that is over does not wait for it; None
+            if no run can be asked for.
         shared: Share the journal, tags and notes with git's remote ``origin`` at each step.
         take_over: Continue what another machine began. It ends there at its next step.
         trailers: More trailers of the stage's tag.
@@ -47,6 +52,7 @@ class Acting:
     mirror: Mirror | None = None
     why: str = ""
     run: str = ""
+    run_state: Callable[[str], RunState] | None = None
     shared: bool = False
     take_over: bool = False
     trailers: Mapping[str, str] | None = None
@@ -102,6 +108,11 @@ class Act:
                 f"{record.what} was begun by {there}, for {record.who} at {record.began}. If that process has ended, "
                 "continue here with --take-over."
             )
+
+    def run_state(self, record: Record) -> RunState:
+        """Return the state of the run that carried out a record last; empty for that of this act."""
+        ask, run = self.acting.run_state, record.holder.run
+        return ask(run) if ask is not None and run not in ("", self.acting.run) else ""
 
     def begin(self, kind: Kind, version: str, serve: str, *, served: str = "") -> Record:
         """Record the start; ``served`` is the version to name as served before if the place serves none now."""

@@ -156,7 +156,10 @@ class _Promoting:
 
     def run(self, which: str) -> Record:
         act = self._act
-        with act.alone() as last:
+        with act.alone() as found:
+            last = self._unanswered(found)
+            if last is not None and last != found:
+                act.record(last)
             version = self._version(which, last)
             if last is not None and last.kind == "promote" and last.version == version.version:
                 if last.open or (last.state == "mirroring" and act.holder() == version.version):
@@ -168,7 +171,7 @@ class _Promoting:
 
     def plan(self, which: str) -> tuple[Planned, ...]:
         act, promotion = self._act, self._promotion
-        last = act.journal.read()
+        last = self._unanswered(act.journal.read())
         version = self._version(which, last)
         ours = last if last and last.open and last.version == version.version else None
         held, state = act.holder(), act.state()
@@ -199,6 +202,14 @@ class _Promoting:
         return f"{version.version} at {self._promotion.acting.place.where}, in place of {now or 'no version'}"
 
     # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def _unanswered(self, last: Record | None) -> Record | None:
+        """Return the newest record, refused if its run is over and was never approved: it has changed nothing."""
+        if last is None or last.kind != "promote" or last.state != "running" or last.done("approval"):
+            return last
+        if self._act.run_state(last) not in ("completed", "ended"):
+            return last
+        return replace(last, state="refused", problem=f"run {last.holder.run} ended without an approval")
 
     def _version(self, which: str, last: Record | None) -> ModelVersion:
         """Return the version to promote, after checking that no other promotion is under way."""

@@ -19,11 +19,14 @@ from dvkf_prefect.errors import GitError, ModelError, RemoteNotFoundError
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
 from dvkf_prefect.promotion.act import OTHER, Act, Acting
-from dvkf_prefect.promotion.journal import Record
+from dvkf_prefect.promotion.journal import Holder, Record
 from dvkf_prefect.promotion.promote import Planned
 
 _LATE = (
     "it had ended before, and its result was not shown. Run the command again to go one version further back."
+)
+_CUT_SHORT = (
+    "run {} carried it out and did not complete. This run continues it; name a version to go further back."
 )
 #: Steps in their order.
 STEPS = ("serve", "assign", "data", "alias")
@@ -79,7 +82,7 @@ def roll_back(registry: ModelRegistry, model: str, stage: str, rollback: Rollbac
         if ours is not None and (ours.open or (ours.state == "mirroring" and _named(ours, rollback))):
             return _steps(act, act.resume(_same(ours, rollback)), rollback)
         if ours is not None and _named(ours, rollback) and _was_ours(act, ours, rollback):
-            return _report(act, ours, rollback)
+            return _again(act, ours, rollback)
         version, serve = _target(act, last, rollback)
         if rollback.data and version:
             _changed(registry.repo, act.find(version))
@@ -143,14 +146,18 @@ def _same(record: Record, rollback: Rollback) -> Record:
 
 
 def _was_ours(act: Act, record: Record, rollback: Rollback) -> bool:
-    """Return True if an ended rollback is what the caller asks for now: of its run, by name, or not reported to it."""
+    """Return True if an ended rollback is what the caller asks for now.
+
+    It is of its run, or by name, or was not reported to it, or its run did not complete.
+    """
     if _of_run(act, record):
         return True
     if rollback.to:
         state = act.state()
         served = state is None or (state.version == record.version and not state.canary)
         return served and act.holder() == record.version
-    return record.state == "unreported" and record.who == act.registry.git.identity()
+    cut_short = record.state == "unreported" or act.run_state(record) in ("running", "ended")
+    return cut_short and record.who == act.registry.git.identity()
 
 
 def _of_run(act: Act, record: Record) -> bool:
@@ -184,14 +191,23 @@ def _steps(act: Act, record: Record, rollback: Rollback) -> Record:
     return _report(act, act.mirrored(record), rollback)
 
 
-def _report(act: Act, record: Record, rollback: Rollback) -> Record:
-    """Tell the caller the state of a rollback; record that it was told the end."""
-    late = record.state == "unreported" and not rollback.to and not _of_run(act, record)
+def _again(act: Act, record: Record, rollback: Rollback) -> Record:
+    """Tell the caller the end of a rollback that another call reached."""
+    if rollback.to or _of_run(act, record):
+        return _report(act, record, rollback)
+    why = _LATE if record.state == "unreported" else _CUT_SHORT.format(record.holder.run)
+    if act.acting.run:  # its retry continues it, too
+        record = act.record(replace(record, holder=Holder.here(act.acting.run)))
+    return _report(act, record, rollback, why)
+
+
+def _report(act: Act, record: Record, rollback: Rollback, why: str = "") -> Record:
+    """Tell the caller the state of a rollback, and why it is that of another call; record that it was told the end."""
     if record.open and record.done("alias") and rollback.report is not None:
         record = act.record(replace(record, state="unreported"))
     if rollback.report is not None:
         shown = replace(record, state="done") if record.done("alias") else record
-        rollback.report(replace(shown, problem=_LATE) if late else shown)
+        rollback.report(replace(shown, problem=why) if why else shown)
     if record.state == "done" or not record.done("alias"):
         return record
     return act.record(replace(record, state="done"))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, find_block
@@ -16,7 +19,7 @@ from dvkf_prefect.errors import DvkfError, ModelNotFoundError
 from dvkf_prefect.models.gates import AnyGate, parse_gate
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.promotion.act import Acting
+from dvkf_prefect.promotion.act import Acting, RunState
 from dvkf_prefect.promotion.comparison import VersionComparison, compare_with_champion
 from dvkf_prefect.promotion.journal import Journal, Record
 from dvkf_prefect.promotion.promote import Approval, Promotion, promote
@@ -128,7 +131,8 @@ def rollback_model(
     """Serve the version that had a model stage before, and assign the stage to it.
 
     Serving is changed first, then the stage, the data and the mirror. A call after a kill continues them. A promotion
-    that was interrupted is undone. Each other run goes one version further back, unless it names the version.
+    that was interrupted is undone. A call of another flow run continues that of one that did not complete. Each other
+    run goes one version further back, unless it names the version.
 
     Args:
         repository: The repository.
@@ -226,6 +230,7 @@ def _acting(
         place=find_server(server) if server else None,
         why=reason,
         run=flow_run.get_id() or "",
+        run_state=_run_state,
         shared=share,
         trailers=run_trailers(),
     )
@@ -233,6 +238,18 @@ def _acting(
         return acting
     block = find_block(KubeflowModelRegistry, registry, "registry")
     return replace(acting, mirror=lambda: block.mirror(models, [name]))
+
+
+def _run_state(run: str) -> RunState:
+    """Return the state of a flow run; empty for one that Prefect does not know."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(run)).state
+    except (ValueError, ObjectNotFound):
+        return ""
+    if state is None or not state.is_final():
+        return "running"
+    return "completed" if state.is_completed() else "ended"
 
 
 def _show(repository: DvcRepository, record: Record, *, waits: bool = False) -> None:

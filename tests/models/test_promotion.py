@@ -22,7 +22,7 @@ from dvkf_prefect.errors import LockedError, ModelError, ModelNotFoundError, Pro
 from dvkf_prefect.models.gates import MetricGate, PrometheusGate, SmokeGate
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.models.version import ModelVersion
-from dvkf_prefect.promotion.act import Acting
+from dvkf_prefect.promotion.act import Acting, RunState
 from dvkf_prefect.promotion.journal import Holder, Journal, Record
 from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.promotion.promote import Approval, Promotion, plan, promote
@@ -462,6 +462,47 @@ def test_a_rollback_that_was_killed_before_its_report_goes_no_version_further(
     monkeypatch.setenv("GIT_COMMITTER_EMAIL", "ann@example.org")
     assert last(three).state == "unreported" and main(command) == 0
     assert stage_of(three) == "v1.0.0"
+
+
+def test_a_rollback_of_a_run_that_did_not_complete_is_continued_by_another(three: ModelRegistry) -> None:
+    """A flow run was killed after its task had reported the end: the next one went one version too far."""
+    states: dict[str, RunState] = {"A": "running"}
+    told: list[Record] = []
+
+    def acting(run: str) -> Rollback:
+        return Rollback(Acting(run=run, run_state=lambda run: states.get(run, "")), report=told.append)
+
+    done = roll_back(three, "m", "prod", acting("A"))
+    assert (done.state, stage_of(three)) == ("done", "v2.0.0")
+    assert all(step.done for step in plan_rollback(three, "m", "prod", acting("B")))
+    for run in ("B", "B"):  # and its retry
+        again = roll_back(three, "m", "prod", acting(run))
+        assert (again.id, again.state, again.holder.run, stage_of(three)) == (done.id, "done", "B", "v2.0.0")
+    assert "run A carried it out and did not complete" in told[1].problem and not told[2].problem
+    states["B"] = "ended"
+    assert roll_back(three, "m", "prod", acting("C")).id == done.id
+    # After one that completed, or that nobody knows, it is another rollback.
+    states["C"] = "completed"
+    assert roll_back(three, "m", "prod", acting("D")).version == stage_of(three) == "v1.0.0"
+
+
+def test_a_promotion_whose_run_ended_without_an_answer_is_refused(models: ModelRegistry) -> None:
+    """No other version could be promoted until a rollback ended it."""
+    place = Place(ServingState("v1.0.0"))
+    states: dict[str, RunState] = {"A": "running"}
+    asked = Acting(place, run="A", run_state=lambda run: states.get(run, ""))
+    promote(models, "m", "v2.0.0", "prod", Promotion(asked, approve=lambda _: None))
+    other = Promotion(replace(asked, run="B"))
+    for act in (promote, plan):
+        with pytest.raises(ModelError, match="has not ended"):
+            act(models, "m", "v1.0.0", "prod", other)
+    states["A"] = "ended"
+    assert not any(step.done for step in plan(models, "m", "v1.0.0", "prod", other))
+    assert promote(models, "m", "v1.0.0", "prod", other).state == "done" and stage_of(models) == "v1.0.0"
+    records = Journal(models.git, "m", "prod").records(5)
+    assert [(each.version, each.state, each.problem) for each in records] == [
+        ("v1.0.0", "done", ""), ("v2.0.0", "refused", "run A ended without an approval"),
+    ]  # fmt: skip
 
 
 def test_a_rollback_to_a_named_version_may_be_repeated(three: ModelRegistry) -> None:

@@ -240,6 +240,33 @@ def test_a_suspended_promotion_leaves_the_worker_free(server: PrefectServer, pro
         assert run["state_type"] == "FAILED" and "has not ended" in run["state"]["message"], server.logs()
         assert journal() == before
 
+        # Nobody answers: the server fails the run, and the next promotion does not wait for it.
+        run = answered(waits, approve=False, person="Ann", reason="Not yet")
+        unanswered = started({"model": "signs", "timeout": 5})
+        asked = journal()
+
+        def expired() -> Any:
+            now = server.get(f"/flow_runs/{unanswered['id']}")
+            return now if now["state_type"] in ENDED else None
+
+        run = wait_until(expired, 400, "the run that nobody answered did not end")
+        assert (run["state_type"], run["state"]["message"]) == (
+            "FAILED", "The flow was paused and never resumed.",
+        )  # fmt: skip
+        endpoint = serving.get("signs")
+        assert endpoint is not None and (endpoint.version, endpoint.canary) == ("v1.0.0", "")
+        assert not list((serving.state_dir / "previews").glob("*.json"))
+        waits = started({"model": "signs", "canary": 50, "reason": "Better"})
+        before = journal()
+        assert asked.id != before.id and before.state == "running"
+        ended = next(
+            each for each in Journal(registry.git, "signs", "prod").records(9) if each.id == asked.id
+        )
+        assert (ended.state, ended.problem) == (
+            "refused",
+            f"run {unanswered['id']} ended without an approval",
+        )
+
         run = answered(waits, approve=True, person="Ann", reason="Better")
         assert run["state_type"] == "COMPLETED", server.logs()
         after = journal()

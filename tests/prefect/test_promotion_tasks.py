@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from model_registry.fake import FakeRegistry
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.states import Running
 from promotion_world import write_version
 from repos import commit_all, git, make_repo
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, ModelServer
 from dvkf_prefect.cards import artifact_key
-from dvkf_prefect.errors import ModelError, PromotionError
+from dvkf_prefect.errors import ModelError, ModelNotFoundError, PromotionError
 from dvkf_prefect.flows import promote, rollback
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.promotion.journal import Journal
@@ -152,3 +154,43 @@ def test_the_flow_asks_a_person(block: DvcRepository, server: ModelServer, artif
     assert ModelRegistry(block.open()).history("m")[0].trailers["Approved-By"] == "approved by Ann: Better"
     done = rollback("m", instances=[[0, 0]], reason="Wrong", push=False, **places)
     assert (done["version"], done["predictions"]) == ("v1.0.0", [1])
+
+
+def test_a_form_that_nobody_answers_refuses_the_version(block: DvcRepository, server: ModelServer) -> None:
+    block.save("unasked", overwrite=True)
+    server.save("unasked", overwrite=True)
+    places = {"repository": "unasked", "server": "unasked"}
+    promote("m", which="v1.0.0", approval=False, **places)
+    with pytest.raises(PromotionError, match=r"nothing was changed. refused by nobody: no answer in 1 s"):
+        promote("m", timeout=1, **places)
+    registry = ModelRegistry(block.open())
+    record = Journal(registry.git, "m", "prod").read()
+    assert record is not None and (record.version, record.state) == ("v2.0.0", "refused")
+    assert server.endpoint("m").version == registry.show("m", "#prod").version == "v1.0.0"
+    assert promote("m", approval=False, **places)["version"] == "v2.0.0"
+
+
+def test_a_rollback_flow_that_did_not_complete_is_continued_by_another(
+    block: DvcRepository, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed after its task; the next run found no version before the one that it had returned to."""
+    block.save("killed", overwrite=True)
+    server.save("killed", overwrite=True)
+    places = {"repository": "killed", "server": "killed"}
+    for version in ("v1.0.0", "v2.0.0"):
+        promote("m", which=version, approval=False, **places)
+
+    def killed(*arguments: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dvkf_prefect.flows.serving.deploy_model", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            rollback("m", push=False, **places)
+    record = Journal(ModelRegistry(block.open()).git, "m", "prod").read()
+    assert record is not None and (record.version, record.state) == ("v1.0.0", "done")
+    with get_client(sync_client=True) as client:  # as a kill leaves it
+        client.set_flow_run_state(UUID(record.holder.run), Running(), force=True)
+    assert rollback("m", push=False, **places)["version"] == "v1.0.0"
+    with pytest.raises(ModelNotFoundError, match=r"held stage 'prod' before v1.0.0"):
+        rollback("m", push=False, **places)
