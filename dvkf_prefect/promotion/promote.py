@@ -204,10 +204,13 @@ class _Promoting:
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def _unanswered(self, last: Record | None) -> Record | None:
-        """Return the newest record, refused if its run is over and was never approved: it has changed nothing."""
+        """Return the newest record, refused if its run failed before an approval: it has changed nothing.
+
+        A run that completed may leave the approval to another one.
+        """
         if last is None or last.kind != "promote" or last.state != "running" or last.done("approval"):
             return last
-        if self._act.run_state(last) not in ("completed", "ended"):
+        if self._act.run_state(last) != "ended":
             return last
         return replace(last, state="refused", problem=f"run {last.holder.run} ended without an approval")
 
