@@ -44,7 +44,7 @@ def ask(description: str, timeout: int) -> Approval:
     try:
         answer = wait(wait_for_input=form, timeout=timeout, key="approval")
     except FlowPauseTimeout:
-        return Approval(False, "nobody", f"no answer in {timeout} s")
+        return Approval(False, "no person", f"no answer in {timeout} s")
     return Approval(answer.approve, answer.person, answer.reason)
 
 

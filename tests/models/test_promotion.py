@@ -481,7 +481,7 @@ def test_a_rollback_of_a_run_that_did_not_complete_is_continued_by_another(three
     assert "run A carried it out and did not complete" in told[1].problem and not told[2].problem
     states["B"] = "ended"
     assert roll_back(three, "m", "prod", acting("C")).id == done.id
-    # After one that completed, or that nobody knows, it is another rollback.
+    # After one that completed, or that is not known, it is another rollback.
     states["C"] = "completed"
     assert roll_back(three, "m", "prod", acting("D")).version == stage_of(three) == "v1.0.0"
 

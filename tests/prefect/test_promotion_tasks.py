@@ -161,7 +161,7 @@ def test_a_form_that_nobody_answers_refuses_the_version(block: DvcRepository, se
     server.save("unasked", overwrite=True)
     places = {"repository": "unasked", "server": "unasked"}
     promote("m", which="v1.0.0", approval=False, **places)
-    with pytest.raises(PromotionError, match=r"nothing was changed. refused by nobody: no answer in 1 s"):
+    with pytest.raises(PromotionError, match=r"nothing was changed. refused by no person: no answer in 1 s"):
         promote("m", timeout=1, **places)
     registry = ModelRegistry(block.open())
     record = Journal(registry.git, "m", "prod").read()
