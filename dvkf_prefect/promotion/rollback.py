@@ -26,7 +26,7 @@ _LATE = (
     "it had ended before, and its result was not shown. Run the command again to go one version further back."
 )
 _CUT_SHORT = (
-    "run {} carried it out and did not complete, so this run continues it. Name a version to go back more."
+    "run {} carried it out and did not complete, so this run continues it. Name a version to go further back."
 )
 #: Steps in their order.
 STEPS = ("serve", "assign", "data", "alias")
