@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
 from dvkf_prefect.cards.markdown import ROWS, code, count_text, escape, markdown_table, size_text
+from dvkf_prefect.urls import public_url
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.quality.incoming import Incoming, IncomingFile
@@ -28,7 +29,9 @@ def incoming_card(found: Incoming, name: str, *, limit: int = ROWS) -> Card:
         f"**{escape(name)}**: {count_text(len(accepted), 'file')} for {escape(found.dataset)}, "
         f"{len(refused):,} {moved}"
     )
-    parts = [f"Schema {code(found.schema)}, inbox {code(found.inbox)}, quarantine {code(found.quarantine)}."]
+    parts = [
+        f"Schema {code(found.schema)}, inbox {code(public_url(found.inbox))}, quarantine {code(found.quarantine)}."
+    ]
     if refused:
         failed = [
             (

@@ -53,11 +53,13 @@ def ingest(
 
     Args:
         repository: DVC Repository block, or its name.
-        inbox: Folder with the new files; a relative path starts at the repository's root.
+        inbox: Folder with the new files, or a url such as s3://bucket/incoming or remote://store/incoming. A relative
+            path starts at the repository's root.
         dataset: Directory of the dataset, relative to the root. It may be new.
         table_schema: Schema of the files as FILE.yaml or FILE.json, or as FILE.py:NAME for a DataFrameModel or
             DataFrameSchema. Paths are relative to the root.
-        quarantine: Folder for the files that fail; by default one beside the inbox, whose name ends in -quarantine.
+        quarantine: Folder or url for the files that fail; by default one beside the inbox, whose name ends in
+            -quarantine.
         existing: Handling of a file whose path in the dataset has other content. quarantine refuses it, replace makes
             a new version.
         reports: Directory of the reports, relative to the root. It is tracked beside the dataset.

@@ -15,19 +15,12 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from dvkf_prefect.data.git.command import Git
-from dvkf_prefect.data.imports.sources import resolve_url
+from dvkf_prefect.data.imports.sources import resolve_place
 from dvkf_prefect.data.remotes.copying import open_place
 from dvkf_prefect.data.repository.repository import Repository
-from dvkf_prefect.errors import (
-    ConfigError,
-    MissingObjectError,
-    ModelError,
-    RemoteError,
-    RemoteNotFoundError,
-)
+from dvkf_prefect.errors import ConfigError, MissingObjectError, ModelError, RemoteError
 from dvkf_prefect.paths import is_within
 from dvkf_prefect.urls import public_url
 
@@ -155,7 +148,7 @@ class Place:
     options: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.options = _options(self.repo, self.url)
+        self.options = resolve_place(self.repo.config, self.url)
         self.storage = open_place(self.options, public_url(self.options["url"]))
         # An existing parent shows that a disk is mounted, see `FolderStorage`.
         if (root := self.storage.local_path("x")) is not None:
@@ -227,19 +220,3 @@ class Place:
     def write(self, manifest: Manifest) -> None:
         """Store the manifest of a version."""
         self.storage.write(manifest_key(manifest.model, manifest.version), manifest.to_bytes())
-
-
-def _options(repo: Repository, url: str) -> dict[str, str]:
-    if "://" not in url:
-        return {"url": str(Path(os.path.abspath(os.path.expanduser(url))))}
-    if url.startswith("file://"):
-        return {"url": os.path.abspath(url.removeprefix("file://"))}
-    _, real, options = resolve_url(repo.config, url)
-    if not url.startswith("remote://"):
-        try:
-            _, default = repo.config.remote(None)
-        except RemoteNotFoundError:
-            default = {"url": ""}
-        if real.partition("://")[0] == default["url"].partition("://")[0]:
-            options = {**default, **options}
-    return {**options, "url": real if "://" in real else os.path.abspath(real)}

@@ -17,6 +17,7 @@ from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import run_name
 from dvkf_prefect.tasks._progress import ArtifactProgress
 from dvkf_prefect.tasks._versions import publish_versions
+from dvkf_prefect.urls import public_url
 
 
 @task(task_run_name=run_name("check files for {dataset}"), cache_policy=NO_CACHE)
@@ -39,11 +40,12 @@ def check_incoming(
 
     Args:
         repository: The repository.
-        inbox: Folder with the files; a relative path starts at the repository's root.
+        inbox: Folder with the files, or a url such as ``s3://bucket/incoming`` or ``remote://NAME/incoming``. A relative
+            path starts at the repository's root.
         dataset: Directory of the dataset, relative to the root. It may be new.
         table_schema: ``FILE.yaml``, ``FILE.json``, ``FILE.py:NAME`` or ``MODULE:NAME``.
         reports: Directory of the reports, relative to the root.
-        quarantine: Folder for files that fail; one beside the inbox by default.
+        quarantine: Folder or url for files that fail; one beside the inbox by default.
         existing: Handling of a file whose path in the dataset has other content: ``quarantine`` or ``replace``.
         settle_seconds: Seconds since the last change of a file, before which it is left for a later run.
         dry_run: Write and move nothing.
@@ -54,7 +56,7 @@ def check_incoming(
     Raises:
         ConfigError: The schema is wrong, or pandera is not installed.
         OutputError: The dataset cannot take files, the inbox does not exist, or folders overlap.
-        RemoteError: The remote cannot be used, and reports or the dataset's manifest are only there.
+        RemoteError: The inbox cannot be used; or the remote, and reports or the dataset's manifest are only there.
 
     Example:
         ``check_incoming("local", "incoming", "data/users", "schemas/users.yaml").refused``
@@ -131,5 +133,5 @@ def clear_incoming(repository: DvcRepository | str, incoming: Incoming) -> tuple
     """
     repository = find_block(DvcRepository, repository, "repository")
     removed = verbs.clear_incoming(repository.open(), incoming)
-    run_logger().info("%d files removed from %s", len(removed), incoming.inbox)
+    run_logger().info("%d files removed from %s", len(removed), public_url(incoming.inbox))
     return removed

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from repos import git, make_repo
+from servers import S3Server
 
 from dvkf_prefect.data.quality import incoming as module
 from dvkf_prefect.data.quality.incoming import Incoming, add_incoming, check_incoming, clear_incoming
@@ -373,3 +374,102 @@ def test_a_kill_at_any_time_loses_nothing(users: Repo) -> None:
     assert sorted(path.read_text().split("\n")[1] for path in aside) == sorted(bad.values())
     # One report for each file that was ever checked, and each is tracked.
     assert again.version("quality-reports").nfiles == 60
+
+
+def users_on(s3: S3Server, tmp_path: Path, name: str) -> tuple[Repo, str]:
+    """A repository with its remote, and an inbox, in one bucket."""
+    bucket = s3.make_bucket(name)
+    repo = make_repo(tmp_path / "users", {"schemas/users.yaml": YAML}, commit="Schema")
+    options = {"url": f"{bucket}/data", **s3.options()}
+    lines = "\n".join(f"    {key} = {value}" for key, value in options.items())
+    (repo.root / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n{lines}\n")
+    git(repo.root, "commit", "--quiet", "--all", "--message", "Remote")
+    return Repo.open(repo.root), f"{bucket}/new/in"
+
+
+def keys(s3: S3Server, bucket: str, prefix: str) -> dict[str, bytes]:
+    with s3.client() as client:
+        found = client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ())
+        return {
+            each["Key"].removeprefix(prefix): client.get_object(Bucket=bucket, Key=each["Key"])["Body"].read()
+            for each in found
+        }
+
+
+def send(s3: S3Server, bucket: str, name: str, *rows: str) -> None:
+    with s3.client() as client:
+        client.put_object(Bucket=bucket, Key=f"new/in/{name}", Body="\n".join(["id,zip", *rows, ""]).encode())
+
+
+def test_an_inbox_at_a_url(s3: S3Server, tmp_path: Path) -> None:
+    """Files of a bucket are checked, added and removed as those of a folder; quarantine is beside the inbox."""
+    users, inbox = users_on(s3, tmp_path, "inbox-url")
+    for name, row in {"a/b.csv": "1,01234", "bad.csv": "-1,0", ".part": "x", "_tmp/x.csv": "1,01234"}.items():
+        send(s3, "inbox-url", name, row)
+    options: dict[str, Any] = {"dataset": "data/users", "schema": "schemas/users.yaml", "settle": 0}
+    assert check_incoming(users, inbox, **{**options, "settle": 3600}).waiting == ("a/b.csv", "bad.csv")
+    before = keys(s3, "inbox-url", "new/")
+    shown = check_incoming(users, inbox, dry_run=True, **options)
+    assert verdicts(shown) == {"a/b.csv": "passed", "bad.csv": "failed"}
+    assert keys(s3, "inbox-url", "new/") == before and not (users.root / "quality-reports").exists()
+
+    found = check_incoming(users, inbox, **options)
+    assert found.quarantine == f"{inbox}-quarantine"
+    bad = found.refused[0]
+    aside = keys(s3, "inbox-url", "new/in-quarantine/")
+    assert aside[f"bad-{bad.digest[:12]}.csv"] == before["in/bad.csv"]
+    assert b'"verdict": "failed"' in aside[f"bad-{bad.digest[:12]}.csv.report.json"]
+    assert bad.place == f"{inbox}-quarantine/bad-{bad.digest[:12]}.csv"
+    # What changes after its check stays for the next run, and so does what the dataset does not have.
+    assert clear_incoming(users, found) == ()
+    add_incoming(users, found)
+    send(s3, "inbox-url", "a/b.csv", "1,01234", "2,01234")
+    assert clear_incoming(users, found) == ()
+    send(s3, "inbox-url", "a/b.csv", "1,01234")
+    again = check_incoming(users, inbox, **options)
+    assert verdicts(again) == {"a/b.csv": "known"}
+    assert clear_incoming(users, again) == ("a/b.csv",)
+    assert set(keys(s3, "inbox-url", "new/in/")) == {".part", "_tmp/x.csv"}
+    assert (users.root / "data/users/a/b.csv").read_text() == "id,zip\n1,01234\n"
+    with pytest.raises(OutputError, match="overlap"):
+        check_incoming(users, inbox, quarantine=f"{inbox}/bad", **options)
+    with pytest.raises(OutputError, match="overlap"):
+        check_incoming(users, "s3://inbox-url", **options)
+
+
+def test_a_worker_with_another_cache_downloads_again(s3: S3Server, tmp_path: Path) -> None:
+    users, inbox = users_on(s3, tmp_path, "inbox-cache")
+    send(s3, "inbox-cache", "a.csv", "1,01234")
+    options: dict[str, Any] = {"dataset": "data/users", "schema": "schemas/users.yaml", "settle": 0}
+    found = check_incoming(users, inbox, quarantine="../aside", **options)
+    users.cache.path(found.files[0].digest).unlink()
+    add_incoming(users, found)
+    assert (users.root / "data/users/a.csv").read_text() == "id,zip\n1,01234\n"
+    send(s3, "inbox-cache", "b.csv", "x")
+    refused = check_incoming(users, inbox, quarantine="../aside", **options).refused
+    assert Path(refused[0].place).read_text() == "id,zip\nx\n" and "b.csv" not in keys(
+        s3, "inbox-cache", "new/in/"
+    )
+
+
+@pytest.mark.long
+def test_a_kill_at_any_time_loses_nothing_of_a_url(s3: S3Server, tmp_path: Path) -> None:
+    users, inbox = users_on(s3, tmp_path, "inbox-kill")
+    good = {f"good-{number}.csv": f"{number + 1},01234" for number in range(15)}
+    bad = {f"bad-{number}.csv": f"{-number - 1},01234" for number in range(10)}
+    for name, row in {**good, **bad}.items():
+        send(s3, "inbox-kill", name, row)
+    killed = KILLED.replace('"../in"', repr(inbox))
+    assert inbox in killed
+    ends = set()
+    for step in range(1, 13):
+        command = [sys.executable, "-c", killed, str(step * 0.25)]
+        ends.add(subprocess.run(command, cwd=users.root, capture_output=True).returncode)
+    assert -9 in ends
+    subprocess.run([sys.executable, "-c", killed, "0"], cwd=users.root, check=True)
+    assert keys(s3, "inbox-kill", "new/in/") == {}
+    again = Repo.open(users.root)
+    assert again.verify() and again.version("data/users").nfiles == 15
+    aside = keys(s3, "inbox-kill", "new/in-quarantine/")
+    rows = sorted(data.decode().split("\n")[1] for name, data in aside.items() if name.endswith(".csv"))
+    assert rows == sorted(bad.values())

@@ -69,7 +69,7 @@ def test_each_kind_of_card_shows_its_headline(ui: PrefectServer, viewer: Viewer,
         # The headline has bold words, so it is read from the text of the page.
         viewer.open(
             f"/artifacts/artifact/{newest[kind]}",
-            lambda page, said=said: page.locator("p", has_text=re.compile(re.escape(said))).first,
+            lambda page, said=said: page.get_by_text(re.compile(re.escape(said))).first,
             version=version,  # type: ignore[arg-type]
         )
         body = viewer.page.locator("main, #app, body").first.inner_text()
@@ -87,7 +87,7 @@ def test_the_form_of_the_approval_says_what_is_asked(viewer: Viewer, gallery: st
     else:
         # The second page has it in the menu beside the run's name.
         viewer.open(run, lambda page: page.get_by_text("Paused").first, version="v2")
-        viewer.page.mouse.click(1389, 40)
+        viewer.page.mouse.click(1366, 40)
         viewer.page.get_by_role("menuitem", name="Resume").click()
     shown = viewer.page.get_by_role("dialog").first
     expect(shown.get_by_text("road_signs v2.0.0").first).to_be_visible()

@@ -25,7 +25,13 @@ from dvkf_prefect.data.progress import NAMED, NO_PROGRESS, Advance, Part, Steps
 from dvkf_prefect.data.remotes.url_files import JOBS, UrlFiles, open_files
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.data.repository.config import Config
-from dvkf_prefect.errors import CorruptObjectError, MissingObjectError, OutputNotFoundError, TransferError
+from dvkf_prefect.errors import (
+    CorruptObjectError,
+    MissingObjectError,
+    OutputNotFoundError,
+    RemoteNotFoundError,
+    TransferError,
+)
 from dvkf_prefect.files import walk_files
 from dvkf_prefect.formats.digest import digest_bytes, digest_file
 from dvkf_prefect.formats.objects import Content
@@ -343,6 +349,29 @@ def resolve_url(
         real = f"{base}/{rest}" if rest else base
         return name, real.removeprefix("file://"), {**options, **given}
     return None, url.removeprefix("file://"), given
+
+
+def resolve_place(config: Config, url: str) -> dict[str, str]:
+    """Return the options of a place named by a path or url; ``url`` is the real one, or an absolute path.
+
+    A url of the default remote's kind gets its options, and so its credentials.
+
+    Raises:
+        RemoteNotFoundError: A ``remote://`` url names a remote that does not exist.
+    """
+    if "://" not in url:
+        return {"url": str(Path(os.path.abspath(os.path.expanduser(url))))}
+    if url.startswith("file://"):
+        return {"url": os.path.abspath(url.removeprefix("file://"))}
+    _, real, options = resolve_url(config, url)
+    if not url.startswith("remote://"):
+        try:
+            _, default = config.remote(None)
+        except RemoteNotFoundError:
+            default = {"url": ""}
+        if real.partition("://")[0] == default["url"].partition("://")[0]:
+            options = {**default, **options}
+    return {**options, "url": real if "://" in real else os.path.abspath(real)}
 
 
 def _by_content(source: Source, digests: Sequence[str]) -> dict[str, Any]:

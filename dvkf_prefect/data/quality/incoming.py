@@ -6,19 +6,16 @@ before it moves.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import posixpath
-import shutil
-import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from dvkf_prefect.data.quality.inboxes import Arrived, Place, copy_file, place_of
 from dvkf_prefect.data.quality.reports import FOLDER, QualityReport, QualityReports, check_folder, form_of
 from dvkf_prefect.data.quality.schemas import QualitySchema, check_table, load_schema
 from dvkf_prefect.data.repository.repository import Repository
@@ -27,15 +24,15 @@ from dvkf_prefect.data.verbs.add import add
 from dvkf_prefect.errors import (
     OutputChangedError,
     OutputError,
-    OutputNotFoundError,
     OutputOverlapError,
     UnsafePathError,
 )
-from dvkf_prefect.files import raise_disk_full, temporary_beside, walk_files, write_atomic
+from dvkf_prefect.files import walk_files
 from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.paths import check_output, check_target, make_folders, overlaps
+from dvkf_prefect.urls import public_url
 
 Verdict = Literal["passed", "failed", "known", "taken"]
 """A file passes or fails its check; it is known in the dataset, or its path is taken there by other content."""
@@ -51,11 +48,12 @@ class IncomingFile:
     Attributes:
         path: The file, relative to the inbox; the same in the dataset.
         content: Its content.
-        mtime_ns: Time of its last change, in nanoseconds since 1970.
+        mtime_ns: Time of its last change, in nanoseconds since 1970; 0 if a service does not tell.
         verdict: Result of the check.
         report: Report of the check; None for a known file.
         checked: True if the file was checked now; False if an earlier report was found.
-        place: Its path in quarantine; empty without one.
+        place: Its path or url in quarantine; empty without one.
+        mark: Mark of its content, see `Arrived`.
     """
 
     path: str
@@ -65,6 +63,7 @@ class IncomingFile:
     report: QualityReport | None = None
     checked: bool = False
     place: str = ""
+    mark: str = ""
 
     @property
     def digest(self) -> str:
@@ -87,11 +86,11 @@ class Incoming:
     """Files of an inbox after their check.
 
     Attributes:
-        inbox: Absolute path of the inbox.
+        inbox: Absolute path or url of the inbox.
         dataset: Directory of the dataset, relative to the repository's root.
         reports: Directory of the reports, relative to the root.
         schema: Name of the schema.
-        quarantine: Absolute path of the quarantine.
+        quarantine: Absolute path or url of the quarantine.
         files: The checked files, sorted by path.
         waiting: Files that changed lately, which a later run takes.
         skipped: Links and other entries that are no regular files, and names that DVC cannot track.
@@ -125,7 +124,7 @@ class Incoming:
         parts = [f"{number} {verdict}" for verdict, number in count.items() if number]
         parts += [f"{len(self.waiting)} changed lately"] if self.waiting else []
         parts += [f"{len(self.skipped)} not a file"] if self.skipped else []
-        return f"{self.inbox}: {', '.join(parts) or 'empty'}"
+        return f"{public_url(self.inbox)}: {', '.join(parts) or 'empty'}"
 
 
 def check_incoming(
@@ -147,11 +146,13 @@ def check_incoming(
 
     Args:
         repo: The repository.
-        inbox: Folder with the files; a relative path starts at the root. Names that begin with ``.`` or ``_`` stay.
+        inbox: Folder with the files, or a url as of a remote; a relative path starts at the root. Names that begin with
+            ``.`` or ``_`` stay.
         dataset: Directory of the dataset, relative to the root. It may be new.
         schema: Schema of the files, see `load_schema`.
         reports: Directory of the reports, relative to the root.
-        quarantine: Folder for files that fail; by default one beside the inbox, whose name ends in ``-quarantine``.
+        quarantine: Folder or url for files that fail; by default one beside the inbox, whose name ends in
+            ``-quarantine``.
         existing: Handling of a file whose path in the dataset has other content.
         settle: Seconds since the last change of a file, before which it is left for a later run.
         dry_run: Write and move nothing.
@@ -163,45 +164,48 @@ def check_incoming(
         ConfigError: The schema is wrong, or pandera is not installed.
         OutputError: The dataset cannot take files, or folders overlap.
         OutputNotFoundError: The inbox does not exist.
-        RemoteError: The remote cannot be used, and reports or the dataset's manifest are only there.
+        RemoteError: The remote cannot be used, and reports or the dataset's manifest are only there; or the inbox
+            cannot be used.
         DiskFullError: The disk is full.
 
     Example:
         >>> check_incoming(Repo.open(), "incoming", "data/users", "schemas/users.yaml", dry_run=True).refused
     """
-    box = _absolute(repo, inbox)
-    aside = box.with_name(f"{box.name}-quarantine") if quarantine is None else _absolute(repo, quarantine)
+    box = place_of(repo, inbox)
+    aside = place_of(repo, f"{box.address}-quarantine" if quarantine is None else quarantine)
     places = {"dataset": check_folder(repo, dataset), "reports": check_folder(repo, reports)}
     _check_places(repo, box, aside, places)
-    if not box.is_dir():
-        raise OutputNotFoundError(f"the inbox {box} is no directory. Create it, or correct the path.")
+    there = box.files()
     known = dict(_rows(repo, _dataset(repo, places["dataset"])))
     loaded = load_schema(repo, schema)
     store = QualityReports(repo, places["reports"])
     files: list[IncomingFile] = []
     waiting: list[str] = []
     skipped: list[str] = []
-    for path, entry in _scan(box):
-        if not entry.is_file(follow_symlinks=False) or not _is_trackable(repo, f"{places['dataset']}/{path}"):
+    for path, is_regular in there:
+        if not is_regular or not _is_trackable(repo, f"{places['dataset']}/{path}"):
             skipped.append(path)
             continue
-        file = _check(Path(entry.path), path, loaded, store, known.get(path), existing, settle)
-        if file is None:
+        before = box.look(path)
+        if before is None or abs(time.time() - before.mtime_ns / 10**9) < settle:
             waiting.append(path)
             continue
-        if file.checked and file.report is not None and file.report.form and not dry_run:
-            store.write(file.report)
-        if file.verdict in ("failed", "taken"):
-            file = replace(file, place=str(_place(aside, file)))
+        with box.read(path) as (local, digest):
+            file = _check(local, before, digest, loaded, store, known.get(path), existing)
+            if box.look(path) != before:
+                waiting.append(path)
+                continue
+            if file.verdict in ("failed", "taken"):
+                file = replace(file, place=aside.full(_name_aside(file)))
             if not dry_run:
-                _set_aside(box, file)
+                _settle(repo, box, aside, before, file, local, store)
         files.append(file)
     return Incoming(
-        str(box),
+        box.address,
         places["dataset"],
         places["reports"],
         schema,
-        str(aside),
+        public_url(aside.address),
         tuple(files),
         tuple(waiting),
         tuple(skipped),
@@ -226,7 +230,7 @@ def add_incoming(repo: Repository, incoming: Incoming) -> tuple[DataVersion, ...
         LockedError: Another process used the repository for too long.
     """
     if incoming.dry_run:
-        raise OutputError(f"{incoming.inbox} was checked by a dry run. Check it without dry_run.")
+        raise OutputError(f"{public_url(incoming.inbox)} was checked by a dry run. Check it without dry_run.")
     versions: dict[str, DataVersion] = {}
     passed = [file for file in incoming.files if file.verdict == "passed"]
     with repo.lock(write=[incoming.dataset, incoming.reports]):
@@ -264,30 +268,21 @@ def clear_incoming(repo: Repository, incoming: Incoming) -> tuple[str, ...]:
         OSError: A file cannot be removed.
     """
     if incoming.dry_run:
-        raise OutputError(f"{incoming.inbox} was checked by a dry run. Check it without dry_run.")
+        raise OutputError(f"{public_url(incoming.inbox)} was checked by a dry run. Check it without dry_run.")
     rows = dict(_rows(repo, _dataset(repo, incoming.dataset)))
-    removed: list[str] = []
-    for file in incoming.accepted:
-        source = Path(incoming.inbox, file.path)
-        with suppress(FileNotFoundError):
-            info = os.lstat(source)
-            if rows.get(file.path) == file.digest and (info.st_size, info.st_mtime_ns) == (
-                file.content.size,
-                file.mtime_ns,
-            ):
-                source.unlink()
-                removed.append(file.path)
-    return tuple(removed)
+    box = place_of(repo, incoming.inbox)
+    return tuple(
+        file.path
+        for file in incoming.accepted
+        if rows.get(file.path) == file.digest
+        and box.remove(Arrived(file.path, file.content.size or 0, file.mtime_ns, file.mark))
+    )
 
 
-def _absolute(repo: Repository, path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.normpath(repo.root / Path(path).expanduser()))
-
-
-def _check_places(repo: Repository, box: Path, aside: Path, places: dict[str, str]) -> None:
-    """Refuse folders that lie in each other: a move would check files again, or track them."""
+def _check_places(repo: Repository, box: Place, aside: Place, places: dict[str, str]) -> None:
+    """Refuse places that lie in each other: a move would check files again, or track them."""
     root = os.path.realpath(repo.root)
-    named = {"inbox": os.path.realpath(box), "quarantine": os.path.realpath(aside)}
+    named = {"inbox": box.identity, "quarantine": aside.identity}
     named |= {name: os.path.join(root, path) for name, path in places.items()}
     names = list(named)
     for number, one in enumerate(names):
@@ -296,23 +291,13 @@ def _check_places(repo: Repository, box: Path, aside: Path, places: dict[str, st
                 raise OutputOverlapError(
                     f"{one} {named[one]} and {other} {named[other]} overlap. Use separate directories."
                 )
-
-
-def _scan(box: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the entries of an inbox by path, folders followed; hidden names are left out."""
-    stack = [""]
-    found: list[tuple[str, os.DirEntry[str]]] = []
-    while stack:
-        prefix = stack.pop()
-        with os.scandir(box / prefix) as entries:
-            for entry in entries:
-                if entry.name.startswith((".", "_")):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    stack.append(f"{prefix}{entry.name}/")
-                else:
-                    found.append((prefix + entry.name, entry))
-    return iter(sorted(found, key=lambda pair: pair[0]))
+    for name in repo.config.values["remote"]:
+        url = public_url(repo.config.remote(name)[1].get("url", "")).rstrip("/")
+        for what, place in (("inbox", box), ("quarantine", aside)):
+            if "://" in url and overlaps(place.identity, url):
+                raise OutputOverlapError(
+                    f"{what} {place.identity} and remote '{name}' {url} overlap. Use separate places."
+                )
 
 
 def _is_trackable(repo: Repository, path: str) -> bool:
@@ -327,18 +312,15 @@ def _is_trackable(repo: Repository, path: str) -> bool:
 
 def _check(
     file: Path,
-    path: str,
+    seen: Arrived,
+    digest: str,
     schema: QualitySchema,
     store: QualityReports,
     recorded: str | None,
     existing: Existing,
-    settle: float,
-) -> IncomingFile | None:
-    """Return the verdict on a file; None if it is still being written."""
-    before = os.stat(file, follow_symlinks=False)
-    if not stat.S_ISREG(before.st_mode) or abs(time.time() - before.st_mtime) < settle:
-        return None
-    digest = digest_file(file)
+) -> IncomingFile:
+    """Return the verdict on a file."""
+    path = seen.path
     report: QualityReport | None = None
     checked = False
     verdict: Verdict = "known"
@@ -351,63 +333,40 @@ def _check(
         verdict = "passed" if report.passed else "failed"
         if report.passed and recorded is not None and existing == "quarantine":
             verdict = "taken"
-    after = os.stat(file, follow_symlinks=False)
-    if (before.st_size, before.st_mtime_ns, before.st_ino) != (
-        after.st_size,
-        after.st_mtime_ns,
-        after.st_ino,
-    ):
-        return None
-    return IncomingFile(path, Content(digest, after.st_size), after.st_mtime_ns, verdict, report, checked)
+    content = Content(digest, seen.size)
+    return IncomingFile(path, content, seen.mtime_ns, verdict, report, checked, mark=seen.mark)
 
 
-def _place(aside: Path, file: IncomingFile) -> Path:
-    """Return a file's path in quarantine, which has its digest: two contents of one name are both kept."""
-    folder, name = posixpath.split(file.path)
-    stem, dot, suffix = name.partition(".")
-    return aside / folder / f"{stem}-{file.digest[:12]}{dot}{suffix}"
-
-
-def _set_aside(box: Path, file: IncomingFile) -> None:
-    """Move a file into quarantine, after its report."""
-    source, dest = box / file.path, Path(file.place)
-    dest.parent.mkdir(parents=True, exist_ok=True)
+def _settle(
+    repo: Repository,
+    box: Place,
+    aside: Place,
+    seen: Arrived,
+    file: IncomingFile,
+    local: Path,
+    store: QualityReports,
+) -> None:
+    """Store the report of a file, and move the file into quarantine or, from a url, into the cache."""
+    if file.checked and file.report is not None and file.report.form:
+        store.write(file.report)
+    if not file.place:
+        if not box.local and file.verdict == "passed":
+            repo.cache.adopt(local, file.digest)
+        return
     report = {"path": file.path, "verdict": file.verdict, "reason": file.reason}
     content = {**report, "report": asdict(file.report) if file.report else None}
     text = json.dumps(content, ensure_ascii=False, indent=1)
-    write_atomic(dest.with_name(f"{dest.name}.report.json"), f"{text}\n".encode(errors="backslashreplace"))
-    if dest.exists():
-        if digest_file(dest) == file.digest == digest_file(source):
-            source.unlink()
-            return
-        raise OutputError(f"{dest} has other content than {source}. Move one of them.")
-    try:
-        os.rename(source, dest)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        _copy(source, dest, file.digest)
-        source.unlink()
+    path = _name_aside(file)
+    aside.write(f"{path}.report.json", f"{text}\n".encode(errors="backslashreplace"))
+    aside.keep(path, local, file.digest, move=box.local)
+    box.remove(seen)
 
 
-def _copy(source: Path, dest: Path, digest: str) -> None:
-    """Copy a file atomically.
-
-    Raises:
-        OutputError: The copy has another digest, so the file was changed. Nothing was copied.
-    """
-    temporary = temporary_beside(dest)
-    try:
-        shutil.copyfile(source, temporary, follow_symlinks=False)
-        if digest_file(temporary) != digest:
-            raise OutputError(f"{source} changed after its check. Run this again.")
-        os.replace(temporary, dest)
-    except OSError as error:
-        raise_disk_full(error, dest)
-        raise
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+def _name_aside(file: IncomingFile) -> str:
+    """Return a file's path in quarantine, which has its digest: two contents of one name are both kept."""
+    folder, name = posixpath.split(file.path)
+    stem, dot, suffix = name.partition(".")
+    return posixpath.join(folder, f"{stem}-{file.digest[:12]}{dot}{suffix}")
 
 
 def _dataset(repo: Repository, path: str) -> Output | None:
@@ -454,6 +413,7 @@ def _rows(repo: Repository, output: Output | None) -> Iterator[tuple[str, str]]:
 def _put(repo: Repository, incoming: Incoming, passed: Sequence[IncomingFile], output: Output | None) -> None:
     """Copy files into the dataset's directory in the workspace."""
     rows = dict(_rows(repo, output))
+    box = place_of(repo, incoming.inbox)
     for file in passed:
         path = f"{incoming.dataset}/{file.path}"
         check_target(repo.root, path)
@@ -465,7 +425,11 @@ def _put(repo: Repository, incoming: Incoming, passed: Sequence[IncomingFile], o
             if there != rows.get(file.path) or not repo.cache.exists(there):
                 raise OutputChangedError([path])
         make_folders(str(repo.root), [path])
-        _copy(Path(incoming.inbox, file.path), dest, file.digest)
+        if not box.local and repo.cache.exists(file.digest):
+            copy_file(repo.cache.path(file.digest), dest, file.digest)
+            continue
+        with box.read(file.path) as (source, _):
+            copy_file(source, dest, file.digest)
 
 
 def _check_new(repo: Repository, folder: str, paths: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
@@ -261,8 +261,7 @@ class FilesystemStorage(Storage):
     def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float | None]]:
         """Yield every ``(key, bytes, last change)`` under a folder."""
         for key, info in self._infos(prefix):
-            times = (_seconds(info[name]) for name in _TIMES if info.get(name) is not None)
-            yield key, int(info["size"]), next(times, None)
+            yield key, int(info["size"]), changed_at(info)
 
     def starting(self, text: str) -> Iterator[tuple[str, int, str | None]]:
         """Yield every ``(key, bytes, etag)`` whose key starts with a text."""
@@ -508,6 +507,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def changed_at(info: Mapping[str, Any]) -> float | None:
+    """Return the time of a file's last change, from a filesystem's info, in seconds since 1970; None if unknown."""
+    return next((_seconds(info[name]) for name in _TIMES if info.get(name) is not None), None)
 
 
 def _seconds(value: Any) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dvkf_prefect.data.remotes.base import steady
 from dvkf_prefect.data.remotes.errors import Place
-from dvkf_prefect.data.remotes.filesystems import FilesystemStorage
+from dvkf_prefect.data.remotes.filesystems import FilesystemStorage, changed_at
 from dvkf_prefect.data.remotes.options import parse_options, secrets_of
 from dvkf_prefect.data.remotes.protocols import Protocol, protocol_of
 from dvkf_prefect.data.remotes.urls import join_url, split_url
@@ -17,6 +17,9 @@ from dvkf_prefect.formats.tree import check_relpath
 from dvkf_prefect.urls import public_url
 
 _VERSIONED = ("s3", "gs", "azure")
+
+# Names of a content's mark in the infos of filesystems.
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "crc32c", "generation")
 
 JOBS = 16
 
@@ -45,6 +48,18 @@ class UrlFiles(FilesystemStorage):
         except MissingObjectError:
             return None
         return found
+
+    def look(self, relpath: str) -> tuple[int, float | None, str] | None:
+        """Return size, time of the last change and mark of a file; None if there is none.
+
+        The time is in seconds since 1970, None if the service does not tell. The mark, such as an etag, differs for
+        other content; it is empty if the service has none.
+        """
+        info = self.info(relpath)
+        if info is None or info.get("type", "file") != "file":
+            return None
+        marks = (str(info[name]) for name in _MARKS if info.get(name))
+        return int(info["size"]), changed_at(info), next(marks, "")
 
     def checksum(self, relpath: str) -> str:
         """Return fsspec's checksum of a file, computed from the service's metadata."""
