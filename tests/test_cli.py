@@ -284,6 +284,32 @@ def test_models_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, "model", "show") == "No model is registered.\n"
 
 
+def test_new_files_are_ingested_from_the_command_line(
+    root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The folder of the command counts, not the root; nothing leaves the inbox without a commit."""
+    (root / "users.yaml").write_text("columns: {id: {dtype: int64, checks: {greater_than: 0}}}\n")
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    for name, row in {"good.csv": "1", "bad.csv": "-1"}.items():
+        (inbox / name).write_text(f"id\n{row}\n")
+    os.chdir(root / "data")
+    command = ["ingest", "../../in", "users", "--schema", "users.yaml", "--settle", "0"]
+    capsys.readouterr()
+    assert cli.main([*command, "--dry-run"]) == 1
+    shown = capsys.readouterr().out
+    assert "bad.csv" in shown and "greater_than(0), 1 failed: -1" in shown and "1 passed, 1 failed." in shown
+    assert sorted(path.name for path in inbox.iterdir()) == ["bad.csv", "good.csv"]
+    assert cli.main([*command, "--json", "--message", "New users"]) == 1
+    done = json.loads(capsys.readouterr().out)
+    assert (done["passed"], list(done["refused"]), done["removed"]) == (["good.csv"], ["bad.csv"], 1)
+    assert list(inbox.iterdir()) == [] and (root / "data/users/good.csv").is_file()
+    log = subprocess.run(["git", "log", "--format=%s %H"], cwd=root, capture_output=True, text=True).stdout
+    assert log.strip() == f"New users {done['commit']}"
+    assert Repo.open(root).cloud_status(["data/users"]) == {}
+    assert "empty." in run(capsys, *command, "--no-commit", "--no-push")
+
+
 @pytest.mark.parametrize("columns", ["50", "200", "wide", "0", "-3"])
 def test_help_is_as_wide_as_with_the_formatter_of_argparse(
     columns: str, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,7 @@ VERBS = {
     "init": ("data.init", "Make this folder a repository."),
     "add": ("data.add", "Track files or directories."),
     "commit": ("data.commit", "Record and store changes of tracked data."),
+    "ingest": ("ingest.ingest", "Check new files by a schema, and take those that pass into a dataset."),
     "status": ("data.status", "Show changes in the workspace, or between cache and remote."),
     "checkout": ("data.checkout", "Restore the recorded data in the workspace from the cache."),
     "push": ("transfer.push", "Upload tracked data to a remote."),

@@ -9,7 +9,6 @@ from prefect.states import Completed
 
 from dvkf_prefect import (
     DvcRepository,
-    Incoming,
     add_incoming,
     announce_data,
     check_commit,
@@ -20,14 +19,6 @@ from dvkf_prefect import (
     push_commits,
     push_data,
 )
-
-
-def ingested_text(incoming: Incoming) -> str:
-    """Return the message of the commit: the number of files in the dataset, or of checks alone."""
-    added = sum(file.verdict == "passed" for file in incoming.files)
-    if added:
-        return f"Ingest {added} file{'' if added == 1 else 's'} into {incoming.dataset}"
-    return f"Record the checks of files for {incoming.dataset}"
 
 
 @flow(name="ingest")
@@ -102,7 +93,7 @@ def ingest(
                 if push:
                     push_data(data, outputs, announce=False)
                 if commit:
-                    summary["commit"] = commit_results(data, message or ingested_text(found), targets=outputs)
+                    summary["commit"] = commit_results(data, message or found.message, targets=outputs)
                 if push:
                     push_commits(data)
                     announce_data(data, outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,13 @@ from dvkf_prefect.data.verbs.diff import Diff
 from dvkf_prefect.errors import GitError, RemoteUnreachableError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.pipeline.report.uncommitted import UncommittedInput, uncommitted_inputs
-from dvkf_prefect.pipeline.run.documents import changed_documents, need_git, paths_from_top, paths_inside
+from dvkf_prefect.pipeline.run.documents import (
+    changed_documents,
+    describing_files,
+    need_git,
+    paths_from_top,
+    paths_inside,
+)
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
@@ -381,7 +386,7 @@ def commit_results(
     paths = changed_documents(repo)
     trailers = run_trailers()
     if targets:
-        paths = _describing(repo, listed(targets), paths)
+        paths = describing_files(repo, listed(targets), paths)
     inputs = () if targets else uncommitted_inputs(repo)
     if uncommitted == "refuse":
         _refuse(repo, inputs)
@@ -404,14 +409,6 @@ def commit_results(
         if flow_run.get_id() or task_run.get_id():
             show_commit(repository.name, repo, paths_inside(repo, paths))
     return commit
-
-
-def _describing(repo: Repo, targets: Sequence[str], changed: Sequence[str]) -> list[str]:
-    """Return the changed files that describe some outputs, from git's top."""
-    sources = {output.source for output in repo.outputs(targets)}
-    ignores = {posixpath.join(posixpath.dirname(source), ".gitignore") for source in sources}
-    wanted = set(paths_from_top(repo, sources | ignores))
-    return [path for path in changed if path in wanted]
 
 
 @task(task_run_name=run_name("push commits of {repository.name}"), cache_policy=NO_CACHE)

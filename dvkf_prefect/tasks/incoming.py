@@ -40,8 +40,8 @@ def check_incoming(
 
     Args:
         repository: The repository.
-        inbox: Folder with the files, or a url such as ``s3://bucket/incoming`` or ``remote://NAME/incoming``. A relative
-            path starts at the repository's root.
+        inbox: Folder with the files, or a url such as ``s3://bucket/incoming`` or ``remote://NAME/incoming``. A
+            relative path starts at the repository's root.
         dataset: Directory of the dataset, relative to the root. It may be new.
         table_schema: ``FILE.yaml``, ``FILE.json``, ``FILE.py:NAME`` or ``MODULE:NAME``.
         reports: Directory of the reports, relative to the root.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dvkf_prefect.data.quality.inboxes import Arrived, Place, copy_file, place_of
 from dvkf_prefect.data.quality.reports import FOLDER, QualityReport, QualityReports, check_folder, form_of
@@ -116,6 +116,29 @@ class Incoming:
     def refused(self) -> tuple[IncomingFile, ...]:
         """Files that belong in quarantine."""
         return tuple(file for file in self.files if file.verdict in ("failed", "taken"))
+
+    @property
+    def message(self) -> str:
+        """Message for a commit: the number of files for the dataset, or of checks alone."""
+        added = sum(file.verdict == "passed" for file in self.files)
+        if added:
+            return f"Ingest {added} file{'' if added == 1 else 's'} into {self.dataset}"
+        return f"Record the checks of files for {self.dataset}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the files by verdict as plain values for JSON."""
+        return {
+            "inbox": public_url(self.inbox),
+            "dataset": self.dataset,
+            "schema": self.schema,
+            "quarantine": self.quarantine,
+            "passed": [file.path for file in self.files if file.verdict == "passed"],
+            "known": [file.path for file in self.files if file.verdict == "known"],
+            "refused": {file.path: {"place": file.place, "reason": file.reason} for file in self.refused},
+            "waiting": list(self.waiting),
+            "skipped": list(self.skipped),
+            "dry_run": self.dry_run,
+        }
 
     def __str__(self) -> str:
         count = dict.fromkeys(("passed", "known", "failed", "taken"), 0)

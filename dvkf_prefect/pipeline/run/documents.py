@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Sequence
 
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repository.repository import Repository
@@ -33,6 +34,20 @@ def changed_documents(repo: Repository) -> list[str]:
     specs = [f":(top,glob){_glob(prefix)}**/{name}" for name in _DOCUMENTS]
     specs += [f":(top,literal){prefix}{output.path}" for output in repo.outputs() if not output.cached]
     return git.changed(specs)
+
+
+def describing_files(repo: Repository, targets: Sequence[str], changed: Sequence[str]) -> list[str]:
+    """Return the changed files that describe some outputs, with the ignore files beside them, from git's top.
+
+    Args:
+        repo: The repository.
+        targets: The outputs.
+        changed: Changed files, see `changed_documents`.
+    """
+    sources = {output.source for output in repo.outputs(targets)}
+    ignores = {posixpath.join(posixpath.dirname(source), ".gitignore") for source in sources}
+    wanted = set(paths_from_top(repo, sources | ignores))
+    return [path for path in changed if path in wanted]
 
 
 def paths_from_top(repo: Repository, paths: Iterable[str]) -> list[str]:
