@@ -17,6 +17,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
 
 from prefect.context import AssetContext, FlowRunContext
 
@@ -38,12 +39,14 @@ _LENGTH = 512
 _REFUSED = str.maketrans(dict.fromkeys("\n\r\t\0 #?&%\"'<>[]{}|\\^`", "-"))
 
 
-# An asset, its metadata, and the assets that it was made of.
-_Made: TypeAlias = "tuple[Asset, Mapping[str, Any], set[Asset]]"
+# An asset, its metadata, the assets that it was made of, and the task run that made it if that is not the current one.
+_Made: TypeAlias = "tuple[Asset, Mapping[str, Any], set[Asset], UUID | None]"
 
 
 class Assets:
-    """Assets of one repository, for the current task run. Outside of one, or with the setting off, nothing is done.
+    """Assets of one repository, for the current task run, or for the stages of the current flow run.
+
+    Outside of a run, or with the setting off, nothing is done.
 
     Args:
         repository: The repository's block.
@@ -53,7 +56,10 @@ class Assets:
     def __init__(self, repository: DvcRepository, repo: Repository) -> None:
         self._name = repository.name
         self._repo = repo
-        self._context = AssetContext.get() if DvkfSettings().assets else None
+        on = DvkfSettings().assets
+        self._context = AssetContext.get() if on else None
+        self._in_run = self._context is not None or (on and FlowRunContext.get() is not None)
+        self._locks: dict[str, Mapping[str, Any]] = {}
 
     def read(self, versions: Iterable[DataVersion]) -> None:
         """Note versions that the task read, for the tasks that take its result."""
@@ -68,8 +74,22 @@ class Assets:
 
     def written(self, versions: Iterable[DataVersion]) -> None:
         """Emit the materialisation of versions that the task wrote."""
-        if self._context is None:
-            return
+        if self._context is not None:
+            self._written(versions, {})
+
+    def written_by_stages(
+        self, versions: Iterable[DataVersion], task_runs: Mapping[str, UUID | None]
+    ) -> None:
+        """Emit the materialisation of outputs that stages wrote, with the dependencies of the stages upstream.
+
+        Args:
+            versions: The versions.
+            task_runs: Task runs of the stages, by path of the output.
+        """
+        if self._in_run:
+            self._written(versions, task_runs)
+
+    def _written(self, versions: Iterable[DataVersion], task_runs: Mapping[str, UUID | None]) -> None:
         outputs = self._outputs()
         made: list[_Made] = []
         for version in versions:
@@ -80,7 +100,9 @@ class Assets:
             }
             upstream = {self._asset(path, outputs) for path in self._dependencies(version.path, outputs)}
             metadata |= {"path": version.path, "commit": version.rev}
-            made.append((self._asset(version.path, outputs), metadata, upstream))
+            output = outputs.get(version.path)
+            metadata["stage"] = output.stage if output else None
+            made.append((self._asset(version.path, outputs), metadata, upstream, task_runs.get(version.path)))
         self._emit(made)
 
     def registered(self, version: ModelVersion) -> None:
@@ -94,7 +116,7 @@ class Assets:
         }
         metadata |= {"path": version.path, "size": version.size}
         upstream = {self._asset(version.path, self._outputs())} if version.path else set()
-        self._emit([(self._model(version), metadata, upstream)])
+        self._emit([(self._model(version), metadata, upstream, None)])
 
     def _note(self, assets: Iterable[Asset]) -> None:
         if self._context is not None:
@@ -106,15 +128,20 @@ class Assets:
         from prefect.events import emit_event
 
         context = self._context
-        if context is None:
-            return
-        given = context.upstream_assets | context.direct_asset_dependencies
+        given = context.upstream_assets | context.direct_asset_dependencies if context else set()
         assets: set[Asset] = set()
-        for asset, metadata, upstream in made:
+        for asset, metadata, upstream, task_run in made:
             above = sorted((given | upstream) - {asset}, key=lambda found: found.key)
             for each in above:
                 emit_event("prefect.asset.referenced", AssetContext.asset_as_resource(each))
             related = [AssetContext.asset_as_related(each) for each in above]
+            if task_run is not None:
+                related.append(
+                    {
+                        "prefect.resource.id": f"prefect.task-run.{task_run}",
+                        "prefect.resource.role": "task-run",
+                    }
+                )
             emit_event(
                 "prefect.asset.materialization.succeeded",
                 AssetContext.asset_as_resource(asset),
@@ -123,7 +150,7 @@ class Assets:
             )
             assets.add(asset)
         run = FlowRunContext.get()
-        if run is not None and context.task_run_id is not None and assets:
+        if run is not None and context is not None and context.task_run_id is not None and assets:
             run.task_run_assets[context.task_run_id] = assets
 
     def _outputs(self) -> dict[str, Output]:
@@ -134,11 +161,12 @@ class Assets:
         output = outputs.get(path)
         if output is None or not output.stage:
             return []
-        entry: Mapping[str, Any] = {}
-        with suppress(DvkfError, OSError):
-            entry = read_lock(self._repo.files(), lock_file(output.source)).get(
-                output.stage.rpartition(":")[2], {}
-            )
+        file = lock_file(output.source)
+        if file not in self._locks:
+            self._locks[file] = {}
+            with suppress(DvkfError, OSError):
+                self._locks[file] = read_lock(self._repo.files(), file)
+        entry = self._locks[file].get(output.stage.rpartition(":")[2], {})
         folder = posixpath.dirname(output.source)
         read = [posixpath.normpath(posixpath.join(folder, str(dep["path"]))) for dep in entry.get("deps", ())]
         return [each for each in outputs if any(overlaps(each, dep) for dep in read)]

@@ -24,6 +24,7 @@ from dvkf_prefect.pipeline.run.repro import repro
 from dvkf_prefect.pipeline.step.runner import Runner
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._assets import Assets
 from dvkf_prefect.tasks._changes import changed_files
 from dvkf_prefect.tasks._git import parent_run
 from dvkf_prefect.tasks._logging import run_logger
@@ -154,6 +155,8 @@ def repro_pipeline(
             # Without targets, all outputs of the repository would be meant.
             versions = recorded_versions(repo, list(made)) if made else ()
             publish_versions(repository.name, repo, versions, task_runs=made)
+            if versions:
+                Assets(repository, repo).written_by_stages(versions, made)
 
         try:
             result = repro(

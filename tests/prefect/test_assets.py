@@ -152,6 +152,38 @@ def test_stages_and_models_have_the_lineage_of_dvc(
     assert (payload["version"], payload["commit"], payload["path"]) == (version, commit, "model.joblib")
 
 
+def test_stages_that_run_materialise_their_outputs_and_skipped_ones_nothing(
+    project: Repo, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = DvcRepository(path=str(project.root), label="made-by-stages")
+
+    @materialize("s3://bucket/end")
+    def end() -> None: ...
+
+    @flow
+    def train() -> str:
+        repro_pipeline(block, KubeflowPipelines(backend="local"))
+        end()
+        return str(flow_run.get_id())
+
+    run = train()
+    place = f"file://{tmp_path / 'store'}/made-by-stages"
+    found = events(run, 5)
+    made = {key_of(each): each for each in found if each["event"] == MADE}
+    rows, model = made[f"{place}/rows.csv"], made[f"{place}/model.joblib"]
+    assert len(made) == 3 and upstream(rows) == {f"{place}/data/train"} and upstream(model) == {key_of(rows)}
+    assert {key_of(each) for each in found if each["event"] == READ} == {f"{place}/data/train", key_of(rows)}
+    with get_client(sync_client=True) as client:
+        names = {f"prefect.task-run.{each.id}": each.name for each in client.read_task_runs()}
+    for event, stage in ((rows, "prepare"), (model, "train")):
+        runs = [names.get(each["prefect.resource.id"]) for each in event["related"]]
+        assert stage in runs and event["payload"]["stage"].endswith(stage)
+    assert [key_of(each) for each in events(train(), 1)] == ["s3://bucket/end"]
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_ASSETS", "false")
+    (project.root / "params.yaml").write_text("depth: 3\n")
+    assert [key_of(each) for each in events(train(), 1)] == ["s3://bucket/end"]
+
+
 def test_nothing_is_emitted_when_off(
     repo: Repo, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
