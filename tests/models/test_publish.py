@@ -594,7 +594,7 @@ def test_the_command_line(
     with pytest.raises(SystemExit):
         main(["model", "publish", "classifier", "--format", "nothing"])
     assert main(["lineage", "classifier"]) == 0
-    assert f"where file://{place}/classifier/v0.0.1/" in capsys.readouterr().out
+    assert f"published:     file://{place}/classifier/v0.0.1/" in capsys.readouterr().out
 
 
 def test_s3_removes_a_version_and_nothing_that_starts_like_it(pushed: Project, bucket: Bucket) -> None:
