@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS = 1
 
 PORT ?= 4200
 PYTHON ?= python3
-# Three processes for two cores, up to four; PARALLEL= runs the tests one after the other.
+# Two processes for each core, up to four; PARALLEL= runs the tests one after the other.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadgroup
 INSTALL = .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --constraint constraints.txt
 

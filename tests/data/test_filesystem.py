@@ -176,7 +176,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cache", "remote"])
-@pytest.mark.parametrize("rev", ["v1", "v2", None])
+@pytest.mark.parametrize("rev", [pytest.param("v1", marks=pytest.mark.long), "v2", None])
 def test_it_shows_what_dvcs_filesystem_shows(
     root: Path, told: dict[str, Any], rev: str | None, cached: bool
 ) -> None:

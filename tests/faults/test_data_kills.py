@@ -24,8 +24,8 @@ pytestmark = pytest.mark.timeout(7200)
 # How many kills of each verb; FAULTS_KILLS=10 makes 300 in all, which takes half an hour.
 KILLS = int(os.environ.get("FAULTS_KILLS", "1"))
 _CONTAINED = {"add", "checkout", "push", "pull", "gc"}
-# Those that write to the cache, the workspace, the remote and manifests, and that delete.
-_SHORT = {"add", "checkout", "push", "gc"}
+# Those that write to the workspace and to the remote, and that delete.
+_SHORT = {"checkout", "push", "gc"}
 
 
 # `make test` kills one verb of each kind. The long tier kills all of them, some also in a container.
@@ -34,7 +34,7 @@ _CASES = [
         verb,
         apart,
         id=f"{verb.name}-{'container' if apart else 'here'}",
-        marks=[] if verb.name == "push" or (verb.name in _SHORT and not apart) else [pytest.mark.long],
+        marks=[] if verb.name in _SHORT and not apart else [pytest.mark.long],
     )
     for verb in VERBS
     for apart in (False, True)

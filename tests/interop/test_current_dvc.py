@@ -369,7 +369,7 @@ def without_removed(report: dict[str, list], failed: set[str]) -> dict[str, list
 @pytest.mark.parametrize(
     "rows",
     [
-        pytest.param(PARAMETERS, id="parameters"),
+        pytest.param(PARAMETERS, id="parameters", marks=pytest.mark.long),
         pytest.param({**DEPENDENCIES, **STAGES, **OUTSIDE}, id="dependencies", marks=pytest.mark.long),
     ],
 )

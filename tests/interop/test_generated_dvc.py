@@ -139,6 +139,7 @@ def part_of(root: Path, path: str) -> str:
 # -- both on one repository --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_both_take_turns(dvc: Dvc, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each step done by either: after each of them both say the same."""
     cases: list[int] = []

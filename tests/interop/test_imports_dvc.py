@@ -280,6 +280,7 @@ def put(root: Path, key: str, text: str) -> None:
     open_storage(options.pop("url"), options).write(key, text.encode())
 
 
+@pytest.mark.long
 def test_import_from_s3_and_by_version(buckets: str, pair: tuple[Path, Path]) -> None:
     theirs, ours = pair
     both(pair, "import-url", "remote://bucket/f")

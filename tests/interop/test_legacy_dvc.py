@@ -150,6 +150,7 @@ def test_legacy_repositories_are_clean(
     report(capsys, f"2.x, read by {reader}", cases, 35)
 
 
+@pytest.mark.long
 def test_edits_move_outputs_alike(dvc: Dvc, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Adding or committing moves what changed to the layout of 3.x and leaves the rest, in the same bytes as `dvc`."""
     cases: list[int] = []

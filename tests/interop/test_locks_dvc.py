@@ -147,6 +147,7 @@ def test_entries_of_the_dead_do_not_count(repo: Repo) -> None:
 HOLD = "import sys;from dvc.repo import Repo\nwith Repo('.').lock: print('held',flush=True);sys.stdin.read()"
 
 
+@pytest.mark.long
 def test_locks_by_hard_links_are_dvcs(repo: Repo) -> None:
     run(repo.root, "dvc", "config", "core.hardlink_lock", "true")
     repo = Repo(repo.root)

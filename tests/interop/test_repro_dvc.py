@@ -457,6 +457,7 @@ def edit(sides: Sides, pipeline: Pipeline, made: Edit) -> None:
     sides.write({n: t for n, t in pipeline.files().items() if n.endswith(("dvc.yaml", "params.yaml"))})
 
 
+@pytest.mark.long
 def test_generated_pipelines(dvc: Dvc, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both run the same, write the same and find nothing left; then edits, after each of which that holds again."""
     cases: list[int] = []

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sizes import ALL
 
 from dvkf_prefect.data.git.command import Git
@@ -164,6 +165,7 @@ def test_we_read_what_gto_writes(project: Project) -> None:
     assert "classifier#dev#6" in project.git("tag").split()
 
 
+@pytest.mark.long
 def test_generated_histories_read_the_same(tmp_path: Path) -> None:
     """Any order of events, with tags of the same second, withdrawn versions and unregistered commits."""
     repos = []

@@ -76,7 +76,7 @@ def upstream(event: dict[str, Any]) -> set[str]:
     return {one["prefect.resource.id"] for one in event["related"] if one["prefect.resource.role"] == "asset"}
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", [pytest.param("sync", marks=pytest.mark.long), "async"])
 def test_writes_are_materialised_with_what_they_read_upstream(
     kind: str, repo: Repo, tmp_path: Path, prefect_server: None
 ) -> None:

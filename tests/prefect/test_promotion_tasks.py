@@ -156,6 +156,7 @@ def test_the_flow_asks_a_person(block: DvcRepository, server: ModelServer, artif
     assert (done["version"], done["predictions"]) == ("v1.0.0", [1])
 
 
+@pytest.mark.long
 def test_a_form_that_nobody_answers_refuses_the_version(block: DvcRepository, server: ModelServer) -> None:
     block.save("unasked", overwrite=True)
     server.save("unasked", overwrite=True)
@@ -170,6 +171,7 @@ def test_a_form_that_nobody_answers_refuses_the_version(block: DvcRepository, se
     assert promote("m", approval=False, **places)["version"] == "v2.0.0"
 
 
+@pytest.mark.long
 def test_a_rollback_flow_that_did_not_complete_is_continued_by_another(
     block: DvcRepository, server: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,7 +202,7 @@ def test_the_flows_of_the_package_end_their_runs() -> None:
     assert [hook.__name__ for hook in flows.train.on_cancellation_hooks] == ["end_pipeline_runs"]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_an_ended_flow_ends_its_run_or_leaves_it_to_the_next(
     pipeline: Pipeline, kfp: FakeKfp, start: Callable[..., subprocess.Popen[str]], sign: signal.Signals
 ) -> None:

@@ -56,7 +56,10 @@ class Flow(ReproContract):
     few = frozenset({"changed", "downstream", "force"})
 
 
+@pytest.mark.long
 class TestFlow(Flow):
+    """In `make test`, test_repro_flow.py and the contract of its runner stand for it."""
+
     @pytest.fixture
     def site(self, tmp_path: Path, prefect_server: None) -> FlowSite:
         return FlowSite(make_project(tmp_path), KubeflowPipelines(backend="local", jobs=2))

@@ -607,12 +607,12 @@ def start(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[..., subproce
         process.communicate()
 
 
-# The signals are the flow's, and the leash of the commands is the same in both: two of the four pairs are quick.
+# The signals are the flow's, and the leash of the commands is the same in both: one of the four pairs is quick.
 @pytest.mark.parametrize(
     ("sign", "backend"),
     [
         (signal.SIGTERM, "local"),
-        (signal.SIGKILL, "kubeflow-local"),
+        pytest.param(signal.SIGKILL, "kubeflow-local", marks=pytest.mark.long),
         pytest.param(signal.SIGKILL, "local", marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, "kubeflow-local", marks=pytest.mark.long),
     ],

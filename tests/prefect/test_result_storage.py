@@ -98,7 +98,7 @@ class Workers:
         return json.loads(done.stdout), done.stderr.count("rows ran")
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.long)])
 def saved(request: pytest.FixtureRequest, prefect_server: None, tmp_path: Path) -> tuple[str, DvcRemote]:
     """Name of a saved block, and the block."""
     name = f"results-{uuid.uuid4()}"
