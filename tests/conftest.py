@@ -23,6 +23,16 @@ import servers  # noqa: E402
 from recorded import ANSWERS, RUN  # noqa: E402
 
 _REAPER = pytest.StashKey[int]()
+# Of every process that the tests start. Fixtures of a module are made before the environment of its first test.
+_ALWAYS = {
+    "DVC_NO_ANALYTICS": "1",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "GIT_AUTHOR_NAME": "Test",
+    "GIT_AUTHOR_EMAIL": "test@example.org",
+    "GIT_COMMITTER_NAME": "Test",
+    "GIT_COMMITTER_EMAIL": "test@example.org",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.close(reading)
     config.stash[_REAPER] = writing
     os.environ[mark] = "1"
+    os.environ.update(_ALWAYS)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -152,16 +163,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) ->
     home = next(homes)
     home.mkdir()
     for variable, value in {
+        **_ALWAYS,
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / ".cache"),
         "XDG_CONFIG_HOME": str(home / ".config"),
         "DVC_SITE_CACHE_DIR": str(home / "dvc-site"),
-        "DVC_NO_ANALYTICS": "1",
+        "PREFECT_HOME": str(home / ".prefect"),
         # Dead addresses are not waited for.
         "DVKF_CONNECT_SECONDS": "0.1",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_HOME": str(home / ".prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # No role of the machine is asked for.
         "AWS_EC2_METADATA_DISABLED": "true",
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -171,10 +180,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) ->
         "GIT_CONFIG_VALUE_0": "main",
         "GIT_CONFIG_KEY_1": "protocol.file.allow",
         "GIT_CONFIG_VALUE_1": "always",
-        "GIT_AUTHOR_NAME": "Test",
-        "GIT_AUTHOR_EMAIL": "test@example.org",
-        "GIT_COMMITTER_NAME": "Test",
-        "GIT_COMMITTER_EMAIL": "test@example.org",
     }.items():
         monkeypatch.setenv(variable, value)
 

@@ -208,6 +208,7 @@ class PrefectServer:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
             "PREFECT_CLI_COLORS": "false",
             "PYTHONWARNINGS": "default",
+            "PYTHONUNBUFFERED": "1",  # its log has what a process has written until now
         }
         self.http = httpx.Client(base_url=self.api, timeout=120, trust_env=False)
 
