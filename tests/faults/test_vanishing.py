@@ -44,9 +44,6 @@ PIPELINE = (
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        for variable in ("AUTHOR", "COMMITTER"):
-            patch.setenv(f"GIT_{variable}_NAME", "Test")
-            patch.setenv(f"GIT_{variable}_EMAIL", "test@example.org")
         root = tmp_path_factory.mktemp("vanishing") / "w"
         repo = root / "r"
         for folder in ("d/s", "sub/deep", "kept", "plain/empty"):

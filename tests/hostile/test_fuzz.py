@@ -86,9 +86,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         root = tmp_path_factory.mktemp("fuzz") / "r"
         root.mkdir()
         patch.chdir(root)
-        for variable in ("AUTHOR", "COMMITTER"):
-            patch.setenv(f"GIT_{variable}_NAME", "Test")
-            patch.setenv(f"GIT_{variable}_EMAIL", "test@example.org")
         return Repository(root)
 
 

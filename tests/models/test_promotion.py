@@ -565,20 +565,16 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """v1.0.0 and then v2.0.0 were promoted; clients ask all the time."""
     folder = tmp_path_factory.mktemp("promotion")
-    with pytest.MonkeyPatch.context() as patch:
-        for role in ("AUTHOR", "COMMITTER"):
-            patch.setenv(f"GIT_{role}_NAME", "Test")
-            patch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
-        registry = make_models(folder / "repo")
-        state = folder / "state"
-        for version in ("v1.0.0", "v2.0.0"):
-            run_act(str(folder / "repo"), str(state), "promote", version, 0, 50)
-        server = ModelServer(state_dir=str(state))
-        try:
-            with Load(server.endpoint("m").url) as load:
-                yield Served(registry, state, load)
-        finally:
-            server.undeploy("m")
+    registry = make_models(folder / "repo")
+    state = folder / "state"
+    for version in ("v1.0.0", "v2.0.0"):
+        run_act(str(folder / "repo"), str(state), "promote", version, 0, 50)
+    server = ModelServer(state_dir=str(state))
+    try:
+        with Load(server.endpoint("m").url) as load:
+            yield Served(registry, state, load)
+    finally:
+        server.undeploy("m")
 
 
 def _writes(count: int, quick: set[float]) -> list[Any]:

@@ -413,9 +413,7 @@ class FilesystemStorage(Storage):
             return Trouble("busy")
         names = {kind.__name__ for item in chain for kind in type(item).__mro__}
         text = " ".join(map(str, chain))
-        if any(
-            _code_of(item) == "NoSuchUpload" for item in chain
-        ):  # another process dropped it: begin it again
+        if "NoSuchUpload" in map(_code_of, chain):  # another process dropped it: begin it again
             return Trouble("failed")
         if "ConnectionRefusedError" in names or "Connection refused" in text or "Connect call failed" in text:
             return Trouble("refused")
