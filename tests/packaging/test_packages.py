@@ -331,22 +331,27 @@ def _use_a_table_and_the_demo(clean: Installed) -> None:
     assert "in production after the rollback: digits v0.0.1" in said
 
 
-def _other_python(minor: int) -> str:
-    """Return an interpreter of Python 3.minor, of pyenv or from the path."""
-    kept = sorted(Path(_ENVIRONMENT.get("HOME", "/"), ".pyenv/versions").glob(f"3.{minor}.*/bin/python"))
-    # A name of pyenv in the path runs only the version that is set.
-    found = str(kept[-1]) if kept else shutil.which(f"python3.{minor}")
-    if not found:
-        pytest.skip(f"there is no Python 3.{minor}")
-    return found
+def _pythons() -> dict[int, str]:
+    """Return other interpreters of Python 3.10 to 3.13, by minor version; that of the tests if there is none."""
+    found = {}
+    pyenvs = {Path(sys.base_prefix).parent, Path(_ENVIRONMENT.get("HOME", "/"), ".pyenv/versions")}
+    for minor in {10, 11, 12, 13} - {sys.version_info[1]}:
+        kept = sorted(path for folder in pyenvs for path in folder.glob(f"3.{minor}.*/bin/python"))
+        named = shutil.which(f"python3.{minor}")
+        if kept:
+            found[minor] = str(kept[-1])
+        # A name of pyenv in the path runs only the version that is set.
+        elif named and subprocess.run([named, "--version"], capture_output=True).returncode == 0:
+            found[minor] = named
+    return dict(sorted(found.items())) or {sys.version_info[1]: sys.executable}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("minor", [10, 11, 12, 13])
-def test_with_each_python(built: dict[str, Path], tmp_path: Path, minor: int) -> None:
+@pytest.mark.parametrize(
+    "python", [pytest.param(path, id=f"3.{minor}") for minor, path in _pythons().items()]
+)
+def test_with_each_python(built: dict[str, Path], tmp_path: Path, python: str) -> None:
     """The first day, a table and the demo; Python 3.10 imported no task, and constraints.txt had no version for it."""
-    if sys.version_info[:2] == (3, minor):
-        pytest.skip("all other tests run with this Python")
-    clean = Installed(tmp_path, built["wheel"], "serve,plots", python=_other_python(minor))
+    clean = Installed(tmp_path, built["wheel"], "serve,plots", python=python)
     _use(clean)
     _use_a_table_and_the_demo(clean)
