@@ -55,6 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for variable in ("HOME", "XDG_CACHE_HOME"):
             os.environ[variable] = temporary
+        for role in ("AUTHOR", "COMMITTER"):
+            os.environ |= {f"GIT_{role}_NAME": "Benchmark", f"GIT_{role}_EMAIL": "benchmark@example.org"}
         rows = []
         for number, kind in enumerate(KINDS):
             folder = Path(temporary, str(number))
