@@ -23,10 +23,17 @@ def running() -> Iterator[tuple[int, int]]:
     models = Models()
     for name, estimator in build().items():
         models.put(name, Lane(Model(estimator, name, "v1")))
+    with serving(models, MAX_REQUEST_BYTES) as ports:
+        yield ports
+
+
+@contextmanager
+def serving(models: Models, limit: int) -> Iterator[tuple[int, int]]:
+    """Serve models, with requests of up to ``limit`` bytes; the ports of HTTP and gRPC."""
     listener = listen(0)
     with reserve(0) as reserved:
         port = reserved.getsockname()[1]
-        ours = server._Server(models, MAX_REQUEST_BYTES, listener, None, port)
+        ours = server._Server(models, limit, listener, None, port)
         thread = threading.Thread(target=ours.run, kwargs={"sockets": [listener]})
         thread.start()
         wait_until(lambda: ours.started)

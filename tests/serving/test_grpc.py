@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import httpx
 import joblib
 import numpy as np
 import pytest
-from processes import wait_until
+from kserve_peer.ours import serving
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from dvkf_prefect.errors import ServingError
 from dvkf_prefect.formats.digest import digest_file
-from dvkf_prefect.processes.identity import listen, reserve
-from dvkf_prefect.serving import rpc_messages, server
+from dvkf_prefect.serving import rpc_messages
 from dvkf_prefect.serving.lanes import Lane
 from dvkf_prefect.serving.local import LocalServing
 from dvkf_prefect.serving.model import Model
@@ -76,17 +74,8 @@ def address() -> Iterator[str]:
     models.put("iris", Lane(Model(_IRIS, "iris", "v1")))
     models.put("iris", Lane(Model(_IRIS, "iris", "v2")), 50)
     models.put("echo", Lane(TensorModel(_Echo(), "echo", "v1", "echo")))
-    listener = listen(0)
-    with reserve(0) as reserved:
-        port = reserved.getsockname()[1]
-        running = server._Server(models, _LIMIT, listener, None, port)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        wait_until(lambda: running.started)
-    yield f"127.0.0.1:{port} {listener.getsockname()[1]}"
-    running.should_exit = True
-    thread.join(60)
-    assert not thread.is_alive()
+    with serving(models, _LIMIT) as (http, port):
+        yield f"127.0.0.1:{port} {http}"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dvkf_prefect.data.remotes.url_files import UrlFiles, open_files
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import OutputError, OutputNotFoundError
 from dvkf_prefect.files import raise_disk_full, temporary_beside, write_atomic
-from dvkf_prefect.formats.digest import digest_file
+from dvkf_prefect.formats.digest import digest_file, digest_stream
 from dvkf_prefect.urls import public_url
 
 
@@ -245,10 +245,7 @@ class Url(Place):
     def keep(self, path: str, source: Path, digest: str, *, move: bool) -> None:
         """Upload a file."""
         if self._storage.size(path) is not None:
-            md5 = hashlib.md5(usedforsecurity=False)
-            for chunk in self._storage.stream(path):
-                md5.update(chunk)
-            if md5.hexdigest() == digest:
+            if digest_stream(self._storage.stream(path)) == digest:
                 return
             raise OutputError(f"{self.full(path)} has other content than {source.name}. Move one of them.")
         self._storage.upload(path, source)
