@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from servers import PrefectServer
 
-from .conftest import CHROMIUM, FLAGS, Viewer
+from .conftest import Viewer
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -47,18 +46,10 @@ def gallery(ui: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(json.loads(done.splitlines()[-1])["waiting"])
 
 
-@pytest.fixture(scope="module")
-def viewer(ui: PrefectServer, gallery: str) -> Iterator[Viewer]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(120_000)
-        yield Viewer(page, ui)
-        browser.close()
-
-
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_each_kind_of_card_shows_its_headline(ui: PrefectServer, viewer: Viewer, version: str) -> None:
+def test_each_kind_of_card_shows_its_headline(
+    ui: PrefectServer, gallery: str, viewer: Viewer, version: str
+) -> None:
     like = {"artifacts": {"key": {"like_": "card-gallery"}}, "sort": "CREATED_DESC", "limit": 200}
     newest: dict[str, str] = {}
     for artifact in ui.post("/artifacts/filter", like):
@@ -80,7 +71,7 @@ def test_each_kind_of_card_shows_its_headline(ui: PrefectServer, viewer: Viewer,
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_the_form_of_the_approval_says_what_is_asked(viewer: Viewer, gallery: str, version: str) -> None:
+def test_the_form_of_the_approval_says_what_is_asked(gallery: str, viewer: Viewer, version: str) -> None:
     run = f"/runs/flow-run/{gallery}"
     if version == "v1":
         viewer.open(run, lambda page: page.get_by_role("button", name="Resume").first).click()
