@@ -105,7 +105,7 @@ def pull_data(
         RemoteError: The remote cannot be used.
 
     Example:
-        ``pull_data(directory="/work/digits")``
+        ``pull_data(directory="/srv/digits")``
     """
     return _pull(_open(repository, directory), targets, force=force)
 
