@@ -29,7 +29,7 @@ from urllib.parse import parse_qs
 
 import httpx
 
-from dvkf_prefect.processes.leash import LeashedProcess
+from dvkf_prefect.processes.leash import LeashedProcess, end
 
 # Ends the command when standard input closes, which the kernel sees to even if the tests are killed. By SIGKILL:
 # its data is not kept, and an orderly end takes it half a minute.
@@ -217,6 +217,23 @@ class PrefectServer:
             return LeashedProcess(
                 command, env=self.environment, cwd=self.folder / "tree", stdout=log, stderr=subprocess.STDOUT
             )
+
+    @contextlib.contextmanager
+    def running(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a command, and end it with the block."""
+        process = self.start(*command)
+        try:
+            yield process
+        finally:
+            end(process, grace=20)
+
+    @contextlib.contextmanager
+    def serving(self, *command: str) -> Iterator[None]:
+        """Serve by `prefect server start`, or another command that does, until the block ends."""
+        default = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        with contextlib.closing(self.http), self.running(*(command or default)) as process:
+            self.wait_until_up(process)
+            yield
 
     def run(self, *command: str) -> str:
         done = subprocess.run(

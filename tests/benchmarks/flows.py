@@ -139,7 +139,6 @@ def main() -> None:
         return
     from servers import PrefectServer
 
-    from dvkf_prefect.processes.leash import end
     from dvkf_prefect.repo import Repo
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as started:
@@ -155,13 +154,8 @@ def main() -> None:
         identity = ["-c", "user.name=bench", "-c", "user.email=bench@example.com"]
         subprocess.run(["git", "add", "--all"], cwd=root, check=True)
         subprocess.run(["git", *identity, "commit", "-qm", "Stages"], cwd=root, check=True)
-        process = server.start(
-            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
-        )
-        started.callback(end, process, grace=20)
-        server.wait_until_up(process)
+        started.enter_context(server.serving())
         again = [sys.executable, *sys.argv, "--in", str(root)]
-        started.callback(server.http.close)
         if subprocess.run(again, env=server.environment, stdout=subprocess.DEVNULL, check=False).returncode:
             sys.exit(1)
 

@@ -125,17 +125,11 @@ def test_each_run_has_a_container(
     )
     server.run("bash", "-ec", build)
     with ExitStack() as started:
-        started.callback(server.http.close)
-        process = server.start(
-            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
-        )
-        started.callback(end, process)
-        server.wait_until_up(process)
+        started.enter_context(server.serving())
         for command in (pool, blocks, deploy):
             server.run("bash", "-ec", command)
         assert server.get("/work_pools/digits")["type"] == "docker"
-        worker = server.start(*work.split())
-        started.callback(end, worker, grace=20)
+        started.enter_context(server.running(*work.split()))
 
         run = server.run_deployment("repro/repro", {})
         assert run["state_type"] == "COMPLETED", server.logs()

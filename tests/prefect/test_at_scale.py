@@ -16,7 +16,6 @@ import pytest
 from databases import postgresql
 from servers import PrefectServer
 
-from dvkf_prefect.processes.leash import end
 from dvkf_prefect.repo import Repo
 
 from .conftest import git
@@ -82,14 +81,9 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PrefectSe
     server = PrefectServer(tmp_path)
     (tmp_path / "tree").mkdir()
     with ExitStack() as started:
-        started.callback(server.http.close)
         if request.param == "postgresql":
             server.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = started.enter_context(postgresql())
-        process = server.start(
-            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
-        )
-        started.callback(end, process, grace=20)
-        server.wait_until_up(process)
+        started.enter_context(server.serving())
         yield server
 
 

@@ -19,7 +19,6 @@ from servers import PrefectServer
 from dvkf_prefect import DvcRepository, cli, data_trigger, flows
 from dvkf_prefect.deploy.check import check_deployments
 from dvkf_prefect.deploy.project import flow_file
-from dvkf_prefect.processes.leash import end
 from dvkf_prefect.repo import Repo
 
 from .conftest import git
@@ -301,17 +300,13 @@ def pasted(own: Repo, tmp_path: Path) -> Iterator[tuple[PrefectServer, str]]:
         each.splitlines() for each in re.findall(r"```sh\n(.*?)```", text, re.S)
     )
     with ExitStack() as started:
-        started.callback(server.http.close)
         server.run("bash", "-ec", init)
         git(own.root, "add", "--all")
         git(own.root, "commit", "--quiet", "--message", "Deploy")
-        process = server.start(*start.split())
-        started.callback(end, process)
-        server.wait_until_up(process)
+        started.enter_context(server.serving(*start.split()))
         server.run("bash", "-ec", "\n".join((export, *prepare)))
         server.environment["PREFECT_API_URL"] = server.api
-        worker = server.start(*work.split())
-        started.callback(end, worker, grace=20)
+        started.enter_context(server.running(*work.split()))
         yield server, "\n".join(look)
 
 

@@ -15,7 +15,6 @@ from servers import PrefectServer
 
 from dvkf_prefect.cards import artifact_key
 from dvkf_prefect.models.registry import ModelRegistry
-from dvkf_prefect.processes.leash import end
 from dvkf_prefect.promotion.journal import Journal, Record
 from dvkf_prefect.promotion.promote import STEPS
 from dvkf_prefect.repo import Repo
@@ -42,15 +41,11 @@ def server(tmp_path: Path, project: Repo) -> Iterator[PrefectServer]:
         each.splitlines() for each in re.findall(r"```sh\n(.*?)```", text, re.S)
     )
     with ExitStack() as started:
-        started.callback(server.http.close)
-        process = server.start(*start.split())
-        started.callback(end, process)
-        server.wait_until_up(process)
+        started.enter_context(server.serving(*start.split()))
         said = server.run("bash", "-ec", "\n".join((export, *prepare)))
         assert "dvc-repository/local" in said
         server.environment["PREFECT_API_URL"] = server.api
-        worker = server.start(*work.split())
-        started.callback(end, worker, grace=20)
+        started.enter_context(server.running(*work.split()))
         yield server
 
 

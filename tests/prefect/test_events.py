@@ -28,7 +28,6 @@ from dvkf_prefect import (
 from dvkf_prefect.blocks import KubeflowPipelines
 from dvkf_prefect.errors import StageNotFoundError
 from dvkf_prefect.flows import watch
-from dvkf_prefect.processes.leash import end
 from dvkf_prefect.repo import Repo
 
 from .conftest import git, write_rows
@@ -181,14 +180,8 @@ def test_new_data_starts_its_deployment_once(project: Repo, tmp_path: Path) -> N
         return found
 
     with ExitStack() as running:
-        running.callback(server.http.close)
-        process = server.start(
-            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
-        )
-        running.callback(end, process, grace=20)
-        server.wait_until_up(process)
-        worker = server.start("python", "served.py")
-        running.callback(end, worker, grace=20)
+        running.enter_context(server.serving())
+        running.enter_context(server.running("python", "served.py"))
         wait_until(lambda: bool(server.post("/automations/filter", {})))
         # An automation counts from the moment that the server's consumer has read it.
         time.sleep(5)

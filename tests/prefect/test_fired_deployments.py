@@ -144,14 +144,9 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         shutil.copytree(TREE / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tree/script.py").write_text(SCRIPT)
     with ExitStack() as started:
-        started.callback(server.http.close)
         if request.param == "postgresql":
             server.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = started.enter_context(postgresql())
-        process = server.start(
-            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
-        )
-        started.callback(end, process, grace=20)
-        server.wait_until_up(process)
+        started.enter_context(server.serving())
         server.run("python", "blocks/local.py", str(project.root))
         server.run("prefect", "--no-prompt", "work-pool", "create", "local", "--type", "process")
         made = World(server, project)

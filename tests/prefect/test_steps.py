@@ -14,7 +14,6 @@ from prefect.deployments.steps.core import StepExecutionError, run_steps
 from servers import PrefectServer
 
 from dvkf_prefect.blocks import DvcRemote, DvcRepository
-from dvkf_prefect.processes.leash import end
 from dvkf_prefect.repo import Repo
 
 from .conftest import git
@@ -114,10 +113,7 @@ def test_a_worker_runs_a_deployment_from_its_repository(repo: Repo, tmp_path: Pa
     tree.mkdir()
     server = PrefectServer(tmp_path)
     with ExitStack() as started:
-        started.callback(server.http.close)
-        process = server.start("prefect", "server", "start", "--port", str(server.port))
-        started.callback(end, process)
-        server.wait_until_up(process)
+        started.enter_context(server.serving())
         save = (
             "from dvkf_prefect import *\n"
             f"DvcRepository(path='file://{repo.root}', remote=DvcRemote(url='{tmp_path / 'store'}')).save('digits')"
@@ -135,7 +131,6 @@ def test_a_worker_runs_a_deployment_from_its_repository(repo: Repo, tmp_path: Pa
         server.run("prefect", "work-pool", "create", "steps", "--type", "process")
         server.run("prefect", "--no-prompt", "deploy", "--all")
         assert store_size(tmp_path / "store") > 0
-        worker = server.start("prefect", "worker", "start", "--pool", "steps")
-        started.callback(end, worker, grace=20)
+        started.enter_context(server.running("prefect", "worker", "start", "--pool", "steps"))
         run = server.run_deployment("count/count", {})
         assert run["state_type"] == "COMPLETED", server.logs()

@@ -6,15 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from playwright.sync_api import Locator, Page, Request, expect, sync_playwright
 from servers import PrefectServer
-
-from dvkf_prefect.processes.leash import end
 
 TREE = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
@@ -40,23 +37,17 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     for name in ("flows", "blocks"):
         shutil.copytree(TREE / name, folder / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     server = PrefectServer(folder)
-    with ExitStack() as started:
-        started.callback(server.http.close)
-        environment = {name: value for name, value in server.environment.items() if name != "PREFECT_API_URL"}
-        demo = subprocess.run(
-            [sys.executable, "flows/quickstart.py"],
-            cwd=folder / "tree",
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert demo.returncode == 0, demo.stdout + demo.stderr
-        process = server.start(
-            "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(server.port)
-        )
-        started.callback(end, process)
-        server.wait_until_up(process)
+    environment = {name: value for name, value in server.environment.items() if name != "PREFECT_API_URL"}
+    demo = subprocess.run(
+        [sys.executable, "flows/quickstart.py"],
+        cwd=folder / "tree",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    with server.serving():
         server.run(sys.executable, "blocks/local.py", ".demo/repo")
         params = folder / "tree/.demo/repo/params.yaml"
         params.write_text(params.read_text().replace("C: 2.0", "C: 3.0"))
