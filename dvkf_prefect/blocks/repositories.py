@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,8 @@ class DvcRepository(Block):
     label: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9-]*$",
-        description="Short name on cards and in the keys of artifacts; the name of the folder or URL if empty. "
+        description="Short name on cards and in the keys of artifacts; the name of the git repository's folder or URL "
+        "if empty, and the folder inside. "
         "Set it to distinguish repositories of equal names.",
     )
     remote: DvcRemote | None = Field(
@@ -113,26 +115,40 @@ class DvcRepository(Block):
 
     @property
     def name(self) -> str:
-        """Name in the keys of artifacts: the label, or the last part of the path or URL, and the folder inside."""
+        """Name in the keys of artifacts: the label, or the last part of the git repository's path or URL.
+
+        A DVC repository inside the git repository has its folder there after a slash, however the block names it.
+        """
         if self.label:
             return self.label
         if self.is_cloned:
             last = PurePosixPath(re.split(r"[/:]", self.path.rstrip("/"))[-1]).name.removesuffix(".git")
-        else:
-            last = Path(self.path).absolute().name
-        return f"{last or 'repository'}/{self.folder}" if self.folder else last or "repository"
+            return self._with_folder(last)
+        git = Git.find(self._root)
+        return self._with_folder((git.root if git else self._root).name, git)
 
     @property
     def shared_name(self) -> str:
         """Name that is equal for all clones: the label, or the address of git's origin; else the same as `name`."""
         if self.label:
             return self.label
-        folder = Path(self.path).expanduser().absolute()
-        url = public_url(self.path) if self.is_cloned else origin_url(Git.find(folder))
+        git = None if self.is_cloned else Git.find(self._root)
+        url = public_url(self.path) if self.is_cloned else origin_url(git)
         shared = origin_address(url) or PurePosixPath(url).name.removesuffix(".git")
-        if not shared:
-            return self.name
-        return f"{shared}/{self.folder}" if self.folder else shared
+        return self._with_folder(shared, git) if shared else self.name
+
+    @property
+    def _root(self) -> Path:
+        """Folder of `path`, with no ``..`` in it, as its last part is a name."""
+        return Path(os.path.abspath(Path(self.path).expanduser()))
+
+    def _with_folder(self, name: str, git: Git | None = None) -> str:
+        """Return a name with the folder of the DVC repository inside its git repository."""
+        place = PurePosixPath(self.folder or "")
+        if git is not None:
+            place = PurePosixPath(self._root.relative_to(git.root)) / place
+        parts = [part for part in (name or "repository", *place.parts) if part != "/"]
+        return "/".join(parts)
 
     def open(self) -> Repo:
         """Open the repository. For a git URL, clone it or update its clone first.

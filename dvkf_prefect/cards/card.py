@@ -53,7 +53,7 @@ def artifact_key(kind: str, *names: str) -> str:
     path. All other names are normalised and get a short digest of the original.
 
     Args:
-        kind: Kind of the card: ``data``, ``model``, ``metrics``, ...
+        kind: Kind of the card, one word: ``data``, ``model``, ``metrics``, ... Other kinds get a digest.
         names: Names from the outermost to the innermost, such as label and path; empty ones are ignored.
 
     Example:
@@ -68,14 +68,16 @@ def artifact_key(kind: str, *names: str) -> str:
     plain = _plain_key(kind, given)
     if plain is not None and len(plain) <= _KEY and not _MARKED.search(plain):
         return plain
-    words = "-".join(word for name in given if (word := slug(name)))
-    start = words if f"{words}-".startswith(f"{kind}-") else f"{kind}-{words}"
+    words, first = "-".join(word for name in given if (word := slug(name))), slug(kind)
+    start = words if f"{words}-".startswith(f"{first}-") else f"{first}-{words}"
     digest = hashlib.sha256("\0".join((kind, *given)).encode(errors="surrogateescape")).hexdigest()[:_MARK]
     return f"{start[: _KEY - _MARK - 1].strip('-')}-{digest}"
 
 
 def _plain_key(kind: str, names: Sequence[str]) -> str | None:
     """Return a readable key that only these names have; None if they need a digest."""
+    if not _WORD.fullmatch(kind):  # kind "a-b" of "c" would have the key of kind "a" of "b-c"
+        return None
     *labels, name = names or ("",)
     if len(labels) > 1 or not all(_WORDS.fullmatch(label) for label in labels):
         return None

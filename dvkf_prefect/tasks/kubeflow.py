@@ -116,7 +116,7 @@ def schedule_pipeline(
     run_logger().info("recurring run %s", made)
     create_artifact(
         "markdown",
-        artifact_key("kubeflow-schedule", repository.name),
+        artifact_key("schedule", repository.name),
         f"Recurring run of {escape(repository.name)} on Kubeflow: {escape(made.cron)}",
         f"[{escape(made.name)}]({made.url})" if made.url else escape(str(made)),
     )

@@ -168,6 +168,21 @@ def test_projects_of_one_git_repository_have_names_of_their_own() -> None:
     assert DvcRepository(path=url, folder="left", label="own").name == "own"
 
 
+def test_a_project_has_one_name_however_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same folder had other timelines by its path, and projects of two repositories shared theirs."""
+    (tmp_path / "mono" / "left" / "data").mkdir(parents=True)
+    (tmp_path / "mono" / ".git").mkdir()
+    top = tmp_path / "mono"
+    ways = [{"path": str(top), "folder": "left"}, {"path": f"{top}/left"}, {"path": f"{top}/left/data/.."}]
+    monkeypatch.chdir(top / "left" / "data")
+    ways += [{"path": ".."}, {"path": "../..", "folder": "left/"}]
+    assert {DvcRepository(**way).name for way in ways} == {"mono/left"}
+    assert {DvcRepository(**way).shared_name for way in ways} == {"mono/left"}
+    assert [DvcRepository(path=path).name for path in (".", "../..")] == ["mono/left/data", "mono"]
+
+
 @pytest.fixture
 def clones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_HOME", str(tmp_path / "home"))

@@ -91,6 +91,7 @@ def test_clones_have_one_name_wherever_they_are(repo: Repo, tmp_path: Path) -> N
     fresh = DvcRepository(path="ssh://git@git.example.org/team/digits.git")
     assert one.shared_name == two.shared_name == fresh.shared_name == "git.example.org/team/digits"
     assert one.model_copy(update={"folder": "sub"}).shared_name == "git.example.org/team/digits/sub"
+    assert DvcRepository(path=f"{one.path}/sub").shared_name == "git.example.org/team/digits/sub"
     assert one.model_copy(update={"label": "signs"}).shared_name == "signs"
     assert DvcRepository(path=str(repo.root)).shared_name == "digits"
     policy = DataVersionPolicy()

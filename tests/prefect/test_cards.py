@@ -123,6 +123,12 @@ def test_names_that_differ_have_keys_that_differ(kind: str, names: list[tuple[st
     assert keys == [artifact_key(kind, *each) for each in names]
 
 
+def test_a_kind_of_two_words_has_no_key_of_another_kind() -> None:
+    """The schedules of a repository had the key of the runs of `schedule-NAME`."""
+    keys = [artifact_key("kubeflow", "schedule-digits"), artifact_key("kubeflow-schedule", "digits")]
+    assert keys[0] == "kubeflow-schedule-digits" and re.fullmatch(f"{keys[0]}-[0-9a-f]{{10}}", keys[1])
+
+
 def test_a_name_like_the_key_of_another_has_a_key_of_its_own() -> None:
     made = artifact_key("model", "", "Iris")
     assert artifact_key("model", "", made.removeprefix("model-")) != made

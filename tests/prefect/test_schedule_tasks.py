@@ -35,7 +35,7 @@ def test_a_flow_creates_and_deletes_a_recurring_run(pipeline: Pipeline, kfp: Any
         assert made.cron == "0 0 18 * * 0" and made.schedule_id in kfp.recurring
 
     plan()
-    (card,) = artifacts("kubeflow-schedule-stages")
+    (card,) = artifacts("schedule-stages")
     assert "recurringrun/details" in card.data
 
     @flow
