@@ -189,6 +189,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(f"docs/{page}" for page in named) == sorted(PAGES)
 
 
+def test_every_page_a_reader_looks_for_is_linked_from_the_readme() -> None:
+    made_by_docs = {f"docs/reference/{name}.md" for name in ("blocks", "python", "tasks")}
+    included = {name for name, text in PAGES.items() if text.startswith("--8<--")}
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", README))
+    assert linked == set(PAGES) - made_by_docs - included - {"docs/index.md"}
+
+
 def test_the_documentation_has_a_variable_for_each_that_the_code_reads() -> None:
     """All but those that the package sets for its own processes."""
     from dvkf_prefect.kubeflow.cluster import settings
