@@ -150,17 +150,24 @@ def _make(
 
 
 class _Counted(io.FileIO):
-    """File that reports the bytes that are read from it."""
+    """File that reports the bytes that are read from it, the last ones when more are read.
 
-    def __init__(self, path: str, note: Callable[[str, int], None] | None, key: str) -> None:
+    The parts of an upload are read before they are sent, up to `_PARTS_AT_ONCE`. Half of what may be on its way counts.
+    """
+
+    def __init__(self, path: str, part: int) -> None:
         super().__init__(path)
-        self._note = note
-        self._key = key
+        self._note, self._key = watch.note, watch.key
+        self._ahead = part * _PARTS_AT_ONCE // 2
+        self._read = self._noted = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(-1 if size is None else size)
-        if self._note is not None and data:
-            self._note(self._key, len(data))
+        self._read += len(data)
+        arrived = self._read - self._ahead
+        if self._note is not None and arrived > self._noted:
+            self._note(self._key, arrived - self._noted)
+            self._noted = arrived
         return data
 
 
@@ -294,7 +301,7 @@ class ObjectStorage(Storage):
             raise self._place.failed(f"store '{key}'", f"it stored {stored} bytes of the {size} sent")
 
     def _put_parts(self, key: str, source: Path, part: int) -> None:
-        with _Counted(str(source), watch.note, watch.key) as file:
+        with _Counted(str(source), part) as file:
             self._patient.put(check_key(key), file, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)
 
     def copy(self, source: str, key: str) -> None:

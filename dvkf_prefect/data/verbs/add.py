@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.git import gitignore
 from dvkf_prefect.data.imports.dependencies import dependencies_now
-from dvkf_prefect.data.progress import counting
+from dvkf_prefect.data.progress import NO_PROGRESS, Work, counting
 from dvkf_prefect.data.repository import legacy
 from dvkf_prefect.data.repository.selection import written_paths
 from dvkf_prefect.errors import OutputError, OutputInGitError, OutputNotFoundError, OutputOverlapError
@@ -43,30 +45,30 @@ def _add(repo: Repository, targets: Sequence[str | os.PathLike[str]], no_commit:
     versions: dict[str, DataVersion] = {}
     staged: list[str] = []
     inside: dict[str, tuple[Output, list[str]]] = {}
-    for path in paths:
-        around = next((o for o in tracked if path.startswith(o.path + "/")), None)
-        if around is not None and around.hash_name != MD5:
-            raise OutputError(
-                f"'{path}' lies in '{around.path}', which DVC 2.x recorded ({around.source}); its digests "
-                f"cannot be mixed with those of DVC 3. Add all of it: `dvkf add {around.path}`"
-            )
-        same = next((o for o in tracked if o.path == path), None)
-        old = legacy.unchanged(repo, path, same.digest, same.hash_name) if same else None
-        if same is not None and old is not None:
-            staged += _record(repo, same, legacy.keep(repo, path, old, commit=not no_commit))
-            versions[path] = repo.version_of(same)
-            continue
-        with counting(repo.progress, f"add {path}") as work:
+    with _taking(repo, "add", paths) as taking:
+        for path in paths:
+            around = next((o for o in tracked if path.startswith(o.path + "/")), None)
+            if around is not None and around.hash_name != MD5:
+                raise OutputError(
+                    f"'{path}' lies in '{around.path}', which DVC 2.x recorded ({around.source}); its digests "
+                    f"cannot be mixed with those of DVC 3. Add all of it: `dvkf add {around.path}`"
+                )
+            same = next((o for o in tracked if o.path == path), None)
+            old = legacy.unchanged(repo, path, same.digest, same.hash_name) if same else None
+            if same is not None and old is not None:
+                staged += _record(repo, same, legacy.keep(repo, path, old, commit=not no_commit))
+                versions[path] = repo.version_of(same)
+                continue
             if no_commit:
                 content = repo.workspace.look(path).existing()
             else:
-                content = repo.workspace.take(path, work=work, keep_manifest=around is None)
-        if around is not None:
-            inside.setdefault(around.path, (around, []))[1].append(path)
-            continue
-        output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
-        staged += _record(repo, output, content)
-        versions[path] = repo.version_of(replace(output, content=content))
+                content = taking.take(path, keep_manifest=around is None)
+            if around is not None:
+                inside.setdefault(around.path, (around, []))[1].append(path)
+                continue
+            output = next((o for o in tracked if o.path == path), Output(path, None, source=path + ".dvc"))
+            staged += _record(repo, output, content)
+            versions[path] = repo.version_of(replace(output, content=content))
     for around, parts in inside.values():
         content = _merged(repo, around, parts)
         staged += _record(repo, around, content)
@@ -100,36 +102,68 @@ def _commit(repo: Repository, targets: Sequence[str], sources: bool) -> list[Dat
     outputs = repo.outputs(targets, overlap="any")
     if not targets:
         _commit_empty(repo, {output.source for output in outputs}, sources=sources)
-    for output in outputs:
-        if output.stage:
-            continue
-        if not os.path.lexists(repo.root / output.path):
-            raise OutputNotFoundError(f"'{output.path}' is not in the workspace. Run `dvkf checkout`.")
-        if sources and output.source not in dependencies:
-            dependencies[output.source] = dependencies_now(repo, output.source)
-        deps = dependencies.get(output.source)
-        old = legacy.unchanged(repo, output.path, output.digest, output.hash_name)
-        if old is not None:
-            content = legacy.keep(repo, output.path, old, commit=output.cached)
-        elif output.cached:
-            with counting(repo.progress, f"commit {output.path}") as work:
-                content = repo.workspace.take(output.path, work=work)
-        else:
-            content = repo.workspace.look(output.path).existing()
-        renewed = replace(output, content=content)
-        same = (content.digest, content.isexec, content.hash_name) == (
-            output.digest,
-            output.isexec,
-            output.hash_name,
-        )
-        plain = same and deps is None and content.size == output.size
-        if plain and read_plain(read_description(repo.root / output.source)):
-            _keep_out_of_git(repo, output)
-            continue
-        _record(repo, output, content, deps=deps)
-        if not same:
-            changed.append(repo.version_of(renewed))
+    stored = [output.path for output in outputs if output.cached and not output.stage]
+    with _taking(repo, "commit", stored) as taking:
+        for output in outputs:
+            if output.stage:
+                continue
+            if not os.path.lexists(repo.root / output.path):
+                raise OutputNotFoundError(f"'{output.path}' is not in the workspace. Run `dvkf checkout`.")
+            if sources and output.source not in dependencies:
+                dependencies[output.source] = dependencies_now(repo, output.source)
+            deps = dependencies.get(output.source)
+            old = legacy.unchanged(repo, output.path, output.digest, output.hash_name)
+            if old is not None:
+                content = legacy.keep(repo, output.path, old, commit=output.cached)
+            elif output.cached:
+                content = taking.take(output.path)
+            else:
+                content = repo.workspace.look(output.path).existing()
+            renewed = replace(output, content=content)
+            same = (content.digest, content.isexec, content.hash_name) == (
+                output.digest,
+                output.isexec,
+                output.hash_name,
+            )
+            plain = same and deps is None and content.size == output.size
+            if plain and read_plain(read_description(repo.root / output.source)):
+                _keep_out_of_git(repo, output)
+                continue
+            _record(repo, output, content, deps=deps)
+            if not same:
+                changed.append(repo.version_of(renewed))
     return changed
+
+
+class _Taking:
+    """Storage of several paths in the cache as one piece of work.
+
+    Totals are known from the start for files, and for a directory after its scan.
+    """
+
+    def __init__(self, repo: Repository, work: Work, paths: Sequence[str]) -> None:
+        self._repo = repo
+        self._work = work
+        self._sizes: dict[str, int] = {}
+        for path in paths:
+            with suppress(OSError):
+                found = (repo.root / path).stat()
+                if stat.S_ISREG(found.st_mode):
+                    self._sizes[path] = found.st_size
+        work.more(len(self._sizes), sum(self._sizes.values()))
+
+    def take(self, path: str, *, keep_manifest: bool = True) -> Content:
+        """Store a path, see `Workspace.take`, which adds to the totals what is really to do."""
+        if path in self._sizes:
+            self._work.more(-1, -self._sizes.pop(path))
+        return self._repo.workspace.take(path, work=self._work, keep_manifest=keep_manifest)
+
+
+@contextmanager
+def _taking(repo: Repository, verb: str, paths: Sequence[str]) -> Iterator[_Taking]:
+    label = f"{verb} {paths[0]}" if len(paths) == 1 else f"{verb} {len(paths):,} paths"
+    with counting(repo.progress if paths else NO_PROGRESS, label) as work:
+        yield _Taking(repo, work, paths)
 
 
 def _commit_empty(repo: Repository, known: set[str], *, sources: bool) -> None:
