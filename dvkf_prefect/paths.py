@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from dvkf_prefect.errors import UnsafePathError
+from dvkf_prefect.text import did_you_mean
 
 # Folders whose content git and DVC run or read: an output in one of them is code that runs later.
 _RESERVED = frozenset({".git", ".dvc", ".hg", ".svn", "git~1"})
@@ -57,6 +58,19 @@ def find_reserved(relpaths: Sequence[str]) -> str | None:
     if joined.isascii() and not any(name in lowered for name in _RESERVED):
         return None
     return next((path for path in relpaths if is_reserved(path)), None)
+
+
+def file_meant(root: Path, path: str) -> str:
+    """Return a hint at the file of the same folder that is closest to a misspelt one; "" without one.
+
+    Args:
+        root: The folder that the path starts from.
+        path: The misspelt path.
+    """
+    folder = os.path.dirname(path)
+    with suppress(OSError):
+        return did_you_mean(path, [os.path.join(folder, name) for name in os.listdir(root / folder)])
+    return ""
 
 
 def is_within(path: str, folder: str) -> bool:

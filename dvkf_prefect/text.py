@@ -74,16 +74,24 @@ def slug(text: str) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known name that is closest to a misspelt one, as a sentence after a blank; "" without one.
 
+    The last part of one path, address or dotted name is close, too.
+
     Example:
         >>> did_you_mean("trian", ["prepare", "train"])
         " Did you mean 'train'?"
     """
-    near = nearest(name, known, cutoff=0.7)
+    names = dict.fromkeys(known)
+    near = nearest(name, names, cutoff=0.65)
+    if not near:
+        ends = [each for each in names if re.split(r"[./:]", each)[-1] == name]
+        near = ends[0] if len(ends) == 1 else ""
     return f" Did you mean '{near}'?" if near else ""
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return the known name that is closest to a misspelt one; "" without a similar one.
+
+    Case does not matter.
 
     Args:
         name: The misspelt name.
@@ -96,8 +104,9 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """
     import difflib  # takes a while to import
 
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return near[0] if near else ""
+    names = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=cutoff)
+    return names[near[0]] if near else ""
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dvkf_prefect import cli
+from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.repo import Repo
 
 
@@ -90,6 +91,64 @@ def test_a_misspelt_name_gets_a_hint(
         with contextlib.suppress(SystemExit):
             assert cli.main(given)
         assert (f"Did you mean '{near}'?" in capsys.readouterr().err) == said
+
+
+def test_every_verb_hints_at_the_nearest_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hints existed for a few verbs alone, and for neither options nor revisions."""
+    (root / "dvc.yaml").write_text("stages:\n  train:\n    cmd: touch model.txt\n    outs: [model.txt]\n")
+    cli.main(["add", "-q", "data"])
+    git = Git(root)
+    git.commit(["data.dvc", ".gitignore"], "Track data")
+    git.run("branch", "release")
+    expected = {
+        ("push", "--jbos", "4"): "--jobs",
+        ("get", "--rve", "release"): "--rev",
+        ("diff", "relaese"): "release",
+        ("metrics", "diff", "relaese"): "release",
+        ("get", ".", "data", "--rev", "relaese", "-o", "x"): "release",
+        ("get", root.as_uri(), "data", "--rev", "relaese", "-o", "x"): "release",
+        ("gc", "--rev", "relaese", "--dry"): "release",
+        ("get", ".", "dta", "-o", "x"): "data",
+        ("list", ".", "dta"): "data",
+        ("diff", "--targets", "dta"): "data",
+        ("verify", "dta"): "data",
+        ("add", "dta"): "data",
+        ("move", "dta", "x"): "data",
+        ("checkout", "DATA"): "data",
+        ("unprotect", "dta"): "data",
+        ("remove", "dta.dvc"): "data.dvc",
+        ("remove", "trian"): "train",
+        ("remote", "default", "stoer"): "store",
+        ("remote", "modify", "store", "ulr", "x"): "url",
+        ("config", "core.remoet", "x"): "remote",
+        ("config", "cor.remote", "x"): "core",
+    }
+    for words, near in expected.items():
+        with contextlib.suppress(SystemExit):
+            assert cli.main(words)
+        said = capsys.readouterr().err
+        assert said.rstrip().endswith(f". Did you mean '{near}'?"), words
+
+
+def test_an_option_without_a_similar_one_gets_no_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("checkout", "--rev", "x"), ("model", "deploy", "m", "--stage", "prod")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        said = capsys.readouterr().err
+        assert ended.value.code == 254
+        # The usage is that of the command.
+        assert f"usage: dvkf {words[0]}" in said
+        assert "Did you mean" not in said
+
+
+def test_a_folder_to_change_to_is_named_with_the_reason(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "file").write_text("")
+    for folder, why in (("nowhere", "no such file or directory"), ("file", "not a directory")):
+        assert cli.main(["--cd", folder, "status"]) == 255
+        said = capsys.readouterr().err
+        assert said == f"ERROR: --cd '{folder}': {why}. Name a folder that exists and that you may read.\n"
 
 
 def test_cloud_status_names_each_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

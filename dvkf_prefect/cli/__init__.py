@@ -130,7 +130,7 @@ def _run(arguments: Sequence[str]) -> int:
         return 254
     try:
         if args.cd != ".":
-            os.chdir(args.cd)
+            _change_folder(args.cd)
         return run(args)
     except DvkfError as error:
         code = error.exit_code
@@ -153,6 +153,16 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 (the command must end with an error message in any case)
         # A bug here or in a library still ends with an error message and an exit code.
         return _fail(error, args, 255, f"unexpected error: {type(error).__name__}: {error}")
+
+
+def _change_folder(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise DvkfError(
+            f"--cd '{folder}': {why}. Name a folder that exists and that you may read."
+        ) from error
 
 
 def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | None = None) -> int:

@@ -44,13 +44,37 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=_Help, **options)
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse a command line; an unknown option is an error of its command, as in DVC."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command: Parser = getattr(parsed, "parser", self)
+            command.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse a command line, and keep its words for hints at misspelt options."""
+        self._words = list(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with 254."""
+        hint = ""
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:
-            message += did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+            hint = did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
+        elif re.match("unrecognized arguments|the following arguments are required", message):
+            hint = self._option_meant()
+        message += hint and f".{hint}"
         self.print_usage(sys.stderr)
         self.exit(254, f"ERROR: {without_secrets(message)}\n")
+
+    def _option_meant(self) -> str:
+        """Return a hint at the option that is closest to the first unknown one; "" without one."""
+        known = [option[2:] for option in self._option_string_actions if option.startswith("--")]
+        given = (word[2:].partition("=")[0] for word in self._words if word.startswith("--"))
+        unknown = next((word for word in given if not any(each.startswith(word) for each in known)), "")
+        return did_you_mean(unknown, known).replace("'", "'--", 1)
 
     def runs(self, run: Callable[[argparse.Namespace], int]) -> None:
         """Make this parser a command that calls ``run``, with the options of all commands."""
@@ -71,9 +95,12 @@ class Parser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     """Parse a whole number of at least 1."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError("expected at least 1")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
     return number
 
 

@@ -123,13 +123,15 @@ def remote_default(args: argparse.Namespace) -> int:
         if name not in sections["remote"] and name not in config.below(args.level)["remote"]:
             raise ConfigError(
                 f"remote '{name}' does not exist, so it cannot be the default. See `dvkf remote list`."
+                f"{did_you_mean(name, config.values['remote'])}"
             )
         sections["core"]["remote"] = name
     return 0
 
 
 def _unknown_remote(name: str, known: Iterable[str]) -> ConfigError:
-    return ConfigError(f"remote '{name}' doesn't exist.{did_you_mean(name, known)}")
+    step = did_you_mean(name, known) or " See `dvkf remote list`."
+    return ConfigError(f"remote '{name}' doesn't exist.{step}")
 
 
 def remote_modify(args: argparse.Namespace) -> int:

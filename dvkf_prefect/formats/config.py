@@ -18,6 +18,7 @@ from typing import Any
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.formats import ini
+from dvkf_prefect.text import did_you_mean
 from dvkf_prefect.urls import public_url
 
 LEVELS = ("system", "global", "repo", "local")
@@ -379,7 +380,8 @@ def _checked(sources: Mapping[str, Values], *, strict: bool) -> Values:
     for section, options in merged.items():
         if section not in _ORDER:
             raise ConfigError(
-                f"{_origin(sources, section)}: unknown section '{section}'; known: {', '.join(_ORDER)}"
+                f"{_origin(sources, section)}: unknown section '{section}'; known: {', '.join(_ORDER)}."
+                f"{did_you_mean(section, _ORDER)}"
             )
         if section not in _NAMED:
             values[section] = _typed(sources, (section,), options, _options(_SECTIONS[section]))
@@ -437,7 +439,8 @@ def _typed(
                 continue
             raise ConfigError(
                 f"{_origin(sources, *where, option)}: unknown option '{option}' in [{title}]"
-                + (f" of {public_url(str(options['url']))}" if where[0] == "remote" else "")
+                + (f" of {public_url(str(options['url']))}." if where[0] == "remote" else ".")
+                + (did_you_mean(option, known) or " Correct or remove it.")
             )
         try:
             typed[option] = _value(known[option], value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from dvkf_prefect.errors import OutputOverlapError, UnsafePathError
 from dvkf_prefect.formats.objects import MD5, Content
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import check_output
+from dvkf_prefect.text import did_you_mean
 from dvkf_prefect.urls import holds_secret, public_url
 
 CHECKSUMS = ("md5", "etag", "checksum")
@@ -248,6 +249,13 @@ def matching(tracked: Sequence[Output], target: str) -> Iterator[Output]:
             or (colon and output.source == file and _is_of(output, name))
         ):
             yield output
+
+
+def output_meant(tracked: Iterable[Output], target: str) -> str:
+    """Return a hint at the output, `.dvc` file or stage that is closest to a misspelt target; "" without one."""
+    return did_you_mean(
+        target, [name for output in tracked for name in (output.path, output.source, output.stage) if name]
+    )
 
 
 def _is_of(output: Output, name: str) -> bool:

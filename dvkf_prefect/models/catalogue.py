@@ -24,6 +24,7 @@ from dvkf_prefect.formats.files import PIPELINE_FILE
 from dvkf_prefect.models.history import gather
 from dvkf_prefect.models.tags import read_tags
 from dvkf_prefect.scratch import scratch_folder
+from dvkf_prefect.text import did_you_mean
 
 _TIMEOUT = 600.0
 
@@ -135,7 +136,8 @@ def artifact_url(url: str, name: str, which: str = "latest", *, remote: str | No
 def _find(url: str, name: str, which: str) -> tuple[str, str, str]:
     """Return the repository, the artifact's path in it, and the commit of the version."""
     with _git_of(url) as git:
-        history = gather(read_tags(git)).get(name)
+        models = gather(read_tags(git))
+        history = models.get(name)
         found = None
         if history is not None and which.startswith("#"):
             found = history.holder(which[1:])
@@ -147,7 +149,7 @@ def _find(url: str, name: str, which: str) -> tuple[str, str, str]:
             known = ", ".join(v.name for v in history.standing) if history else ""
             raise ModelNotFoundError(
                 f"'{name}' has no version '{which}' in {url} (versions: {known or 'none'}). Register one with `dvkf "
-                "model register`, or use one of these."
+                f"model register`, or use one of these.{'' if history else did_you_mean(name, models)}"
             )
         folder, _, plain = name.rpartition(":")
         file = posixpath.normpath(posixpath.join(folder or ".", PIPELINE_FILE))

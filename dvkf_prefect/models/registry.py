@@ -511,7 +511,9 @@ class ModelRegistry:
     def _named(self, history: ModelHistory, version: str) -> Registered:
         found = history.find(version)
         if found is None:
-            raise ModelNotFoundError(f"'{history.name}' has no version '{version}' {_known(history)}")
+            raise ModelNotFoundError(
+                f"'{history.name}' has no version '{version}' {_known(history, version)}"
+            )
         return found
 
     def _find(self, history: ModelHistory, which: str) -> Registered:
@@ -520,7 +522,7 @@ class ModelRegistry:
             found = history.holder(which[1:])
             if found is None:
                 raise ModelNotFoundError(
-                    f"no version of '{history.name}' is in stage '{which[1:]}' {_known(history)}"
+                    f"no version of '{history.name}' is in stage '{which[1:]}' {_known(history, which[1:])}"
                 )
             return found
         if which in ("latest", "greatest"):
@@ -587,9 +589,10 @@ class ModelRegistry:
         raise ModelError(f"the tag {tag} was taken by another process {_ATTEMPTS} times. Try again.")
 
 
-def _known(history: ModelHistory) -> str:
+def _known(history: ModelHistory, meant: str = "") -> str:
     if not history.standing:
         return "(versions: none). Register one first."
-    names = ", ".join(version.name for version in history.standing)
+    names = [version.name for version in history.standing]
     held = "".join(f", #{stage} {holder.name}" for stage, holder in history.stages().items())
-    return f"(versions: {names}{held}). Use one of them."
+    step = did_you_mean(meant, (*names, *history.stages())) or " Use one of them."
+    return f"(versions: {', '.join(names)}{held}).{step}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dvkf_prefect.data.git.command import check_revision, check_url, run_git
+from dvkf_prefect.data.git.command import NAMES, check_revision, check_url, run_git, unknown_revision
 from dvkf_prefect.data.git.notes import REF as NOTES
 from dvkf_prefect.data.git.notes import fetch_notes, has_origin, push_notes
 from dvkf_prefect.errors import GitError, LockedError
@@ -255,7 +255,8 @@ def _find(path: Path, rev: str, timeout: float, url: str) -> str:
     for name in (rev, f"origin/{rev}"):
         if commit := _resolve(path, name, timeout):
             return commit
-    raise GitError(f"unknown git revision '{rev}' in {public_url(url)}")
+    names = run_git(path, "for-each-ref", *NAMES, timeout=timeout).replace("origin/", "")
+    raise unknown_revision(rev, public_url(url), names)
 
 
 def _check_refspec(rev: str) -> str:

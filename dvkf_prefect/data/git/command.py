@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dvkf_prefect.data.git import process as git_process
 from dvkf_prefect.errors import GitError, GitTimeoutError
+from dvkf_prefect.text import did_you_mean
 from dvkf_prefect.urls import public_url, without_secrets
 
 _TIMEOUT = 120.0
@@ -31,6 +32,22 @@ FOREIGN = (
     "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
     "-c", "submodule.recurse=false", "-c", "fetch.recurseSubmodules=false",
 )  # fmt: skip
+
+
+# Arguments of `git for-each-ref` that list the names of branches and tags.
+NAMES = ("--format=%(refname:short)", "refs/heads", "refs/remotes", "refs/tags")
+
+
+def unknown_revision(rev: str, place: str, names: str) -> GitError:
+    """Return the error for a revision that a repository does not have, with a hint at a branch or tag.
+
+    Args:
+        rev: The revision.
+        place: User-facing name of the repository.
+        names: Its branches and tags, one a line.
+    """
+    step = did_you_mean(rev, names.split()) or " Name a branch, a tag or a commit."
+    return GitError(f"unknown git revision '{rev}' in {place}.{step}")
 
 
 def check_revision(rev: object) -> str:
@@ -211,7 +228,9 @@ class Git:
         except GitTimeoutError:
             raise
         except GitError:
-            raise GitError(f"unknown git revision '{rev}' in {self.root}") from None
+            if rev == "HEAD":
+                raise GitError(f"{self.root} has no commit yet. Make one with `git commit`.") from None
+            raise unknown_revision(rev, str(self.root), self.run("for-each-ref", *NAMES)) from None
 
     def show(self, rev: str, path: str) -> bytes:
         """Return the content of a file in a revision.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Sequence
 from pathlib import Path
 
 from dvkf_prefect.data.imports.external import ExternalRepo
 from dvkf_prefect.errors import OutputNotFoundError, UnsafePathError
-from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.outputs import Output, output_meant
+from dvkf_prefect.paths import file_meant, is_within
 
 
 def check_there(source: ExternalRepo, path: str) -> None:
@@ -18,10 +20,10 @@ def check_there(source: ExternalRepo, path: str) -> None:
         OutputNotFoundError: The path does not exist.
     """
     source, path = repository_of(source, plain_path(path))
-    if not (source.root / path).exists() and not any(
-        (path + "/").startswith(o.path + "/") or o.path.startswith(path + "/") for o in source.outputs()
-    ):
-        raise OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of {source.url}")
+    if not (source.root / path).exists():
+        tracked = source.outputs()
+        if not any(is_within(path, o.path) or is_within(o.path, path) for o in tracked):
+            raise _nothing_at(source, path, tracked)
 
 
 def outputs_at(source: ExternalRepo, path: str) -> tuple[Output | None, list[Output]]:
@@ -38,10 +40,15 @@ def outputs_at(source: ExternalRepo, path: str) -> tuple[Output | None, list[Out
     inside = [o for o in tracked if o.cached and o.digest and (not path or o.path.startswith(path + "/"))]
     place = source.root / path
     if not place.exists() and not inside:
-        raise OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of {source.url}")
+        raise _nothing_at(source, path, tracked)
     if place.exists():
         check_inside(source, place)
     return None, inside
+
+
+def _nothing_at(source: ExternalRepo, path: str, tracked: Sequence[Output]) -> OutputNotFoundError:
+    step = output_meant(tracked, path) or file_meant(source.root, path) or " See `dvkf list`."
+    return OutputNotFoundError(f"'{path}' is neither a tracked path nor a file of '{source.url}'.{step}")
 
 
 def plain_path(path: str) -> str:

@@ -34,10 +34,9 @@ from dvkf_prefect.formats import tracked
 from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
 from dvkf_prefect.formats.dvcignore import Ignore
 from dvkf_prefect.formats.files import RepoFiles
-from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap, matching
+from dvkf_prefect.formats.outputs import DataVersion, Output, check_overlap, matching, output_meant
 from dvkf_prefect.leftovers import sweep_files
 from dvkf_prefect.paths import check_own_folder, find_link
-from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.remote import Remote
@@ -413,9 +412,8 @@ class Repository:
             matched = list(matching(found, target))
             if not matched and not names_stage(self.files(rev), target):
                 inside = next((o.path for o in found if target.startswith(o.path + "/")), None)
-                names = [name for o in found for name in (o.path, o.source, o.stage) if name]
                 hint = f"; it is inside the output '{inside}'. Use the path of that output." if inside else ""
-                hint = hint or did_you_mean(target, names).replace(" Did", ". Did")
+                hint = hint or output_meant(found, target).replace(" Did", ". Did")
                 raise OutputNotFoundError(
                     f"'{target}' is not an output, a .dvc file or a stage of {self.root}{hint}"
                 )

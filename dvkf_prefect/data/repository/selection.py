@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.data.git.command import revisions_of
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputNotFoundError
 from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
-from dvkf_prefect.formats.outputs import Output, matching
+from dvkf_prefect.formats.outputs import Output, matching, output_meant
 from dvkf_prefect.formats.tracked import names_stage
 from dvkf_prefect.paths import overlaps
-from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Overlap, Repository
@@ -212,9 +211,7 @@ class _Picker:
             if names_stage(self._repo.files(), target):
                 continue  # a stage without outputs
             where = f"{self._repo.root}" + (" in any searched commit" if self._choice.history else "")
-            outputs = self._repo.outputs()
-            near = [name for output in outputs for name in (output.path, output.source, output.stage) if name]
-            hint = did_you_mean(target, near)
+            hint = output_meant(self._repo.outputs(), target)
             if (self._repo.root / target).is_dir() and not self._choice.recursive:
                 hint = " For all outputs in that folder, pass --recursive."
             raise OutputNotFoundError(

@@ -34,7 +34,7 @@ from dvkf_prefect.errors import (
 )
 from dvkf_prefect.formats.digest import digest_file, unix_text
 from dvkf_prefect.formats.objects import MD5, Content, identity, keys_of
-from dvkf_prefect.formats.outputs import Output, matching
+from dvkf_prefect.formats.outputs import Output, matching, output_meant
 from dvkf_prefect.formats.tree import SUFFIX, Tree, is_tree
 
 if TYPE_CHECKING:
@@ -263,7 +263,8 @@ def _outputs(repo: Repository, targets: Sequence[str], revs: Sequence[str]) -> l
             matched = list(matching(tracked, target))
             if not matched:
                 raise OutputNotFoundError(
-                    f"'{target}' is not an output, a .dvc file or a stage of {repo.root}"
+                    f"'{target}' is not an output, a .dvc file or a stage of {repo.root}."
+                    f"{output_meant(tracked, target)}"
                 )
             picked += matched
         tracked = picked

@@ -23,6 +23,7 @@ from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
 from dvkf_prefect.formats.objects import MD5, Content
 from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.formats.tree import Tree
+from dvkf_prefect.paths import file_meant
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
@@ -182,7 +183,7 @@ def _check_new(repo: Repository, path: str, tracked: Sequence[Output]) -> str:
         raise OutputError(f"'{path or '.'}' cannot be tracked: it contains the repository itself")
     full = repo.root / path
     if not os.path.lexists(full):
-        raise OutputNotFoundError(f"'{path}' does not exist in {repo.root}")
+        raise OutputNotFoundError(f"'{path}' does not exist in {repo.root}.{file_meant(repo.root, path)}")
     if repo.ignore.matches(path + ("/" if full.is_dir() else "")):
         raise OutputError(f"'{path}' is excluded by {IGNORE_FILE}. Change that file to track it.")
     for output in tracked:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.data.transfer.members import Members
 from dvkf_prefect.errors import OutputNotFoundError
 from dvkf_prefect.formats.objects import LEGACY, MD5
-from dvkf_prefect.formats.outputs import Output, matching
+from dvkf_prefect.formats.outputs import Output, matching, output_meant
 from dvkf_prefect.formats.tree import SUFFIX, is_tree
 from dvkf_prefect.paths import is_within, overlaps
 
@@ -270,7 +270,10 @@ def diff_versions(
     older = selection.of(repo.outputs(rev=a))
     newer = selection.of(repo.outputs() if b is None else repo.outputs(rev=b))
     if lost := selection.lost():
-        raise OutputNotFoundError(f"{', '.join(lost)}: not an output at {a} nor at {b or 'the workspace'}")
+        hint = output_meant(repo.outputs() if b is None else repo.outputs(rev=b), lost[0])
+        raise OutputNotFoundError(
+            f"{', '.join(lost)}: not an output at {a} nor at {b or 'the workspace'}.{hint}"
+        )
     members = Members(repo)
     left = [(output, output.digest) for output in older]
     right = [(output, output.digest) for output in newer]

@@ -39,7 +39,7 @@ from dvkf_prefect.formats.dvcfile import document_md5, parse_dvc_file
 from dvkf_prefect.formats.dvcfile_edit import content_keys, write_document
 from dvkf_prefect.formats.files import describes_outputs
 from dvkf_prefect.formats.objects import MD5, Content
-from dvkf_prefect.formats.outputs import Origin, Output, check_overlap, matching
+from dvkf_prefect.formats.outputs import Origin, Output, check_overlap, matching, output_meant
 from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
@@ -417,7 +417,10 @@ def _imports(repo: Repository, targets: Sequence[str], recursive: bool) -> list[
             prefix = "" if target in ("", ".") else target.rstrip("/") + "/"
             found = [o for o in tracked if o.origin is not None and o.source.startswith(prefix)]
         elif not found:
-            raise OutputNotFoundError(f"'{target}' is not an import of {repo.root}. Name its .dvc file.")
+            hint = output_meant([output for output in tracked if output.origin], target)
+            raise OutputNotFoundError(
+                f"'{target}' is not an import of {repo.root}. Name its .dvc file.{hint}"
+            )
         for output in found:
             if output.origin is None:
                 raise OutputError(

@@ -19,8 +19,9 @@ from dvkf_prefect.errors import MissingObjectError, OutputNotFoundError
 from dvkf_prefect.files import is_temporary
 from dvkf_prefect.formats.dvcignore import NAME as IGNORE_FILE
 from dvkf_prefect.formats.files import describes_outputs
-from dvkf_prefect.formats.outputs import Output
+from dvkf_prefect.formats.outputs import Output, output_meant
 from dvkf_prefect.formats.tree import is_tree
+from dvkf_prefect.paths import file_meant
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
@@ -310,8 +311,9 @@ class _Browser:
             return self._there(name, found, tracked)
         if tracked:
             return self._recorded(name, tracked)
+        hint = output_meant(self._repo.outputs(), path) or file_meant(self._repo.root, path)
         raise OutputNotFoundError(
-            f"{path or '.'}: no file or directory of that name in {self._repo.root}, tracked or untracked"
+            f"{path or '.'}: no file or directory of that name in {self._repo.root}, tracked or untracked.{hint}"
         )
 
     def _blocked(self, path: str) -> bool:

@@ -19,7 +19,7 @@ from dvkf_prefect.formats.dvcfile import document_md5
 from dvkf_prefect.formats.dvcfile_edit import content_keys, write_document
 from dvkf_prefect.formats.files import describes_outputs
 from dvkf_prefect.formats.objects import Content
-from dvkf_prefect.formats.outputs import Output, check_overlap, matching
+from dvkf_prefect.formats.outputs import Output, check_overlap, matching, output_meant
 from dvkf_prefect.paths import check_target
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _move(repo: Repository, source: str, target: str) -> Move:
     tracked = repo.outputs()
     output = next((o for o in matching(tracked, source) if o.path == source), None)
     if output is None:
-        raise OutputNotFoundError(f"'{source}' is not a tracked file or directory of {repo.root}")
+        step = output_meant(tracked, source) or " Track it with `dvkf add`."
+        raise OutputNotFoundError(f"'{source}' is not a tracked file or directory of {repo.root}.{step}")
     if output.stage or _has_command(repo, output.source):
         raise OutputError(
             f"'{source}' is an output of a stage ({output.source}). Rename it in its dvc.yaml, and run "

@@ -24,6 +24,7 @@ from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import Output
 from dvkf_prefect.formats.tracked import read_outputs
 from dvkf_prefect.paths import check_parents
+from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
@@ -118,8 +119,10 @@ def _described(repo: Repository, target: str) -> tuple[str, str | None]:
         file, _, stage = target.rpartition(":")
         file = file or PIPELINE_FILE
     if not describes_outputs(posixpath.basename(file)) or not (repo.root / file).is_file():
+        known = [output.source for output in repo.outputs()]
         raise OutputNotFoundError(
-            f"'{stage or target}' is neither a .dvc file nor a stage{_meant(repo, file, stage)}"
+            f"'{stage or target}' is neither a .dvc file nor a stage"
+            f"{_meant(repo, file, stage) or '.' + (did_you_mean(target, known) or ' Name one of them.')}"
         )
     return file, stage or None
 
@@ -154,7 +157,8 @@ def _stages_of(repo: Repository, file: str, names: Sequence[str] | None) -> list
                 "remove them."
             )
         if name not in known:
-            raise OutputNotFoundError(f"no stage '{name}' in {file}{_meant(repo, file, name)}")
+            near = ("." + did_you_mean(name, map(str, known))).removesuffix(".")
+            raise OutputNotFoundError(f"no stage '{name}' in {file}{_meant(repo, file, name) or near}")
         if is_parametrized(entry):
             raise OutputError(f"cannot remove a parametrized stage: '{name}'. Edit {file} to remove it.")
     return list(known if names is None else names)

@@ -15,7 +15,7 @@ from dvkf_prefect.data.progress import counting
 from dvkf_prefect.data.workspace.links import aside_name
 from dvkf_prefect.errors import MissingObjectError, OutputError, OutputNotFoundError
 from dvkf_prefect.files import raise_disk_full
-from dvkf_prefect.paths import check_parents
+from dvkf_prefect.paths import check_parents, file_meant
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.repository.repository import Repository
@@ -39,7 +39,9 @@ def _unprotect(repo: Repository, targets: Sequence[str]) -> list[str]:
         if target.split("/")[0] in (".dvc", ".git"):
             raise OutputError(f"'{target}' belongs to the repository itself. Name data of the workspace.")
         if not os.path.lexists(repo.root / target):
-            raise OutputNotFoundError(f"can't unprotect '{target}': it does not exist")
+            raise OutputNotFoundError(
+                f"can't unprotect '{target}': it does not exist.{file_meant(repo.root, target)}"
+            )
         check_parents(repo.root, target)
     changed: list[str] = []
     for target in targets:
