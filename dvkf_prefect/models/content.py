@@ -228,7 +228,12 @@ class ModelContents:
         except (MissingObjectError, CorruptObjectError):
             _remove(dest)
         try:
-            transfer.fetch([Output(model.path, content)], cache, self._repo.remote(output.remote))
+            transfer.fetch(
+                [Output(model.path, content)],
+                cache,
+                self._repo.remote(output.remote),
+                progress=self._repo.progress,
+            )
         except TransferError as error:
             raise ModelDigestError(f"no intact copy of '{model.path}' ({content.digest}): {error}") from error
         cache.export(content.digest, dest, hash_name=content.hash_name)

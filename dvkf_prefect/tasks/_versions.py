@@ -23,6 +23,10 @@ from dvkf_prefect.tasks._git import committed_versions
 # Keys in the metadata of an artifact.
 _DIGEST = "dvkf.digest"
 _RUN = "dvkf.flow-run"
+_EARLIER = "dvkf.earlier"
+# Starts of the digests of earlier versions that a card knows, and their length. Prefect cuts a value at 500 characters.
+_KNOWN = 45
+_START = 10
 
 
 def recorded_versions(repo: Repo, targets: Sequence[str] = ()) -> tuple[DataVersion, ...]:
@@ -41,28 +45,37 @@ def publish_versions(
     versions: Iterable[DataVersion],
     *,
     task_runs: Mapping[str, UUID | None] | None = None,
+    made: bool = True,
 ) -> None:
     """Publish a card for each version, except for the last published version of its output.
 
-    Prefect keeps the digest of a card's version with the card. One request reads those of all outputs.
+    Prefect keeps the digests of a card's version and of those before it with the card. One request reads those of all
+    outputs.
 
     Args:
         name: Short name of the repository.
         repo: The repository.
         versions: The versions; only the first ones get cards, see `DvkfSettings`.
         task_runs: Task runs that made the versions, by path; the current one by default.
+        made: The versions were made just now. One that was pulled or restored gets a card only if it never had one,
+            so pulls of two branches in turn publish nothing.
     """
     rows = DvkfSettings().card_rows
     shown = list(versions)[:rows]
     last = _last_cards(name, [version.path for version in shown])
     for version in shown:
         card = last.get(version.path)
-        if card is not None and (card.metadata_ or {}).get(_DIGEST) == version.digest:
+        known = (card.metadata_ if card is not None else None) or {}
+        earlier = known.get(_EARLIER, "").split()
+        if known.get(_DIGEST) == version.digest or (not made and version.digest[:_START] in earlier):
             continue
         run = flow_run.get_id() or ""
-        made = _card(name, repo, version, flow=run, profile=_profile(repo, version))
+        shown_card = _card(name, repo, version, flow=run, profile=_profile(repo, version))
         metadata = {_DIGEST: version.digest, _RUN: run}
-        publish(made, task_run=(task_runs or {}).get(version.path), metadata=metadata)
+        if _DIGEST in known:
+            others = [start for start in earlier if start != known[_DIGEST][:_START]]
+            metadata[_EARLIER] = " ".join([known[_DIGEST][:_START], *others][:_KNOWN])
+        publish(shown_card, task_run=(task_runs or {}).get(version.path), metadata=metadata)
 
 
 def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:

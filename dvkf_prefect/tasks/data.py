@@ -120,7 +120,7 @@ def pull_data(
     pulled = repo.pull(listed(targets), force=force)
     logger.info("%s", transfer_text("fetched", pulled.transfer))
     versions = recorded_versions(repo, listed(targets))
-    publish_versions(repository.name, repo, versions)
+    publish_versions(repository.name, repo, versions, made=False)
     Assets(repository, repo).read(versions)
     return versions
 

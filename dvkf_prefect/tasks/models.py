@@ -35,6 +35,7 @@ from dvkf_prefect.tasks._git import parent_run, run_trailers
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._models import publish_model
 from dvkf_prefect.tasks._names import run_name
+from dvkf_prefect.tasks._progress import ArtifactProgress
 from dvkf_prefect.tasks._servers import AnyServer, find_server
 
 
@@ -260,7 +261,7 @@ def deploy_model(
     """
     repository = find_block(DvcRepository, repository, "repository")
     server = find_server(server)
-    registry = ModelRegistry(repository.open())
+    registry = ModelRegistry(repository.open().using(progress=ArtifactProgress(repository.name)))
     version = registry.show(name, which)
     endpoint = server.deploy(registry, version)
     run_logger().info("%s %s answers at %s", name, version.version, endpoint.url)

@@ -29,6 +29,7 @@ from dvkf_prefect.tasks._changes import changed_files
 from dvkf_prefect.tasks._git import parent_run
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
+from dvkf_prefect.tasks._progress import ArtifactProgress
 from dvkf_prefect.tasks._versions import publish_versions, recorded_versions
 from dvkf_prefect.tasks.stages.log import join_lines
 from dvkf_prefect.tasks.stages.progress import PipelineProgress
@@ -84,7 +85,7 @@ def repro_pipeline(
     repository = find_block(DvcRepository, repository, "repository")
     pipelines = find_block(KubeflowPipelines, pipelines, "pipelines")
     logger = run_logger()
-    repo = repository.open()
+    repo = repository.open().using(progress=ArtifactProgress(repository.name))
     events: dict[str, StageEvent] = {}
     changes: dict[str, Mapping[str, TreeChange]] = {}
     skipped: list[str] = []
@@ -154,7 +155,12 @@ def repro_pipeline(
             }
             # Without targets, all outputs of the repository would be meant.
             versions = recorded_versions(repo, list(made)) if made else ()
-            publish_versions(repository.name, repo, versions, task_runs=made)
+            earlier = {
+                out.path for stage in result.restored for out in runner.snapshot.graph.stages[stage].outs
+            }
+            for restored in (False, True):
+                shown = [version for version in versions if (version.path in earlier) == restored]
+                publish_versions(repository.name, repo, shown, task_runs=made, made=not restored)
             if versions:
                 Assets(repository, repo).written_by_stages(versions, made)
 

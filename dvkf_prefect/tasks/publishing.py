@@ -25,6 +25,7 @@ from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import run_name
+from dvkf_prefect.tasks._progress import ArtifactProgress
 
 
 def _place(repository: DvcRepository, to: str | None, option: str) -> str:
@@ -76,7 +77,12 @@ def publish_model(
     registry = ModelRegistry(repository.open())
     place = _place(repository, to, "to")
     publication = publish_version(
-        registry, registry.show(name, which), place, as_format=as_format, allow_empty=allow_empty
+        registry,
+        registry.show(name, which),
+        place,
+        as_format=as_format,
+        allow_empty=allow_empty,
+        progress=ArtifactProgress(repository.name),
     )
     run_logger().info("%s", publication)
     publish(publication_card(publication, repository.name, limit=DvkfSettings().card_rows))

@@ -6,9 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect import flow
 from repos import make_repo
 
-from dvkf_prefect import DvcRepository, KubeflowPipelines, artifact_key, flows
+from dvkf_prefect import (
+    DvcRepository,
+    KubeflowPipelines,
+    add_data,
+    artifact_key,
+    flows,
+    pull_data,
+    push_data,
+)
+from dvkf_prefect.repo import Repo
 
 from .conftest import git
 
@@ -55,3 +65,31 @@ def test_repro_shows_the_new_versions_their_metrics_and_their_difference(
     ]
     assert ["1 added" in card.description for card in artifacts("diff-cards")] == [True, False]
     assert artifacts(artifact_key("data", "cards", "score.yaml")) == []
+    # The first version comes back from the run cache: it was published when it was made.
+    (root / "params.yaml").write_text("depth: 1\n")
+    assert flows.repro("cards", "cards", push=False)["restored"] == ["rows"]
+    assert len(artifacts(key)) == 2
+
+
+def test_pulls_of_two_branches_in_turn_publish_nothing(
+    repo: Repo, artifacts: Callable[[str], list[Any]]
+) -> None:
+    """A pull published each version that was not the last one published, again and again."""
+    block = DvcRepository(path=str(repo.root), label="branches")
+    repo.push()
+
+    @flow
+    def work() -> None:
+        pull_data(block)
+        git(repo.root, "switch", "--quiet", "--create", "other")
+        (repo.root / "data/train/9.txt").write_text("image 9\n")
+        add_data(block, "data/train")
+        git(repo.root, "commit", "--quiet", "--all", "--message", "Version 2")
+        push_data(block)
+        for branch in ("main", "other", "main", "other"):
+            git(repo.root, "switch", "--quiet", branch)
+            pull_data(block)
+
+    work()
+    cards = artifacts("data-branches-data-train")
+    assert [card.description.partition(":")[2].split(",")[0] for card in cards] == [" 3 files", " 4 files"]
