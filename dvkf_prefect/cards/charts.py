@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +12,8 @@ from dvkf_prefect.text import printable
 
 _BLUE, _GREY, _INK = "#2563eb", "#d4d4d8", "#27272a"
 _FONT = 'font-family="system-ui,sans-serif" font-size="11"'
-# Pixels: between columns, from row to row, of a node's height, and of a letter at most.
-_GAP, _ROW, _HIGH, _LETTER = 36, 34, 24, 6.5
+# Pixels: between columns, from row to row, of a node's height, between nodes of a line, and of a letter at most.
+_GAP, _ROW, _HIGH, _BESIDE, _LETTER = 36, 34, 24, 14, 6.5
 # Width of a card on Prefect's narrower pages.
 _WIDE = 640
 # A larger graph is no help in a card.
@@ -20,12 +21,30 @@ _NODES = 60
 
 
 def _text(value: object, length: int) -> str:
+    return html.escape(_short(value, length))
+
+
+def _short(value: object, length: int) -> str:
+    """Return a value as text as wide as ``length`` Latin letters at most."""
     text = printable(" ".join(str(value).split()))
-    return html.escape(text if len(text) <= length else text[: length - 1] + "…")
+    if _letters(text) <= length:
+        return text
+    while _letters(text) >= length:
+        text = text[:-1]
+    return text + "…"
+
+
+def _letters(text: str) -> int:
+    """Return the width of a text in Latin letters: a Chinese, Japanese or Korean one takes two, an accent none."""
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        for each in text
+    )
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    # Ten characters at most, for which the margin has room.
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> bytes:
@@ -53,7 +72,7 @@ def draw_line(
     """
     values = [value for _, value in points]
     low, high = min(values), max(values)
-    left, right, top, bottom = 66, width - 40, 34, height - 34
+    left, right, top, bottom = 84, width - 40, 34, height - 34
     # Halves first: the difference of two large numbers may be no number.
     span = high / 2 - low / 2
     step = (right - left) / max(1, len(points) - 1)
@@ -194,7 +213,8 @@ def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
     for node, (x, y, wide) in places.items():
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{_HIGH}" rx="4" fill="{_fill(node)}" '
-            f'stroke="#a1a1aa"/><text x="{x + 8:.1f}" y="{y + 16:.1f}">{_text(node, 30)}</text>'
+            f'stroke="#a1a1aa"/><text x="{x + wide / 2:.1f}" y="{y + 16:.1f}" text-anchor="middle">'
+            f"{_text(node, 30)}</text>"
         )
     return _svg(width, height, parts)
 
@@ -203,7 +223,7 @@ _Places = dict[str, tuple[float, float, float]]
 
 
 def _node_width(node: str) -> float:
-    return len(html.unescape(_text(node, 30))) * _LETTER + 16
+    return _letters(_short(node, 30)) * _LETTER + 16
 
 
 def _across(columns: Sequence[Sequence[str]]) -> tuple[_Places, float, float]:
@@ -218,16 +238,34 @@ def _across(columns: Sequence[Sequence[str]]) -> tuple[_Places, float, float]:
 
 
 def _down(columns: Sequence[Sequence[str]]) -> tuple[_Places, float, float]:
-    """Place the nodes in rows, as `_across` does in columns."""
-    widths = [sum(_node_width(node) + 14 for node in nodes) - 14 for nodes in columns]
-    widest = max(widths)
+    """Place the nodes in rows, as `_across` does in columns. A row that is too wide for a card takes several lines."""
+    rows = [_lines(nodes) for nodes in columns]
+    widest = max(_line_width(line) for lines in rows for line in lines)
     places: _Places = {}
-    for number, (nodes, all_wide) in enumerate(zip(columns, widths, strict=True)):
-        x = 10.0 + (widest - all_wide) / 2
-        for node in nodes:
-            places[node] = (x, 10.0 + number * (_HIGH + _GAP), _node_width(node))
-            x += _node_width(node) + 14
-    return places, widest + 20, len(columns) * (_HIGH + _GAP) - _GAP + 20
+    y = 10.0
+    for lines in rows:
+        for line in lines:
+            x = 10.0 + (widest - _line_width(line)) / 2
+            for node in line:
+                places[node] = (x, y, _node_width(node))
+                x += _node_width(node) + _BESIDE
+            y += _HIGH + _BESIDE
+        y += _GAP - _BESIDE
+    return places, widest + 20, y - _GAP + 10
+
+
+def _lines(nodes: Sequence[str]) -> list[list[str]]:
+    """Break the nodes of a row into lines that a card has room for."""
+    lines: list[list[str]] = [[]]
+    for node in nodes:
+        if lines[-1] and _line_width([*lines[-1], node]) > _WIDE - 20:
+            lines.append([])
+        lines[-1].append(node)
+    return lines
+
+
+def _line_width(nodes: Sequence[str]) -> float:
+    return sum(_node_width(node) + _BESIDE for node in nodes) - _BESIDE
 
 
 def _fill(node: str) -> str:

@@ -101,11 +101,12 @@ def _profile_parts(profile: FrameProfile, limit: int) -> list[str]:
         (
             column.name,
             column.dtype,
-            f"{column.missing:,}",
+            _missing(column.missing, profile.rows),
             "" if column.distinct is None else f"{column.distinct:,}",
-            f"{column.low} to {column.high}" if column.counts else "",
+            "" if not column.low else column.low if one else f"{column.low} to {column.high}",
         )
         for column in profile.columns
+        for one in (column.low == column.high,)
     ]
     table = markdown_table(("column", "type", "missing", "different", "range"), columns, limit=limit)
     parts = [f"### Columns\n\n{table}"]
@@ -117,6 +118,12 @@ def _profile_parts(profile: FrameProfile, limit: int) -> list[str]:
         names = [column.name for column in profile.columns]
         parts.append(f"### First rows\n\n{markdown_table(names, profile.sample, limit=limit)}")
     return parts
+
+
+def _missing(count: int, rows: int) -> str:
+    # A few missing values are no 0 %, and some known ones no 100 %.
+    share = min(max(100 * count / max(rows, 1), 0.1), 100 if count == rows else 99.9)
+    return f"{count:,} ({share:.3g} %)" if count else "0"
 
 
 def _commit_text(rev: str | None, commit: Commit | None) -> Markup:

@@ -124,16 +124,19 @@ def time_text(value: datetime | str) -> str:
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, limit: int = ROWS) -> str:
     """Return a markdown table of the first rows, with a count of the remaining ones.
 
+    A named column without a value in these rows is left out.
+
     Args:
         columns: Headers of the columns.
         rows: Cells by row; all but a `Markup` are escaped.
         limit: Maximum number of rows.
     """
     rows = list(rows)
-    lines = ["| " + " | ".join(map(escape, columns)) + " |", "|" + " --- |" * len(columns)]
     # A table ends a cell at a bar even in code.
-    cells = ([_BAR.sub(r"\1\|", escape(cell)) for cell in row] for row in rows[:limit])
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
+    cells = [[_BAR.sub(r"\1\|", escape(cell)) for cell in row] for row in rows[:limit]]
+    used = [i for i, name in enumerate(columns) if not name or not cells or any(row[i] for row in cells)]
+    lines = ["| " + " | ".join(escape(columns[i]) for i in used) + " |", "|" + " --- |" * len(used)]
+    lines += ["| " + " | ".join(row[i] for i in used) + " |" for row in cells]
     text = "\n".join(lines)
     if len(rows) > limit:
         text += f"\n\nand {len(rows) - limit:,} more"

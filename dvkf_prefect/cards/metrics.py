@@ -42,7 +42,7 @@ def metrics_card(
                 row.name,
                 value_text(row.old),
                 value_text(row.new),
-                f"{row.change:+.6g}" if row.change is not None else "",
+                change_text(row.change),
                 row.path,
             )
             for row in changes
@@ -54,10 +54,11 @@ def metrics_card(
         if row.old is None or row.old == row.new:
             shown.append(f"{escape(row.name)} **{value_text(row.new)}**")
         else:
-            change = f" ({row.change:+.4g})" if row.change is not None else ""
+            change = f" ({change_text(row.change)})" if row.change else ""
             shown.append(f"{escape(row.name)} {value_text(row.old)} → **{value_text(row.new)}**{change}")
     more = f", and {len(changes) - 5:,} more" if len(changes) > 5 else ""
-    against = f", against commit {code(before[:10])}" if before else ""
+    compared = before and any(row.old is not None for row in changes)
+    against = f", against commit {code(before[:10])}" if compared else ""
     description = f"**{escape(name)}**: {', '.join(shown) or 'no metrics'}{more}{against}."
     # Those that changed first.
     order = sorted(changes, key=lambda row: not row.change)
@@ -91,5 +92,22 @@ def value_text(value: object) -> Markup:
     if isinstance(value, bool) or value is None:
         return Markup("" if value is None else str(value).lower())
     if isinstance(value, (int, float)):
-        return Markup(f"{value:.6g}" if isinstance(value, float) else f"{value}")
+        return Markup(number_text(value))
     return escape(value)
+
+
+def number_text(value: float) -> str:
+    """Format a number with at least six digits; a large one has no exponent.
+
+    Example:
+        >>> number_text(0.12345678), number_text(2469135.78), number_text(2000)
+        ('0.123457', '2,469,136', '2,000')
+    """
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}"
+
+
+def change_text(change: float | None) -> str:
+    """Format a difference with its sign; empty for none."""
+    return f"{'+' if change > 0 else ''}{number_text(change)}" if change else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
@@ -20,7 +20,7 @@ from dvkf_prefect.cards.markdown import (
     size_text,
     time_text,
 )
-from dvkf_prefect.cards.metrics import draw_values, value_text
+from dvkf_prefect.cards.metrics import change_text, draw_values, value_text
 from dvkf_prefect.cards.pictures import Picture, show_pictures
 from dvkf_prefect.models.lineage import fact_text
 from dvkf_prefect.models.tags import EVENTS
@@ -44,7 +44,7 @@ def model_card(
     *,
     said: str = "",
     lineages: Sequence[Lineage] = (),
-    runs: Mapping[str, str] | None = None,
+    runs: Mapping[str, tuple[str, str]] | None = None,
     limit: int = ROWS,
 ) -> Card:
     """Show the versions of a model, highest first, with their stages; of the highest also metrics, data and places.
@@ -55,7 +55,7 @@ def model_card(
         name: Short name of the repository.
         said: Sentence on the latest change, for the description.
         lineages: Lineages of the first versions, in the same order.
-        runs: Addresses of the flow runs, by ID.
+        runs: Names and addresses of the flow runs, by ID.
         limit: Maximum number of versions.
     """
     rows = [
@@ -82,7 +82,7 @@ def model_card(
     return Card(artifact_key("model", name, model), description, "\n\n".join(parts))
 
 
-def _newest_parts(lineages: Sequence[Lineage], runs: Mapping[str, str], limit: int) -> list[str]:
+def _newest_parts(lineages: Sequence[Lineage], runs: Mapping[str, tuple[str, str]], limit: int) -> list[str]:
     """Return the parts on the highest version: where it comes from, where it is, and its metrics."""
     newest = lineages[0]
     version = newest.version
@@ -100,10 +100,7 @@ def _newest_parts(lineages: Sequence[Lineage], runs: Mapping[str, str], limit: i
         for item in newest.inputs
         if item.kind == "data"
     ]
-    facts += [
-        (key, link(value, runs[value]) if value in runs else code(value))
-        for key, value in newest.runs.items()
-    ]
+    facts += _run_rows(newest, runs)
     facts += [(str(fact["kind"]), fact_text(fact)) for fact in newest.facts if fact["kind"] != "service"]
     facts += [("service", address(service.url)) for service in newest.services]
     parts = [
@@ -130,9 +127,20 @@ def _newest_parts(lineages: Sequence[Lineage], runs: Mapping[str, str], limit: i
     return parts
 
 
+def _run_rows(lineage: Lineage, runs: Mapping[str, tuple[str, str]]) -> list[tuple[str, Markup]]:
+    """Return the runs that made a version, by the keys of their git trailers: ``Prefect-Flow-Run``."""
+    return [
+        (
+            key.removeprefix("Prefect-").replace("-", " ").lower(),
+            link(*runs[value]) if value in runs else code(value),
+        )
+        for key, value in lineage.runs.items()
+    ]
+
+
 def _change(old: object, new: object) -> str:
     numbers = [v for v in (old, new) if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return f"{numbers[1] - numbers[0]:+.6g}" if len(numbers) == 2 else ""
+    return change_text(numbers[1] - numbers[0]) if len(numbers) == 2 else ""
 
 
 def history_card(
@@ -172,7 +180,13 @@ def history_card(
 
 
 def lineage_card(
-    lineages: Sequence[Lineage], asked: str, name: str, *, graph: Drawing | None = None, limit: int = ROWS
+    lineages: Sequence[Lineage],
+    asked: str,
+    name: str,
+    *,
+    graph: Drawing | None = None,
+    runs: Mapping[str, tuple[str, str]] | None = None,
+    limit: int = ROWS,
 ) -> Card:
     """Show the lineage of versions: their inputs, parameters, metrics, runs and services.
 
@@ -180,7 +194,8 @@ def lineage_card(
         lineages: The lineages.
         asked: The model or data asked for.
         name: Short name of the repository.
-        graph: The graph, see `draw_lineage`; one that is too large for a picture is shown in Mermaid's language.
+        graph: The graph, see `draw_lineage`; one that is too large for a picture is shown as text.
+        runs: Names and addresses of the flow runs, by ID.
         limit: Maximum number of rows of a version.
     """
     parts = []
@@ -190,9 +205,9 @@ def lineage_card(
         rows += [
             (item.kind, Markup(f"{escape(item.path)} {code(item.digest[:12])}")) for item in lineage.inputs
         ]
-        rows += [(f"parameter {key}", code(value)) for key, value in lineage.params.items()]
+        rows += [(f"parameter {key}", code(value)) for key, value in _leaves(lineage.params)]
         rows += [(f"metric {key}", value_text(value)) for key, value in lineage.metrics.items()]
-        rows += [(key, code(value)) for key, value in lineage.runs.items()]
+        rows += _run_rows(lineage, runs or {})
         rows += [("service", address(service.url)) for service in lineage.services]
         table = markdown_table(("", "value"), rows, limit=limit)
         parts.append(f"## {escape(version.name)} {escape(version.version)}\n\n{table}")
@@ -209,6 +224,16 @@ def lineage_card(
     return Card(
         artifact_key("lineage", name, asked), description, markdown="\n\n".join(parts) or "No version."
     )
+
+
+def _leaves(values: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the single values of parameters by their dotted names: a stage may take a whole group."""
+    for key, value in values.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
 
 
 def mirror_card(report: MirrorReport, name: str, *, limit: int = ROWS) -> Card:

@@ -38,7 +38,8 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
     """
     services = {service.url for each in overview.models for service in each.services}
     counts = [
-        count_text(len(overview.data), "output") + _some(len(overview.changed), "changed"),
+        count_text(len(overview.data), "output")
+        + _some(sum(version.path in overview.changed for version in overview.data), "changed"),
         count_text(len(overview.stages), "stage") + _some(len(overview.stale), "to run"),
         count_text(len({each.version.name for each in overview.models}), "model"),
         count_text(len(services), "service"),
@@ -50,7 +51,7 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
         health += f", {count_text(len(overview.faults), 'part')} not readable"
     parts = [_health_part(overview, limit)]
     if overview.stages:
-        picture = draw_graph(overview.graph.needs)
+        picture = draw_graph(_joined(overview))
         rows = [
             (
                 each.stage,
@@ -86,6 +87,13 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
         f"**{escape(name)}**: {', '.join(counts)}; {health}.",
         "\n\n".join(parts),
     )
+
+
+def _joined(overview: Overview) -> dict[str, tuple[str, ...]]:
+    """Return the graph without data that no stage reads: the table of data has it."""
+    needs, users = overview.graph.needs, overview.graph.users()
+    stages = {each.stage for each in overview.stages}
+    return {node: needed for node, needed in needs.items() if needed or users[node] or node in stages}
 
 
 def _some(count: int, what: str) -> str:
@@ -128,11 +136,15 @@ def plots_card(
         limit: Maximum number of plots.
     """
     drawn = [Picture(image.name, image.data) for image in images if not image.error]
-    faults = [(image.name, image.error) for image in images if image.error]
+    faults = [(image.name, image.error) for image in images if image.error and not image.absent]
+    absent = [image.name for image in images if image.absent]
     versions = f" of {', '.join(map(code, revs))}" if revs else ""
     parts = show_pictures(drawn[:limit])
     if len(drawn) > limit:
         parts.append(f"and {len(drawn) - limit:,} more")
+    if absent:
+        more = f", and {len(absent) - limit:,} more" if len(absent) > limit else ""
+        parts.append(f"Without a file: {', '.join(map(escape, absent[:limit]))}{more}.")
     if faults:
         parts.append(f"### Not drawn\n\n{markdown_table(('plot', 'reason'), faults, limit=limit)}")
     description = f"**{escape(name)}**: {count_text(len(drawn), 'plot')}{versions}" + (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dvkf_prefect.cards.card import Card, artifact_key
-from dvkf_prefect.cards.markdown import ROWS, block, count_text, escape, markdown_table
+from dvkf_prefect.cards.markdown import ROWS, block, code, count_text, escape, markdown_table
 
 if TYPE_CHECKING:
     from dvkf_prefect.pipeline.plan.why import Decision
@@ -111,7 +111,7 @@ def stage_card(
     if failed and event is not None:
         how, _, after = event.message.partition(_TAIL)
         tail = tail or after.strip()
-        parts += [f"**{escape(how.strip().removesuffix('.'))}**"] if how.strip() else []
+        parts += [_cause(how)] if how.strip() else []
         parts += [f"### Last lines of its log\n\n{block(_cut(tail))}", "### Why it ran"] if tail else []
         ended = re.search(r"ended with exit code -?\d+", how)
         last = tail.splitlines()[-1] if tail else ""
@@ -124,7 +124,9 @@ def stage_card(
     rows = []
     for r in decision.reasons:
         what = f"{r.name} ({files[r.name]})" if r.name in files else r.name
-        rows.append((r.kind, what, _value(r.old), _value(r.new) or r.note))
+        # A reason that names no dependency is a sentence: the stage has no record, or always runs.
+        said = str(r) if r.kind in ("new", "always", "forced") else ""
+        rows.append((r.kind, said or what, _value(r.old), _value(r.new) or r.note))
     parts.append(
         markdown_table(("why", "what", "old", "new"), rows, limit=limit) if rows else "No dependency changed."
     )
@@ -136,6 +138,19 @@ def stage_card(
     if tail and not failed:
         parts.append(f"### End of its log\n\n{block(_cut(tail))}")
     return Card(artifact_key("stage", name, decision.stage), description, markdown="\n\n".join(parts))
+
+
+def _cause(how: str) -> str:
+    """Return a sentence in bold, and the command in it as code."""
+    texts = how.strip().removesuffix(".").split("`")
+    # Commands with quotes of their own stay as they are.
+    if len(texts) != 3:
+        return f"**{escape(how.strip().removesuffix('.'))}**"
+    return " ".join(
+        code(text) if number == 1 else f"**{escape(text.strip())}**"
+        for number, text in enumerate(texts)
+        if text.strip()
+    )
 
 
 def _cut(log: str) -> str:

@@ -31,11 +31,13 @@ def verification_card(found: Verification, place: str, name: str, *, limit: int 
         if found.problems
         else "all intact"
     )
+    # Else the head names the place.
+    elsewhere = any(problem.place != place for problem in found.problems)
     rows = [
         (
             code(problem.digest[:12]),
             ", ".join(problem.paths[:3]) or "not tracked",
-            problem.place,
+            problem.place if elsewhere else "",
             f"{problem.kind}, repaired" if problem.repaired else problem.kind,
             _DIGEST.sub(r"\1…", problem.detail),
         )

@@ -177,7 +177,8 @@ class DataVersion:
 
     def __str__(self) -> str:
         rev = f"@{self.rev[:7]}" if self.rev else ""
-        return f"{self.path}{rev} ({self.digest[:8]}, {self.nfiles} file(s), {self.size} bytes)"
+        files = f"{self.nfiles:,} file{'' if self.nfiles == 1 else 's'}"
+        return f"{self.path}{rev} ({self.digest[:8]}, {files}, {self.size:,} bytes)"
 
 
 def inside_root(path: str, source: str) -> str:

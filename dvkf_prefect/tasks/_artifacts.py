@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from prefect import runtime
@@ -11,6 +12,12 @@ from prefect.context import SyncClientContext
 from prefect.utilities.urls import url_for
 
 from dvkf_prefect.cards import Card
+
+if TYPE_CHECKING:
+    from dvkf_prefect.models.lineage import Lineage
+
+FLOW_RUN = "Prefect-Flow-Run"
+"""Key of the git trailer with the ID of a flow run."""
 
 
 def publish(card: Card, *, task_run: UUID | None = None, metadata: Mapping[str, str] | None = None) -> UUID:
@@ -67,13 +74,22 @@ def create_artifact(
         return context.client.create_artifact(wanted).id
 
 
-def run_url(flow_run: str) -> str:
-    """Return the address of a flow run in Prefect's pages; empty without any.
+def run_link(flow_run: str) -> tuple[str, str]:
+    """Return name and address of a flow run in Prefect's pages; empty without any.
 
     Args:
-        flow_run: ID of the flow run; empty for none.
+        flow_run: ID of the flow run; empty for none. Another run than the current one is named by its ID.
     """
-    return (url_for("flow-run", obj_id=flow_run) or "") if flow_run else ""
+    if not flow_run:
+        return "", ""
+    name = runtime.flow_run.get_name() if flow_run == runtime.flow_run.get_id() else None
+    return name or flow_run, url_for("flow-run", obj_id=flow_run) or ""
+
+
+def run_links(lineages: Iterable[Lineage]) -> dict[str, tuple[str, str]]:
+    """Return name and address of each flow run that made one of the versions, by ID."""
+    runs = {run for each in lineages for key, run in each.runs.items() if key == FLOW_RUN}
+    return {run: run_link(run) for run in runs}
 
 
 def update_artifact(artifact: UUID, data: str | float, description: str) -> None:

@@ -12,6 +12,7 @@ from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.formats.tracked import read_outputs
 from dvkf_prefect.pipeline.run.documents import prefix_of
 from dvkf_prefect.repo import Repo
+from dvkf_prefect.tasks._artifacts import FLOW_RUN
 
 
 def committed_versions(repo: Repo, path: str, *, limit: int) -> list[DataVersion]:
@@ -79,7 +80,7 @@ def run_trailers() -> dict[str, str]:
     if not run:
         return {}
     kubeflow = _KUBEFLOW_RUNS.get(run)
-    return {"Prefect-Flow-Run": run} | ({"Kubeflow-Run": " ".join(kubeflow)} if kubeflow else {})
+    return {FLOW_RUN: run} | ({"Kubeflow-Run": " ".join(kubeflow)} if kubeflow else {})
 
 
 def with_trailers(message: str, trailers: Mapping[str, str]) -> str:

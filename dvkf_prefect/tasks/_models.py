@@ -8,7 +8,7 @@ from dvkf_prefect.models import trace
 from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import publish, run_url
+from dvkf_prefect.tasks._artifacts import publish, run_links
 from dvkf_prefect.tasks._logging import run_logger
 
 # Versions whose metrics a model's card draws; each takes some calls of git.
@@ -27,14 +27,13 @@ def publish_model(repository: DvcRepository, registry: ModelRegistry, name: str,
     run_logger().info("%s", said)
     versions = registry.list(name)
     lineages = with_services([trace.trace_version(registry, version) for version in versions[:_TRACED]])
-    runs = {run: run_url(run) for key, run in (lineages[0].runs if lineages else {}).items() if "Flow" in key}
     card = model_card(
         versions,
         name,
         repository.name,
         said=said,
         lineages=lineages,
-        runs=runs,
+        runs=run_links(lineages[:1]),
         limit=DvkfSettings().card_rows,
     )
     publish(card)

@@ -17,7 +17,7 @@ from dvkf_prefect.errors import DvkfError
 from dvkf_prefect.formats.outputs import DataVersion
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import publish, run_url, update_artifact
+from dvkf_prefect.tasks._artifacts import publish, run_link, update_artifact
 from dvkf_prefect.tasks._git import committed_versions
 
 # Keys in the metadata of an artifact.
@@ -111,7 +111,7 @@ def _card(name: str, repo: Repo, version: DataVersion, *, flow: str, profile: Fr
         history,
         commits=read_commits(repo.git, revs) if repo.git is not None else {},
         profile=profile,
-        run=(flow, run_url(flow)),
+        run=run_link(flow),
         limit=rows,
     )
 

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowModelRegistry, find_block
 from dvkf_prefect.cards import (
+    count_text,
     endpoint_card,
     history_card,
     lineage_card,
@@ -28,7 +29,7 @@ from dvkf_prefect.openlineage.sending import send_deployed, send_registered
 from dvkf_prefect.serving.endpoint import Endpoint
 from dvkf_prefect.serving.whereabouts import with_services
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.tasks._artifacts import publish
+from dvkf_prefect.tasks._artifacts import publish, run_links
 from dvkf_prefect.tasks._assets import Assets
 from dvkf_prefect.tasks._events import announce_model
 from dvkf_prefect.tasks._git import parent_run, run_trailers
@@ -278,9 +279,16 @@ def deploy_model(
 
 def _publish_lineage(repository: DvcRepository, found: list[Lineage], asked: str) -> tuple[Lineage, ...]:
     found = with_services(found)
-    run_logger().info("%d versions in the lineage of %s", len(found), asked)
-    graph = draw_lineage(found)
-    publish(lineage_card(found, asked, repository.name, graph=graph, limit=DvkfSettings().card_rows))
+    run_logger().info("%s in the lineage of %s", count_text(len(found), "version"), asked)
+    card = lineage_card(
+        found,
+        asked,
+        repository.name,
+        graph=draw_lineage(found),
+        runs=run_links(found),
+        limit=DvkfSettings().card_rows,
+    )
+    publish(card)
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from dvkf_prefect.cards import artifact_key, data_card, diff_card, escape, markd
 from dvkf_prefect.cards.upkeep import garbage_card, verification_card
 from dvkf_prefect.data.quality.incoming import Incoming, IncomingFile
 from dvkf_prefect.data.quality.reports import FailedCheck, QualityReport
+from dvkf_prefect.data.tables.frame_profile import ColumnProfile, FrameProfile
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.upkeep.gc import GarbageCollection, Removed
 from dvkf_prefect.data.upkeep.verify import Problem, Verification
@@ -32,7 +33,7 @@ from dvkf_prefect.pipeline.plan.why import Decision, Reason
 from dvkf_prefect.pipeline.report.dag import Drawing
 from dvkf_prefect.pipeline.report.metrics import MetricChange
 from dvkf_prefect.pipeline.report.plot_files import PlotImage
-from dvkf_prefect.pipeline.run.events import ReproResult
+from dvkf_prefect.pipeline.run.events import ReproResult, StageEvent
 from dvkf_prefect.promotion.journal import Holder, Record, Step
 from dvkf_prefect.promotion.places import ServingState
 from dvkf_prefect.serving.endpoint import Endpoint
@@ -466,3 +467,59 @@ def test_repositories_share_no_timeline_and_each_card_names_its_own() -> None:
     for name, made in (("shop", shop), ("farm", farm)):
         assert [card.key for card in made if name not in card.key] == []
         assert [card.description for card in made if f"**{name}**" not in card.description] == []
+
+
+def test_a_column_without_a_value_is_left_out() -> None:
+    assert markdown_table(("a", "b", "c"), [("1", "", "0"), ("2", None or "", "x")]).splitlines() == [
+        "| a | c |",
+        "| --- | --- |",
+        "| 1 | 0 |",
+        "| 2 | x |",
+    ]
+    assert markdown_table(("", "b"), [("", "1")]).splitlines()[-1] == "|  | 1 |"
+    assert markdown_table(("a", "b"), []).splitlines()[0] == "| a | b |"
+
+
+def test_a_first_metric_is_compared_with_nothing_and_a_large_one_is_readable() -> None:
+    first = MetricChange("m.json", "loss", None, 2469135.78, None)
+    card = cards.metrics_card([first], "shop", before="4f" * 20)
+    assert card.description == "**shop**: loss **2,469,136**."
+    assert card.markdown.splitlines()[0] == "| metric | new | file |"
+    changes = [MetricChange("m.json", "loss", 2e6, 3e6, 1e6), MetricChange("m.json", "same", 0.5, 0.5, 0.0)]
+    card = cards.metrics_card(changes, "shop", before="4f" * 20)
+    assert "loss 2,000,000 → **3,000,000** (+1,000,000)" in card.description
+    assert "| same | 0.5 | 0.5 |  | m.json |" in card.markdown
+
+
+def test_a_new_stage_says_so_in_its_card() -> None:
+    card = cards.stage_card(Decision("train", "run", (Reason("new", "train"),)), "shop")
+    assert card.markdown.splitlines()[-1] == "| new | it has no entry in dvc.lock |"
+
+
+def test_the_command_of_a_failed_stage_is_code() -> None:
+    event = StageEvent(
+        "fail", "train", message="stage 'train' failed: `python a_b.py` ended with exit code 3."
+    )
+    card = cards.stage_card(Decision("train", "run", (Reason("new", "train"),)), "shop", event)
+    assert "**stage 'train' failed:** `python a_b.py` **ended with exit code 3**" in card.markdown
+
+
+def test_a_plot_that_a_version_does_not_have_is_no_failure() -> None:
+    images = [
+        PlotImage("roc.json", b"<svg/>"),
+        PlotImage("roc.json of HEAD", error="'roc.json' is not in HEAD", absent=True),
+    ]
+    card = cards.plots_card(images, "shop", revs=("HEAD", "workspace"))
+    assert card.description == "**shop**: 1 plot of `HEAD`, `workspace`."
+    assert card.markdown.endswith("Without a file: roc.json of HEAD.")
+
+
+def test_missing_values_have_their_share() -> None:
+    columns = tuple(
+        ColumnProfile(name, "str", missing)
+        for name, missing in (("none", 0), ("one", 1), ("most", 9999), ("all", 10000))
+    )
+    version = DataVersion("shop", None, "a.csv", A, 10, 1)
+    card = data_card(version, "shop", profile=FrameProfile(10000, columns))
+    found = re.findall(r"\| \w+ \| str \| ([^|]*) \|", card.markdown)
+    assert found == ["0", "1 (0.1 %)", "9,999 (99.9 %)", "10,000 (100 %)"]

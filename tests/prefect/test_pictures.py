@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -55,6 +56,83 @@ def test_bars_are_as_high_as_their_counts() -> None:
     svg = draw_histograms([Histogram("x", (2, 0, 4), "0", "9")]).decode()
     heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill="#2563eb"', svg)]
     assert len(heights) == 2 and heights[1] == 2 * heights[0]
+
+
+def test_no_label_of_a_line_leaves_its_picture() -> None:
+    for value in (3_703_703.67, -1.2345678e-7, -98765.4321, 1.7e308, 123456789.0):
+        svg = draw_line("loss", [("a", value), ("b", 2 * value)])
+        found = re.findall(r'<text x="(\d+)" y="[\d.]+" text-anchor="end">([^<]*)<', svg.decode())
+        # A letter is at most 7 pixels wide, in any font that browsers take.
+        assert len(found) == 2 and all(int(x) - 7 * len(text) >= 0 for x, text in found), found
+
+
+def test_a_wide_row_of_a_graph_takes_several_lines() -> None:
+    """One line of 40 nodes was shown at a tenth of its size."""
+    needs: dict[str, tuple[str, ...]] = {f"output-number-{n}": ("train",) for n in range(40)}
+    svg = (draw_graph({"train": (), **needs, "end": tuple(needs)}) or b"").decode()
+    assert float(svg.partition('width="')[2].partition('"')[0]) <= 640
+    boxes = [
+        tuple(map(float, box)) for box in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', svg)
+    ]
+    assert len(set(boxes)) == 42
+    lines: dict[float, list[tuple[float, float]]] = {}
+    for x, y, wide in boxes:
+        lines.setdefault(y, []).append((x, x + wide))
+    for spans in lines.values():
+        spans.sort()
+        assert all(left > right for (_, right), (left, _) in itertools.pairwise(spans))
+
+
+def test_a_box_has_room_for_wide_letters() -> None:
+    wide, narrow = (
+        float(re.findall(r'width="([\d.]+)" height="24"', (draw_graph({name: ()}) or b"").decode())[0])
+        for name in ("数据集合", "abcd")
+    )
+    assert wide >= narrow + 4 * 6
+    long = (draw_graph({"漢字" * 40: ()}) or b"").decode()
+    assert texts(long.encode())[0] == "漢字" * 7 + "…"
+
+
+def test_whole_numbers_have_bars_without_gaps_and_identifiers_none() -> None:
+    """One to nine in 24 intervals were a comb; a unique number of each row was a box."""
+    frame = pd.DataFrame(
+        {
+            "few": [1, 2, 3, 9] * 25,
+            "many": [n % 50 for n in range(100)],
+            "gaps": [1.0, 2.0, None, 4.0] * 25,
+            "order_id": range(1000, 1100),
+            "share": [n / 100 for n in range(100)],
+        }
+    )
+    found = {column.name: column for column in profile_frame(frame).columns}
+    assert found["few"].counts == (25, 25, 25, 0, 0, 0, 0, 0, 25)
+    assert found["many"].counts == (6,) * 16 + (4,)
+    assert found["gaps"].counts == (25, 25, 0, 25)
+    assert (found["order_id"].counts, found["order_id"].low, found["order_id"].high) == ((), "1000", "1099")
+    assert len(found["share"].counts) == 24
+    assert profile_frame(pd.DataFrame({"n": [5, 6, 7]})).columns[0].counts == (1, 1, 1)
+    assert profile_frame(pd.DataFrame({"n": [-(2**63), 2**63 - 1]})).columns[0].counts[0] == 1
+
+
+def test_dates_of_a_csv_have_a_range() -> None:
+    frame = pd.DataFrame(
+        {
+            "day": ["2026-01-01", None, "2026-01-31"],
+            "time": ["2026-01-01T10:00:00+02:00", "2026-03-01 11:00:00", "2026-02-01T00:00:00Z"],
+            "other": ["2026-01-01", "never", "2026-01-02"],
+            "part": ["2026-01-01-b", "2026-01-01-c", "2026-01-01-d"],
+            "false": ["2026-02-31", "2026-02-30", "2026-02-29"],
+        }
+    )
+    found = {column.name: column for column in profile_frame(frame, bins=3).columns}
+    assert (found["day"].low, found["day"].high, found["day"].counts) == (
+        "2026-01-01",
+        "2026-01-31",
+        (1, 0, 1),
+    )
+    assert found["day"].dtype.endswith(" (time)") and found["day"].missing == 1
+    assert (found["time"].low, found["time"].high) == ("2026-01-01", "2026-03-01")
+    assert all(found[name].low == "" and not found[name].counts for name in ("other", "part", "false"))
 
 
 def test_a_node_stands_to_the_right_of_what_it_needs() -> None:

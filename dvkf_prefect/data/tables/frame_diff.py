@@ -486,7 +486,10 @@ def _code(text: str) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Iterable[str]], limit: int) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in rows[:limit]]
+    cells = [[markdown(cell) for cell in row] for row in rows[:limit]]
+    # A column without a value says nothing.
+    used = [i for i in range(len(heads)) if any(row[i] for row in cells)]
+    lines = ["| " + " | ".join(heads[i] for i in used) + " |", "|" + " --- |" * len(used)]
+    lines += ["| " + " | ".join(row[i] for i in used) + " |" for row in cells]
     more = f"\n\nand {len(rows) - limit:,} more" if len(rows) > limit else ""
     return "\n".join(lines) + more

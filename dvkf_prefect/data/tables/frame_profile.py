@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:$|[T ]\d\d:)")
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class ColumnProfile:
         distinct: Number of different values; None if they cannot be counted.
         low: Lowest number or time as text; empty for other types.
         high: Highest number or time as text.
-        counts: Number of values in equal intervals from `low` to `high`.
+        counts: Number of values in equal intervals from `low` to `high`; empty for identifiers, which are integers
+            that all differ.
     """
 
     name: str
@@ -65,7 +70,13 @@ def profile_frame(frame: pd.DataFrame, *, bins: int = 24, sample: int = 0) -> Fr
 
 
 def _column(name: str, column: pd.Series[Any], bins: int) -> ColumnProfile:
-    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_datetime64_any_dtype, is_numeric_dtype
+    from pandas.api.types import (
+        is_bool_dtype,
+        is_complex_dtype,
+        is_datetime64_any_dtype,
+        is_integer_dtype,
+        is_numeric_dtype,
+    )
 
     missing = int(column.isna().sum())
     try:
@@ -75,21 +86,51 @@ def _column(name: str, column: pd.Series[Any], bins: int) -> ColumnProfile:
     low = high = ""
     counts: tuple[int, ...] = ()
     known = column.dropna()
-    if is_datetime64_any_dtype(column) and len(known):
+    dtype = str(column.dtype)
+    if (times := _times(known)) is not None:
+        known, dtype = times, f"{dtype} (time)"
+        low, high = f"{times.min():%Y-%m-%d}", f"{times.max():%Y-%m-%d}"
+        counts = _counts(times.astype("int64"), bins)
+    elif is_datetime64_any_dtype(column) and len(known):
         low, high = f"{known.min():%Y-%m-%d}", f"{known.max():%Y-%m-%d}"
         counts = _counts(known.astype("int64"), bins)
     elif is_numeric_dtype(column) and not is_bool_dtype(column) and not is_complex_dtype(column):
         numbers = known.astype("float64")
         numbers = numbers[numbers.abs() < float("inf")]
         if len(numbers):
-            low, high = f"{numbers.min():.6g}", f"{numbers.max():.6g}"
-            counts = _counts(numbers, bins)
-    return ColumnProfile(name, str(column.dtype), missing, distinct, low, high, counts)
+            # Whole numbers are floats where some are missing.
+            integers = is_integer_dtype(column) or bool((numbers % 1 == 0).all())
+            low, high = (_number_text(each, integers) for each in (numbers.min(), numbers.max()))
+            if not (integers and distinct == len(numbers) > bins):
+                counts = _counts(numbers, bins, integers=integers)
+    return ColumnProfile(name, dtype, missing, distinct, low, high, counts)
 
 
-def _counts(numbers: pd.Series[Any], bins: int) -> tuple[int, ...]:
+def _times(known: pd.Series[Any]) -> pd.Series[Any] | None:
+    """Return texts that are all dates of ISO 8601 as times, as CSV has them; None for any other column."""
+    import pandas as pd
+    from pandas.api.types import is_string_dtype
+
+    if not len(known) or not is_string_dtype(known) or not known.head(20).astype(str).str.match(_DATE).all():
+        return None
+    try:
+        return pd.to_datetime(known, format="ISO8601", utc=True)
+    except (ValueError, TypeError):
+        return None
+
+
+def _number_text(value: float, integer: bool) -> str:
+    return f"{value:.0f}" if integer and abs(value) < 1e15 else f"{value:.6g}"
+
+
+def _counts(numbers: pd.Series[Any], bins: int, *, integers: bool = False) -> tuple[int, ...]:
     import numpy as np
 
+    if integers and (span := float(numbers.max()) - float(numbers.min()) + 1) < 1e15:
+        # As many integers in each interval, else some would look rare.
+        width = max(1, -(-span // bins))
+        places = ((numbers.to_numpy(dtype="float64") - float(numbers.min())) // width).astype("int64")
+        return tuple(int(count) for count in np.bincount(places, minlength=int(-(-span // width))))
     # In [0, 1]: the width of an interval between the largest numbers is no number.
     values = numbers.to_numpy(dtype="float64") / 2
     low, high = values.min(), values.max()

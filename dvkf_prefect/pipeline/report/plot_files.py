@@ -121,11 +121,13 @@ class PlotImage:
         name: Name of the plot; with the version for an image plot of several versions.
         data: Bytes of the image: SVG, PNG, or the file that a stage wrote. Empty on an error.
         error: Reason why it cannot be drawn; empty on success.
+        absent: True if a version has no file of a plot that other versions have.
     """
 
     name: str
     data: bytes = b""
     error: str = ""
+    absent: bool = False
 
 
 def draw_images(plots: Sequence[Plot], *, small: int = 64_000) -> list[PlotImage]:
@@ -141,7 +143,12 @@ def draw_images(plots: Sequence[Plot], *, small: int = 64_000) -> list[PlotImage
     found = []
     for plot in plots:
         found += [
-            PlotImage(f"{file or plot.name} of {rev}", error=str(error)) for rev, file, error in plot.errors
+            PlotImage(
+                f"{file or plot.name} of {rev}",
+                error=str(error),
+                absent=isinstance(error, FileNotFoundError) and bool(plot.points or plot.images),
+            )
+            for rev, file, error in plot.errors
         ]
         several = len(plot.images) > 1
         found += [PlotImage(f"{plot.name} of {i.rev}" if several else plot.name, i.data) for i in plot.images]
