@@ -6,13 +6,16 @@ honest about a model if its own files give the same values. Git's files are hash
 
 from __future__ import annotations
 
+import os
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.data.git.unsaved import IGNORED, find_unsaved
 from dvkf_prefect.data.repository.repository import Repository
-from dvkf_prefect.errors import ModelError
+from dvkf_prefect.errors import DvkfError, ModelError
 from dvkf_prefect.formats.digest import digest_bytes
 from dvkf_prefect.formats.dvclock import Entry, lock_file, read_lock
 from dvkf_prefect.formats.dvcyaml import Stage, load_stages
@@ -23,6 +26,8 @@ from dvkf_prefect.formats.params import parse_params, select
 from dvkf_prefect.formats.tracked import read_outputs
 from dvkf_prefect.formats.tree import Tree
 from dvkf_prefect.paths import is_within, overlaps
+from dvkf_prefect.pipeline.plan.outside import place_in_git, with_own_paths
+from dvkf_prefect.pipeline.report.uncommitted import is_data
 
 _LFS = b"version https://git-lfs"
 _SHOWN = 5
@@ -116,8 +121,8 @@ def check_committed(repo: Repository, git: Git, name: str, path: str, rev: str, 
     """
     commit = Making(repo.files(rev))
     steps = commit.behind(path)
-    tree = _CommitTree(git, rev, repo.root.resolve().relative_to(git.root.resolve()).as_posix())
-    wrong = [text for step in steps for text in _lies(commit, step, tree)]
+    tree = _CommitTree(git, rev)
+    wrong = [text for step in steps for text in _lies(repo, git, commit, step, tree)]
     if wrong:
         raise ModelError(
             f"model '{name}' was not made by the files of commit {rev[:7]}: {_listed(wrong)}. Commit the files that "
@@ -133,9 +138,9 @@ def check_committed(repo: Repository, git: Git, name: str, path: str, rev: str, 
         )
 
 
-def _lies(commit: Making, step: Step, tree: _CommitTree) -> Iterator[str]:
+def _lies(repo: Repository, git: Git, commit: Making, step: Step, tree: _CommitTree) -> Iterator[str]:
     """Yield the differences between a stage's record and the files of its commit."""
-    stage, entry = step.stage, step.entry
+    stage, entry = with_own_paths(step.stage, repo.root), step.entry
     command = list(stage.command) if isinstance(stage.command, tuple) else stage.command
     if entry["cmd"] != command:
         yield f"stage '{stage.address}' ran another command"
@@ -152,17 +157,61 @@ def _lies(commit: Making, step: Step, tree: _CommitTree) -> Iterator[str]:
     recorded = {item["path"]: item for item in entry.get("deps", ())}
     for dep in stage.deps:
         item = recorded.get(dep.name)
-        if dep.external or dep.dataset is not None or item is None or item.get("hash") != MD5:
+        if item is None:
+            yield f"'{dep.name}', read by stage '{stage.address}' in {stage.file}, was no dependency of its run"
             continue
-        output = commit.tracked(dep.path)
-        if output is not None:
-            known = output.content if output.path == dep.path and output.hash_name == MD5 else None
-            if known is not None and known.digest != item["md5"]:
+        place = place_in_git(repo, git, stage, dep)
+        if place is None or item.get("hash") != MD5 or "md5" not in item:
+            continue
+        output = None if dep.external else commit.tracked(dep.path)
+        if output is not None and is_within(dep.path, output.path):
+            known = _part(repo, output, dep.path)
+            if known is not None and known != item["md5"]:
                 yield f"'{dep.path}' differs from the data that stage '{stage.address}' read"
-        elif not tree.has(dep.path):
-            yield f"'{dep.path}', read by stage '{stage.address}', is neither in git nor tracked by DVC"
-        elif tree.differs(dep.path, item["md5"]):
+        elif not tree.has(place):
+            if output is None and not dep.external:
+                yield f"'{dep.path}', read by stage '{stage.address}', is neither in git nor tracked by DVC"
+        elif tree.differs(place, item["md5"], [] if dep.external else _data_below(repo, commit, dep.path)):
             yield f"'{dep.path}' differs from the file that stage '{stage.address}' read"
+
+
+def _part(repo: Repository, output: Output, path: str) -> str | None:
+    """Return the digest of an output or of a part of it; None if the cache does not tell."""
+    if output.content is None or output.hash_name != MD5:
+        return None
+    if path == output.path:
+        return output.content.digest
+    tree = _manifest(repo, output)
+    part = None if tree is None else tree.subtree(path[len(output.path) + 1 :])
+    if not part:
+        return None
+    return part.digests[0] if part.relpaths == [""] else part.digest
+
+
+def _data_below(repo: Repository, commit: Making, folder: str) -> list[tuple[str, str]] | None:
+    """Return paths, relative to a folder, and digests of the data of DVC in it; None if the cache does not tell."""
+    pairs: list[tuple[str, str]] = []
+    for output in commit.outputs.values():
+        if not output.cached or not is_within(output.path, folder):
+            continue
+        if output.content is None or output.hash_name != MD5:
+            return None
+        name = posixpath.relpath(output.path, folder or ".")
+        if not output.content.is_dir:
+            pairs.append((name, output.content.digest))
+            continue
+        tree = _manifest(repo, output)
+        if tree is None:
+            return None
+        pairs += [(f"{name}/{key}", digest) for key, digest in tree.items()]
+    return pairs
+
+
+def _manifest(repo: Repository, output: Output) -> Tree | None:
+    try:
+        return repo.cache.read_tree(output.digest or "", aside=False)
+    except DvkfError:
+        return None
 
 
 def _changes(
@@ -189,16 +238,16 @@ def _changes(
             old = commit.params(step.stage, file) if file in step.stage.params else None
             if here.params(stage, file) != old:
                 yield f"{stage.params_path(file)}, read by stage '{stage.address}'"
-        code = [
-            dep.path
-            for dep in stage.deps
-            if not dep.external and dep.dataset is None and commit.tracked(dep.path) is None
-        ]
-        specs = [f":(top,literal){tree.path(each)}" for each in code]
-        if specs:
-            shown = git.run_bytes("status", "--porcelain", "-z", "--no-renames", "--", *specs)
-            for line in filter(None, shown.decode(errors="replace").split("\0")):
-                yield f"{line[3:]}, read by stage '{stage.address}'"
+        places = [git.prefix(repo.root) + used for used in stage.used]
+        for dep in stage.deps:
+            place = place_in_git(repo, git, stage, dep)
+            output = None if dep.external else commit.tracked(dep.path)
+            if place is not None and (output is None or not is_within(dep.path, output.path)):
+                places.append(place)
+        for each in find_unsaved(git, places):
+            inside = posixpath.relpath(each.path, git.prefix(repo.root) or ".")
+            if each.obstacle != IGNORED or not is_data(repo, here.tracked(inside), inside):
+                yield f"{each.path}, read by stage '{stage.address}'{each.obstacle and f', {each.obstacle}'}"
 
 
 class _CommitTree:
@@ -207,18 +256,12 @@ class _CommitTree:
     Args:
         git: The work tree.
         rev: The commit.
-        prefix: Folder of the repository's root in the work tree; ``.`` for the top.
     """
 
-    def __init__(self, git: Git, rev: str, prefix: str) -> None:
+    def __init__(self, git: Git, rev: str) -> None:
         self._git = git
         self._rev = rev
-        self._prefix = "" if prefix == "." else f"{prefix}/"
         self._modes: dict[str, str] | None = None
-
-    def path(self, path: str) -> str:
-        """Return a path relative to the top of the work tree."""
-        return self._prefix + path
 
     def _files(self) -> dict[str, str]:
         if self._modes is None:
@@ -229,25 +272,28 @@ class _CommitTree:
 
     def has(self, path: str) -> bool:
         """Return True if the commit has a file or a folder of that path, or lets a link or submodule lead to it."""
-        full = self.path(path)
         return any(
-            is_within(name, full) or (mode in ("120000", "160000") and is_within(full, name))
+            is_within(name, path) or (mode in ("120000", "160000") and is_within(path, name))
             for name, mode in self._files().items()
         )
 
-    def differs(self, path: str, digest: str) -> bool:
+    def differs(self, path: str, digest: str, data: list[tuple[str, str]] | None) -> bool:
         """Return True if a path's content in the commit is surely not that of a digest.
+
+        Args:
+            path: Posix, relative to the work tree's top.
+            digest: The digest that DVC recorded.
+            data: Paths and digests of DVC's data in a folder; None if they are not known.
 
         Links, submodules and files of git LFS are not compared, nor a folder that has files ignored by git or a
         repository with a .dvcignore: the stage may have read other files of that folder.
         """
-        full = self.path(path)
-        files = {name: mode for name, mode in self._files().items() if is_within(name, full)}
+        files = {name: mode for name, mode in self._files().items() if is_within(name, path)}
         if not files or any(mode in ("120000", "160000") for mode in files.values()):
             return False
         if digest.endswith(".dir"):
-            return not self._is_folder(full, digest, list(files))
-        return not self._is_file(full, digest)
+            return data is not None and not self._is_folder(path, digest, list(files), data)
+        return not self._is_file(path, digest)
 
     def _is_file(self, name: str, digest: str) -> bool:
         data = self._git.show(self._rev, name)
@@ -260,18 +306,20 @@ class _CommitTree:
         lines = (line.strip() for line in self._git.show(self._rev, name).splitlines())
         return any(line and not line.startswith(b"#") for line in lines)
 
-    def _is_folder(self, folder: str, digest: str, names: list[str]) -> bool:
-        pairs = [(name[len(folder) + 1 :], digest_bytes(self._git.show(self._rev, name))) for name in names]
-        if Tree.from_pairs(pairs).digest == digest:
+    def _is_folder(self, folder: str, digest: str, names: list[str], data: list[tuple[str, str]]) -> bool:
+        start = len(folder) + 1 if folder else 0
+        pairs = [(name[start:], digest_bytes(self._git.show(self._rev, name))) for name in names]
+        if Tree.from_pairs([*pairs, *data]).digest == digest:
             return True
         # Files that git ignores and DVC does not, or the other way round, make another manifest of the same commit.
         if any(self._has_patterns(name) for name in self._files() if name.rpartition("/")[2] == ".dvcignore"):
             return True
         spec = f":(top,literal){folder}"
-        ignored = self._git.run_bytes(
+        listed = self._git.run_bytes(
             "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--", spec
         )
-        return bool(ignored)
+        known = {name for name, _ in data}
+        return any(os.fsdecode(name)[start:] not in known for name in listed.split(b"\0") if name)
 
 
 def _listed(texts: list[str]) -> str:

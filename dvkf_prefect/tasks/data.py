@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from prefect.tasks import Task
 from dvkf_prefect.blocks import DvcRepository, find_block
 from dvkf_prefect.cards import Card, artifact_key, diff_card, escape, plain, transfer_text
 from dvkf_prefect.data.git.clones import push
+from dvkf_prefect.data.git.unsaved import IGNORED
 from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff
 from dvkf_prefect.errors import GitError, RemoteUnreachableError
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 Uncommitted = Literal["commit", "refuse", "mark"]
 """Handling of inputs that git's last commit does not have, see `commit_results`."""
+
+_UNCOMMITTED = "Dvkf-Uncommitted"
 
 
 def _is_unreachable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -339,12 +343,15 @@ def check_commit(repository: DvcRepository | str, *, uncommitted: Uncommitted = 
 
 def _refuse(repo: Repo, found: Sequence[UncommittedInput]) -> None:
     if found:
-        listed = "; ".join(map(str, found[:10])) + (
-            f"; and {len(found) - 10} more" if len(found) > 10 else ""
-        )
-        raise GitError(
-            f"uncommitted inputs of stages: {listed} in {repo.root}. Commit them, or pass uncommitted='commit'."
-        )
+        steps = "Commit them, or pass uncommitted='commit'."
+        if any(each.obstacle == IGNORED for each in found):
+            steps += " List files of a folder that its stages do not need in .dvcignore."
+        raise GitError(f"uncommitted inputs of stages: {_listed(found)} in {repo.root}. {steps}")
+
+
+def _listed(found: Sequence[UncommittedInput]) -> str:
+    more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+    return "; ".join(map(str, found[:10])) + more
 
 
 @task(task_run_name=run_name("commit {repository.name}"), cache_policy=NO_CACHE)
@@ -365,9 +372,10 @@ def commit_results(
         repository: The repository.
         message: The commit's message.
         uncommitted: Handling of code and parameters that stages read and git's last commit does not have. ``commit``
-            commits them too. ``refuse`` raises an error. ``mark`` leaves them out and names them in the trailer
-            ``Dvkf-Uncommitted``.
-        targets: Outputs whose ``.dvc`` files to commit, with the ignore files beside them; all results if empty.
+            commits them too, and names those that git ignores, or that are in a submodule, in the trailer
+            ``Dvkf-Uncommitted``. ``refuse`` raises an error. ``mark`` leaves them all out and names them there.
+        targets: Outputs whose ``.dvc`` files, or dvc.lock and dvc.yaml, to commit, with the ignore files beside them;
+            all results if empty.
 
     Returns:
         The new commit; None if nothing changed.
@@ -387,18 +395,25 @@ def commit_results(
     trailers = run_trailers()
     if targets:
         paths = describing_files(repo, listed(targets), paths)
-    inputs = () if targets else uncommitted_inputs(repo)
+    # With dvc.lock come the records of all stages.
+    describes_stages = not targets or any(posixpath.basename(path) == "dvc.lock" for path in paths)
+    inputs = uncommitted_inputs(repo) if describes_stages else ()
     if uncommitted == "refuse":
         _refuse(repo, inputs)
     elif uncommitted == "mark" and inputs:
-        trailers["Dvkf-Uncommitted"] = ", ".join(each.path for each in inputs)
-    elif rewritten := [str(each) for each in inputs if each.rewritten]:
+        trailers[_UNCOMMITTED] = ", ".join(each.path for each in inputs)
+    elif rewritten := [each for each in inputs if each.rewritten and not each.obstacle]:
         raise GitError(
-            f"changed after its stage ran: {'; '.join(rewritten[:10])} in {repo.root}. Run the stages again, or pass "
+            f"changed after its stage ran: {_listed(rewritten)} in {repo.root}. Run the stages again, or pass "
             "uncommitted='mark'."
         )
     else:
-        paths = sorted({*paths, *paths_from_top(repo, [each.path for each in inputs])})
+        paths = sorted({*paths, *paths_from_top(repo, [each.path for each in inputs if not each.obstacle])})
+        if kept_out := [each for each in inputs if each.obstacle]:
+            trailers[_UNCOMMITTED] = ", ".join(each.path for each in kept_out)
+            logger.warning(
+                "not in the commit, so models made from it cannot be registered: %s", _listed(kept_out)
+            )
     commit = git.commit(paths, with_trailers(message, trailers)) if paths else None
     if commit is None:
         logger.info("nothing to commit")

@@ -164,3 +164,71 @@ def test_a_repository_below_the_top_of_git(tmp_path: Path) -> None:
     (project.root / "code").write_text("2")
     with pytest.raises(ModelError, match="ml/code, read by stage 'train'"):
         project.registry.register("ml:m")
+
+
+def test_code_beside_the_repository_and_ignored_code(tmp_path: Path) -> None:
+    """Code outside of the repository, but in the same git repository, was not compared; nor what git ignores."""
+    top = tmp_path / "mono"
+    project = Project(top, subdir="ml")
+    (top / "lib").mkdir()
+    (top / "lib" / "code.py").write_text("1")
+    (project.root / "local").mkdir()
+    (project.root / "local" / "a.py").write_text("1")
+    here = project.root / "here.py"
+    here.write_text("1")
+    (project.root / "dvc.yaml").write_text(
+        f"stages:\n  train:\n    cmd: cat ../lib/code.py > model.bin\n    deps: [../lib, local, {here}]\n"
+        "    outs: [model.bin]\nartifacts:\n  m: {path: model.bin}\n"
+    )
+    repro(project)
+    project.commit()
+    assert project.registry.register("ml:m").version == "v0.0.1"
+    (top / "lib" / "code.py").write_text("2")
+    with pytest.raises(ModelError, match=r"lib/code.py, read by stage 'train'"):
+        project.registry.register("ml:m")
+    repro(project)
+    project.git("commit", "-q", "-m", "Results alone", "ml/dvc.lock")
+    with pytest.raises(ModelError, match=r"'../lib' differs from the file that stage 'train' read"):
+        project.registry.register("ml:m")
+    (project.root / "local" / ".gitignore").write_text("own.py\n")
+    (project.root / "local" / "own.py").write_text("1")
+    repro(project)
+    project.git("add", "--all", str(top))
+    project.git("commit", "-q", "-m", "All")
+    with pytest.raises(ModelError, match=r"ml/local/own.py, read by stage 'train', ignored by git"):
+        project.registry.register("ml:m")
+
+
+def test_data_in_parts(trained: Project) -> None:
+    """Data below a dependency, or above it, was not compared with what the stage read."""
+    root = trained.root
+    for name in ("data/a", "data/b", "lib/weights"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("1")
+    trained.repo.add([root / "data", root / "lib" / "weights"])
+    (root / "dvc.yaml").write_text(PIPELINE.replace("[raw.txt, lib]", "[raw.txt, lib, data/a]"))
+    repro(trained)
+    trained.commit()
+    assert trained.registry.register("classifier").version == "v0.0.1"
+    (root / "data" / "b").write_text("2")
+    trained.repo.add([root / "data"])
+    trained.git("commit", "-qam", "Other data than the stage reads")
+    assert trained.registry.register("classifier", version="v0.0.2")
+    (root / "data" / "a").write_text("2")
+    trained.repo.add([root / "data"])
+    trained.git("commit", "-qam", "New data, nothing trained")
+    with pytest.raises(ModelError, match=r"'data/a' differs from the data that stage 'prepare' read"):
+        trained.registry.register("classifier")
+    repro(trained)
+    (root / "lib" / "weights").write_text("2")
+    trained.repo.add([root / "lib" / "weights"])
+    trained.commit()
+    with pytest.raises(ModelError, match=r"'lib' differs from the file that stage 'prepare' read"):
+        trained.registry.register("classifier")
+
+
+def test_a_dependency_declared_after_the_run(trained: Project) -> None:
+    (trained.root / "dvc.yaml").write_text(PIPELINE.replace("[raw.txt, lib]", "[raw.txt, lib, train.sh]"))
+    trained.commit()
+    with pytest.raises(ModelError, match=r"'train.sh', .* was no dependency of its run"):
+        trained.registry.register("classifier")

@@ -143,3 +143,109 @@ def test_no_identity_is_found_before_the_run(repo: Repo, monkeypatch: pytest.Mon
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
     with pytest.raises(GitError, match="ident"):
         check_commit.fn(DvcRepository(path=str(repo.root)))
+
+
+ELSEWHERE = """\
+stages:
+  train:
+    cmd: cat ../lib/base.py linked.py 'a[1].py' local/own.py hidden.py > model.txt
+    deps: [../lib/base.py, linked.py, "a[1].py", local, hidden.py]
+    outs: [model.txt]
+"""
+
+
+def test_inputs_that_git_lists_elsewhere_or_nowhere(tmp_path: Path) -> None:
+    """Only changed files inside the repository were found: not those beside it, behind links, ignored or hidden.
+
+    A name with brackets was read as a pattern, and other files came into the commit.
+    """
+    top, root = tmp_path / "top", tmp_path / "top" / "ml"
+    (top / "lib").mkdir(parents=True)
+    git(top, "init", "--quiet")
+    Repo.init(root, subdir=True)
+    (root / "dvc.yaml").write_text(ELSEWHERE)
+    (root / "local").mkdir()
+    sources = [top / "lib" / "base.py", top / "lib" / "target.py", root / "a[1].py", root / "a1.py"]
+    own, hidden = root / "local" / "own.py", root / "hidden.py"
+    for path in (*sources, own, hidden):
+        path.write_text("1\n")
+    (root / "linked.py").symlink_to("../lib/target.py")
+    (root / "local" / ".gitignore").write_text("own.py\n*.pyc\n")
+    repo = Repo.open(root)
+    repo.repro()
+    git(top, "add", "--all")
+    git(top, "commit", "--quiet", "--message", "First")
+    git(top, "update-index", "--assume-unchanged", "ml/hidden.py")
+    for path in (*sources, own, hidden, root / "local" / ".tool", root / "local" / "own.pyc"):
+        path.write_text("2\n")
+    git(top, "config", "core.excludesFile", str(tmp_path / "excludes"))
+    (tmp_path / "excludes").write_text(".tool\n")
+    repo.repro()
+    found = {each.path: each.obstacle for each in uncommitted_inputs(repo)}
+    assert found == {
+        "../lib/base.py": "",
+        "../lib/target.py": "",
+        "a[1].py": "",
+        "hidden.py": "hidden from git by assume-unchanged or skip-worktree",
+        "local/own.py": "ignored by git",
+    }
+    block = DvcRepository(path=str(root))
+    with disable_run_logger():
+        with pytest.raises(GitError, match=r"own.py \(read by train; ignored by git\).* in .dvcignore"):
+            check_commit.fn(block, uncommitted="refuse")
+        done = commit_results.fn(block, "Train")
+    assert done
+    changed = git(top, "show", "--name-only", "--format=", done).splitlines()
+    assert changed == ["lib/base.py", "lib/target.py", "ml/a[1].py", "ml/dvc.lock"]
+    assert "Dvkf-Uncommitted: hidden.py, local/own.py" in git(top, "log", "-1", "--format=%B")
+
+
+def test_code_of_a_submodule(tmp_path: Path) -> None:
+    """A changed file of a submodule was not found, for git lists the submodule alone."""
+    lib, root = tmp_path / "lib", tmp_path / "top"
+    for folder in (lib, root):
+        folder.mkdir()
+        git(folder, "init", "--quiet")
+    (lib / "code.py").write_text("1\n")
+    git(lib, "add", "code.py")
+    git(lib, "commit", "--quiet", "--message", "First")
+    git(root, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(lib), "sub")
+    Repo.init(root)
+    (root / "dvc.yaml").write_text(
+        "stages:\n  train:\n    cmd: cat sub/code.py > model.txt\n    deps: [sub/code.py]\n    outs: [model.txt]\n"
+    )
+    repo = Repo.open(root)
+    repo.repro()
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "First")
+    assert uncommitted_inputs(repo, unrecorded=True) == ()
+    (root / "sub" / "code.py").write_text("2\n")
+    repo.repro()
+    assert uncommitted_inputs(repo) == (
+        UncommittedInput("sub/code.py", ("train",), False, "in the submodule sub"),
+    )
+    git(root / "sub", "commit", "--quiet", "--all", "--message", "Second")
+    assert uncommitted_inputs(repo) == (UncommittedInput("sub", ("train",), False),)
+    with disable_run_logger():
+        commit_results.fn(DvcRepository(path=str(root)), "Train")
+    assert git(root, "status", "--porcelain") == ""
+
+
+def test_an_input_declared_after_the_run(repo: Repo) -> None:
+    """A dvc.yaml with one more dependency than the run had was committed with the run's dvc.lock."""
+    edit(repo, code__read_py="2\n", more_py="1\n")
+    repo.repro()
+    edit(repo, dvc_yaml=PIPELINE.replace("[code, data.csv]", "[code, data.csv, more.py]"))
+    with pytest.raises(GitError, match=r"changed after its stage ran: dvc.yaml \(read by prepare"):
+        commit(repo)
+
+
+def test_targets_of_a_stage_bring_its_record(repo: Repo) -> None:
+    """The file of a stage's output was taken to be dvc.yaml, and its dvc.lock stayed uncommitted."""
+    edit(repo, params_yaml="train:\n  depth: 4\n", notes_md="other\n")
+    repo.repro()
+    block = DvcRepository(path=str(repo.root))
+    done = commit_results.fn(block, "Train", targets="model.txt")
+    assert done
+    names = git(repo.root, "show", "--name-only", "--relative", "--format=", done).splitlines()
+    assert names == ["dvc.lock", "params.yaml"]

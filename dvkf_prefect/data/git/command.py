@@ -150,6 +150,11 @@ class Git:
                 return cls(folder)
         return None
 
+    def prefix(self, folder: Path) -> str:
+        """Return a folder's path relative to the work tree's top, with a slash; "" for the top itself."""
+        inside = folder.resolve().relative_to(self.root.resolve()).as_posix()
+        return "" if inside == "." else f"{inside}/"
+
     def run(self, *args: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None) -> str:
         """Run one git command and return its output, without the last newline.
 
@@ -337,14 +342,16 @@ class Git:
         Raises:
             GitError: Git refused, for example for lack of an identity.
         """
+        # Git's variable for literal paths would reach the user's hooks.
+        specs = [f":(literal){path}" for path in paths]
         for left in reversed(range(_ATTEMPTS)):
             try:
                 with self._turn():
-                    self._run_waiting(("add", "--", *paths))
-                    if not self._run_waiting(("diff", "--cached", "--name-only", "--", *paths)):
+                    self._run_waiting(("add", "--", *specs))
+                    if not self._run_waiting(("diff", "--cached", "--name-only", "--", *specs)):
                         return None
                     self._run_waiting(
-                        ("commit", "--quiet", "--file", "-", "--", *paths), stdin=message.encode()
+                        ("commit", "--quiet", "--file", "-", "--", *specs), stdin=message.encode()
                     )
                     return self.head()
             except GitError as error:

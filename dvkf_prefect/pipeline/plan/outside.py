@@ -7,8 +7,10 @@ neither downloaded nor cached; the command reads them in place.
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from dvkf_prefect.formats.dvcyaml import Dependency, Stage
 from dvkf_prefect.formats.objects import MD5, Content
 
 if TYPE_CHECKING:
+    from dvkf_prefect.data.git.command import Git
     from dvkf_prefect.data.repository.repository import Repository
 
 _EMPTY = "d41d8cd98f00b204e9800998ecf8427e"
@@ -44,6 +47,44 @@ def place_of(repo: Repository, stage: Stage, dep: Dependency) -> str:
     if "://" in dep.name:
         return dep.name
     return os.path.normpath(repo.root / stage.wdir / dep.name)
+
+
+def with_own_paths(stage: Stage, folder: Path) -> Stage:
+    """Return a stage with absolute dependencies inside the repository made relative, as in DVC.
+
+    Args:
+        stage: The stage.
+        folder: The repository's root.
+    """
+    root = f"{folder}/"
+    if not any(dep.external and dep.name.startswith("/") for dep in stage.deps):
+        return stage
+    deps = [
+        Dependency(inner := path.removeprefix(root), posixpath.relpath(inner, stage.wdir or "."))
+        if dep.external and (path := posixpath.normpath(dep.name)).startswith(root)
+        else dep
+        for dep in stage.deps
+    ]
+    return replace(stage, deps=tuple(deps))
+
+
+def place_in_git(repo: Repository, git: Git, stage: Stage, dep: Dependency) -> str | None:
+    """Return a dependency's path relative to the top of git's work tree; None for one that is not in it.
+
+    Args:
+        repo: The repository.
+        git: The git work tree that contains it.
+        stage: The stage.
+        dep: One of its dependencies.
+    """
+    if dep.dataset is not None or (dep.external and "://" in dep.name):
+        return None
+    place = place_of(repo, stage, dep) if dep.external else os.path.join(repo.root, dep.path)
+    root, top = os.path.realpath(repo.root), os.path.realpath(git.root)
+    inside = os.path.relpath(os.path.join(root, os.path.relpath(place, repo.root)), top)
+    if inside.split("/")[0] == "..":
+        return None
+    return "" if inside == "." else inside
 
 
 def read_outside(repo: Repository, stage: Stage, dep: Dependency) -> tuple[Content | None, Item | None]:

@@ -7,7 +7,7 @@ import posixpath
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.repository.repository import Repository
@@ -23,6 +23,7 @@ from dvkf_prefect.formats.tracked import read_outputs as read_any_outputs
 from dvkf_prefect.formats.tree import is_tree
 from dvkf_prefect.paths import overlaps
 from dvkf_prefect.pipeline.plan.graph import Graph
+from dvkf_prefect.pipeline.plan.outside import with_own_paths
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.remotes.remote import Remote
@@ -106,8 +107,9 @@ class Snapshot:
         self.files = self.repo.files()
         sources = self.files.find()
         self._pipelines = [path for path in sources if posixpath.basename(path) == PIPELINE_FILE]
+        root = self.repo.root
         stages = [
-            self._with_own_paths(stage) for path in self._pipelines for stage in load_stages(self.files, path)
+            with_own_paths(stage, root) for path in self._pipelines for stage in load_stages(self.files, path)
         ]
         tracked = [output for path in sources for output in read_any_outputs(self.files, path)]
         self.repo.check_ignored(tracked)
@@ -117,19 +119,6 @@ class Snapshot:
         if not self.lenient:
             check_overlap(tracked)
         self.outputs = {output.path: output for output in tracked}
-
-    def _with_own_paths(self, stage: Stage) -> Stage:
-        """Return a stage with absolute dependencies inside the repository made relative, as in DVC."""
-        root = f"{self.repo.root}/"
-        if not any(dep.external and dep.name.startswith("/") for dep in stage.deps):
-            return stage
-        deps = [
-            Dependency(inner := path.removeprefix(root), posixpath.relpath(inner, stage.wdir or "."))
-            if dep.external and (path := posixpath.normpath(dep.name)).startswith(root)
-            else dep
-            for dep in stage.deps
-        ]
-        return replace(stage, deps=tuple(deps))
 
     # -- records ---------------------------------------------------------------------------------------------------
 

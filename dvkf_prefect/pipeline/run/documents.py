@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.errors import GitError
+from dvkf_prefect.formats.dvclock import lock_file
+from dvkf_prefect.formats.files import PIPELINE_FILE
 
 _DOCUMENTS = ("*.dvc", "dvc.lock", "dvc.yaml", ".gitignore", ".dvcignore")
 
@@ -45,6 +47,7 @@ def describing_files(repo: Repository, targets: Sequence[str], changed: Sequence
         changed: Changed files, see `changed_documents`.
     """
     sources = {output.source for output in repo.outputs(targets)}
+    sources |= {lock_file(source) for source in sources if posixpath.basename(source) == PIPELINE_FILE}
     ignores = {posixpath.join(posixpath.dirname(source), ".gitignore") for source in sources}
     wanted = set(paths_from_top(repo, sources | ignores))
     return [path for path in changed if path in wanted]
@@ -53,7 +56,7 @@ def describing_files(repo: Repository, targets: Sequence[str], changed: Sequence
 def paths_from_top(repo: Repository, paths: Iterable[str]) -> list[str]:
     """Convert paths from the repository's root to git's top."""
     prefix = prefix_of(repo)
-    return [prefix + path for path in paths]
+    return [posixpath.normpath(prefix + path) for path in paths]
 
 
 def paths_inside(repo: Repository, paths: Iterable[str]) -> list[str]:
@@ -64,8 +67,7 @@ def paths_inside(repo: Repository, paths: Iterable[str]) -> list[str]:
 
 def prefix_of(repo: Repository) -> str:
     """Return the repository's folder relative to git's top with a slash; "" for the top itself."""
-    inside = repo.root.resolve().relative_to(need_git(repo).root.resolve()).as_posix()
-    return "" if inside == "." else f"{inside}/"
+    return need_git(repo).prefix(repo.root)
 
 
 def _glob(prefix: str) -> str:
