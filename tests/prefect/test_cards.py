@@ -498,7 +498,7 @@ def test_a_new_stage_says_so_in_its_card() -> None:
 
 def test_the_command_of_a_failed_stage_is_code() -> None:
     event = StageEvent(
-        "fail", "train", message="stage 'train' failed: `python a_b.py` ended with exit code 3."
+        "train", "fail", message="stage 'train' failed: `python a_b.py` ended with exit code 3."
     )
     card = cards.stage_card(Decision("train", "run", (Reason("new", "train"),)), "shop", event)
     assert "**stage 'train' failed:** `python a_b.py` **ended with exit code 3**" in card.markdown
