@@ -206,7 +206,7 @@ def train(
     found = find_block(DvcRepository, repository, "repository")
     runner = find_block(KubeflowPipelines, pipelines, "pipelines")
     with found.overridden(overrides) as data, data.turn():
-        check_commit(data, uncommitted=uncommitted)
+        check_commit(data, uncommitted=uncommitted, model=model, stage=stage)
         if metric is not None:
             check_metric_name(data.open().metrics(), metric)
         if pull:

@@ -68,18 +68,20 @@ class Making:
     def behind(self, path: str) -> list[Step]:
         """Return the stage that writes a path and all stages upstream of it, nearest first.
 
-        Stages that never ran have no record and are left out, with the stages upstream of them.
+        Stages that never ran have no record and are left out.
         """
-        found: dict[str, Step] = {}
+        steps = ((stage, self.entry(stage)) for stage in self.upstream(path))
+        return [Step(stage, entry) for stage, entry in steps if entry is not None]
+
+    def upstream(self, path: str) -> list[Stage]:
+        """Return the stage that writes a path and all stages upstream of it, nearest first."""
+        found: dict[str, Stage] = {}
         waiting = [path]
         while waiting:
             wanted = waiting.pop(0)
             for stage in self._stages:
-                if stage.address in found or not any(overlaps(out.path, wanted) for out in stage.outs):
-                    continue
-                entry = self.entry(stage)
-                if entry is not None:
-                    found[stage.address] = Step(stage, entry)
+                if stage.address not in found and any(overlaps(out.path, wanted) for out in stage.outs):
+                    found[stage.address] = stage
                     waiting += [dep.path for dep in stage.deps if not dep.external and dep.dataset is None]
         return list(found.values())
 
@@ -234,6 +236,8 @@ def _changes(
             continue
         if stage.command != step.stage.command:
             yield f"the command of stage '{stage.address}' in {stage.file}"
+        if stage.frozen:
+            continue
         for file in stage.params:
             old = commit.params(step.stage, file) if file in step.stage.params else None
             if here.params(stage, file) != old:

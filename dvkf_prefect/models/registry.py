@@ -288,7 +288,7 @@ class ModelRegistry:
             ModelError: The stage's name is invalid or not allowed by the file .gto, or the version already holds
                 it.
         """
-        self._check_stage(stage)
+        self.check_stage(stage)
         with self._writing():
             history = self._model(self._read(), name)
             found = self._find(history, version)
@@ -312,7 +312,7 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: There is no such version, or it is not in that stage.
         """
-        self._check_stage(stage)
+        self.check_stage(stage)
         with self._writing():
             history = self._model(self._read(), name)
             found = self._find(history, version)
@@ -347,7 +347,7 @@ class ModelRegistry:
         Raises:
             ModelNotFoundError: No version holds the stage, or none did before; the message lists the versions.
         """
-        self._check_stage(stage)
+        self.check_stage(stage)
         with self._writing():
             history = self._model(self._read(), name)
             current, earlier = self._before(history, stage)
@@ -388,7 +388,8 @@ class ModelRegistry:
             raise ModelNotFoundError(f"{what} held stage '{stage}' before {current.name} {_known(history)}")
         return current, earlier
 
-    def _check_stage(self, stage: str) -> None:
+    def check_stage(self, stage: str) -> None:
+        """Refuse the name of a stage that GTO or the file .gto does not allow."""
         tags.check_stage_name(stage)
         allowed = self._allowed_stages()
         if allowed is not None and stage not in allowed:

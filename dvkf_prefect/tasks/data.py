@@ -20,6 +20,8 @@ from dvkf_prefect.data.transfer.transfer import Transfer
 from dvkf_prefect.data.verbs.diff import Diff
 from dvkf_prefect.errors import GitError, RemoteUnreachableError
 from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.models.intended import check_intended
+from dvkf_prefect.models.registry import ModelRegistry
 from dvkf_prefect.pipeline.report.uncommitted import UncommittedInput, uncommitted_inputs
 from dvkf_prefect.pipeline.run.documents import (
     changed_documents,
@@ -320,15 +322,25 @@ def compare_table(
 
 
 @task(task_run_name=run_name("check commit to {repository.name}"), cache_policy=NO_CACHE)
-def check_commit(repository: DvcRepository | str, *, uncommitted: Uncommitted = "commit") -> None:
-    """Check before a long run that `commit_results` can commit its results.
+def check_commit(
+    repository: DvcRepository | str,
+    *,
+    uncommitted: Uncommitted = "commit",
+    model: str | None = None,
+    stage: str | None = None,
+) -> None:
+    """Check before a long run that `commit_results` can commit its results, and that its model can be registered.
 
     Args:
         repository: The repository.
         uncommitted: The option of `commit_results`. ``refuse`` also checks the inputs of stages that are still to run.
+        model: Model to register after the run, by its name in dvc.yaml.
+        stage: The model's stage to assign then, such as prod.
 
     Raises:
         GitError: There is no git repository, git has no user.name and user.email, or ``refuse`` applies.
+        ModelNotFoundError: The workspace declares no such model.
+        ModelError: The model's name or stage is not valid, or the commit would not have all that made the model.
 
     Example:
         ``check_commit(DvcRepository.load("local"), uncommitted="refuse")``
@@ -336,8 +348,12 @@ def check_commit(repository: DvcRepository | str, *, uncommitted: Uncommitted = 
     repository = find_block(DvcRepository, repository, "repository")
     repo = repository.open()
     author = need_git(repo).identity()
+    found = uncommitted_inputs(repo, unrecorded=True) if uncommitted == "refuse" or model is not None else ()
     if uncommitted == "refuse":
-        _refuse(repo, uncommitted_inputs(repo, unrecorded=True))
+        _refuse(repo, found)
+    if model is not None:
+        left_out = [each for each in found if each.obstacle or uncommitted == "mark"]
+        check_intended(ModelRegistry(repo), model, stage=stage, left_out=left_out)
     run_logger().info("results will be committed as %s", author)
 
 

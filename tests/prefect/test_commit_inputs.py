@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.logging import disable_run_logger
 
 from dvkf_prefect.blocks import DvcRepository
-from dvkf_prefect.errors import GitError
+from dvkf_prefect.errors import GitError, ModelError, ModelNotFoundError
 from dvkf_prefect.pipeline.plan.why import stage_status
 from dvkf_prefect.pipeline.report.uncommitted import UncommittedInput, uncommitted_inputs
 from dvkf_prefect.repo import Repo
@@ -249,3 +250,49 @@ def test_targets_of_a_stage_bring_its_record(repo: Repo) -> None:
     assert done
     names = git(repo.root, "show", "--name-only", "--relative", "--format=", done).splitlines()
     assert names == ["dvc.lock", "params.yaml"]
+
+
+def test_a_model_that_could_not_be_registered_is_refused_before_the_run(tmp_path: Path) -> None:
+    """A misspelt model or stage, and an ignored input, were found after the training."""
+    root = tmp_path / "repo"
+    root.mkdir()
+    git(root, "init", "--quiet")
+    Repo.init(root)
+    model = "artifacts:\n  m: {path: model.txt, type: model}\n  gone: {path: gone.txt, type: model}\n"
+    (root / "dvc.yaml").write_text(PIPELINE.replace("vars:\n  - settings.yaml\n", "") + model)
+    pipeline = (root / "dvc.yaml").read_text().replace("${rows}", "3")
+    (root / "dvc.yaml").write_text(pipeline)
+    (root / "code").mkdir()
+    for name in ("code/read.py", "data.csv", "params.yaml", ".gto"):
+        (root / name).write_text(
+            {"params.yaml": "train: {depth: 2}\n", ".gto": "stages: [prod]\n"}.get(name, "1\n")
+        )
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "First")
+    block = DvcRepository(path=str(root))
+
+    def check(model: str, stage: str | None = "prod", uncommitted: Any = "commit") -> None:
+        check_commit.fn(block, model=model, stage=stage, uncommitted=uncommitted)
+
+    with disable_run_logger():
+        check("m")
+        with pytest.raises(ModelNotFoundError, match=r"declares no model 'n' under .*declared: gone, m"):
+            check("n")
+        with pytest.raises(ModelError, match=r"stage 'production' is not allowed by the file .gto"):
+            check("m", "production")
+        with pytest.raises(ModelError, match=r"'gone.txt', the path of model 'gone', is not an output"):
+            check("gone")
+        (root / "params.yaml").write_text("train: {depth: 3}\n")
+        check("m")
+        with pytest.raises(ModelError, match=r"the commit would not have params.yaml \(read by train\)"):
+            check("m", uncommitted="mark")
+        (root / ".gitignore").write_text("/code\n")
+        git(root, "rm", "--quiet", "-r", "--cached", "code")
+        git(root, "commit", "--quiet", "--message", "Forget the code")
+        with pytest.raises(
+            ModelError, match=r"would not have code/read.py \(read by prepare; ignored by git\)"
+        ):
+            check("m")
+        # A frozen stage reads nothing.
+        (root / "dvc.yaml").write_text(pipeline.replace("  prepare:\n", "  prepare:\n    frozen: true\n"))
+        check("m")

@@ -52,7 +52,7 @@ def uncommitted_inputs(repo: Repository, *, unrecorded: bool = False) -> tuple[U
 
     Args:
         repo: The repository; without git the result is empty.
-        unrecorded: Include inputs of stages that have not run since the last commit.
+        unrecorded: Include inputs of stages that have not run since the last commit, except frozen ones.
 
     Raises:
         ParseError: A file does not follow its format.
@@ -80,7 +80,7 @@ def uncommitted_inputs(repo: Repository, *, unrecorded: bool = False) -> tuple[U
             continue
         entry = snapshot.entry(stage)
         ran = entry is not None and entry != committed.entry(stage)
-        if not ran and (entry is None or stage.frozen) and not unrecorded:
+        if not ran and (stage.frozen or (entry is None and not unrecorded)):
             continue
         stale = _stale(stage, snapshot, entry)
         for each, cause in changed:
