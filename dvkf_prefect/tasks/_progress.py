@@ -100,10 +100,10 @@ class Meter:
             rate = (self._done_size - size_before) / seconds
             texts.append(f"{size_text(rate)}/s")
             if self.size > self._done_size:
-                texts.append(f"about {duration((self.size - self._done_size) / rate)} left")
+                texts.append(_left((self.size - self._done_size) / rate))
         elif seconds > 0 and self.files > self._done_files > files_before:
             left = (self.files - self._done_files) * seconds / (self._done_files - files_before)
-            texts.append(f"about {duration(left)} left")
+            texts.append(_left(left))
         return ", ".join(texts)
 
 
@@ -181,6 +181,10 @@ class ArtifactProgress:
         else:
             self._context.run(update_artifact, self._artifact, part, text)
         self._sent = self._clock()
+
+
+def _left(seconds: float) -> str:
+    return f"{'about ' if seconds >= 1 else ''}{duration(seconds)} left"
 
 
 def duration(seconds: float) -> str:

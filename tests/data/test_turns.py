@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
 
@@ -63,7 +66,9 @@ def test_a_wait_names_the_holder_and_ends(tmp_path: Path) -> None:
         said: list[str] = []
 
         def attempt() -> None:
-            with pytest.raises(LockedError, match=r"workspace in use: flow run .* for 0 s\. Let it finish"):
+            with pytest.raises(
+                LockedError, match=r"workspace in use: .*, by flow run .*, for 0 s\. Let it finish"
+            ):
                 with turn(path, timeout=0.3, on_wait=said.append):
                     pass
 
@@ -71,6 +76,32 @@ def test_a_wait_names_the_holder_and_ends(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert len(said) == 1 and "\x1b" not in said[0]
+
+
+def test_a_wait_names_the_commands_that_share_it_and_no_killed_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flow that waited for a shell was told of the killed flow before, or of no one."""
+    path = tmp_path / "turn"
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    dead = f"alone\t{ended.stdout.strip()}\t{platform.node()}\tflow run 'killed'\n"
+    path.write_text(dead)
+    monkeypatch.setattr(sys, "argv", ["/bin/dvkf", "repro", "--set-param", "token=secret"])
+    with turn(path):
+        with path.open("a") as file:
+            file.write(f"shared\t7\tother-host\t`train.py`\n{dead}")
+        with ThreadPoolExecutor() as pool, pytest.raises(LockedError) as error:
+            pool.submit(_attempt, path).result()
+        said = f"by `dvkf repro` (process {os.getpid()}), `train.py` (process 7 on other-host), for 0 s."
+        assert said in str(error.value)
+    assert path.read_text() == "shared\t7\tother-host\t`train.py`\n"
+
+
+def _attempt(path: Path) -> None:
+    with turn(path, holder="flow run 'b'", timeout=0):
+        pass
 
 
 _HOLD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_stages_and_models_have_the_lineage_of_dvc(
     assert (payload["version"], payload["commit"], payload["path"]) == (version, commit, "model.joblib")
 
 
-def test_stages_that_run_materialise_their_outputs_and_skipped_ones_nothing(
+def test_stages_that_run_or_are_restored_materialise_their_outputs_and_skipped_ones_nothing(
     project: Repo, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = DvcRepository(path=str(project.root), label="made-by-stages")
@@ -162,7 +163,7 @@ def test_stages_that_run_materialise_their_outputs_and_skipped_ones_nothing(
 
     @flow
     def train() -> str:
-        repro_pipeline(block, KubeflowPipelines(backend="local"))
+        repro_pipeline(block, KubeflowPipelines(backend="local"), pull=True)
         end()
         return str(flow_run.get_id())
 
@@ -179,6 +180,17 @@ def test_stages_that_run_materialise_their_outputs_and_skipped_ones_nothing(
         runs = [names.get(each["prefect.resource.id"]) for each in event["related"]]
         assert stage in runs and event["payload"]["stage"].endswith(stage)
     assert [key_of(each) for each in events(train(), 1)] == ["s3://bucket/end"]
+    # The remote alone has the outputs and the run cache.
+    project.push(run_cache=True)
+    shutil.rmtree(project.cache.root)
+    for output in ("rows.csv", "model.joblib"):
+        (project.root / output).unlink()
+    found = events(train(), 5)
+    restored = {key_of(each): each for each in found if each["event"] == MADE}
+    assert set(restored) == {key_of(rows), key_of(model), "s3://bucket/end"}
+    for event in (rows, model):
+        again = restored[key_of(event)]
+        assert (upstream(again), again["payload"]) == (upstream(event), event["payload"])
     monkeypatch.setenv("PREFECT_INTEGRATIONS_DVKF_ASSETS", "false")
     (project.root / "params.yaml").write_text("depth: 3\n")
     assert [key_of(each) for each in events(train(), 1)] == ["s3://bucket/end"]

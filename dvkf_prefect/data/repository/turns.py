@@ -2,18 +2,24 @@
 
 A turn is a flock on one file: exclusive for a flow, shared for ``dvkf repro`` and `dvkf_prefect.repro`. The kernel
 releases it when the process dies. It does not exclude DVC, which knows the locks of `locks` only.
+
+The file names its holders for those who wait, each in a line of mode, pid, host and description. A killed holder leaves
+its line, so a line counts only while its process runs.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+from dvkf_prefect.data.repository.stage_notes import is_alive
 from dvkf_prefect.errors import LockedError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.text import printable
@@ -23,6 +29,8 @@ TURN_WAIT = 24 * 3600.0
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _PAUSE = 0.25
+_SHARE, _ALONE = "shared", "alone"
+_NAMED = 3
 # Files whose turn this flow or command has. Threads and subflows that Prefect starts get a copy of the context.
 _HELD: ContextVar[frozenset[str]] = ContextVar("turns", default=frozenset())
 
@@ -61,17 +69,20 @@ def turn(
     descriptor = os.open(path, _FLAGS, 0o666)
     try:
         _wait(descriptor, path, alone=bool(holder), timeout=timeout, on_wait=on_wait)
-        if holder:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{holder} (process {os.getpid()})\n".encode(errors="backslashreplace"), 0)
+        mode = _ALONE if holder else _SHARE
+        own = "\t".join((mode, str(os.getpid()), platform.node(), printable(holder or _command())))
+        # Who has it now excludes all that had it alone, and whoever has it alone excludes all others.
+        others = [] if holder else [line for line in _lines(path) if line.startswith(_SHARE)]
+        _write(descriptor, [*others, own])
         token = _HELD.set(_HELD.get() | {name})
         try:
             yield
         finally:
             _HELD.reset(token)
-            if holder:
-                with suppress(OSError):
-                    os.ftruncate(descriptor, 0)
+            left = _lines(path)
+            if own in left:
+                left.remove(own)
+            _write(descriptor, [] if holder else left)
     finally:
         os.close(descriptor)
 
@@ -85,12 +96,12 @@ def _wait(
         who = _holder(path)
         if time.monotonic() >= deadline:
             raise LockedError(
-                f"workspace in use: {who} has had {path.parent} for {timeout:.0f} s. Let it finish, or stop it, and "
-                "run this again."
+                f"workspace in use: {path.parent}, by {who}, for {timeout:.0f} s. Let it finish, or stop it, and run "
+                "this again."
             )
         if not waited:
             waited = True
-            on_wait(f"waiting for a turn in the workspace: {who} has it")
+            on_wait(f"waiting for a turn in the workspace, in use by {who}")
         time.sleep(min(_PAUSE, max(deadline - time.monotonic(), 0)))
 
 
@@ -104,9 +115,37 @@ def _take(descriptor: int, mode: int) -> bool:
     return True
 
 
-def _holder(path: Path) -> str:
+def _command() -> str:
+    """Return the command of this process for others to find; of its arguments, only a verb of ``dvkf``."""
+    name, *arguments = [os.path.basename(sys.argv[0]), *sys.argv[1:2]] if sys.argv else [""]
+    if not name or name.startswith(("-", "__")):
+        return "a command that runs stages"
+    return f"`{' '.join((name, *arguments)) if name == 'dvkf' else name}`"
+
+
+def _write(descriptor: int, lines: list[str]) -> None:
     with suppress(OSError):
-        return (
-            printable(read_description(path).decode(errors="replace").strip()) or "a command that runs stages"
-        )
-    return "another process"
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"), 0)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of holders; those of processes of this machine that ended are left out."""
+    with suppress(OSError):
+        lines = read_description(path).decode(errors="replace").splitlines()
+        return [line for line in lines if _is_current(line)]
+    return []
+
+
+def _is_current(line: str) -> bool:
+    _, pid, host, _ = (*line.split("\t", 3), "", "", "", "")[:4]
+    return pid.isdecimal() and (host != platform.node() or is_alive(int(pid)))
+
+
+def _holder(path: Path) -> str:
+    found = []
+    for line in _lines(path):
+        _, pid, host, said = line.split("\t", 3)
+        found.append(f"{said} (process {pid}{'' if host == platform.node() else f' on {host}'})")
+    more = ", ..." if len(found) > _NAMED else ""
+    return printable(", ".join(found[:_NAMED]) + more) or "a command that runs stages"
