@@ -45,10 +45,64 @@ class derives from it too, so ``except FileNotFoundError`` works as expected::
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from dvkf_prefect.text import printable
 from dvkf_prefect.urls import without_secrets
+
+# The next step after an error of the operating system.
+_STEPS = {
+    errno.EACCES: "Check the permissions of the path and of its folders.",
+    errno.EPERM: "Check the permissions of the path and of its folders.",
+    errno.EROFS: "Mount the disk writable, or use another one.",
+    errno.ENOENT: "Create it, or correct the path.",
+    errno.ENOTDIR: "Name a folder, or remove the file in its place.",
+    errno.EISDIR: "Name a file, or remove the folder in its place.",
+    errno.EEXIST: "Remove it, or name another path.",
+    errno.ENOTEMPTY: "Remove its files, or name another path.",
+    errno.ENOSPC: "Free some space, and run the command again.",
+    errno.EDQUOT: "Free some space, and run the command again.",
+    errno.EMFILE: "Raise the limit of open files: `ulimit -n`.",
+    errno.ENFILE: "Raise the limit of open files: `ulimit -n`.",
+    errno.ELOOP: "Remove the link that leads to itself.",
+    errno.ENAMETOOLONG: "Shorten the name.",
+    errno.EBUSY: "End the program that uses it.",
+    errno.ETXTBSY: "End the program that uses it.",
+    errno.EIO: "Check the disk.",
+    errno.ESTALE: "Mount the disk again.",
+}
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says without its path; for one of the operating system with the next step.
+
+    Example:
+        >>> reason(IsADirectoryError(21, "Is a directory", "data"))
+        'is a directory. Name a file, or remove the folder in its place.'
+    """
+    if not isinstance(error, OSError) or isinstance(error, DvkfError) or not error.strerror:
+        return str(error)
+    said = str(error.strerror)
+    return f"{said[:1].lower()}{said[1:]}. {_STEPS.get(error.errno or 0, '')}".rstrip()
+
+
+def explained(error: Exception) -> str:
+    """Return what an error says; for one of the operating system with its path and the next step.
+
+    Example:
+        >>> explained(PermissionError(13, "Permission denied", "data/a"))
+        'data/a: permission denied. Check the permissions of the path and of its folders.'
+    """
+    if isinstance(error, DvkfError) or not isinstance(error, OSError) or not error.filename:
+        return reason(error)
+    path = os.fsdecode(error.filename2 or error.filename) if not isinstance(error.filename, int) else ""
+    folder, name = os.path.split(path)
+    # A file under a passing name says nothing; its folder does.
+    if name.startswith(".") and "dvkf-" in name:
+        path = folder or "."
+    return f"{path}: {reason(error)}" if path else reason(error)
 
 
 class DvkfError(Exception):

@@ -40,10 +40,13 @@ def read_description(path: str | Path, *, name: str | None = None, limit: int = 
     """
     shown = str(path) if name is None else name
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with open(descriptor, "rb", buffering=0) as stream:
+    try:
+        stream = open(descriptor, "rb", buffering=0)  # noqa: SIM115 (the error of a folder names the number)
+    except IsADirectoryError:
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
+    with stream:
         info = os.fstat(descriptor)
-        if stat.S_ISDIR(info.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(info.st_mode):
             raise ParseError(shown, "not a regular file. Replace it by a file.")
         if info.st_size > limit:

@@ -81,6 +81,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         " Did you mean 'train'?"
     """
     names = dict.fromkeys(known)
+    if name in names:
+        return ""
     near = nearest(name, names, cutoff=0.65)
     if not near:
         ends = [each for each in names if re.split(r"[./:]", each)[-1] == name]

@@ -15,6 +15,7 @@ import pytest
 
 from dvkf_prefect import cli
 from dvkf_prefect.data.git.command import Git
+from dvkf_prefect.errors import explained
 from dvkf_prefect.repo import Repo
 
 
@@ -145,10 +146,34 @@ def test_a_folder_to_change_to_is_named_with_the_reason(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "file").write_text("")
-    for folder, why in (("nowhere", "no such file or directory"), ("file", "not a directory")):
+    for folder, why in (
+        ("nowhere", "no such file or directory. Create it, or correct the path."),
+        ("file", "not a directory. Name a folder, or remove the file in its place."),
+    ):
         assert cli.main(["--cd", folder, "status"]) == 255
-        said = capsys.readouterr().err
-        assert said == f"ERROR: --cd '{folder}': {why}. Name a folder that exists and that you may read.\n"
+        assert capsys.readouterr().err == f"ERROR: --cd '{folder}': {why}\n"
+
+
+def test_an_error_of_the_system_says_what_to_do(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was a bare `[Errno 21]`, or named a file under a passing name."""
+    assert explained(PermissionError(13, "Permission denied", "x/.1a2b.dvkf-tmp")).startswith("x: permission")
+    assert explained(OSError(28, "No space left on device")).endswith(
+        "device. Free some space, and run the command again."
+    )
+    (root / "dvc.yaml").mkdir()
+    assert cli.main(["repro"]) == 255
+    assert capsys.readouterr().err == "ERROR: no stage is in 'dvc.yaml'. Add one with `dvkf stage add`.\n"
+    assert cli.main(["stage", "add", "-n", "x", "true"]) == 255
+    said = capsys.readouterr().err
+    assert said.endswith("dvc.yaml: is a directory. Name a file, or remove the folder in its place.\n")
+    (root / "dvc.yaml").rmdir()
+    (root / "metrics.json").write_text('{"acc": 1}')
+    assert cli.main(["metrics", "show", "metrcs.json"]) == 0
+    said = capsys.readouterr().err
+    assert "cannot be read: no such file or directory. " in said
+    assert said.endswith(" Did you mean 'metrics.json'?\n")
+    assert cli.main(["lineage", "--data", "dta"]) == 0
+    assert capsys.readouterr().out == "No version learned from 'dta'. Did you mean 'data'?\n"
 
 
 def test_cloud_status_names_each_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

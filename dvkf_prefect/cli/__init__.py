@@ -12,7 +12,7 @@ from importlib import import_module
 from dvkf_prefect import __version__
 from dvkf_prefect.cli._common import Parser
 from dvkf_prefect.cli._output import own_lines, safe_output
-from dvkf_prefect.errors import DvkfError
+from dvkf_prefect.errors import DvkfError, explained, reason
 from dvkf_prefect.text import printable
 from dvkf_prefect.urls import without_secrets
 
@@ -149,7 +149,7 @@ def _run(arguments: Sequence[str]) -> int:
         print("ERROR: interrupted by the user", file=sys.stderr)
         return 252
     except OSError as error:
-        return _fail(error, args, 255)
+        return _fail(error, args, 255, explained(error))
     except Exception as error:  # noqa: BLE001 (the command must end with an error message in any case)
         # A bug here or in a library still ends with an error message and an exit code.
         return _fail(error, args, 255, f"unexpected error: {type(error).__name__}: {error}")
@@ -159,10 +159,7 @@ def _change_folder(folder: str) -> None:
     try:
         os.chdir(folder)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
-        raise DvkfError(
-            f"--cd '{folder}': {why}. Name a folder that exists and that you may read."
-        ) from error
+        raise DvkfError(f"--cd '{folder}': {reason(error)}") from error
 
 
 def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | None = None) -> int:

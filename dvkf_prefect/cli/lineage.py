@@ -54,7 +54,7 @@ def lineage(args: argparse.Namespace) -> int:
     elif args.tree:
         print(draw_lineage(found).text())
     else:
-        print("\n\n".join(shown_lines(str(each)) for each in found) or "No version is known.")
+        print("\n\n".join(shown_lines(str(each)) for each in found) or _none(args))
     return 0
 
 
@@ -73,6 +73,21 @@ def _found(args: argparse.Namespace, registry: ModelRegistry) -> list[Lineage]:
     if args.model:
         return [trace.trace_version(registry, registry.show(*model_and_version(args.model)))]
     return trace.trace_models(registry)
+
+
+def _none(args: argparse.Namespace) -> str:
+    """Return the sentence that no version was found, with a hint at a misspelt file."""
+    from dvkf_prefect.formats.outputs import output_meant
+    from dvkf_prefect.paths import file_meant
+
+    if args.service:
+        return f"No version runs in the service '{shown(args.service)}'."
+    if not args.data:
+        return "No version is known."
+    path, repo = _split(args.data)[0], open_repo()
+    (inside,) = targets_of(repo, [path])
+    hint = output_meant(repo.outputs(), inside) or file_meant(repo.root, inside)
+    return f"No version learned from '{shown(path)}'.{hint}"
 
 
 def _split(text: str) -> tuple[str, str | None]:

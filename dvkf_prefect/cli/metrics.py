@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dvkf_prefect.cli._choice import history_arguments
 from dvkf_prefect.cli._common import Parser, open_repo
 from dvkf_prefect.cli._output import say
+from dvkf_prefect.errors import reason
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dvkf_prefect.pipeline.report.metrics import MetricChange, Reading
     from dvkf_prefect.repo import Repo
 
@@ -76,7 +79,7 @@ def metrics_show(args: argparse.Namespace) -> int:
         all_tags=args.all_tags,
         all_commits=args.all_commits,
     )
-    _warn(found)
+    _warn(repo.root, found)
     if args.json:
         rows = {rev: reading.as_dict() for rev, reading in found.items()}
         for row in rows.values():
@@ -117,7 +120,7 @@ def metrics_diff(args: argparse.Namespace) -> int:
 
     repo = open_repo()
     rows, found = diff_metrics(repo, args.a_rev, args.b_rev, _paths(repo, args.targets), unchanged=args.all)
-    _warn(found)
+    _warn(repo.root, found)
     _print_changes(repo, args, rows, "Metric", precision=args.precision or _PRECISION)
     return 0
 
@@ -135,7 +138,7 @@ def params_diff(args: argparse.Namespace) -> int:
         unchanged=args.all,
         deps_only=args.deps,
     )
-    _warn(found)
+    _warn(repo.root, found)
     _print_changes(repo, args, rows, "Param", precision=None)
     return 0
 
@@ -179,15 +182,19 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, markdo
         print(plain_table([[header + "  " for header in headers], *rows]))
 
 
-def _warn(found: Mapping[str, Reading]) -> None:
+def _warn(root: Path, found: Mapping[str, Reading]) -> None:
     """Print warnings for unreadable files."""
+    from dvkf_prefect.paths import file_meant
+
     for rev, reading in found.items():
         errors = {"": reading.error, **{path: file.error for path, file in reading.files.items()}}
         where = f" of '{rev}'" if rev else ""
+        whole = rev or "the pipeline"
         for path, error in errors.items():
             if error is not None:
+                hint = file_meant(root, path) if isinstance(error, FileNotFoundError) else ""
                 say(
-                    f"WARNING: {f'{path!r}{where}' if path else rev} cannot be read: {error}",
+                    f"WARNING: {f'{path!r}{where}' if path else whole} cannot be read: {reason(error)}{hint}",
                     stream=sys.stderr,
                 )
 

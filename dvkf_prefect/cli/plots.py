@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.cli._common import Parser, open_repo
 from dvkf_prefect.cli._output import say
+from dvkf_prefect.errors import reason
+from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from dvkf_prefect.errors import ConfigError
@@ -121,7 +123,9 @@ def _draw(args: argparse.Namespace, repo: Repo, revs: Sequence[str] | None) -> i
         say(f"WARNING: {fault}", stream=sys.stderr)
     for plot in everything:
         for rev, file, error in plot.errors:
-            say(f"WARNING: {file or plot.name} of '{rev}' cannot be drawn: {error}", stream=sys.stderr)
+            say(
+                f"WARNING: {file or plot.name} of '{rev}' cannot be drawn: {reason(error)}", stream=sys.stderr
+            )
     if args.show_vega:
         spec = next((plot.spec() for plot in plots if plot.kind == "vega"), None)
         if spec is not None:
@@ -214,7 +218,8 @@ def plots_templates(args: argparse.Namespace) -> int:
     elif args.template in known:
         _print_json(known[args.template])
     else:
-        say(f"ERROR: Unexpected template: {args.template}.", stream=sys.stderr)
+        step = did_you_mean(args.template, known) or " List them with `dvkf plots templates`."
+        say(f"ERROR: Unexpected template: {args.template}.{step}", stream=sys.stderr)
         return 1
     return 0
 

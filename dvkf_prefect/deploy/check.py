@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, ModelServer, find_block
 from dvkf_prefect.data.upkeep.doctor import Check
-from dvkf_prefect.errors import ConfigError, DvkfError
+from dvkf_prefect.errors import ConfigError, DvkfError, explained, reason
 
 FILE = "prefect.yaml"
 # Parameters of the flows that name a block.
@@ -42,7 +42,7 @@ def check_deployments(root: Path) -> Iterator[Check]:
         deployments = _deployments(root / FILE)
     except (OSError, YAMLError, ValueError) as error:
         absent = isinstance(error, FileNotFoundError)
-        found = f"not in {root}" if absent else str(error).splitlines()[0]
+        found = f"not in {root}" if absent else reason(error).splitlines()[0]
         yield Check(FILE, "fail", found, "`dvkf prefect init` writes it" if absent else "correct the file")
         return
     yield Check(FILE, "ok", f"{len(deployments)} deployments")
@@ -58,8 +58,8 @@ def check_deployments(root: Path) -> Iterator[Check]:
     with get_client(sync_client=True) as client:
         failure = client.api_healthcheck()
         if failure is not None:
-            reason = str(failure).splitlines()[0] or type(failure).__name__
-            yield Check("server", "fail", f"{api}: {reason}", "start it, or correct PREFECT_API_URL")
+            why = str(failure).splitlines()[0] or type(failure).__name__
+            yield Check("server", "fail", f"{api}: {why}", "start it, or correct PREFECT_API_URL")
             return
         yield Check("server", "ok", f"{api}, version {client.api_version()}")
         named = ((name, each["parameters"].get(name)) for each in deployments for name in _BLOCKS)
@@ -114,9 +114,9 @@ def _flow(root: Path, entrypoint: str) -> tuple[str, Check]:
     try:
         flow: Flow[..., Any] = load_flow_from_entrypoint(place, use_placeholder_flow=False)
     except Exception as error:  # noqa: BLE001 (the user's own code is imported)
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         step = "correct the file, or install what it imports"
-        return name.replace("_", "-"), Check(f"flow {entrypoint}", "fail", reason, step)
+        return name.replace("_", "-"), Check(f"flow {entrypoint}", "fail", why, step)
     return flow.name, Check(f"flow {entrypoint}", "ok", f"flow '{flow.name}'")
 
 
@@ -139,7 +139,7 @@ def _block(parameter: str, name: str) -> Check:
             repo = block.open()
         except (DvkfError, OSError) as error:
             step = "correct its path; the workers' machine needs that folder"
-            return Check(title, "fail", str(error), step)
+            return Check(title, "fail", explained(error), step)
         return Check(title, "ok", str(repo.root))
     if isinstance(block, KubeflowPipelines):
         return Check(title, "ok", f"stages run by {block.backend}")

@@ -352,7 +352,7 @@ def _relative(values: Values, folder: Path) -> Values:
         if _URL.match(path) or os.path.expanduser(path) != path:
             return path
         if isinstance(path, _Relative) or not os.path.isabs(path):
-            return os.path.relpath(path, folder)
+            return path and os.path.relpath(path, folder)
         return path
 
     return _map_paths(values, relative)

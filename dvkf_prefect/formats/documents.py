@@ -140,7 +140,10 @@ def load_json(data: bytes, name: str, *, limit: int | None = None) -> Any:
     except ParseError:
         raise
     except json.JSONDecodeError as error:
-        raise ParseError(name, f"not valid JSON: {error}", line=error.lineno) from error
+        said = f"{error.msg} at column {error.colno}" if data.strip() else "the file is empty"
+        raise ParseError(name, f"not valid JSON: {said}", line=error.lineno) from error
+    except UnicodeDecodeError as error:
+        raise ParseError(name, f"not UTF-8 at byte {error.start}. Write it as UTF-8.") from error
     except RecursionError as error:
         raise ParseError(name, f"nested more than {MAX_DEPTH} levels deep. Write it flatter.") from error
     except ValueError as error:

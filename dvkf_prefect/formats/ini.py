@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.errors import ConfigError, reason
 from dvkf_prefect.files import read_description
 
 # Sections of options, in file order.
@@ -176,7 +176,7 @@ def _text_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+        raise ConfigError(f"{path}: cannot be read ({reason(error)})") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise ConfigError(f"{path}, line {line}: a setting has a NUL character. Remove it.")

@@ -25,6 +25,7 @@ from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles
 from dvkf_prefect.formats.outputs import check_overlap
 from dvkf_prefect.formats.params import DEFAULT_FILE
 from dvkf_prefect.formats.tracked import read_outputs
+from dvkf_prefect.paths import file_meant
 from dvkf_prefect.pipeline.plan.graph import Graph
 from dvkf_prefect.text import did_you_mean
 
@@ -159,7 +160,7 @@ def freeze(repo: Repository, target: str, *, frozen: bool = True) -> str:
 def _freeze_output(repo: Repository, target: str, frozen: bool) -> str:
     path = repo.root / target
     if not path.is_file():
-        raise StageNotFoundError(f"'{target}' does not exist")
+        raise StageNotFoundError(f"'{target}' does not exist.{file_meant(repo.root, target)}")
     old = read_description(path)
     read_outputs(repo.files(), target)  # raises if the file is invalid
     document = dict(documents.load(old, target))

@@ -118,7 +118,8 @@ def test_schemas_as_pandera_users_write_them(schema: str, users: Repo) -> None:
     [
         ("schemas/none.yaml", OutputNotFoundError, "is not in"),
         ("schemas/users.py", ConfigError, "Give FILE.yaml, FILE.json or FILE.py:NAME"),
-        ("schemas/users.py:None_", ConfigError, "has no attribute 'None_'"),
+        ("schemas/users.py:None_", ConfigError, "the module has no 'None_'"),
+        ("schemas/users.py:Seires", ConfigError, "Did you mean 'Series'"),
         ("schemas/users.py:Series", ConfigError, "Series is no schema"),
         ("schemas/broken.yaml", ConfigError, "Correct the schema"),
         ("../outside.yaml", OutputError, "outside"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.git import process as git_process
 from dvkf_prefect.data.git.command import FOREIGN, environment
-from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError
+from dvkf_prefect.errors import DvkfError, GitError, GitTimeoutError, ParseError, reason
 from dvkf_prefect.formats import documents
 from dvkf_prefect.formats.files import PIPELINE_FILE, RepoFiles, describes_outputs
 from dvkf_prefect.formats.objects import LEGACY, MD5, Content
@@ -291,7 +291,7 @@ def describe(files: RepoFiles, path: str) -> Described:
     except DvkfError as error:
         return Described(files.rev, path, error=error)
     except OSError as error:
-        return Described(files.rev, path, error=ParseError(path, str(error)))
+        return Described(files.rev, path, error=ParseError(path, reason(error)))
 
 
 def _locked(files: RepoFiles, path: str) -> Iterator[Output]:

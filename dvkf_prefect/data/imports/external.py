@@ -166,7 +166,9 @@ def open_external(
             yield opened
         return
     if folder is None and "://" not in url and ":" not in url:
-        raise NotARepositoryError(f"{public_url(url)} is neither a folder nor a git url")
+        raise NotARepositoryError(
+            f"{public_url(url)} is neither a folder nor a git url. Correct the path or the url."
+        )
     with scratch_folder("dvkf-clone-") as scratch:
         path = scratch / "repository"
         commit = clones.snapshot(str(_cloned(folder) or url), rev, path, timeout=_TIMEOUT)

@@ -37,6 +37,7 @@ from dvkf_prefect.formats.digest import digest_bytes, digest_file
 from dvkf_prefect.formats.objects import Content
 from dvkf_prefect.formats.outputs import FileVersion
 from dvkf_prefect.formats.tree import SUFFIX, Tree
+from dvkf_prefect.paths import file_meant
 from dvkf_prefect.urls import public_url
 
 # Key of the service's checksum in a `.dvc` file, by url scheme; for other schemes the bytes are hashed.
@@ -141,7 +142,8 @@ class FolderSource(Source):
         self.url = url
         self._path = path
         if not path.exists():
-            raise OutputNotFoundError(f"dependency '{url}' does not exist")
+            hint = file_meant(path.parent, path.name)
+            raise OutputNotFoundError(f"dependency '{url}' does not exist.{hint}")
         self.is_dir = path.is_dir()
         found = {rel: entry.stat() for rel, entry in walk_files(path)} if self.is_dir else {"": path.stat()}
         self.relpaths = sorted(found)

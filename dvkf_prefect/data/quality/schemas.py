@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.quality.reports import FailedCheck, QualityReport, form_of
@@ -27,6 +28,7 @@ from dvkf_prefect.data.tables.frames import format_of, read_stream
 from dvkf_prefect.errors import ConfigError, DvkfError, OutputError, OutputNotFoundError, ParseError
 from dvkf_prefect.files import read_description
 from dvkf_prefect.formats.digest import digest_bytes
+from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,11 +91,12 @@ def load_schema(repo: Repository, schema: str) -> QualitySchema:
             return QualitySchema(schema, digest_bytes(data), _strict(_from_text(data, place)))
         if place.endswith(".py"):
             data = _read(repo, place)
-            found = getattr(_run(repo.root / place, data), name)
+            module = _run(repo.root / place, data)
+            found = _member(module, name, schema)
         else:
             module = pkgutil.resolve_name(place)
             data = Path(inspect.getsourcefile(module) or "").read_bytes()
-            found = getattr(module, name)
+            found = _member(module, name, schema)
         if isinstance(found, type) and issubclass(found, pandera.DataFrameModel):
             found = found.to_schema()
     except DvkfError:
@@ -101,7 +104,7 @@ def load_schema(repo: Repository, schema: str) -> QualitySchema:
     except Exception as error:
         # Code of the repository, or a file that pandera refuses: both may raise anything.
         raise ConfigError(
-            f"schema '{schema}': {type(error).__name__}: {error}. Correct the schema."
+            f"schema '{schema}': {type(error).__name__}: {' '.join(str(error).split())}. Correct the schema."
         ) from error
     if not isinstance(found, pandera.DataFrameSchema):
         raise ConfigError(
@@ -166,6 +169,14 @@ def _from_text(data: bytes, place: str) -> Any:
 
     read = pandas_io.from_json if place.endswith(".json") else pandas_io.from_yaml
     return read(io.StringIO(data.decode()))  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def _member(module: ModuleType, name: str, schema: str) -> Any:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        step = did_you_mean(name, vars(module)) or " Name a DataFrameModel or DataFrameSchema."
+        raise ConfigError(f"schema '{schema}': the module has no '{name}'.{step}") from None
 
 
 def _run(file: Path, data: bytes) -> Any:

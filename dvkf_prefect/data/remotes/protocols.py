@@ -21,6 +21,7 @@ from dvkf_prefect.data.remotes.options import Options
 from dvkf_prefect.data.remotes.patience import seconds_refused
 from dvkf_prefect.data.remotes.urls import split_url
 from dvkf_prefect.errors import ConfigError
+from dvkf_prefect.text import did_you_mean
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -134,7 +135,14 @@ def protocol_of(url: str, options: Options, place: Place) -> Protocol:
     try:
         kind = fsspec.get_filesystem_class(parts.scheme)
     except ValueError as error:
-        raise ConfigError(f"remote '{place.name}': {parts.scheme}:// urls are not supported") from error
+        known = [*_PROTOCOLS, *fsspec.available_protocols()]
+        step = (
+            did_you_mean(parts.scheme, known)
+            or " Use the url of a folder or of a store, such as s3://BUCKET."
+        )
+        raise ConfigError(
+            f"remote '{place.name}': {parts.scheme}:// urls are not supported.{step}"
+        ) from error
     except ImportError as error:
         raise ConfigError(f"remote '{place.name}': {place.url}: {error}") from error
     arguments = kind._get_kwargs_from_urls(url)

@@ -245,7 +245,7 @@ def check_free(dest: Path, force: bool) -> None:
             f"The file '{os.path.relpath(dest)}' already exists locally.\nTo override it, re-run with '--force'."
         )
     if not dest.parent.is_dir():
-        raise OutputNotFoundError(f"the folder {dest.parent} does not exist")
+        raise OutputNotFoundError(f"the folder {dest.parent} does not exist. Create it, or name another.")
 
 
 def _export(cache: Cache, content: Content, tree: Tree | None, out: Path) -> None:

@@ -111,10 +111,13 @@ class Graph:
             return found
         if plain in self._writers:
             return [self._writers[plain]]
+        if posixpath.basename(plain) == PIPELINE_FILE and not self.stages:
+            raise StageNotFoundError(f"no stage is in '{plain}'. Add one with `dvkf stage add`.")
         known = ", ".join(list(self.stages)[:20]) or "none"
         names = (
             *self.stages,
             *self._writers,
+            *(stage.file for stage in self.stages.values()),
             *(stage.group for stage in self.stages.values() if stage.group),
         )
         raise StageNotFoundError(

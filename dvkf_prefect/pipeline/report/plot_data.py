@@ -64,7 +64,7 @@ def parse(data: bytes, name: str, *, header: bool = True) -> Any:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ParseError(name, f"not UTF-8: {error}") from error
+        raise ParseError(name, f"not UTF-8 at byte {error.start}. Write it as UTF-8.") from error
     delimiter = "\t" if suffix == ".tsv" else ","
     documents.check_count(data, name, b"\n", delimiter.encode())
     names = None

@@ -29,6 +29,7 @@ from dvkf_prefect.formats.files import PIPELINE_FILE
 from dvkf_prefect.pipeline.report.metrics import read_bounded
 from dvkf_prefect.pipeline.report.plot_data import IMAGES, parse, points_of, sources
 from dvkf_prefect.pipeline.step.spec import PLOT_OPTIONS
+from dvkf_prefect.text import did_you_mean
 
 WORKSPACE = "workspace"
 
@@ -152,7 +153,8 @@ class Plot:
             renderer = render.VegaRenderer(rows, self.name, **self.props)
             filled = renderer.get_partial_filled_template() if split else (renderer.get_filled_template(), {})
         except Exception as error:
-            raise ConfigError(f"the plot '{self.name}': {error or type(error).__name__}") from error
+            hint = did_you_mean(str(self.props.get("template") or ""), templates())
+            raise ConfigError(f"the plot '{self.name}': {error or type(error).__name__}{hint}") from error
         return filled[0], filled[1]
 
 

@@ -29,6 +29,7 @@ from dvkf_prefect.data.verbs.checkout import checkout
 from dvkf_prefect.errors import ConfigError, GitError
 from dvkf_prefect.files import write_atomic
 from dvkf_prefect.formats.overrides import Override, apply_overrides, parse_overrides
+from dvkf_prefect.paths import file_meant
 from dvkf_prefect.pipeline.run.documents import changed_documents, need_git, prefix_of
 
 _FOLDER = "dvkf-overrides"
@@ -138,6 +139,7 @@ def _set(git: Git, root: Path, base: str, overrides: Sequence[Override], *, comm
         if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
             raise ConfigError(
                 f"override: the last commit has no file '{file}'. Commit it, or name another one."
+                f"{file_meant(root, file)}"
             )
         mine = [each for each in overrides if each.file == file]
         write_atomic(path, apply_overrides(path.read_bytes(), file, mine), mode=path.stat().st_mode & 0o777)

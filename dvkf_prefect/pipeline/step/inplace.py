@@ -9,7 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from dvkf_prefect.data.repository.repository import Repository
-from dvkf_prefect.errors import DvkfError, StageCancelledError, StageError, StageFailedError, StageOutputError
+from dvkf_prefect.errors import (
+    DvkfError,
+    StageCancelledError,
+    StageError,
+    StageFailedError,
+    StageOutputError,
+    explained,
+)
 from dvkf_prefect.files import temporary_beside
 from dvkf_prefect.paths import check_output, check_parents
 from dvkf_prefect.pipeline.step.commands import Commands
@@ -55,7 +62,7 @@ def run_in_place(spec: StepSpec) -> StepResult:
     except DvkfError as error:
         return result(error=type(error).__name__, message=str(error))
     except OSError as error:
-        return result(error=StageError.__name__, message=f"stage '{spec.stage}': {error}")
+        return result(error=StageError.__name__, message=f"stage '{spec.stage}': {explained(error)}")
 
 
 def _make_way(root: Path, out: StepOutput, stage: str) -> None:

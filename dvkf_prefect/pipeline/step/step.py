@@ -26,6 +26,7 @@ from dvkf_prefect.errors import (
     StageFailedError,
     StageOutputError,
     StageWriteError,
+    explained,
 )
 from dvkf_prefect.files import walk_files, write_atomic
 from dvkf_prefect.formats.digest import digest_file
@@ -98,7 +99,9 @@ def run_step(spec: StepSpec, objects: Objects | None = None) -> StepResult:
     except DvkfError as error:
         return StepResult(spec.stage, error=type(error).__name__, message=str(error))
     except OSError as error:
-        return StepResult(spec.stage, error=StageError.__name__, message=f"stage '{spec.stage}': {error}")
+        return StepResult(
+            spec.stage, error=StageError.__name__, message=f"stage '{spec.stage}': {explained(error)}"
+        )
     return _Step(spec, objects or Cache(Path(spec.cache_dir)), folder).run()
 
 
@@ -148,7 +151,9 @@ class _Step:
             keep = isinstance(error, (StageOutputError, StageWriteError))
             return self._result(error=type(error).__name__, message=str(error))
         except OSError as error:
-            return self._result(error=StageError.__name__, message=f"stage '{self._spec.stage}': {error}")
+            return self._result(
+                error=StageError.__name__, message=f"stage '{self._spec.stage}': {explained(error)}"
+            )
         finally:
             self._folder.release(keep=keep)
 
