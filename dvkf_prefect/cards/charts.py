@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -155,11 +155,12 @@ def _bars(histogram: Histogram, width: int, height: int) -> list[str]:
     return parts
 
 
-def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
+def draw_graph(needs: Mapping[str, Sequence[str]], *, stages: Collection[str] = ()) -> bytes | None:
     """Draw a graph without cycles from the left to the right, or from the top if that is too wide for a card.
 
     Args:
         needs: Nodes that each node needs; each of them is a key.
+        stages: Nodes in the colour of stages, besides those whose names begin with ``stage``.
 
     Returns:
         The picture as SVG; None for no node, or for more than a card can show.
@@ -211,8 +212,9 @@ def draw_graph(needs: Mapping[str, Sequence[str]]) -> bytes | None:
             line = " ".join(f"{a:.1f} {b:.1f}" for a, b in (one, two, end))
             parts.append(f'<path d="M{start[0]:.1f} {start[1]:.1f}C{line}" fill="none" stroke="#71717a"/>')
     for node, (x, y, wide) in places.items():
+        fill = _fill("stage " if node in stages else node)
         parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{_HIGH}" rx="4" fill="{_fill(node)}" '
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{_HIGH}" rx="4" fill="{fill}" '
             f'stroke="#a1a1aa"/><text x="{x + wide / 2:.1f}" y="{y + 16:.1f}" text-anchor="middle">'
             f"{_text(node, 30)}</text>"
         )

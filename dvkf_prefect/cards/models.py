@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from dvkf_prefect.pipeline.report.dag import Drawing
 
 _CHARTS = 4
+# End of the label of a file: the start of its digest.
+_OUTPUT = re.compile(r" \([0-9a-f]{8}\)$")
 
 
 def model_card(
@@ -212,7 +215,7 @@ def lineage_card(
         table = markdown_table(("", "value"), rows, limit=limit)
         parts.append(f"## {escape(version.name)} {escape(version.version)}\n\n{table}")
     if graph is not None:
-        picture = draw_graph(graph.needs)
+        picture = draw_graph(_leading(graph) if len(lineages) > 1 else graph.needs)
         parts.insert(
             0, Picture(f"Lineage of {asked}", picture).markdown() if picture else block(graph.text())
         )
@@ -224,6 +227,16 @@ def lineage_card(
     return Card(
         artifact_key("lineage", name, asked), description, markdown="\n\n".join(parts) or "No version."
     )
+
+
+def _leading(graph: Drawing) -> dict[str, tuple[str, ...]]:
+    """Return the graph without outputs that no version has, such as metrics: of several versions they hide the rest."""
+    users = graph.users()
+    return {
+        node: needed
+        for node, needed in graph.needs.items()
+        if users[node] or not (needed and _OUTPUT.search(node))
+    }
 
 
 def _leaves(values: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:

@@ -51,7 +51,7 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
         health += f", {count_text(len(overview.faults), 'part')} not readable"
     parts = [_health_part(overview, limit)]
     if overview.stages:
-        picture = draw_graph(_joined(overview))
+        picture = draw_graph(_joined(overview), stages={each.stage for each in overview.stages})
         rows = [
             (
                 each.stage,
@@ -90,10 +90,17 @@ def overview_card(overview: Overview, name: str, *, limit: int = ROWS) -> Card:
 
 
 def _joined(overview: Overview) -> dict[str, tuple[str, ...]]:
-    """Return the graph without data that no stage reads: the table of data has it."""
+    """Return the graph without data that no stage reads, which the table of data has, and data by its own path."""
     needs, users = overview.graph.needs, overview.graph.users()
     stages = {each.stage for each in overview.stages}
-    return {node: needed for node, needed in needs.items() if needed or users[node] or node in stages}
+    names = {node: node if node in stages else node.removesuffix(".dvc") for node in needs}
+    if len(set(names.values())) < len(names):
+        names = {node: node for node in needs}
+    return {
+        names[node]: tuple(names[each] for each in needed)
+        for node, needed in needs.items()
+        if needed or users[node] or node in stages
+    }
 
 
 def _some(count: int, what: str) -> str:

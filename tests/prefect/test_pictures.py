@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import itertools
 import re
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -20,7 +22,13 @@ from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.data.git.commits import read_commits
 from dvkf_prefect.data.tables.frame_profile import profile_frame
 from dvkf_prefect.formats.outputs import DataVersion
+from dvkf_prefect.models.lineage import Lineage
+from dvkf_prefect.models.version import ModelVersion
+from dvkf_prefect.overview import Overview
+from dvkf_prefect.pipeline.plan.why import Decision
 from dvkf_prefect.pipeline.report.dag import Drawing
+from dvkf_prefect.pipeline.report.plot_files import draw_images
+from dvkf_prefect.pipeline.report.plots import Image, Plot
 from dvkf_prefect.urls import commit_url
 
 from .conftest import git
@@ -81,6 +89,52 @@ def test_a_wide_row_of_a_graph_takes_several_lines() -> None:
     for spans in lines.values():
         spans.sort()
         assert all(left > right for (_, right), (left, _) in itertools.pairwise(spans))
+
+
+def test_an_image_that_is_equal_in_all_versions_is_shown_once() -> None:
+    def plot(*data: bytes, **more: Any) -> Plot:
+        revs = ("workspace", "HEAD", "v1")
+        images = tuple(Image(rev, "a.png", each) for rev, each in zip(revs, data, strict=False))
+        return Plot("a.png", "image", images=images, **more)
+
+    names = [image.name for image in draw_images([plot(b"1", b"1"), plot(b"1", b"2", b"1"), plot(b"1")])]
+    assert names == ["a.png", "a.png of workspace, v1", "a.png of HEAD", "a.png"]
+    gone = (("HEAD", "a.png", FileNotFoundError("'a.png' is not in HEAD")),)
+    assert [(image.name, image.absent) for image in draw_images([plot(b"1", errors=gone)])] == [
+        ("a.png of HEAD", True),
+        ("a.png", False),
+    ]
+    assert [image.absent for image in draw_images([plot(errors=gone)])] == [False]
+
+
+def test_stages_have_their_colour_and_data_its_path() -> None:
+    graph = Drawing({"train": ("data.csv.dvc",), "data.csv.dvc": (), "unread.csv.dvc": (), "alone": ()})
+    stages = tuple(Decision(name, "skip") for name in ("train", "alone"))
+    card = cards.overview_card(Overview((), {"gone.csv": "deleted"}, stages, graph, (), (), {}), "shop")
+    assert card.description.startswith("**shop**: 0 outputs, 2 stages")
+    (data,) = re.findall(r"base64,([\w+/=]+)", card.markdown)
+    svg = base64.b64decode(data)
+    fills = re.findall(r'height="24" rx="4" fill="(#\w+)"', svg.decode())
+    assert dict(zip(texts(svg), fills, strict=True)) == {
+        "train": "#dbeafe",
+        "data.csv": "#f4f4f5",
+        "alone": "#dbeafe",
+    }
+
+
+def test_outputs_of_several_versions_that_lead_nowhere_are_left_out() -> None:
+    needs: dict[str, tuple[str, ...]] = {"data.csv (00000000)": ()}
+    for n in (1, 2):
+        needs[f"stage train ({n:08x})"] = ("data.csv (00000000)",)
+        needs |= {f"{name} ({n:08x})": (f"stage train ({n:08x})",) for name in ("model", "metrics.json")}
+        needs[f"price v{n}"] = (f"model ({n:08x})",)
+    moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    version = ModelVersion("price", "v1", "e" * 40, "model", "a" * 32, 10, None, (), moment, "Ann", "")
+    for count, kept in ((1, True), (2, False)):
+        card = cards.lineage_card([Lineage(version)] * count, "data.csv", "shop", graph=Drawing(needs))
+        (data,) = re.findall(r"base64,([\w+/=]+)", card.markdown)
+        assert ("metrics.json (00000001)" in texts(base64.b64decode(data))) is kept
+        assert "price v2" in texts(base64.b64decode(data))
 
 
 def test_a_box_has_room_for_wide_letters() -> None:

@@ -118,7 +118,7 @@ class PlotImage:
     """A plot as one image.
 
     Attributes:
-        name: Name of the plot; with the version for an image plot of several versions.
+        name: Name of the plot; with the versions for an image plot that differs between them.
         data: Bytes of the image: SVG, PNG, or the file that a stage wrote. Empty on an error.
         error: Reason why it cannot be drawn; empty on success.
         absent: True if a version has no file of a plot that other versions have.
@@ -150,8 +150,14 @@ def draw_images(plots: Sequence[Plot], *, small: int = 64_000) -> list[PlotImage
             )
             for rev, file, error in plot.errors
         ]
-        several = len(plot.images) > 1
-        found += [PlotImage(f"{plot.name} of {i.rev}" if several else plot.name, i.data) for i in plot.images]
+        versions: dict[bytes, list[str]] = {}
+        for image in plot.images:
+            versions.setdefault(image.data, []).append(image.rev)
+        several = len(versions) > 1
+        found += [
+            PlotImage(f"{plot.name} of {', '.join(revs)}" if several else plot.name, data)
+            for data, revs in versions.items()
+        ]
         if plot.kind == "vega" and plot.points:
             try:
                 data = plot.svg().encode()

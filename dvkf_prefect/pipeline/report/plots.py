@@ -33,6 +33,9 @@ from dvkf_prefect.text import did_you_mean
 
 WORKSPACE = "workspace"
 
+# Fonts as wide as the one that Vega measures with: a browser's own may be wider, and labels would be cut off.
+_FONTS = "Liberation Sans,Arial,Helvetica,DejaVu Sans Condensed,sans-serif"
+
 VEGA_LITE = "5.20"
 """Version of Vega-Lite for images and pages."""
 
@@ -140,7 +143,7 @@ class Plot:
             picture: str = convert(spec, vl_version=VEGA_LITE, allowed_base_urls=[])
         except ValueError as error:
             raise ConfigError(f"the plot '{self.name}' cannot be drawn: {error}") from error
-        return picture
+        return picture.replace('font-family="sans-serif"', f'font-family="{_FONTS}"')
 
     def _filled(self, *, split: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         render = extra("dvc_render", "dvc-render")
