@@ -139,9 +139,10 @@ def _names_of(kind: type[Block]) -> list[str]:
 
 
 def drop_empty(cls: type[BaseModel], values: Any) -> Any:
-    """Drop empty values of optional fields, so that the fields have their defaults.
+    """Drop empty values of optional fields, so that the fields have their defaults, and spaces around texts.
 
-    Prefect's form sends an empty block, an empty text or null for a field without input.
+    Prefect's form sends an empty block, an empty text or null for a field without input. A pasted text often has a
+    space or the end of a line with it; a password may.
 
     Args:
         cls: The block's class.
@@ -156,11 +157,16 @@ def drop_empty(cls: type[BaseModel], values: Any) -> Any:
         if message := refuse_coroutine(name, value):
             raise ValueError(message)
     fields = cls.model_fields
+    values = {name: _stripped(name, value) for name, value in values.items()}
     return {
         name: value
         for name, value in values.items()
         if name not in fields or fields[name].is_required() or not _is_empty(value, fields[name].annotation)
     }
+
+
+def _stripped(name: str, value: Any) -> Any:
+    return value.strip() if isinstance(value, str) and name != "password" else value
 
 
 def _is_empty(value: Any, annotation: Any) -> bool:
@@ -169,5 +175,6 @@ def _is_empty(value: Any, annotation: Any) -> bool:
         isinstance(t, type) and issubclass(t, Block) for t in get_args(annotation)
     ):
         # Prefect adds the block's type to the values of a nested block.
-        return all(inner in (None, "") for name, inner in value.items() if name != "block_type_slug")
+        given = {name: _stripped(name, inner) for name, inner in value.items() if name != "block_type_slug"}
+        return all(inner in (None, "") for inner in given.values())
     return value is None or (isinstance(value, (str, list, dict)) and not value)

@@ -70,6 +70,7 @@ class DvcRemote(WritableFileSystem):
     model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=plain_fields)
 
     url: str = Field(
+        min_length=1,
         title="URL",
         description="Location of the objects: s3://bucket/prefix, a folder, or any other url that DVC supports.",
     )

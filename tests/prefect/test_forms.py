@@ -264,6 +264,25 @@ def test_an_empty_required_field_is_named() -> None:
         DvcRepository.model_validate({"remote": {"url": None, "region": "eu-west-1"}})
 
 
+def test_spaces_around_a_pasted_text_are_dropped() -> None:
+    """A url with the end of its line was another url, and a field of spaces was no empty one."""
+    with pytest.raises(ValidationError, match="url"):
+        DvcRemote.model_validate({"url": " "})
+    remote = DvcRemote.model_validate(
+        {"url": " s3://bucket/data\n", "endpointurl": " ", "secret_access_key": "secret-2\n", "jobs": " "}
+    )
+    assert (remote.url, remote.endpointurl, remote.jobs) == ("s3://bucket/data", None, None)
+    assert _plain(remote.secret_access_key) == "secret-2"
+    repository = DvcRepository.model_validate({"path": "/srv/digits\n", "rev": " ", "remote": {"url": " "}})
+    assert (repository.path, repository.rev, repository.remote) == ("/srv/digits", None, None)
+    credentials = KubeflowCredentials.model_validate({"host": "http://kf ", "token": " t", "password": "pw "})
+    assert (credentials.host, _plain(credentials.token), _plain(credentials.password)) == (
+        "http://kf",
+        "t",
+        "pw ",
+    )
+
+
 def test_an_empty_secret_is_none() -> None:
     assert KubeflowCredentials(host="http://kf", token=SecretStr("")).token == SecretStr("")
     assert KubeflowCredentials.model_validate({"host": "http://kf", "token": ""}).token is None
