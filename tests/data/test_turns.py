@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import signal
@@ -58,6 +59,29 @@ def test_one_has_it_alone_and_others_share_it(tmp_path: Path) -> None:
         thread.join()
         assert inner and taken(path)
     assert not taken(path, "flow run 'b'")
+
+
+def test_a_coroutine_does_not_wait_for_another_of_its_thread(tmp_path: Path) -> None:
+    """Two async flows of one event loop stood still for the whole timeout, by default a day."""
+
+    async def have_it(taken: asyncio.Event, ended: asyncio.Event) -> None:
+        with turn(tmp_path / "turn", holder="flow run 'a'"):
+            taken.set()
+            await ended.wait()
+
+    async def attempt() -> None:
+        taken, ended = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task(have_it(taken, ended))
+        await taken.wait()
+        with pytest.raises(LockedError, match=r"flow run 'a' .*of this thread, so a wait would never end"):
+            with turn(tmp_path / "turn", holder="flow run 'b'"):
+                pass
+        ended.set()
+        await first
+        with turn(tmp_path / "turn", holder="flow run 'b'", timeout=0):
+            pass
+
+    asyncio.run(attempt())
 
 
 def test_a_wait_names_the_holder_and_ends(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ _SHARE, _ALONE = "shared", "alone"
 _NAMED = 3
 # Files whose turn this flow or command has. Threads and subflows that Prefect starts get a copy of the context.
 _HELD: ContextVar[frozenset[str]] = ContextVar("turns", default=frozenset())
+# Threads of this process that have a turn alone, by file. A wait in the same thread would stop the one who has it.
+_THREADS: dict[str, int] = {}
 
 
 def _warn(message: str) -> None:
@@ -59,7 +62,7 @@ def turn(
         on_wait: Called once with a message if the turn is taken.
 
     Raises:
-        LockedError: The others had the workspace for the whole time.
+        LockedError: The others had the workspace for the whole time, or another coroutine of this thread has it.
     """
     name = os.path.realpath(path)
     if name in _HELD.get():
@@ -75,9 +78,13 @@ def turn(
         others = [] if holder else [line for line in _lines(path) if line.startswith(_SHARE)]
         _write(descriptor, [*others, own])
         token = _HELD.set(_HELD.get() | {name})
+        if holder:
+            _THREADS[name] = threading.get_ident()
         try:
             yield
         finally:
+            if holder:
+                _THREADS.pop(name, None)
             _HELD.reset(token)
             left = _lines(path)
             if own in left:
@@ -94,6 +101,11 @@ def _wait(
     waited = False
     while not _take(descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
         who = _holder(path)
+        if _THREADS.get(os.path.realpath(path)) == threading.get_ident():
+            raise LockedError(
+                f"workspace in use: {path.parent}, by {who} of this thread, so a wait would never end. Await one flow "
+                "after the other, or run each in a thread."
+            )
         if time.monotonic() >= deadline:
             raise LockedError(
                 f"workspace in use: {path.parent}, by {who}, for {timeout:.0f} s. Let it finish, or stop it, and run "
