@@ -131,6 +131,8 @@ def model_deploy(args: argparse.Namespace) -> int:
     from dvkf_prefect.models.registry import ModelRegistry
     from dvkf_prefect.openlineage.sending import send_deployed
 
+    if args.place == "local":
+        _refuse_cluster_options(args, "--to", but=("format", "split"))
     registry = ModelRegistry(open_repo(args))
     version = registry.show(*model_and_version(args.model))
     if args.gate and args.canary is None:
@@ -175,6 +177,19 @@ def model_deploy(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_cluster_options(args: argparse.Namespace, option: str, *, but: Sequence[str] = ()) -> None:
+    """Refuse options of a cluster for this machine, where they would mean nothing.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    from dvkf_prefect.errors import ConfigError
+
+    for name in ("namespace", *SERVICE_FIELDS):
+        if name not in but and getattr(args, name, None) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is for a cluster. Add {option} kserve.")
+
+
 def _check(registry: ModelRegistry, version: ModelVersion, gates: Sequence[str]) -> GateCheck:
     from dvkf_prefect.models.gates import parse_gate
     from dvkf_prefect.serving.gating import GateCheck
@@ -196,6 +211,8 @@ def _print(found: Any, findings: Sequence[Finding], as_json: bool) -> None:
 
 def model_undeploy(args: argparse.Namespace) -> int:
     """Run ``dvkf model undeploy``."""
+    if args.place == "local":
+        _refuse_cluster_options(args, "--from")
     server = local_server(None) if args.place == "local" else kserve_server(args)
     removed = server.undeploy(args.model)
     say(f"{args.model} is not served any more" if removed else f"{args.model} was not served")

@@ -200,7 +200,7 @@ def _expect(said: _Said, state: str, model: ModelFiles, log: Path, log_start: in
     if answer.get("kind") == "digest":
         raise ModelDigestError(answer["message"])
     reason = answer.get("message") or "it exited without a message"
-    raise ServingError(f"the server of {model} did not start: {reason}. {_tail(log, log_start)}")
+    raise ServingError(f"the server of {model} did not start: {reason.rstrip('.')}. {_tail(log, log_start)}")
 
 
 def _rotate(log: Path) -> None:

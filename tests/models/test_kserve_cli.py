@@ -324,3 +324,22 @@ def test_a_promotion_by_a_graph(cluster: World, published: Project, capfd) -> No
         main(["model", "rollback", "classifier", "prod", "--place", "kserve", "-n", "ml", *KSERVE[4:]]) == 0
     )
     assert server.endpoint("classifier").version == "v0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["deploy", "classifier", "-n", "ml"], "--namespace is for a cluster. Add --to kserve."),
+        (
+            ["deploy", "classifier", "--min-replicas", "0"],
+            "--min-replicas is for a cluster. Add --to kserve.",
+        ),
+        (["undeploy", "classifier", "-n", "ml"], "--namespace is for a cluster. Add --from kserve."),
+    ],
+)
+def test_options_of_a_cluster_are_refused_here(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were ignored, and a model of this machine was removed in place of the cluster's."""
+    assert main(["model", *words]) == 251
+    assert capsys.readouterr().err == f"ERROR: {option}\n"

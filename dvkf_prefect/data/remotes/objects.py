@@ -126,6 +126,11 @@ def open_objects(url: str, options: Options, place: Place, *, jobs: int) -> Obje
     except (BaseError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
+        if "No CA certificates" in str(error):
+            raise ConfigError(
+                f"remote '{place.name}': this machine has no CA certificates. Install the package ca-certificates, or "
+                "name a PEM file in SSL_CERT_FILE."
+            ) from place.cause(error)
         raise ConfigError(f"remote '{place.name}': {place.clean(_first_line(str(error)))}") from place.cause(
             error
         )

@@ -50,8 +50,8 @@ def live_versions(where: str) -> tuple[LiveVersion, ...]:
         found = kube.get(f"/apis/{API}/namespaces/{namespace}/inferenceservices").get("items") or ()
     except (ConfigException, KubeError, DvkfError) as error:
         raise ServingError(
-            f"the services of {where} cannot be looked up: {error}. Correct the kubeconfig, or ask for `list` of "
-            "inferenceservices."
+            f"the services of {where} cannot be looked up: {str(error).rstrip('.')}. Correct the kubeconfig, or ask "
+            "for the right to `list` inferenceservices."
         ) from error
     return tuple(live for service in found for live in _versions(service))
 

@@ -93,6 +93,17 @@ def test_bad_configuration_names_remote_and_option(url: str, options: dict[str, 
         open_storage(url, options, name="store")
 
 
+def test_missing_certificates_of_the_machine_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was a "builder error" of obstore's client."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    options = {"region": "x", "access_key_id": "a", "secret_access_key": "b"}
+    with pytest.raises(ConfigError, match=r"has no CA certificates. Install .* in SSL_CERT_FILE\."):
+        open_storage("s3://bucket", options, name="store", backend="obstore")
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sshfs", None)
     with pytest.raises(ConfigError, match="pip install sshfs"):
