@@ -343,6 +343,9 @@ def test_models_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[
     assert run(capsys, "model", "rollback", "digits", "prod") == "digits #prod is v0.0.1 again\n"
     assert "#prod" in run(capsys, "model", "list").splitlines()[-1]
     assert json.loads(run(capsys, "model", "show", "digits", "#prod", "--json"))["version"] == "v0.0.1"
+    assert json.loads(run(capsys, "model", "show", "digits@v0.0.1", "--json"))["version"] == "v0.0.1"
+    assert cli.main(["model", "promote", "digits", "prdo", "--dry-run"]) == 0
+    assert "WARNING: no model has the stage 'prdo' yet. Did you mean 'prod'?" in capsys.readouterr().err
     assert run(capsys, "model", "check-ref", "refs/tags/digits#prod#3") == (
         "stage 'prod' was assigned to 'digits' v0.0.1\n"
     )

@@ -118,6 +118,8 @@ def find_block(kind: type[B], block: B | str, parameter: str = "block") -> B:
         raise TypeError(
             f"{parameter} is {type(block).__name__}. Pass a {kind.get_block_type_name()} block, or its name."
         )
+    # As Prefect's pages and its command line name a block: the slug of its type, and its name.
+    block = block.removeprefix(f"{kind.get_block_type_slug()}/")
     try:
         return cast(B, kind.load(block, _sync=True))  # type: ignore[call-arg]
     except ValueError as error:

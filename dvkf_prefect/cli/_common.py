@@ -15,6 +15,7 @@ from dvkf_prefect.urls import without_secrets
 
 if TYPE_CHECKING:
     from dvkf_prefect.data.progress import Progress
+    from dvkf_prefect.models.registry import ModelRegistry
     from dvkf_prefect.repo import Repo
 
 
@@ -146,6 +147,13 @@ def model_and_version(text: str) -> tuple[str, str]:
     """Split MODEL, MODEL@VERSION or MODEL#STAGE; the version is ``latest`` if none is given."""
     match = re.fullmatch(r"([^@#]+)(?:@(.+)|(#.+))?", text)
     return (match[1], match[2] or match[3] or "latest") if match else (text, "latest")
+
+
+def warn_of_new_stage(registry: ModelRegistry, stage: str) -> None:
+    """Print a warning if no model has a stage of that name, but one of a similar name."""
+    known = {name for row in registry.overview(include_inactive=True).values() for name in row["stage"]}
+    if hint := did_you_mean(stage, known):
+        print(f"WARNING: no model has the stage '{stage}' yet.{hint}", file=sys.stderr)
 
 
 def progress_bar(quiet: bool) -> Progress:

@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar
+from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar, warn_of_new_stage
 from dvkf_prefect.cli._output import say
 from dvkf_prefect.cli.promotion import (
     model_promote,
@@ -118,8 +118,13 @@ def model_arguments(parser: Parser) -> None:
         "-a", "--all", action="store_true", help="include withdrawn versions and deprecated models"
     )
     show = commands["show"]
-    show.add_argument("name", nargs="?", help="model; all models if omitted")
-    show.add_argument("which", nargs="?", default="latest", help="version, #stage, or latest (default)")
+    show.add_argument(
+        "name",
+        nargs="?",
+        metavar="MODEL[@VERSION]",
+        help="model, with @version or #stage; all models if omitted",
+    )
+    show.add_argument("which", nargs="?", help="version, #stage, or latest (default)")
     commands["history"].add_argument("name", nargs="?")
     commands["history"].add_argument("--ascending", action="store_true", help="show the oldest event first")
     commands["check-ref"].add_argument("ref", help="git tag, or refs/tags/ and the tag")
@@ -221,7 +226,9 @@ def model_deprecate(args: argparse.Namespace) -> int:
 
 def model_assign(args: argparse.Namespace) -> int:
     """Run ``dvkf model assign``."""
-    version = _registry().assign(args.name, args.model_version, args.stage, message=args.message)
+    registry = _registry()
+    warn_of_new_stage(registry, args.stage)
+    version = registry.assign(args.name, args.model_version, args.stage, message=args.message)
     say(f"{version.name} #{args.stage} is {version.version}")
     return _pushed(args)
 
@@ -251,7 +258,8 @@ def model_show(args: argparse.Namespace) -> int:
     """Run ``dvkf model show``."""
     if args.name is None:
         return _show_all(args.json)
-    values = _registry().show(args.name, args.which).as_dict()
+    name, which = model_and_version(args.name)
+    values = _registry().show(name, args.which or which).as_dict()
     if args.json:
         return _print_json(values)
     for key, value in values.items():

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Literal
 
-from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar
+from dvkf_prefect.cli._common import Parser, model_and_version, open_repo, progress_bar, warn_of_new_stage
 from dvkf_prefect.cli._output import say
 from dvkf_prefect.cli.serving import (
     SERVICE_FIELDS,
@@ -132,6 +132,7 @@ def model_promote(args: argparse.Namespace) -> int:
     registry = ModelRegistry(open_repo(args))
     model, which = model_and_version(args.model)
     which = args.model_version or which
+    warn_of_new_stage(registry, args.stage)
     promotion = Promotion(
         _acting(args, registry, model),
         gates=tuple(parse_gate(gate) for gate in args.gate),

@@ -395,6 +395,7 @@ class ModelRegistry:
         if allowed is not None and stage not in allowed:
             raise ModelError(
                 f"stage '{stage}' is not allowed by the file .gto. Use one of: {', '.join(allowed)}."
+                + did_you_mean(stage, allowed)
             )
 
     def _allowed_stages(self) -> builtins.list[str] | None:

@@ -106,6 +106,7 @@ def test_blocks_may_be_given_by_name(repo: Repo, artifacts: Artifacts) -> None:
         return push_data(name)
 
     assert push("by-name").files == 4
+    assert push("dvc-repository/by-name").files == 0
     with pytest.raises(
         ConfigError, match=r"no DVC Repository block is named 'by-nam' .*Did you mean 'by-name'\?"
     ):
