@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from dvkf_prefect.formats.outputs import DataVersion
 
 
+UNCOMMITTED = "not committed"
+"""Words on a version that no commit holds."""
+
+
 def data_card(
     version: DataVersion,
     name: str,
@@ -128,12 +132,12 @@ def _missing(count: int, rows: int) -> str:
 
 def _commit_text(rev: str | None, commit: Commit | None) -> Markup:
     if not rev:
-        return Markup("not committed")
+        return Markup(UNCOMMITTED)
     return link(rev[:10], commit.url) if commit is not None and commit.url else code(rev[:10])
 
 
 def _at(rev: str | None) -> str:
-    return f"at commit {code(rev[:10])}" if rev else "not committed"
+    return f"at commit {code(rev[:10])}" if rev else UNCOMMITTED
 
 
 def diff_card(diff: Diff, name: str, *, commits: tuple[str, str] = ("", ""), limit: int = ROWS) -> Card:

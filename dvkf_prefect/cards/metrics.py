@@ -105,7 +105,7 @@ def number_text(value: float) -> str:
     """
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:.6g}"
+    return f"{value:,.0f}" if 1e6 <= abs(value) < 1e15 else f"{value:,.6g}"
 
 
 def change_text(change: float | None) -> str:

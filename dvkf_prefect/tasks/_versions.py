@@ -11,6 +11,7 @@ from prefect.context import SyncClientContext
 from prefect.runtime import flow_run
 
 from dvkf_prefect.cards import Card, artifact_key, data_card
+from dvkf_prefect.cards.data import UNCOMMITTED
 from dvkf_prefect.data.git.commits import read_commits
 from dvkf_prefect.data.tables.frame_profile import FrameProfile
 from dvkf_prefect.errors import DvkfError
@@ -67,6 +68,8 @@ def publish_versions(
         card = last.get(version.path)
         known = (card.metadata_ if card is not None else None) or {}
         earlier = known.get(_EARLIER, "").split()
+        if card is not None and _lags(card, repo, version):
+            _show_again(name, repo, version, card)
         if known.get(_DIGEST) == version.digest or (not made and version.digest[:_START] in earlier):
             continue
         run = flow_run.get_id() or ""
@@ -95,10 +98,21 @@ def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:
         card = last.get(output.path)
         if card is None or (card.metadata_ or {}).get(_DIGEST) != output.digest:
             continue
-        version = repo.version_of(output)
-        run = (card.metadata_ or {}).get(_RUN, "")
-        made = _card(name, repo, version, flow=run, profile=_profile(repo, version))
-        update_artifact(card.latest_id, made.markdown, made.description)
+        _show_again(name, repo, repo.version_of(output), card)
+
+
+def _lags(card: ArtifactCollection, repo: Repo, version: DataVersion) -> bool:
+    """Return True if a card says that no commit holds its version, and one does by now, made by hand."""
+    if (card.metadata_ or {}).get(_DIGEST) != version.digest or UNCOMMITTED not in (card.description or ""):
+        return False
+    return any(old.digest == version.digest for old in committed_versions(repo, version.path, limit=1))
+
+
+def _show_again(name: str, repo: Repo, version: DataVersion, card: ArtifactCollection) -> None:
+    """Show a version on its last card as it is now, in place."""
+    run = (card.metadata_ or {}).get(_RUN, "")
+    made = _card(name, repo, version, flow=run, profile=_profile(repo, version))
+    update_artifact(card.latest_id, made.markdown, made.description)
 
 
 def _card(name: str, repo: Repo, version: DataVersion, *, flow: str, profile: FrameProfile | None) -> Card:

@@ -97,6 +97,19 @@ def test_each_version_of_the_data_is_one_more_on_its_timeline(repo: Repo, artifa
     versions = cards[-1].data.partition("### Versions")[2]
     assert [commit[:10] for commit in commits] == re.findall(r"`([0-9a-f]{10})`", versions)
 
+    @flow
+    def add_twice() -> None:
+        (repo.root / "data" / "train" / "new-3.txt").write_text("3\n")
+        add_data(block, ["data/train"])
+        git(repo.root, "commit", "--quiet", "--all", "--message", "By hand")
+        assert "not committed" in artifacts("data-timeline-data-train")[-1].description
+        add_data(block, ["data/train"])
+
+    add_twice()
+    *_, card = artifacts("data-timeline-data-train")
+    assert f"at commit `{git(repo.root, 'rev-parse', 'HEAD')[:10]}`" in card.description
+    assert len(artifacts("data-timeline-data-train")) == len(cards) + 1
+
 
 def test_blocks_may_be_given_by_name(repo: Repo, artifacts: Artifacts) -> None:
     DvcRepository(path=str(repo.root), label="by-name").save("by-name", overwrite=True)
