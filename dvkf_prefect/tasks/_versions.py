@@ -109,7 +109,7 @@ def _lags(card: ArtifactCollection, repo: Repo, version: DataVersion) -> bool:
 
 
 def _show_again(name: str, repo: Repo, version: DataVersion, card: ArtifactCollection) -> None:
-    """Show a version on its last card as it is now, in place."""
+    """Update the last card of a version in place."""
     run = (card.metadata_ or {}).get(_RUN, "")
     made = _card(name, repo, version, flow=run, profile=_profile(repo, version))
     update_artifact(card.latest_id, made.markdown, made.description)
