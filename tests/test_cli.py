@@ -176,6 +176,16 @@ def test_an_error_of_the_system_says_what_to_do(root: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "No version learned from 'dta'. Did you mean 'data'?\n"
 
 
+def test_the_verb_is_the_first_word(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any later word that is a verb's name was taken for the verb: `modl list` offered `list` alone."""
+    with pytest.raises(SystemExit):
+        cli.main(["modl", "list"])
+    assert "Did you mean 'model'?" in capsys.readouterr().err
+    (root / "list").mkdir()
+    assert cli.main(["--cd", "list", "root"]) == 0
+    assert capsys.readouterr().out == "..\n"
+
+
 def test_cloud_status_names_each_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["add", "-q", "data"])
     said = run(capsys, "status", "-c")

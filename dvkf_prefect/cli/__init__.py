@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    verb = next((word for word in arguments if not word.startswith("-") and word in VERBS), None)
+    verb = _verb(arguments)
     parser = build_parser([verb] if verb else list(VERBS))
     args = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] | None = getattr(args, "run", None)
@@ -160,6 +160,17 @@ def _change_folder(folder: str) -> None:
         os.chdir(folder)
     except OSError as error:
         raise DvkfError(f"--cd '{folder}': {reason(error)}") from error
+
+
+def _verb(arguments: Sequence[str]) -> str | None:
+    """Return the first word that is neither an option nor the folder of ``--cd``, if it is a verb."""
+    words = iter(arguments)
+    for word in words:
+        if word in ("--c", "--cd"):  # argparse takes the first letters of an option
+            next(words, None)
+        elif not word.startswith("-"):
+            return word if word in VERBS else None
+    return None
 
 
 def _fail(error: Exception, args: argparse.Namespace, code: int, message: str | None = None) -> int:

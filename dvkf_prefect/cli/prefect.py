@@ -63,6 +63,8 @@ def prefect_arguments(parser: Parser) -> None:
 
 def init(args: argparse.Namespace) -> int:
     """Run ``dvkf prefect init``."""
+    from prefect.settings import get_current_settings
+
     from dvkf_prefect import __version__
     from dvkf_prefect.deploy.project import Project, next_steps, project_files, project_name, write_files
 
@@ -86,7 +88,7 @@ def init(args: argparse.Namespace) -> int:
     if not written:
         say("All files are up to date.")
     say(f"\nTo deploy the flows, start a server (`prefect server start`) and run in {repo.root}:\n")
-    for step in next_steps(project):
+    for step in next_steps(project, address=not get_current_settings().api.url):
         say(f"\t{step}")
     say("\n`dvkf prefect check` says what is missing.")
     return 0

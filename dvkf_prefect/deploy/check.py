@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from httpx import HTTPStatusError
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import WorkerStatus
@@ -14,10 +15,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import get_current_settings
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dvkf_prefect.blocks import DvcRepository, KubeflowPipelines, ModelServer, find_block
-from dvkf_prefect.data.upkeep.doctor import Check
+from dvkf_prefect.data.upkeep.doctor import Check, check_remote
 from dvkf_prefect.errors import ConfigError, DvkfError, explained, reason
 
 FILE = "prefect.yaml"
@@ -42,7 +43,7 @@ def check_deployments(root: Path) -> Iterator[Check]:
         deployments = _deployments(root / FILE)
     except (OSError, YAMLError, ValueError) as error:
         absent = isinstance(error, FileNotFoundError)
-        found = f"not in {root}" if absent else reason(error).splitlines()[0]
+        found = f"not in {root}" if absent else _reason(error)
         yield Check(FILE, "fail", found, "`dvkf prefect init` writes it" if absent else "correct the file")
         return
     yield Check(FILE, "ok", f"{len(deployments)} deployments")
@@ -61,14 +62,32 @@ def check_deployments(root: Path) -> Iterator[Check]:
             why = str(failure).splitlines()[0] or type(failure).__name__
             yield Check("server", "fail", f"{api}: {why}", "start it, or correct PREFECT_API_URL")
             return
-        yield Check("server", "ok", f"{api}, version {client.api_version()}")
-        named = ((name, each["parameters"].get(name)) for each in deployments for name in _BLOCKS)
-        for name, block in _different(pair for pair in named if pair[1]):
-            yield _block(name, str(block))
+        try:
+            version = client.api_version()
+        except HTTPStatusError as error:  # the health check needs no rights
+            refused = f"{api}: {error.response.status_code} {error.response.reason_phrase}".rstrip()
+            yield Check("server", "fail", refused, "correct PREFECT_API_KEY or PREFECT_API_AUTH_STRING")
+            return
+        yield Check("server", "ok", f"{api}, version {version}")
+        named = (
+            (name, each["parameters"].get(name), bool(each["image"]))
+            for each in deployments
+            for name in _BLOCKS
+        )
+        # Other values than names are of the deployment itself: fields of a block, or a template.
+        for name, block, in_image in _different(each for each in named if _is_name(each[1])):
+            yield from _block(name, block, in_image=in_image)
         for pool in _different(each["pool"] for each in deployments):
             in_image = any(each["image"] for each in deployments if each["pool"] == pool)
             yield from _pool(client, pool, in_image=in_image)
         yield from (_deployment(client, flows[each["entrypoint"]], each) for each in deployments)
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of an error in one line, with the line of the file if it is known."""
+    if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    return reason(error).splitlines()[0]
 
 
 def _deployments(path: Path) -> list[dict[str, Any]]:
@@ -120,30 +139,50 @@ def _flow(root: Path, entrypoint: str) -> tuple[str, Check]:
     return flow.name, Check(f"flow {entrypoint}", "ok", f"flow '{flow.name}'")
 
 
-def _block(parameter: str, name: str) -> Check:
-    """Load a block. A repository in a folder is opened; one at a git URL is left to the workers."""
+def _is_name(value: Any) -> bool:
+    """Return True for the name of a block."""
+    return isinstance(value, str) and value != "" and "{{" not in value
+
+
+def _block(parameter: str, name: str, *, in_image: bool) -> Iterator[Check]:
+    """Load a block. A repository in a folder is opened, and its remote asked; a clone is left to the workers."""
     kind = _BLOCKS[parameter]
     title = f"block {kind.get_block_type_slug()}/{name}"
     try:
         block = find_block(kind, name, parameter)
     except ConfigError:
-        return Check(title, "fail", "not saved on the server", "`python blocks.py`")
+        yield Check(title, "fail", "not saved on the server", "`python blocks.py`")
+        return
     except ValueError as error:
-        return Check(
-            title, "fail", str(error).splitlines()[0], "correct the block in the UI, or save it again"
+        step = "correct the block in the UI, or save it again"
+        yield Check(title, "fail", str(error).splitlines()[0], step)
+        return
+    if isinstance(block, DvcRepository) and not block.is_cloned:
+        yield from _folder(title, block, in_image=in_image)
+    elif isinstance(block, DvcRepository):
+        yield Check(title, "ok", f"{block.path}, cloned by each worker")
+    elif isinstance(block, KubeflowPipelines):
+        yield Check(title, "ok", f"stages run by {block.backend}")
+    else:
+        yield Check(title, "ok", "saved")
+
+
+def _folder(title: str, block: DvcRepository, *, in_image: bool) -> Iterator[Check]:
+    """Yield the checks of a repository in a folder, and of its remote with the credentials of the block."""
+    if in_image:
+        found = f"{block.path} is a folder, which containers do not have"
+        yield Check(title, "fail", found, "give the block the git URL of the repository")
+        return
+    try:
+        repo = block.open()
+    except (DvkfError, OSError) as error:
+        yield Check(
+            title, "fail", explained(error), "correct its path; the workers' machine needs that folder"
         )
-    if isinstance(block, DvcRepository):
-        if block.is_cloned:
-            return Check(title, "ok", f"{block.path}, cloned by each worker")
-        try:
-            repo = block.open()
-        except (DvkfError, OSError) as error:
-            step = "correct its path; the workers' machine needs that folder"
-            return Check(title, "fail", explained(error), step)
-        return Check(title, "ok", str(repo.root))
-    if isinstance(block, KubeflowPipelines):
-        return Check(title, "ok", f"stages run by {block.backend}")
-    return Check(title, "ok", "saved")
+        return
+    yield Check(title, "ok", str(repo.root))
+    remote = check_remote(repo)
+    yield Check(f"{remote.name} of {title}", remote.state, remote.found, remote.next_step)
 
 
 def _pool(client: SyncPrefectClient, name: str, *, in_image: bool) -> Iterator[Check]:

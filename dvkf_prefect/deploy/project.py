@@ -181,7 +181,7 @@ def project_files(repo: Repo, project: Project, *, version: str) -> dict[str, st
     )
     if not local:
         files[DOCKERFILE] = _dockerfile(repo, version)
-        files[IGNORED] = "*\n!flows\n!requirements.txt\n"
+        files[IGNORED] = f"*\n!{DOCKERFILE}\n!flows\n!requirements.txt\n!wheels\n"
     return files
 
 
@@ -212,14 +212,20 @@ def write_files(root: Path, files: Mapping[str, str], *, force: bool = False) ->
     return changed
 
 
-def next_steps(project: Project) -> tuple[str, ...]:
-    """Return the commands that deploy the files, in order."""
+def next_steps(project: Project, *, address: bool = False) -> tuple[str, ...]:
+    """Return the commands that deploy the files, in order.
+
+    Args:
+        project: Choices for the deployments.
+        address: Begin with the address of a server on this machine, without which workers refuse to run.
+    """
     image = {
         "process": (),
         "docker": (f"docker build -f {DOCKERFILE} -t {project.image} .",),
         "kubernetes": (f"docker build -f {DOCKERFILE} -t {project.image} .", f"docker push {project.image}"),
     }[project.pool_type]
     return (
+        *(("export PREFECT_API_URL=http://127.0.0.1:4200/api",) if address else ()),
         *image,
         f"prefect work-pool create {project.name} --type {project.pool_type}",
         "python blocks.py",
@@ -411,14 +417,14 @@ def _suffixes(models: Sequence[str]) -> dict[str, str]:
 
 def _dockerfile(repo: Repo, version: str) -> str:
     """Return the recipe of the image of the flows."""
-    needs = "requirements.txt" if (repo.root / "requirements.txt").is_file() else ""
-    copied = f"COPY {needs} /tmp/requirements.txt\n" if needs else ""
-    listed = " -r /tmp/requirements.txt" if needs else ""
+    listed = " -r /tmp/install/requirements.txt" if (repo.root / "requirements.txt").is_file() else ""
     return f"""FROM python:3.11-slim
 RUN apt-get update \\
     && apt-get install --yes --no-install-recommends git openssh-client \\
     && rm -rf /var/lib/apt/lists/*
-{copied}RUN pip install --no-cache-dir dvkf-prefect=={version}{listed}
+# The patterns match optional files: requirements, and wheels that no package index has.
+COPY {DOCKERFILE} requirements.tx[t] wheel[s] /tmp/install/
+RUN pip install --no-cache-dir --find-links /tmp/install dvkf-prefect=={version}{listed}
 COPY flows {_IN_IMAGE}/flows
 WORKDIR {_IN_IMAGE}
 """

@@ -7,7 +7,9 @@ import re
 import runpy
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from repos import make_repo
 from ruamel.yaml import YAML
 from servers import PrefectServer
 
-from dvkf_prefect import DvcRepository, cli, data_trigger, flows
+from dvkf_prefect import DvcRemote, DvcRepository, cli, data_trigger, flows
 from dvkf_prefect.deploy.check import check_deployments
 from dvkf_prefect.deploy.project import flow_file
 from dvkf_prefect.repo import Repo
@@ -203,7 +205,9 @@ def test_files_of_containers(own: Repo, capsys: pytest.CaptureFixture[str]) -> N
         in (own.root / "blocks.py").read_text()
     )
     recipe = (own.root / "Dockerfile.prefect").read_text()
-    assert "COPY requirements.txt" in recipe and "-r /tmp/requirements.txt" in recipe
+    assert "COPY Dockerfile.prefect requirements.tx[t] wheel[s] /tmp/install/" in recipe
+    assert "--find-links /tmp/install dvkf-prefect==" in recipe
+    assert " -r /tmp/install/requirements.txt\n" in recipe
     # A server of models would end with its container.
     assert list(deployments(own.root)) == ["repro", "train"]
     pool = deployments(own.root)["train"]["work_pool"]
@@ -217,6 +221,7 @@ def test_check_names_what_is_missing(own: Repo, prefect_server: None) -> None:
     def failed() -> dict[str, str]:
         return {c.name: f"{c.found}; {c.next_step}" for c in check_deployments(own.root) if c.state != "ok"}
 
+    (own.root.parent / "store").mkdir(exist_ok=True)
     assert failed() == {"prefect.yaml": f"not in {own.root}; `dvkf prefect init` writes it"}
     (own.root / "dvc.yaml").write_text(STAGES)
     assert cli.main(["prefect", "init", "-q", "--name", "own", "--cron", "0 3 * * *"]) == 0
@@ -258,7 +263,27 @@ def test_check_names_what_is_missing(own: Repo, prefect_server: None) -> None:
         checks = {check.name: check.found for check in check_deployments(own.root)}
         assert checks["deployment repro/repro"] == "cron 0 3 * * * UTC"
         assert checks["block dvc-repository/own"] == str(own.root)
+        assert checks["remote of block dvc-repository/own"].startswith("'store' (")
         assert checks["workers of own"] == "worker 1"
+
+    # The remote of the block, with its credentials; containers; values that are no names.
+    remote = "remote of block dvc-repository/own"
+    nowhere = DvcRemote(url="http://127.0.0.1:1/lake")
+    DvcRepository(path=str(own.root), remote=nowhere).save("own", overwrite=True)
+    assert "127.0.0.1:1/lake" in failed()[remote]
+    DvcRepository(path=str(own.root)).save("own", overwrite=True)
+    described = (own.root / "prefect.yaml").read_text()
+    in_image = described.replace(
+        "      name: own\n", "      name: own\n      job_variables: {image: 'flows:1'}\n"
+    )
+    (own.root / "prefect.yaml").write_text(in_image)
+    assert "is a folder, which containers do not have" in failed()["block dvc-repository/own"]
+    by_fields = described.replace("repository: own", "repository: {path: .}")
+    (own.root / "prefect.yaml").write_text(by_fields)
+    assert set(failed()) == {"deployment repro/repro"}
+    (own.root / "prefect.yaml").write_text("name: own\nbuild: {here: a: b}\n")
+    assert failed()["prefect.yaml"].endswith(", line 2; correct the file")
+    (own.root / "prefect.yaml").write_text(described)
 
     # Files that are wrong, and a folder that is gone.
     (own.root / "flows/repro.py").write_text("import not_there_at_all\n")
@@ -286,6 +311,48 @@ def test_check_without_a_server(
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         assert cli.main(["prefect", "check"]) == 1
     assert "fail server: http://127.0.0.1:1/api: " in capsys.readouterr().out
+
+
+def test_check_of_a_server_that_refuses_the_key(own: Repo, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prefect's health check needs no key, so the first question after it was a traceback."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path.endswith("/health") else 401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    assert cli.main(["prefect", "init", "-q"]) == 0
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+            assert cli.main(["prefect", "check"]) == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert "401 Unauthorized; correct PREFECT_API_KEY or PREFECT_API_AUTH_STRING" in capsys.readouterr().out
+
+
+def test_the_printed_commands_name_a_server_if_none_is_set(
+    own: Repo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an address the worker refuses to run."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    export = "\texport PREFECT_API_URL=http://127.0.0.1:4200/api\n"
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert cli.main(["prefect", "init"]) == 0
+    assert f"{export}\tprefect work-pool create" in capsys.readouterr().out
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert cli.main(["prefect", "init"]) == 0
+    assert export not in capsys.readouterr().out
 
 
 @pytest.fixture

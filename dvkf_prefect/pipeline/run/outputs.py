@@ -245,7 +245,8 @@ def _ignore(repo: Repository, out: StageOutput) -> None:
         path.parent.mkdir(
             parents=True, exist_ok=True
         )  # the folder may not exist if no output was written there
-        gitignore.ignore(path)
+        if gitignore.ignore(path):
+            repo.stage([posixpath.join(posixpath.dirname(out.path), ".gitignore")])
 
 
 def _is_ignored(repo: Repository, path: Path) -> bool:
@@ -286,8 +287,7 @@ def record(
         RunCache(repo.cache.root).save(entry)
     lock = lock_file(stage.file)
     write_entry(repo.root / lock, stage.name, entry, before=before)
-    ignored = [posixpath.join(posixpath.dirname(out.path), ".gitignore") for out in stage.outs if out.cached]
-    repo.stage([lock, *ignored])
+    repo.stage([lock])
 
 
 def is_away(snapshot: Snapshot, stage: Stage, contents: Sequence[StepContent]) -> bool:
