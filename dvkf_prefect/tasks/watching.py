@@ -14,14 +14,13 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import SyncClientContext
 from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.runtime import flow_run
-from prefect.types import DateTime
 
 from dvkf_prefect.blocks import DvcRepository, find_block
 from dvkf_prefect.cards import PUSHED, artifact_key, dataset_id, escape
 from dvkf_prefect.data.git.history import outputs_of
 from dvkf_prefect.errors import GitError
 from dvkf_prefect.formats.outputs import DataVersion, Output
-from dvkf_prefect.pipeline.run.documents import need_git, paths_from_top
+from dvkf_prefect.pipeline.run.documents import need_git, prefix_of
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks._artifacts import create_artifact
 from dvkf_prefect.tasks._assets import Assets
@@ -64,8 +63,7 @@ def watch_data(repository: DvcRepository | str) -> tuple[DataVersion, ...]:
     key = artifact_key("watch", repository.name, repository.rev or "")
     seen = _seen(key)
     known = seen or {}
-    (prefix,) = paths_from_top(repo, ("",))
-    found = [output for output in outputs_of(git, commit, prefix) if _is_data(output)]
+    found = [output for output in outputs_of(git, commit, prefix_of(repo)) if _is_data(output)]
     changed = [output for output in found if known.get(output.path, {}).get("digest") != output.digest]
     arrived = _arrived(repo, changed)
     announced: list[DataVersion] = []
@@ -190,7 +188,6 @@ def _announce(repository: str, version: DataVersion, before: str) -> str:
     related = {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"}
     name = f"{resource['prefect.resource.id']}#{version.digest}#{before}"
     event = Event(
-        occurred=DateTime.now("UTC"),
         event=PUSHED,
         resource=Resource(resource),
         related=[RelatedResource(related)] if run else [],

@@ -331,6 +331,21 @@ def _use_a_table_and_the_demo(clean: Installed) -> None:
     assert "in production after the rollback: digits v0.0.1" in said
 
 
+_WATCH = """
+import subprocess
+from dvkf_prefect import DvcRepository
+from dvkf_prefect.flows import watch
+
+repository = DvcRepository(path=".", label="watched")
+assert watch(repository) == []
+with open("data.csv", "a") as file:
+    file.write("3,4\\n")
+for command in ("dvkf add data.csv", "git commit --quiet --all --message more", "dvkf push"):
+    subprocess.run(command.split(), check=True)
+assert [found["path"] for found in watch(repository)] == ["data.csv"]
+"""
+
+
 def _pythons() -> dict[int, str]:
     """Return other interpreters of Python 3.10 to 3.13, by minor version; that of the tests if there is none."""
     found = {}
@@ -351,7 +366,11 @@ def _pythons() -> dict[int, str]:
     "python", [pytest.param(path, id=f"3.{minor}") for minor, path in _pythons().items()]
 )
 def test_with_each_python(built: dict[str, Path], tmp_path: Path, python: str) -> None:
-    """The first day, a table and the demo; Python 3.10 imported no task, and constraints.txt had no version for it."""
+    """The first day, a table, the demo and an event.
+
+    Python 3.10 imported no task, and constraints.txt had no version for it; on 3.13 Prefect's times are Python's own.
+    """
     clean = Installed(tmp_path, built["wheel"], "serve,plots", python=python)
     _use(clean)
     _use_a_table_and_the_demo(clean)
+    clean.python(_WATCH)
