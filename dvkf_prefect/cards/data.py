@@ -114,7 +114,9 @@ def _profile_parts(profile: FrameProfile, limit: int) -> list[str]:
     ]
     table = markdown_table(("column", "type", "missing", "different", "range"), columns, limit=limit)
     parts = [f"### Columns\n\n{table}"]
-    drawn = [Histogram(c.name, c.counts, c.low, c.high) for c in profile.columns if c.counts][:limit]
+    drawn = [
+        Histogram(c.name, c.counts, c.low, c.high) for c in profile.columns if c.counts and c.low != c.high
+    ][:limit]
     if drawn:
         titles = ", ".join(histogram.title for histogram in drawn)
         parts += show_pictures([Picture(f"Histograms of {titles}", draw_histograms(drawn))], titles=False)

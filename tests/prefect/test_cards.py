@@ -523,3 +523,13 @@ def test_missing_values_have_their_share() -> None:
     card = data_card(version, "shop", profile=FrameProfile(10000, columns))
     found = re.findall(r"\| \w+ \| str \| ([^|]*) \|", card.markdown)
     assert found == ["0", "1 (0.1 %)", "9,999 (99.9 %)", "10,000 (100 %)"]
+
+
+def test_a_column_of_one_value_has_no_histogram() -> None:
+    columns = (
+        ColumnProfile("same", "int64", 0, 1, "7", "7", (3,)),
+        ColumnProfile("some", "int64", 0, 2, "1", "2", (2, 1)),
+    )
+    card = data_card(DataVersion("shop", None, "a.csv", A, 10, 1), "shop", profile=FrameProfile(3, columns))
+    assert "![Histograms of some](" in card.markdown
+    assert "| same | int64 | 0 | 1 | 7 |" in card.markdown
