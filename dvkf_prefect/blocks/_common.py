@@ -13,7 +13,7 @@ from pydantic import BaseModel, HttpUrl, SecretStr
 
 from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.settings import DvkfSettings
-from dvkf_prefect.text import did_you_mean
+from dvkf_prefect.text import did_you_mean, nearest
 
 B = TypeVar("B", bound=Block)
 
@@ -151,7 +151,8 @@ def drop_empty(cls: type[BaseModel], values: Any) -> Any:
         values: Values of the fields by name.
 
     Raises:
-        ValueError: A value is a coroutine, as of a nested block that was not awaited.
+        ValueError: A value is a coroutine, as of a nested block that was not awaited. Or a field is misspelt, whose
+            value Prefect would keep unused.
     """
     if not isinstance(values, dict):
         return values
@@ -159,6 +160,9 @@ def drop_empty(cls: type[BaseModel], values: Any) -> Any:
         if message := refuse_coroutine(name, value):
             raise ValueError(message)
     fields = cls.model_fields
+    for name in values.keys() - fields.keys():
+        if near := nearest(str(name), fields, cutoff=0.8):
+            raise ValueError(f"no field is named '{name}'. Did you mean '{near}'?")
     values = {name: _stripped(name, value) for name, value in values.items()}
     return {
         name: value

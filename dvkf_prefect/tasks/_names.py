@@ -38,8 +38,9 @@ def run_name(template: str) -> Callable[[], str]:
     def name(parameters: Mapping[str, Any]) -> str:
         need_blocks(parameters)
         named = {
-            name: SimpleNamespace(name=value)
-            if f"{{{name}.name}}" in template and isinstance(value, str)
+            # A value without a name is no block; the task's body refuses it by the name of the parameter.
+            name: SimpleNamespace(name=value if isinstance(value, str) else type(value).__name__)
+            if f"{{{name}.name}}" in template and not hasattr(value, "name")
             else value
             for name, value in parameters.items()
         }

@@ -129,6 +129,15 @@ def test_blocks_may_be_given_by_name(repo: Repo, artifacts: Artifacts) -> None:
     ):
         find_block(DvcRepository, repo.root, "repository")  # type: ignore[type-var]
 
+    @flow
+    def unset() -> Any:
+        return push_data(None)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match=r"repository is NoneType\. Pass a DVC Repository block, or its name"):
+        unset()
+    with pytest.raises(ValueError, match=r"no field is named 'remoet'\. Did you mean 'remote'\?"):
+        DvcRepository(path=str(repo.root), remoet=None)  # type: ignore[call-arg]
+
 
 def test_tasks_are_mapped_and_submitted_on_one_repository(repo: Repo, artifacts: Artifacts) -> None:
     """Those that write wait for each other; a later task takes their versions as values."""
