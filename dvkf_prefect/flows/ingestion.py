@@ -1,7 +1,5 @@
 """Flow that brings new files into a dataset: `ingest` checks them by a schema, and puts failures in quarantine."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from prefect import flow

@@ -1,7 +1,5 @@
 """Flow that looks after a repository: `maintain` verifies its data, and removes what nothing names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Flows that bring a pipeline up to date: `repro` records its results, `train` also registers a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal

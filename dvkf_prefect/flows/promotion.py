@@ -1,7 +1,5 @@
 """A flow that promotes a version of a model: gates, approval, canary, service and mirror."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import flow, pause_flow_run, suspend_flow_run

@@ -1,7 +1,5 @@
 """Flows that serve a registered model: `serve` deploys a version, `rollback` returns to the one before."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

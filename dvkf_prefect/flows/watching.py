@@ -1,7 +1,5 @@
 """Flow that looks for versions which others pushed: `watch` announces each one as an event."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import flow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -95,3 +96,13 @@ def test_flows_use_what_is_exported() -> None:
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("dvkf_prefect"):
                 assert node.module == "dvkf_prefect"
                 assert {alias.name for alias in node.names} <= set(dvkf_prefect.__all__)
+
+
+@pytest.mark.parametrize("name", flows.__all__)
+def test_annotations_go_with_a_flow_to_another_process(name: str) -> None:
+    """Runs of `repro.serve(cron=...)` failed: `Sequence` is not defined.
+
+    Prefect pickles such a flow by value, and names in annotations that are texts stay behind.
+    """
+    parameters = inspect.signature(getattr(flows, name).fn).parameters.values()
+    assert parameters and not [each.name for each in parameters if isinstance(each.annotation, str)]
