@@ -138,6 +138,17 @@ class DvcRepository(Block):
         return self._with_folder(shared, git) if shared else self.name
 
     @property
+    def address(self) -> str:
+        """Address of git's origin, or else the folder: two of them with one `name` are different repositories.
+
+        It is empty with a label, which is a name of its own, wherever the repository is.
+        """
+        if self.label:
+            return ""
+        url = public_url(self.path) if self.is_cloned else origin_url(Git.find(self._root))
+        return origin_address(url) or url or str(self._root)
+
+    @property
     def _root(self) -> Path:
         """Folder of `path`, with no ``..`` in it, as its last part is a name."""
         return Path(os.path.abspath(Path(self.path).expanduser()))

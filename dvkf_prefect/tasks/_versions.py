@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import ArtifactCollection
 from prefect.context import SyncClientContext
 from prefect.runtime import flow_run
 
+from dvkf_prefect.blocks import DvcRepository
 from dvkf_prefect.cards import Card, artifact_key, data_card
 from dvkf_prefect.cards.data import UNCOMMITTED
 from dvkf_prefect.data.git.commits import read_commits
@@ -20,11 +21,14 @@ from dvkf_prefect.repo import Repo
 from dvkf_prefect.settings import DvkfSettings
 from dvkf_prefect.tasks._artifacts import publish, run_link, update_artifact
 from dvkf_prefect.tasks._git import committed_versions
+from dvkf_prefect.tasks._logging import run_logger
 
 # Keys in the metadata of an artifact.
 _DIGEST = "dvkf.digest"
 _RUN = "dvkf.flow-run"
 _EARLIER = "dvkf.earlier"
+REPOSITORY = "dvkf.repository"
+"""Key of the repository's address in the metadata of an artifact."""
 # Starts of the digests of earlier versions that a card knows, and their length. Prefect cuts a value at 500 characters.
 _KNOWN = 45
 _START = 10
@@ -40,8 +44,19 @@ def recorded_versions(repo: Repo, targets: Sequence[str] = ()) -> tuple[DataVers
     return tuple(repo.version_of(output) for output in repo.outputs(targets) if output.digest)
 
 
+def other_repository(repository: DvcRepository, metadata: Mapping[str, str] | None) -> str:
+    """Return the address of another repository of the same name that made an artifact; "" if this one did.
+
+    Args:
+        repository: The repository's block.
+        metadata: Metadata of the artifact.
+    """
+    other, own = (metadata or {}).get(REPOSITORY, ""), repository.address
+    return other if own and other != own else ""
+
+
 def publish_versions(
-    name: str,
+    repository: DvcRepository,
     repo: Repo,
     versions: Iterable[DataVersion],
     *,
@@ -51,10 +66,10 @@ def publish_versions(
     """Publish a card for each version, except for the last published version of its output.
 
     Prefect keeps the digests of a card's version and of those before it with the card. One request reads those of all
-    outputs.
+    outputs. A warning tells that another repository of the same name has the same timelines.
 
     Args:
-        name: Short name of the repository.
+        repository: The repository's block.
         repo: The repository.
         versions: The versions; only the first ones get cards, see `DvkfSettings`.
         task_runs: Task runs that made the versions, by path; the current one by default.
@@ -63,9 +78,15 @@ def publish_versions(
     """
     rows = DvkfSettings().card_rows
     shown = list(versions)[:rows]
+    name, address = repository.name, repository.address
     last = _last_cards(name, [version.path for version in shown])
+    others = {path: other_repository(repository, card.metadata_) for path, card in last.items()}
+    for other in sorted({*others.values()} - {""}):
+        run_logger().warning(
+            "another repository named '%s', %s, has the same cards. Set the label of the block.", name, other
+        )
     for version in shown:
-        card = last.get(version.path)
+        card = None if others.get(version.path) else last.get(version.path)
         known = (card.metadata_ if card is not None else None) or {}
         earlier = known.get(_EARLIER, "").split()
         if card is not None and _lags(card, repo, version):
@@ -74,18 +95,18 @@ def publish_versions(
             continue
         run = flow_run.get_id() or ""
         shown_card = _card(name, repo, version, flow=run, profile=_profile(repo, version))
-        metadata = {_DIGEST: version.digest, _RUN: run}
+        metadata = {_DIGEST: version.digest, _RUN: run} | ({REPOSITORY: address} if address else {})
         if _DIGEST in known:
-            others = [start for start in earlier if start != known[_DIGEST][:_START]]
-            metadata[_EARLIER] = " ".join([known[_DIGEST][:_START], *others][:_KNOWN])
+            before = [start for start in earlier if start != known[_DIGEST][:_START]]
+            metadata[_EARLIER] = " ".join([known[_DIGEST][:_START], *before][:_KNOWN])
         publish(shown_card, task_run=(task_runs or {}).get(version.path), metadata=metadata)
 
 
-def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:
+def show_commit(repository: DvcRepository, repo: Repo, documents: Iterable[str]) -> None:
     """Show a new commit on the cards of the versions that it records. The cards change in place.
 
     Args:
-        name: Short name of the repository.
+        repository: The repository's block.
         repo: The repository.
         documents: Committed files, relative to the root.
     """
@@ -93,10 +114,13 @@ def show_commit(name: str, repo: Repo, documents: Iterable[str]) -> None:
     committed = set(documents)
     locks = {path.removesuffix("dvc.lock") + "dvc.yaml" for path in committed if path.endswith("dvc.lock")}
     outputs = [o for o in repo.outputs() if o.digest and o.cached and o.source in committed | locks][:rows]
+    name = repository.name
     last = _last_cards(name, [output.path for output in outputs])
     for output in outputs:
         card = last.get(output.path)
         if card is None or (card.metadata_ or {}).get(_DIGEST) != output.digest:
+            continue
+        if other_repository(repository, card.metadata_):
             continue
         _show_again(name, repo, repo.version_of(output), card)
 

@@ -126,7 +126,7 @@ def pull_data(
     pulled = repo.pull(listed(targets), force=force)
     logger.info("%s", transfer_text("fetched", pulled.transfer))
     versions = recorded_versions(repo, listed(targets))
-    publish_versions(repository.name, repo, versions, made=False)
+    publish_versions(repository, repo, versions, made=False)
     Assets(repository, repo).read(versions)
     return versions
 
@@ -154,7 +154,7 @@ def add_data(repository: DvcRepository | str, targets: str | Sequence[str]) -> t
     versions = tuple(repo.add([repo.root / target for target in listed(targets)]))
     for version in versions:
         logger.info("added %s", version)
-    publish_versions(repository.name, repo, versions)
+    publish_versions(repository, repo, versions)
     return versions
 
 
@@ -195,7 +195,7 @@ def write_data(
     repo = repository.open()
     version = write_frame(repo, frame, path, index=index, read_options=read_options, force=force)
     run_logger().info("wrote %d rows: %s", len(frame), version)
-    publish_versions(repository.name, repo, (version,))
+    publish_versions(repository, repo, (version,))
     Assets(repository, repo).written((version,))
     return version
 
@@ -438,7 +438,7 @@ def commit_results(
             "commit %s: %s", commit[:10], ", ".join(paths[:10]) + (" and more" if len(paths) > 10 else "")
         )
         if flow_run.get_id() or task_run.get_id():
-            show_commit(repository.name, repo, paths_inside(repo, paths))
+            show_commit(repository, repo, paths_inside(repo, paths))
     return commit
 
 

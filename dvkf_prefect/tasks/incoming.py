@@ -108,7 +108,7 @@ def add_incoming(repository: DvcRepository | str, incoming: Incoming) -> tuple[D
     versions = verbs.add_incoming(repo, incoming)
     for version in versions:
         run_logger().info("recorded %s", version)
-    publish_versions(repository.name, repo, versions)
+    publish_versions(repository, repo, versions)
     return versions
 
 

@@ -160,7 +160,7 @@ def repro_pipeline(
             }
             for restored in (False, True):
                 shown = [version for version in versions if (version.path in earlier) == restored]
-                publish_versions(repository.name, repo, shown, task_runs=made, made=not restored)
+                publish_versions(repository, repo, shown, task_runs=made, made=not restored)
             if versions:
                 Assets(repository, repo).written_by_stages(versions, made)
 

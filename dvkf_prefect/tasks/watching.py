@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from dvkf_prefect.blocks import DvcRepository, find_block
 from dvkf_prefect.cards import PUSHED, artifact_key, dataset_id, escape
 from dvkf_prefect.data.git.history import outputs_of
-from dvkf_prefect.errors import GitError
+from dvkf_prefect.errors import ConfigError, GitError
 from dvkf_prefect.formats.outputs import DataVersion, Output
 from dvkf_prefect.pipeline.run.documents import need_git, prefix_of
 from dvkf_prefect.repo import Repo
@@ -27,6 +27,7 @@ from dvkf_prefect.tasks._assets import Assets
 from dvkf_prefect.tasks._events import pushed_event
 from dvkf_prefect.tasks._logging import run_logger
 from dvkf_prefect.tasks._names import listed, run_name
+from dvkf_prefect.tasks._versions import REPOSITORY, other_repository
 
 
 @task(task_run_name=run_name("watch {repository.name}"), cache_policy=NO_CACHE)
@@ -48,6 +49,7 @@ def watch_data(repository: DvcRepository | str) -> tuple[DataVersion, ...]:
 
     Raises:
         GitError: Git failed, or the branch has no commit.
+        ConfigError: Another repository of the same name is watched.
         RemoteError: The remote cannot be used.
 
     Example:
@@ -61,7 +63,7 @@ def watch_data(repository: DvcRepository | str) -> tuple[DataVersion, ...]:
     if commit is None:
         raise GitError(f"{repo.root} has no commit. Commit the `.dvc` files of its data.")
     key = artifact_key("watch", repository.name, repository.rev or "")
-    seen = _seen(key)
+    seen = _seen(key, repository)
     known = seen or {}
     found = [output for output in outputs_of(git, commit, prefix_of(repo)) if _is_data(output)]
     changed = [output for output in found if known.get(output.path, {}).get("digest") != output.digest]
@@ -92,7 +94,14 @@ def watch_data(repository: DvcRepository | str) -> tuple[DataVersion, ...]:
         said = (
             f"{len(announced)} new versions in **{escape(repository.name)}**, {waiting} not on the remote yet"
         )
-        create_artifact("table", key, said, json.dumps([rows[path] for path in sorted(rows)]))
+        address = repository.address
+        create_artifact(
+            "table",
+            key,
+            said,
+            json.dumps([rows[path] for path in sorted(rows)]),
+            metadata={REPOSITORY: address} if address else None,
+        )
     return tuple(announced)
 
 
@@ -156,13 +165,21 @@ def _arrived(repo: Repo, outputs: Iterable[Output]) -> list[Output]:
     return arrived
 
 
-def _seen(key: str) -> dict[str, Mapping[str, str]] | None:
-    """Return the rows of the last artifact by path; None before the first run."""
+def _seen(key: str, repository: DvcRepository) -> dict[str, Mapping[str, str]] | None:
+    """Return the rows of the last artifact by path; None before the first run.
+
+    Raises:
+        ConfigError: Another repository of the same name is watched.
+    """
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
     with SyncClientContext.get_or_create() as context:
         found = context.client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=1)
     if not found:
         return None
+    if other := other_repository(repository, found[0].metadata_):
+        raise ConfigError(
+            f"another repository named '{repository.name}' is watched: {other}. Set the label of the block."
+        )
     data: Any = found[0].data
     return {row["path"]: row for row in (json.loads(data) if isinstance(data, str) else data)}
 

@@ -217,7 +217,7 @@ def test_versions_that_others_push_are_announced_once(
     assert watch("watched") == []
     repo.push()
 
-    def die(*arguments: object) -> None:
+    def die(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:

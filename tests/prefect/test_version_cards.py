@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prefect import flow
 from repos import make_repo
 
@@ -17,7 +18,9 @@ from dvkf_prefect import (
     flows,
     pull_data,
     push_data,
+    watch_data,
 )
+from dvkf_prefect.errors import ConfigError
 from dvkf_prefect.repo import Repo
 
 from .conftest import git
@@ -93,3 +96,38 @@ def test_pulls_of_two_branches_in_turn_publish_nothing(
     work()
     cards = artifacts("data-branches-data-train")
     assert [card.description.partition(":")[2].split(",")[0] for card in cards] == [" 3 files", " 4 files"]
+
+
+def test_another_repository_of_the_same_name_is_told(
+    tmp_path: Path, artifacts: Callable[[str], list[Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second repository's version had no card, as the first one's had the same content."""
+    blocks = []
+    for place in "ab":
+        root = tmp_path / place / "twins"
+        made = make_repo(root, {"data/train/0.txt": b"image"}, remote=tmp_path / f"{place}-store")
+        made.add(["data/train"])
+        git(root, "add", "--all")
+        git(root, "commit", "--quiet", "--message", "Data")
+        blocks.append(DvcRepository(path=str(root)))
+
+    @flow
+    def add(block: DvcRepository) -> None:
+        add_data(block, "data/train")
+
+    for block in (blocks[0], blocks[0], blocks[1]):
+        assert "another repository" not in caplog.text
+        add(block)
+    said = f"another repository named 'twins', {tmp_path}/a/twins, has the same cards. Set the label of the block."
+    assert said in caplog.text
+    assert len(artifacts("data-twins-data-train")) == 2
+
+    @flow
+    def look(block: DvcRepository) -> None:
+        watch_data(block)
+
+    look(blocks[0])
+    look(blocks[0])
+    with pytest.raises(ConfigError, match=r"named 'twins' is watched: .*/a/twins\. Set the label"):
+        look(blocks[1])
+    look(blocks[1].model_copy(update={"label": "other"}))
