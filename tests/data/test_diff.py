@@ -99,7 +99,7 @@ def test_a_part_of_a_directory_is_compared_alone(repo: Repo) -> None:
     assert [entry.path for entry in found.modified] == ["data/s/b"]
     assert [entry.path for entry in found.added] == ["data/s/a"]
     assert not found.renamed
-    with pytest.raises(OutputNotFoundError, match=r"^nope: not an output at HEAD nor at the workspace$"):
+    with pytest.raises(OutputNotFoundError, match=r"^nope: not an output at HEAD nor at the workspace\.$"):
         repo.diff("HEAD", None, ["data", "nope"])
 
 
