@@ -189,7 +189,7 @@ def test_the_command(
     )
     assert run("classifier", "--mermaid").startswith("flowchart TD\n")
     assert run("--tree").splitlines()[0].startswith(("data (", "train.sh ("))
-    assert run("--service", "classifier") == "No version is known.\n"
+    assert run("--service", "classifier") == "No version runs in the service 'classifier'.\n"
     assert main(["lineage", "nothing"]) == 255
 
 
