@@ -3,8 +3,6 @@
 The code is in dvkf_prefect/flows/ingestion.py. To change the flow, copy that code here in place of the import.
 """
 
-from __future__ import annotations
-
 from dvkf_prefect.flows import ingest
 
 __all__ = ["ingest"]

@@ -3,8 +3,6 @@
 The code is in dvkf_prefect/flows/pipelines.py. To change the flow, copy that code here in place of the import.
 """
 
-from __future__ import annotations
-
 import sys
 
 from dvkf_prefect.flows import train

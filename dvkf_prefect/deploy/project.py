@@ -249,8 +249,6 @@ def flow_file(name: str) -> str:
 The code is in dvkf_prefect/flows/{module}.py. To change the flow, copy that code here in place of the import.
 """
 
-from __future__ import annotations
-
 {needs}from dvkf_prefect.flows import {names}
 
 __all__ = [{exported}]

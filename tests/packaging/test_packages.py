@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import wait_until
+from servers import PrefectServer
 
 TREE = Path(__file__).parents[2]
 PACKAGE = TREE / "dvkf_prefect"
@@ -140,7 +142,7 @@ class Installed:
     """A clean environment with the package, and a home that is empty."""
 
     def __init__(
-        self, folder: Path, archive: Path, extra: str, *, oldest: bool = False, python: str = sys.executable
+        self, folder: Path, archive: Path, extra: str, *, resolution: str = "", python: str = sys.executable
     ) -> None:
         self.folder = folder
         self.bin = folder / "venv" / "bin"
@@ -153,7 +155,7 @@ class Installed:
         _uv("venv", "--quiet", "--python", python, str(folder / "venv"))
         _uv(
             "pip", "install", "--quiet", "--python", str(self.bin / "python"),
-            *(("--resolution", "lowest-direct") if oldest else ("--constraint", str(TREE / "constraints.txt"))),
+            *(("--resolution", resolution) if resolution else ("--constraint", str(TREE / "constraints.txt"))),
             f"dvkf-prefect{f'[{extra}]' if extra else ''} @ {archive.as_uri()}",
         )  # fmt: skip
         self.repo = folder / "repo"
@@ -309,9 +311,13 @@ def test_lineage_events_with_the_oldest_client(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_with_the_oldest_requirements(built: dict[str, Path], tmp_path: Path) -> None:
-    """Each requirement at its oldest version: the first day, a table, every store, and the whole demo."""
-    clean = Installed(tmp_path, built["wheel"], "serve,plots", oldest=True)
+@pytest.mark.parametrize("resolution", ["lowest-direct", "highest"])
+def test_with_other_requirements(built: dict[str, Path], tmp_path: Path, resolution: str) -> None:
+    """Each at its oldest and at its newest version: the first day, a table, every store, the demo, and a schedule.
+
+    Prefect's scheduler stood still with the newest SQLAlchemy, and its server with the newest FastAPI.
+    """
+    clean = Installed(tmp_path, built["wheel"], "serve,plots", resolution=resolution)
     _use(clean)
     assert clean.python(_STORES).split() == [
         "ObjectStorage",
@@ -320,6 +326,28 @@ def test_with_the_oldest_requirements(built: dict[str, Path], tmp_path: Path) ->
         "ObjectStorage",
     ]
     _use_a_table_and_the_demo(clean)
+    clean.python(_WATCH)
+    _fire_a_schedule(clean)
+
+
+_SERVED = """
+import os
+from dvkf_prefect.flows import repro
+
+repository, pipelines = {"path": os.getcwd(), "label": "served"}, {"backend": "local"}
+repro.serve("often", interval=5, parameters={"repository": repository, "pipelines": pipelines})
+"""
+
+
+def _fire_a_schedule(clean: Installed) -> None:
+    """Scheduled runs of a flow that is served complete."""
+    server = PrefectServer(clean.folder)
+    server.environment |= clean.environment
+    (clean.folder / "tree").symlink_to(clean.repo)
+    ended = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}}}
+    with server.serving(), server.running("python", "-c", _SERVED):
+        first = wait_until(lambda: server.post("/flow_runs/filter", ended), 400, "no schedule fired")[0]
+        assert first["state_type"] == "COMPLETED" and "auto-scheduled" in first["tags"], server.logs()
 
 
 def _use_a_table_and_the_demo(clean: Installed) -> None:
