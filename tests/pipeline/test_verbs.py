@@ -201,6 +201,15 @@ def test_a_run_whose_outputs_are_gone_everywhere_is_no_hit(shared, recorded, gon
     assert not stage_status(shared.repo, ["a", "b"])
 
 
+def test_the_error_of_an_input_that_cannot_be_pulled_names_the_cause(shared):
+    """It was that the input is not in the cache, with the advice to pull it."""
+    shutil.rmtree(shared.store)
+    with pytest.raises(
+        StageError, match=r"(?s)its dependency 'a' could not be pulled: .* is not on the remote 's'"
+    ):
+        shared.repro("b", single_item=True, rules=Rules(pull=True))
+
+
 def test_a_known_run_whose_outputs_left_the_cache_is_run_again(chain):
     chain.repro("b")
     chain.write("in", "2\n")

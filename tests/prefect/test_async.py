@@ -173,7 +173,8 @@ def test_a_flow_has_all_its_cards(
     kind: str, project: Repo, server: ModelServer, tmp_path: Path, prefect_server: None
 ) -> None:
     """The card of a pipeline was lost in an async flow: its coroutine was not awaited."""
-    DvcRepository(path=str(project.root)).save("async", overwrite=True)
+    # The folders of both kinds have one name.
+    DvcRepository(path=str(project.root), label=f"signs-{kind}").save("async", overwrite=True)
     KubeflowPipelines().save("async", overwrite=True)
     server.save("async", overwrite=True)
     do = Verbs()
@@ -202,7 +203,7 @@ def test_a_flow_has_all_its_cards(
     assert [artifact.key for artifact in found if "signs" not in str(artifact.key)] == []
     # The card and the progress of a pipeline belong to the flow run, all others to a task run.
     of_flow = {artifact.key for artifact in found if artifact.task_run_id is None}
-    assert of_flow == {"pipeline-signs", "progress-signs"}
+    assert of_flow == {f"pipeline-signs-{kind}", f"progress-signs-{kind}"}
 
 
 def test_blocks_load_in_async_code(prefect_server: None) -> None:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from dvkf_prefect.data.repository.repository import Repository
 from dvkf_prefect.data.workspace.workspace import Found
-from dvkf_prefect.errors import MissingObjectError, OutputError, ParseError, RemoteError, UnsafePathError
+from dvkf_prefect.errors import (
+    DvkfError,
+    MissingObjectError,
+    OutputError,
+    ParseError,
+    RemoteError,
+    UnsafePathError,
+)
 from dvkf_prefect.formats.dvclock import Entry, Item, content_of, item_of, lock_file, read_lock
 from dvkf_prefect.formats.dvcyaml import Dependency, Stage, load_stages
 from dvkf_prefect.formats.files import PIPELINE_FILE
@@ -79,6 +86,7 @@ class Snapshot:
     Attributes:
         graph: Graph of the stages.
         outputs: All tracked outputs by path, as recorded.
+        not_pulled: Errors of outputs that could not be pulled, by path.
 
     Raises:
         ParseError: A file does not follow its format.
@@ -92,6 +100,7 @@ class Snapshot:
     lenient: bool = False
     graph: Graph = field(init=False)
     outputs: dict[str, Output] = field(init=False)
+    not_pulled: dict[str, DvkfError] = field(init=False, default_factory=dict)
     _locks: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _found: dict[tuple[str, str], Found] = field(default_factory=dict)
     _params: dict[str, dict[str, Any] | None] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +165,11 @@ def bring_inputs(snapshot: Snapshot, stage: Stage) -> None:
             try:
                 repo.workspace.put(output, repo.workspace.look(output.path, hash_name=output.hash_name))
             except (TransferError, MissingObjectError) as error:
+                if output.path in snapshot.not_pulled:
+                    failed = snapshot.not_pulled[output.path]
+                    raise StageError(
+                        f"stage '{stage.address}': its dependency '{output.path}' could not be pulled: {failed}"
+                    ) from failed
                 raise StageError(
                     f"stage '{stage.address}': its dependency '{output.path}' is neither in the workspace "
                     f"nor complete in the cache. Run `dvkf pull`. ({error})"
@@ -210,8 +214,11 @@ def pull_inputs(snapshot: Snapshot, stage: Stage) -> None:
         if not snapshot.is_cached(output.digest, output.hash_name):
             from dvkf_prefect.data.verbs.pull import pull
 
-            with suppress(DvkfError):  # check_inputs reports missing inputs before the run
+            # An input that only a comparison needs may stay away; `bring_inputs` refuses one that the stage reads.
+            try:
                 pull(snapshot.repo, [output.path])
+            except DvkfError as error:
+                snapshot.not_pulled[output.path] = error
             snapshot.forget([output.path])
 
 
