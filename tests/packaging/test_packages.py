@@ -334,8 +334,8 @@ _SERVED = """
 import os
 from dvkf_prefect.flows import repro
 
-repository, pipelines = {"path": os.getcwd(), "label": "served"}, {"backend": "local"}
-repro.serve("often", interval=5, parameters={"repository": repository, "pipelines": pipelines})
+blocks = {"repository": {"path": os.getcwd(), "label": "served"}, "pipelines": {"backend": "local"}}
+repro.serve("often", interval=5, parameters={**blocks, "targets": ["copy"]})
 """
 
 
