@@ -159,12 +159,12 @@ class Steps:
             self._report()
 
     def done(self, key: str, size: int, *, files: int = 1) -> None:
-        """Report a complete file.
+        """Report the end of a file.
 
         Args:
             key: The file.
             size: All of its bytes; 0 if it failed.
-            files: Number of files that it counts for.
+            files: Number of files that it counts for; 0 if it failed.
         """
         if key == self._key:
             self._waiting = 0

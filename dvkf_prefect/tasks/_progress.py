@@ -79,17 +79,11 @@ class Meter:
         now = self._clock()
         if ended:
             seconds = now - self._began
-            texts = [
-                f"{count_text(self._done_files, 'file')}, {size_text(self._done_size)} in {duration(seconds)}"
-            ]
+            texts = [f"{self._files_text()}, {size_text(self._done_size)} in {duration(seconds)}"]
             if seconds >= _PAUSE:
                 texts.append(f"{size_text(self._done_size / seconds)}/s")
             return ", ".join(texts)
-        files = (
-            f"{self._done_files:,} of {count_text(self.files, 'file')}"
-            if self.files
-            else count_text(self._done_files, "file")
-        )
+        files = self._files_text(partly=True)
         size = size_text(self._done_size) + (
             f" of {size_text(self.size)}" if self.size >= self._done_size > 0 else ""
         )
@@ -105,6 +99,12 @@ class Meter:
             left = (self.files - self._done_files) * seconds / (self._done_files - files_before)
             texts.append(_left(left))
         return ", ".join(texts)
+
+    def _files_text(self, *, partly: bool = False) -> str:
+        """Return the number of complete files, with their total during the work and if some failed."""
+        if self.files and (partly or self._done_files < self.files):
+            return f"{self._done_files:,} of {count_text(self.files, 'file')}"
+        return count_text(self._done_files, "file")
 
 
 class ArtifactProgress:

@@ -16,6 +16,8 @@ from dvkf_prefect.data import progress as module
 from dvkf_prefect.data.cache.workers import watched
 from dvkf_prefect.data.progress import Part, Steps
 from dvkf_prefect.data.remotes import open_storage
+from dvkf_prefect.errors import TransferError
+from dvkf_prefect.formats.digest import digest_file
 from dvkf_prefect.repo import Repo
 from dvkf_prefect.tasks._progress import Meter
 
@@ -115,6 +117,21 @@ def test_several_paths_are_one_piece_of_work(repo: Repo) -> None:
     assert totals(lambda r: r.commit(paths))[-1] == (3, 30_000)
 
 
+@pytest.mark.parametrize("url", ["store", "memory://failed-files"])
+def test_files_that_fail_do_not_count(tmp_path: Path, url: str) -> None:
+    """They counted as complete, so a progress of 3 files ended a push of 2."""
+    url = url if "://" in url else str(tmp_path / url)
+    names = list("abc")
+    repo = make_repo(tmp_path / "repo", {name: name.encode() * 9 for name in names}, remote=url, add=names)
+    watch = Watch()
+    damaged = repo.cache.path(digest_file(repo.root / "a"))
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"x" * 9)
+    with pytest.raises(TransferError):
+        repo.using(progress=watch).push()
+    assert watch.totals[-1][0] == 3 and watch.sums() == (2, 18)
+
+
 def test_an_upload_to_a_service_reports_its_parts(tmp_path: Path) -> None:
     storage = open_storage("memory://progress")
     (tmp_path / "big").write_bytes(os.urandom(1 << 20) * 20)
@@ -163,6 +180,8 @@ def test_the_meter_shows_rate_and_remaining_time() -> None:
     now[0] = 100.0
     assert meter.text(ended=True) == "4 files, 1.0 GB in 1 min 40 s, 10.0 MB/s"
     assert meter.parts == {}
+    meter.files = 5
+    assert meter.text(ended=True) == "4 of 5 files, 1.0 GB in 1 min 40 s, 10.0 MB/s"
     assert Meter(clock=lambda: 0.0).text() == "0 files, 0 B"
 
 

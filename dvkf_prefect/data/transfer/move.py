@@ -171,7 +171,10 @@ def _beside(
                     moved.failed[digest] = manifest_rows.too_large(f"{remote}: {digest}")
                 else:
                     moved.failed[digest] = CorruptObjectError(damaged(digest, remote, str(result)))
-                steps.done(digest, result if isinstance(result, int) else 0)
+                if isinstance(result, int):
+                    steps.done(digest, result)
+                else:
+                    steps.done(digest, 0, files=0)
                 if moved.is_hopeless:
                     break
     except DvkfError:
@@ -226,7 +229,7 @@ def _each(
                 with lock:
                     moved.files += 1
                     moved.size += size
-            steps.done(digest, size)
+            steps.done(digest, size, files=int(digest not in moved.failed))
 
     workers = max(1, min(jobs, len(digests)))
     from concurrent.futures import ThreadPoolExecutor  # takes a while to import
