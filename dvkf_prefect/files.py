@@ -149,17 +149,18 @@ def is_racy(mtime_ns: int, read_ns: int) -> bool:
     return mtime_ns >= read_ns - tick
 
 
-def age(path: str | Path, info: os.stat_result) -> os.stat_result:
+def age(path: str | Path, info: os.stat_result, read_ns: int | None = None) -> os.stat_result:
     """Backdate a new object's mtime so that any later write is detectable.
 
     Args:
         path: The object; its content is known.
         info: Current stat of the object.
+        read_ns: Time before its content was read; now by default.
 
     Returns:
         The stat after the change.
     """
-    if not is_racy(info.st_mtime_ns, time.time_ns()):
+    if not is_racy(info.st_mtime_ns, time.time_ns() if read_ns is None else read_ns):
         return info
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns - COARSE_TICK_NS - 10**9))
     return os.stat(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -159,10 +160,11 @@ class Links:
             paths.update(linked)
         todo = list(paths) if hash_name == MD5 else []
         sizes = [self._fresh[digest].st_size for digest in todo]
+        started = time.time_ns()
         found = dict(digest_files([paths[digest] for digest in todo], sizes))
         damaged = {digest for row, digest in enumerate(todo) if found[row] != digest}
         for digest in paths.keys() - damaged:
-            self._fresh[digest] = age(paths[digest], self._fresh[digest])
+            self._fresh[digest] = age(paths[digest], self._fresh[digest], started)
         return damaged
 
     def settle(self, hash_name: str = MD5) -> None:
@@ -197,7 +199,7 @@ class Links:
             with suppress(FileNotFoundError):
                 os.unlink(aside)
 
-    def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> None:
+    def relink(self, base: str, rows: Rows, chosen: Sequence[int], *, hash_name: str = MD5) -> list[int]:
         """Replace files with links of this type to their objects, each atomically.
 
         Args:
@@ -205,6 +207,9 @@ class Links:
             rows: The files; their stats are updated.
             chosen: Indexes of the files to replace.
             hash_name: ``md5`` or ``md5-dos2unix``.
+
+        Returns:
+            Indexes of the replaced files. Any later write to one gets another mtime.
 
         Raises:
             ObjectError: An object is missing or damaged; its file is unchanged.
@@ -233,6 +238,7 @@ class Links:
         self.settle(hash_name)
         if problems:
             raise problems[0]
+        return done
 
 
 def aside_name(relpath: str) -> str:

@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,13 +140,18 @@ class Rows:
         self.execs.append(other.execs[row])
         self.digests.append(other.digests[row])
 
-    def distrust_racy(self, read_ns: int) -> None:
-        """Invalidate the times of files changed so shortly before ``read_ns`` that a later change could hide."""
+    def distrust_racy(self, read_ns: int, *, but: Collection[int] = ()) -> None:
+        """Invalidate the times of files changed so shortly before ``read_ns`` that a later change could hide.
+
+        Args:
+            read_ns: Time before the files were read.
+            but: Indexes of files to trust, of which any later write is detectable.
+        """
         newest = max(self.mtimes, default=0)
         if newest < read_ns - COARSE_TICK_NS:
             return
         for i, mtime in enumerate(self.mtimes):
-            if is_racy(mtime, read_ns):
+            if is_racy(mtime, read_ns) and i not in but:
                 self.mtimes[i] = -1
                 self.tree = None
 

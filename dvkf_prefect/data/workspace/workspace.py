@@ -327,12 +327,12 @@ class Workspace:
         content = _summary(rows, MD5, single=single).existing()
         if content.is_dir and keep_manifest and not self._cache.exists(content.digest):
             self._cache.add_tree(Tree(rows.relpaths, rows.digests))
+        linked: list[int] = []
         if todo and self._links.shares:
-            self._links.relink(base if single else base + "/", rows, todo)
-        # Flush first: files recorded as stored are not checked again.
-        durability.flush()
+            linked = self._links.relink(base if single else base + "/", rows, todo)
+        durability.flush()  # files recorded as stored are not checked again
         rows.tree = content.digest
-        rows.distrust_racy(started)
+        rows.distrust_racy(started, but=set(linked))
         self._memory.save(path, rows)
         return content
 
