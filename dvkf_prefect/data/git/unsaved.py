@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dvkf_prefect.data.git.command import Git
 from dvkf_prefect.paths import is_within
@@ -55,11 +56,11 @@ def find_unsaved(git: Git, places: Iterable[str]) -> list[Unsaved]:
         return []
     index = _read_index(git, leads.folders())
     # A link that git has leads to files elsewhere.
-    waiting = [path for path, (mode, _) in index.items() if mode == _LINK]
+    waiting = [path for path, entry in index.items() if entry.mode == _LINK]
     while waiting:
         more = leads.follow(waiting)
         added = _read_index(git, more) if more else {}
-        waiting = [path for path, (mode, _) in added.items() if mode == _LINK and path not in index]
+        waiting = [path for path, entry in added.items() if entry.mode == _LINK and path not in index]
         index.update(added)
     found: dict[tuple[str, str], Unsaved] = {}
     for path, obstacle in _unsaved(git, leads, index):
@@ -133,14 +134,21 @@ class _Leads:
         return path[len(folder) :].strip("/").split("/")
 
 
-def _read_index(git: Git, paths: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return mode and tag of the index's entries at or below some paths."""
+class _Entry(NamedTuple):
+    """Entry of git's index: its tag of `git ls-files -v`, mode and object."""
+
+    tag: str
+    mode: str
+    blob: str
+
+
+def _read_index(git: Git, paths: Iterable[str]) -> dict[str, _Entry]:
+    """Return the index's entries at or below some paths."""
     listed = b"".join(_list(git, paths, "--stage", "-v", "--cached"))
     found = {}
     for row in filter(None, listed.split(b"\0")):
         head, _, name = row.partition(b"\t")
-        tag, mode, *_ = head.decode().split()
-        found[os.fsdecode(name)] = mode, tag
+        found[os.fsdecode(name)] = _Entry(*head.decode().split()[:3])
     return found
 
 
@@ -150,20 +158,20 @@ def _list(git: Git, paths: Iterable[str], *options: str) -> Iterator[bytes]:
         yield git.run_bytes("ls-files", "-z", "--full-name", *options, "--", *specs[start : start + _BATCH])
 
 
-def _unsaved(git: Git, leads: _Leads, index: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def _unsaved(git: Git, leads: _Leads, index: dict[str, _Entry]) -> Iterator[tuple[str, str]]:
     """Yield each file that differs, with the obstacle to adding it."""
     folders = leads.folders()
     for start in range(0, len(folders), _BATCH):
         for path in git.changed([f":(top,literal){each}" for each in folders[start : start + _BATCH]]):
             # Git lists another repository as a folder.
             yield path.removesuffix("/"), "in another git repository" if path.endswith("/") else ""
-    for path, (mode, tag) in index.items():
-        if mode == _SUBMODULE:
+    for path, entry in index.items():
+        if entry.mode == _SUBMODULE:
             yield from _in_submodule(git, leads, path)
-        elif (tag.islower() or tag == "S") and _is_hidden(git, path):
+        elif (entry.tag.islower() or entry.tag == "S") and _is_hidden(git, path, entry.blob):
             yield path, "hidden from git by assume-unchanged or skip-worktree"
     for path in leads.repositories:
-        if index.get(path, ("", ""))[0] != _SUBMODULE:
+        if path not in index or index[path].mode != _SUBMODULE:
             yield path, "in another git repository"
     unknown = [path for path in leads.places if path not in index and os.path.lexists(git.root / path)]
     for listed in _list(git, unknown, "--others", "--ignored", "--exclude-standard"):
@@ -184,15 +192,14 @@ def _in_submodule(git: Git, leads: _Leads, path: str) -> Iterator[tuple[str, str
             yield inner, f"in the submodule {path}"
 
 
-def _is_hidden(git: Git, path: str) -> bool:
+def _is_hidden(git: Git, path: str, blob: str) -> bool:
     """Return True if a file that git does not look at differs from the index; one that is absent does not."""
     if not os.path.lexists(git.root / path):
         return False
-    recorded = git.run("ls-files", "--stage", "--", path, env={"GIT_LITERAL_PATHSPECS": "1"}).split()
     if os.path.islink(git.root / path):
         target = os.fsencode(os.readlink(git.root / path))
-        return recorded[1] != git.run("hash-object", "--stdin", stdin=target)
-    return recorded[1] != git.run("hash-object", "--", path)
+        return blob != git.run("hash-object", "--stdin", stdin=target)
+    return blob != git.run("hash-object", "--", path)
 
 
 def _is_by_the_way(name: str) -> bool:
